@@ -1,0 +1,288 @@
+"""Every setting of a run, as plain typed dataclasses, with the built-in demo as `get_config`.
+
+A config file is a Python file with `get_config(variant="")` that returns a `TrainConfig`; any field can be
+overridden on the command line (`--config.optim.learning_rate=3e-4`). `validate` is called once, before the first
+compile, and speaks to the user. Nothing reads a default from anywhere else.
+
+Shape letters used in every signature of the package:
+B batch, P image tokens (patches + CLS), L text tokens, Q region queries, M regions of an image, D width, E embedding,
+K classes, N images or texts of a set, T texts.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class VisionConfig:
+    """Vision transformer. Defaults: ViT-B/16 as the official GRAIN builds it."""
+
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qk_norm: bool = True  # LayerNorm on q and k of each head
+    activation: str = "gelu"  # "gelu" (exact) | "quick_gelu"
+    norm_eps: float = 1e-6
+    position_init: str = "normal"  # "normal" (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
+    init: str = "torch"  # "torch" (nn.Linear's uniform, as official) | "xavier"
+
+
+@dataclass
+class TextConfig:
+    """Causal text transformer pooled at end-of-text; one tower for captions and descriptions."""
+
+    vocab_size: int = 49408
+    context_length: int = 77  # rows of the position table; batches may be shorter (DataConfig)
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
+    token_init_std: float = 0.02
+
+
+@dataclass
+class DecoderConfig:
+    """DETR-style decoder: `num_queries` region queries and, last, one image query."""
+
+    width: int = 512
+    depth: int = 6
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    dropout: float = 0.1
+    num_queries: int = 5  # region queries; the image query comes on top
+    memory_position: str = "none"  # "none" (official) | "sincos": 2-D position added to the memory's keys
+    share_projection: bool = False  # one matrix for image and region embeddings instead of two
+
+
+@dataclass
+class ModelConfig:
+    kind: str = "grain"  # "grain" | "clip" (same towers, CLS token, no decoder)
+    image_size: int = 224
+    embed_dim: int = 512
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    dtype: str = "bfloat16"  # compute; parameters are always float32
+    scan_layers: bool = False  # one compiled layer instead of `depth`: faster compile, stacked parameters
+    remat: str = "none"  # "none" | "dots" (keep matmul outputs) | "full"
+    init_logit_scale: float = 1 / 0.07
+    max_logit_scale: float = 100.0
+    region_logit_scale: str = "shared"  # "shared" (official) | "own": a learned scale of its own for regions
+
+
+@dataclass
+class LossConfig:
+    """Weights and the named differences between the default and the official loss (`faithful_loss`)."""
+
+    contrastive_weight: float = 1.0
+    box_weight: float = 1.5  # of (L1 + 1 - GIoU); the official 3/2 comes from its division by len(weights)/3
+    region_weight: float = 1.0
+    auxiliary_box_weight: float = 0.0  # same box loss on each earlier decoder layer; official computes, never adds
+    image_description_weight: float = 0.0  # image embedding against its own descriptions as further positives
+    match_l1_cost: float = 5.0
+    match_giou_cost: float = 2.0
+    duplicate_captions: str = "mask"  # "mask": equal captions are no negatives | "negative" (official)
+    duplicate_descriptions: str = "mask"  # likewise for descriptions
+    region_labels: str = "aligned"  # "aligned" | "official": labels shift after a degenerate box
+    empty_batch: str = "zero"  # "zero" loss without boxes | "nan" (official 0/0)
+
+
+@dataclass
+class WorldConfig:
+    """The embedded procedural world (no files). A picture is a function of (seed, split, index)."""
+
+    level: str = "easy"  # "easy" | "hard" (flips, strong backgrounds, several creatures, more phrasings)
+    num_train_images: int = 16_000
+    num_eval_images: int = 1_500  # of each evaluation set
+    seed: int = 0  # of the world, not of the run: species, names and pictures
+
+
+@dataclass
+class DataConfig:
+    source: str = "world"  # "world" | "records" (a folder written by `python -m grain_jax.prepare`)
+    directory: str = ""  # of "records"
+    train_split: str = "train"
+    eval_split: str = "validation"  # held-out split for retrieval, grounding and keep-best; "" = none
+    world: WorldConfig = field(default_factory=WorldConfig)
+    resize: str = "squash"  # "squash" (official) | "crop": random crop in training, centre crop in evaluation
+    crop_min_area: float = 0.5  # smallest area of a random crop
+    flip_probability: float = 0.0  # horizontal flip in training, boxes with it
+    interpolation: str = "bicubic"  # "bicubic" | "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    tokenizer: str = "clip"  # "clip" | "world" | a transformers name or folder
+    caption_length: int = 77  # static token lengths, end-of-text kept
+    description_length: int = 32
+    max_regions: int = 5  # M, best by score
+    region_nms_iou: float = 1.0  # drop boxes that overlap a better one by more than this; 1 = off (official)
+    unique_descriptions: bool = False  # keep each description once an image
+    synthetic_caption_probability: float = 0.5  # of picking an MLLM caption where an image has both kinds
+    region_caption_probability: float = 0.0  # of a caption that is all region descriptions (text-only control)
+    num_workers: int = 0  # loader processes; 0 = threads of this process
+    num_threads: int = 2
+    prefetch_batches: int = 4
+    cache: str = "none"  # "memory": keep decoded, resized images of this process
+
+
+@dataclass
+class OptimConfig:
+    learning_rate: float = 1e-3
+    warmup_epochs: float = 1.0
+    warmup_steps: int = 0  # instead of warmup_epochs when > 0
+    warmup_start: float = 1e-6
+    final_learning_rate: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay: str = "matrices"  # "matrices": weights of 2 or more dimensions | "official": its name-based groups
+    clip_grad_norm: float = 0.0  # 0 = off (official)
+    accumulate: int = 1  # micro-batches of a step; negatives stay those of the whole batch
+    ema_decay: float = 0.0  # 0 = off; evaluation and export use the average when on
+    max_bad_steps: int = 20  # stop after so many skipped (non-finite) steps in a row
+
+
+@dataclass
+class MeshConfig:
+    """Sizes of the device mesh; -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    cpu_devices: int = 0  # on CPU only: host devices to make; 0 = one a core
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1_000
+    keep: int = 2  # newest
+    keep_best: bool = True  # by EvaluationConfig.best_metric
+    asynchronous: bool = True
+
+
+@dataclass
+class EvaluationConfig:
+    every_steps: int = 0  # 0 = only at the end
+    batch_size: int = 256
+    max_images: int = 1_000  # of the held-out split, during training; the end uses all
+    alphas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
+    zero_shot: tuple[str, ...] = ()  # folders with labels.csv to classify, at the end
+    best_metric: str = ""  # for keep_best; "" = the source's own choice, never a test set
+    num_pictures: int = 12  # of grounding.png
+
+
+@dataclass
+class LoggingConfig:
+    every_steps: int = 50
+    tensorboard: bool = True
+    wandb: bool = False  # needs `pip install grain_jax[wandb]`
+    wandb_project: str = "grain_jax"
+    compilation_cache: str = "auto"  # a folder | "auto" (user cache) | "off"
+    profile_step: int = -1  # write a profiler trace of 5 steps from here; -1 = none
+
+
+@dataclass
+class TrainConfig:
+    name: str = "grain"
+    seed: int = 0
+    batch_size: int = 2048  # global
+    epochs: float = 35.0
+    steps: int = 0  # instead of epochs when > 0
+    stop_at_step: int = 0  # end early, with the schedule of the whole run; 0 = off
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+VISION_VARIANTS = {
+    "S/16": VisionConfig(patch_size=16, width=384, depth=12, num_heads=12),
+    "B/16": VisionConfig(patch_size=16, width=768, depth=12, num_heads=12),
+    "L/14": VisionConfig(patch_size=14, width=1024, depth=24, num_heads=16),
+}
+
+
+def vision_variant(name: str) -> VisionConfig:
+    """A published size by name: S/16, B/16 or L/14 (as the official code builds them)."""
+    if name not in VISION_VARIANTS:
+        raise ValueError(f"Unknown vision variant {name!r}; choose one of {sorted(VISION_VARIANTS)}.")
+    return dataclasses.replace(VISION_VARIANTS[name])
+
+
+def faithful_loss() -> LossConfig:
+    """The official code's effective loss on one device, quirks included."""
+    return LossConfig(
+        duplicate_captions="negative",
+        duplicate_descriptions="negative",
+        region_labels="official",
+        empty_batch="nan",
+    )
+
+
+def get_config(variant: str = "") -> TrainConfig:
+    """The built-in demo: GRAIN on the embedded world, minutes on two CPU cores.
+
+    Variants: "" (GRAIN), "clip" (the baseline), "smoke" (seconds; for tests).
+    """
+    config = TrainConfig(
+        name="demo",
+        batch_size=32,
+        steps=2_000,
+        model=ModelConfig(
+            image_size=64,
+            embed_dim=64,
+            vision=VisionConfig(
+                patch_size=8,
+                width=64,
+                depth=3,
+                num_heads=2,
+                qk_norm=False,
+                activation="quick_gelu",
+                position_init="sincos",
+            ),
+            text=TextConfig(
+                vocab_size=512, context_length=32, width=64, depth=1, num_heads=2, token_init_std=0.5
+            ),
+            decoder=DecoderConfig(
+                width=64, depth=2, num_heads=2, mlp_dim=256, dropout=0.0, num_queries=6
+            ),
+            dtype="float32",
+            init_logit_scale=5.0,
+        ),
+        data=DataConfig(
+            source="world", tokenizer="world", caption_length=32, description_length=16, cache="memory"
+        ),
+        optim=OptimConfig(
+            learning_rate=1.5e-3,
+            warmup_steps=60,
+            final_learning_rate=3e-5,
+            weight_decay=0.05,
+            clip_grad_norm=1.0,
+        ),
+        checkpoint=CheckpointConfig(every_steps=500),
+        evaluation=EvaluationConfig(every_steps=500, max_images=500),
+    )
+    match variant:
+        case "":
+            return config
+        case "clip":
+            config.name, config.model.kind = "demo_clip", "clip"
+            return config
+        case "smoke":
+            config.name, config.steps, config.batch_size = "smoke", 8, 16
+            config.data.world.num_train_images, config.data.world.num_eval_images = 64, 32
+            config.checkpoint.every_steps = config.evaluation.every_steps = 4
+            config.logging.every_steps = 2
+            return config
+    raise ValueError(f"Unknown variant {variant!r} of the demo; choose '', 'clip' or 'smoke'.")

@@ -1,0 +1,1 @@
+"""Zero-shot, retrieval and grounding on cached embeddings, and the report."""

@@ -1,0 +1,1 @@
+"""Parameters under other names: the official code, later Hugging Face."""
