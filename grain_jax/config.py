@@ -1,4 +1,4 @@
-"""Every setting of a run, as plain typed dataclasses, with the built-in demo as `get_config`.
+"""Every setting of a run, as plain typed dataclasses. The built-in demo is `grain_jax/demo.py`.
 
 A config file is a Python file with `get_config(variant="")` that returns a `TrainConfig`; any field can be
 overridden on the command line (`--config.optim.learning_rate=3e-4`). `validate` is called once, before the first
@@ -28,7 +28,9 @@ class VisionConfig:
     qk_norm: bool = True  # LayerNorm on q and k of each head
     activation: str = "gelu"  # "gelu" (exact) | "quick_gelu"
     norm_eps: float = 1e-6
-    position_init: str = "normal"  # "normal" (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
+    position_init: str = (
+        "normal"  # "normal" (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
+    )
     init: str = "torch"  # "torch" (nn.Linear's uniform, as official) | "xavier"
 
 
@@ -57,7 +59,9 @@ class DecoderConfig:
     mlp_dim: int = 2048
     dropout: float = 0.1
     num_queries: int = 5  # region queries; the image query comes on top
-    memory_position: str = "none"  # "none" (official) | "sincos": 2-D position added to the memory's keys
+    memory_position: str = (
+        "none"  # "none" (official) | "sincos": 2-D position added to the memory's keys
+    )
     share_projection: bool = False  # one matrix for image and region embeddings instead of two
 
 
@@ -70,11 +74,15 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     dtype: str = "bfloat16"  # compute; parameters are always float32
-    scan_layers: bool = False  # one compiled layer instead of `depth`: faster compile, stacked parameters
+    scan_layers: bool = (
+        False  # one compiled layer instead of `depth`: faster compile, stacked parameters
+    )
     remat: str = "none"  # "none" | "dots" (keep matmul outputs) | "full"
     init_logit_scale: float = 1 / 0.07
     max_logit_scale: float = 100.0
-    region_logit_scale: str = "shared"  # "shared" (official) | "own": a learned scale of its own for regions
+    region_logit_scale: str = (
+        "shared"  # "shared" (official) | "own": a learned scale of its own for regions
+    )
 
 
 @dataclass
@@ -82,13 +90,21 @@ class LossConfig:
     """Weights and the named differences between the default and the official loss (`faithful_loss`)."""
 
     contrastive_weight: float = 1.0
-    box_weight: float = 1.5  # of (L1 + 1 - GIoU); the official 3/2 comes from its division by len(weights)/3
+    box_weight: float = (
+        1.5  # of (L1 + 1 - GIoU); the official 3/2 comes from its division by len(weights)/3
+    )
     region_weight: float = 1.0
-    auxiliary_box_weight: float = 0.0  # same box loss on each earlier decoder layer; official computes, never adds
-    image_description_weight: float = 0.0  # image embedding against its own descriptions as further positives
+    auxiliary_box_weight: float = (
+        0.0  # same box loss on each earlier decoder layer; official computes, never adds
+    )
+    image_description_weight: float = (
+        0.0  # image embedding against its own descriptions as further positives
+    )
     match_l1_cost: float = 5.0
     match_giou_cost: float = 2.0
-    duplicate_captions: str = "mask"  # "mask": equal captions are no negatives | "negative" (official)
+    duplicate_captions: str = (
+        "mask"  # "mask": equal captions are no negatives | "negative" (official)
+    )
     duplicate_descriptions: str = "mask"  # likewise for descriptions
     region_labels: str = "aligned"  # "aligned" | "official": labels shift after a degenerate box
     empty_batch: str = "zero"  # "zero" loss without boxes | "nan" (official 0/0)
@@ -98,7 +114,9 @@ class LossConfig:
 class WorldConfig:
     """The embedded procedural world (no files). A picture is a function of (seed, split, index)."""
 
-    level: str = "easy"  # "easy" | "hard" (flips, strong backgrounds, several creatures, more phrasings)
+    level: str = (
+        "easy"  # "easy" | "hard" (flips, strong backgrounds, several creatures, more phrasings)
+    )
     num_train_images: int = 16_000
     num_eval_images: int = 1_500  # of each evaluation set
     seed: int = 0  # of the world, not of the run: species, names and pictures
@@ -109,9 +127,13 @@ class DataConfig:
     source: str = "world"  # "world" | "records" (a folder written by `python -m grain_jax.prepare`)
     directory: str = ""  # of "records"
     train_split: str = "train"
-    eval_split: str = "validation"  # held-out split for retrieval, grounding and keep-best; "" = none
+    eval_split: str = (
+        "validation"  # held-out split for retrieval, grounding and keep-best; "" = none
+    )
     world: WorldConfig = field(default_factory=WorldConfig)
-    resize: str = "squash"  # "squash" (official) | "crop": random crop in training, centre crop in evaluation
+    resize: str = (
+        "squash"  # "squash" (official) | "crop": random crop in training, centre crop in evaluation
+    )
     crop_min_area: float = 0.5  # smallest area of a random crop
     flip_probability: float = 0.0  # horizontal flip in training, boxes with it
     interpolation: str = "bicubic"  # "bicubic" | "bilinear"
@@ -121,10 +143,16 @@ class DataConfig:
     caption_length: int = 77  # static token lengths, end-of-text kept
     description_length: int = 32
     max_regions: int = 5  # M, best by score
-    region_nms_iou: float = 1.0  # drop boxes that overlap a better one by more than this; 1 = off (official)
+    region_nms_iou: float = (
+        1.0  # drop boxes that overlap a better one by more than this; 1 = off (official)
+    )
     unique_descriptions: bool = False  # keep each description once an image
-    synthetic_caption_probability: float = 0.5  # of picking an MLLM caption where an image has both kinds
-    region_caption_probability: float = 0.0  # of a caption that is all region descriptions (text-only control)
+    synthetic_caption_probability: float = (
+        0.5  # of picking an MLLM caption where an image has both kinds
+    )
+    region_caption_probability: float = (
+        0.0  # of a caption that is all region descriptions (text-only control)
+    )
     num_workers: int = 0  # loader processes; 0 = threads of this process
     num_threads: int = 2
     prefetch_batches: int = 4
@@ -216,7 +244,9 @@ VISION_VARIANTS = {
 def vision_variant(name: str) -> VisionConfig:
     """A published size by name: S/16, B/16 or L/14 (as the official code builds them)."""
     if name not in VISION_VARIANTS:
-        raise ValueError(f"Unknown vision variant {name!r}; choose one of {sorted(VISION_VARIANTS)}.")
+        raise ValueError(
+            f"Unknown vision variant {name!r}; choose one of {sorted(VISION_VARIANTS)}."
+        )
     return dataclasses.replace(VISION_VARIANTS[name])
 
 
@@ -228,61 +258,3 @@ def faithful_loss() -> LossConfig:
         region_labels="official",
         empty_batch="nan",
     )
-
-
-def get_config(variant: str = "") -> TrainConfig:
-    """The built-in demo: GRAIN on the embedded world, minutes on two CPU cores.
-
-    Variants: "" (GRAIN), "clip" (the baseline), "smoke" (seconds; for tests).
-    """
-    config = TrainConfig(
-        name="demo",
-        batch_size=32,
-        steps=2_000,
-        model=ModelConfig(
-            image_size=64,
-            embed_dim=64,
-            vision=VisionConfig(
-                patch_size=8,
-                width=64,
-                depth=3,
-                num_heads=2,
-                qk_norm=False,
-                activation="quick_gelu",
-                position_init="sincos",
-            ),
-            text=TextConfig(
-                vocab_size=512, context_length=32, width=64, depth=1, num_heads=2, token_init_std=0.5
-            ),
-            decoder=DecoderConfig(
-                width=64, depth=2, num_heads=2, mlp_dim=256, dropout=0.0, num_queries=6
-            ),
-            dtype="float32",
-            init_logit_scale=5.0,
-        ),
-        data=DataConfig(
-            source="world", tokenizer="world", caption_length=32, description_length=16, cache="memory"
-        ),
-        optim=OptimConfig(
-            learning_rate=1.5e-3,
-            warmup_steps=60,
-            final_learning_rate=3e-5,
-            weight_decay=0.05,
-            clip_grad_norm=1.0,
-        ),
-        checkpoint=CheckpointConfig(every_steps=500),
-        evaluation=EvaluationConfig(every_steps=500, max_images=500),
-    )
-    match variant:
-        case "":
-            return config
-        case "clip":
-            config.name, config.model.kind = "demo_clip", "clip"
-            return config
-        case "smoke":
-            config.name, config.steps, config.batch_size = "smoke", 8, 16
-            config.data.world.num_train_images, config.data.world.num_eval_images = 64, 32
-            config.checkpoint.every_steps = config.evaluation.every_steps = 4
-            config.logging.every_steps = 2
-            return config
-    raise ValueError(f"Unknown variant {variant!r} of the demo; choose '', 'clip' or 'smoke'.")

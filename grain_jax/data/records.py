@@ -53,9 +53,15 @@ class ZeroShotSet:
     source: Source
     class_names: tuple[str, ...]
     templates: tuple[str, ...] = ("a photo of a {}",)  # "{}" takes the class name
-    descriptions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # class name -> descriptions; may be empty
-    description_template: str = "{}"  # "{}" takes one description; "{name}", if present, the class name
-    pair_descriptions: bool = False  # by-description texts join 2 descriptions, as the world's captions do
+    descriptions: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # class name -> descriptions; may be empty
+    description_template: str = (
+        "{}"  # "{}" takes one description; "{name}", if present, the class name
+    )
+    pair_descriptions: bool = (
+        False  # by-description texts join 2 descriptions, as the world's captions do
+    )
 
 
 @flax.struct.dataclass
