@@ -1,10 +1,11 @@
-"""The CLIP baseline of `grain_vitb16_cc12m.py`: same towers, data and schedule, contrastive loss only.
+r"""The CLIP baseline of `grain_vitb16_cc12m.py`: same data, one loss.
 
-    python -m grain_jax.train --config=configs/clip_vitb16_cc12m.py --config.data.directory=DIR --workdir=RUN
+    python -m grain_jax.train --config=configs/clip_vitb16_cc12m.py \
+        --config.data.directory=DIR --workdir=RUN
 
 Variants: "" (MLLM captions mixed in, as GRAIN trains), "original" (web captions only).
 Hardware: sized for 16 H100 80 GB. Shape-tested, not yet run.
-Expected: no figure of ours yet. LaCLIP's README gives 40.2 % on ImageNet with original captions, another recipe.
+Expected: no figure of ours yet. LaCLIP's README gives 40.2 % on ImageNet, with another recipe.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig, vision_variant

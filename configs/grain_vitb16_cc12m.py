@@ -1,10 +1,12 @@
-"""GRAIN ViT-B/16 on CC12M with MLLM captions and detector boxes: the published recipe.
+r"""GRAIN ViT-B/16 on CC12M with MLLM captions and detector boxes: the published recipe.
 
-    python -m grain_jax.train --config=configs/grain_vitb16_cc12m.py --config.data.directory=DIR --workdir=RUN
+    python -m grain_jax.train --config=configs/grain_vitb16_cc12m.py \
+        --config.data.directory=DIR --workdir=RUN
 
-Variants: "" (fixed losses), "faithful" (the official code's effective loss and weight-decay groups).
-Hardware: the paper names 16 H100 80 GB; this config is shape-tested and compiles, and is not yet run.
-Expected: no figure of ours yet. CLIP ViT-B/16 on CC12M reaches about 40 % on ImageNet (LaCLIP's README).
+Variants: "" (fixed losses), "faithful" (the official code's effective loss and decay groups).
+Hardware: the official README names 16 H100 80 GB. Shape-tested, not yet run.
+Expected: no figure of ours yet. LaCLIP's README gives 40.2 % on ImageNet
+for CLIP ViT-B/16 on CC12M, with another recipe.
 """
 
 from grain_jax.config import (

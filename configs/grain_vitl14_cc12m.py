@@ -1,8 +1,10 @@
-"""GRAIN ViT-L/14 on CC12M: the largest published size, layers scanned and rematerialised, parameters sharded.
+r"""GRAIN ViT-L/14 on CC12M: the largest published size, scanned layers, sharded parameters.
 
-    python -m grain_jax.train --config=configs/grain_vitl14_cc12m.py --config.data.directory=DIR --workdir=RUN
+    python -m grain_jax.train --config=configs/grain_vitl14_cc12m.py \
+        --config.data.directory=DIR --workdir=RUN
 
-Hardware: sized for a v5p-64 or 32 GPUs of 80 GB. Shape-tested, not yet run. Expected: no figure of ours yet.
+Hardware: sized for a v5p-64 or 32 GPUs of 80 GB. Shape-tested, not yet run.
+Expected: no figure of ours yet.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, MeshConfig, TrainConfig, vision_variant

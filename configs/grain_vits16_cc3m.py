@@ -1,9 +1,11 @@
-"""GRAIN ViT-S/16 on CC3M with MLLM captions and detector boxes.
+r"""GRAIN ViT-S/16 on CC3M with MLLM captions and detector boxes.
 
-    python -m grain_jax.train --config=configs/grain_vits16_cc3m.py --config.data.directory=DIR --workdir=RUN
+    python -m grain_jax.train --config=configs/grain_vits16_cc3m.py \
+        --config.data.directory=DIR --workdir=RUN
 
 Hardware: sized for 8 GPUs of 80 GB or a v5e-16. Shape-tested, not yet run.
-Expected: no figure of ours yet. CC3M overfits early (best epoch before the last), hence keep-best on the held-out split.
+Expected: no figure of ours yet. Users report that CC3M overfits early: keep-best on
+the held-out split is on.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, vision_variant
