@@ -5,7 +5,7 @@ of the step and a restart needs no loader state.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, no_type_check, runtime_checkable
 
 import flax.struct
 import numpy as np
@@ -64,6 +64,7 @@ class ZeroShotSet:
     )
 
 
+@no_type_check  # under tree_map its leaves become device arrays, shardings or shape structs
 @flax.struct.dataclass
 class Batch:
     """What one training step consumes; every shape static.
