@@ -1,0 +1,210 @@
+"""Text to token ids: CLIP's BPE, a word vocabulary, or any fast tokenizer of Hugging Face.
+
+Every tokenizer keeps the two promises the text tower rests on: padding is 0, and end-of-text is the
+highest id of the vocabulary, so that pooling at `argmax(ids)` finds it. `spec()` is JSON and holds
+all that `tokenizer_from_spec` needs: a checkpoint carries it and never downloads or re-reads
+anything.
+"""
+
+import html
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from grain_jax.config import DataConfig
+
+Encoded = tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T"]]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Turns texts into fixed-length ids."""
+
+    vocab_size: int  # rows that the token embedding needs
+
+    def encode(self, texts: Sequence[str], length: int) -> Encoded:
+        """Ids int32 [T, L] and which texts were cut [T]; a cut text still ends in end-of-text."""
+        ...
+
+    def spec(self) -> dict[str, Any]:
+        """JSON that `tokenizer_from_spec` rebuilds this tokenizer from."""
+        ...
+
+
+def clean_text(text: str) -> str:
+    """HTML entities resolved (twice, as web text needs) and white space collapsed.
+
+    The official cleaning also runs `ftfy`; mojibake is left alone here. Lone surrogates, which no
+    tokenizer takes, become question marks.
+    """
+    text = html.unescape(html.unescape(text))
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+
+
+def _pad(tokens: Sequence[Sequence[int]], length: int, start: int | None, end: int) -> Encoded:
+    first = [] if start is None else [start]
+    if length < len(first) + 2:
+        raise ValueError(
+            f"A text length of {length} leaves no room for a word between start and end-of-text; "
+            "raise data.caption_length or data.description_length to at least 3."
+        )
+    ids = np.zeros((len(tokens), length), np.int32)
+    truncated = np.zeros(len(tokens), bool)
+    room = length - len(first) - 1
+    for row, words in enumerate(tokens):
+        kept = [*first, *words[:room], end]
+        ids[row, : len(kept)] = kept
+        truncated[row] = len(words) > room
+    return ids, truncated
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding, lower-cased; the vocabulary comes with `instant-clip-tokenizer`.
+
+    Same ids as the official tokenizer, up to `ftfy` and to a literal "<|endoftext|>" in a text,
+    which is spelled out here instead of ending the text.
+    """
+
+    vocab_size = 49408
+
+    def __init__(self) -> None:
+        import instant_clip_tokenizer
+
+        self._tokenizer = instant_clip_tokenizer.Tokenizer()
+        self._start = self._tokenizer.start_of_text()
+        self._end = self._tokenizer.end_of_text()
+
+    def encode(self, texts: Sequence[str], length: int) -> Encoded:
+        tokens = [self._tokenizer.encode(clean_text(text)) for text in texts]
+        return _pad(tokens, length, self._start, self._end)
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "clip"}
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return (
+            ClipTokenizer,
+            (),
+        )  # the Rust object cannot be pickled; loader processes make their own
+
+
+_WORD = re.compile(r"[a-z0-9]+")
+
+
+class WordTokenizer:
+    """One id a word: 0 padding, 1 unknown, 2 start, then the words, last end-of-text."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+        if len(set(self.words)) != len(self.words):
+            raise ValueError("The words of a WordTokenizer must differ from each other.")
+        if odd := [word for word in self.words if not _WORD.fullmatch(word)]:
+            raise ValueError(
+                f"Words must match [a-z0-9]+, as texts are split that way; got {odd[:5]}."
+            )
+        self._ids = {word: 3 + i for i, word in enumerate(self.words)}
+        self.vocab_size = len(self.words) + 4
+
+    def encode(self, texts: Sequence[str], length: int) -> Encoded:
+        tokens = [[self._ids.get(word, 1) for word in _WORD.findall(t.lower())] for t in texts]
+        return _pad(tokens, length, 2, self.vocab_size - 1)
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "words", "words": list(self.words)}
+
+
+class HuggingFaceTokenizer:
+    """A fast tokenizer by name or folder, lower-casing and all as it was trained.
+
+    Where its own end-of-text is not the highest id (nearly everywhere but CLIP), a new id past the
+    vocabulary is used instead, so `vocab_size` grows by one. Start is its bos (or cls) token, if it
+    has one.
+    """
+
+    def __init__(self, tokenizer: Any, *, start: int | None, end: int | None) -> None:
+        self._tokenizer = tokenizer  # tokenizers.Tokenizer
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=size - 1)
+        self._start, self._end = start, highest if end == highest else highest + 1
+        self.vocab_size = self._end + 1
+
+    @classmethod
+    def load(cls, name_or_folder: str) -> "HuggingFaceTokenizer":
+        """Raises ValueError where there is no such tokenizer or it has no fast version."""
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise ValueError(
+                f"Tokenizer {name_or_folder!r} needs transformers: "
+                "pip install 'grain_jax[tokenizers]'; or set data.tokenizer to 'clip'."
+            ) from error
+        try:
+            loaded = AutoTokenizer.from_pretrained(name_or_folder)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"No tokenizer {name_or_folder!r}: give 'clip', 'world', a name on the Hugging "
+                f"Face hub, or a folder that holds a tokenizer ({error})."
+            ) from error
+        backend = getattr(loaded, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"Tokenizer {name_or_folder!r} has no fast (tokenizers) version; convert it first."
+            )
+        start = loaded.bos_token_id if loaded.bos_token_id is not None else loaded.cls_token_id
+        return cls(backend, start=start, end=loaded.eos_token_id)
+
+    def encode(self, texts: Sequence[str], length: int) -> Encoded:
+        cleaned = [clean_text(text) for text in texts]
+        encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
+        # A literal end-of-text inside a text would be pooled at; drop it.
+        tokens = [[i for i in item.ids if i != self._end] for item in encoded]
+        return _pad(tokens, length, self._start, self._end)
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "kind": "huggingface",
+            "tokenizer": self._tokenizer.to_str(),
+            "start": self._start,
+            "end": self._end,
+        }
+
+
+def build_tokenizer(config: DataConfig) -> Tokenizer:
+    """The tokenizer `config.tokenizer` names: "clip", "world", or a transformers name or folder."""
+    match config.tokenizer:
+        case "clip":
+            return ClipTokenizer()
+        case "world":
+            from grain_jax.data.world import world_vocabulary
+
+            return WordTokenizer(world_vocabulary(config.world))
+        case "":
+            raise ValueError("data.tokenizer is empty; give 'clip', 'world', or a name or folder.")
+        case name:
+            return HuggingFaceTokenizer.load(name)
+
+
+def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
+    """Rebuilds a tokenizer from its `spec()`, without any file. Raises ValueError on an unknown
+    kind.
+    """
+    match spec.get("kind"):
+        case "clip":
+            return ClipTokenizer()
+        case "words":
+            return WordTokenizer(spec["words"])
+        case "huggingface":
+            try:
+                import tokenizers
+            except ImportError as error:
+                raise ValueError(
+                    "This checkpoint's tokenizer needs: pip install 'grain_jax[tokenizers]'."
+                ) from error
+            tokenizer = tokenizers.Tokenizer.from_str(spec["tokenizer"])
+            return HuggingFaceTokenizer(tokenizer, start=spec["start"], end=spec["end"])
+    raise ValueError(f"Unknown tokenizer {spec!r}; known kinds: clip, words, huggingface.")

@@ -1,0 +1,307 @@
+"""Images to squares of uint8, and the boxes with them. Host side: numpy and Pillow, no JAX.
+
+A `Window` is the part of the picture that becomes the square, in fractions of it; it is all that
+boxes need to know. Normalisation (mean, std) happens on the device, from uint8.
+"""
+
+import dataclasses
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from grain_jax.data.records import Region
+from grain_jax.data.texts import normalize_text
+
+MAX_PIXELS = 64_000_000  # of one picture; more is taken for a decompression bomb
+MIN_VISIBLE = 0.25  # of a box's area; a region of which less survives a crop is dropped
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESIZES = ("squash", "crop")
+
+Pixels = UInt8[np.ndarray, "H W 3"]
+Square = UInt8[np.ndarray, "S S 3"]
+Bbox = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax in [0, 1]
+
+
+class ImageError(ValueError):
+    """A picture that cannot be decoded: truncated, not an image, or too large."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a picture that is kept, in fractions of its height and width, and whether it is
+    mirrored.
+    """
+
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+    flip: bool = False
+
+    def box(self, bbox: Bbox) -> Bbox | None:
+        """The bbox seen through the window, clipped to it; None where under `MIN_VISIBLE` of its
+        area is left.
+        """
+        if self == FULL:
+            return bbox
+        ymin, ymax = ((y - self.top) / self.height for y in (bbox[0], bbox[2]))
+        xmin, xmax = ((x - self.left) / self.width for x in (bbox[1], bbox[3]))
+        if self.flip:
+            xmin, xmax = 1.0 - xmax, 1.0 - xmin
+        clipped = max(ymin, 0.0), max(xmin, 0.0), min(ymax, 1.0), min(xmax, 1.0)
+        visible = max(clipped[2] - clipped[0], 0.0) * max(clipped[3] - clipped[1], 0.0)
+        if visible <= 0 or visible < MIN_VISIBLE * (ymax - ymin) * (xmax - xmin):
+            return None
+        return clipped
+
+
+FULL = Window()
+
+
+def decode_image(image: bytes | Pixels) -> Pixels:
+    """RGB uint8 [H, W, 3] of encoded bytes, upright (EXIF orientation applied); an array comes back
+    as it is.
+
+    CMYK, gray, 16 bit and palette pictures are converted; transparency is shown on white. Raises
+    `ImageError`.
+    """
+    return image if isinstance(image, np.ndarray) else np.asarray(_open_rgb(image))
+
+
+def _open(data: bytes) -> Image.Image:
+    """The picture with only its header read."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{len(data)} bytes are not an image of a known format.") from error
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise ImageError(f"Cannot read the image: {type(error).__name__}: {error}") from error
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed.")
+    return picture
+
+
+def _open_rgb(data: bytes) -> Image.Image:
+    picture = _open(data)
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _to_rgb(picture)
+    except Exception as error:  # as above
+        raise ImageError(f"Cannot decode the image: {type(error).__name__}: {error}") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        picture.load()
+        return picture
+    if picture.mode.startswith("I"):  # 16 bit gray, which Pillow would clip instead of scaling
+        values = np.asarray(picture).astype(np.int64)
+        gray = values >> 8 if values.max() > 255 else values
+        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit_image(
+    image: bytes | Pixels, size: int, *, interpolation: str, window: Window | None = None
+) -> Square:
+    """The window of the picture (None: all of it, squashed) as a square of `size` pixels a side.
+
+    Same pixels as torchvision's `Resize((size, size))` on a PIL image, antialiased. Cropping and
+    resizing are one step, so a crop costs no more than a resize. Raises `ImageError`.
+    """
+    window = window or FULL
+    whole = dataclasses.replace(window, flip=False) == FULL
+    if isinstance(image, np.ndarray):
+        if whole and image.shape[:2] == (size, size):
+            return image[:, ::-1] if window.flip else image
+        picture = Image.fromarray(image)
+    else:
+        picture = _open_rgb(image)
+    width, height = picture.size
+    left, top = window.left * width, window.top * height
+    right, bottom = left + window.width * width, top + window.height * height
+    area = (left, top, min(right, width), min(bottom, height))
+    pixels = np.asarray(picture.resize((size, size), RESAMPLING[interpolation], box=area))
+    return pixels[:, ::-1] if window.flip else pixels
+
+
+def image_shape(image: bytes | Pixels) -> tuple[int, int]:
+    """(height, width) of the upright picture, without decoding it. Raises `ImageError`."""
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    picture = _open(image)
+    width, height = picture.size
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # 5 to 8 swap the sides
+    return (width, height) if turned else (height, width)
+
+
+def center_window(height: int, width: int) -> Window:
+    """The largest centred square of a picture of height x width pixels: what evaluation sees with
+    "crop".
+    """
+    side = min(height, width)
+    return Window(
+        top=(height - side) / 2 / height,
+        left=(width - side) / 2 / width,
+        height=side / height,
+        width=side / width,
+    )
+
+
+def random_window(height: int, width: int, *, min_area: float, rng: random.Random) -> Window:
+    """A random square, aspect kept, of `min_area` to 1 times the area of the largest one."""
+    side = min(height, width) * rng.uniform(min_area, 1.0) ** 0.5
+    return Window(
+        top=rng.random() * (height - side) / height,
+        left=rng.random() * (width - side) / width,
+        height=side / height,
+        width=side / width,
+    )
+
+
+def training_window(config: DataConfig, image: bytes | Pixels, rng: random.Random) -> Window:
+    """The random crop and flip of one training sample.
+
+    A flip mirrors boxes but not words: with "left" or "right" in the texts, leave
+    `flip_probability` at 0. Raises `ImageError`.
+    """
+    flip = config.flip_probability > 0 and rng.random() < config.flip_probability
+    if config.resize == "squash":
+        return dataclasses.replace(FULL, flip=flip) if flip else FULL
+    height, width = image_shape(image)
+    window = random_window(height, width, min_area=config.crop_min_area, rng=rng)
+    return dataclasses.replace(window, flip=flip)
+
+
+def bbox_problem(bbox: Sequence[float]) -> str | None:
+    """Why a (ymin, xmin, ymax, xmax) is not a box inside the picture, in a few words; None where it
+    is one.
+    """
+    if len(bbox) != 4:
+        return "not four numbers"
+    ymin, xmin, ymax, xmax = bbox
+    if not all(np.isfinite(value) for value in bbox):
+        return "not finite"
+    if ymax <= ymin or xmax <= xmin:
+        return "empty"
+    if min(bbox) < 0 or max(bbox) > 1:
+        return "out of range"
+    return None
+
+
+def intersection_over_union(a: Bbox, b: Bbox) -> float:
+    """IoU of two (ymin, xmin, ymax, xmax) of positive area."""
+    height = min(a[2], b[2]) - max(a[0], b[0])
+    width = min(a[3], b[3]) - max(a[1], b[1])
+    if height <= 0 or width <= 0:
+        return 0.0
+    shared = height * width
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return shared / (areas - shared)
+
+
+def select_regions(
+    regions: Sequence[Region],
+    *,
+    limit: int,
+    nms_iou: float = 1.0,
+    unique_descriptions: bool = False,
+) -> list[Region]:
+    """The `limit` best regions by score, best first; equal scores keep their order (official: the
+    same).
+
+    `nms_iou` below 1 drops a region that overlaps a better kept one by more than that, whatever it
+    says. `unique_descriptions` keeps the best region of each description, compared as
+    `normalize_text` sees it.
+    """
+    kept: list[Region] = []
+    seen: set[str] = set()
+    for region in sorted(regions, key=lambda region: -region.score):
+        if len(kept) == limit:
+            break
+        text = normalize_text(region.description)
+        if unique_descriptions and text in seen:
+            continue
+        if nms_iou < 1.0 and any(
+            intersection_over_union(region.bbox, other.bbox) > nms_iou for other in kept
+        ):
+            continue
+        kept.append(region)
+        seen.add(text)
+    return kept
+
+
+def bbox_to_cxcywh(bbox: Bbox) -> tuple[float, float, float, float]:
+    """(ymin, xmin, ymax, xmax) to (cx, cy, w, h), both in [0, 1]."""
+    ymin, xmin, ymax, xmax = bbox
+    return (xmin + xmax) / 2, (ymin + ymax) / 2, xmax - xmin, ymax - ymin
+
+
+def cxcywh_to_bbox(boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
+    """(cx, cy, w, h) to (ymin, xmin, ymax, xmax)."""
+    cx, cy, w, h = np.moveaxis(boxes, -1, 0)
+    return np.stack([cy - h / 2, cx - w / 2, cy + h / 2, cx + w / 2], axis=-1)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How evaluation sees a picture; travels with a checkpoint. Squash, or the centre crop of
+    "crop".
+    """
+
+    image_size: int = 224
+    resize: str = "squash"
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in [0, 1], applied on the device
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(f"Unknown resize {self.resize!r}; choose one of {RESIZES}.")
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(
+                f"Unknown interpolation {self.interpolation!r}; choose one of {sorted(RESAMPLING)}."
+            )
+
+    @classmethod
+    def from_config(cls, config: DataConfig, image_size: int) -> "Preprocessing":
+        return cls(
+            image_size=image_size,
+            resize=config.resize,
+            interpolation=config.interpolation,
+            mean=config.mean,
+            std=config.std,
+        )
+
+    def window(self, image: bytes | Pixels) -> Window:
+        """The part of the picture that evaluation sees; boxes go through it too."""
+        return FULL if self.resize == "squash" else center_window(*image_shape(image))
+
+    def __call__(self, image: bytes | Pixels) -> Square:
+        """uint8 [S, S, 3]; raises `ImageError`."""
+        window = self.window(image)
+        return fit_image(image, self.image_size, interpolation=self.interpolation, window=window)
+
+    def spec(self) -> dict[str, Any]:
+        """JSON that `from_spec` rebuilds this from."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> "Preprocessing":
+        """Raises ValueError on unknown or missing fields."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(spec) != names:
+            raise ValueError(f"Preprocessing needs the fields {sorted(names)}, got {sorted(spec)}.")
+        return cls(**{**spec, "mean": tuple(spec["mean"]), "std": tuple(spec["std"])})
