@@ -59,9 +59,9 @@ class ZeroShotSet:
     description_template: str = (
         "{}"  # "{}" takes one description; "{name}", if present, the class name
     )
-    pair_descriptions: bool = (
-        False  # by-description texts join 2 descriptions, as the world's captions do
-    )
+    # class name -> texts about the whole image, made from the class's descriptions by the source;
+    # empty: every description in `description_template`
+    global_texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @no_type_check  # under tree_map its leaves become device arrays, shardings or shape structs
