@@ -1,0 +1,119 @@
+"""The whole model from its config: GRAIN, or CLIP from the same towers."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, UInt8
+
+from grain_jax.config import DataConfig, ModelConfig, TrainConfig, validate
+from grain_jax.models.decoder import RegionDecoder
+from grain_jax.models.layers import named, normal
+from grain_jax.models.outputs import ImageOutput, Output
+from grain_jax.models.text import TextTransformer
+from grain_jax.models.vit import VisionTransformer
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def normalize_images(
+    images: UInt8[Array, "B H W 3"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: Any = jnp.float32,
+) -> Float[Array, "B H W 3"]:
+    """uint8 pixels to (pixel / 255 - mean) / std per channel, computed in float32."""
+    mean_row = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, 3)
+    std_row = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, 3)
+    return ((images.astype(jnp.float32) / 255 - mean_row) / std_row).astype(dtype)
+
+
+class ImageTextModel(nn.Module):
+    """Vision and text towers and, for GRAIN, the region decoder. All texts share one tower."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        scan, remat, dtype = config.scan_layers, config.remat, DTYPES[config.dtype]
+        attention: Any = config.attention
+        self.vision = VisionTransformer(
+            config.vision, config.image_size, scan, remat, attention, dtype
+        )
+        self.text = TextTransformer(config.text, config.embed_dim, scan, remat, attention, dtype)
+        if config.kind == "grain":
+            self.decoder = RegionDecoder(config.decoder, config.embed_dim, scan, remat, dtype)
+        else:
+            width = config.vision.width
+            self.image_projection = self.param(
+                "image_projection",
+                named(normal(width**-0.5), "embed", "joint"),
+                (width, config.embed_dim),
+                jnp.float32,
+            )
+
+        def scale_init(key: Array) -> Array:
+            return jnp.asarray(math.log(config.init_logit_scale), jnp.float32)
+
+        self.logit_scale = self.param("logit_scale", scale_init)
+        if config.region_logit_scale == "own":
+            self.region_logit_scale = self.param("region_logit_scale", scale_init)
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        captions: Integer[Array, "B L"],
+        descriptions: Integer[Array, "B M L2"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Output:
+        """Normalised images and token ids to all that the losses need; `train`: with dropout."""
+        description_embed = None
+        if descriptions is not None:
+            batch, regions, length = descriptions.shape
+            flat = self.text(descriptions.reshape(batch * regions, length))
+            description_embed = flat.reshape(batch, regions, -1)
+        scale = self._scale(self.logit_scale)
+        own = self.config.region_logit_scale == "own"
+        return Output(
+            image=self.encode_images(images, train=train),
+            caption_embed=self.text(captions),
+            description_embed=description_embed,
+            logit_scale=scale,
+            region_logit_scale=self._scale(self.region_logit_scale) if own else scale,
+        )
+
+    def encode_images(self, images: Float[Array, "B H W 3"], *, train: bool = False) -> ImageOutput:
+        """Normalised images to embeddings and, for GRAIN, regions."""
+        tokens = self.vision(images)
+        if self.config.kind == "clip":
+            projected = tokens[:, 0] @ self.image_projection.astype(tokens.dtype)
+            return ImageOutput(tokens=tokens, image_embed=projected.astype(jnp.float32))
+        decoded = self.decoder(tokens, train=train)
+        return ImageOutput(
+            tokens=tokens,
+            image_embed=decoded.image_embed,
+            region_embed=decoded.region_embed,
+            boxes=decoded.boxes,
+            auxiliary_boxes=decoded.auxiliary_boxes,
+        )
+
+    def encode_texts(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
+        """Token ids to embeddings, not normalised."""
+        return self.text(tokens)
+
+    def _scale(self, log_scale: Float[Array, ""]) -> Float[Array, ""]:
+        # Straight-through: beyond the bounds there must still be a gradient to bring it back.
+        clipped = jnp.clip(log_scale, 0.0, math.log(self.config.max_logit_scale))
+        return jnp.exp(log_scale + jax.lax.stop_gradient(clipped - log_scale))
+
+
+def build_model(config: ModelConfig) -> ImageTextModel:
+    """The model of a copy of `config`. Raises ValueError for what cannot be built."""
+    shortest = DataConfig(caption_length=3, description_length=3, max_regions=1)
+    validate(TrainConfig(model=config, data=shortest))  # so that only the model can be at fault
+    return ImageTextModel(copy.deepcopy(config))

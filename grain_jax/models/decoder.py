@@ -1,0 +1,219 @@
+"""Region decoder: a DETR decoder (Carion et al., 2020) without classes, plus a query for the image.
+
+Region queries predict a box and an embedding each; the image query, the last, the image embedding.
+As official: pre-norm, no positions on the memory, CLS token part of the memory, zero target
+with learned query positions.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from grain_jax.config import DecoderConfig
+from grain_jax.models.layers import (
+    BlockInit,
+    LayerNorm,
+    Linear,
+    Mlp,
+    apply_layers,
+    attend,
+    constrain,
+    named,
+    normal,
+    uniform,
+    xavier_init,
+)
+from grain_jax.models.outputs import DecoderOutput
+from grain_jax.models.positions import grid_positions
+
+NORM_EPS = 1e-5  # torch's default, which the official decoder keeps
+
+
+class Attention(nn.Module):
+    """Multi-head attention, one fused kernel; queries, keys and values have their own inputs."""
+
+    num_heads: int
+    initializers: BlockInit
+    dropout: float = 0.0  # of attention weights, in training
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        query_input: Float[Array, "B T D"],
+        key_input: Float[Array, "B S D"],
+        value_input: Float[Array, "B S D"],
+    ) -> Float[Array, "B T D"]:
+        width = query_input.shape[-1]
+        shape = (3, self.num_heads, width // self.num_heads)
+        names = (None, "heads", "kv")
+        kernel_init = named(self.initializers.qkv, "embed", *names)
+        kernel = self.param("kernel", kernel_init, (width, *shape), jnp.float32).astype(self.dtype)
+        bias_init = named(self.initializers.qkv_bias, *names)
+        bias = self.param("bias", bias_init, shape, jnp.float32).astype(self.dtype)
+
+        def project(x: Array, part: slice) -> Array:  # [B, T, parts, N, H]
+            y = jax.lax.dot_general(x, kernel[:, part], (((2,), (0,)), ((), ())))
+            return y + bias[None, None, part]
+
+        # Inputs that are the same share a matmul.
+        if query_input is key_input:
+            qk, v = project(query_input, slice(0, 2)), project(value_input, slice(2, 3))
+            query, key, value = qk[:, :, 0], qk[:, :, 1], v[:, :, 0]
+        elif key_input is value_input:
+            q, kv = project(query_input, slice(0, 1)), project(key_input, slice(1, 3))
+            query, key, value = q[:, :, 0], kv[:, :, 0], kv[:, :, 1]
+        else:
+            inputs = (query_input, key_input, value_input)
+            query, key, value = (project(x, slice(i, i + 1))[:, :, 0] for i, x in enumerate(inputs))
+
+        if self.train and self.dropout > 0:
+            logits = jnp.einsum(
+                "btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32
+            ) * (query.shape[-1] ** -0.5)
+            weights = nn.Dropout(self.dropout, deterministic=False)(jax.nn.softmax(logits))
+            mixed = jnp.einsum("bnts,bsnh->btnh", weights.astype(self.dtype), value)
+        else:  # so few queries that flash attention has nothing to save
+            mixed = attend(query, key, value, implementation="xla")
+        return Linear(
+            (width,),
+            ("heads", "kv", "embed"),
+            self.initializers.out,
+            self.initializers.out_bias,
+            num_inputs=2,
+            dtype=self.dtype,
+            name="out",
+        )(mixed)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the queries, cross-attention to the image, ReLU MLP; pre-norm."""
+
+    num_heads: int
+    mlp_dim: int
+    initializers: BlockInit
+    dropout: float
+    train: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        query: Float[Array, "1 T D"],
+        memory: Float[Array, "B P D"],
+        memory_key: Float[Array, "B P D"],
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """Returns x twice: to carry on, and as this layer's output. `query`: learned positions."""
+
+        def norm(name: str, x: Array) -> Array:
+            return LayerNorm(NORM_EPS, dtype=self.dtype, name=name)(x)
+
+        def drop(x: Array) -> Array:
+            return nn.Dropout(self.dropout, deterministic=not self.train)(x)
+
+        def attention(name: str) -> Attention:
+            return Attention(
+                self.num_heads, self.initializers, self.dropout, self.train, self.dtype, name=name
+            )
+
+        y = norm("norm1", x)
+        positioned = y + query
+        x = x + drop(attention("self_attention")(positioned, positioned, y))
+        y = norm("norm2", x) + query
+        x = x + drop(attention("cross_attention")(y, memory_key, memory))
+        mlp = Mlp(
+            self.mlp_dim,
+            "relu",
+            self.initializers,
+            self.dropout,
+            self.train,
+            self.dtype,
+            name="mlp",
+        )
+        x = x + drop(mlp(norm("norm3", x)))
+        x = constrain(x, "batch", None, None)
+        return x, x
+
+
+class BoxHead(nn.Module):
+    """Box of a region query, as DETR: 3 layers, ReLU, sigmoid. Official: `bbox_embed`."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, queries: Float[Array, "*batch D"]) -> Float[Array, "*batch 4"]:
+        """Returns (cx, cy, w, h) in [0, 1] of the image."""
+        width = queries.shape[-1]
+        init = uniform(width**-0.5)
+
+        def layer(name: str, x: Array, features: int, axes: tuple[str | None, ...]) -> Array:
+            return Linear((features,), axes, init, init, dtype=self.dtype, name=name)(x)
+
+        x = jax.nn.relu(layer("layer0", queries, width, ("embed", "mlp")))
+        x = jax.nn.relu(layer("layer1", x, width, ("mlp", "embed")))
+        return jax.nn.sigmoid(layer("layer2", x, 4, ("embed", None)).astype(jnp.float32))
+
+
+class RegionDecoder(nn.Module):
+    """Image tokens (CLS, then a square grid of patches) to embeddings and boxes."""
+
+    config: DecoderConfig
+    embed_dim: int
+    scan_layers: bool = False
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B P C"], *, train: bool = False) -> DecoderOutput:
+        """`train` turns dropout on, which then needs the "dropout" random stream."""
+        config, width = self.config, self.config.width
+        num_queries, init = config.num_queries, uniform(tokens.shape[-1] ** -0.5)
+        memory = Linear((width,), ("embed", None), init, dtype=self.dtype, name="input")(tokens)
+        memory = LayerNorm(NORM_EPS, dtype=self.dtype, name="input_norm")(memory)
+        memory_key = memory
+        if config.memory_position == "sincos":
+            side = round((tokens.shape[1] - 1) ** 0.5)
+            grid = jnp.asarray(grid_positions(side, width), self.dtype)
+            memory_key = memory + jnp.pad(grid, ((1, 0), (0, 0)))[None]
+
+        query_init = named(normal(1.0), None, "embed")
+        query = self.param("query", query_init, (num_queries + 1, width), jnp.float32)
+        x = jnp.zeros((tokens.shape[0], num_queries + 1, width), self.dtype)
+        _, layers = apply_layers(
+            DecoderLayer,
+            x,
+            query[None].astype(self.dtype),
+            memory,
+            memory_key,
+            depth=config.depth,
+            scan=self.scan_layers,
+            remat=self.remat,
+            num_heads=config.num_heads,
+            mlp_dim=config.mlp_dim,
+            initializers=xavier_init(width, config.mlp_dim, torch_mlp_bias=True),
+            dropout=config.dropout,
+            train=train,
+            dtype=self.dtype,
+        )
+        layers = LayerNorm(NORM_EPS, dtype=self.dtype, name="norm")(layers)  # [A+1, B, Q+1, D]
+        boxes = BoxHead(self.dtype, name="box_head")(layers[:, :, :num_queries])
+
+        def projection(name: str) -> Array:
+            init = named(normal(width**-0.5), "embed", "joint")
+            return self.param(name, init, (width, self.embed_dim), jnp.float32).astype(self.dtype)
+
+        to_image = projection("image_projection")
+        to_region = to_image if config.share_projection else projection("region_projection")
+        image_embed = layers[-1, :, num_queries] @ to_image
+        region_embed = jnp.einsum("bqd,de->bqe", layers[-1, :, :num_queries], to_region)
+        return DecoderOutput(
+            image_embed=image_embed.astype(jnp.float32),
+            region_embed=region_embed.astype(jnp.float32),
+            boxes=boxes[-1],
+            auxiliary_boxes=boxes[:-1],
+        )

@@ -1,0 +1,332 @@
+"""Parts of the three transformers: linear map, norm, attention, MLP, block, and a stack of layers.
+
+Everything computes in `dtype` and keeps its parameters in float32. Parameters carry logical axis
+names ("embed" model width, "mlp" hidden width, "heads", "kv" head size, "joint" embedding space,
+"vocab", "layers" of a scanned stack), which the sharding table maps to the mesh. A fused
+query-key-value kernel is [D, 3, heads, head size]: one matmul, and still cut along heads.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import spmd
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., Array]
+AxisNames = tuple[str | None, ...]
+AttentionKind = Literal["auto", "xla", "cudnn"]
+
+
+def uniform(bound: float) -> Initializer:
+    """Initializer, uniform in [-bound, bound]."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+normal = nn.initializers.normal
+zeros: Initializer = nn.initializers.zeros_init()
+
+
+def named(init: Initializer, *axes: str | None) -> Initializer:
+    """The initializer, with a logical name for each axis of what it makes."""
+    boxed: Any = nn.with_logical_partitioning(init, axes)
+    return boxed
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Asks for `x` to be laid out over the mesh by its logical axes; nothing without a mesh."""
+    return spmd.with_logical_constraint(x, axes)
+
+
+@dataclass(frozen=True)
+class BlockInit:
+    """Initializers of one block; a fused kernel is drawn as the one matrix it stands for."""
+
+    qkv: Initializer
+    qkv_bias: Initializer
+    out: Initializer
+    out_bias: Initializer
+    fc1: Initializer
+    fc1_bias: Initializer
+    fc2: Initializer
+    fc2_bias: Initializer
+
+
+def torch_init(width: int, mlp_dim: int) -> BlockInit:
+    """`nn.Linear`'s default, uniform within 1/sqrt(inputs), which the official ViT blocks keep."""
+    inner, outer = uniform(width**-0.5), uniform(mlp_dim**-0.5)
+    return BlockInit(inner, inner, inner, inner, inner, inner, outer, outer)
+
+
+def xavier_init(width: int, mlp_dim: int, *, torch_mlp_bias: bool = False) -> BlockInit:
+    """Xavier-uniform weights, zero biases. The fused kernel counts as one matrix, as in torch.
+
+    `torch_mlp_bias` keeps `nn.Linear`'s biases in the MLP, as the official decoder does.
+    """
+    mlp = uniform(math.sqrt(6 / (width + mlp_dim)))
+    bias1, bias2 = zeros, zeros
+    if torch_mlp_bias:
+        bias1, bias2 = uniform(width**-0.5), uniform(mlp_dim**-0.5)
+    qkv, out = uniform(math.sqrt(6 / (4 * width))), uniform(math.sqrt(6 / (2 * width)))
+    return BlockInit(qkv, zeros, out, zeros, mlp, bias1, mlp, bias2)
+
+
+def clip_text_init(width: int, mlp_dim: int, depth: int) -> BlockInit:
+    """CLIP's text tower: normal weights, smaller into the residual stream the deeper it is."""
+    residual = normal((2 * depth * width) ** -0.5)
+    return BlockInit(
+        qkv=normal(width**-0.5),
+        qkv_bias=zeros,
+        out=residual,
+        out_bias=zeros,
+        fc1=normal((2 * width) ** -0.5),
+        fc1_bias=uniform(width**-0.5),
+        fc2=residual,
+        fc2_bias=uniform(mlp_dim**-0.5),
+    )
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by the error function, as torch's default."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """CLIP's x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+}
+
+
+def activation_fn(name: str) -> Callable[[Array], Array]:
+    """The activation of that name; ValueError for an unknown one."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Unknown activation {name!r}; choose one of {sorted(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+class Linear(nn.Module):
+    """Affine map of the last `num_inputs` axes to `features`, one or several axes."""
+
+    features: tuple[int, ...]
+    axes: AxisNames  # of the kernel: inputs, then features
+    kernel_init: Initializer
+    bias_init: Initializer | None = None  # None: no bias
+    num_inputs: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        inputs = x.shape[x.ndim - self.num_inputs :]
+        kernel_init = named(self.kernel_init, *self.axes)
+        kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
+        contracted = tuple(range(x.ndim - self.num_inputs, x.ndim)), tuple(range(self.num_inputs))
+        y = jax.lax.dot_general(
+            x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ()))
+        )
+        if self.bias_init is not None:
+            bias_init = named(self.bias_init, *self.axes[self.num_inputs :])
+            bias = self.param("bias", bias_init, self.features, jnp.float32).astype(self.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis; statistics in float32 by the two-pass formula."""
+
+    eps: float
+    axis: str | None = "embed"  # logical name of the normalised axis
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        def parameter(name: str, init: Initializer) -> Array:
+            value = self.param(name, named(init, self.axis), (x.shape[-1],), jnp.float32)
+            return value.reshape((1,) * (x.ndim - 1) + value.shape)
+
+        scale, bias = parameter("scale", nn.initializers.ones_init()), parameter("bias", zeros)
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    *,
+    causal: bool = False,
+    implementation: AttentionKind = "auto",
+) -> Float[Array, "B T N H"]:
+    """Scaled dot-product attention of N heads, softmax in float32.
+
+    `implementation`: "xla", "cudnn" (flash attention on NVIDIA GPUs, half precision only), or
+    "auto": cudnn where it applies, else XLA's own fusion.
+    """
+    if implementation == "auto":
+        half = query.dtype in (jnp.bfloat16, jnp.float16)
+        fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+        gpu = half and fits and jax.default_backend() == "gpu"
+        implementation = "cudnn" if gpu else "xla"
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, implementation=implementation
+        )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused query-key-value matmul."""
+
+    num_heads: int
+    initializers: BlockInit
+    causal: bool = False
+    qk_norm_eps: float | None = None  # LayerNorm on q and k of each head; None: off
+    implementation: AttentionKind = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        width = x.shape[-1]
+        qkv = Linear(
+            (3, self.num_heads, width // self.num_heads),
+            ("embed", None, "heads", "kv"),
+            self.initializers.qkv,
+            self.initializers.qkv_bias,
+            dtype=self.dtype,
+            name="qkv",
+        )(x)  # [B, T, 3, N, H]
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.qk_norm_eps is not None:
+            query = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="q_norm")(query)
+            key = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="k_norm")(key)
+        mixed = attend(query, key, value, causal=self.causal, implementation=self.implementation)
+        mixed = constrain(mixed, "batch", None, "heads", "kv")
+        return Linear(
+            (width,),
+            ("heads", "kv", "embed"),
+            self.initializers.out,
+            self.initializers.out_bias,
+            num_inputs=2,
+            dtype=self.dtype,
+            name="out",
+        )(mixed)
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an activation (and, in training, dropout) between."""
+
+    hidden: int
+    activation: str
+    initializers: BlockInit
+    dropout: float = 0.0
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        width = x.shape[-1]
+        x = Linear(
+            (self.hidden,),
+            ("embed", "mlp"),
+            self.initializers.fc1,
+            self.initializers.fc1_bias,
+            dtype=self.dtype,
+            name="fc1",
+        )(x)
+        x = activation_fn(self.activation)(constrain(x, "batch", None, "mlp"))
+        x = nn.Dropout(self.dropout, deterministic=not self.train)(x)
+        return Linear(
+            (width,),
+            ("mlp", "embed"),
+            self.initializers.fc2,
+            self.initializers.fc2_bias,
+            dtype=self.dtype,
+            name="fc2",
+        )(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of the image and the text tower."""
+
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    eps: float
+    initializers: BlockInit
+    causal: bool = False
+    qk_norm: bool = False
+    attention: AttentionKind = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], None]:
+        """Returns (x, None): a layer of `apply_layers` without an output of its own."""
+        x = x + SelfAttention(
+            self.num_heads,
+            self.initializers,
+            causal=self.causal,
+            qk_norm_eps=self.eps if self.qk_norm else None,
+            implementation=self.attention,
+            dtype=self.dtype,
+            name="attention",
+        )(LayerNorm(self.eps, dtype=self.dtype, name="norm1")(x))
+        x = x + Mlp(self.mlp_dim, self.activation, self.initializers, dtype=self.dtype, name="mlp")(
+            LayerNorm(self.eps, dtype=self.dtype, name="norm2")(x)
+        )
+        return constrain(x, "batch", None, None), None
+
+
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # not the attention matrix
+    "full": None,
+}
+
+
+def apply_layers(
+    layer: type[nn.Module],
+    x: Array,
+    *shared: Array,
+    depth: int,
+    scan: bool,
+    remat: str,
+    **fields: Any,
+) -> tuple[Array, Any]:
+    """Runs `depth` layers, called inside a compact module; `shared` is given to every layer.
+
+    A layer maps (x, *shared) to (x, output). Returns the last x and the stacked outputs. Parameters
+    are `layer_0`, `layer_1`, ..., or with `scan` one `layers` stacked on a first axis. `remat`:
+    "none", or recompute all but matmul outputs ("dots") or all ("full") in the backward pass.
+    """
+    if remat != "none":
+        if remat not in REMAT_POLICIES:
+            raise ValueError(f"Unknown remat {remat!r}; choose one of {['none', *REMAT_POLICIES]}.")
+        layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
+    if scan:
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scanned(**fields, name="layers")(x, *shared)
+    outputs = []
+    for i in range(depth):
+        x, output = layer(**fields, name=f"layer_{i}")(x, *shared)
+        outputs.append(output)
+    return x, jax.tree.map(lambda *values: jnp.stack(values), *outputs)

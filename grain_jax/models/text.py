@@ -1,0 +1,86 @@
+"""Causal text transformer of CLIP (Radford et al., 2021), pooled at end-of-text."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from grain_jax.config import TextConfig
+from grain_jax.models.layers import (
+    AttentionKind,
+    Block,
+    LayerNorm,
+    apply_layers,
+    clip_text_init,
+    constrain,
+    named,
+    normal,
+)
+
+
+class TextTransformer(nn.Module):
+    """Token ids to one embedding a text.
+
+    The end-of-text id is the highest of the vocabulary, so the first maximum of the ids is where to
+    pool. Attention is causal, so padding changes nothing; texts may be cut right after their end.
+    """
+
+    config: TextConfig
+    embed_dim: int
+    scan_layers: bool = False
+    remat: str = "none"
+    attention: AttentionKind = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
+        """Embeddings in float32, not normalised. Raises ValueError for too long texts."""
+        config, length = self.config, tokens.shape[1]
+        if length > config.context_length:
+            raise ValueError(
+                f"Texts of {length} tokens do not fit the text tower's {config.context_length} "
+                "positions; lower data.caption_length and data.description_length or raise "
+                "model.text.context_length."
+            )
+        table = self.param(
+            "token",
+            named(normal(config.token_init_std), "vocab", "embed"),
+            (config.vocab_size, config.width),
+            jnp.float32,
+        )
+        position = self.param(
+            "position",
+            named(normal(0.01), None, "embed"),
+            (config.context_length, config.width),
+            jnp.float32,
+        )
+        mlp_dim = round(config.width * config.mlp_ratio)
+        x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
+        x = x + position[None, :length].astype(self.dtype)
+        x = constrain(x, "batch", None, None)
+        x, _ = apply_layers(
+            Block,
+            x,
+            depth=config.depth,
+            scan=self.scan_layers,
+            remat=self.remat,
+            num_heads=config.num_heads,
+            mlp_dim=mlp_dim,
+            activation=config.activation,
+            eps=config.norm_eps,
+            initializers=clip_text_init(config.width, mlp_dim, config.depth),
+            causal=True,
+            attention=self.attention,
+            dtype=self.dtype,
+        )
+        end = tokens.argmax(axis=1)
+        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [N, D]
+        x = LayerNorm(config.norm_eps, dtype=self.dtype, name="norm")(x)
+        projection = self.param(
+            "projection",
+            named(normal(config.width**-0.5), "embed", "joint"),
+            (config.width, self.embed_dim),
+            jnp.float32,
+        )
+        return (x @ projection.astype(self.dtype)).astype(jnp.float32)
