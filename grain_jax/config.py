@@ -1,12 +1,12 @@
 """Every setting of a run, as plain typed dataclasses. The built-in demo is `grain_jax/demo.py`.
 
-A config file is a Python file with `get_config(variant="")` that returns a `TrainConfig`; any field can be
-overridden on the command line (`--config.optim.learning_rate=3e-4`). `validate` is called once, before the first
-compile, and speaks to the user. Nothing reads a default from anywhere else.
+A config file is a Python file with `get_config(variant="")` that returns a `TrainConfig`; any field
+can be overridden on the command line (`--config.optim.learning_rate=3e-4`). `validate` is called
+once, before the first compile, and speaks to the user. Nothing reads a default from anywhere else.
 
 Shape letters used in every signature of the package:
-B batch, P image tokens (patches + CLS), L text tokens, Q region queries, M regions of an image, D width, E embedding,
-K classes, N images or texts of a set, T texts.
+B batch, P image tokens (patches + CLS), L text tokens, Q region queries, M regions of an image,
+D width, E embedding, K classes, N images or texts of a set, T texts.
 """
 
 import dataclasses
@@ -28,9 +28,7 @@ class VisionConfig:
     qk_norm: bool = True  # LayerNorm on q and k of each head
     activation: str = "gelu"  # "gelu" (exact) | "quick_gelu"
     norm_eps: float = 1e-6
-    position_init: str = (
-        "normal"  # "normal" (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
-    )
+    position_init: str = "normal"  # (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
     init: str = "torch"  # "torch" (nn.Linear's uniform, as official) | "xavier"
 
 
@@ -59,14 +57,14 @@ class DecoderConfig:
     mlp_dim: int = 2048
     dropout: float = 0.1
     num_queries: int = 5  # region queries; the image query comes on top
-    memory_position: str = (
-        "none"  # "none" (official) | "sincos": 2-D position added to the memory's keys
-    )
+    memory_position: str = "none"  # (official) | "sincos": 2-D position added to the memory's keys
     share_projection: bool = False  # one matrix for image and region embeddings instead of two
 
 
 @dataclass
 class ModelConfig:
+    """The two towers, the decoder between them, and how they are computed."""
+
     kind: str = "grain"  # "grain" | "clip" (same towers, CLS token, no decoder)
     image_size: int = 224
     embed_dim: int = 512
@@ -74,37 +72,28 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     dtype: str = "bfloat16"  # compute; parameters are always float32
-    scan_layers: bool = (
-        False  # one compiled layer instead of `depth`: faster compile, stacked parameters
-    )
+    scan_layers: bool = False  # one compiled layer, not `depth`: fast compile, stacked parameters
     remat: str = "none"  # "none" | "dots" (keep matmul outputs) | "full"
+    attention: str = (
+        "auto"  # "xla" | "cudnn" (flash, GPU, bfloat16) | "auto": cudnn where it applies
+    )
     init_logit_scale: float = 1 / 0.07
     max_logit_scale: float = 100.0
-    region_logit_scale: str = (
-        "shared"  # "shared" (official) | "own": a learned scale of its own for regions
-    )
+    region_logit_scale: str = "shared"  # (official) | "own": a learned scale for regions
 
 
 @dataclass
 class LossConfig:
-    """Weights and the named differences between the default and the official loss (`faithful_loss`)."""
+    """Weights, and the named differences from the official loss (`faithful_loss`)."""
 
     contrastive_weight: float = 1.0
-    box_weight: float = (
-        1.5  # of (L1 + 1 - GIoU); the official 3/2 comes from its division by len(weights)/3
-    )
+    box_weight: float = 1.5  # of (L1 + 1 - GIoU); official: divided by len(weights)/3, so 3/2
     region_weight: float = 1.0
-    auxiliary_box_weight: float = (
-        0.0  # same box loss on each earlier decoder layer; official computes, never adds
-    )
-    image_description_weight: float = (
-        0.0  # image embedding against its own descriptions as further positives
-    )
+    auxiliary_box_weight: float = 0.0  # on earlier decoder layers; official computes, never adds
+    image_description_weight: float = 0.0  # image embedding against its own descriptions
     match_l1_cost: float = 5.0
     match_giou_cost: float = 2.0
-    duplicate_captions: str = (
-        "mask"  # "mask": equal captions are no negatives | "negative" (official)
-    )
+    duplicate_captions: str = "mask"  # equal captions are no negatives | "negative" (official)
     duplicate_descriptions: str = "mask"  # likewise for descriptions
     region_labels: str = "aligned"  # "aligned" | "official": labels shift after a degenerate box
     empty_batch: str = "zero"  # "zero" loss without boxes | "nan" (official 0/0)
@@ -114,9 +103,7 @@ class LossConfig:
 class WorldConfig:
     """The embedded procedural world (no files). A picture is a function of (seed, split, index)."""
 
-    level: str = (
-        "easy"  # "easy" | "hard" (flips, strong backgrounds, several creatures, more phrasings)
-    )
+    level: str = "easy"  # | "hard" (flips, strong backgrounds, several creatures, more phrasings)
     num_train_images: int = 16_000
     num_eval_images: int = 1_500  # of each evaluation set
     seed: int = 0  # of the world, not of the run: species, names and pictures
@@ -124,16 +111,14 @@ class WorldConfig:
 
 @dataclass
 class DataConfig:
+    """What is read, how a picture and its texts become arrays, and by how many workers."""
+
     source: str = "world"  # "world" | "records" (a folder written by `python -m grain_jax.prepare`)
     directory: str = ""  # of "records"
     train_split: str = "train"
-    eval_split: str = (
-        "validation"  # held-out split for retrieval, grounding and keep-best; "" = none
-    )
+    eval_split: str = "validation"  # for retrieval, grounding and keep-best; "" = none
     world: WorldConfig = field(default_factory=WorldConfig)
-    resize: str = (
-        "squash"  # "squash" (official) | "crop": random crop in training, centre crop in evaluation
-    )
+    resize: str = "squash"  # (official) | "crop": random in training, centre in evaluation
     crop_min_area: float = 0.5  # smallest area of a random crop
     flip_probability: float = 0.0  # horizontal flip in training, boxes with it
     interpolation: str = "bicubic"  # "bicubic" | "bilinear"
@@ -143,16 +128,10 @@ class DataConfig:
     caption_length: int = 77  # static token lengths, end-of-text kept
     description_length: int = 32
     max_regions: int = 5  # M, best by score
-    region_nms_iou: float = (
-        1.0  # drop boxes that overlap a better one by more than this; 1 = off (official)
-    )
+    region_nms_iou: float = 1.0  # drop boxes that overlap a better one more; 1 = off (official)
     unique_descriptions: bool = False  # keep each description once an image
-    synthetic_caption_probability: float = (
-        0.5  # of picking an MLLM caption where an image has both kinds
-    )
-    region_caption_probability: float = (
-        0.0  # of a caption that is all region descriptions (text-only control)
-    )
+    synthetic_caption_probability: float = 0.5  # of an MLLM caption where there are both kinds
+    region_caption_probability: float = 0.0  # of all region descriptions as the caption (a control)
     num_workers: int = 0  # loader processes; 0 = threads of this process
     num_threads: int = 2
     prefetch_batches: int = 4
@@ -161,6 +140,8 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
+    """AdamW with linear warm-up and cosine decay; defaults as the official recipe."""
+
     learning_rate: float = 1e-3
     warmup_epochs: float = 1.0
     warmup_steps: int = 0  # instead of warmup_epochs when > 0
@@ -170,7 +151,7 @@ class OptimConfig:
     beta2: float = 0.98
     eps: float = 1e-8
     weight_decay: float = 0.1
-    decay: str = "matrices"  # "matrices": weights of 2 or more dimensions | "official": its name-based groups
+    decay: str = "matrices"  # 2 or more dimensions | "official": its name-based groups
     clip_grad_norm: float = 0.0  # 0 = off (official)
     accumulate: int = 1  # micro-batches of a step; negatives stay those of the whole batch
     ema_decay: float = 0.0  # 0 = off; evaluation and export use the average when on
@@ -189,6 +170,8 @@ class MeshConfig:
 
 @dataclass
 class CheckpointConfig:
+    """When the state of a run is saved, and which saves are kept."""
+
     every_steps: int = 1_000
     keep: int = 2  # newest
     keep_best: bool = True  # by EvaluationConfig.best_metric
@@ -197,10 +180,14 @@ class CheckpointConfig:
 
 @dataclass
 class EvaluationConfig:
+    """What is measured during a run and at its end."""
+
     every_steps: int = 0  # 0 = only at the end
     batch_size: int = 256
     max_images: int = 1_000  # of the held-out split, during training; the end uses all
     alphas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
+    region_score: str = "descriptions"  # mean of their best queries | "queries": official, reversed
+    name_ensemble: str = "embedding"  # mean over templates, unit length | "cosine": official
     zero_shot: tuple[str, ...] = ()  # folders with labels.csv to classify, at the end
     best_metric: str = ""  # for keep_best; "" = the source's own choice, never a test set
     num_pictures: int = 12  # of grounding.png
@@ -208,6 +195,8 @@ class EvaluationConfig:
 
 @dataclass
 class LoggingConfig:
+    """Where figures go besides `metrics.jsonl`, which is always written."""
+
     every_steps: int = 50
     tensorboard: bool = True
     wandb: bool = False  # needs `pip install grain_jax[wandb]`
@@ -218,6 +207,8 @@ class LoggingConfig:
 
 @dataclass
 class TrainConfig:
+    """A whole run."""
+
     name: str = "grain"
     seed: int = 0
     batch_size: int = 2048  # global
@@ -258,3 +249,14 @@ def faithful_loss() -> LossConfig:
         region_labels="official",
         empty_batch="nan",
     )
+
+
+def validate(config: TrainConfig) -> None:
+    """Raises one ValueError that names all that is wrong with `config`, and what to change.
+
+    What depends on the data, the tokenizer or the devices is checked where those are opened.
+    """
+    from grain_jax.config_rules import problems  # here, as the rules are about the classes above
+
+    if found := problems(config):
+        raise ValueError("\n".join(found))

@@ -1,0 +1,175 @@
+"""Configurations from the command line, and to and from JSON."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+import typing
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from grain_jax import demo
+from grain_jax.config import TrainConfig
+from grain_jax.config_rules import leaves
+
+
+def load_config(name: str) -> TrainConfig:
+    """The configuration of a Python file, `path.py[:variant]`, or of the built-in `demo[:variant]`.
+
+    Raises ValueError for a file that is absent or gives no `TrainConfig`, or an unknown variant.
+    """
+    path, _, variant = name.partition(":")
+    if path == "demo":
+        return demo.get_config(variant)
+    if not Path(path).is_file():
+        nearby = ", ".join(file.name for file in sorted(Path(path).parent.glob("*.py"))) or "none"
+        raise ValueError(
+            f"--config={name}: there is no file {path!r}. Python files beside it: {nearby}. "
+            "Leave --config out for the built-in demo."
+        )
+    spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config={name}: {path!r} is no Python file; needed one ending in .py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise ValueError(f"{path} has no function get_config(variant); see configs/ for examples.")
+    config = get_config(variant)
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"get_config of {path} returned a {type(config).__name__}, needed a "
+            "grain_jax.config.TrainConfig."
+        )
+    return config
+
+
+def parse_arguments(
+    arguments: Sequence[str], flag_values: flags.FlagValues, *, default: str = "demo"
+) -> TrainConfig:
+    """Parses `--config=...`, overrides `--config.a.b=...` and the flags of `flag_values`.
+
+    `arguments` is without the program's name. Raises ValueError in one line for anything mistyped.
+    """
+    name = default
+    others = []
+    pending = iter(arguments)
+    for argument in pending:
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            name = next(pending, "") if match[1] is None else match[1]
+        else:
+            others.append(argument)
+        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            _check_path(match[1])
+    config = load_config(name)
+    argv = ["train", *others]
+    config_flags.DEFINE_config_dataclass("config", config, flag_values=flag_values, sys_argv=argv)
+    try:
+        rest = flag_values(argv)
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    if len(rest) > 1:
+        raise ValueError(f"Unexpected argument {rest[1]!r}; options start with --.")
+    config = typing.cast(TrainConfig, flag_values["config"].value)
+    for path, (value, declared) in leaves(config).items():
+        _assign(config, path, _as_declared(value, declared))
+    return config
+
+
+def config_to_json(config: TrainConfig) -> str:
+    """Every setting, indented, in the order of the classes."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def config_from_json(text: str) -> TrainConfig:
+    """The configuration that `config_to_json` wrote; an absent field takes its default.
+
+    Raises ValueError that names a field this version does not have.
+    """
+    return _from_dict(TrainConfig, json.loads(text), "")
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[object, object]]:
+    """Dotted path -> (old, new) value of each setting that differs."""
+    before, after = leaves(old), leaves(new)
+    return {
+        path: (before[path][0], value)
+        for path, (value, _) in after.items()
+        if before[path][0] != value
+    }
+
+
+def _from_dict(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    types = {item.name: item.type for item in dataclasses.fields(kind)}
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in types:
+            raise ValueError(
+                f"Unknown field {prefix + name!r} in the stored configuration."
+                f"{_nearest(name, types)} It was written by another version of grain_jax."
+            )
+        declared = types[name]
+        if dataclasses.is_dataclass(declared):
+            assert isinstance(declared, type)
+            built[name] = _from_dict(declared, value, f"{prefix}{name}.")
+        elif typing.get_origin(declared) is tuple:
+            built[name] = tuple(value)
+        else:
+            built[name] = value
+    return kind(**built)
+
+
+def _as_declared(value: object, declared: object) -> object:
+    """`value` with whole numbers as floats where a float is declared: 35 for 35.0, (1, 0) too."""
+    if declared is float and type(value) is int:
+        return float(value)
+    if typing.get_origin(declared) is tuple and isinstance(value, tuple):
+        return tuple(_as_declared(item, typing.get_args(declared)[0]) for item in value)
+    return value
+
+
+def _assign(config: object, path: str, value: object) -> None:
+    *sections, name = path.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    setattr(config, name, value)
+
+
+def _check_path(path: str) -> None:
+    known = list(leaves(TrainConfig()))
+    if path in known:
+        return
+    inside = [name for name in known if name.startswith(path + ".")]
+    if inside:
+        raise ValueError(
+            f"--config.{path} is a section; set one of its fields: {', '.join(inside)}."
+        )
+    raise ValueError(f"Unknown setting --config.{path}.{_nearest(path, known)}")
+
+
+def _nearest(given: str, known: Collection[str]) -> str:
+    """ "Did you mean ...?" by spelling, by the same last word elsewhere, or by initials (lr)."""
+    section, _, last = given.rpartition(".")
+    siblings = {
+        name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section
+    }
+    others = {name.rpartition(".")[2]: name for name in known}
+    candidates = [
+        *(siblings[name] for name in difflib.get_close_matches(last, siblings, n=1)),
+        *(name for short, name in siblings.items() if _initials(short) == last),
+        *difflib.get_close_matches(given, known, n=1, cutoff=0.8),
+        *([others[last]] if last in others else []),
+        *(name for short, name in others.items() if not section and _initials(short) == last),
+    ]
+    if candidates:
+        return f" Did you mean {candidates[0]}?"
+    return f" It has: {', '.join(siblings)}." if siblings else ""
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))

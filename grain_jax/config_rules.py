@@ -1,0 +1,207 @@
+"""What a configuration must satisfy before anything is opened or compiled."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterator
+
+from grain_jax.config import TrainConfig
+
+CHOICES = {
+    "model.kind": ("grain", "clip"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "xla", "cudnn"),
+    "model.region_logit_scale": ("shared", "own"),
+    "model.vision.activation": ("gelu", "quick_gelu"),
+    "model.vision.position_init": ("normal", "sincos"),
+    "model.vision.init": ("torch", "xavier"),
+    "model.text.activation": ("gelu", "quick_gelu"),
+    "model.decoder.memory_position": ("none", "sincos"),
+    "loss.duplicate_captions": ("mask", "negative"),
+    "loss.duplicate_descriptions": ("mask", "negative"),
+    "loss.region_labels": ("aligned", "official"),
+    "loss.empty_batch": ("zero", "nan"),
+    "data.source": ("world", "records"),
+    "data.world.level": ("easy", "hard"),
+    "data.resize": ("squash", "crop"),
+    "data.interpolation": ("bicubic", "bilinear"),
+    "data.cache": ("none", "memory"),
+    "optim.decay": ("matrices", "official"),
+}
+# Smallest value of a number; those not named here may not be negative.
+AT_LEAST = {
+    "seed": 0,
+    "batch_size": 1,
+    "data.caption_length": 3,  # start, one token, end
+    "data.description_length": 3,
+    "data.max_regions": 1,
+    "data.num_threads": 1,
+    "data.prefetch_batches": 1,
+    "model.decoder.num_queries": 1,
+    "optim.accumulate": 1,
+    "optim.max_bad_steps": 1,
+    "mesh.data": -1,
+    "mesh.fsdp": -1,
+    "mesh.tensor": -1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "evaluation.batch_size": 1,
+    "evaluation.max_images": 1,
+    "logging.every_steps": 1,
+    "logging.profile_step": -1,
+}
+IN_UNIT_INTERVAL = (
+    "model.decoder.dropout",
+    "data.crop_min_area",
+    "data.flip_probability",
+    "data.region_nms_iou",
+    "data.synthetic_caption_probability",
+    "data.region_caption_probability",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.ema_decay",
+)
+POSITIVE = (
+    *("model.image_size", "model.embed_dim", "model.init_logit_scale", "model.max_logit_scale"),
+    *("model.vision.patch_size", "model.vision.width", "model.vision.depth"),
+    *("model.vision.num_heads", "model.vision.mlp_ratio", "model.vision.norm_eps"),
+    *("model.text.vocab_size", "model.text.width", "model.text.depth", "model.text.num_heads"),
+    *("model.text.mlp_ratio", "model.text.norm_eps", "model.text.token_init_std"),
+    *("model.decoder.width", "model.decoder.depth", "model.decoder.num_heads"),
+    *("model.decoder.mlp_dim", "optim.learning_rate", "optim.eps", "data.crop_min_area"),
+    *("data.world.num_train_images", "data.world.num_eval_images"),
+)
+
+
+def leaves(config: object, prefix: str = "") -> dict[str, tuple[object, object]]:
+    """Every setting by dotted path, with its value and the type it is declared with."""
+    found: dict[str, tuple[object, object]] = {}
+    assert dataclasses.is_dataclass(config)
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(item.type):
+            found |= leaves(value, f"{prefix}{item.name}.")
+        else:
+            found[prefix + item.name] = (value, item.type)
+    return found
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """Everything wrong with `config` by itself: given, needed, what to change."""
+    settings = leaves(config)
+    found = [
+        problem
+        for path, (value, declared) in settings.items()
+        for problem in _setting_problems(path, value, declared)
+    ]
+    return found or [*_model_problems(config), *_run_problems(config)]
+
+
+def _setting_problems(path: str, value: object, declared: object) -> Iterator[str]:
+    if not _has_type(value, declared):
+        name = declared.__name__ if isinstance(declared, type) else str(declared)
+        yield f"{path}: given {value!r} ({type(value).__name__}), needed {name}."
+    elif path in CHOICES and value not in CHOICES[path]:
+        near = difflib.get_close_matches(str(value), CHOICES[path], n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        yield f"{path}: given {value!r}; {hint}choose one of {', '.join(CHOICES[path])}."
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            yield f"{path}: given {value}, needed a finite number."
+        elif path in POSITIVE and value <= 0:
+            yield f"{path}: given {value}, needed more than 0."
+        elif value < AT_LEAST.get(path, 0):
+            yield f"{path}: given {value}, needed at least {AT_LEAST.get(path, 0)}."
+        elif path in IN_UNIT_INTERVAL and value > 1:
+            yield f"{path}: given {value}, needed a number from 0 to 1."
+
+
+def _has_type(value: object, declared: object) -> bool:
+    if typing.get_origin(declared) is tuple:
+        kinds = typing.get_args(declared)
+        if not isinstance(value, tuple):
+            return False
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        return len(value) == len(kinds) and all(map(_has_type, value, kinds))
+    if declared is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is declared  # a bool is no int here
+
+
+def _model_problems(config: TrainConfig) -> Iterator[str]:
+    model, data = config.model, config.data
+    patch = model.vision.patch_size
+    if model.image_size % patch:
+        near = [patch * max(1, model.image_size // patch), patch * (model.image_size // patch + 1)]
+        yield (
+            f"model.image_size = {model.image_size} is no multiple of model.vision.patch_size = "
+            f"{patch}; set it to {near[0]} or {near[1]}."
+        )
+    for name, tower in (("vision", model.vision), ("text", model.text), ("decoder", model.decoder)):
+        if tower.width % tower.num_heads:
+            yield (
+                f"model.{name}.width = {tower.width} cannot be split over "
+                f"model.{name}.num_heads = {tower.num_heads}; choose a divisor."
+            )
+    for name, position, width in (
+        ("vision", model.vision.position_init, model.vision.width),
+        ("decoder", model.decoder.memory_position, model.decoder.width),
+    ):
+        if position == "sincos" and width % 4:
+            yield (
+                f'A "sincos" position needs a width that is a multiple of 4; '
+                f"model.{name}.width = {width}."
+            )
+    if model.init_logit_scale > model.max_logit_scale:
+        yield (
+            f"model.init_logit_scale = {model.init_logit_scale:g} exceeds model.max_logit_scale = "
+            f"{model.max_logit_scale:g}; lower the first."
+        )
+    for name in ("caption_length", "description_length"):
+        if getattr(data, name) > model.text.context_length:
+            yield (
+                f"data.{name} = {getattr(data, name)} exceeds the text tower's positions, "
+                f"model.text.context_length = {model.text.context_length}; lower the first or "
+                "raise the second."
+            )
+    if model.kind == "grain" and model.decoder.num_queries < data.max_regions:
+        yield (
+            f"model.decoder.num_queries = {model.decoder.num_queries} is less than "
+            f"data.max_regions = {data.max_regions}: every region needs a query of its own. Raise "
+            "the first or lower the second."
+        )
+
+
+def _run_problems(config: TrainConfig) -> Iterator[str]:
+    if config.steps == 0 and config.epochs == 0:
+        yield "epochs and steps are both 0: nothing to train. Set one of them."
+    if config.data.source == "records" and not config.data.directory:
+        yield (
+            'data.source = "records" needs data.directory, the folder that '
+            "`python -m grain_jax.prepare` wrote: add --config.data.directory=DIR."
+        )
+    if config.data.tokenizer == "world" and config.data.source != "world":
+        yield (
+            'data.tokenizer = "world" knows only the words of the procedural world; with '
+            f'data.source = "{config.data.source}" use "clip" or a transformers tokenizer.'
+        )
+    if config.batch_size % config.optim.accumulate:
+        yield (
+            f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "
+            f"{config.optim.accumulate} micro-batches; choose a divisor."
+        )
+    for name in ("beta1", "beta2", "ema_decay"):
+        if getattr(config.optim, name) == 1:
+            yield f"optim.{name} = 1 would never move; choose less than 1."
+    axes = dataclasses.asdict(config.mesh)
+    axes.pop("cpu_devices")
+    if 0 in axes.values() or list(axes.values()).count(-1) > 1:
+        yield f"mesh: given {axes}; sizes are 1 or more, and at most one may be -1 (what is left)."
+    if config.checkpoint.keep_best and config.evaluation.best_metric.startswith(("unseen", "seen")):
+        yield (
+            f"evaluation.best_metric = {config.evaluation.best_metric!r} is measured on a test "
+            "set; choose a metric of the validation split."
+        )
