@@ -130,12 +130,12 @@ def draw_scene(
     canvas.bird(species, points, draw)
     canvas.count()
     for _ in range(num_front):
-        x, y = points[int(draw() * len(points))].tolist()
-        described.append(canvas.thing(draw, len(PARTS) + len(described) + 1, before=(x, y)))
+        aim = points[bird.part == int(draw() * len(PARTS))].mean(0).tolist()
+        described.append(canvas.thing(draw, len(PARTS) + len(described) + 1, before=tuple(aim)))
     canvas.count()
 
     boxes = canvas.visible_boxes(len(PARTS) + len(described))
-    pixels = np.asarray(canvas.image.reduce(SUPERSAMPLING))
+    pixels = np.array(canvas.image.reduce(SUPERSAMPLING))
     if level.grain:
         noise = rng.integers(-level.grain, level.grain + 1, (*pixels.shape[:2], 1), dtype=np.int8)
         pixels = np.clip(pixels.astype(np.int16) + noise, 0, 255).astype(np.uint8)
@@ -217,9 +217,7 @@ class _Canvas:
             self.pen.polygon(flat[2 * start : 2 * stop], fill=colour, outline=edge)
             if part_id:
                 mask_id = part_id if whole_id is None else whole_id
-                self.mask_pen.polygon(
-                    flat_mask[2 * start : 2 * stop], fill=mask_id, outline=mask_id
-                )
+                self._mask(flat_mask[2 * start : 2 * stop], mask_id, outlined=True)
 
     def thing(self, draw: Draw, mask_id: int, *, before: tuple[float, float] | None = None) -> str:
         """Draws a stone, leaf, flower... under this id and returns its description.
@@ -230,10 +228,13 @@ class _Canvas:
         colour = OBJECTS[kind][int(draw() * len(OBJECTS[kind]))]
         main = _vary(PALETTE[colour], draw)
         paints = {**FIXED_PAINT, "main": main, "light": shade(main, 1.35), "dark": shade(main, 0.7)}
-        r = (0.045 + 0.035 * draw()) * self.size
+        r = (0.045 + 0.035 * draw()) * self.size * (1.3 if before else 1.0)
         x, y = (0.04 + 0.92 * draw()) * self.size, draw()
         if kind in ("leaf", "berry"):
-            x, y = before or (x, (0.04 + 0.92 * y) * self.size)
+            y = (0.04 + 0.92 * y) * self.size
+            if before:
+                jitter = 0.08 * self.size * (draw() - 0.5), 0.08 * self.size * (draw() - 0.5)
+                x, y = before[0] + jitter[0], before[1] + jitter[1]
             turn = (draw() - 0.5) * (5.0 if kind == "leaf" else 0.8)
         else:
             top = min(self.horizon + 0.5 * r, 0.93 * self.size)
@@ -242,10 +243,15 @@ class _Canvas:
         cos, sin = r * math.cos(turn), r * math.sin(turn)
         for paint, points in OBJECT_OUTLINES[kind]:
             flat = [v for a, b in points for v in (x + cos * a - sin * b, y + sin * a + cos * b)]
-            fill = paints[paint]
-            self.pen.polygon(flat, fill=fill, outline=shade(fill, 0.7) if paint == "main" else None)
-            self.mask_pen.polygon([v + self.margin for v in flat], fill=mask_id, outline=mask_id)
+            fill, outlined = paints[paint], paint == "main"
+            self.pen.polygon(flat, fill=fill, outline=shade(fill, 0.7) if outlined else None)
+            self._mask([v + self.margin for v in flat], mask_id, outlined=outlined)
         return describe_object(kind, colour)
+
+    def _mask(self, points: list[float], mask_id: int, *, outlined: bool) -> None:
+        self.mask_pen.polygon(points, fill=mask_id)
+        if outlined:  # a call of its own: Pillow draws no outline that is like the filling
+            self.mask_pen.polygon(points, outline=mask_id)
 
     def count(self) -> None:
         """Notes how many pixels each id has before anything else is drawn over it."""

@@ -1,7 +1,9 @@
 """The world as a source of records and as zero-shot sets."""
 
 import functools
+import operator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -77,11 +79,12 @@ class WorldSource:
             self.config.num_train_images if self.split == "train" else self.config.num_eval_images
         )
 
-    def __getitem__(self, index: int, /) -> Record:
+    def __getitem__(self, index: SupportsIndex, /) -> Record:
+        index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"Record {index} of {len(self)}.")
         species = self.species_of(index)
-        rng = np.random.default_rng([self.config.seed, SPLITS[self.split], int(index)])
+        rng = np.random.default_rng([self.config.seed, SPLITS[self.split], index])
         scene = draw_scene(
             species,
             rng,
@@ -102,7 +105,7 @@ class WorldSource:
     def species_of(self, index: int) -> Species:
         """The species that record `index` is about, without drawing it."""
         species = self.species
-        block, place = divmod(int(index), len(species))
+        block, place = divmod(index, len(species))
         seed = (self.config.seed, SPLITS[self.split], block)
         return species[_order(seed, len(species))[place]]
 
