@@ -117,3 +117,14 @@ def build_model(config: ModelConfig) -> ImageTextModel:
     shortest = DataConfig(caption_length=3, description_length=3, max_regions=1)
     validate(TrainConfig(model=config, data=shortest))  # so that only the model can be at fault
     return ImageTextModel(copy.deepcopy(config))
+
+
+def abstract_params(config: ModelConfig, *, scan_layers: bool | None = None) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters, computed without any array; `scan_layers` overrides."""
+    config = copy.deepcopy(config)
+    config.scan_layers = config.scan_layers if scan_layers is None else scan_layers
+    model, size = build_model(config), config.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    texts = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images, texts)
+    return nn.unbox(variables["params"])

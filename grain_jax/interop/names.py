@@ -1,0 +1,155 @@
+"""The one table between our parameter tree and the official names and layouts.
+
+Official names are `backbone.*` (vision and text towers) and `decoder.*`. Their linear weights are
+[outputs, inputs]; attention has one fused weight [3D, D]. A layout says how one of our arrays is
+stored there; it only moves numbers, so a round trip is exact to the bit.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from grain_jax.config import ModelConfig
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array of ours is stored in the official code, and back (given our shape)."""
+
+    to_official: Callable[[np.ndarray], np.ndarray]
+    from_official: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.reshape(shape)
+
+
+def _transposed(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.T.reshape(shape)
+
+
+SAME = Layout(lambda a: a, _reshaped)
+FLAT = Layout(lambda a: a.reshape(-1), _reshaped)
+ROW = Layout(lambda a: a[None], _reshaped)
+TOKEN = Layout(lambda a: a[None, None], _reshaped)
+LINEAR = Layout(lambda a: a.reshape(a.shape[0], -1).T, _transposed)  # one input axis
+MERGED = Layout(lambda a: a.reshape(-1, a.shape[-1]).T, _transposed)  # several (heads, head size)
+PATCH = Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One official tensor and the parameter it is."""
+
+    official: str
+    path: Path
+    layout: Layout
+
+
+def entries(config: ModelConfig) -> list[Entry]:
+    """Every official tensor the model of `config` uses, layers not stacked (see `unstack_layers`).
+
+    Our additions keep to its names: with `share_projection`, `decoder.img_proj` and
+    `decoder.obj_proj` are one parameter; a scale of the regions' own is
+    `decoder.region_logit_scale`, which the official code does not have.
+    """
+    table = [*_vision(config), *_text(config)]
+    table.append(Entry("backbone.logit_scale", ("logit_scale",), SAME))
+    if config.kind == "clip":
+        table.append(Entry("backbone.image_projection", ("image_projection",), SAME))
+    else:
+        table += _decoder(config)
+    if config.region_logit_scale == "own":
+        table.append(Entry("decoder.region_logit_scale", ("region_logit_scale",), SAME))
+    return table
+
+
+def unused_shapes(config: ModelConfig, *, num_classes: int = 22_047) -> dict[str, tuple[int, ...]]:
+    """Official tensors that nothing reads, by name, with their shapes.
+
+    A class head of `num_classes` + 1, two tables of positions, and in GRAIN the CLIP projection.
+    """
+    if config.kind == "clip":
+        return {}
+    width = config.decoder.width
+    return {
+        "backbone.image_projection": (config.vision.width, config.embed_dim),
+        "decoder.class_embed.weight": (num_classes + 1, width),
+        "decoder.class_embed.bias": (num_classes + 1,),
+        "decoder.pos_embed": (1, 513, width),
+        "decoder.temporal_embed": (1, 4, width),
+    }
+
+
+def _norm(official: str, *path: str) -> Iterator[Entry]:
+    yield Entry(f"{official}.weight", (*path, "scale"), SAME)
+    yield Entry(f"{official}.bias", (*path, "bias"), SAME)
+
+
+def _linear(official: str, *path: str, layout: Layout = LINEAR) -> Iterator[Entry]:
+    yield Entry(f"{official}.weight", (*path, "kernel"), layout)
+    yield Entry(f"{official}.bias", (*path, "bias"), FLAT)
+
+
+def _torch_attention(official: str, *path: str, fused: Path = ()) -> Iterator[Entry]:
+    """`nn.MultiheadAttention`, whose fused weight has no module of its own."""
+    yield Entry(f"{official}.in_proj_weight", (*path, *fused, "kernel"), LINEAR)
+    yield Entry(f"{official}.in_proj_bias", (*path, *fused, "bias"), FLAT)
+    yield from _linear(f"{official}.out_proj", *path, "out", layout=MERGED)
+
+
+def _vision(config: ModelConfig) -> Iterator[Entry]:
+    official = "backbone.visual"
+    yield Entry(f"{official}.cls_token", ("vision", "cls"), TOKEN)
+    yield Entry(f"{official}.pos_embed", ("vision", "position"), ROW)
+    yield from _linear(f"{official}.patch_embed.proj", "vision", "patch", layout=PATCH)
+    for i in range(config.vision.depth):
+        block, ours = f"{official}.blocks.{i}", ("vision", f"layer_{i}")
+        yield from _norm(f"{block}.norm1", *ours, "norm1")
+        yield from _linear(f"{block}.attn.qkv", *ours, "attention", "qkv")
+        yield from _linear(f"{block}.attn.proj", *ours, "attention", "out", layout=MERGED)
+        if config.vision.qk_norm:
+            yield from _norm(f"{block}.attn.q_norm", *ours, "attention", "q_norm")
+            yield from _norm(f"{block}.attn.k_norm", *ours, "attention", "k_norm")
+        yield from _norm(f"{block}.norm2", *ours, "norm2")
+        yield from _linear(f"{block}.mlp.fc1", *ours, "mlp", "fc1")
+        yield from _linear(f"{block}.mlp.fc2", *ours, "mlp", "fc2")
+    yield from _norm(f"{official}.norm", "vision", "norm")
+
+
+def _text(config: ModelConfig) -> Iterator[Entry]:
+    yield Entry("backbone.token_embedding.weight", ("text", "token"), SAME)
+    yield Entry("backbone.positional_embedding", ("text", "position"), SAME)
+    for i in range(config.text.depth):
+        block, ours = f"backbone.transformer.resblocks.{i}", ("text", f"layer_{i}")
+        yield from _norm(f"{block}.ln_1", *ours, "norm1")
+        yield from _torch_attention(f"{block}.attn", *ours, "attention", fused=("qkv",))
+        yield from _norm(f"{block}.ln_2", *ours, "norm2")
+        yield from _linear(f"{block}.mlp.c_fc", *ours, "mlp", "fc1")
+        yield from _linear(f"{block}.mlp.c_proj", *ours, "mlp", "fc2")
+    yield from _norm("backbone.ln_final", "text", "norm")
+    yield Entry("backbone.text_projection", ("text", "projection"), SAME)
+
+
+def _decoder(config: ModelConfig) -> Iterator[Entry]:
+    yield Entry("decoder.proj.weight", ("decoder", "input", "kernel"), LINEAR)
+    yield from _norm("decoder.transformer.pre_norm", "decoder", "input_norm")
+    yield Entry("decoder.query_embed.weight", ("decoder", "query"), SAME)
+    for i in range(config.decoder.depth):
+        block, ours = f"decoder.transformer.decoder.layers.{i}", ("decoder", f"layer_{i}")
+        yield from _norm(f"{block}.norm1", *ours, "norm1")
+        yield from _torch_attention(f"{block}.self_attn", *ours, "self_attention")
+        yield from _norm(f"{block}.norm2", *ours, "norm2")
+        yield from _torch_attention(f"{block}.multihead_attn", *ours, "cross_attention")
+        yield from _norm(f"{block}.norm3", *ours, "norm3")
+        yield from _linear(f"{block}.linear1", *ours, "mlp", "fc1")
+        yield from _linear(f"{block}.linear2", *ours, "mlp", "fc2")
+    yield from _norm("decoder.transformer.decoder.norm", "decoder", "norm")
+    for i in range(3):
+        yield from _linear(f"decoder.bbox_embed.layers.{i}", "decoder", "box_head", f"layer{i}")
+    yield Entry("decoder.img_proj", ("decoder", "image_projection"), SAME)
+    region = "image_projection" if config.decoder.share_projection else "region_projection"
+    yield Entry("decoder.obj_proj", ("decoder", region), SAME)
