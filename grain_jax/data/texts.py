@@ -13,6 +13,11 @@ def normalize_text(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def clean_text(text: str) -> str:
+    """White space collapsed; lone surrogates, which UTF-8 has no bytes for, become "?"."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+
+
 def text_key(text: str) -> int:
     """32-bit hash of a text up to case and white space; the same in every process and run."""
     return zlib.crc32(normalize_text(text).encode("utf-8", "replace"))

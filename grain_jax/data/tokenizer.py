@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from grain_jax.config import DataConfig
+from grain_jax.data.texts import clean_text
 
 Encoded = tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T"]]
 
@@ -34,14 +35,12 @@ class Tokenizer(Protocol):
         ...
 
 
-def clean_text(text: str) -> str:
+def _clean(text: str) -> str:
     """HTML entities resolved (twice, as web text needs) and white space collapsed.
 
-    The official cleaning also runs `ftfy`; mojibake is left alone here. Lone surrogates, which no
-    tokenizer takes, become question marks.
+    The official cleaning also runs `ftfy`; mojibake is left alone here.
     """
-    text = html.unescape(html.unescape(text))
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return clean_text(html.unescape(html.unescape(text)))
 
 
 def _pad(tokens: Sequence[Sequence[int]], length: int, start: int | None, end: int) -> Encoded:
@@ -78,7 +77,7 @@ class ClipTokenizer:
         self._end = self._tokenizer.end_of_text()
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        tokens = [self._tokenizer.encode(clean_text(text)) for text in texts]
+        tokens = [self._tokenizer.encode(_clean(text)) for text in texts]
         return _pad(tokens, length, self._start, self._end)
 
     def spec(self) -> dict[str, Any]:
@@ -159,7 +158,7 @@ class HuggingFaceTokenizer:
         return cls(backend, start=start, end=loaded.eos_token_id)
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        cleaned = [clean_text(text) for text in texts]
+        cleaned = [_clean(text) for text in texts]
         encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
         # A literal end-of-text inside a text would be pooled at; drop it.
         tokens = [[i for i in item.ids if i != self._end] for item in encoded]

@@ -1,0 +1,267 @@
+"""Builds one split of a prepared data set: in parallel, and so that it can be killed and continued.
+
+The input is cut into shards of consecutive entries. Each is written whole or not at all under
+`OUT/.building/<split>/`, with its figures beside it; a later run of the same plan keeps what is
+there. At the end the shards move to their final names and the metadata of all splits is written.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grain_jax.data.checking import Dropped, Figures, check_item
+from grain_jax.data.importers import IMPORTERS, BadItem, Importer
+from grain_jax.data.storage import (
+    SplitShards,
+    encode_record,
+    shard_path,
+    write_metadata,
+    write_shard,
+)
+
+MAX_SHARDS = 1_000
+MIN_SHARD = 500  # entries; small enough that a killed run loses little
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is built from what; a run continues another only where all of it is the same."""
+
+    format: str
+    input: Path
+    images: Path
+    out: Path
+    split: str = "train"
+    max_image_side: int = 0  # 0: pictures are stored as they are
+    on_error: str = "stop"  # at an entry that cannot be read: "stop" | "skip"
+
+    def validate(self) -> None:
+        """Raises ValueError."""
+        if self.format not in IMPORTERS:
+            raise ValueError(f"Unknown --from={self.format}; choose one of {sorted(IMPORTERS)}.")
+        if not self.images.is_dir():
+            raise ValueError(f"--images={self.images} is not a folder.")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split) or self.split == "all":
+            raise ValueError(
+                f"--split={self.split!r} must be lower-case letters, digits and '_', not 'all'."
+            )
+        if self.max_image_side < 0:
+            raise ValueError("--max_image_side must be a number of pixels, or 0 for any.")
+        if self.on_error not in ("stop", "skip"):
+            raise ValueError(f"--on-error must be 'stop' or 'skip', got {self.on_error!r}.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a build stands, after each shard."""
+
+    entries: int  # read so far, those of earlier runs included
+    total: int
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class _Shard:
+    number: int
+    start: int
+    stop: int
+    path: Path
+
+    @property
+    def figures_path(self) -> Path:
+        return self.path.with_suffix(".json")
+
+
+def report_path(out: Path, split: str) -> Path:
+    """Where the figures of a finished split are kept."""
+    return out / f"report-{split}.json"
+
+
+def build_split(
+    plan: Plan, *, workers: int, progress: Callable[[Progress], None] = lambda state: None
+) -> Figures:
+    """Builds the split, or what is left of it; returns the figures of the whole of it.
+
+    Raises ValueError on a plan that cannot work, on a folder that holds something else under that
+    name, on an unreadable entry with on_error "stop", and where no image is left.
+    """
+    plan.validate()
+    importer = IMPORTERS[plan.format](plan.input)
+    if not len(importer):
+        raise ValueError(f"--input={plan.input} has no entries.")
+    identity = _identity(plan, importer)
+    if (report := _read_json(report_path(plan.out, plan.split))) is not None:
+        _require_same(report["plan"], identity, plan, report_path(plan.out, plan.split))
+        _remove_work(plan)
+        return Figures.from_json(report["figures"])
+    folder = plan.out / ".building" / plan.split
+    folder.mkdir(parents=True, exist_ok=True)
+    if (earlier := _read_json(folder / "plan.json")) is not None:
+        _require_same(earlier, identity, plan, folder)
+    else:
+        _write_json(folder / "plan.json", identity)
+    shards = _cut(len(importer), folder)
+    figures, entries = Figures(), 0
+    for shard, part in _build_shards(shards, plan, importer, workers):
+        figures.add(part)
+        entries += shard.stop - shard.start
+        progress(Progress(entries, len(importer), figures))
+    if not figures.images:
+        _remove_work(plan)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in figures.dropped_images.items())
+        raise ValueError(f"No image is left ({reasons}), first: {figures.examples[0]}")
+    figures = Figures()  # again in input order, which the examples should have
+    for shard in shards:
+        figures.add(Figures.from_json(json.loads(shard.figures_path.read_text())["figures"]))
+    _adopt(shards, plan, identity, figures)
+    return figures
+
+
+def _identity(plan: Plan, importer: Importer) -> dict[str, Any]:
+    return {
+        "from": plan.format,
+        "input": importer.fingerprint(),
+        "images": str(plan.images.resolve()),
+        "max_image_side": plan.max_image_side,
+    }
+
+
+def _require_same(
+    earlier: dict[str, Any], identity: dict[str, Any], plan: Plan, where: Path
+) -> None:
+    identity = json.loads(json.dumps(identity))
+    if earlier != identity:
+        different = [name for name in identity if earlier.get(name) != identity[name]]
+        raise ValueError(
+            f"{where} belongs to split {plan.split!r} built from something else (different: "
+            f"{', '.join(different)}). Choose another --split or --out, or delete {plan.out}."
+        )
+
+
+def _cut(count: int, folder: Path) -> list[_Shard]:
+    size = max(MIN_SHARD, -(-count // MAX_SHARDS))
+    return [
+        _Shard(number, start, min(start + size, count), folder / f"{number:05d}.array_record")
+        for number, start in enumerate(range(0, count, size))
+    ]
+
+
+def _build_shards(
+    shards: list[_Shard], plan: Plan, importer: Importer, workers: int
+) -> Iterator[tuple[_Shard, Figures]]:
+    """Each shard with its figures as it is there: those of an earlier run first."""
+    missing = []
+    for shard in shards:
+        if (done := _read_json(shard.figures_path)) is not None:
+            yield shard, Figures.from_json(done["figures"])
+        else:
+            missing.append(shard)
+    if workers <= 1 or len(missing) <= 1:
+        for shard in missing:
+            yield shard, _build_shard(shard, plan, importer)
+        return
+    context = multiprocessing.get_context("spawn")  # fork is unsafe with threads about
+    with ProcessPoolExecutor(
+        min(workers, len(missing)), context, initializer=_start_worker, initargs=(plan, importer)
+    ) as pool:
+        futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_worker_state: tuple[Plan, Importer] | None = None  # of a worker process
+
+
+def _start_worker(plan: Plan, importer: Importer) -> None:
+    global _worker_state
+    _worker_state = plan, importer
+
+
+def _build_in_worker(shard: _Shard) -> Figures:
+    assert _worker_state is not None
+    return _build_shard(shard, *_worker_state)
+
+
+def _build_shard(shard: _Shard, plan: Plan, importer: Importer) -> Figures:
+    figures = Figures()
+    written = write_shard(shard.path, _encoded(shard, plan, importer, figures))
+    # The figures come last: a shard without them is written again.
+    _write_json(
+        shard.figures_path,
+        {"figures": figures.to_json(), "records": written.lengths[0], "bytes": written.num_bytes},
+    )
+    return figures
+
+
+def _encoded(shard: _Shard, plan: Plan, importer: Importer, figures: Figures) -> Iterator[bytes]:
+    for index in range(shard.start, shard.stop):
+        try:
+            item = importer[index]
+            record = check_item(
+                item, plan.images, max_image_side=plan.max_image_side, figures=figures
+            )
+        except BadItem as error:
+            if plan.on_error == "stop":
+                raise ValueError(f"{error} (--on-error=skip leaves such entries out.)") from None
+            figures.drop_image("unreadable entry", str(error))
+            continue
+        except Dropped as error:
+            figures.drop_image(error.reason, str(error))
+            continue
+        yield encode_record(record)
+
+
+def _adopt(shards: list[_Shard], plan: Plan, identity: dict[str, Any], figures: Figures) -> None:
+    """Moves shards to their final names and writes the metadata. Killed midway, it runs again."""
+    done = [json.loads(shard.figures_path.read_text()) for shard in shards]
+    kept = [(shard, d) for shard, d in zip(shards, done, strict=True) if d["records"]]
+    for number, (shard, _) in enumerate(kept):
+        if shard.path.exists():
+            os.replace(shard.path, shard_path(plan.out, plan.split, number, len(kept)))
+    report = {
+        "plan": identity,
+        "figures": figures.to_json(),
+        "records": [d["records"] for _, d in kept],
+        "bytes": sum(d["bytes"] for _, d in kept),
+    }
+    splits = {plan.split: report}
+    for path in sorted(plan.out.glob("report-*.json")):
+        splits[path.stem.removeprefix("report-")] = json.loads(path.read_text())
+    write_metadata(
+        plan.out,
+        {
+            name: SplitShards(tuple(split["records"]), split["bytes"])
+            for name, split in sorted(splits.items())
+        },
+    )
+    _write_json(report_path(plan.out, plan.split), report)
+    _remove_work(plan)
+
+
+def _remove_work(plan: Plan) -> None:
+    work = plan.out / ".building"
+    shutil.rmtree(work / plan.split, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another split is being built there, or it is gone
+        work.rmdir()
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    os.replace(partial, path)

@@ -1,0 +1,170 @@
+"""From what an importer read to a record worth storing: paths, pixels, boxes and texts are checked.
+
+Nothing is dropped without being counted under a reason that the closing report prints.
+"""
+
+import io
+import math
+import posixpath
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from grain_jax.data.importers import ImportedImage, ImportedRegion
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.texts import clean_text
+from grain_jax.data.transforms import Bbox, ImageError, decode_image
+
+MAX_IMAGE_BYTES = 64 * 2**20
+MAX_TEXT = 10_000  # characters of one caption or description; more is an accident
+JPEG_QUALITY = 92  # of pictures that --max_image_side shrinks
+PIXEL_TOLERANCE, FRACTION_TOLERANCE = 1.0, 0.01  # boxes this far outside are clipped
+STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it
+
+
+class Dropped(ValueError):
+    """An image that is left out; `reason` is the line of the report it counts under."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class Figures:
+    """Counts of a closing report."""
+
+    images: int = 0
+    captions: int = 0
+    regions: int = 0
+    clipped_boxes: int = 0
+    dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
+    dropped_regions: Counter[str] = field(default_factory=Counter)
+    ignored_fields: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)  # a few messages on dropped images
+
+    def add(self, other: "Figures", *, max_examples: int = 20) -> None:
+        for name in ("images", "captions", "regions", "clipped_boxes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("dropped_images", "dropped_regions", "ignored_fields"):
+            getattr(self, name).update(getattr(other, name))
+        self.examples = (self.examples + other.examples)[:max_examples]
+
+    def drop_image(self, reason: str, message: str) -> None:
+        self.add(Figures(dropped_images=Counter([reason]), examples=[message]))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Figures":
+        counters = ("dropped_images", "dropped_regions", "ignored_fields")
+        return cls(**{**stored, **{name: Counter(stored[name]) for name in counters}})
+
+
+def check_item(
+    item: ImportedImage, images: Path, *, max_image_side: int, figures: Figures
+) -> Record:
+    """The record of an imported image; counts its regions in `figures`. Raises `Dropped`."""
+    data = read_image_file(item.image, images)
+    try:
+        pixels = decode_image(data)  # all of it: a truncated file shows only at its end
+    except ImageError as error:
+        raise Dropped("corrupt image", f"{item.image}: {error}") from None
+    texts = [(clean_text(caption.text), caption.source) for caption in item.captions]
+    captions = tuple(Caption(text, source) for text, source in texts if 0 < len(text) <= MAX_TEXT)
+    if not captions:
+        raise Dropped("no caption", f"{item.image}: no caption of 1 to {MAX_TEXT} characters.")
+    height, width = pixels.shape[:2]
+    unit = item.size or (width, height)
+    checked = (check_region(region, item.box_unit, unit, figures) for region in item.regions)
+    regions = tuple(region for region in checked if region is not None)
+    figures.images += 1
+    figures.captions += len(captions)
+    figures.regions += len(regions)
+    figures.ignored_fields.update(item.ignored)
+    return Record(
+        id=clean_text(item.id),
+        image=stored_image(data, pixels, max_image_side),
+        captions=captions,
+        regions=regions,
+        label=clean_text(item.label or "") or None,
+    )
+
+
+def read_image_file(relative: str, images: Path) -> bytes:
+    """The bytes of a file inside the images folder. Raises `Dropped`.
+
+    Absolute paths and ".." that leave the folder are refused. Symbolic links inside it are
+    followed: who fills the folder decides.
+    """
+    path = posixpath.normpath(relative.replace("\\", "/"))
+    if path.startswith(("/", "../")) or path == ".." or path[1:2] == ":":
+        raise Dropped("path outside the images folder", f"{relative!r} leaves the images folder.")
+    file = images / path
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: no file name at all, such as one with NUL
+        raise Dropped("missing file", f"{relative!r}: {error}") from None
+    if len(data) > MAX_IMAGE_BYTES:
+        raise Dropped("file too large", f"{relative!r} is larger than {MAX_IMAGE_BYTES} bytes.")
+    return data
+
+
+def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
+    """The bytes to store: as given where that is JPEG or PNG of at most `max_side` pixels (0: any).
+
+    Larger pictures are shrunk, aspect kept, to JPEG; other formats become PNG, upright and RGB.
+    """
+    picture = Image.fromarray(pixels)
+    out = io.BytesIO()
+    if 0 < max_side < max(picture.size):
+        scale = max_side / max(picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        small = picture.resize((width, height), Image.Resampling.BICUBIC)
+        small.save(out, "JPEG", quality=JPEG_QUALITY)
+        return out.getvalue()
+    if Image.open(io.BytesIO(data)).format in STORED_AS_GIVEN:
+        return data
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def check_region(
+    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+) -> Region | None:
+    """The region with its box in fractions, or None, counted. `size`: (width, height) of pixel
+    boxes.
+    """
+    if not all(math.isfinite(value) for value in (*region.box_xyxy, region.score)):
+        figures.dropped_regions["box or score not finite"] += 1
+        return None
+    x0, y0, x1, y1 = region.box_xyxy
+    if x1 <= x0 or y1 <= y0:
+        figures.dropped_regions["empty box"] += 1
+        return None
+    description = clean_text(region.description)
+    if not description:
+        figures.dropped_regions["empty description"] += 1
+        return None
+    if len(description) > MAX_TEXT:
+        figures.dropped_regions["description too long"] += 1
+        return None
+    width, height = size if unit == "pixel" else (1, 1)
+    slack = PIXEL_TOLERANCE if unit == "pixel" else FRACTION_TOLERANCE
+    if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
+        figures.dropped_regions["box out of range"] += 1
+        return None
+    bbox: Bbox = (y0 / height, x0 / width, y1 / height, x1 / width)
+    clipped: Bbox = (max(bbox[0], 0.0), max(bbox[1], 0.0), min(bbox[2], 1.0), min(bbox[3], 1.0))
+    top, left, bottom, right = np.asarray(clipped, np.float32)  # as it is stored
+    if bottom <= top or right <= left:
+        figures.dropped_regions["empty box"] += 1
+        return None
+    figures.clipped_boxes += clipped != bbox
+    return Region(clipped, description, region.score)

@@ -1,0 +1,123 @@
+"""Flickr30k Entities as published: `Annotations/*.xml`, `Sentences/*.txt`, and the photographs.
+
+`--input` is the folder that holds the two, for all images in it, or a list of ids beside them
+(`train.txt`, `val.txt`, `test.txt`), for those. Photographs are `<id>.jpg` in the images folder.
+
+A phrase chain is one thing that the five sentences mention, with zero or more boxes; its phrases
+are paraphrases. Each box of each chain becomes one region, described by the longest phrase (the
+first of equals): short ones are often pronouns. Regions come in the order in which the sentences
+first mention them, which is what training keeps where there are more than M.
+"""
+
+import re
+import xml.etree.ElementTree as ElementTree
+import zlib
+from pathlib import Path
+
+from grain_jax.data.importers.item import BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.records import Caption
+
+_PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]+)*\s+([^\]]*)\]")
+_NOT_VISUAL = "0"
+MAX_FILE_BYTES = 2**20
+
+
+class Flickr30kEntities:
+    """One entry an id, in the order of the list or sorted."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = path.parent if path.is_file() else path
+        for name in ("Annotations", "Sentences"):
+            if not (self._folder / name).is_dir():
+                raise ValueError(
+                    f"--input={path} needs {name}/ in {self._folder}; give the folder of Flickr30k "
+                    "Entities or its train.txt."
+                )
+        if path.is_file():
+            self._ids = path.read_text(encoding="utf-8").split()
+        else:
+            self._ids = sorted(file.stem for file in (path / "Sentences").glob("*.txt"))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> ImportedImage:
+        name = self._ids[index]
+        sentences = _read(self._folder / "Sentences" / f"{name}.txt")
+        captions, phrases = parse_sentences(sentences)
+        place = self._folder / "Annotations" / f"{name}.xml"
+        try:
+            size, boxes = parse_annotation(_read(place))
+        except (ElementTree.ParseError, ValueError, AttributeError) as error:
+            if isinstance(error, BadItem):
+                raise
+            raise BadItem(f"{place}: not an annotation of Flickr30k Entities ({error}).") from None
+        regions = tuple(
+            ImportedRegion(box, max(said, key=len))
+            for chain, said in phrases.items()
+            for box in boxes.get(chain, ())
+        )
+        return ImportedImage(
+            id=name,
+            image=f"{name}.jpg",
+            captions=tuple(Caption(text) for text in captions),
+            regions=regions,
+            box_unit="pixel",
+            size=size,
+        )
+
+    def fingerprint(self) -> dict[str, object]:
+        checksum = zlib.crc32(" ".join(self._ids).encode())
+        return {"path": str(self._folder.resolve()), "ids": len(self), "crc32": checksum}
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise BadItem(f"{path}: larger than {MAX_FILE_BYTES} bytes.")
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise BadItem(f"{path}: {error.strerror}.") from None
+
+
+def parse_sentences(text: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The plain sentences, and the phrases of each chain, chains in order of first mention."""
+    phrases: dict[str, list[str]] = {}
+    captions = []
+    for line in text.splitlines():
+        for chain, phrase in _PHRASE.findall(line):
+            if chain != _NOT_VISUAL and phrase.strip():
+                phrases.setdefault(chain, []).append(phrase.strip())
+        if plain := " ".join(_PHRASE.sub(r"\2", line).split()):
+            captions.append(plain)
+    return captions, phrases
+
+
+Box = tuple[float, float, float, float]
+
+
+def parse_annotation(text: str) -> tuple[tuple[int, int], dict[str, list[Box]]]:
+    """((width, height), boxes of each chain) as x0, y0, x1, y1 in pixels from 0.
+
+    The file counts pixels from 1 and includes the last one. An object may name several chains.
+    """
+    root = ElementTree.fromstring(text)
+    size = _integer(root, "size/width"), _integer(root, "size/height")
+    boxes: dict[str, list[Box]] = {}
+    for item in root.iter("object"):
+        bndbox = item.find("bndbox")
+        if bndbox is None:  # a scene, or out of sight
+            continue
+        x0, y0, x1, y1 = (_integer(bndbox, name) for name in ("xmin", "ymin", "xmax", "ymax"))
+        for name in item.findall("name"):
+            boxes.setdefault((name.text or "").strip(), []).append(
+                (float(x0 - 1), float(y0 - 1), float(x1), float(y1))
+            )
+    return size, boxes
+
+
+def _integer(element: ElementTree.Element, path: str) -> int:
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"no <{path}>")
+    return int(text)

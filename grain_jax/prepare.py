@@ -1,0 +1,128 @@
+"""Your files to a data set this project trains on.
+
+python -m grain_jax.prepare --from=jsonl --input=train.jsonl --images=DIR --out=DIR --split=train
+
+The formats, what is checked, and what is dropped are described in `docs/data-format.md`. A killed
+run continues when the same command is given again; further splits go into the same --out.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from grain_jax.data.building import Plan, Progress, build_split
+from grain_jax.data.checking import Figures
+from grain_jax.data.importers import IMPORTERS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 the user has something to change, 130 interrupted."""
+    options = _parse(arguments)
+    plan = Plan(
+        format=options.format,
+        input=options.input,
+        images=options.images,
+        out=options.out,
+        split=options.split,
+        max_image_side=options.max_image_side,
+        on_error=options.on_error,
+    )
+    console = Console(stderr=True)
+    try:
+        plan.validate()
+        figures = _build(plan, options.workers, console)
+    except ValueError as error:
+        console.print(f"Error: {error}", style="red", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command continues; finished shards are kept.")
+        return 130
+    _print_report(plan, figures, Console())
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m grain_jax.prepare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--from", dest="format", required=True, choices=sorted(IMPORTERS))
+    parser.add_argument("--input", type=Path, required=True, help="file or folder of the format")
+    parser.add_argument("--images", type=Path, required=True, help="folder that paths start from")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--split", default="train", help="name of this part (default: train)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+    parser.add_argument(
+        "--max_image_side",
+        "--max-image-side",
+        type=int,
+        default=0,
+        metavar="N",
+        help="shrink larger pictures to N pixels and JPEG (default: keep the files' bytes)",
+    )
+    parser.add_argument(
+        "--on-error",
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at an entry that cannot be read: stop, naming it (default), or skip and count it",
+    )
+    return parser.parse_args(arguments)
+
+
+def _build(plan: Plan, workers: int, console: Console) -> Figures:
+    with ProgressBar(
+        TextColumn(plan.split),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+        console=console,
+    ) as bar:
+        task = bar.add_task("", total=None, state="reading the input")
+
+        def show(progress: Progress) -> None:
+            dropped = progress.figures.dropped_images.total()
+            state = f"{progress.figures.images} images, {dropped} dropped"
+            bar.update(task, total=progress.total, completed=progress.entries, state=state)
+
+        return build_split(plan, workers=workers, progress=show)
+
+
+def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
+    table = Table(title=escape(f"Split {plan.split!r} of {plan.out}"), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("images", f"{figures.images:,}")
+    table.add_row("captions", f"{figures.captions:,}")
+    table.add_row("regions", f"{figures.regions:,}")
+    table.add_row("boxes clipped to the picture", f"{figures.clipped_boxes:,}")
+    for title, counts in (
+        ("images dropped", figures.dropped_images),
+        ("regions dropped", figures.dropped_regions),
+        ("fields ignored", figures.ignored_fields),
+    ):
+        for reason, count in counts.most_common():
+            table.add_row(escape(f"{title}: {reason}"), f"{count:,}")
+    console.print(table)
+    for message in figures.examples:
+        console.print(f"  dropped: {message}", markup=False, highlight=False)
+    console.print(
+        f"To use it: --config.data.source=records --config.data.directory={plan.out}; "
+        "data.train_split and data.eval_split name the splits.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
