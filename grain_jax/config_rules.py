@@ -29,6 +29,8 @@ CHOICES = {
     "data.interpolation": ("bicubic", "bilinear"),
     "data.cache": ("none", "memory"),
     "optim.decay": ("matrices", "official"),
+    "evaluation.region_score": ("descriptions", "queries"),
+    "evaluation.name_ensemble": ("embedding", "cosine"),
 }
 # Smallest value of a number; those not named here may not be negative.
 AT_LEAST = {
@@ -192,6 +194,12 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
         yield (
             f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "
             f"{config.optim.accumulate} micro-batches; choose a divisor."
+        )
+    alphas = config.evaluation.alphas
+    if not alphas or min(alphas) < 0 or max(alphas) > 1:
+        yield (
+            f"evaluation.alphas = {alphas}: shares of the whole-image score, one or more, each "
+            "from 0 to 1."
         )
     for name in ("beta1", "beta2", "ema_decay"):
         if getattr(config.optim, name) == 1:

@@ -1,0 +1,198 @@
+"""Images and texts to cached unit-length embeddings: everything the metrics look at.
+
+One compilation for images and a few for texts (by length), on one device or sharded over a mesh. On
+several hosts every host calls with the same source and gets all embeddings, and decodes only its
+own rows.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from grain_jax.data.pipeline import evaluation_batches
+from grain_jax.data.records import Record, Source
+from grain_jax.data.tokenizer import Tokenizer
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.models.build import normalize_images
+from grain_jax.training.sharding import BATCH_AXES, batch_sharding, replicated, use_mesh
+
+SHORTEST_LENGTH = 16  # token lengths that get a compilation: this, doubled, up to the full length
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the model says about N images; float32, embeddings of unit length."""
+
+    image: Float[np.ndarray, "N E"]
+    regions: Float[np.ndarray, "N Q E"] | None  # None for a model without decoder
+    boxes: Float[np.ndarray, "N Q 4"] | None  # cxcywh in [0, 1] of the image the model sees
+
+
+class Encoder:
+    """A model with its parameters, tokenizer and preprocessing, ready to embed."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Any,
+        *,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        caption_length: int,
+        description_length: int,
+        mesh: Mesh | None = None,
+    ):
+        """`batch_size` is global and rounded up to what the mesh divides; lengths are in tokens."""
+        if batch_size < 1:
+            raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}.")
+        self.model, self.params = model, params
+        self.tokenizer, self.preprocessing = tokenizer, preprocessing
+        self.lengths = {"caption": caption_length, "description": description_length}
+        self.truncated_texts = 0  # different texts that were longer than their length
+        self._mesh = mesh
+        self._sharding = None if mesh is None else batch_sharding(mesh)
+        shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        self.batch_size = -(-batch_size // shards) * shards
+        whole = None if mesh is None else replicated(mesh)
+        self._encode_images = jax.jit(self._image_outputs, out_shardings=whole)
+        self._encode_texts = jax.jit(self._text_outputs, out_shardings=whole)
+
+    def with_params(self, params: Any) -> "Encoder":
+        """The same encoder with other parameters of the same shapes; compiles nothing again."""
+        other = object.__new__(Encoder)
+        other.__dict__.update(self.__dict__, params=params, truncated_texts=0)
+        return other
+
+    def images(self, source: Source) -> ImageFeatures:
+        """Features of every record of the source, in its order; ValueError when it is empty."""
+        if len(source) == 0:
+            raise ValueError("There are no images to encode: the split or folder is empty.")
+        outputs = [
+            self._run(self._encode_images, self._place(batch))
+            for batch in self._image_batches(source)
+        ]
+
+        def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+            return np.concatenate(parts)[: len(source)]
+
+        image, regions, boxes = zip(*outputs, strict=True)
+        if regions[0] is None:
+            return ImageFeatures(joined(image), None, None)
+        return ImageFeatures(joined(image), joined(regions), joined(boxes))
+
+    def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
+        """Embeddings of texts, each different one encoded once; `kind` "caption" or "description"
+        sets the length.
+        """
+        if kind not in self.lengths:
+            raise ValueError(f"Unknown kind of text {kind!r}; choose one of {list(self.lengths)}.")
+        if len(texts) == 0:
+            raise ValueError("There are no texts to encode.")
+        row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        tokens, truncated = self.tokenizer.encode(list(row), self.lengths[kind])
+        self.truncated_texts += int(truncated.sum())
+        tokens = tokens[:, : _trimmed_length(tokens)]
+        outputs = []
+        for start in range(0, len(tokens), self.batch_size):
+            block = tokens[start : start + self.batch_size]
+            padded = np.zeros((self.batch_size, tokens.shape[1]), tokens.dtype)
+            padded[: len(block)] = block
+            embed = self._run(self._encode_texts, self._place(padded[self._local_rows()]))
+            outputs.append(embed[: len(block)])
+        return np.concatenate(outputs)[[row[text] for text in texts]]
+
+    def _run(self, encode: Callable[..., Any], batch: Any) -> Any:
+        with contextlib.nullcontext() if self._mesh is None else use_mesh(self._mesh):
+            return jax.device_get(encode(self.params, batch))
+
+    def _image_outputs(self, params, pixels):
+        images = normalize_images(
+            pixels, self.preprocessing.mean, self.preprocessing.std, jnp.float32
+        )
+        output: Any = self.model.apply(
+            {"params": params}, images, train=False, method="encode_images"
+        )
+        if output.region_embed is None or output.boxes is None:
+            return _unit(output.image_embed), None, None
+        boxes = output.boxes.astype(jnp.float32)
+        return _unit(output.image_embed), _unit(output.region_embed), boxes
+
+    def _text_outputs(self, params, tokens):
+        return _unit(self.model.apply({"params": params}, tokens, method="encode_texts"))
+
+    def _image_batches(self, source: Source) -> Iterator[np.ndarray]:
+        """This host's rows of each global batch, uint8; the last batch is padded with black."""
+        rows = self._local_rows()
+        starts = range(0, len(source), self.batch_size)
+        own = [start + row for start in starts for row in rows if start + row < len(source)]
+        size = self.preprocessing.image_size
+        decoded = evaluation_batches(source, self.preprocessing, len(rows), indices=own)
+        for _ in starts:
+            padded = np.zeros((len(rows), size, size, 3), np.uint8)
+            # Only the last batch is ever short; a host may have no row of it at all.
+            images, _ = next(decoded, (padded[:0], np.zeros(0, int)))
+            padded[: len(images)] = images
+            yield padded
+
+    def _local_rows(self) -> list[int]:
+        """Rows of a global batch that live on this process's devices."""
+        if self._sharding is None:
+            return list(range(self.batch_size))
+        placed = self._sharding.addressable_devices_indices_map((self.batch_size,)).values()
+        slices = [index[0] for index in placed if index is not None]
+        return sorted({row for rows in slices for row in range(*rows.indices(self.batch_size))})
+
+    def _place(self, local: np.ndarray):
+        if self._sharding is None:
+            return local
+        return jax.make_array_from_process_local_data(
+            self._sharding, local, (self.batch_size, *local.shape[1:])
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some records of a source, in the order of `indices`."""
+
+    source: Source
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Record:
+        return self.source[int(self.indices[index])]
+
+
+def evenly_spaced(source: Source, limit: int) -> Source:
+    """At most `limit` records spread over the whole source, so that a sorted one is not cut to its
+    first classes.
+    """
+    if len(source) <= limit:
+        return source
+    return Selection(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
+
+
+def _trimmed_length(tokens: np.ndarray) -> int:
+    """Columns to keep. Exact: the text tower is causal and pooled at end-of-text, so padding never
+    matters.
+    """
+    used, length = int((tokens != 0).any(axis=0).nonzero()[0].max(initial=0)) + 1, SHORTEST_LENGTH
+    while length < used:
+        length *= 2
+    return min(length, tokens.shape[1])
+
+
+def _unit(embed):
+    embed = embed.astype(jnp.float32)
+    return embed / jnp.maximum(jnp.linalg.norm(embed, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,110 @@
+"""Are the boxes right, and does a phrase pick the right one?
+
+Boxes here are xyxy in [0, 1] of the image the model sees; `cxcywh_to_xyxy` brings predictions to
+that form.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+
+IOU_HIT = 0.5
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase of an image and every box it may mean (xyxy)."""
+
+    image: int
+    text: str
+    boxes: Float[np.ndarray, "n 4"]
+
+
+@dataclass(frozen=True)
+class BoxScores:
+    """All in [0, 1]. Boxes that no query was left for count as misses; `ceiling` is the best recall
+    possible.
+    """
+
+    iou: float  # mean over true boxes of the IoU with the query matched to it
+    recall: float  # share of true boxes matched with IoU of at least 0.5
+    ceiling: float  # share of true boxes that as many queries could cover
+    count: int  # true boxes
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
+    """(centre x, centre y, width, height) -> (x0, y0, x1, y1)."""
+    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
+    return np.concatenate([centre - half, centre + half], axis=-1)
+
+
+def pairwise_iou(
+    first_xyxy: Float[np.ndarray, "A 4"], second_xyxy: Float[np.ndarray, "B 4"]
+) -> Float[np.ndarray, "A B"]:
+    """Intersection over union of every pair; 0 where both boxes are empty."""
+    low = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
+    high = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
+    overlap = np.clip(high - low, 0, None).prod(axis=-1)
+    first_area = np.clip(first_xyxy[:, 2:] - first_xyxy[:, :2], 0, None).prod(axis=-1)
+    second_area = np.clip(second_xyxy[:, 2:] - second_xyxy[:, :2], 0, None).prod(axis=-1)
+    return overlap / np.maximum(first_area[:, None] + second_area[None] - overlap, 1e-12)
+
+
+def matched_iou(
+    predicted_xyxy: Float[np.ndarray, "Q 4"], true_xyxy: Float[np.ndarray, "n 4"]
+) -> Float[np.ndarray, "n"]:
+    """IoU of each true box with the query assigned to it one-to-one so that the sum is largest; 0
+    if none is left.
+    """
+    iou = pairwise_iou(predicted_xyxy, true_xyxy)
+    queries, boxes = linear_sum_assignment(iou, maximize=True)
+    matched = np.zeros(len(true_xyxy), iou.dtype)
+    matched[boxes] = iou[queries, boxes]
+    return matched
+
+
+def box_scores(
+    predicted_xyxy: Float[np.ndarray, "N Q 4"], true_xyxy: Sequence[Float[np.ndarray, "_ 4"]]
+) -> BoxScores:
+    """Matched IoU and recall over all true boxes of N images. Raises ValueError when there is no
+    true box.
+    """
+    counts = np.array([len(boxes) for boxes in true_xyxy])
+    if counts.sum() == 0:
+        raise ValueError("No image of this split has a true box: grounding cannot be scored.")
+    iou = np.concatenate(
+        [
+            matched_iou(queries, boxes)
+            for queries, boxes in zip(predicted_xyxy, true_xyxy, strict=True)
+        ]
+    )
+    ceiling = np.minimum(counts, predicted_xyxy.shape[1]).sum() / counts.sum()
+    recall = float((iou >= IOU_HIT).mean())
+    return BoxScores(float(iou.mean()), recall, float(ceiling), int(counts.sum()))
+
+
+def phrase_hits(
+    chosen_xyxy: Float[np.ndarray, "T 4"], phrases: Sequence[Phrase]
+) -> Float[np.ndarray, "T"]:
+    """1 where the box chosen for a phrase overlaps any of its true boxes with IoU of at least 0.5,
+    else 0.
+    """
+    return np.array(
+        [
+            float(pairwise_iou(box[None], phrase.boxes).max(initial=0.0) >= IOU_HIT)
+            for box, phrase in zip(chosen_xyxy, phrases, strict=True)
+        ]
+    )
+
+
+def chosen_queries(
+    regions: Float[np.ndarray, "N Q E"],
+    phrase_embed: Float[np.ndarray, "T E"],
+    phrases: Sequence[Phrase],
+) -> np.ndarray:
+    """Of each phrase, the query of its image whose embedding is most similar. [T] int."""
+    own = regions[np.array([phrase.image for phrase in phrases], int)]  # [T, Q, E]
+    return np.einsum("tqe,te->tq", own, phrase_embed).argmax(axis=1)

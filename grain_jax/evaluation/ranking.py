@@ -1,0 +1,59 @@
+"""Top-k hits with exact ties in random order, and the interval of a proportion.
+
+A tie is worth its expected value, so a model that gives every class the same score gets exactly
+chance, whatever the order of the classes.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+CHUNK_ROWS = 1024  # rows of a score matrix looked at together: bounds the memory of the masks
+
+
+def hit_chance(
+    scores: Float[np.ndarray, "N K"], correct: Bool[np.ndarray, "N K"], ks: tuple[int, ...]
+) -> dict[int, Float[np.ndarray, "N"]]:
+    """Chance in [0, 1] that a correct item is among the k best of its row, for each k; ties in
+    random order.
+
+    Without ties it is 0 or 1. Raises ValueError on scores that are not finite or a row without a
+    correct item.
+    """
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "Scores to rank hold NaN or infinity: the model or a text embedding is not finite. "
+            "Evaluate an earlier checkpoint."
+        )
+    if not correct.any(axis=1).all():
+        row = int(np.flatnonzero(~correct.any(axis=1))[0])
+        raise ValueError(f"Row {row} has no correct item to find; leave such rows out.")
+    best = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)  # [N, 1]
+    tied = scores == best
+    ahead = (scores > best).sum(axis=1)  # wrong ones only: nothing correct beats the best correct
+    wrong_tied = (tied & ~correct).sum(axis=1)
+    correct_tied = (tied & correct).sum(axis=1)
+    hits = {}
+    for k in ks:
+        miss = np.ones(len(scores))
+        for draw in range(k):  # slots of the top k that the tied group fills, one by one
+            factor = np.maximum(wrong_tied - draw, 0) / np.maximum(
+                wrong_tied + correct_tied - draw, 1
+            )
+            miss *= np.where(draw < k - ahead, factor, 1.0)
+        hits[k] = 1.0 - miss
+    return hits
+
+
+def wilson_interval(rate: float, count: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion `rate` seen in `count` independent trials; (0, 1)
+    for none.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    denominator = 1 + z**2 / count
+    centre = (rate + z**2 / (2 * count)) / denominator
+    half = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)) / denominator
+    return max(0.0, centre - half), min(1.0, centre + half)

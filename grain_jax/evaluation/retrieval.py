@@ -1,0 +1,81 @@
+"""Image-to-text and text-to-image retrieval with several captions an image.
+
+The rule, since published figures differ by it: an image finds its text when any of its captions is
+in the top k of all texts; a text finds its image when the image (or any image that carries the very
+same text) is in the top k of all images. Equal texts are one text: they fill one place of a ranking
+and are right for every image that has them. Every caption is a query of its own. Exact ties are
+drawn at random (their expected value is counted).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.data.texts import normalize_text
+from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance
+
+KS = (1, 5, 10)
+
+
+def unique_texts(
+    captions: Sequence[Sequence[str]],
+) -> tuple[list[str], Int[np.ndarray, "C"], Int[np.ndarray, "C"]]:
+    """Captions of N images to the T different texts (case and spacing do not count), and of all C
+    captions their text row and their image row.
+    """
+    row: dict[str, int] = {}
+    texts, text_rows, image_rows = [], [], []
+    for image, own in enumerate(captions):
+        for text in own:
+            key = normalize_text(text)
+            if key not in row:
+                row[key] = len(row)
+                texts.append(text)
+            text_rows.append(row[key])
+            image_rows.append(image)
+    return texts, np.array(text_rows, int), np.array(image_rows, int)
+
+
+def retrieval(
+    image: Float[np.ndarray, "N E"],
+    text: Float[np.ndarray, "T E"],
+    *,
+    text_rows: Int[np.ndarray, "C"],
+    image_rows: Int[np.ndarray, "C"],
+) -> dict[str, float]:
+    """Recall at 1, 5 and 10 both ways, in [0, 1], and the mean of both R@1.
+
+    `text` holds each different text once; pair c says that image `image_rows[c]` carries text
+    `text_rows[c]`. Raises ValueError when an image or a text has no partner.
+    """
+    num_images, num_texts = len(image), len(text)
+    if len(set(image_rows.tolist())) != num_images or len(set(text_rows.tolist())) != num_texts:
+        raise ValueError(
+            f"Retrieval needs a caption for each of the {num_images} images and an image for each "
+            f"of the {num_texts} texts; leave out images without captions."
+        )
+    to_text = _recall(image, text, image_rows, text_rows)
+    to_image = _recall(text, image, text_rows, image_rows)
+    weights = np.bincount(text_rows, minlength=num_texts)  # captions of each text: queries
+    results = {f"image_to_text/R@{k}": float(to_text[k].mean()) for k in KS}
+    results |= {f"text_to_image/R@{k}": float(np.average(to_image[k], weights=weights)) for k in KS}
+    results["mean_R@1"] = (results["image_to_text/R@1"] + results["text_to_image/R@1"]) / 2
+    return results
+
+
+def _recall(queries, items, query_rows, item_rows) -> dict[int, np.ndarray]:
+    """Chance of a hit for each query; pair c says that item `item_rows[c]` is right for
+    `query_rows[c]`.
+    """
+    order = np.argsort(query_rows, kind="stable")
+    query_rows, item_rows = query_rows[order], item_rows[order]
+    hits = {k: np.empty(len(queries)) for k in KS}
+    for start in range(0, len(queries), CHUNK_ROWS):
+        block = slice(start, min(start + CHUNK_ROWS, len(queries)))
+        first, last = np.searchsorted(query_rows, (block.start, block.stop))
+        correct = np.zeros((block.stop - start, len(items)), bool)
+        correct[query_rows[first:last] - start, item_rows[first:last]] = True
+        for k, values in hit_chance(queries[block] @ items.T, correct, KS).items():
+            hits[k][block] = values
+    return hits

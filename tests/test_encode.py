@@ -1,0 +1,93 @@
+import jax
+import numpy as np
+import pytest
+from toy_encoder import QUERIES, ToySource, record, toy_encoder
+
+from grain_jax.config import MeshConfig
+from grain_jax.evaluation.encode import Selection, evenly_spaced
+from grain_jax.training.sharding import make_mesh
+
+
+def colours(count: int) -> ToySource:
+    names = ["red", "green", "blue"]
+    return ToySource(
+        *(record(str(i), names[i % 3], names[(i + 1) % 3], names[i % 2]) for i in range(count))
+    )
+
+
+def test_features_are_in_order_unit_length_and_without_padding():
+    features = toy_encoder(batch_size=3).images(colours(7))
+    assert features.image.shape == (7, 3)
+    assert features.image.argmax(axis=1).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert features.regions.argmax(axis=2)[4].tolist() == [2, 0]
+    np.testing.assert_allclose(np.linalg.norm(features.image, axis=1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(features.boxes[0, :, 0], [0.25, 0.75])
+
+
+def test_a_model_without_regions_has_none():
+    features = toy_encoder(regions=False).images(colours(2))
+    assert features.regions is None
+    assert features.boxes is None
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_a_mesh_changes_nothing(shape):
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[:8])
+    alone, spread = toy_encoder(batch_size=5), toy_encoder(batch_size=5, mesh=mesh)
+    assert spread.batch_size % (shape[0] * shape[1]) == 0
+    for name in ("image", "regions", "boxes"):
+        np.testing.assert_array_equal(
+            getattr(alone.images(colours(11)), name), getattr(spread.images(colours(11)), name)
+        )
+    texts = ["a red thing", "blue", "a green thing"] * 4
+    np.testing.assert_array_equal(
+        alone.texts(texts, kind="caption"), spread.texts(texts, kind="caption")
+    )
+
+
+def test_equal_texts_are_encoded_once_and_long_ones_counted(monkeypatch):
+    encoder = toy_encoder()
+    asked: list[str] = []
+    encode = encoder.tokenizer.encode
+
+    def spy(texts, length):
+        asked.extend(texts)
+        return encode(texts, length)
+
+    monkeypatch.setattr(encoder.tokenizer, "encode", spy)
+    embed = encoder.texts(["red", "blue", "red", "a b c d red"], kind="description")
+    assert asked == ["red", "blue", "a b c d red"]
+    assert embed[:3].argmax(axis=1).tolist() == [0, 2, 0]
+    assert encoder.truncated_texts == 1
+    with pytest.raises(ValueError, match="kind"):
+        encoder.texts(["red"], kind="title")
+    with pytest.raises(ValueError, match="no texts"):
+        encoder.texts([], kind="caption")
+
+
+def test_one_compilation_serves_all_batches_and_new_parameters():
+    encoder = toy_encoder(batch_size=2)
+    encoder.images(colours(5))
+    encoder.with_params({}).images(colours(9))
+    assert encoder._encode_images._cache_size() == 1
+
+
+def test_trimmed_padding_does_not_change_a_text(monkeypatch):
+    encoder = toy_encoder()
+    short = encoder.texts(["a red thing"], kind="caption")
+    monkeypatch.setattr("grain_jax.evaluation.encode.SHORTEST_LENGTH", 2)
+    np.testing.assert_array_equal(short, encoder.texts(["a red thing"], kind="caption"))
+
+
+def test_empty_sources_are_refused():
+    with pytest.raises(ValueError, match="no images"):
+        toy_encoder().images(ToySource())
+
+
+def test_a_limit_spreads_over_the_whole_source():
+    source = colours(100)
+    few = evenly_spaced(source, 5)
+    assert isinstance(few, Selection)
+    assert [few[i].id for i in range(len(few))] == ["0", "25", "50", "74", "99"]
+    assert evenly_spaced(source, 100) is source
+    assert QUERIES == 2

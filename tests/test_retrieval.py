@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from grain_jax.evaluation.retrieval import KS, retrieval, unique_texts
+
+
+def unit(values) -> np.ndarray:
+    values = np.asarray(values, np.float32)
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def by_loops(image, text, text_rows, image_rows) -> dict[str, float]:
+    """The rule spelled out, for data without ties."""
+    results = {}
+    pairs = set(zip(text_rows.tolist(), image_rows.tolist(), strict=True))
+    for k in KS:
+        hits = []
+        for n in range(len(image)):
+            order = sorted(range(len(text)), key=lambda t: -float(image[n] @ text[t]))
+            hits.append(any((t, n) in pairs for t in order[:k]))
+        results[f"image_to_text/R@{k}"] = np.mean(hits)
+        hits = []
+        for t in text_rows:
+            order = sorted(range(len(image)), key=lambda n: -float(text[t] @ image[n]))
+            hits.append(any((t, n) in pairs for n in order[:k]))
+        results[f"text_to_image/R@{k}"] = np.mean(hits)
+    return results
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_recall_against_loops_with_shared_and_several_captions(seed, monkeypatch):
+    monkeypatch.setattr("grain_jax.evaluation.retrieval.CHUNK_ROWS", 7)
+    generator = np.random.default_rng(seed)
+    captions = [
+        [f"text {generator.integers(40)}" for _ in range(generator.integers(1, 5))]
+        for _ in range(30)
+    ]
+    texts, text_rows, image_rows = unique_texts(captions)
+    image, text = unit(generator.normal(size=(30, 6))), unit(generator.normal(size=(len(texts), 6)))
+    results = retrieval(image, text, text_rows=text_rows, image_rows=image_rows)
+    for name, expected in by_loops(image, text, text_rows, image_rows).items():
+        assert results[name] == pytest.approx(expected), name
+    both = results["image_to_text/R@1"] + results["text_to_image/R@1"]
+    assert results["mean_R@1"] == pytest.approx(both / 2)
+
+
+def test_perfect_embeddings_find_everything():
+    image = np.eye(12, dtype=np.float32)
+    texts, text_rows, image_rows = unique_texts([[f"a {i}", f"b {i}"] for i in range(12)])
+    text = np.eye(12, dtype=np.float32)[[int(t.split()[1]) for t in texts]]
+    results = retrieval(image, text, text_rows=text_rows, image_rows=image_rows)
+    assert set(results.values()) == {1.0}
+
+
+def test_random_embeddings_are_at_chance():
+    generator = np.random.default_rng(0)
+    rows = np.arange(2_000)
+    results = retrieval(
+        unit(generator.normal(size=(2_000, 8))),
+        unit(generator.normal(size=(2_000, 8))),
+        text_rows=rows,
+        image_rows=rows,
+    )
+    assert results["image_to_text/R@10"] == pytest.approx(10 / 2_000, abs=0.004)
+    assert results["text_to_image/R@10"] == pytest.approx(10 / 2_000, abs=0.004)
+
+
+def test_a_constant_model_is_exactly_at_chance():
+    same = np.tile(unit([1.0, 2.0]), (20, 1))
+    rows = np.arange(20)
+    results = retrieval(same, same, text_rows=rows, image_rows=rows)
+    for k in KS:
+        assert results[f"image_to_text/R@{k}"] == pytest.approx(k / 20)
+        assert results[f"text_to_image/R@{k}"] == pytest.approx(k / 20)
+
+
+def test_equal_texts_are_one_text_and_right_for_all_their_images():
+    texts, text_rows, image_rows = unique_texts([["A  dog"], ["a dog"], ["a cat"]])
+    assert texts == ["A  dog", "a cat"]
+    assert text_rows.tolist() == [0, 0, 1]
+    image = unit([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    text = unit([[1.0, 0.0], [0.0, 1.0]])
+    results = retrieval(image, text, text_rows=text_rows, image_rows=image_rows)
+    assert results["image_to_text/R@1"] == 1.0
+    assert results["text_to_image/R@1"] == 1.0  # the dog of image 1 may be found in image 0
+
+
+def test_images_without_captions_are_refused():
+    eye = np.eye(3, dtype=np.float32)
+    with pytest.raises(ValueError, match="without captions"):
+        retrieval(eye, eye[:2], text_rows=np.array([0, 1]), image_rows=np.array([0, 1]))

@@ -1,0 +1,108 @@
+"""A model with a known answer: what it says can be read off the pixels and the tokens.
+
+A picture's first pixel (r, g, b) is its embedding; region query q gives pixel (0, q) as embedding
+and a box centred on the picture's column q. A text's embedding is the direction of its last letter.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluation.encode import Encoder
+from grain_jax.models.outputs import ImageOutput
+
+COLOURS = {"red": 0, "green": 1, "blue": 2}
+SIZE, QUERIES = 4, 2
+
+
+class ToyTokenizer:
+    """Red is 1, green 2, blue 3, any other word 4; end-of-text is 5."""
+
+    vocab_size = 6
+
+    def encode(self, texts, length):
+        ids, cut = np.zeros((len(texts), length), np.int32), np.zeros(len(texts), bool)
+        for row, text in enumerate(texts):
+            words = [COLOURS.get(word, 3) + 1 for word in text.lower().split()]
+            kept = [*words[: length - 1], 5]
+            ids[row, : len(kept)], cut[row] = kept, len(words) >= length
+        return ids, cut
+
+    def spec(self):
+        return {}
+
+
+class ToyModel(nn.Module):
+    """Embeds a text as the sum of the colours it names, an image and its regions as their pixel."""
+
+    regions: bool = True
+
+    def encode_images(self, images, *, train=False):
+        batch = images.shape[0]
+        if not self.regions:
+            return ImageOutput(tokens=images, image_embed=images[:, 0, 0])
+        centres = jnp.arange(QUERIES, dtype=jnp.float32) / QUERIES + 0.5 / QUERIES
+        one = jnp.ones(QUERIES, jnp.float32)
+        boxes = jnp.stack([centres, 0.5 * one, one / QUERIES, one], axis=-1)
+        return ImageOutput(
+            tokens=images,
+            image_embed=images[:, 0, 0],
+            region_embed=images[:, 1, :QUERIES],
+            boxes=jnp.tile(boxes[None], (batch, 1, 1)),
+        )
+
+    def encode_texts(self, tokens):
+        ids = tokens[..., None] == jnp.arange(1, 4)[None, None]
+        return ids.sum(axis=1).astype(jnp.float32)
+
+
+def toy_encoder(*, regions: bool = True, batch_size: int = 3, mesh=None) -> Encoder:
+    return Encoder(
+        ToyModel(regions=regions),
+        {},
+        tokenizer=ToyTokenizer(),
+        preprocessing=Preprocessing(image_size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        batch_size=batch_size,
+        caption_length=8,
+        description_length=4,
+        mesh=mesh,
+    )
+
+
+def picture(whole: str, *parts: str) -> np.ndarray:
+    """A picture whose whole has one colour and whose region queries see others."""
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    image[0, 0, COLOURS[whole]] = 255
+    for query, colour in enumerate(parts):
+        image[1, query, COLOURS[colour]] = 255
+    return image
+
+
+def half(query: int) -> tuple[float, float, float, float]:
+    """ymin, xmin, ymax, xmax of the box that a query always predicts."""
+    return (0.0, query / QUERIES, 1.0, (query + 1) / QUERIES)
+
+
+class ToySource:
+    """Records in a list."""
+
+    def __init__(self, *records: Record):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> Record:
+        return self.records[index]
+
+
+def record(name: str, whole: str, *parts: str, label: str | None = None) -> Record:
+    return Record(
+        id=name,
+        image=picture(whole, *parts),
+        captions=(Caption(f"a {whole} thing"),),
+        regions=tuple(Region(half(q), f"{colour} part") for q, colour in enumerate(parts)),
+        label=label,
+    )
