@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> TrainConfig:
                 qk_norm=False,
                 activation="quick_gelu",
                 position_init="sincos",
+                init="xavier",
             ),
             text=TextConfig(
                 vocab_size=512,

@@ -1,0 +1,73 @@
+r"""A small GRAIN on a few thousand photographs with captions and boxes, on two CPU cores.
+
+    python -m grain_jax.train --config=configs/photos.py --config.data.directory=DIR --workdir=RUN
+
+DIR is what `python -m grain_jax.prepare` wrote, with the splits `train` and `validation`.
+Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).
+Hardware, time and result: see `docs/experiments.md`, "Real photographs".
+"""
+
+from grain_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    DecoderConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
+
+
+def get_config(variant: str = "") -> TrainConfig:
+    config = TrainConfig(
+        name="photos",
+        batch_size=128,
+        steps=1_500,
+        model=ModelConfig(
+            image_size=128,
+            embed_dim=192,
+            vision=VisionConfig(
+                patch_size=16,
+                width=192,
+                depth=6,
+                num_heads=3,
+                position_init="sincos",
+                init="xavier",
+            ),
+            text=TextConfig(width=192, depth=3, num_heads=3, token_init_std=0.1),
+            decoder=DecoderConfig(
+                width=192, depth=3, num_heads=3, mlp_dim=768, dropout=0.1, num_queries=8
+            ),
+            dtype="float32",
+            init_logit_scale=5.0,
+        ),
+        data=DataConfig(
+            source="records",
+            resize="crop",
+            crop_min_area=0.4,
+            flip_probability=0.5,
+            caption_length=28,
+            description_length=12,
+            max_regions=6,
+            unique_descriptions=True,
+            cache="memory",
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-3,
+            warmup_steps=100,
+            final_learning_rate=1e-5,
+            weight_decay=0.2,
+            clip_grad_norm=1.0,
+        ),
+        checkpoint=CheckpointConfig(every_steps=250),
+        evaluation=EvaluationConfig(every_steps=250),
+    )
+    match variant:
+        case "":
+            return config
+        case "clip":
+            config.name, config.model.kind = "photos_clip", "clip"
+            return config
+    raise ValueError(f"Unknown variant {variant!r}; choose '' or 'clip'.")
