@@ -1,0 +1,181 @@
+"""The device mesh, and where every array lives on it.
+
+Mesh axes: "data" copies the model and splits the batch, "fsdp" splits batch, parameters and
+optimizer, "tensor" splits the inside of each layer. `LOGICAL_RULES` is the only table that maps the
+names on the model's parameters and activations to these.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from grain_jax.config import MeshConfig, TrainConfig
+from grain_jax.data.records import Batch
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+# Logical axis -> mesh axes, first come first served where two dimensions ask for the same one.
+LOGICAL_RULES = (
+    ("batch", BATCH_AXES),
+    ("vocab", "tensor"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("embed", "fsdp"),
+    ("kv", None),
+    ("joint", None),
+    ("layers", None),
+)
+ROWS_PER_CPU_DEVICE = 8  # with fewer rows a host device costs more than it brings
+
+
+def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """Sizes of (data, fsdp, tensor) with -1 filled in. Raises ValueError when they do not fit."""
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and num_devices % given == 0:
+        sizes[sizes.index(-1)] = num_devices // given
+    if math.prod(sizes) != num_devices:
+        raise ValueError(
+            f"The mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not "
+            f"fit {num_devices} devices; sizes must multiply to {num_devices} (one may be -1)."
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all of all processes)."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+    """Within it, the model's logical names mean axes of `mesh`."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_RULES):
+        yield
+
+
+def num_cpu_devices(config: TrainConfig, num_cores: int) -> int:
+    """Host devices for a run on CPU: what the config says, or one a core as far as that pays.
+
+    XLA's CPU backend gains little from a second thread within one small operation; a batch split
+    over devices keeps every core busy.
+    """
+    if config.mesh.cpu_devices:
+        return config.mesh.cpu_devices
+    sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    given = math.prod(size for size in sizes if size != -1)
+    if -1 not in sizes:
+        return given
+    batch_ways = math.prod(size for size in sizes[:2] if size != -1)
+    micro_batch = config.batch_size // config.optim.accumulate
+    fits = [
+        ways
+        for ways in range(1, num_cores // given + 1)
+        if micro_batch % (ways * batch_ways) == 0
+        and (ways == 1 or micro_batch // (ways * batch_ways) >= ROWS_PER_CPU_DEVICE)
+    ]
+    return given * max(fits, default=1)
+
+
+def set_cpu_devices(config: TrainConfig) -> None:
+    """Makes the host devices, unless the environment or the calling program has chosen already."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if jax.config.jax_num_cpu_devices > 0:
+        return
+    with contextlib.suppress(RuntimeError):  # devices exist already: a program that embeds us
+        jax.config.update("jax_num_cpu_devices", num_cpu_devices(config, available_cores()))
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and the quota of its container."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
+        quota, period = file.read().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def check_batch(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ValueError unless every device gets equally many rows of every micro-batch."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % (shards * config.optim.accumulate):
+        raise ValueError(
+            f"batch_size = {config.batch_size} in optim.accumulate = {config.optim.accumulate} "
+            f"micro-batches cannot be split over {shards} devices (mesh data x fsdp); make it a "
+            f"multiple of {shards * config.optim.accumulate}."
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings of parameters from their logical names; `boxed` are those of an abstract init.
+
+    Raises ValueError naming a parameter that the mesh cannot split evenly.
+    """
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_RULES)
+
+    def check(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
+        for size, axes in zip(leaf.shape, sharding.spec, strict=False):
+            names = (axes,) if isinstance(axes, str) else axes or ()
+            ways = math.prod(mesh.shape[name] for name in names)
+            if size % ways:
+                raise ValueError(
+                    f"mesh.{'*'.join(names)} = {ways} cannot split parameter "
+                    f"{jax.tree_util.keystr(path, simple=True, separator='/')} of shape "
+                    f"{leaf.shape} evenly: {size} is no multiple of it. Choose another mesh size."
+                )
+
+    jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
+    return shardings
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of `count` equal parts of each global batch this process must load.
+
+    Processes whose devices hold the same rows (a "tensor" axis across processes) share a part.
+    """
+    holders: dict[int, set[int]] = {}
+    rows = mesh.devices.reshape(-1, mesh.devices.shape[-1])  # [batch shards, tensor]
+    for shard, devices in enumerate(rows):
+        for device in devices:
+            holders.setdefault(device.process_index, set()).add(shard)
+    parts = sorted({tuple(sorted(shards)) for shards in holders.values()})
+    if sum(map(len, parts)) != len(rows) or len({len(part) for part in parts}) != 1:
+        raise ValueError(
+            f"The mesh {dict(mesh.shape)} splits the batch unevenly over {len(holders)} processes; "
+            "choose tensor so that it divides the devices of a process, or the reverse."
+        )
+    return parts.index(tuple(sorted(holders[jax.process_index()]))), len(parts)
+
+
+def put_batch(batch: Batch, mesh: Mesh, *, batch_size: int) -> Batch:
+    """This process's rows as part of the global batch on the devices; returns at once."""
+    sharding = batch_sharding(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        shape = (batch_size, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return jax.tree.map(put, batch)

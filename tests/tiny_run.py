@@ -1,0 +1,115 @@
+"""A model and a batch small enough to compile in seconds, and divisible by every mesh of 8."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from grain_jax.config import (
+    DataConfig,
+    DecoderConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
+from grain_jax.data.records import Batch
+from grain_jax.models.build import build_model
+from grain_jax.training.optimizer import make_optimizer, make_schedule
+from grain_jax.training.sharding import make_mesh, put_batch, use_mesh
+from grain_jax.training.state import TrainState, abstract_state, new_state
+from grain_jax.training.step import TrainStep, make_train_step
+
+
+def tiny_config() -> TrainConfig:
+    return TrainConfig(
+        name="tiny",
+        batch_size=16,
+        steps=20,
+        model=ModelConfig(
+            image_size=16,
+            embed_dim=16,
+            vision=VisionConfig(patch_size=8, width=16, depth=1, num_heads=8, qk_norm=False),
+            text=TextConfig(vocab_size=64, context_length=8, width=16, depth=1, num_heads=8),
+            decoder=DecoderConfig(
+                width=16, depth=1, num_heads=8, mlp_dim=32, dropout=0.0, num_queries=3
+            ),
+            dtype="float32",
+        ),
+        data=DataConfig(caption_length=8, description_length=6, max_regions=3),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=1),
+    )
+
+
+def random_batch(seed: int = 0, *, size: int = 16) -> Batch:
+    rng = np.random.default_rng(seed)
+    captions = rng.integers(3, 63, (size, 8)).astype(np.int32)
+    captions[:, -1] = 63
+    descriptions = rng.integers(3, 63, (size, 3, 6)).astype(np.int32)
+    descriptions[:, :, -1] = 63
+    mask = rng.random((size, 3)) < 0.7
+    boxes = np.concatenate(
+        [rng.uniform(0.3, 0.7, (size, 3, 2)), rng.uniform(0.1, 0.5, (size, 3, 2))], axis=-1
+    )
+    return Batch(
+        images=rng.integers(0, 256, (size, 16, 16, 3)).astype(np.uint8),
+        captions=captions,
+        caption_key=rng.integers(0, 12, size).astype(np.uint32),
+        descriptions=descriptions * mask[:, :, None].astype(np.int32),
+        description_key=rng.integers(0, 30, (size, 3)).astype(np.uint32),
+        boxes=(boxes * mask[:, :, None]).astype(np.float32),
+        region_mask=mask,
+        index=np.arange(size, dtype=np.int32),
+        replaced=np.zeros(size, bool),
+        truncated=np.zeros(size, np.int32),
+    )
+
+
+class TinyRun:
+    """A train step with its state on a mesh of the first `devices` devices.
+
+    `start`: a state on the host to begin with, which saves compiling the initialisation.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        mesh: MeshConfig | None = None,
+        devices: int = 1,
+        start: TrainState | None = None,
+    ):
+        self.config = config
+        self.mesh = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
+        self.model = build_model(config.model)
+        self.optimizer = make_optimizer(config.optim)
+        self.abstract = abstract_state(self.model, self.optimizer, config, self.mesh)
+        schedule = make_schedule(
+            config.optim, steps=config.steps, warmup_steps=config.optim.warmup_steps
+        )
+        self.step: TrainStep = make_train_step(
+            self.model, self.optimizer, schedule, config, mesh=self.mesh, abstract=self.abstract
+        )
+        if start is None:
+            self.state = new_state(self.model, self.optimizer, config, self.abstract)
+        else:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+            self.state = jax.device_put(start, shardings)
+
+    def train(self, batches: list[Batch]) -> list[dict[str, float]]:
+        """Means of each step's metrics, in order."""
+        history: list[dict[str, float]] = []
+        with use_mesh(self.mesh):
+            for batch in batches:
+                placed = put_batch(batch, self.mesh, batch_size=len(batch.images))
+                self.state, metrics = self.step(self.state, placed)
+                history.append(means(metrics))
+        return history
+
+
+def means(metrics: Any) -> dict[str, float]:
+    return {
+        name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in metrics.items()
+    }
