@@ -32,11 +32,18 @@ def _transposed(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 SAME = Layout(lambda a: a, _reshaped)
-FLAT = Layout(lambda a: a.reshape(-1), _reshaped)
 ROW = Layout(lambda a: a[None], _reshaped)
 TOKEN = Layout(lambda a: a[None, None], _reshaped)
 LINEAR = Layout(lambda a: a.reshape(a.shape[0], -1).T, _transposed)  # one input axis
 MERGED = Layout(lambda a: a.reshape(-1, a.shape[-1]).T, _transposed)  # several (heads, head size)
+FUSED = Layout(  # [D, N, 3, H] and [3 * N * H, D]
+    lambda a: a.transpose(2, 1, 3, 0).reshape(-1, a.shape[0]),
+    lambda a, s: a.reshape(s[2], s[1], s[3], s[0]).transpose(3, 1, 0, 2),
+)
+FUSED_BIAS = Layout(  # [N, 3, H] and [3 * N * H]
+    lambda a: a.transpose(1, 0, 2).reshape(-1),
+    lambda a, s: a.reshape(s[1], s[0], s[2]).transpose(1, 0, 2),
+)
 PATCH = Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3, 1, 0))
 
 
@@ -89,15 +96,17 @@ def _norm(official: str, *path: str) -> Iterator[Entry]:
     yield Entry(f"{official}.bias", (*path, "bias"), SAME)
 
 
-def _linear(official: str, *path: str, layout: Layout = LINEAR) -> Iterator[Entry]:
+def _linear(
+    official: str, *path: str, layout: Layout = LINEAR, bias: Layout = SAME
+) -> Iterator[Entry]:
     yield Entry(f"{official}.weight", (*path, "kernel"), layout)
-    yield Entry(f"{official}.bias", (*path, "bias"), FLAT)
+    yield Entry(f"{official}.bias", (*path, "bias"), bias)
 
 
 def _torch_attention(official: str, *path: str, fused: Path = ()) -> Iterator[Entry]:
     """`nn.MultiheadAttention`, whose fused weight has no module of its own."""
-    yield Entry(f"{official}.in_proj_weight", (*path, *fused, "kernel"), LINEAR)
-    yield Entry(f"{official}.in_proj_bias", (*path, *fused, "bias"), FLAT)
+    yield Entry(f"{official}.in_proj_weight", (*path, *fused, "kernel"), FUSED)
+    yield Entry(f"{official}.in_proj_bias", (*path, *fused, "bias"), FUSED_BIAS)
     yield from _linear(f"{official}.out_proj", *path, "out", layout=MERGED)
 
 
@@ -109,7 +118,8 @@ def _vision(config: ModelConfig) -> Iterator[Entry]:
     for i in range(config.vision.depth):
         block, ours = f"{official}.blocks.{i}", ("vision", f"layer_{i}")
         yield from _norm(f"{block}.norm1", *ours, "norm1")
-        yield from _linear(f"{block}.attn.qkv", *ours, "attention", "qkv")
+        qkv = (*ours, "attention", "qkv")
+        yield from _linear(f"{block}.attn.qkv", *qkv, layout=FUSED, bias=FUSED_BIAS)
         yield from _linear(f"{block}.attn.proj", *ours, "attention", "out", layout=MERGED)
         if config.vision.qk_norm:
             yield from _norm(f"{block}.attn.q_norm", *ours, "attention", "q_norm")

@@ -18,6 +18,7 @@ from grain_jax.models.layers import (
     LayerNorm,
     Linear,
     Mlp,
+    affine,
     apply_layers,
     attend,
     constrain,
@@ -49,27 +50,25 @@ class Attention(nn.Module):
         value_input: Float[Array, "B S D"],
     ) -> Float[Array, "B T D"]:
         width = query_input.shape[-1]
-        shape = (3, self.num_heads, width // self.num_heads)
-        names = (None, "heads", "kv")
+        shape = (self.num_heads, 3, width // self.num_heads)
+        names = ("heads", None, "kv")
         kernel_init = named(self.initializers.qkv, "embed", *names)
         kernel = self.param("kernel", kernel_init, (width, *shape), jnp.float32).astype(self.dtype)
         bias_init = named(self.initializers.qkv_bias, *names)
         bias = self.param("bias", bias_init, shape, jnp.float32).astype(self.dtype)
 
-        def project(x: Array, part: slice) -> Array:  # [B, T, parts, N, H]
-            y = jax.lax.dot_general(x, kernel[:, part], (((2,), (0,)), ((), ())))
-            return y + bias[None, None, part]
+        def project(x: Array, first: int, last: int) -> list[Array]:  # of queries, keys, values
+            y = affine(x, kernel[:, :, first : last + 1], bias[:, first : last + 1])
+            return [y[:, :, :, i] for i in range(last + 1 - first)]  # [B, T, N, H] each
 
         # Inputs that are the same share a matmul.
         if query_input is key_input:
-            qk, v = project(query_input, slice(0, 2)), project(value_input, slice(2, 3))
-            query, key, value = qk[:, :, 0], qk[:, :, 1], v[:, :, 0]
+            query, key, value = *project(query_input, 0, 1), *project(value_input, 2, 2)
         elif key_input is value_input:
-            q, kv = project(query_input, slice(0, 1)), project(key_input, slice(1, 3))
-            query, key, value = q[:, :, 0], kv[:, :, 0], kv[:, :, 1]
+            query, key, value = *project(query_input, 0, 0), *project(key_input, 1, 2)
         else:
             inputs = (query_input, key_input, value_input)
-            query, key, value = (project(x, slice(i, i + 1))[:, :, 0] for i, x in enumerate(inputs))
+            query, key, value = (project(x, i, i)[0] for i, x in enumerate(inputs))
 
         if self.train and self.dropout > 0:
             logits = jnp.einsum(

@@ -3,7 +3,7 @@
 Everything computes in `dtype` and keeps its parameters in float32. Parameters carry logical axis
 names ("embed" model width, "mlp" hidden width, "heads", "kv" head size, "joint" embedding space,
 "vocab", "layers" of a scanned stack), which the sharding table maps to the mesh. A fused
-query-key-value kernel is [D, 3, heads, head size]: one matmul, and still cut along heads.
+query-key-value kernel is [D, heads, 3, head size]: one matmul, and still cut along heads.
 """
 
 import math
@@ -118,6 +118,24 @@ def activation_fn(name: str) -> Callable[[Array], Array]:
     return ACTIVATIONS[name]
 
 
+def affine(
+    x: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    bias: Float[Array, "..."] | None = None,
+    *,
+    num_inputs: int = 1,
+) -> Float[Array, "..."]:
+    """Contracts the last `num_inputs` axes of x with the first of `kernel`; the rest are features.
+
+    One product of two matrices: with more axes, XLA on CPU first copies whole operands into another
+    order. Axes are merged where only the first of them may be sharded, which keeps their sharding.
+    """
+    lead, inputs = x.shape[: x.ndim - num_inputs], math.prod(kernel.shape[:num_inputs])
+    y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1)
+    y = y.reshape(*lead, *kernel.shape[num_inputs:])
+    return y if bias is None else y + bias.reshape((1,) * len(lead) + bias.shape)
+
+
 class Linear(nn.Module):
     """Affine map of the last `num_inputs` axes to `features`, one or several axes."""
 
@@ -133,15 +151,13 @@ class Linear(nn.Module):
         inputs = x.shape[x.ndim - self.num_inputs :]
         kernel_init = named(self.kernel_init, *self.axes)
         kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
-        contracted = tuple(range(x.ndim - self.num_inputs, x.ndim)), tuple(range(self.num_inputs))
-        y = jax.lax.dot_general(
-            x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ()))
-        )
+        bias = None
         if self.bias_init is not None:
             bias_init = named(self.bias_init, *self.axes[self.num_inputs :])
             bias = self.param("bias", bias_init, self.features, jnp.float32).astype(self.dtype)
-            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
-        return y
+        return affine(
+            x.astype(self.dtype), kernel.astype(self.dtype), bias, num_inputs=self.num_inputs
+        )
 
 
 class LayerNorm(nn.Module):
@@ -202,14 +218,14 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         width = x.shape[-1]
         qkv = Linear(
-            (3, self.num_heads, width // self.num_heads),
-            ("embed", None, "heads", "kv"),
+            (self.num_heads, 3, width // self.num_heads),
+            ("embed", "heads", None, "kv"),
             self.initializers.qkv,
             self.initializers.qkv_bias,
             dtype=self.dtype,
             name="qkv",
-        )(x)  # [B, T, 3, N, H]
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        )(x)  # [B, T, N, 3, H]
+        query, key, value = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
         if self.qk_norm_eps is not None:
             query = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="q_norm")(query)
             key = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="k_norm")(key)
