@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan.validate()
         figures = _build(plan, options.workers, console)
     except ValueError as error:
-        console.print(f"Error: {error}", style="red", markup=False, highlight=False)
+        message = f"Error: {error}"
+        console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. The same command continues; finished shards are kept.")
@@ -98,7 +99,7 @@ def _build(plan: Plan, workers: int, console: Console) -> Figures:
 
 
 def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
-    table = Table(title=escape(f"Split {plan.split!r} of {plan.out}"), show_header=False)
+    table = Table(title=f"Split {plan.split!r}", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("images", f"{figures.images:,}")
@@ -114,7 +115,7 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
             table.add_row(escape(f"{title}: {reason}"), f"{count:,}")
     console.print(table)
     for message in figures.examples:
-        console.print(f"  dropped: {message}", markup=False, highlight=False)
+        console.print(f"  dropped: {message}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"To use it: --config.data.source=records --config.data.directory={plan.out}; "
         "data.train_split and data.eval_split name the splits.",

@@ -7,7 +7,7 @@ import io
 import math
 import posixpath
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Figures:
         self.add(Figures(dropped_images=Counter([reason]), examples=[message]))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # a Counter is a dict; `asdict` breaks it in Python 3.11
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Figures":

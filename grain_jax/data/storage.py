@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float
 
 from grain_jax.data.records import Caption, Record, Region
 
@@ -93,8 +94,8 @@ def decode_record(example: Mapping[str, Any]) -> Record:
     )
 
 
-def _bbox(values: Iterable[float]) -> tuple[float, float, float, float]:
-    ymin, xmin, ymax, xmax = (float(value) for value in values)
+def _bbox(stored: Float[np.ndarray, "4"]) -> tuple[float, float, float, float]:
+    ymin, xmin, ymax, xmax = stored.tolist()
     return ymin, xmin, ymax, xmax
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
@@ -185,22 +185,6 @@ def training_window(config: DataConfig, image: bytes | Pixels, rng: random.Rando
     return dataclasses.replace(window, flip=flip)
 
 
-def bbox_problem(bbox: Sequence[float]) -> str | None:
-    """Why a (ymin, xmin, ymax, xmax) is not a box inside the picture, in a few words; None where it
-    is one.
-    """
-    if len(bbox) != 4:
-        return "not four numbers"
-    ymin, xmin, ymax, xmax = bbox
-    if not all(np.isfinite(value) for value in bbox):
-        return "not finite"
-    if ymax <= ymin or xmax <= xmin:
-        return "empty"
-    if min(bbox) < 0 or max(bbox) > 1:
-        return "out of range"
-    return None
-
-
 def intersection_over_union(a: Bbox, b: Bbox) -> float:
     """IoU of two (ymin, xmin, ymax, xmax) of positive area."""
     height = min(a[2], b[2]) - max(a[0], b[0])
@@ -247,12 +231,6 @@ def bbox_to_cxcywh(bbox: Bbox) -> tuple[float, float, float, float]:
     """(ymin, xmin, ymax, xmax) to (cx, cy, w, h), both in [0, 1]."""
     ymin, xmin, ymax, xmax = bbox
     return (xmin + xmax) / 2, (ymin + ymax) / 2, xmax - xmin, ymax - ymin
-
-
-def cxcywh_to_bbox(boxes: Float[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N 4"]:
-    """(cx, cy, w, h) to (ymin, xmin, ymax, xmax)."""
-    cx, cy, w, h = np.moveaxis(boxes, -1, 0)
-    return np.stack([cy - h / 2, cx - w / 2, cy + h / 2, cx + w / 2], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What an importer yields: one image as its file says it, unchecked."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from grain_jax.data.records import Caption
 
@@ -37,6 +37,7 @@ class ImportedImage:
     ignored: tuple[str, ...] = ()  # fields of the entry that nothing reads
 
 
+@runtime_checkable
 class Importer(Protocol):
     """A random-access sequence of images. Pickled to worker processes. Raises `BadItem`."""
 

@@ -1,0 +1,287 @@
+"""The loader: batches are a function of (seed, step), on any number of hosts, bad images or not."""
+
+import dataclasses
+import io
+import logging
+import os
+import random
+import threading
+import time
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from grain_jax.config import DataConfig
+from grain_jax.data.pipeline import (
+    evaluation_batches,
+    prefetch_to_device,
+    training_batches,
+)
+from grain_jax.data.records import Batch, Caption, Record, Region
+from grain_jax.data.texts import choose_caption, text_key
+from grain_jax.data.tokenizer import WordTokenizer
+from grain_jax.data.transforms import Preprocessing
+
+TOKENIZER = WordTokenizer(
+    ["original", "synthetic", "part", *(f"n{i}" for i in range(40)), "a", "b", "c"]
+)
+CONFIG = DataConfig(
+    resize="crop",
+    flip_probability=0.5,
+    caption_length=8,
+    description_length=6,
+    max_regions=3,
+    prefetch_batches=2,
+)
+
+
+class Pictures:
+    """Picture i is one colour that says i; every `bad` one cannot be decoded."""
+
+    def __init__(self, count: int = 40, bad: tuple[int, ...] = (), reads: list | None = None):
+        self.count, self.bad, self.reads = count, bad, reads
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        if self.reads is not None:
+            self.reads.append(index)
+        pixels = np.full((12, 20, 3), index, np.uint8)
+        pixels[:, :10, 1] = 200  # so that crops and flips show
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG")
+        return Record(
+            id=f"picture-{index}",
+            image=b"not an image" if index in self.bad else out.getvalue(),
+            captions=(Caption(f"original n{index}"), Caption(f"synthetic n{index}", "synthetic")),
+            regions=tuple(
+                Region((0.3, 0.1 * k, 0.7, 0.1 * k + 0.4), f"part n{k}", 1 - k / 10)
+                for k in range(index % 6)
+            ),
+        )
+
+
+def batches(source: Pictures, count: int, config: DataConfig = CONFIG, **options) -> list[Batch]:
+    settings = {"image_size": 8, "batch_size": 8, "seed": 1, **options}
+    with training_batches(source, config, TOKENIZER, **settings) as iterator:
+        return [next(iterator) for _ in range(count)]
+
+
+def assert_equal(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_shapes_and_contents() -> None:
+    config = dataclasses.replace(CONFIG, resize="squash", flip_probability=0.0)
+    for batch in batches(Pictures(), 5, config):
+        assert batch.images.shape == (8, 8, 8, 3)
+        assert batch.descriptions.shape == (8, 3, 6)
+        np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.index)
+        np.testing.assert_array_equal(batch.region_mask.sum(1), np.minimum(batch.index % 6, 3))
+        empty = ~batch.region_mask
+        assert not batch.boxes[empty].any()
+        assert not batch.descriptions[empty].any()
+        assert not batch.description_key[empty].any()
+        for row in range(8):
+            for slot in range(int(batch.region_mask[row].sum())):
+                np.testing.assert_allclose(
+                    batch.boxes[row, slot], [0.1 * slot + 0.2, 0.5, 0.4, 0.4], rtol=1e-6
+                )
+                assert batch.description_key[row, slot] == text_key(f"Part  n{slot}")
+                expected, _ = TOKENIZER.encode([f"part n{slot}"], 6)
+                np.testing.assert_array_equal(batch.descriptions[row, slot], expected[0])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_hosts(hosts: int) -> None:
+    source = Pictures(bad=(3, 17))
+    whole = batches(source, 6)
+    parts = [batches(source, 6, process_index=i, process_count=hosts) for i in range(hosts)]
+    joined = [
+        jax.tree.map(lambda *rows: np.concatenate(rows), *step) for step in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, whole)
+
+
+def test_any_step_can_be_resumed() -> None:
+    source = Pictures(bad=(3, 17))
+    whole = batches(source, 12)
+    for step in (1, 5, 11):
+        assert_equal(batches(source, 12 - step, start_step=step), whole[step:])
+
+
+def test_threads_change_nothing() -> None:
+    synchronous = dataclasses.replace(CONFIG, num_threads=0)
+    many = dataclasses.replace(CONFIG, num_threads=4, prefetch_batches=8)
+    source = Pictures(bad=(3, 17))
+    assert_equal(batches(source, 6, synchronous), batches(source, 6, many))
+
+
+def test_a_worker_process_changes_nothing_and_leaves_nothing() -> None:
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    source = Pictures(bad=(3,))
+    config = dataclasses.replace(CONFIG, num_workers=1)
+    assert_equal(batches(source, 3, config, image_size=32), batches(source, 3, image_size=32))
+    if before:
+        left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+        assert not left
+
+
+def test_an_epoch_is_every_record_once_in_a_new_order() -> None:
+    orders = np.concatenate([b.index for b in batches(Pictures(40), 10)]).reshape(2, 40)
+    for order in orders:
+        assert sorted(order) == list(range(40))
+    assert (orders[0] != orders[1]).any()
+    other = np.concatenate([b.index for b in batches(Pictures(40), 5, seed=2)])
+    assert (orders[0] != other).any()
+
+
+def test_bad_images_are_replaced_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    good = np.concatenate([b.index for b in batches(Pictures(), 10)])
+    with caplog.at_level(logging.WARNING):
+        made = batches(Pictures(bad=(3, 17)), 10)
+    index = np.concatenate([b.index for b in made])
+    replaced = np.concatenate([b.replaced for b in made])
+    np.testing.assert_array_equal(replaced, np.isin(good, (3, 17)))
+    np.testing.assert_array_equal(index[~replaced], good[~replaced])
+    assert not np.isin(index, (3, 17)).any()
+    for bad in (3, 17):
+        assert len(set(index[good == bad])) == 1  # a function of the index, in every epoch
+        assert f"'picture-{bad}'" in caplog.text
+
+
+def test_nothing_but_bad_images_ends_the_run() -> None:
+    config = dataclasses.replace(CONFIG, num_threads=0)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        batches(Pictures(bad=tuple(range(40))), 1, config)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_the_cache_changes_nothing_and_reads_once(resize: str) -> None:
+    config = dataclasses.replace(CONFIG, resize=resize, num_threads=0)
+    cached = dataclasses.replace(config, cache="memory")
+    reads: list[int] = []
+    got = batches(Pictures(bad=(3,), reads=reads), 15, cached)
+    assert_equal(got, batches(Pictures(bad=(3,)), 15, config))
+    assert max(Counter(i for i in reads if i != 3).values()) == 1
+
+
+def test_the_cache_is_refused_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 64)
+    with pytest.raises(ValueError, match="GiB"):
+        batches(Pictures(), 1, dataclasses.replace(CONFIG, cache="memory", resize="squash"))
+
+
+def test_cut_texts_are_counted() -> None:
+    config = dataclasses.replace(CONFIG, caption_length=3, description_length=3)
+    long, short = batches(Pictures(), 5, config), batches(Pictures(), 5)
+    for cut, whole in zip(long, short, strict=True):
+        np.testing.assert_array_equal(cut.truncated, 1 + cut.region_mask.sum(1))
+        assert not whole.truncated.any()
+        assert (cut.captions.max(1) == TOKENIZER.vocab_size - 1).all()
+
+
+def captions(config: DataConfig, record: Record, count: int = 400) -> Counter:
+    return Counter(
+        choose_caption(record, record.regions, config, random.Random(i)) for i in range(count)
+    )
+
+
+def test_caption_sources_follow_their_probabilities() -> None:
+    record = Record(
+        "x", b"", (Caption("web"), Caption("one", "synthetic"), Caption("two", "synthetic"))
+    )
+    counts = captions(DataConfig(synthetic_caption_probability=0.8), record)
+    assert 40 < counts["web"] < 120
+    assert min(counts["one"], counts["two"]) > 100
+    assert set(captions(DataConfig(synthetic_caption_probability=0.0), record)) == {"web"}
+    only = dataclasses.replace(record, captions=(Caption("one", "synthetic"),))
+    assert set(captions(DataConfig(synthetic_caption_probability=0.0), only)) == {"one"}
+    with pytest.raises(ValueError, match="'x' has no caption"):
+        captions(DataConfig(), dataclasses.replace(record, captions=()))
+
+
+def test_region_captions_hold_every_description_once() -> None:
+    regions = tuple(Region((0.0, 0.0, 1.0, 1.0), text) for text in ("a", "b", "A", "c"))
+    record = Record("x", b"", (Caption("web"),), regions)
+    counts = captions(DataConfig(region_caption_probability=1.0), record)
+    assert len(counts) == 6
+    assert all(sorted(text.lower().split(", ")) == ["a", "b", "c"] for text in counts)
+    bare = dataclasses.replace(record, regions=())
+    assert set(captions(DataConfig(region_caption_probability=1.0), bare)) == {"web"}
+
+
+def test_keys_are_those_of_any_process() -> None:
+    assert text_key("A  Red\ncrest ") == text_key("a red crest") == 2303271129
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"batch_size": 41}, "40 images, fewer than one batch of 41"),
+        ({}, {"batch_size": 8, "process_count": 3}, "multiple of the 3 processes"),
+        ({}, {"process_index": 2, "process_count": 2}, "process_index=2"),
+        ({"resize": "stretch"}, {}, "squash"),
+        ({"interpolation": "nearest"}, {}, "bicubic"),
+        ({"cache": "disk"}, {}, "memory"),
+        ({"cache": "memory", "num_workers": 2}, {}, "num_workers=0"),
+        ({"flip_probability": 1.5}, {}, "flip_probability must be from 0 to 1"),
+        ({"crop_min_area": 0.0}, {}, "crop_min_area"),
+        ({"max_regions": 0}, {}, "max_regions"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        batches(Pictures(), 1, dataclasses.replace(CONFIG, **change), **options)
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+
+
+def test_closing_ends_the_threads() -> None:
+    iterator = training_batches(Pictures(), CONFIG, TOKENIZER, image_size=8, batch_size=8, seed=0)
+    next(iterator)
+    assert loader_threads()
+    iterator.close()
+    iterator.close()
+    deadline = time.monotonic() + 10
+    while loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not loader_threads()
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+def test_device_prefetch_keeps_order_and_measures_waiting() -> None:
+    expected = batches(Pictures(), 4)
+    iterator = training_batches(Pictures(), CONFIG, TOKENIZER, image_size=8, batch_size=8, seed=1)
+    with prefetch_to_device(iterator, jax.device_put, size=2) as ready:
+        got = [next(ready) for _ in range(4)]
+        assert ready.wait_seconds > 0
+        assert all(isinstance(batch.images, jax.Array) for batch in got)
+    assert_equal(got, expected)
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+def test_evaluation_batches_are_in_order_and_whole() -> None:
+    preprocessing = Preprocessing(image_size=8)
+    got = list(evaluation_batches(Pictures(10), preprocessing, 4))
+    assert [len(images) for images, _ in got] == [4, 4, 2]
+    assert np.concatenate([indices for _, indices in got]).tolist() == list(range(10))
+    for images, indices in got:
+        np.testing.assert_array_equal(images[:, 0, 0, 0], indices)
+    some = list(evaluation_batches(Pictures(10), preprocessing, 4, indices=[7, 2]))
+    assert some[0][1].tolist() == [7, 2]
+    assert some[0][0][:, 0, 0, 0].tolist() == [7, 2]
+
+
+def test_evaluation_refuses_to_leave_an_image_out() -> None:
+    with pytest.raises(ValueError, match="'picture-6' cannot be evaluated on"):
+        list(evaluation_batches(Pictures(10, bad=(6,)), Preprocessing(image_size=8), 4))

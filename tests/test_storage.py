@@ -1,0 +1,120 @@
+"""Records on disk: what is written is read, by TFDS, without TensorFlow."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from grain_jax.config import DataConfig
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.sources import open_source
+from grain_jax.data.storage import (
+    RecordSource,
+    SplitShards,
+    encode_record,
+    features,
+    shard_path,
+    write_metadata,
+    write_shard,
+)
+
+RECORDS = [
+    Record(
+        id=f"récord/{i}",
+        image=bytes([i, 0, 255]),
+        captions=(Caption("a bird"), Caption("ein Vögelchen", "synthetic")),
+        regions=tuple(
+            Region((0.0, 0.25, 0.5, 1.0), f"part {k} of {i}", 0.5 + k / 8) for k in range(i)
+        ),
+        label="wren" if i else None,
+    )
+    for i in range(5)
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shards = [RECORDS[:2], RECORDS[2:]]
+    sizes = 0
+    for number, records in enumerate(shards):
+        path = shard_path(tmp_path, "train", number, 2)
+        sizes += write_shard(path, map(encode_record, records)).num_bytes
+    write_metadata(tmp_path, {"train": SplitShards((2, 3), sizes)})
+    return tmp_path
+
+
+def test_records_come_back(folder: Path) -> None:
+    source = open_source(DataConfig(source="records", directory=str(folder)), "train", image_size=8)
+    assert len(source) == 5
+    assert [source[i] for i in range(5)] == RECORDS
+    assert RecordSource(folder, "train[3:]")[0] == RECORDS[3]
+    again = pickle.loads(pickle.dumps(source))
+    assert again[4] == RECORDS[4]
+
+
+def test_tfds_knows_the_folder(folder: Path) -> None:
+    info = tfds.builder_from_directory(str(folder)).info
+    assert info.splits["train"].num_examples == 5
+    assert info.splits["train"].num_bytes == sum(len(encode_record(r)) for r in RECORDS)
+    assert set(info.features) == set(features())
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def records():
+        yield encode_record(RECORDS[0])
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError):
+        write_shard(tmp_path / "shard", records())
+    assert not (tmp_path / "shard").exists()
+
+
+def test_pixels_are_not_stored() -> None:
+    with pytest.raises(ValueError, match="only encoded images"):
+        encode_record(Record("x", np.zeros((2, 2, 3), np.uint8)))
+
+
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no split 'test'; it has \\['train'\\]"):
+        RecordSource(folder, "test")
+    with pytest.raises(ValueError, match="holds no prepared data set"):
+        RecordSource(tmp_path / "elsewhere", "train")
+    with pytest.raises(ValueError, match=r"needs data\.directory"):
+        RecordSource("", "train")
+    with pytest.raises(ValueError, match="'world' or 'records'"):
+        open_source(DataConfig(source="webdataset"), "train", image_size=8)
+
+
+def test_another_kind_of_data_set_is_refused(tmp_path: Path) -> None:
+    write_shard(shard_path(tmp_path, "train", 0, 1), [encode_record(RECORDS[0])])
+    kinds = tfds.features
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(tmp_path),
+        features=kinds.FeaturesDict({"id": kinds.Text()}),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name="train", shard_lengths=[1], num_bytes=1, filename_template=None
+            )
+        ],
+        check_data=False,
+    )
+    with pytest.raises(ValueError, match="lacks"):
+        RecordSource(tmp_path, "train")
+
+
+def test_no_large_framework_is_imported(folder: Path) -> None:
+    code = f"""
+import sys
+import grain_jax.prepare, grain_jax.data.pipeline
+from grain_jax.data.storage import *
+source = RecordSource({os.fspath(folder)!r}, "train")
+encode_record(source[3])
+print(sorted({{"tensorflow", "torch", "transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,141 @@
+"""Tokenizers: published ids, truncation that keeps end-of-text, specs that need no file."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grain_jax.config import DataConfig
+from grain_jax.data.tokenizer import (
+    ClipTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    build_tokenizer,
+    tokenizer_from_spec,
+)
+
+TEXTS = [
+    "A Photo of a CAT!",
+    "",
+    "a very long sentence about a cat that sits on a mat",
+    "x &amp; y",
+]
+
+
+@pytest.fixture(params=["clip", "words", "huggingface"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    match request.param:
+        case "clip":
+            return ClipTokenizer()
+        case "words":
+            return WordTokenizer(["a", "cat", "photo", "of", "mat"])
+    return huggingface_tokenizer()
+
+
+def huggingface_tokenizer() -> HuggingFaceTokenizer:
+    """Like most tokenizers of Hugging Face: end-of-text is not the highest id."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"[UNK]": 0, "[BOS]": 1, "[EOS]": 2, "a": 3, "cat": 4, "photo": 5, "of": 6}
+    model = tokenizers.models.WordLevel(words, unk_token="[UNK]")
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["[BOS]", "[EOS]"])
+    return HuggingFaceTokenizer(backend, start=1, end=2)
+
+
+def test_clip_ids_are_the_published_ones() -> None:
+    ids, cut = ClipTokenizer().encode(["A Photo of a CAT!"], 12)
+    assert ids[0].tolist() == [49406, 320, 1125, 539, 320, 2368, 256, 49407, 0, 0, 0, 0]
+    assert ids.dtype == np.int32
+    assert not cut[0]
+
+
+def test_clip_resolves_entities_and_white_space() -> None:
+    encode = ClipTokenizer().encode
+    ids, _ = encode(["a &amp;amp; b\n\tc", "a & b c", "a \ud800 b", "a ? b"], 10)
+    np.testing.assert_array_equal(ids[0], ids[1])
+    np.testing.assert_array_equal(ids[2], ids[3])  # a lone surrogate, which UTF-8 cannot hold
+
+
+def test_words_are_numbered_as_documented() -> None:
+    tokenizer = WordTokenizer(["cat", "dog2"])
+    ids, _ = tokenizer.encode(["Cat, dog2-bird"], 8)
+    assert tokenizer.vocab_size == 6
+    assert ids[0].tolist() == [2, 3, 4, 1, 5, 0, 0, 0]
+
+
+def test_end_of_text_moves_past_a_vocabulary_where_it_is_not_last() -> None:
+    tokenizer = huggingface_tokenizer()
+    ids, _ = tokenizer.encode(["a cat [EOS] of"], 8)
+    assert tokenizer.vocab_size == 8
+    assert ids[0].tolist() == [1, 3, 4, 2, 6, 7, 0, 0]
+
+
+def test_huggingface_by_folder(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    backend = huggingface_tokenizer()._tokenizer
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="[BOS]", eos_token="[EOS]"
+    )
+    fast.save_pretrained(tmp_path)
+    tokenizer = build_tokenizer(DataConfig(tokenizer=str(tmp_path)))
+    assert tokenizer.encode(["a cat"], 5)[0].tolist() == [[1, 3, 4, 7, 0]]
+
+
+def test_unknown_folder_is_named(tmp_path) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="nothing_here"):
+        build_tokenizer(DataConfig(tokenizer=str(tmp_path / "nothing_here")))
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 40])
+def test_truncation_keeps_end_of_text_and_is_reported(tokenizer: Tokenizer, length: int) -> None:
+    ids, cut = tokenizer.encode(TEXTS, length)
+    whole, _ = tokenizer.encode(TEXTS, 40)
+    end = tokenizer.vocab_size - 1
+    assert ids.shape == (len(TEXTS), length)
+    for row, full, was_cut in zip(ids, whole, cut, strict=True):
+        assert was_cut == (full.argmax() + 1 > length)
+        last = row.argmax()
+        assert row[last] == end
+        assert (row == end).sum() == 1
+        assert not row[last + 1 :].any()
+        np.testing.assert_array_equal(row[:last], full[:last])
+
+
+ANY_TEXT = ClipTokenizer(), WordTokenizer(["a", "cat"])
+
+
+@given(text=st.text(max_size=40), length=st.integers(3, 12))
+@settings(max_examples=60, deadline=None)
+def test_any_text_ends_in_one_end_of_text(text: str, length: int) -> None:
+    for tokenizer in ANY_TEXT:
+        ids, _ = tokenizer.encode([text], length)
+        end = tokenizer.vocab_size - 1
+        assert (ids == end).sum() == 1
+        assert ids.min() >= 0
+        assert not ids[0, ids[0].argmax() + 1 :].any()
+
+
+def test_spec_survives_json_and_pickle(tokenizer: Tokenizer) -> None:
+    again = tokenizer_from_spec(json.loads(json.dumps(tokenizer.spec())))
+    for other in (again, pickle.loads(pickle.dumps(tokenizer))):
+        assert other.vocab_size == tokenizer.vocab_size
+        np.testing.assert_array_equal(other.encode(TEXTS, 9)[0], tokenizer.encode(TEXTS, 9)[0])
+
+
+def test_errors_name_the_setting(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="description_length"):
+        tokenizer.encode(["a"], 2)
+    with pytest.raises(ValueError, match="known kinds"):
+        tokenizer_from_spec({"kind": "sentencepiece"})
+    with pytest.raises(ValueError, match=r"data\.tokenizer is empty"):
+        build_tokenizer(DataConfig(tokenizer=""))
+    with pytest.raises(ValueError, match="differ"):
+        WordTokenizer(["a", "a"])
+    with pytest.raises(ValueError, match="two words"):
+        WordTokenizer(["two words"])
