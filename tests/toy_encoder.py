@@ -58,12 +58,14 @@ class ToyModel(nn.Module):
         return ids.sum(axis=1).astype(jnp.float32)
 
 
-def toy_encoder(*, regions: bool = True, batch_size: int = 3, mesh=None) -> Encoder:
+def toy_encoder(
+    *, regions: bool = True, batch_size: int = 3, mesh=None, image_size: int = SIZE
+) -> Encoder:
     return Encoder(
         ToyModel(regions=regions),
         {},
         tokenizer=ToyTokenizer(),
-        preprocessing=Preprocessing(image_size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        preprocessing=Preprocessing(image_size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         batch_size=batch_size,
         caption_length=8,
         description_length=4,

@@ -111,7 +111,7 @@ def draw_grounding(examples: Sequence[Example], path: Path) -> None:
     FigureCanvasAgg(figure)
     canvas = _Canvas(figure, width, down * card_height + head)
     for number, line in enumerate(legend):
-        canvas.text(2 * MARGIN, 0.3 + 0.18 * number, line, size=9, colour=FAINT)
+        canvas.text(2 * MARGIN, 0.3 + 0.18 * number, line, size=9.0, colour=FAINT)
     for number, example in enumerate(examples):
         left = MARGIN + (number % across) * (card_width + MARGIN)
         top = head + (number // across) * card_height
@@ -200,7 +200,7 @@ def _rows(example: Example) -> list[_Row]:
 
 
 def _draw_card(canvas: _Canvas, example: Example, left: float, top: float) -> None:
-    title = textwrap.shorten(example.title, 68, placeholder=" …")
+    title = textwrap.shorten(example.title, 62, placeholder=" …")
     canvas.text(left + MARGIN, top + LINE, title, size=8.5, weight="bold")
     top += 1.6 * LINE
     columns = (left + MARGIN, left + 2 * MARGIN + PANEL)
@@ -232,6 +232,7 @@ def _draw_box(axes: Any, xyxy: np.ndarray, colour: str, *, dashed: bool) -> None
                 edgecolor=line,
                 linewidth=width,
                 linestyle=(0, (3, 2)) if dashed else "solid",
+                zorder=2 if dashed else 3,  # what was found lies on top
                 alpha=0.75 if line == "white" else 1.0,
             )
         )

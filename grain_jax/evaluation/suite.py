@@ -140,7 +140,14 @@ def _world(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, f
     limit = None if final else config.evaluation.max_images
     baseline = None
     if final and config.model.kind == "grain":
-        baseline = _fitted_constants(encoder, config, part_of=part_of_description)
+        baseline = _fitted_constants(
+            open_source(
+                config.data, config.data.train_split, image_size=encoder.preprocessing.image_size
+            ),
+            encoder,
+            num_boxes=config.model.decoder.num_queries,
+            part_of=part_of_description,
+        )
     results: dict[str, float] = {}
     for split in ("validation", "seen", "unseen") if final else ("validation",):
         world = json.dumps(asdict(config.data.world))
@@ -171,19 +178,14 @@ def _world_set(world: str, split: str, limit: int | None, image_size: int) -> Ze
 
 
 def _records(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, float]:
-    split = config.data.eval_split
+    split, size = config.data.eval_split, encoder.preprocessing.image_size
     if not split:
         return {}
-    source = open_source(config.data, split, image_size=encoder.preprocessing.image_size)
+    source = open_source(config.data, split, image_size=size)
     if not final:
-        source = evenly_spaced(source, config.evaluation.max_images)
-    results = evaluate_records(encoder, source, split)
-    if final and f"{split}/box_iou" in results:
-        baseline = _fitted_constants(encoder, config)
-        if baseline is not None:
-            truth = read_annotations(source, encoder.preprocessing, caption_source="original")
-            results |= score_constant_boxes(baseline, truth, split)
-    return results
+        return evaluate_records(encoder, evenly_spaced(source, config.evaluation.max_images), split)
+    training = open_source(config.data, config.data.train_split, image_size=size)
+    return evaluate_records(encoder, source, split, training=training)
 
 
 def evaluate_records(
@@ -192,9 +194,10 @@ def evaluate_records(
     prefix: str,
     *,
     tasks: Sequence[str] = ("retrieval", "grounding"),
+    training: Source | None = None,
 ) -> dict[str, float]:
-    """Retrieval and grounding on a source of records, under "<prefix>/...", for what the records
-    and the model have.
+    """Retrieval and grounding under "<prefix>/...", of what the records and the model have; with
+    `training` also what constant boxes, fitted to its regions, would score.
     """
     truth = read_annotations(source, encoder.preprocessing, caption_source="original")
     features = encoder.images(source)
@@ -203,24 +206,23 @@ def evaluate_records(
         results |= evaluate_retrieval(features, truth, encoder, prefix)
     if "grounding" in tasks:
         results |= evaluate_grounding(features, truth, encoder, prefix)
+        if training is not None and f"{prefix}/box_iou" in results and features.boxes is not None:
+            baseline = _fitted_constants(training, encoder, num_boxes=features.boxes.shape[1])
+            results |= {} if baseline is None else score_constant_boxes(baseline, truth, prefix)
     return results
 
 
 def _fitted_constants(
+    training: Source,
     encoder: Encoder,
-    config: TrainConfig,
     *,
+    num_boxes: int,
     part_of: Callable[[str], str | None] | None = None,
 ) -> ConstantBoxes | None:
-    size = encoder.preprocessing.image_size
-    source = open_source(config.data, config.data.train_split, image_size=size)
-    training = read_annotations(
-        evenly_spaced(source, BASELINE_IMAGES), encoder.preprocessing, caption_source="original"
-    )
-    if not training.phrases:
-        return None
-    queries = config.model.decoder.num_queries
-    return fit_constant_boxes(training, queries, part_of=part_of)
+    """None where the training data has no boxes."""
+    sample = evenly_spaced(training, BASELINE_IMAGES)
+    truth = read_annotations(sample, encoder.preprocessing, caption_source="original")
+    return fit_constant_boxes(truth, num_boxes, part_of=part_of) if truth.phrases else None
 
 
 def _zero_shot(encoder: Encoder, dataset: ZeroShotSet, config: TrainConfig, **options):

@@ -1,0 +1,147 @@
+"""Flat results as tables that say what they mean, for the terminal and for the report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from grain_jax.evaluation.retrieval import KS
+
+Results = Mapping[str, float]
+WAY_TITLES = {
+    "name": "name",
+    "description": "description",
+    "name_and_regions": "name, regions mixed in",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; every row is as long as `columns`."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    meaning: str  # one or two sentences: how to read it
+
+    def markdown(self) -> str:
+        """As a section of a Markdown page."""
+        lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"### {self.title}\n\n{self.meaning}\n\n{body}\n"
+
+
+def result_tables(results: Results) -> list[Table]:
+    """What there is among zero-shot classification, grounding and retrieval; figures in percent."""
+    found = (_zero_shot(results), _grounding(results), _retrieval(results))
+    return [table for table in found if table.rows]
+
+
+def headline(results: Results) -> str:
+    """One sentence about unseen species, "" where there are none."""
+    if "headline/alpha" not in results:
+        return ""
+    return (
+        f"Unseen species by description: {_percent(results['headline/unseen_by_description'])} % "
+        f"at alpha = {results['headline/alpha']:g}, the best alpha on the validation species "
+        f"(chance {_chance(results, 'unseen')} %)."
+    )
+
+
+def _zero_shot(results: Results) -> Table:
+    alphas = sorted(
+        {key.partition("/alpha")[2].partition("/")[0] for key in results if "/alpha" in key} - {""}
+        | {"1"},
+        key=float,
+        reverse=True,
+    )
+    rows = []
+    for name in (key.removesuffix("/chance") for key in results if key.endswith("/chance")):
+        for way, title in WAY_TITLES.items():
+            ends = [f"{name}/{way}/alpha{alpha}" for alpha in alphas]
+            if way == "name":  # of the whole image only, so alpha = 1
+                ends = [f"{name}/name" if alpha == "1" else "" for alpha in alphas]
+            if any(key in results for key in ends):
+                cells = [_accuracy(results, key) for key in ends]
+                rows.append((_set_title(results, name), title, *cells, _chance(results, name)))
+    return Table(
+        "Zero-shot classification: top-1 accuracy, %",
+        ("set", "told by", *(f"alpha = {alpha}" for alpha in alphas), "chance"),
+        tuple(rows),
+        "Alpha is the weight of the whole image: at 1 the image embedding decides alone, as in "
+        "CLIP, at 0 the regions do. By description means without the name; names of unseen "
+        "species were never heard. With the half width of the 95 % interval (Wilson, over images).",
+    )
+
+
+def _set_title(results: Results, name: str) -> str:
+    if f"{name}/classes" not in results:
+        return name
+    return f"{name} ({results[f'{name}/classes']:g} classes)"
+
+
+def _chance(results: Results, name: str) -> str:
+    return _percent(results[f"{name}/chance"])
+
+
+def _accuracy(results: Results, key: str) -> str:
+    if key not in results:
+        return "-"
+    if f"{key}/low" not in results:
+        return _percent(results[key])
+    half = (results[f"{key}/high"] - results[f"{key}/low"]) / 2
+    return f"{_percent(results[key])} ± {_percent(half)}"
+
+
+def _grounding(results: Results) -> Table:
+    rows = []
+    for name in (key.removesuffix("/box_iou") for key in results if key.endswith("/box_iou")):
+        for who, start in (
+            ("model", ""),
+            ("constant boxes", "constant_"),
+            ("median box of each part", "part_"),
+        ):
+            keys = [f"{name}/{start}{m}" for m in ("box_iou", "box_recall", "phrase_accuracy")]
+            if keys[0] in results:
+                ceiling = results[f"{name}/box_recall_ceiling"]
+                rows.append((name, who, *(_percent(results[k]) for k in keys), _percent(ceiling)))
+    return Table(
+        "Grounding, %",
+        (
+            "split",
+            "boxes of",
+            "mean IoU",
+            "recall at IoU 0.5",
+            "phrase right at IoU 0.5",
+            "most recall possible",
+        ),
+        tuple(rows),
+        "Every true box is matched one-to-one with a predicted one (best total IoU). A phrase is "
+        "right when the query whose embedding is most similar to it has a box that overlaps any "
+        "box of the phrase. Constant boxes see no picture; they are fitted to training boxes, and "
+        "with parts even know which part a phrase speaks of. The last column is less than 100 "
+        "where images have more boxes than the model has queries.",
+    )
+
+
+def _retrieval(results: Results) -> Table:
+    ends = [f"/retrieval/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in KS]
+    rows = []
+    for name in (key.removesuffix(ends[0]) for key in results if key.endswith(ends[0])):
+        images, texts = (results[f"{name}/retrieval/{what}"] for what in ("images", "texts"))
+        size = f"{name} ({images:g} images, {texts:g} texts)"
+        rows.append((size, *(_percent(results[name + end]) for end in ends), _percent(1 / images)))
+    return Table(
+        "Retrieval: recall, %",
+        (
+            "split",
+            *(f"image to text R@{k}" for k in KS),
+            *(f"text to image R@{k}" for k in KS),
+            "chance of R@1",
+        ),
+        tuple(rows),
+        "An image has found its text when any of its captions is among the k best of all texts; a "
+        "text its image, when an image that carries it is. Equal texts count as one.",
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -1,0 +1,150 @@
+import json
+
+import numpy as np
+import pytest
+from toy_encoder import ToySource, record, toy_encoder
+
+from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.transforms import decode_image
+from grain_jax.evaluation import report
+from grain_jax.evaluation.curves import draw_curves, read_metrics
+from grain_jax.evaluation.tables import headline, result_tables
+
+RESULTS = {
+    "seen/chance": 0.005,
+    "seen/name": 0.25,
+    "seen/description/alpha1": 0.1,
+    "seen/description/alpha1/low": 0.08,
+    "seen/description/alpha1/high": 0.12,
+    "seen/description/alpha1/top5": 0.3,
+    "seen/description/alpha0": 0.9,
+    "seen/classes": 200.0,
+    "unseen/chance": 0.02,
+    "unseen/description/alpha0": 0.875,
+    "dev/box_iou": 0.55,
+    "dev/box_recall": 0.6,
+    "dev/box_recall_ceiling": 0.95,
+    "dev/phrase_accuracy": 0.5,
+    "dev/constant_box_iou": 0.3,
+    "dev/constant_box_recall": 0.2,
+    "dev/constant_phrase_accuracy": 0.1,
+    **{f"dev/retrieval/image_to_text/R@{k}": k / 100 for k in (1, 5, 10)},
+    **{f"dev/retrieval/text_to_image/R@{k}": k / 50 for k in (1, 5, 10)},
+    "dev/retrieval/images": 1_000.0,
+    "dev/retrieval/texts": 4_990.0,
+    "headline/alpha": 0.0,
+    "headline/unseen_by_description": 0.875,
+}
+
+
+def pixels(path) -> np.ndarray:
+    return decode_image(path.read_bytes())
+
+
+def test_tables_hold_every_kind_of_result():
+    zero_shot, grounding, retrieval = result_tables(RESULTS)
+    assert zero_shot.columns == ("set", "told by", "alpha = 1", "alpha = 0", "chance")
+    assert zero_shot.rows == (
+        ("seen (200 classes)", "name", "25.0", "-", "0.5"),
+        ("seen (200 classes)", "description", "10.0 ± 2.0", "90.0", "0.5"),
+        ("unseen", "description", "-", "87.5", "2.0"),
+    )
+    assert grounding.rows == (
+        ("dev", "model", "55.0", "60.0", "50.0", "95.0"),
+        ("dev", "constant boxes", "30.0", "20.0", "10.0", "95.0"),
+    )
+    title = "dev (1000 images, 4990 texts)"
+    assert retrieval.rows == ((title, "1.0", "5.0", "10.0", "2.0", "10.0", "20.0", "0.1"),)
+    for table in (zero_shot, grounding, retrieval):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        assert table.meaning
+    assert headline(RESULTS).startswith("Unseen species by description: 87.5 % at alpha = 0")
+    assert headline({}) == ""
+    assert result_tables({}) == []
+
+
+def test_a_table_reads_back_from_markdown():
+    table = result_tables(RESULTS)[0]
+    lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    assert cells[0] == table.columns
+    assert tuple(cells[2:]) == table.rows
+
+
+def write_metrics(path):
+    lines = [
+        {"step": 1, "loss": 9.0},
+        {"step": 2, "loss": 5.0, "images_per_second": 10.0},
+        {"step": 1, "loss": 8.0, "contrastive": 3.0},  # the run was killed and went on
+        {"step": 2, "dev/box_recall": 0.1},
+        {"step": 3, "dev/box_recall": 0.2, "note": "text", "skipped": True},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines) + '\n{"step": 4, "lo'
+    path.write_text(text)
+
+
+def test_metrics_are_read_by_step_and_the_last_word_counts(tmp_path):
+    write_metrics(tmp_path / "metrics.jsonl")
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [entry["step"] for entry in records] == [1, 2, 3]
+    assert records[0] == {"step": 1, "loss": 8.0, "contrastive": 3.0}
+    assert records[1]["dev/box_recall"] == 0.1
+    assert records[1]["loss"] == 5.0
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_curves_are_drawn_from_what_there_is(tmp_path):
+    write_metrics(tmp_path / "metrics.jsonl")
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    draw_curves(records, tmp_path / "all.png")
+    draw_curves([{"step": 1, "loss": 1.0}], tmp_path / "loss.png")
+    widths = [pixels(tmp_path / name).shape[1] for name in ("all.png", "loss.png")]
+    assert widths[0] == 3 * widths[1]  # losses, held-out, speed against losses alone
+    with pytest.raises(ValueError, match="no loss"):
+        draw_curves([{"step": 1}], tmp_path / "none.png")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    source = ToySource(record("0", "red", "green", "blue"), record("1", "green", "red", "blue"))
+    monkeypatch.setattr(report, "open_source", lambda config, split, *, image_size: source)
+    write_metrics(tmp_path / "metrics.jsonl")
+    config = TrainConfig(
+        name="my run",
+        steps=100,
+        data=DataConfig(source="records", directory="flickr", eval_split="dev"),
+    )
+    return tmp_path, config
+
+
+def test_the_report_says_what_ran_and_what_came_out(run):
+    folder, config = run
+    written = report.write_report(
+        folder, config, RESULTS, encoder=toy_encoder(), facts={"training time": "4 min"}
+    )
+    assert [path.name for path in written] == ["report.md", "curves.png", "grounding.png"]
+    page = (folder / "report.md").read_text()
+    assert page.startswith("# my run\n\nGRAIN trained on `flickr` for 100 steps of batch 2,048.")
+    for text in (
+        "87.5 % at alpha = 0",
+        "| dev | constant boxes | 30.0 |",
+        "![Training](curves.png)",
+        "![What the regions found](grounding.png)",
+        "| training time | 4 min |",
+        f"| jax | {report.versions()['jax']} |",
+        report.hardware()["devices"],
+    ):
+        assert text in page, text
+    for name in ("curves.png", "grounding.png"):
+        assert pixels(folder / name).std() > 5
+
+
+def test_a_run_without_regions_or_results_still_reports(run):
+    folder, config = run
+    config.model.kind = "clip"
+    (folder / "metrics.jsonl").unlink()
+    written = report.write_report(folder, config, {}, encoder=toy_encoder(regions=False))
+    assert [path.name for path in written] == ["report.md"]
+    page = (folder / "report.md").read_text()
+    assert "Nothing was held out" in page
+    assert "png" not in page

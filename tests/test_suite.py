@@ -1,0 +1,151 @@
+import pytest
+from toy_encoder import ToySource, record, toy_encoder
+
+from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldConfig
+from grain_jax.evaluation import suite
+from grain_jax.evaluation.zero_shot import evaluate_zero_shot
+
+
+def world_config(kind: str = "grain") -> TrainConfig:
+    config = TrainConfig(
+        data=DataConfig(world=WorldConfig(num_train_images=30, num_eval_images=50)),
+        evaluation=EvaluationConfig(alphas=(1.0, 0.5, 0.0), max_images=25),
+    )
+    config.model.kind = kind
+    config.model.decoder.num_queries = 2
+    return config
+
+
+def test_intervals_look_at_validation_species_only():
+    results = suite.evaluate(toy_encoder(image_size=32), world_config(), final=False)
+    assert {key.partition("/")[0] for key in results} == {"validation"}
+    assert "validation/name" not in results  # never heard: nothing to learn from it
+    assert results["validation/chance"] == 1 / 25
+    assert results["validation/retrieval/images"] == 25
+    assert suite.best_metric_name(world_config()) in results
+
+
+def test_pictures_of_the_world_are_drawn_once_a_run():
+    suite._world_set.cache_clear()
+    encoder, config = toy_encoder(image_size=32), world_config()
+    first = suite.evaluate(encoder, config, final=False)
+    assert suite.evaluate(encoder, config, final=False) == first
+    assert suite._world_set.cache_info().misses == 1
+
+
+def test_the_end_measures_everything_with_baselines_and_intervals():
+    results = suite.evaluate(toy_encoder(image_size=32), world_config(), final=True)
+    for key in (
+        "seen/name",
+        "seen/description/alpha0",
+        "seen/name_and_regions/alpha0.5",
+        "unseen/name",
+        "unseen/description/alpha0.5/low",
+        "unseen/box_recall",
+        "unseen/constant_box_recall",
+        "unseen/part_phrase_accuracy",
+        "seen/retrieval/text_to_image/R@5",
+        "headline/unseen_by_description",
+    ):
+        assert 0 <= results[key] <= 1, key
+    assert results["seen/classes"] == 200
+    assert results["unseen/classes"] == 50
+    assert results["unseen/images"] == 50
+
+
+def test_the_baseline_model_has_no_regions_and_one_alpha():
+    encoder = toy_encoder(regions=False, image_size=32)
+    results = suite.evaluate(encoder, world_config("clip"), final=False)
+    assert "validation/description/alpha1" in results
+    assert not any("box" in key or "alpha0" in key for key in results)
+    assert suite.best_metric_name(world_config("clip")) in results
+
+
+def test_the_headline_alpha_is_chosen_on_validation_species():
+    results = {
+        "validation/description/alpha1": 0.2,
+        "validation/description/alpha0": 0.6,
+        "unseen/description/alpha1": 0.9,
+        "unseen/description/alpha0": 0.5,
+    }
+    chosen = suite.headline(results, (1.0, 0.0))
+    assert chosen == {"headline/alpha": 0.0, "headline/unseen_by_description": 0.5}
+    assert suite.headline({}, (1.0, 0.0)) == {}
+
+
+def records_config(split: str = "dev") -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(source="records", directory="somewhere", eval_split=split),
+        evaluation=EvaluationConfig(max_images=3),
+    )
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """Two splits of records; the whole image tells the caption, the queries the regions."""
+    opened: list[str] = []
+    splits = {
+        "dev": ToySource(
+            record("0", "red", "green", "blue"),
+            record("1", "green", "red", "blue"),
+            record("2", "blue", "green", "red"),
+            record("3", "red", "blue"),
+        ),
+        "train": ToySource(record("4", "red", "green", "blue"), record("5", "blue")),
+    }
+
+    def open_source(config, split, *, image_size):
+        opened.append(split)
+        return splits[split]
+
+    monkeypatch.setattr(suite, "open_source", open_source)
+    return opened
+
+
+def test_records_are_scored_on_the_evaluation_split(records):
+    results = suite.evaluate(toy_encoder(), records_config(), final=False)
+    assert records == ["dev"]
+    assert results["dev/retrieval/mean_R@1"] == 1.0
+    assert results["dev/retrieval/images"] == 3
+    assert results["dev/phrase_accuracy"] == 1.0
+    assert results["dev/box_recall"] == 1.0
+    assert "dev/constant_box_recall" not in results
+    assert suite.best_metric_name(records_config()) in results
+
+
+def test_records_at_the_end_use_all_images_and_training_boxes(records):
+    results = suite.evaluate(toy_encoder(), records_config(), final=True)
+    assert records == ["dev", "train"]
+    assert results["dev/retrieval/images"] == 4
+    assert results["dev/constant_box_recall"] == 1.0  # the toy's boxes never move
+    assert results["dev/constant_phrase_accuracy"] < 1.0
+
+
+def test_no_evaluation_split_means_nothing_to_keep_best_by(records):
+    assert suite.evaluate(toy_encoder(), records_config(""), final=True) == {}
+    assert suite.best_metric_name(records_config("")) == ""
+    config = records_config()
+    config.evaluation.best_metric = "dev/box_recall"
+    assert suite.best_metric_name(config) == "dev/box_recall"
+
+
+def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
+    from test_zero_shot import bird_set
+
+    config = records_config()
+    config.evaluation.zero_shot = (str(tmp_path),)
+    asked = []
+
+    def load(folder, note):
+        asked.append(folder)
+        return bird_set()
+
+    monkeypatch.setattr(suite, "load_zero_shot", load)
+    assert not any(
+        key.startswith("birds") for key in suite.evaluate(toy_encoder(), config, final=False)
+    )
+    results = suite.evaluate(toy_encoder(), config, final=True)
+    assert asked == [str(tmp_path)]
+    alone = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=config.evaluation.alphas)
+    for key, value in alone.items():
+        assert results[key] == pytest.approx(value)
