@@ -31,14 +31,14 @@ SUPERSAMPLING = 2
 MIN_PIXELS = 4  # of the final picture; less of a part does not count as visible
 MIN_VISIBLE = 0.35  # share of a part that must be left
 PALETTE: dict[str, Colour] = {
-    "red": (218, 62, 56),
-    "orange": (242, 142, 44),
-    "yellow": (250, 214, 74),
-    "green": (74, 162, 86),
-    "blue": (58, 118, 208),
-    "purple": (146, 84, 188),
-    "white": (250, 248, 242),
-    "black": (46, 44, 54),
+    "red": (220, 42, 46),
+    "orange": (250, 140, 24),
+    "yellow": (255, 220, 56),
+    "green": (44, 160, 74),
+    "blue": (38, 100, 220),
+    "purple": (150, 62, 196),
+    "white": (252, 250, 246),
+    "black": (38, 36, 46),
     "gray": (150, 152, 158),
     "brown": (146, 100, 66),
 }
@@ -72,7 +72,7 @@ class Level:
 
 LEVELS = {
     "easy": Level(
-        "pale", (0.27, 0.36), 0.10, 0.12, False, 0.0, 0, 3, 0.35, 0, 0,
+        "pale", (0.29, 0.37), 0.07, 0.08, False, 0.0, 0, 2, 0.3, 0, 0,
     ),
     "hard": Level(
         "strong", (0.21, 0.33), 0.30, 0.22, True, 0.08, 7, 5, 0.5, 2, 7,
@@ -205,7 +205,7 @@ class _Canvas:
         paints = dict(FIXED_PAINT)
         for part, trait in zip(PARTS, species.traits, strict=True):
             paints[part] = _vary(PALETTE[trait.colour], draw)
-        paints["belly"] = blend(paints["body"], GLOW, 0.3)
+        paints["belly"] = blend(paints["body"], GLOW, 0.22)
         paints["cheek"] = blend(paints["body"], BLUSH, 0.45)
         light = sum(PALETTE[species.trait("wing").colour]) > 480
         paints["pattern"] = INK if light else CREAM
@@ -281,6 +281,6 @@ _ONLY = [
 
 def _vary(colour: Colour, draw: Draw) -> Colour:
     """The same colour as another individual has it."""
-    light = 26 * (draw() - 0.5)
-    r, g, b = (max(0, min(255, int(c + light + 14 * (draw() - 0.5)))) for c in colour)
+    light = 20 * (draw() - 0.5)
+    r, g, b = (max(0, min(255, int(c + light + 10 * (draw() - 0.5)))) for c in colour)
     return r, g, b

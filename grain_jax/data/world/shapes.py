@@ -53,8 +53,8 @@ def ellipse(x: float, y: float, rx: float, ry: float, *, sides: int = 16) -> Poi
 def _leg(x: float) -> Points:
     """A leg with three toes."""
     return [
-        (x - 0.06, 0.30), (x + 0.06, 0.30), (x + 0.06, 0.84), (x + 0.25, 0.90), (x + 0.25, 0.99),
-        (x - 0.15, 0.99), (x - 0.15, 0.91), (x - 0.06, 0.84),
+        (x - 0.09, 0.30), (x + 0.09, 0.30), (x + 0.09, 0.78), (x + 0.27, 0.86), (x + 0.27, 0.99),
+        (x - 0.17, 0.99), (x - 0.17, 0.88), (x - 0.09, 0.80),
     ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ OUTLINES: dict[tuple[str, str], list[Points]] = {
                 (-0.58, -0.50), (-0.74, -0.44), (-0.84, -0.30), (-0.78, -0.12), (-0.46, -0.02)]),
     ],
     ("body", ""): [smooth(BODY)],
-    ("legs", ""): [_leg(-0.12), _leg(0.20)],
+    ("legs", ""): [_leg(-0.16), _leg(0.22)],
 }  # fmt: skip
 PATTERNS: dict[str, list[Points]] = {  # on the wing, in a contrasting colour
     "plain": [],
@@ -117,7 +117,7 @@ PATTERNS: dict[str, list[Points]] = {  # on the wing, in a contrasting colour
         for x, y, h in [(0.14, -0.06, 0.29), (-0.08, -0.06, 0.34), (-0.28, 0.02, 0.27)]
     ],
     "tipped": [
-        smooth([(-0.74, 0.22), (-0.50, 0.09), (-0.26, -0.02), (-0.22, 0.30), (-0.46, 0.29)])
+        smooth([(-0.69, 0.21), (-0.49, 0.12), (-0.26, 0.01), (-0.22, 0.28), (-0.46, 0.265)])
     ],
 }
 EYE = {
