@@ -30,6 +30,9 @@ RESULTS = {
     "dev/constant_phrase_accuracy": 0.1,
     **{f"dev/retrieval/image_to_text/R@{k}": k / 100 for k in (1, 5, 10)},
     **{f"dev/retrieval/text_to_image/R@{k}": k / 50 for k in (1, 5, 10)},
+    "dev/retrieval/mean_R@1": 0.015,
+    "dev/retrieval/image_to_text/chance_R@1": 0.001,
+    "dev/retrieval/text_to_image/chance_R@1": 0.002,
     "dev/retrieval/images": 1_000.0,
     "dev/retrieval/texts": 4_990.0,
     "headline/alpha": 0.0,
@@ -53,8 +56,10 @@ def test_tables_hold_every_kind_of_result():
         ("dev", "model", "55.0", "60.0", "50.0", "95.0"),
         ("dev", "constant boxes", "30.0", "20.0", "10.0", "95.0"),
     )
-    title = "dev (1000 images, 4990 texts)"
-    assert retrieval.rows == ((title, "1.0", "5.0", "10.0", "2.0", "10.0", "20.0", "0.1"),)
+    assert retrieval.rows == (
+        ("dev", "1000 images to their texts", "1.0", "5.0", "10.0", "0.1"),
+        ("dev", "4990 texts to their images", "2.0", "10.0", "20.0", "0.2"),
+    )
     for table in (zero_shot, grounding, retrieval):
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert table.meaning

@@ -49,7 +49,12 @@ def test_perfect_embeddings_find_everything():
     texts, text_rows, image_rows = unique_texts([[f"a {i}", f"b {i}"] for i in range(12)])
     text = np.eye(12, dtype=np.float32)[[int(t.split()[1]) for t in texts]]
     results = retrieval(image, text, text_rows=text_rows, image_rows=image_rows)
-    assert set(results.values()) == {1.0}
+    chance = {name: value for name, value in results.items() if "chance" in name}
+    assert chance == {
+        "image_to_text/chance_R@1": pytest.approx(2 / 24),
+        "text_to_image/chance_R@1": pytest.approx(1 / 12),
+    }
+    assert {value for name, value in results.items() if name not in chance} == {1.0}
 
 
 def test_random_embeddings_are_at_chance():
@@ -72,6 +77,20 @@ def test_a_constant_model_is_exactly_at_chance():
     for k in KS:
         assert results[f"image_to_text/R@{k}"] == pytest.approx(k / 20)
         assert results[f"text_to_image/R@{k}"] == pytest.approx(k / 20)
+
+
+def test_chance_is_what_a_constant_model_gets_with_shared_captions():
+    captions = [["a", "b"], ["a"], ["c", "c", "d"], ["b", "d", "e"]]
+    texts, text_rows, image_rows = unique_texts(captions)
+    same = unit([1.0, 2.0])
+    results = retrieval(
+        np.tile(same, (4, 1)),
+        np.tile(same, (len(texts), 1)),
+        text_rows=text_rows,
+        image_rows=image_rows,
+    )
+    for way in ("image_to_text", "text_to_image"):
+        assert results[f"{way}/R@1"] == pytest.approx(results[f"{way}/chance_R@1"])
 
 
 def test_equal_texts_are_one_text_and_right_for_all_their_images():

@@ -161,7 +161,10 @@ def _names_of_labels(labels: Sequence[str], given: Any, source: str) -> dict[str
     if odd := [
         label for label, name in names.items() if not isinstance(name, str) or not name.strip()
     ]:
-        raise ValueError(f"{source!r} gives label {odd[0]!r} no name (one string) to call it by.")
+        raise ValueError(
+            f"{source!r} gives label {odd[0]!r} no name (one string) to call it by"
+            f"{_entries(given)}."
+        )
     if unnamed := [label for label in unique if label not in names]:
         raise ValueError(
             f"Label {unnamed[0]!r} has no class name in {source!r} ({len(unnamed)} of "
@@ -184,7 +187,10 @@ def _cleaned(names: dict[str, str], note: Callable[[str], None]) -> dict[str, st
 
 def _templates(given: Any, source: str) -> tuple[str, ...]:
     if not isinstance(given, list) or not given or not all(isinstance(t, str) for t in given):
-        raise ValueError(f"{source!r} must hold a list of templates, such as 'a photo of a {{}}.'.")
+        raise ValueError(
+            f"{source!r} must hold a list of templates, such as 'a photo of a {{}}.'"
+            f"{_entries(given)}."
+        )
     templates = tuple(template.replace("{c}", "{}") for template in given)
     if odd := [template for template in templates if template.count("{}") != 1]:
         raise ValueError(
@@ -231,6 +237,13 @@ def _descriptions(
     if others:
         note(f"{title}: {others} of {len(given)} entries of the descriptions are of other classes.")
     return found
+
+
+def _entries(given: Any) -> str:
+    """A hint where the content is an object of lists: a file for many sets."""
+    if not isinstance(given, dict) or not all(isinstance(v, list) for v in given.values()):
+        return ""
+    return f"; pick one entry with 'file.json#key': {', '.join(sorted(given)[:20])}"
 
 
 def _read(source: str) -> Any:

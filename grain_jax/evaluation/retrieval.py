@@ -44,7 +44,8 @@ def retrieval(
     text_rows: Int[np.ndarray, "C"],
     image_rows: Int[np.ndarray, "C"],
 ) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways, in [0, 1], and the mean of both R@1.
+    """Recall at 1, 5 and 10 both ways, in [0, 1], the mean of both R@1, and what a
+    random ranking has at 1.
 
     `text` holds each different text once; pair c says that image `image_rows[c]` carries text
     `text_rows[c]`. Raises ValueError when an image or a text has no partner.
@@ -61,6 +62,12 @@ def retrieval(
     results = {f"image_to_text/R@{k}": float(to_text[k].mean()) for k in KS}
     results |= {f"text_to_image/R@{k}": float(np.average(to_image[k], weights=weights)) for k in KS}
     results["mean_R@1"] = (results["image_to_text/R@1"] + results["text_to_image/R@1"]) / 2
+    pairs = np.unique(np.stack([image_rows, text_rows]), axis=1)  # a text twice at an image: once
+    images_of_text = np.bincount(pairs[1], minlength=num_texts)
+    results["image_to_text/chance_R@1"] = pairs.shape[1] / num_images / num_texts
+    results["text_to_image/chance_R@1"] = float(
+        np.average(images_of_text, weights=weights) / num_images
+    )
     return results
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import rich.console
+import rich.markup
+import rich.table
+
 from grain_jax.evaluation.retrieval import KS
 
 Results = Mapping[str, float]
@@ -33,6 +37,20 @@ def result_tables(results: Results) -> list[Table]:
     """What there is among zero-shot classification, grounding and retrieval; figures in percent."""
     found = (_zero_shot(results), _grounding(results), _retrieval(results))
     return [table for table in found if table.rows]
+
+
+def print_results(results: Results, console: rich.console.Console) -> None:
+    """The tables and the headline, for a terminal."""
+    for figures in result_tables(results):
+        table = rich.table.Table(title=figures.title, title_justify="left")
+        for number, column in enumerate(figures.columns):
+            table.add_column(column, justify="left" if number < 2 else "right")
+        for row in figures.rows:
+            table.add_row(*(rich.markup.escape(cell) for cell in row))
+        console.print(table)
+        console.print(figures.meaning + "\n", style="dim", markup=False, highlight=False)
+    if sentence := headline(results):
+        console.print(sentence, style="bold", highlight=False)
 
 
 def headline(results: Results) -> str:
@@ -109,34 +127,33 @@ def _grounding(results: Results) -> Table:
             "split",
             "boxes of",
             "mean IoU",
-            "recall at IoU 0.5",
-            "phrase right at IoU 0.5",
-            "most recall possible",
+            "recall@0.5",
+            "phrase@0.5",
+            "ceiling",
         ),
         tuple(rows),
-        "Every true box is matched one-to-one with a predicted one (best total IoU). A phrase is "
-        "right when the query whose embedding is most similar to it has a box that overlaps any "
-        "box of the phrase. Constant boxes see no picture; they are fitted to training boxes, and "
-        "with parts even know which part a phrase speaks of. The last column is less than 100 "
-        "where images have more boxes than the model has queries.",
+        "Every true box is matched one-to-one with a predicted one (best total IoU): mean IoU, and "
+        "recall of boxes with IoU of at least 0.5, which cannot exceed the ceiling where images "
+        "have more boxes than the model has queries. Phrase: the query most similar to a phrase "
+        "has a box that overlaps one of the phrase's. Constant boxes see no picture; they are "
+        "fitted to training boxes, and with parts they know which part a phrase speaks of.",
     )
 
 
 def _retrieval(results: Results) -> Table:
-    ends = [f"/retrieval/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in KS]
+    marker, ends = "/retrieval/mean_R@1", [f"R@{k}" for k in KS]
     rows = []
-    for name in (key.removesuffix(ends[0]) for key in results if key.endswith(ends[0])):
+    for name in (key.removesuffix(marker) for key in results if key.endswith(marker)):
         images, texts = (results[f"{name}/retrieval/{what}"] for what in ("images", "texts"))
-        size = f"{name} ({images:g} images, {texts:g} texts)"
-        rows.append((size, *(_percent(results[name + end]) for end in ends), _percent(1 / images)))
+        for way, title in (
+            ("image_to_text", f"{images:g} images to their texts"),
+            ("text_to_image", f"{texts:g} texts to their images"),
+        ):
+            keys = [f"{name}/retrieval/{way}/{end}" for end in (*ends, "chance_R@1")]
+            rows.append((name, title, *(_percent(results[key]) for key in keys)))
     return Table(
         "Retrieval: recall, %",
-        (
-            "split",
-            *(f"image to text R@{k}" for k in KS),
-            *(f"text to image R@{k}" for k in KS),
-            "chance of R@1",
-        ),
+        ("split", "from", *ends, "chance of R@1"),
         tuple(rows),
         "An image has found its text when any of its captions is among the k best of all texts; a "
         "text its image, when an image that carries it is. Equal texts count as one.",
