@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
@@ -42,6 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         message = f"Error: {error}"
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except BrokenProcessPool:
+        console.print(
+            "Error: a worker process died, perhaps for want of memory. The same command continues; "
+            "try fewer --workers.",
+            style="red",
+        )
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. The same command continues; finished shards are kept.")

@@ -3,11 +3,16 @@
 import dataclasses
 import io
 import logging
+import multiprocessing
 import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -122,14 +127,61 @@ def test_threads_change_nothing() -> None:
     assert_equal(batches(source, 6, synchronous), batches(source, 6, many))
 
 
-def test_a_worker_process_changes_nothing_and_leaves_nothing() -> None:
-    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+def test_a_worker_process_changes_nothing_and_ends() -> None:
     source = Pictures(bad=(3,))
     config = dataclasses.replace(CONFIG, num_workers=1)
     assert_equal(batches(source, 3, config, image_size=32), batches(source, 3, image_size=32))
-    if before:
-        left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
-        assert not left
+    assert not multiprocessing.active_children()
+
+
+KILLED = """
+import dataclasses, multiprocessing, os, signal
+from test_pipeline import CONFIG, TOKENIZER, Pictures, training_batches
+
+if __name__ == "__main__":
+    config = dataclasses.replace(CONFIG, num_workers=1)
+    iterator = training_batches(
+        Pictures(), config, TOKENIZER, image_size=32, batch_size=8, seed=0
+    )
+    next(iterator)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs Linux's /proc")
+def test_a_killed_run_leaves_no_process_and_no_shared_memory(tmp_path: Path) -> None:
+    before = shared_memory()
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    killed = subprocess.run(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,  # the worker holds stderr
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (worker,) = killed.stdout.split()
+    deadline = time.monotonic() + 30
+    while (runs(worker) or shared_memory() - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not runs(worker)
+    assert not shared_memory() - before
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def runs(process: str) -> bool:
+    """Whether the process is there and not merely waiting to be reaped."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_an_epoch_is_every_record_once_in_a_new_order() -> None:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 from grain_jax.data.checking import Dropped, Figures, check_item
 from grain_jax.data.importers import IMPORTERS, BadItem, Importer
+from grain_jax.data.processes import end_with_parent
 from grain_jax.data.storage import (
     SplitShards,
     encode_record,
@@ -187,6 +189,8 @@ _worker_state: tuple[Plan, Importer] | None = None  # of a worker process
 def _start_worker(plan: Plan, importer: Importer) -> None:
     global _worker_state
     _worker_state = plan, importer
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback from every process
+    end_with_parent()
 
 
 def _build_in_worker(shard: _Shard) -> Figures:

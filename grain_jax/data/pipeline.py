@@ -6,6 +6,7 @@ nothing but the step is needed to resume, and process i of n gets rows i * B/n t
 the same global batch whatever n is.
 """
 
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Int, UInt8
 
 from grain_jax.config import DataConfig
 from grain_jax.data.assemble import BatchMaker
+from grain_jax.data.processes import end_with_parent
 from grain_jax.data.records import Batch, Source
 from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import RESAMPLING, RESIZES, ImageError, Preprocessing
@@ -71,9 +73,16 @@ def training_batches(
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=config.num_workers, per_worker_buffer_size=max(buffer, 1)
-            )
+            ),
+            worker_init_fn=_start_worker,
         )
     return BatchIterator(iter(batches), copy=config.num_workers > 0)
+
+
+def _start_worker(index: int, count: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 class BatchIterator(Iterator[Batch]):
