@@ -178,6 +178,7 @@ def test_everything_dropped_is_counted(tmp_path: Path, capsys: pytest.CaptureFix
         [0.9, 0.5, 0.1, 0.9],
         [float("nan"), 0, 1, 1],
         [1.0, 0, 1.005, 1],  # nothing left inside
+        [0, 0, 1e39, 1],  # infinite as it would be stored
     ]
     regions = [{"bbox": box, "description": "thing"} for box in boxes]
     regions.append({"bbox": [0, 0, 1, 1], "description": "  "})
@@ -207,7 +208,7 @@ def test_everything_dropped_is_counted(tmp_path: Path, capsys: pytest.CaptureFix
     assert figures["dropped_regions"] == {
         "box out of range": 1,
         "empty box": 3,
-        "box or score not finite": 1,
+        "box or score not finite": 2,
         "empty description": 1,
     }
     assert figures["ignored_fields"] == {"url": 1}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from grain_jax.config import DataConfig
 from grain_jax.data import transforms
@@ -89,6 +89,24 @@ def test_exif_orientation_is_applied() -> None:
         fit_image(data, 4, interpolation="bilinear"),
         fit_image(upright, 4, interpolation="bilinear"),
     )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does(orientation: int) -> None:
+    picture = Image.fromarray(noise(4, 8))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    data = encoded(picture, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode_image(data), expected)
+    assert image_shape(data) == expected.shape[:2]
+
+
+def test_damaged_metadata_does_not_cost_the_picture() -> None:
+    picture = Image.new("RGB", (8, 4), "white")
+    data = encoded(picture, "JPEG", exif=b"Exif\0\0" + b"rubbish" * 3)
+    assert decode_image(data).shape == (4, 8, 3)
+    assert image_shape(data) == (4, 8)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", encoded(Image.new("RGB", (50, 50)), "JPEG")[:300]])

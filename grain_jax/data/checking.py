@@ -4,7 +4,6 @@ Nothing is dropped without being counted under a reason that the closing report 
 """
 
 import io
-import math
 import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 MAX_TEXT = 10_000  # characters of one caption or description; more is an accident
 JPEG_QUALITY = 92  # of pictures that --max_image_side shrinks
 PIXEL_TOLERANCE, FRACTION_TOLERANCE = 1.0, 0.01  # boxes this far outside are clipped
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it
 
 
@@ -141,7 +141,7 @@ def check_region(
     """The region with its box in fractions, or None, counted. `size`: (width, height) of pixel
     boxes.
     """
-    if not all(math.isfinite(value) for value in (*region.box_xyxy, region.score)):
+    if not all(abs(value) < FLOAT32_MAX for value in (*region.box_xyxy, region.score)):
         figures.dropped_regions["box or score not finite"] += 1
         return None
     x0, y0, x1, y1 = region.box_xyxy

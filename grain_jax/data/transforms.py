@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from grain_jax.data.records import Region
@@ -89,11 +89,30 @@ def _open(data: bytes) -> Image.Image:
     return picture
 
 
+_TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata, common on the web, leaves the pixels as good as they are
+        return 1
+
+
 def _open_rgb(data: bytes) -> Image.Image:
     picture = _open(data)
     try:
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _to_rgb(picture)
+        turn = _TURNS.get(_orientation(picture))
+        picture = _to_rgb(picture)
+        return picture if turn is None else picture.transpose(turn)
     except Exception as error:  # as above
         raise ImageError(f"Cannot decode the image: {type(error).__name__}: {error}") from error
 
@@ -143,8 +162,8 @@ def image_shape(image: bytes | Pixels) -> tuple[int, int]:
         return image.shape[0], image.shape[1]
     picture = _open(image)
     width, height = picture.size
-    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # 5 to 8 swap the sides
-    return (width, height) if turned else (height, width)
+    swapped = _orientation(picture) in (5, 6, 7, 8)
+    return (width, height) if swapped else (height, width)
 
 
 def center_window(height: int, width: int) -> Window:

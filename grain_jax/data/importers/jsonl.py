@@ -24,14 +24,19 @@ class JsonLines:
             raise ValueError(f"--input={path} is not a file; it needs one JSON object a line.")
         self._path = path
         self._starts, self._numbers = array.array("q"), array.array("q")
-        start = checksum = 0
+        start = number = checksum = 0
+        fresh = True
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    self._starts.append(start)
-                    self._numbers.append(number)
-                start += len(line)
-                checksum = zlib.crc32(line, checksum)
+            # In pieces: a file without line ends must not fill the memory.
+            while piece := file.readline(MAX_LINE_BYTES):
+                if fresh:
+                    number += 1
+                    if piece.strip():
+                        self._starts.append(start)
+                        self._numbers.append(number)
+                fresh = piece.endswith(b"\n")
+                start += len(piece)
+                checksum = zlib.crc32(piece, checksum)
         self._checksum = checksum
 
     def __len__(self) -> int:
@@ -43,7 +48,10 @@ class JsonLines:
             file.seek(self._starts[index])
             line = file.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
-            raise BadItem(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes.")
+            raise BadItem(
+                f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; each image needs a "
+                "line of its own."
+            )
         try:
             return parse_line(line)
         except BadItem as error:
