@@ -169,7 +169,7 @@ def test_annotations_join_paraphrases_and_choose_captions():
         id="a",
         image=np.zeros((8, 8, 3), np.uint8),
         captions=(Caption("web"), Caption("written", "synthetic")),
-        regions=(Region(box, "a dog"), Region(box, "the  puppy"), Region(other, "A dog")),
+        regions=(Region(box, "A dog"), Region(box, "the puppy"), Region(other, "a  dog")),
     )
     plain = Record(id="b", image=np.zeros((8, 8, 3), np.uint8), captions=(Caption("web"),))
     truth = read_annotations(
@@ -178,7 +178,7 @@ def test_annotations_join_paraphrases_and_choose_captions():
     assert truth.captions == [["written"], ["web"]]
     assert [len(boxes) for boxes in truth.boxes] == [2, 0]
     assert truth.boxes[0].tolist() == [[0.0, 0.0, 1.0, 0.5], [0.0, 0.5, 1.0, 1.0]]  # xyxy
-    assert [(p.text, len(p.boxes)) for p in truth.phrases] == [("a dog", 2), ("the puppy", 1)]
+    assert [(p.text, len(p.boxes)) for p in truth.phrases] == [("A dog", 2), ("the puppy", 1)]
 
 
 def test_boxes_are_seen_through_the_centre_crop():

@@ -37,12 +37,12 @@ def read_annotations(
         record = source[i]
         texts = [c.text for c in record.captions if c.source == caption_source]
         captions.append(texts or [caption.text for caption in record.captions])
-        own: dict[str, list[np.ndarray]] = {}
+        own: dict[str, tuple[str, list[np.ndarray]]] = {}  # by text up to case and spacing
         for text, box in _visible_regions(record, preprocessing):
-            own.setdefault(normalize_text(text), []).append(box)
-        every = [box for group in own.values() for box in group]
+            own.setdefault(normalize_text(text), (text, []))[1].append(box)
+        every = [box for _, group in own.values() for box in group]
         boxes.append(np.unique(every, axis=0) if every else np.zeros((0, 4), np.float32))
-        phrases += [Phrase(i, text, np.unique(group, axis=0)) for text, group in own.items()]
+        phrases += [Phrase(i, text, np.unique(group, axis=0)) for text, group in own.values()]
     return Annotations(captions, boxes, phrases)
 
 
