@@ -1,0 +1,382 @@
+"""The model: sizes of the published ones, and that no option changes what it should not."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import official_golden
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from grain_jax.config import DecoderConfig, LossConfig, ModelConfig, TextConfig, vision_variant
+from grain_jax.interop.official import from_official, stack_layers, unstack_layers
+from grain_jax.losses.total import total_loss
+from grain_jax.models.build import abstract_params, build_model, normalize_images
+from grain_jax.models.positions import grid_positions
+
+CONFIG = official_golden.CONFIG
+replace = dataclasses.replace
+
+
+@pytest.fixture(scope="module")
+def params():
+    return from_official(official_golden.state_dict(), CONFIG)
+
+
+def loss_and_gradient(params, **changes):
+    def loss(params):
+        output = official_golden.apply(params, **changes)
+        return total_loss(output, **official_golden.loss_inputs(), config=LossConfig())[0], output
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    """((loss, output), gradient) without any option."""
+    return jax.jit(loss_and_gradient)(params)
+
+
+def assert_close(a, b, *, relative=1e-5):
+    """Each array to `relative` of the largest entry of its twin."""
+
+    def check(x, y):
+        tolerance = relative * float(np.abs(y).max()) + 1e-7
+        np.testing.assert_allclose(np.asarray(x, np.float32), y, rtol=0, atol=tolerance)
+
+    jax.tree.map(check, a, b)
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+# Official counts: the backbones with the CLIP projection, which GRAIN does not use.
+@pytest.mark.parametrize(
+    ("size", "visual", "backbone"),
+    [("S/16", None, 85_291_905), ("B/16", 85_801_728, 149_623_041), ("L/14", None, 367_137_281)],
+)
+def test_published_sizes(size, visual, backbone):
+    vision = vision_variant(size)
+    clip = abstract_params(ModelConfig(kind="clip", vision=vision))
+    grain = abstract_params(ModelConfig(vision=vision))
+    scanned = abstract_params(ModelConfig(vision=vision, scan_layers=True))
+    assert count(clip) == backbone
+    assert count(scanned) == count(grain)
+    decoder = count(grain.pop("decoder"))
+    assert count(grain) == backbone - vision.width * 512
+    if size == "B/16":
+        assert count(grain["vision"]) == visual
+        assert decoder == 26_674_180
+        assert count(grain) + decoder == 175_904_005
+    else:
+        assert decoder == 26_674_180 + (vision.width - 768) * 512
+
+
+@pytest.mark.parametrize("kind", ["grain", "clip"])
+@pytest.mark.parametrize("size", ["S/16", "B/16", "L/14"])
+def test_shapes_of_published_sizes(size, kind):
+    config = ModelConfig(kind=kind, vision=vision_variant(size))
+    model = build_model(config)
+    output = jax.eval_shape(
+        lambda p, images, captions, descriptions: model.apply(
+            {"params": p}, images, captions, descriptions
+        ),
+        abstract_params(config),
+        jax.ShapeDtypeStruct((4, 224, 224, 3), jnp.float32),
+        jax.ShapeDtypeStruct((4, 77), jnp.int32),
+        jax.ShapeDtypeStruct((4, 5, 32), jnp.int32),
+    )
+    patches = (224 // config.vision.patch_size) ** 2
+    assert output.image.tokens.shape == (4, patches + 1, config.vision.width)
+    assert output.image.tokens.dtype == jnp.bfloat16
+    for leaf in jax.tree.leaves(replace(output, image=replace(output.image, tokens=None))):
+        assert leaf.dtype == jnp.float32
+    assert output.image.image_embed.shape == output.caption_embed.shape == (4, 512)
+    assert output.description_embed.shape == (4, 5, 512)
+    if kind == "grain":
+        assert output.image.region_embed.shape == (4, 5, 512)
+        assert output.image.boxes.shape == (4, 5, 4)
+        assert output.image.auxiliary_boxes.shape == (5, 4, 5, 4)
+    else:
+        assert output.image.boxes is None
+        assert output.image.region_embed is None
+
+
+def test_scanned_layers_and_recomputation_are_the_same_model(params, plain):
+    """Values and gradients, with both recomputation policies, from one compilation."""
+
+    @jax.jit
+    def run(params, stacked):
+        return (
+            loss_and_gradient(stacked, scan_layers=True, remat="dots"),
+            loss_and_gradient(params, remat="full"),
+        )
+
+    ((scanned, output), stacked_gradient), recomputed = run(params, stack_layers(params))
+    (loss, expected), gradient = plain
+    np.testing.assert_allclose(scanned, loss, rtol=1e-5)
+    assert_close(output, expected)
+    assert_close(unstack_layers(stacked_gradient), gradient, relative=1e-4)
+    assert_close(recomputed, plain, relative=1e-4)
+
+
+def test_half_precision_stays_close(params, plain):
+    output = jax.jit(lambda p: official_golden.apply(p, dtype="bfloat16"))(params)
+    assert output.image.tokens.dtype == jnp.bfloat16
+    assert_close(output, plain[0][1], relative=0.05)
+
+
+def test_sharded_over_8_devices_it_is_the_same_model(params, plain):
+    """Parameters and batch over a 2 x 2 x 2 mesh by their logical names: same loss and gradient."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    rules = [
+        ("batch", "data"),  # the golden batch is 6
+        ("embed", "fsdp"),
+        *((name, "tensor") for name in ("mlp", "heads", "vocab", "joint")),
+        *((name, None) for name in ("kv", "layers")),
+    ]
+    model = build_model(CONFIG)
+    inputs = jnp.zeros((2, 32, 32, 3)), jnp.zeros((2, 16), jnp.int32)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    specs = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+    specs = jax.tree.map(  # what 2 devices cannot share stays whole: 5 queries, one scale
+        lambda spec, leaf: (
+            spec
+            if all(size % 2 == 0 for size, axis in zip(leaf.shape, spec.spec, strict=False) if axis)
+            else NamedSharding(mesh, jax.sharding.PartitionSpec())
+        ),
+        specs,
+        nn.unbox(boxed),
+    )
+    split = [leaf for leaf in jax.tree.leaves(specs) if any(leaf.spec)]
+    assert len(split) > 0.5 * len(jax.tree.leaves(specs))
+    qkv = specs["vision"]["layer_0"]["attention"]["qkv"]["kernel"].spec
+    assert tuple(qkv) == ("fsdp", "tensor", None, None)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        result = jax.jit(loss_and_gradient)(jax.device_put(params, specs))
+    (loss, output), gradient = jax.device_get(result)
+    np.testing.assert_allclose(loss, plain[0][0], rtol=1e-5)
+    assert_close(output, plain[0][1])
+    assert_close(gradient, plain[1], relative=1e-4)
+
+
+def test_dropout_acts_in_training_only(params, plain):
+    decoder = replace(CONFIG.decoder, dropout=0.3)
+
+    @jax.jit
+    def run(params, keys):
+        options = {"decoder": decoder}
+        trained = [
+            official_golden.apply(params, train=True, rngs={"dropout": key}, **options).image
+            for key in keys
+        ]
+        return [official_golden.apply(params, **options).image, *trained]
+
+    off, a, b, again = run(params, jax.random.split(jax.random.key(0), 3)[jnp.array([0, 1, 0])])
+    assert_close(off, plain[0][1].image)
+    for field in ("image_embed", "region_embed", "boxes"):
+        values = [np.asarray(getattr(x, field)) for x in (off, a, b, again)]
+        assert np.abs(values[1] - values[0]).max() > 1e-3
+        assert np.abs(values[1] - values[2]).max() > 1e-3
+        np.testing.assert_array_equal(values[1], values[3])
+    np.testing.assert_array_equal(off.tokens, a.tokens)  # the towers have none
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model with every other option: shorter compile, random parameters, no golden tensors."""
+    config = replace(
+        CONFIG,
+        embed_dim=8,
+        vision=replace(
+            CONFIG.vision,
+            depth=1,
+            qk_norm=False,
+            activation="quick_gelu",
+            init="xavier",
+            position_init="sincos",
+        ),
+        text=replace(CONFIG.text, depth=1, activation="gelu"),
+        decoder=replace(
+            CONFIG.decoder, depth=1, memory_position="sincos", share_projection=True, dropout=0.0
+        ),
+        region_logit_scale="own",
+        init_logit_scale=4.0,
+    )
+    model = build_model(config)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    texts = jnp.asarray(official_golden.tensors()["in.text"][:2])
+    variables = jax.jit(model.init)(jax.random.key(0), images, texts)
+    return model, nn.unbox(variables["params"]), images, texts
+
+
+def test_other_options(small):
+    model, params, images, texts = small
+    assert "region_projection" not in params["decoder"]
+    assert "q_norm" not in params["vision"]["layer_0"]["attention"]
+    np.testing.assert_array_equal(params["vision"]["position"][0], 0)
+    np.testing.assert_allclose(params["vision"]["position"][1:], grid_positions(4, 64))
+
+    @jax.jit
+    def run(params, scale):
+        changed = params | {"region_logit_scale": scale}
+        output = model.apply({"params": changed}, images, texts)
+        moved = params["decoder"]["image_projection"] * 2
+        decoder = params["decoder"] | {"image_projection": moved}
+        doubled = model.apply({"params": params | {"decoder": decoder}}, images, texts)
+        return output, doubled
+
+    output, doubled = run(params, jnp.log(9.0))
+    np.testing.assert_allclose(output.logit_scale, 4.0, rtol=1e-6)
+    np.testing.assert_allclose(output.region_logit_scale, 9.0, rtol=1e-6)
+    for field in ("image_embed", "region_embed"):
+        np.testing.assert_allclose(
+            getattr(doubled.image, field), 2 * getattr(output.image, field), rtol=1e-5
+        )
+    assert output.description_embed is None
+
+
+def test_memory_position_lets_the_decoder_see_where(small):
+    """Shuffled patch tokens: invisible without positions on the memory, visible with them."""
+    model, params, _, _ = small
+    tokens = jax.random.normal(jax.random.key(2), (1, 17, 64))
+    shuffled = tokens[:, np.r_[0, np.random.default_rng(0).permutation(16) + 1]]
+
+    @jax.jit
+    def decode(params, x):
+        without = replace(model.config.decoder, memory_position="none")
+        other = build_model(replace(model.config, decoder=without))
+        return [
+            m.apply({"params": params}, x, method=lambda m, x: m.decoder(x).image_embed)
+            for m in (model, other)
+        ]
+
+    (seen, unseen), (seen_shuffled, unseen_shuffled) = (
+        decode(params, tokens),
+        decode(params, shuffled),
+    )
+    np.testing.assert_allclose(unseen, unseen_shuffled, atol=1e-5)
+    assert np.abs(np.asarray(seen) - seen_shuffled).max() > 1e-3
+
+
+def test_scales_stay_in_their_bounds_and_can_come_back(small):
+    model, params, _, _ = small
+
+    def scale(value):
+        variables = {"params": params | {"logit_scale": value}}
+        return model.apply(variables, method=lambda m: m._scale(m.logit_scale))
+
+    for value, expected in ((math.log(50), 50.0), (10.0, 100.0), (-1.0, 1.0)):
+        out, gradient = jax.value_and_grad(scale)(jnp.asarray(value))
+        np.testing.assert_allclose(out, expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5)  # not 0 outside the bounds
+
+
+def test_texts_may_be_cut_after_their_end(small):
+    model, params, _, _ = small
+    texts = np.zeros((3, 16), np.int32)
+    for row, length in enumerate((3, 5, 8)):
+        texts[row, :length] = np.random.default_rng(row).integers(1, 98, length)
+        texts[row, length - 1] = 99
+    encode = jax.jit(lambda p, x: model.apply({"params": p}, x, method="encode_texts"))
+    long, short = (encode(params, jnp.asarray(texts[:, :length])) for length in (16, 8))
+    np.testing.assert_allclose(long, short, atol=1e-6)
+    texts[0, 3:] = 7  # whatever follows end-of-text
+    np.testing.assert_allclose(encode(params, jnp.asarray(texts)), long, atol=1e-6)
+    texts[0, 1] += 1
+    assert np.abs(np.asarray(encode(params, jnp.asarray(texts))) - long)[0].max() > 1e-3
+
+
+def test_wrong_sizes_are_explained(small):
+    model, params, images, _ = small
+    with pytest.raises(ValueError, match="image_size"):
+        jax.eval_shape(
+            lambda: model.apply({"params": params}, images[:, :16], method="encode_images")
+        )
+    with pytest.raises(ValueError, match="context_length"):
+        jax.eval_shape(
+            lambda: model.apply(
+                {"params": params}, jnp.zeros((1, 17), jnp.int32), method="encode_texts"
+            )
+        )
+    with pytest.raises(ValueError, match="num_heads"):
+        build_model(replace(CONFIG, text=TextConfig(width=50, num_heads=4)))
+    with pytest.raises(ValueError, match="attention"):
+        build_model(replace(CONFIG, attention="flash"))
+
+
+def test_a_built_model_does_not_follow_its_config():
+    config = replace(CONFIG, decoder=DecoderConfig())
+    model = build_model(config)
+    config.decoder.num_queries = 77
+    assert model.config.decoder.num_queries == 5
+
+
+def test_initial_values():
+    """Spread of every kind of parameter, as the official code draws it."""
+    vision = replace(CONFIG.vision, width=128, depth=1, patch_size=8)
+    text = replace(CONFIG.text, width=96, depth=3, vocab_size=400, token_init_std=0.5)
+    decoder = replace(CONFIG.decoder, width=128, mlp_dim=256, depth=1)
+    config = replace(CONFIG, vision=vision, text=text, decoder=decoder)
+    model = build_model(config)
+    inputs = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 4), jnp.int32)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *inputs)["params"])
+    uniform = 3**-0.5  # standard deviation of a uniform variable by its bound
+    expected = {
+        ("vision", "layer_0", "attention", "qkv", "kernel"): uniform * 128**-0.5,
+        ("vision", "layer_0", "attention", "qkv", "bias"): uniform * 128**-0.5,
+        ("vision", "layer_0", "mlp", "fc2", "kernel"): uniform * 512**-0.5,
+        ("vision", "patch", "kernel"): uniform * (3 * 64) ** -0.5,
+        ("vision", "position"): 0.02,
+        ("vision", "cls"): 1e-6,
+        ("text", "token"): 0.5,
+        ("text", "position"): 0.01,
+        ("text", "projection"): 96**-0.5,
+        ("text", "layer_1", "attention", "qkv", "kernel"): 96**-0.5,
+        ("text", "layer_1", "attention", "qkv", "bias"): 0.0,
+        ("text", "layer_1", "attention", "out", "kernel"): 96**-0.5 * 6**-0.5,
+        ("text", "layer_1", "mlp", "fc1", "kernel"): (2 * 96) ** -0.5,
+        ("text", "layer_1", "mlp", "fc1", "bias"): uniform * 96**-0.5,
+        ("text", "layer_1", "mlp", "fc2", "kernel"): 96**-0.5 * 6**-0.5,
+        ("decoder", "query"): 1.0,
+        ("decoder", "input", "kernel"): uniform * 128**-0.5,
+        ("decoder", "layer_0", "self_attention", "kernel"): uniform * (6 / 512) ** 0.5,
+        ("decoder", "layer_0", "cross_attention", "bias"): 0.0,
+        ("decoder", "layer_0", "cross_attention", "out", "kernel"): uniform * (6 / 256) ** 0.5,
+        ("decoder", "layer_0", "mlp", "fc1", "kernel"): uniform * (6 / 384) ** 0.5,
+        ("decoder", "layer_0", "mlp", "fc2", "bias"): uniform * 256**-0.5,
+        ("decoder", "box_head", "layer0", "kernel"): uniform * 128**-0.5,
+        ("decoder", "image_projection"): 128**-0.5,
+    }
+    for path, std in expected.items():
+        value = params
+        for name in path:
+            value = value[name]
+        error = 4 * std / math.sqrt(2 * value.size)  # 4 standard errors
+        np.testing.assert_allclose(np.std(value), std, atol=error, rtol=0.01, err_msg=str(path))
+    assert float(params["vision"]["norm"]["scale"].min()) == 1.0
+    np.testing.assert_allclose(params["logit_scale"], math.log(1 / 0.07), rtol=1e-6)
+
+
+def test_normalising_images():
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)), jnp.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    expected = (np.asarray(images) / 255 - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose(normalize_images(images, mean, std), expected, atol=1e-5)
+    half = normalize_images(images, mean, std, jnp.bfloat16)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, rtol=0.01, atol=0.01)
+
+
+def test_grid_positions_tell_places_apart():
+    table = grid_positions(6, 32)
+    assert table.shape == (36, 32)
+    distance = np.linalg.norm(table[:, None] - table[None], axis=-1)
+    assert distance[~np.eye(36, dtype=bool)].min() > 0.5
+    np.testing.assert_allclose(table[7, :16], table[8, :16])  # same row: same half for y
+    with pytest.raises(ValueError, match="divisible by 4"):
+        grid_positions(4, 30)
