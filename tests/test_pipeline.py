@@ -258,6 +258,16 @@ def test_caption_sources_follow_their_probabilities() -> None:
         captions(DataConfig(), dataclasses.replace(record, captions=()))
 
 
+def test_a_record_gets_another_caption_each_time() -> None:
+    two_epochs = batches(Pictures(40), 10)
+    index = np.concatenate([b.index for b in two_epochs])
+    kind = np.concatenate([b.captions[:, 1] for b in two_epochs])  # "original" or "synthetic"
+    kinds, _ = TOKENIZER.encode(["original", "synthetic"], 3)
+    assert set(kind.tolist()) == set(kinds[:, 1].tolist())
+    pairs = set(zip(index.tolist(), kind.tolist(), strict=True))
+    assert 45 < len(pairs) < 75  # about half of the records had both
+
+
 def test_region_captions_hold_every_description_once() -> None:
     regions = tuple(Region((0.0, 0.0, 1.0, 1.0), text) for text in ("a", "b", "A", "c"))
     record = Record("x", b"", (Caption("web"),), regions)

@@ -94,6 +94,17 @@ def test_splits_share_a_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(list((photos / "out").glob("*-train.array_record-*-of-00008"))) == 8
 
 
+def test_shards_that_come_out_empty_leave_no_gap(photos: Path, monkeypatch) -> None:
+    monkeypatch.setattr(building, "MIN_SHARD", 10)
+    for i in range(10, 20):
+        (photos / "images" / f"{i}.png").unlink()
+    figures = build_split(plan(photos), workers=1)
+    assert (figures.images, figures.dropped_images["missing file"]) == (20, 10)
+    assert len(list((photos / "out").glob("*-of-00002"))) == 2
+    source = RecordSource(photos / "out", "train")
+    assert [source[i].id for i in (0, 9, 10, 19)] == ["0.png", "9.png", "20.png", "29.png"]
+
+
 def test_workers_change_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Workers are fresh processes: they get their shards by argument, whatever MIN_SHARD is there.
     monkeypatch.setattr(building, "MIN_SHARD", 10)
