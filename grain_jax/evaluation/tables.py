@@ -13,7 +13,7 @@ Results = Mapping[str, float]
 WAY_TITLES = {
     "name": "name",
     "description": "description",
-    "name_and_regions": "name, regions mixed in",
+    "name_and_regions": "name + regions",
 }
 
 
