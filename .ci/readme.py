@@ -1,7 +1,8 @@
 """Run a document's ```bash blocks in order, exactly as printed, in one shell session.
 
-A block that CI cannot run is preceded by `<!-- not run by CI: REASON -->`; its reason is printed. The shell works in a
-scratch copy of the checkout, so that a reader's relative paths work and nothing is left behind.
+A block that CI cannot run is preceded by `<!-- not run by CI: REASON -->`; its reason is printed.
+The shell works in a scratch copy of the checkout, so that a reader's relative paths work and
+nothing is left behind.
 """
 
 import argparse

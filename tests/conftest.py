@@ -1,4 +1,4 @@
-"""Strict test environment: 8 fake CPU devices, strict dtype promotion, shapes checked at run time."""
+"""Strict test environment: 8 fake CPU devices, strict promotion, shapes checked at run time."""
 
 import os
 
@@ -10,8 +10,8 @@ os.environ.setdefault(
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
-import jax  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jax
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,7 +1,7 @@
 """The record of one image, the batch a step consumes, and what every source of records promises.
 
-Contract: a source is a random-access sequence. `source[i]` is a pure function of `i`, so a batch is a pure function
-of the step and a restart needs no loader state.
+Contract: a source is a random-access sequence. `source[i]` is a pure function of `i`, so a batch is
+a pure function of the step and a restart needs no loader state.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +14,16 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
 @dataclass(frozen=True)
 class Caption:
+    """A text about the whole image."""
+
     text: str
     source: str = "original"  # "original" (found with the image) | "synthetic" (written by an MLLM)
 
 
 @dataclass(frozen=True)
 class Region:
+    """A box with what is said about it."""
+
     bbox: tuple[float, float, float, float]  # ymin, xmin, ymax, xmax in [0, 1] of the image
     description: str
     score: float = 1.0  # confidence of the annotator
@@ -27,7 +31,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Record:
-    """One image. `image` is encoded (JPEG or PNG) bytes, or RGB uint8 [H, W, 3] from a procedural source."""
+    """One image: encoded (JPEG or PNG) bytes, or RGB uint8 [H, W, 3] from a procedural source."""
 
     id: str
     image: bytes | UInt8[np.ndarray, "H W 3"]
@@ -47,7 +51,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ZeroShotSet:
-    """A classification set: images with `label` in `class_names`, and texts to recognise them by."""
+    """A classification set: images with `label` in `class_names`, and texts to know them by."""
 
     name: str
     source: Source
@@ -69,8 +73,8 @@ class ZeroShotSet:
 class Batch:
     """What one training step consumes; every shape static.
 
-    `caption_key` and `description_key` are hashes of the texts: equal texts have equal keys, which is how the losses
-    find duplicates. Padded regions have `region_mask` False, zero boxes and all-zero tokens.
+    `caption_key` and `description_key` are hashes of the texts: equal texts have equal keys, which
+    is how the losses find duplicates. Padded regions have `region_mask` False, zero boxes and all-zero tokens.
     """
 
     images: UInt8[np.ndarray, "B H W 3"]  # normalised on the device
