@@ -26,11 +26,11 @@ def test_intervals_look_at_validation_species_only():
 
 
 def test_pictures_of_the_world_are_drawn_once_a_run():
-    suite._world_set.cache_clear()
+    suite._interval_set.cache_clear()
     encoder, config = toy_encoder(image_size=32), world_config()
     first = suite.evaluate(encoder, config, final=False)
     assert suite.evaluate(encoder, config, final=False) == first
-    assert suite._world_set.cache_info().misses == 1
+    assert suite._interval_set.cache_info().misses == 1
 
 
 def test_the_end_measures_everything_with_baselines_and_intervals():
@@ -149,3 +149,12 @@ def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
     alone = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=config.evaluation.alphas)
     for key, value in alone.items():
         assert results[key] == pytest.approx(value)
+
+
+def test_what_the_end_needs_is_looked_for_at_the_start(records):
+    config = records_config()
+    suite.check_inputs(config)
+    assert records == ["dev"]
+    config.evaluation.zero_shot = ("nowhere",)
+    with pytest.raises(ValueError, match="no folder 'nowhere'"):
+        suite.check_inputs(config)

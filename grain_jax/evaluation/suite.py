@@ -67,6 +67,15 @@ def evaluate(
     return results
 
 
+def check_inputs(config: TrainConfig) -> None:
+    """Raises ValueError at the start of a run for data that its end would fail to find."""
+    if config.data.eval_split or config.data.source == "world":
+        split = config.data.eval_split if config.data.source == "records" else "validation"
+        open_source(config.data, split, image_size=config.model.image_size)
+    for folder in config.evaluation.zero_shot:
+        load_zero_shot(folder, note=lambda _: None)
+
+
 def best_metric_name(config: TrainConfig) -> str:
     """The metric of `evaluate(final=False)` that keep-best maximises; "" when nothing is held out.
 
@@ -137,21 +146,22 @@ def evaluate_retrieval(
 def _world(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, float]:
     from grain_jax.data.world import part_of_description
 
-    limit = None if final else config.evaluation.max_images
+    size = encoder.preprocessing.image_size
     baseline = None
     if final and config.model.kind == "grain":
         baseline = _fitted_constants(
-            open_source(
-                config.data, config.data.train_split, image_size=encoder.preprocessing.image_size
-            ),
+            open_source(config.data, config.data.train_split, image_size=size),
             encoder,
             num_boxes=config.model.decoder.num_queries,
             part_of=part_of_description,
         )
     results: dict[str, float] = {}
     for split in ("validation", "seen", "unseen") if final else ("validation",):
-        world = json.dumps(asdict(config.data.world))
-        dataset = _world_set(world, split, limit, encoder.preprocessing.image_size)
+        if final:
+            dataset = _drawn_set(config.data.world, split, None, size)
+        else:
+            world = json.dumps(asdict(config.data.world))
+            dataset = _interval_set(world, split, config.evaluation.max_images, size)
         features = encoder.images(dataset.source)
         results |= _zero_shot(
             encoder, dataset, config, features=features, by=WAYS_OF_SPLIT[split], details=final
@@ -164,17 +174,20 @@ def _world(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, f
     return results | (headline(results, config.evaluation.alphas) if final else {})
 
 
-@functools.lru_cache(maxsize=4)
-def _world_set(world: str, split: str, limit: int | None, image_size: int) -> ZeroShotSet:
-    """A set of the world with its pictures drawn, kept so that an interval of training draws none
-    again.
-    """
+def _drawn_set(world: WorldConfig, split: str, limit: int | None, image_size: int) -> ZeroShotSet:
+    """A set of the world, at most `limit` of its images, each drawn once."""
     from grain_jax.data.world import world_zero_shot_sets
 
-    dataset = world_zero_shot_sets(WorldConfig(**json.loads(world)), image_size)[split]
+    dataset = world_zero_shot_sets(world, image_size)[split]
     source = dataset.source if limit is None else evenly_spaced(dataset.source, limit)
     drawn = InMemory(tuple(source[i] for i in range(len(source))))
-    return dataclasses.replace(dataset, name=split, source=drawn)
+    return dataclasses.replace(dataset, source=drawn)
+
+
+@functools.lru_cache(maxsize=1)
+def _interval_set(world: str, split: str, limit: int, image_size: int) -> ZeroShotSet:
+    """Kept, so that an interval of training draws nothing again; `world` is JSON, which hashes."""
+    return _drawn_set(WorldConfig(**json.loads(world)), split, limit, image_size)
 
 
 def _records(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, float]:
