@@ -1,0 +1,80 @@
+"""Every file of `configs/` and the demo: valid, and its model and loss have the shapes promised."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from grain_jax.config import TrainConfig, validate
+from grain_jax.config_files import load_config
+from grain_jax.losses.total import total_loss
+from grain_jax.models.build import build_model
+
+ROOT = pathlib.Path(__file__).parents[1]
+VARIANTS = {
+    "configs/grain_vitb16_cc12m.py": ("", "faithful"),
+    "configs/clip_vitb16_cc12m.py": ("", "original"),
+    "configs/photos.py": ("", "clip"),
+    "grain_jax/demo.py": ("", "clip", "smoke"),
+}
+FILES = sorted(
+    [str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*.py")]
+    + ["grain_jax/demo.py"]
+)
+RECIPES = [(file, variant) for file in FILES for variant in VARIANTS.get(file, ("",))]
+BATCH = 8
+
+
+def load(file: str, variant: str) -> TrainConfig:
+    config = load_config(f"{ROOT / file}:{variant}")
+    if config.data.source == "records":
+        config.data.directory = "somewhere"
+    return config
+
+
+@pytest.mark.parametrize(("file", "variant"), RECIPES)
+def test_recipe_is_valid_and_its_step_has_the_promised_shapes(file, variant):
+    config = load(file, variant)
+    validate(config)
+    model, data = config.model, config.data
+    abstract = jax.ShapeDtypeStruct
+    images = abstract((BATCH, model.image_size, model.image_size, 3), jnp.float32)
+    captions = abstract((BATCH, data.caption_length), jnp.int32)
+    descriptions = abstract((BATCH, data.max_regions, data.description_length), jnp.int32)
+    module = build_model(model)
+
+    def step(images, captions, descriptions, boxes):
+        output, _ = module.init_with_output(
+            {"params": jax.random.key(0), "dropout": jax.random.key(1)},
+            images,
+            captions,
+            descriptions,
+            train=True,
+        )
+        loss, metrics = total_loss(
+            output,
+            caption_key=jnp.arange(BATCH),
+            description_key=jnp.arange(BATCH * data.max_regions).reshape(BATCH, -1),
+            boxes=boxes,
+            region_mask=boxes[..., 2] > 0,
+            config=config.loss,
+        )
+        return output.image.image_embed, output.image.boxes, loss, metrics
+
+    boxes = abstract((BATCH, data.max_regions, 4), jnp.float32)
+    embed, predicted, loss, metrics = jax.eval_shape(step, images, captions, descriptions, boxes)
+    assert embed.shape == (BATCH, model.embed_dim)
+    assert loss.shape == ()
+    if model.kind == "grain":
+        assert predicted.shape == (BATCH, model.decoder.num_queries, 4)
+        assert {"contrastive", "box_l1", "box_giou", "region"} <= set(metrics)
+    else:
+        assert predicted is None
+        assert "region" not in metrics
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_recipe_refuses_an_unknown_variant(file):
+    with pytest.raises(ValueError, match="variant"):
+        load(file, "no_such_variant")
