@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen import spmd
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grain_jax.config import MeshConfig, TrainConfig
@@ -90,7 +91,7 @@ def set_cpu_devices(config: TrainConfig) -> None:
     """Makes the host devices, unless the environment or the calling program has chosen already."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    if jax.config.jax_num_cpu_devices > 0:
+    if jax.config.values["jax_num_cpu_devices"] > 0:
         return
     with contextlib.suppress(RuntimeError):  # devices exist already: a program that embeds us
         jax.config.update("jax_num_cpu_devices", num_cpu_devices(config, available_cores()))
@@ -134,7 +135,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
 
     Raises ValueError naming a parameter that the mesh cannot split evenly.
     """
-    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_RULES)
+    shardings = spmd.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_RULES)
 
     def check(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
         for size, axes in zip(leaf.shape, sharding.spec, strict=False):

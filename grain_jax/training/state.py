@@ -1,5 +1,6 @@
 """What a run is at a step: parameters, optimizer, averages and counters, and how they start."""
 
+import dataclasses
 from typing import Any, no_type_check
 
 import flax.linen as nn
@@ -38,13 +39,14 @@ def abstract_state(
 
     Raises ValueError for a mesh that cannot split a parameter.
     """
-    boxed = jax.eval_shape(lambda: _init_params(model, config))
+    boxed = abstract_params(model, config)
     placed = _with_shardings(nn.unbox(boxed), parameter_shardings(boxed, mesh))
     state = jax.eval_shape(lambda: _start(nn.unbox(_init_params(model, config)), optimizer, config))
     whole = replicated(mesh)
     shardings = jax.tree.map(lambda _: whole, state)
     of_params = jax.tree.map(lambda leaf: leaf.sharding, placed)
-    shardings = shardings.replace(
+    shardings = dataclasses.replace(
+        shardings,
         params=of_params,
         ema_params=None if state.ema_params is None else of_params,
         opt_state=optax.tree_map_params(
@@ -56,6 +58,11 @@ def abstract_state(
         ),
     )
     return _with_shardings(state, shardings)
+
+
+def abstract_params(model: nn.Module, config: TrainConfig) -> Any:
+    """Shapes of the parameters, boxed with their logical axis names."""
+    return jax.eval_shape(lambda: _init_params(model, config))
 
 
 def new_state(

@@ -1,5 +1,6 @@
 """One training step: a single jitted function, no host callback, no look at the result."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.linen import spmd
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -48,7 +50,8 @@ def make_train_step(
         # A bad step changes nothing but the counters.
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
         bad = (~good).astype(jnp.int32)
-        new_state = kept.replace(
+        new_state = dataclasses.replace(
+            kept,
             step=state.step + 1,
             skipped=state.skipped + bad,
             bad_streak=jnp.where(good, 0, state.bad_streak + 1),
@@ -78,13 +81,13 @@ def make_train_step(
 
 
 def batch_loss(
-    model: nn.Module, params: Any, batch: Batch, config: TrainConfig, *, rng: Array
+    model: nn.Module, params: Any, batch: Any, config: TrainConfig, *, rng: Array
 ) -> tuple[Array, Metrics]:
-    """Loss of the whole batch with its (sum, weight) terms; micro-batches do not change it.
+    """Loss of a `Batch` of device arrays with its (sum, weight) terms.
 
-    With `optim.accumulate` = k > 1 the batch is encoded in k parts, one after the other, and the
-    backward pass encodes each part again (GradCache, arXiv 2101.06983): activations of one part at
-    a time, negatives of the whole batch, the exact gradient.
+    Micro-batches do not change it: with `optim.accumulate` = k > 1 the batch is encoded
+    in k parts, one after the other, and the backward pass encodes each part again (GradCache, arXiv
+    2101.06983). Activations of one part at a time, negatives of the whole batch, exact gradient.
     """
     regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
     needs_descriptions = regions_learn or config.loss.image_description_weight > 0
@@ -93,7 +96,7 @@ def batch_loss(
         pixels = normalize_images(
             images, config.data.mean, config.data.std, DTYPES[config.model.dtype]
         )
-        output = model.apply(
+        output: Any = model.apply(
             {"params": params},
             pixels,
             captions,
@@ -102,7 +105,7 @@ def batch_loss(
             rngs={"dropout": key},
         )
         # The losses need no tokens, and stacked over micro-batches they would be the largest array.
-        return output.replace(image=output.image.replace(tokens=None))
+        return dataclasses.replace(output, image=dataclasses.replace(output.image, tokens=None))
 
     inputs = (batch.images, batch.captions, batch.descriptions)
     k = config.optim.accumulate
@@ -141,13 +144,13 @@ def _update(
         # A young average forgets its random start: the decay rises to the one asked for.
         decay = jnp.minimum(config.optim.ema_decay, (1.0 + count) / (10.0 + count))
         ema_params = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema_params, params)
-    return state.replace(params=params, opt_state=opt_state, ema_params=ema_params)
+    return dataclasses.replace(state, params=params, opt_state=opt_state, ema_params=ema_params)
 
 
 def _split(values: Array, k: int) -> Array:
     """[B, ...] to [k, B/k, ...]: every k-th row, so that each part spans all devices as it lies."""
     parts = values.reshape(values.shape[0] // k, k, *values.shape[1:]).swapaxes(0, 1)
-    return nn.with_logical_constraint(parts, (None, "batch", *(None,) * (values.ndim - 1)))
+    return spmd.with_logical_constraint(parts, (None, "batch", *(None,) * (values.ndim - 1)))
 
 
 def _join(parts: Array, *, axis: int = 0) -> Array:
@@ -159,9 +162,10 @@ def _join(parts: Array, *, axis: int = 0) -> Array:
 def _join_output(stacked: Output) -> Output:
     image = stacked.image
     auxiliary = image.auxiliary_boxes
-    joined = jax.tree.map(_join, image.replace(auxiliary_boxes=None))
+    joined = jax.tree.map(_join, dataclasses.replace(image, auxiliary_boxes=None))
     if auxiliary is not None:
-        joined = joined.replace(auxiliary_boxes=_join(auxiliary, axis=1))
+        boxes = _join(auxiliary, axis=1)
+        joined = dataclasses.replace(joined, auxiliary_boxes=boxes)
     return Output(
         image=joined,
         caption_embed=_join(stacked.caption_embed),

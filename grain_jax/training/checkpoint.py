@@ -1,0 +1,269 @@
+"""Checkpoints: all that a run needs to go on, and all that its weights need to be used elsewhere.
+
+`checkpoints/<step>/` holds `params`, `ema_params` (when averaging is on), `optimizer` and
+`metadata`, a JSON file with the resolved configuration, preprocessing, tokenizer, prompt templates
+and code version. A step's folder gets its name only when it is whole, so that a killed save leaves
+nothing that could be taken for a checkpoint.
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+import grain_jax
+from grain_jax.config import CheckpointConfig, TrainConfig
+from grain_jax.config_files import config_from_json, config_to_json
+from grain_jax.data.tokenizer import Tokenizer, tokenizer_from_spec
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.models.build import build_model
+from grain_jax.training.sharding import parameter_shardings
+from grain_jax.training.state import TrainState, abstract_params
+
+FOLDER = "checkpoints"
+METADATA = "metadata"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model with everything needed to use it on new images and texts."""
+
+    model: nn.Module
+    params: Any  # float32; the average of the weights where the run kept one
+    config: TrainConfig
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+    templates: tuple[str, ...]  # prompts of zero-shot recognition by name, "{}" takes the name
+    step: int
+
+
+def load(
+    path: str | Path, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
+) -> LoadedModel:
+    """The model of a run folder (or its `checkpoints/`): the newest, the best, or that of `step`.
+
+    Reads neither optimizer nor data. With a `mesh`, parameters are split over it as in training.
+    Raises ValueError where there is no such checkpoint.
+    """
+    folder = _checkpoint_folder(Path(path))
+    step = _choose_step(folder, step, best=best)
+    metadata = read_metadata(folder, step)
+    config = config_from_json(json.dumps(metadata["config"]))
+    model = build_model(config.model)
+    item = "ema_params" if config.optim.ema_decay else "params"
+    return LoadedModel(
+        model=model,
+        params=_read_params(folder / str(step) / item, model, config, mesh),
+        config=config,
+        tokenizer=tokenizer_from_spec(metadata["tokenizer"]),
+        preprocessing=Preprocessing.from_spec(metadata["preprocessing"]),
+        templates=tuple(metadata["templates"]),
+        step=step,
+    )
+
+
+def make_metadata(
+    config: TrainConfig,
+    *,
+    tokenizer: Tokenizer,
+    preprocessing: Preprocessing,
+    templates: tuple[str, ...],
+) -> dict[str, Any]:
+    """What `load` needs beside the weights, as JSON; and the code that wrote it."""
+    return {
+        "config": json.loads(config_to_json(config)),
+        "preprocessing": preprocessing.spec(),
+        "tokenizer": tokenizer.spec(),
+        "templates": list(templates),
+        "grain_jax": grain_jax.__version__,
+        "commit": _commit(),
+        "jax": jax.__version__,
+    }
+
+
+def read_metadata(folder: Path, step: int) -> dict[str, Any]:
+    """The metadata stored with a step of a `checkpoints/` folder."""
+    return json.loads((folder / str(step) / METADATA / METADATA).read_text())
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps whose checkpoint was written to the end, in order."""
+    return sorted(
+        int(entry.name)
+        for entry in folder.glob("*")
+        if entry.name.isdigit() and (entry / "_CHECKPOINT_METADATA").exists()
+    )
+
+
+class Checkpoints:
+    """Saves and restores the state of a run; keeps the newest and the best by a held-out metric.
+
+    Every process of a run makes the same calls; each writes and reads its own shards.
+    """
+
+    def __init__(self, run_folder: Path, config: CheckpointConfig, *, metadata: dict[str, Any]):
+        self.folder = run_folder.absolute() / FOLDER
+        self._metadata = metadata
+        if jax.process_index() == 0:  # before the manager looks; the others wait in it for all
+            _put_incomplete_aside(self.folder)
+        keep: list[Any] = [preservation_policy.LatestN(config.keep)]
+        if config.keep_best:
+            best = preservation_policy.BestN(
+                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+            )
+            keep.append(best)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=("params", "ema_params", "optimizer", METADATA),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                best_fn=_score,
+                enable_async_checkpointing=config.asynchronous,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The newest whole step; None for a new run."""
+        steps = complete_steps(self.folder)
+        return steps[-1] if steps else None
+
+    def save(self, state: TrainState, *, step: int, score: float | None = None) -> None:
+        """Starts to save and returns once the state may be overwritten; a step is saved once.
+
+        `score`: the held-out metric that decides on keep-best, where it was measured at this step.
+        Raises what made an earlier save fail.
+        """
+        self._manager.check_for_errors()
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()} | {
+            METADATA: ocp.args.JsonSave(self._metadata)
+        }
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(**items),
+            metrics=None if score is None else {"score": score},
+            force=True,
+        )
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of `step` on the devices of `abstract`, whatever devices wrote it."""
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return TrainState(
+            params=restored["params"],
+            ema_params=restored["ema_params"] if "ema_params" in items else None,
+            **restored["optimizer"],
+        )
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What was stored with `step`."""
+        return read_metadata(self.folder, step)
+
+    def check(self) -> None:
+        """Raises what made a save in the background fail, if one did."""
+        self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Returns when every save is on disk; raises what made one fail."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then frees what the saving holds."""
+        self._manager.close()
+
+
+def _put_incomplete_aside(folder: Path) -> None:
+    """A folder with the name of a step and no end mark (half copied, say) would block its step."""
+    for entry in folder.glob("*"):
+        if entry.name.isdigit() and int(entry.name) not in complete_steps(folder):
+            entry.rename(entry.with_name(entry.name + ".incomplete"))
+
+
+def best_step(folder: Path) -> int | None:
+    """The complete step with the highest held-out metric; None where none has one."""
+    scores = {
+        step: _score(json.loads(file.read_text()))
+        for step in complete_steps(folder)
+        if (file := folder / str(step) / "metrics" / "metrics").exists()
+    }
+    return max(scores, key=lambda step: scores[step]) if scores else None
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The parts of a state that are stored, and can be read, on their own."""
+    optimizer = {
+        name: getattr(state, name) for name in ("step", "opt_state", "skipped", "bad_streak")
+    }
+    average = {} if state.ema_params is None else {"ema_params": state.ema_params}
+    return {"params": state.params, "optimizer": optimizer} | average
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    for folder in (path / FOLDER, path):
+        if complete_steps(folder):
+            return folder.absolute()
+    raise ValueError(
+        f"There is no checkpoint in {path}; needed a run folder, the --workdir of "
+        f"`python -m grain_jax.train`, with a complete step in {FOLDER}/."
+    )
+
+
+def _choose_step(folder: Path, step: int | None, *, best: bool) -> int:
+    steps = complete_steps(folder)
+    if best and step is not None:
+        raise ValueError(f"Give either step={step} or best=True, not both.")
+    if best:
+        if (chosen := best_step(folder)) is None:
+            raise ValueError(
+                f"No checkpoint of {folder} carries a held-out metric, so none is best; "
+                f"choose one of the steps {steps}."
+            )
+        return chosen
+    if step is not None and step not in steps:
+        raise ValueError(f"{folder} has no step {step}; it has {steps}.")
+    return steps[-1] if step is None else step
+
+
+def _read_params(path: Path, model: nn.Module, config: TrainConfig, mesh: Mesh | None) -> Any:
+    boxed = abstract_params(model, config)
+    abstract = nn.unbox(boxed)
+    if mesh is None:  # to the host first, so that the arrays are not tied to one device
+        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
+    else:
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            parameter_shardings(boxed, mesh),
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(path, target)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, abstract):
+        raise ValueError(f"The weights in {path} do not have the shapes of their configuration.")
+    return params if mesh is not None else jax.tree.map(jnp.asarray, params)
+
+
+def _commit() -> str:
+    """Commit of the source tree this runs from, "+" where it has changes; "" when installed."""
+    root = Path(grain_jax.__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=40"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git here: the version has to do
+        return ""
+    return result.stdout.strip()

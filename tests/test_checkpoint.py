@@ -1,0 +1,149 @@
+"""Checkpoints: what is kept, what comes back on other devices, what `load` needs."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import TinyRun, random_batch, tiny_config
+
+from grain_jax.config import CheckpointConfig, MeshConfig
+from grain_jax.data.tokenizer import WordTokenizer
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.training import checkpoint
+from grain_jax.training.checkpoint import Checkpoints
+
+
+def metadata(config):
+    return checkpoint.make_metadata(
+        config,
+        tokenizer=WordTokenizer(["red", "crest"]),
+        preprocessing=Preprocessing.from_config(config.data, config.model.image_size),
+        templates=("a {}",),
+    )
+
+
+@pytest.fixture(scope="module")
+def on_8():
+    """A run with averaging, two steps trained on 8 devices, 2 x 2 x 2."""
+    config = tiny_config()
+    config.optim.ema_decay = 0.9
+    run = TinyRun(config, mesh=MeshConfig(2, 2, 2), devices=8)
+    run.train([random_batch(0), random_batch(1)])
+    return run
+
+
+@pytest.fixture(scope="module")
+def saved(on_8, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints = Checkpoints(folder, CheckpointConfig(), metadata=metadata(on_8.config))
+    checkpoints.save(on_8.state, step=2)
+    checkpoints.wait()
+    yield folder, checkpoints
+    checkpoints.close()
+
+
+def same(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(tree), jax.device_get(other))
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices"), [((1, 2, 1), 2), ((1, 1, 1), 1), ((1, 2, 2), 4), ((8, 1, 1), 8)]
+)
+def test_restore_on_other_devices_is_exact(on_8, saved, shape, devices):
+    other = TinyRun(
+        on_8.config, mesh=MeshConfig(*shape), devices=devices, start=jax.device_get(on_8.state)
+    )
+    restored = saved[1].restore(2, other.abstract)
+    same(restored, on_8.state)
+    for leaf, wanted in zip(
+        jax.tree.leaves(restored), jax.tree.leaves(other.abstract), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_8_devices_then_1_train_on_as_8(on_8, saved):
+    """The next step on one device, from the checkpoint of eight, gives the losses of eight."""
+    start = jax.device_get(on_8.state)
+    on_1 = TinyRun(on_8.config, start=start)
+    on_1.state = saved[1].restore(2, on_1.abstract)
+    alone = on_1.train([random_batch(2)])[0]
+    together = on_8.train([random_batch(2)])[0]
+    on_8.state = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, on_8.abstract))
+    np.testing.assert_allclose(alone["loss"], together["loss"], rtol=1e-5)
+
+
+def test_load_gives_the_averaged_weights_and_all_that_goes_with_them(on_8, saved):
+    loaded = checkpoint.load(saved[0])
+    same(loaded.params, on_8.state.ema_params)
+    assert not np.array_equal(
+        loaded.params["text"]["projection"], on_8.state.params["text"]["projection"]
+    )
+    assert loaded.config == on_8.config
+    assert loaded.step == 2
+    assert loaded.templates == ("a {}",)
+    assert loaded.preprocessing.image_size == 16
+    expected, _ = WordTokenizer(["red", "crest"]).encode(["a red crest"], 6)
+    np.testing.assert_array_equal(loaded.tokenizer.encode(["a red crest"], 6)[0], expected)
+    output = loaded.model.apply(
+        {"params": loaded.params}, jnp.zeros((2, 16, 16, 3)), method="encode_images"
+    )
+    assert output.image_embed.shape == (2, 16)
+
+
+def test_load_reads_no_optimizer_state(saved, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(saved[0], copy)
+    shutil.rmtree(copy / "checkpoints" / "2" / "optimizer")
+    assert checkpoint.load(copy).step == 2
+
+
+def test_load_onto_a_mesh(saved, on_8):
+    loaded = checkpoint.load(saved[0], mesh=on_8.mesh)
+    same(loaded.params, on_8.state.ema_params)
+    kernel = loaded.params["vision"]["layer_0"]["mlp"]["fc1"]["kernel"]
+    assert len(kernel.sharding.device_set) == 8
+
+
+def test_the_newest_and_the_best_are_kept(on_8, tmp_path):
+    checkpoints = Checkpoints(
+        tmp_path, CheckpointConfig(keep=2, asynchronous=False), metadata=metadata(on_8.config)
+    )
+    for step, score in [(1, 0.1), (2, 0.9), (3, None), (4, 0.3), (5, None)]:
+        checkpoints.save(on_8.state, step=step, score=score)
+    checkpoints.wait()
+    assert checkpoint.complete_steps(checkpoints.folder) == [2, 4, 5]
+    assert checkpoint.load(tmp_path, best=True).step == 2
+    assert checkpoint.load(tmp_path).step == 5
+    assert checkpoint.load(tmp_path / "checkpoints", step=4).step == 4
+    with pytest.raises(ValueError, match=r"no step 3; it has \[2, 4, 5\]"):
+        checkpoint.load(tmp_path, step=3)
+    checkpoints.close()
+
+
+def test_an_incomplete_checkpoint_is_ignored(saved, on_8, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(saved[0], copy)
+    folder = copy / "checkpoints"
+    (folder / "7.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    shutil.copytree(folder / "2", folder / "9")
+    (folder / "9" / "_CHECKPOINT_METADATA").unlink()  # half copied from elsewhere
+    assert checkpoint.load(copy).step == 2
+    checkpoints = Checkpoints(copy, CheckpointConfig(), metadata=metadata(on_8.config))
+    assert checkpoints.latest() == 2
+    checkpoints.save(on_8.state, step=9)  # the half one is put aside, not trusted
+    checkpoints.wait()
+    assert checkpoints.latest() == 9
+    assert (folder / "9.incomplete").exists()
+    checkpoints.close()
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        checkpoint.load(tmp_path)
+
+
+def test_best_without_a_metric_is_refused(saved):
+    with pytest.raises(ValueError, match="carries a held-out metric"):
+        checkpoint.load(saved[0], best=True)
