@@ -77,6 +77,7 @@ class ModelConfig:
     attention: str = (
         "auto"  # "xla" | "cudnn" (flash, GPU, bfloat16) | "auto": cudnn where it applies
     )
+    description_capacity: float = 1.0  # share of a batch's B * M descriptions encoded, real first
     init_logit_scale: float = 1 / 0.07
     max_logit_scale: float = 100.0
     region_logit_scale: str = "shared"  # (official) | "own": a learned scale for regions

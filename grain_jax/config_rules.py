@@ -56,6 +56,7 @@ AT_LEAST = {
 }
 IN_UNIT_INTERVAL = (
     "model.decoder.dropout",
+    "model.description_capacity",
     "data.crop_min_area",
     "data.flip_probability",
     "data.region_nms_iou",
@@ -67,6 +68,7 @@ IN_UNIT_INTERVAL = (
 )
 POSITIVE = (
     *("model.image_size", "model.embed_dim", "model.init_logit_scale", "model.max_logit_scale"),
+    "model.description_capacity",
     *("model.vision.patch_size", "model.vision.width", "model.vision.depth"),
     *("model.vision.num_heads", "model.vision.mlp_ratio", "model.vision.norm_eps"),
     *("model.text.vocab_size", "model.text.width", "model.text.depth", "model.text.num_heads"),
@@ -204,6 +206,8 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
     for name in ("beta1", "beta2", "ema_decay"):
         if getattr(config.optim, name) == 1:
             yield f"optim.{name} = 1 would never move; choose less than 1."
+    if not all(0 <= alpha <= 1 for alpha in config.evaluation.alphas):
+        yield f"evaluation.alphas: given {config.evaluation.alphas}, needed numbers from 0 to 1."
     axes = dataclasses.asdict(config.mesh)
     axes.pop("cpu_devices")
     if 0 in axes.values() or list(axes.values()).count(-1) > 1:

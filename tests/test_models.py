@@ -1,6 +1,7 @@
 """The model: sizes of the published ones, and that no option changes what it should not."""
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -122,6 +123,32 @@ def test_scanned_layers_and_recomputation_are_the_same_model(params, plain):
     assert_close(recomputed, plain, relative=1e-4)
 
 
+def test_packing_descriptions_changes_nothing_while_they_fit(params, plain):
+    """15 of 30 are real: half the capacity is exact, 9 rows leave 6 out of the region loss."""
+
+    @jax.jit
+    def run(params):
+        output = official_golden.apply(params, description_capacity=0.3)
+        inputs = official_golden.loss_inputs()
+        _, metrics = total_loss(output, **inputs, config=LossConfig(image_description_weight=1.0))
+        return loss_and_gradient(params, description_capacity=0.5), (output, metrics)
+
+    ((loss, output), gradient), (short, metrics) = run(params)
+    mask = official_golden.region_mask()
+    np.testing.assert_array_equal(output.description_kept, mask)
+    np.testing.assert_allclose(loss, plain[0][0], rtol=1e-5)
+    np.testing.assert_allclose(
+        output.description_embed[mask], plain[0][1].description_embed[mask], atol=1e-5
+    )
+    np.testing.assert_array_equal(np.asarray(output.description_embed)[~mask], 0)
+    assert_close(gradient, plain[1], relative=1e-4)
+
+    np.testing.assert_array_equal(short.description_kept[mask], np.arange(15) < 9)
+    weights = {name: float(weight) for name, (_, weight) in metrics.items()}
+    assert (weights["region"], weights["image_description"], weights["box_l1"]) == (9, 9, 15)
+    np.testing.assert_array_equal(metrics["descriptions_dropped"], [6, 15])
+
+
 def test_half_precision_stays_close(params, plain):
     output = jax.jit(lambda p: official_golden.apply(p, dtype="bfloat16"))(params)
     assert output.image.tokens.dtype == jnp.bfloat16
@@ -129,7 +156,7 @@ def test_half_precision_stays_close(params, plain):
 
 
 def test_sharded_over_8_devices_it_is_the_same_model(params, plain):
-    """Parameters and batch over a 2 x 2 x 2 mesh by their logical names: same loss and gradient."""
+    """Everything over a 2 x 2 x 2 mesh by its logical names, descriptions packed: same results."""
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     rules = [
         ("batch", "data"),  # the golden batch is 6
@@ -155,10 +182,12 @@ def test_sharded_over_8_devices_it_is_the_same_model(params, plain):
     qkv = specs["vision"]["layer_0"]["attention"]["qkv"]["kernel"].spec
     assert tuple(qkv) == ("fsdp", "tensor", None, None)
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        result = jax.jit(loss_and_gradient)(jax.device_put(params, specs))
+        packed = functools.partial(loss_and_gradient, description_capacity=0.5)
+        result = jax.jit(packed)(jax.device_put(params, specs))
     (loss, output), gradient = jax.device_get(result)
     np.testing.assert_allclose(loss, plain[0][0], rtol=1e-5)
-    assert_close(output, plain[0][1])
+    assert output.description_kept.sum() == 15
+    assert_close(output.image, plain[0][1].image)
     assert_close(gradient, plain[1], relative=1e-4)
 
 

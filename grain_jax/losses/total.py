@@ -42,13 +42,20 @@ def total_loss(
     )
     total = config.contrastive_weight * total
     key = description_key if config.duplicate_descriptions == "mask" else None
+    described = region_mask
+    if output.description_kept is not None:
+        described = region_mask & output.description_kept
+        dropped, real = (
+            mask.sum(dtype=jnp.float32) for mask in (region_mask & ~described, region_mask)
+        )
+        metrics = metrics | {"descriptions_dropped": (dropped, real)}
 
     if config.image_description_weight:
         loss, terms = image_description_loss(
             image.image_embed,
             _needed(descriptions),
             output.logit_scale,
-            described=region_mask,
+            described=described,
             key=key,
             empty=config.empty_batch,
         )
@@ -68,15 +75,16 @@ def total_loss(
 
         if config.region_weight:
             slots = jnp.arange(matched.shape[1])
-            aligned = jnp.broadcast_to(slots[None], matched.shape)
-            official = config.region_labels == "official"
+            label = jnp.broadcast_to(slots[None], matched.shape)
+            if config.region_labels == "official":
+                label = shifted_labels(region_mask, matched)
             loss, terms = region_loss(
                 _take(image.region_embed, query),
                 _needed(descriptions),
                 output.region_logit_scale,
-                matched=matched,
-                described=region_mask,
-                label=shifted_labels(region_mask, matched) if official else aligned,
+                matched=matched & jnp.take_along_axis(described, label, axis=1),
+                described=described,
+                label=label,
                 key=key,
                 empty=config.empty_batch,
             )

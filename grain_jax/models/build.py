@@ -14,6 +14,7 @@ from grain_jax.config import DataConfig, ModelConfig, TrainConfig, validate
 from grain_jax.models.decoder import RegionDecoder
 from grain_jax.models.layers import named, normal
 from grain_jax.models.outputs import ImageOutput, Output
+from grain_jax.models.packing import capacity, pack, unpack
 from grain_jax.models.text import TextTransformer
 from grain_jax.models.vit import VisionTransformer
 
@@ -72,17 +73,16 @@ class ImageTextModel(nn.Module):
         train: bool = False,
     ) -> Output:
         """Normalised images and token ids to all that the losses need; `train`: with dropout."""
-        description_embed = None
+        description_embed = description_kept = None
         if descriptions is not None:
-            batch, regions, length = descriptions.shape
-            flat = self.text(descriptions.reshape(batch * regions, length))
-            description_embed = flat.reshape(batch, regions, -1)
+            description_embed, description_kept = self._encode_descriptions(descriptions)
         scale = self._scale(self.logit_scale)
         own = self.config.region_logit_scale == "own"
         return Output(
             image=self.encode_images(images, train=train),
             caption_embed=self.text(captions),
             description_embed=description_embed,
+            description_kept=description_kept,
             logit_scale=scale,
             region_logit_scale=self._scale(self.region_logit_scale) if own else scale,
         )
@@ -105,6 +105,16 @@ class ImageTextModel(nn.Module):
     def encode_texts(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
         """Token ids to embeddings, not normalised."""
         return self.text(tokens)
+
+    def _encode_descriptions(self, tokens: Array) -> tuple[Array, Array | None]:
+        batch, regions, length = tokens.shape
+        flat = tokens.reshape(batch * regions, length)
+        rows = capacity(self.config.description_capacity, len(flat))
+        if rows == len(flat):
+            return self.text(flat).reshape(batch, regions, -1), None
+        packed, place, kept = pack(flat, rows=rows)
+        embed = unpack(self.text(packed), place, kept)
+        return embed.reshape(batch, regions, -1), kept.reshape(batch, regions)
 
     def _scale(self, log_scale: Float[Array, ""]) -> Float[Array, ""]:
         # Straight-through: beyond the bounds there must still be a gradient to bring it back.

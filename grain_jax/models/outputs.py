@@ -45,3 +45,4 @@ class Output:
     logit_scale: Leaf  # [], already exponentiated and at most `max_logit_scale`
     region_logit_scale: Leaf  # [], the same unless the model learns one of its own
     description_embed: Leaf | None = None  # [B, M, E]; None where no descriptions were given
+    description_kept: Leaf | None = None  # [B, M], real and within the capacity; None: all were

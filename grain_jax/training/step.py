@@ -170,6 +170,7 @@ def _join_output(stacked: Output) -> Output:
         image=joined,
         caption_embed=_join(stacked.caption_embed),
         description_embed=jax.tree.map(_join, stacked.description_embed),
+        description_kept=jax.tree.map(_join, stacked.description_kept),
         # Equal in all parts; the mean gives each its share of the gradient.
         logit_scale=stacked.logit_scale.mean(),
         region_logit_scale=stacked.region_logit_scale.mean(),

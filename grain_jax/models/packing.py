@@ -1,0 +1,36 @@
+"""Encodes the real descriptions of a batch only: padding costs the text tower as much as text.
+
+Images have between none and M descriptions, so a batch's B * M slots are partly empty. The real
+ones are moved to the front and as many rows as the capacity allows are encoded, a static number. As
+long as it suffices the result is exact; what exceeds it is left out of the loss and counted.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+
+def capacity(share: float, num_slots: int) -> int:
+    """Rows encoded out of `num_slots`, rounded up so that the devices of the mesh share evenly."""
+    devices = max(jax.sharding.get_abstract_mesh().size, 1)
+    return min(devices * math.ceil(share * num_slots / devices), num_slots)
+
+
+def pack(
+    tokens: Integer[Array, "N L"], *, rows: int
+) -> tuple[Integer[Array, "rows L"], Int[Array, "N"], Bool[Array, "N"]]:
+    """The first `rows` real texts (not all zeros), in order; each text's place; which are in."""
+    real = (tokens != 0).any(axis=1)
+    order = jnp.argsort(~real, stable=True)
+    place = jnp.argsort(order)  # inverse of the permutation
+    return tokens[order[:rows]], place, real & (place < rows)
+
+
+def unpack(
+    packed: Float[Array, "rows E"], place: Int[Array, "N"], kept: Bool[Array, "N"]
+) -> Float[Array, "N E"]:
+    """Every text's row from where it was packed; zeros for those left out."""
+    found = packed[jnp.minimum(place, packed.shape[0] - 1)]
+    return jnp.where(kept[:, None], found, 0.0)
