@@ -11,6 +11,7 @@ from tiny_run import TinyRun, random_batch, tiny_config
 from grain_jax.config import CheckpointConfig, MeshConfig
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.data.world.language import PROMPT_TEMPLATES
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import Checkpoints
 
@@ -20,7 +21,6 @@ def metadata(config):
         config,
         tokenizer=WordTokenizer(["red", "crest"]),
         preprocessing=Preprocessing.from_config(config.data, config.model.image_size),
-        templates=("a {}",),
     )
 
 
@@ -82,7 +82,7 @@ def test_load_gives_the_averaged_weights_and_all_that_goes_with_them(on_8, saved
     )
     assert loaded.config == on_8.config
     assert loaded.step == 2
-    assert loaded.templates == ("a {}",)
+    assert loaded.templates == PROMPT_TEMPLATES
     assert loaded.preprocessing.image_size == 16
     expected, _ = WordTokenizer(["red", "crest"]).encode(["a red crest"], 6)
     np.testing.assert_array_equal(loaded.tokenizer.encode(["a red crest"], 6)[0], expected)

@@ -6,8 +6,11 @@ and code version. A step's folder gets its name only when it is whole, so that a
 nothing that could be taken for a checkpoint.
 """
 
+import contextlib
 import json
+import math
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from grain_jax.config import CheckpointConfig, TrainConfig
 from grain_jax.config_files import config_from_json, config_to_json
 from grain_jax.data.tokenizer import Tokenizer, tokenizer_from_spec
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.data.world.language import PROMPT_TEMPLATES
+from grain_jax.evaluation.folders import DEFAULT_TEMPLATES
 from grain_jax.models.build import build_model
 from grain_jax.training.sharding import parameter_shardings
 from grain_jax.training.state import TrainState, abstract_params
@@ -71,19 +76,20 @@ def load(
     )
 
 
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written, possibly one that was begun some steps ago."""
+
+
 def make_metadata(
-    config: TrainConfig,
-    *,
-    tokenizer: Tokenizer,
-    preprocessing: Preprocessing,
-    templates: tuple[str, ...],
+    config: TrainConfig, *, tokenizer: Tokenizer, preprocessing: Preprocessing
 ) -> dict[str, Any]:
     """What `load` needs beside the weights, as JSON; and the code that wrote it."""
+    world = config.data.source == "world"
     return {
         "config": json.loads(config_to_json(config)),
         "preprocessing": preprocessing.spec(),
         "tokenizer": tokenizer.spec(),
-        "templates": list(templates),
+        "templates": list(PROMPT_TEMPLATES if world else DEFAULT_TEMPLATES),
         "grain_jax": grain_jax.__version__,
         "commit": _commit(),
         "jax": jax.__version__,
@@ -140,20 +146,21 @@ class Checkpoints:
         """Starts to save and returns once the state may be overwritten; a step is saved once.
 
         `score`: the held-out metric that decides on keep-best, where it was measured at this step.
-        Raises what made an earlier save fail.
+        Raises `SaveFailed` where this or an earlier save failed.
         """
-        self._manager.check_for_errors()
+        self.check()
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()} | {
             METADATA: ocp.args.JsonSave(self._metadata)
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(**items),
-            metrics=None if score is None else {"score": score},
-            force=True,
-        )
+        with _explained(self.folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**items),
+                metrics=None if score is None else {"score": score},
+                force=True,
+            )
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of `step` on the devices of `abstract`, whatever devices wrote it."""
@@ -165,17 +172,24 @@ class Checkpoints:
             **restored["optimizer"],
         )
 
+    def best_score(self) -> float:
+        """The highest held-out metric among the saved steps; -inf where none has one."""
+        step = best_step(self.folder)
+        return -math.inf if step is None else _read_score(self.folder, step)
+
     def metadata(self, step: int) -> dict[str, Any]:
         """What was stored with `step`."""
         return read_metadata(self.folder, step)
 
     def check(self) -> None:
-        """Raises what made a save in the background fail, if one did."""
-        self._manager.check_for_errors()
+        """Raises `SaveFailed` if a save in the background has failed."""
+        with _explained(self.folder):
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises what made one fail."""
-        self._manager.wait_until_finished()
+        """Returns when every save is on disk; raises `SaveFailed` where one failed."""
+        with _explained(self.folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then frees what the saving holds."""
@@ -191,12 +205,28 @@ def _put_incomplete_aside(folder: Path) -> None:
 
 def best_step(folder: Path) -> int | None:
     """The complete step with the highest held-out metric; None where none has one."""
-    scores = {
-        step: _score(json.loads(file.read_text()))
-        for step in complete_steps(folder)
-        if (file := folder / str(step) / "metrics" / "metrics").exists()
-    }
-    return max(scores, key=lambda step: scores[step]) if scores else None
+    scored = [step for step in complete_steps(folder) if _scores_file(folder, step).exists()]
+    return max(scored, key=lambda step: _read_score(folder, step)) if scored else None
+
+
+def _scores_file(folder: Path, step: int) -> Path:
+    return folder / str(step) / "metrics" / "metrics"
+
+
+def _read_score(folder: Path, step: int) -> float:
+    return _score(json.loads(_scores_file(folder, step).read_text()))
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Whatever storage raises, as one sentence with its cause."""
+    try:
+        yield
+    except Exception as error:
+        raise SaveFailed(
+            f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
+            "Check the space and the rights there."
+        ) from error
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -1,0 +1,55 @@
+"""The process around a run: quiet libraries, compiled programs kept on disk, profiler traces."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging as absl_logging
+
+PROFILED_STEPS = 5
+
+
+def quiet_libraries() -> None:
+    """Keeps Orbax and TFDS, which log through absl, from talking over the progress bar."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def cache_compilations(setting: str) -> None:
+    """Keeps compiled programs on disk, so that a restart need not compile again.
+
+    `setting`: a folder, "auto" (JAX_COMPILATION_CACHE_DIR, else the user's cache) or "off".
+    """
+    if setting == "auto":
+        if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            return
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        setting = str(Path(base) / "grain_jax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", None if setting == "off" else setting)
+
+
+class Profiler:
+    """A trace of five steps from `first_step` on, for TensorBoard or Perfetto; -1: none."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder = folder / "profile"
+        self._first, self._last = first_step, first_step + PROFILED_STEPS
+        self._tracing = False
+
+    def before(self, step: int) -> None:
+        """Call before each step (counted from 1)."""
+        if self._first >= 0 and step == max(self._first, 1):
+            jax.profiler.start_trace(str(self.folder))
+            self._tracing = True
+
+    def after(self, step: int, result: Any) -> None:
+        """Call after each step with something it computes."""
+        if self._tracing and step >= self._last:
+            jax.block_until_ready(result)
+            self.stop()
+
+    def stop(self) -> None:
+        """Writes what there is. Safe to call twice."""
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False

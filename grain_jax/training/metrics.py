@@ -1,0 +1,184 @@
+"""Figures of a run: exact means over a window of steps, and the files and services they go to."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tensorboardX import SummaryWriter
+
+from grain_jax.config import LoggingConfig, TrainConfig
+from grain_jax.data.records import Batch
+from grain_jax.training.step import Metrics
+
+FILE = "metrics.jsonl"
+# Logged as their sum over the window, the others as means.
+COUNTED = ("bad_steps", "replaced_images", "truncated_texts")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One window of steps."""
+
+    step: int  # the last one
+    values: dict[str, float]
+    seconds: float  # of training, without compiling, evaluating and saving
+    seconds_per_step: float
+    bad_batches: dict[int, np.ndarray]  # skipped step -> index in the source of each row
+    streak: int  # skipped steps in a row at the end of the window
+
+
+class Window:
+    """Metrics of the steps since the last log line, on the device until the line is written."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, Metrics, jax.Array]] = []
+        self._wait_before = 0.0
+        self._timed_steps = 0
+        self._start = time.perf_counter()
+
+    def add(self, step: int, metrics: Metrics, batch: Batch) -> None:
+        """Keeps the metrics of `step`; does not wait for them."""
+        index: Any = batch.index
+        self._steps.append((step, metrics, index))
+        self._timed_steps += 1
+
+    def restart_clock(self, *, wait_seconds: float) -> None:
+        """Leaves the time up to now out: the first step of a run is mostly its compilation."""
+        self._timed_steps, self._wait_before = 0, wait_seconds
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time within it out: evaluation and saving are not training."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - begin
+
+    def close(self, *, batch_size: int, wait_seconds: float) -> Summary:
+        """Waits for the window's steps and starts a new window.
+
+        `wait_seconds` is what the loop has waited for data since it began.
+        """
+        fetched: list[Metrics] = jax.device_get([metrics for _, metrics, _ in self._steps])
+        seconds = time.perf_counter() - self._start
+        values: dict[str, float] = {}
+        for name in fetched[0]:
+            total = sum(float(metrics[name][0]) for metrics in fetched)
+            weight = sum(float(metrics[name][1]) for metrics in fetched)
+            values[name] = total if name in COUNTED else total / weight if weight else 0.0
+        streaks = [float(metrics["bad_streak"][0]) for metrics in fetched]
+        values["bad_streak"] = max(streaks)
+        values["images_per_second"] = self._timed_steps * batch_size / seconds
+        values["data_wait"] = (wait_seconds - self._wait_before) / seconds
+        summary = Summary(
+            step=self._steps[-1][0],
+            values=values,
+            seconds=seconds,
+            seconds_per_step=seconds / max(self._timed_steps, 1),
+            bad_batches={
+                step: _whole(index)
+                for (step, _, index), metrics in zip(self._steps, fetched, strict=True)
+                if metrics["bad_steps"][0]
+            },
+            streak=int(streaks[-1]),
+        )
+        self._steps = []
+        self.restart_clock(wait_seconds=wait_seconds)
+        return summary
+
+
+class MetricsLog:
+    """metrics.jsonl always, TensorBoard and W&B as configured; silent on all but one process."""
+
+    def __init__(self, folder: Path, config: TrainConfig, *, start_step: int) -> None:
+        """Lines after `start_step`, of a run that was killed and goes on there, are dropped."""
+        self._writer: SummaryWriter | None = None
+        self._wandb: Any = None
+        self._file = None
+        if jax.process_index() != 0:
+            return
+        _truncate(folder / FILE, start_step)
+        self._file = (folder / FILE).open("a", encoding="utf-8")
+        if config.logging.tensorboard:
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        if config.logging.wandb:
+            self._wandb = _start_wandb(folder, config, config.logging)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line; figures also go to TensorBoard and W&B, other entries only into the line."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+        self._file.flush()
+        figures = {name: value for name, value in values.items() if isinstance(value, float)}
+        if self._writer is not None:
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        if self._wandb is not None:
+            self._wandb.log(figures, step=step)
+
+    def close(self) -> None:
+        """Flushes and ends all of them. Safe to call twice."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+
+def _truncate(path: Path, last_step: int) -> None:
+    """Keeps whole lines up to `last_step`; the rest was never saved and will be written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):  # cut off by a kill
+            continue
+    whole = path.with_name(path.name + ".new")
+    whole.write_text("".join(kept), encoding="utf-8")
+    whole.replace(path)
+
+
+def _start_wandb(folder: Path, config: TrainConfig, logging: LoggingConfig) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            "logging.wandb is on and wandb is not installed: `pip install grain_jax[wandb]`, or "
+            "--config.logging.wandb=false."
+        ) from error
+    identity = folder / "wandb_id"  # so that a resumed run goes on in the same curve
+    if not identity.exists():
+        identity.write_text(wandb.util.generate_id())
+    return wandb.init(
+        project=logging.wandb_project,
+        name=config.name,
+        id=identity.read_text(),
+        resume="allow",
+        dir=str(folder),
+        config=asdict(config),
+    )
+
+
+def _whole(index: jax.Array) -> np.ndarray:
+    """All rows, also where other processes hold some; every process must call it."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(index, tiled=True))
+    return np.asarray(index)

@@ -1,0 +1,135 @@
+"""What a run shows: lines at the start, a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from grain_jax.config import TrainConfig
+from grain_jax.training.state import count_parameters
+
+SHOWN = {  # metric -> its name on the line
+    "loss": "loss",
+    "contrastive": "contrastive",
+    "box_l1": "L1",
+    "box_giou": "GIoU",
+    "region": "region",
+    "auxiliary_box": "earlier boxes",
+    "image_description": "descriptions",
+    "match_iou": "IoU",
+}
+
+
+class Screen:
+    """Speaks for the run; silent on all but one process."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(quiet=jax.process_index() != 0)
+        self._bar: Progress | None = None
+        self._last_line = ""
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """One line, as it is: never broken, never coloured by its content."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        """What runs, as two columns."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in rows.items():
+            grid.add_row(name, value)
+        self.console.print(grid, highlight=False, markup=False)
+
+    def start(self, *, done: int, steps: int) -> None:
+        """Begins to show progress, at `done` of `steps`."""
+        self._steps, self._first, self._begin = steps, done, time.perf_counter()
+        if not self.console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("{task.fields[left]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._bar.add_task("", total=steps, completed=done, left="compiling", figures="")
+        self._bar.start()
+
+    def step(self, step: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def figures(self, step: int, values: Mapping[str, float], *, seconds_left: float) -> None:
+        """Shows a window's figures."""
+        terms = [f"{title} {values[name]:.3f}" for name, title in SHOWN.items() if name in values]
+        pace = f"{values['images_per_second']:,.0f} images/s"
+        wait = f"data wait {values['data_wait']:.0%}"
+        left = f"{duration(seconds_left)} left"
+        if self._bar is not None:
+            figures = ", ".join([*terms, pace, wait])
+            self._bar.update(self._bar.task_ids[0], completed=step, left=left, figures=figures)
+        else:
+            self.say(f"step {step}/{self._steps}: " + ", ".join([*terms, pace, wait, left]))
+
+    def stop(self) -> None:
+        """Takes the bar away. Safe to call twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03, whole seconds."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def introduction(
+    config: TrainConfig, mesh: Mesh, params: Any, *, num_images: int, steps: int
+) -> dict[str, str]:
+    """What is trained on what, and where: the lines at the start of a run."""
+    model, data, batch = config.model, config.data, config.batch_size
+    kinds = ", ".join(sorted({device.device_kind for device in mesh.devices.flat}))
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    parts = ", ".join(
+        f"{name} {count_parameters(part) / 1e6:.2f} M"
+        for name, part in sorted(params.items())
+        if count_parameters(part) >= 1e4
+    )
+    folder = f" in {data.directory}" if data.directory else f", {data.world.level} world"
+    regions = batch * data.max_regions
+    logits = batch * batch
+    if model.kind == "grain" and config.loss.region_weight:
+        logits += regions * regions
+    if config.loss.image_description_weight:
+        logits += batch * regions
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return {
+        "devices": f"{mesh.size} x {kinds}{processes}; mesh {axes}",
+        "model": f"{'GRAIN' if model.kind == 'grain' else 'CLIP'}, "
+        f"{count_parameters(params) / 1e6:.2f} M parameters ({parts}), computing in {model.dtype}",
+        "data": f"{num_images:,} images of {data.source}/{data.train_split}{folder}",
+        "training": f"{steps:,} steps of batch {batch:,} "
+        f"({steps * batch / num_images:.1f} epochs)"
+        + (f" in {config.optim.accumulate} micro-batches" if config.optim.accumulate > 1 else ""),
+        "logits": f"{_size(4 * logits / shards)} a device, of the whole batch in float32",
+    }
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.1f} GiB"
