@@ -76,6 +76,7 @@ def get_config(variant: str = "") -> TrainConfig:
             return config
         case "clip":
             config.name, config.model.kind = "demo_clip", "clip"
+            config.loss.image_description_weight = 0.0
             return config
         case "smoke":
             config.name, config.steps, config.batch_size = "smoke", 8, 16
