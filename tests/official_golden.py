@@ -4,11 +4,20 @@ import dataclasses
 from functools import cache
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
+from grain_jax.config import (
+    DecoderConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    faithful_loss,
+)
+from grain_jax.interop.official import from_official
+from grain_jax.losses.total import total_loss
 from grain_jax.models.build import build_model
 
 NUM_CLASSES = 3  # of the unused class head
@@ -72,3 +81,25 @@ def apply(params, *, train=False, rngs=None, **changes):
         train=train,
         rngs=rngs,
     )
+
+
+def loss_and_gradient(params, **changes):
+    """((loss, (metrics, output)), gradient) of the faithful loss, with fields of CONFIG changed."""
+
+    def loss(params):
+        output = apply(params, **changes)
+        total, metrics = total_loss(output, **loss_inputs(), config=faithful_loss())
+        return total, (metrics, output)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@cache
+def params():
+    return from_official(state_dict(), CONFIG)
+
+
+@cache
+def evaluated():
+    """`loss_and_gradient` of CONFIG itself; compiled once for all tests."""
+    return jax.jit(loss_and_gradient)(params())

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from grain_jax.config import DecoderConfig, LossConfig, ModelConfig, TextConfig, vision_variant
-from grain_jax.interop.official import from_official, stack_layers, unstack_layers
+from grain_jax.interop.official import stack_layers, unstack_layers
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import abstract_params, build_model, normalize_images
 from grain_jax.models.positions import grid_positions
@@ -24,21 +24,19 @@ replace = dataclasses.replace
 
 @pytest.fixture(scope="module")
 def params():
-    return from_official(official_golden.state_dict(), CONFIG)
-
-
-def loss_and_gradient(params, **changes):
-    def loss(params):
-        output = official_golden.apply(params, **changes)
-        return total_loss(output, **official_golden.loss_inputs(), config=LossConfig())[0], output
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
+    return official_golden.params()
 
 
 @pytest.fixture(scope="module")
-def plain(params):
+def plain():
     """((loss, output), gradient) without any option."""
-    return jax.jit(loss_and_gradient)(params)
+    (loss, (_, output)), gradient = official_golden.evaluated()
+    return (loss, output), gradient
+
+
+def loss_and_gradient(params, **changes):
+    (loss, (_, output)), gradient = official_golden.loss_and_gradient(params, **changes)
+    return (loss, output), gradient
 
 
 def assert_close(a, b, *, relative=1e-5):
@@ -106,21 +104,23 @@ def test_shapes_of_published_sizes(size, kind, scan):
 
 
 def test_scanned_layers_and_recomputation_are_the_same_model(params, plain):
-    """Values and gradients, with both recomputation policies, from one compilation."""
+    run = jax.jit(functools.partial(loss_and_gradient, scan_layers=True, remat="dots"))
+    (loss, output), gradient = run(stack_layers(params))
+    np.testing.assert_allclose(loss, plain[0][0], rtol=1e-5)
+    assert_close(output, plain[0][1])
+    assert_close(unstack_layers(gradient), plain[1], relative=1e-4)
 
-    @jax.jit
-    def run(params, stacked):
-        return (
-            loss_and_gradient(stacked, scan_layers=True, remat="dots"),
-            loss_and_gradient(params, remat="full"),
-        )
 
-    ((scanned, output), stacked_gradient), recomputed = run(params, stack_layers(params))
-    (loss, expected), gradient = plain
-    np.testing.assert_allclose(scanned, loss, rtol=1e-5)
-    assert_close(output, expected)
-    assert_close(unstack_layers(stacked_gradient), gradient, relative=1e-4)
-    assert_close(recomputed, plain, relative=1e-4)
+def test_what_recomputation_keeps_for_the_backward_pass():
+
+    def saved(remat):
+        def loss(params):
+            return official_golden.apply(params, remat=remat).image.image_embed.sum()
+
+        _, pull_back = jax.eval_shape(lambda p: jax.vjp(loss, p), official_golden.params())
+        return count(pull_back)
+
+    assert saved("full") < saved("dots") < saved("none")
 
 
 def test_packing_descriptions_changes_nothing_while_they_fit(params, plain):
@@ -128,20 +128,22 @@ def test_packing_descriptions_changes_nothing_while_they_fit(params, plain):
 
     @jax.jit
     def run(params):
-        output = official_golden.apply(params, description_capacity=0.3)
-        inputs = official_golden.loss_inputs()
-        _, metrics = total_loss(output, **inputs, config=LossConfig(image_description_weight=1.0))
-        return loss_and_gradient(params, description_capacity=0.5), (output, metrics)
+        results = []
+        for share in (0.5, 0.3):
+            output = official_golden.apply(params, description_capacity=share)
+            config = LossConfig(image_description_weight=1.0)
+            loss = total_loss(output, **official_golden.loss_inputs(), config=config)
+            results.append((output, loss[1]))
+        return results
 
-    ((loss, output), gradient), (short, metrics) = run(params)
+    (output, whole), (short, metrics) = run(params)
     mask = official_golden.region_mask()
     np.testing.assert_array_equal(output.description_kept, mask)
-    np.testing.assert_allclose(loss, plain[0][0], rtol=1e-5)
+    np.testing.assert_array_equal(whole["descriptions_dropped"], [0, 15])
     np.testing.assert_allclose(
         output.description_embed[mask], plain[0][1].description_embed[mask], atol=1e-5
     )
     np.testing.assert_array_equal(np.asarray(output.description_embed)[~mask], 0)
-    assert_close(gradient, plain[1], relative=1e-4)
 
     np.testing.assert_array_equal(short.description_kept[mask], np.arange(15) < 9)
     weights = {name: float(weight) for name, (_, weight) in metrics.items()}
@@ -196,21 +198,20 @@ def test_dropout_acts_in_training_only(params, plain):
 
     @jax.jit
     def run(params, keys):
-        options = {"decoder": decoder}
-        trained = [
-            official_golden.apply(params, train=True, rngs={"dropout": key}, **options).image
-            for key in keys
-        ]
-        return [official_golden.apply(params, **options).image, *trained]
+        def image(**options):
+            return official_golden.apply(params, decoder=decoder, **options).image
 
-    off, a, b, again = run(params, jax.random.split(jax.random.key(0), 3)[jnp.array([0, 1, 0])])
+        return image(), jax.vmap(lambda key: image(train=True, rngs={"dropout": key}))(keys)
+
+    off, trained = run(params, jax.random.split(jax.random.key(0), 3)[jnp.array([0, 1, 0])])
+    a, b, again = (jax.tree.map(lambda leaf, i=i: leaf[i], trained) for i in range(3))
     assert_close(off, plain[0][1].image)
     for field in ("image_embed", "region_embed", "boxes"):
         values = [np.asarray(getattr(x, field)) for x in (off, a, b, again)]
         assert np.abs(values[1] - values[0]).max() > 1e-3
         assert np.abs(values[1] - values[2]).max() > 1e-3
         np.testing.assert_array_equal(values[1], values[3])
-    np.testing.assert_array_equal(off.tokens, a.tokens)  # the towers have none
+    np.testing.assert_allclose(off.tokens, a.tokens, atol=1e-5)  # the towers have none
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def small():
     model = build_model(config)
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     texts = jnp.asarray(official_golden.tensors()["in.text"][:2])
-    variables = jax.jit(model.init)(jax.random.key(0), images, texts)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images, texts)
     return model, nn.unbox(variables["params"]), images, texts
 
 
@@ -351,7 +352,7 @@ def test_initial_values():
     config = replace(CONFIG, vision=vision, text=text, decoder=decoder)
     model = build_model(config)
     inputs = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 4), jnp.int32)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *inputs)["params"])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0, impl="rbg"), *inputs)["params"])
     uniform = 3**-0.5  # standard deviation of a uniform variable by its bound
     expected = {
         ("vision", "layer_0", "attention", "qkv", "kernel"): uniform * 128**-0.5,

@@ -6,13 +6,12 @@ hold only rounding in either code: below 1e-8 counts as zero, where others reach
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import official_golden
 import pytest
 
 from grain_jax.config import LossConfig, faithful_loss
-from grain_jax.interop.official import from_official, to_official
+from grain_jax.interop.official import to_official
 from grain_jax.losses.boxes import clip_boxes
 from grain_jax.losses.matching import match, matching_cost
 from grain_jax.losses.total import total_loss
@@ -22,30 +21,29 @@ MASK = official_golden.region_mask()
 
 
 @pytest.fixture(scope="module")
-def params():
-    return from_official(official_golden.state_dict(), official_golden.CONFIG)
+def result():
+    return official_golden.evaluated()
 
 
 @pytest.fixture(scope="module")
-def evaluated(params):
-    """Output, matching, and for each loss variant ((loss, metrics), gradients); one compilation."""
+def variants(result):
+    """((loss, metrics), gradient by the output) of both losses, and the match."""
 
     @jax.jit
-    def run(params):
-        def loss(params, config):
-            output = official_golden.apply(params)
-            total, metrics = total_loss(output, **official_golden.loss_inputs(), config=config)
-            return total, (metrics, output)
-
-        results = {}
-        for name, config in (("faithful", faithful_loss()), ("default", LossConfig())):
-            results[name] = jax.value_and_grad(loss, has_aux=True)(params, config)
-        boxes, _ = clip_boxes(official_golden.loss_inputs()["boxes"])
-        output = results["faithful"][0][1][1]
+    def run(output):
+        inputs = official_golden.loss_inputs()
+        losses = {
+            name: jax.value_and_grad(
+                lambda o, c=config: total_loss(o, **inputs, config=c), has_aux=True
+            )(output)
+            for name, config in (("faithful", faithful_loss()), ("default", LossConfig()))
+        }
+        boxes, _ = clip_boxes(inputs["boxes"])
         cost = matching_cost(output.image.boxes, boxes, l1_cost=5.0, giou_cost=2.0)
-        return results, output, match(cost, jnp.asarray(MASK))
+        return losses, match(cost, inputs["region_mask"])
 
-    return run(params)
+    (_, (_, output)), _ = result
+    return run(output)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +59,13 @@ def evaluated(params):
         ("out.aux_boxes_cxcywh", lambda o: o.image.auxiliary_boxes),
     ],
 )
-def test_forward(evaluated, name, field):
-    np.testing.assert_allclose(field(evaluated[1]), GOLDEN[name], rtol=0, atol=1e-5)
+def test_forward(result, name, field):
+    (_, (_, output)), _ = result
+    np.testing.assert_allclose(field(output), GOLDEN[name], rtol=0, atol=1e-5)
 
 
-def test_matching(evaluated):
-    query_of_region = np.asarray(evaluated[2])
+def test_matching(variants):
+    query_of_region = np.asarray(variants[1])
     region_of_query = np.full_like(GOLDEN["out.match"], -1)
     for image, region in zip(*np.nonzero(MASK), strict=True):
         region_of_query[image, query_of_region[image, region]] = region
@@ -75,8 +74,8 @@ def test_matching(evaluated):
 
 # Without duplicates, degenerate boxes or an empty batch the default loss is the official one too.
 @pytest.mark.parametrize("variant", ["faithful", "default"])
-def test_losses(evaluated, variant):
-    (total, (metrics, _)), _ = evaluated[0][variant]
+def test_losses(variants, variant):
+    (total, metrics), _ = variants[0][variant]
     means = {name: float(value / weight) for name, (value, weight) in metrics.items()}
     ours = {
         "loss.contrastive": means["contrastive"],
@@ -89,12 +88,16 @@ def test_losses(evaluated, variant):
     assert float(metrics["region"][1]) == MASK.sum()
 
 
-@pytest.mark.parametrize("variant", ["faithful", "default"])
-def test_gradient_of_every_parameter(evaluated, variant):
-    _, gradients = evaluated[0][variant]
-    ours = to_official(gradients, official_golden.CONFIG, num_classes=official_golden.NUM_CLASSES)
+def test_gradient_of_every_parameter(result):
+    _, gradient = result
+    ours = to_official(gradient, official_golden.CONFIG, num_classes=official_golden.NUM_CLASSES)
     official = official_golden.gradients()
     assert ours.keys() == official.keys()
     for name, value in official.items():
         tolerance = 1e-4 * np.abs(value).max() + 1e-8
         np.testing.assert_allclose(ours[name], value, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_both_losses_have_the_same_gradient_here(variants):
+    faithful, default = (variants[0][name][1] for name in ("faithful", "default"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), default, faithful)
