@@ -12,6 +12,7 @@ from grain_jax.config import (
     DataConfig,
     DecoderConfig,
     EvaluationConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     TextConfig,
@@ -24,9 +25,9 @@ def get_config(variant: str = "") -> TrainConfig:
     config = TrainConfig(
         name="photos",
         batch_size=128,
-        steps=1_500,
+        steps=800,
         model=ModelConfig(
-            image_size=128,
+            image_size=96,
             embed_dim=192,
             vision=VisionConfig(
                 patch_size=16,
@@ -38,19 +39,21 @@ def get_config(variant: str = "") -> TrainConfig:
             ),
             text=TextConfig(width=192, depth=3, num_heads=3, token_init_std=0.1),
             decoder=DecoderConfig(
-                width=192, depth=3, num_heads=3, mlp_dim=768, dropout=0.1, num_queries=8
+                width=192, depth=3, num_heads=3, mlp_dim=768, dropout=0.1, num_queries=6
             ),
             dtype="float32",
-            init_logit_scale=5.0,
+            init_logit_scale=10.0,
+            region_logit_scale="own",
         ),
+        loss=LossConfig(image_description_weight=0.5),
         data=DataConfig(
             source="records",
             resize="crop",
             crop_min_area=0.4,
             flip_probability=0.5,
-            caption_length=28,
-            description_length=12,
-            max_regions=6,
+            caption_length=24,
+            description_length=10,
+            max_regions=5,
             unique_descriptions=True,
             cache="memory",
         ),
@@ -61,13 +64,14 @@ def get_config(variant: str = "") -> TrainConfig:
             weight_decay=0.2,
             clip_grad_norm=1.0,
         ),
-        checkpoint=CheckpointConfig(every_steps=250),
-        evaluation=EvaluationConfig(every_steps=250),
+        checkpoint=CheckpointConfig(every_steps=200),
+        evaluation=EvaluationConfig(every_steps=200),
     )
     match variant:
         case "":
             return config
         case "clip":
             config.name, config.model.kind = "photos_clip", "clip"
+            config.loss.image_description_weight = 0.0
             return config
     raise ValueError(f"Unknown variant {variant!r}; choose '' or 'clip'.")
