@@ -128,11 +128,18 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         entries["decoder"] = (
             f"{decoder.depth} layers of {decoder.width}, {decoder.num_queries} region queries"
         )
-        entries["loss weights"] = (
-            f"contrastive {loss.contrastive_weight:g}, boxes {loss.box_weight:g}, "
-            f"regions {loss.region_weight:g}"
-        )
+    weights = {
+        "contrastive": loss.contrastive_weight,
+        "image to descriptions": loss.image_description_weight,
+    }
+    if model.kind == "grain":
+        weights |= {
+            "boxes": loss.box_weight,
+            "boxes of earlier layers": loss.auxiliary_box_weight,
+            "regions": loss.region_weight,
+        }
     return entries | {
+        "loss weights": ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
         "compute": model.dtype,
         "learning rate": f"{config.optim.learning_rate:g}",
         "weight decay": f"{config.optim.weight_decay:g}",
