@@ -133,6 +133,7 @@ def abstract_params(config: ModelConfig, *, scan_layers: bool | None = None) -> 
     """Shapes and dtypes of the parameters, computed without any array; `scan_layers` overrides."""
     config = copy.deepcopy(config)
     config.scan_layers = config.scan_layers if scan_layers is None else scan_layers
+    config.attention = "xla"  # shapes are the same, and it may be traced anywhere
     model, size = build_model(config), config.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     texts = jax.ShapeDtypeStruct((1, 1), jnp.int32)

@@ -191,13 +191,19 @@ def attend(
     """Scaled dot-product attention of N heads, softmax in float32.
 
     `implementation`: "xla", "cudnn" (flash attention on NVIDIA GPUs, half precision only), or
-    "auto": cudnn where it applies, else XLA's own fusion.
+    "auto": cudnn where it applies, else XLA's own fusion. Raises ValueError for cudnn elsewhere.
     """
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+    flash = half and fits and jax.default_backend() == "gpu"
     if implementation == "auto":
-        half = query.dtype in (jnp.bfloat16, jnp.float16)
-        fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-        gpu = half and fits and jax.default_backend() == "gpu"
-        implementation = "cudnn" if gpu else "xla"
+        implementation = "cudnn" if flash else "xla"
+    elif implementation == "cudnn" and not flash:
+        raise ValueError(
+            "model.attention='cudnn' needs an NVIDIA GPU, half precision and a head size that is a "
+            f"multiple of 8 up to 128; this is {jax.default_backend()}, {query.dtype} and "
+            f"{query.shape[-1]}. Use 'auto', or change the model."
+        )
     with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation=implementation
