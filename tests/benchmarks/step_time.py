@@ -1,0 +1,92 @@
+"""Seconds of one training step on random data, by itself: python tests/benchmarks/step_time.py.
+
+Every `--config` flag of `python -m grain_jax.train` works; the first figure is the compilation. The
+batch has 1 to 5 real regions an image, 3 on average, as compared in docs/experiments.md.
+"""
+
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from grain_jax.config import TrainConfig, validate
+from grain_jax.config_files import parse_arguments
+from grain_jax.data.records import Batch
+from grain_jax.models.build import build_model
+from grain_jax.training import sharding
+from grain_jax.training.optimizer import make_optimizer, make_schedule
+from grain_jax.training.state import abstract_state, new_state
+from grain_jax.training.step import make_train_step
+
+REGIONS = (3, 2, 4, 3, 5, 1, 3, 3)  # real ones of each image in turn
+
+
+def random_batch(config: TrainConfig) -> Batch:
+    """Pixels, texts and boxes of the configured shapes."""
+    rng = np.random.default_rng(0)
+    size, count, most = config.model.image_size, config.batch_size, config.data.max_regions
+    regions = np.minimum(np.resize(REGIONS, count), most)
+    mask = np.arange(most) < regions[:, None]
+    corner = rng.uniform(0.2, 0.7, (count, most, 2))
+    extent = rng.uniform(0.1, 0.3, (count, most, 2))
+    boxes = np.concatenate([corner, extent], -1) * mask[..., None]
+    descriptions = _tokens(rng, config, count * most, config.data.description_length, 14)
+    descriptions = descriptions.reshape(count, most, -1) * mask[..., None]
+    return Batch(
+        images=rng.integers(0, 256, (count, size, size, 3), np.uint8),
+        captions=_tokens(rng, config, count, config.data.caption_length, 24),
+        caption_key=np.arange(count, dtype=np.uint32),
+        descriptions=descriptions.astype(np.int32),
+        description_key=np.arange(count * most, dtype=np.uint32).reshape(count, most),
+        boxes=boxes.astype(np.float32),
+        region_mask=mask,
+        index=np.arange(count, dtype=np.int32),
+        replaced=np.zeros(count, bool),
+        truncated=np.zeros(count, np.int32),
+    )
+
+
+def _tokens(rng, config, count, length, longest):
+    vocabulary = config.model.text.vocab_size
+    tokens = rng.integers(1, vocabulary - 1, (count, length), np.int32)
+    ends = rng.integers(3, min(longest, length), count)[:, None]
+    place = np.arange(length)
+    return np.where(place < ends, tokens, np.where(place == ends, vocabulary - 1, 0)).astype(
+        np.int32
+    )
+
+
+def main() -> None:
+    """Prints one line of figures."""
+    options = flags.FlagValues()
+    flags.DEFINE_integer("steps", 5, "timed steps", flag_values=options)
+    config = parse_arguments(sys.argv[1:], options)
+    validate(config)
+    sharding.set_cpu_devices(config)
+    mesh = sharding.make_mesh(config.mesh)
+    model, optimizer = build_model(config.model), make_optimizer(config.optim)
+    schedule = make_schedule(config.optim, steps=1_000, warmup_steps=10)
+    abstract = abstract_state(model, optimizer, config, mesh)
+    state = new_state(model, optimizer, config, abstract)
+    step = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
+    batch = sharding.put_batch(random_batch(config), mesh, batch_size=config.batch_size)
+    seconds = []
+    with sharding.use_mesh(mesh):
+        for _ in range(options.steps + 1):
+            started = time.perf_counter()
+            state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - started)
+    first, timed = seconds[0], sorted(seconds[1:])
+    total, weight = metrics["loss"]
+    print(
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, batch {config.batch_size}: "
+        f"median {timed[len(timed) // 2]:.3f} s, best {timed[0]:.3f} s, "
+        f"first {first:.1f} s, loss {float(total / weight):.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
