@@ -41,7 +41,7 @@ from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
 from grain_jax.training.processes import StopRequested, StopSignals, join_processes
 from grain_jax.training.progress import Screen, duration, introduction
-from grain_jax.training.resume import changed_settings, seconds_so_far
+from grain_jax.training.resume import changed_settings
 from grain_jax.training.state import TrainState, abstract_state, count_parameters, new_state
 from grain_jax.training.step import TrainStep, make_train_step
 
@@ -78,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # what the user gave; nothing has been trained yet
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted before the first step.", file=sys.stderr)
+        return 130
 
     with sharding.use_mesh(run.mesh), StopSignals() as signals:
         try:
@@ -218,7 +221,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         checkpoints=checkpoints,
         best=checkpoints.best_score(),
         log=log,
-        seconds=seconds_so_far(workdir / metrics.FILE),
+        seconds=log.seconds_before,
     )
     screen.table(
         introduction(config, mesh, state.params, num_images=len(source), steps=steps)
@@ -312,7 +315,7 @@ def _log(run: Run, summary: Summary, screen: Screen) -> None:
     """Writes a window's line; names the images of skipped steps; stops after too many in a row."""
     run.seconds += summary.seconds
     epoch = summary.step * run.config.batch_size / len(run.source)
-    run.log.write(summary.step, summary.values | {"epoch": epoch, "train_seconds": run.seconds})
+    run.log.write(summary.step, summary.values | {"epoch": epoch, metrics.SECONDS: run.seconds})
     left = (run.last_step - summary.step) * summary.seconds_per_step
     screen.figures(summary.step, summary.values, seconds_left=left)
     for step, rows in summary.bad_batches.items():

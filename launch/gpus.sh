@@ -1,20 +1,31 @@
 #!/usr/bin/env bash
-# One machine with one or more GPUs: one process drives them all.
-#   launch/gpus.sh [--dry-run] [--gpus=0,1,2,3] [train flags...]
+# One machine, several GPUs: one process drives them all, no launcher needed.
+#
+#   launch/gpus.sh [--dry-run] GPUS [arguments of grain_jax.train ...]
+#
+# GPUS: "all", or the numbers of some, as nvidia-smi lists them: 0,1,2,3. PYTHON is the interpreter.
+# The batch is split over them; for models that do not fit, add --config.mesh.fsdp=-1
+# --config.mesh.data=1.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-dry_run=false gpus=${CUDA_VISIBLE_DEVICES:-} flags=()
-for argument in "$@"; do
-  case $argument in
-    --dry-run) dry_run=true ;;
-    --gpus=*) gpus=${argument#*=} ;;
-    *) flags+=("$argument") ;;
-  esac
-done
+dry_run=false
+if [[ "${1:-}" == --dry-run ]]; then
+  dry_run=true
+  shift
+fi
+if [[ ! "${1:-}" =~ ^(all|[0-9]+(,[0-9]+)*)$ ]]; then
+  echo "usage: $0 [--dry-run] all|0,1,... [arguments of grain_jax.train ...]" >&2
+  exit 2
+fi
+gpus=$1
+shift
 
-# JAX_PLATFORMS=cuda: stop rather than fall back to the CPU without a word.
-environment=(JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_MEM_FRACTION=0.92)
-[[ -z $gpus ]] || environment+=("CUDA_VISIBLE_DEVICES=$gpus")
-command=(env "${environment[@]}" "${PYTHON:-python}" -m grain_jax.train "${flags[@]}")
-if $dry_run; then echo "${command[*]}"; else exec "${command[@]}"; fi
+command=(env JAX_PLATFORMS=cuda)
+if [[ "$gpus" != all ]]; then command+=(CUDA_VISIBLE_DEVICES="$gpus"); fi
+command+=("${PYTHON:-python}" -m grain_jax.train "$@")
+
+if $dry_run; then
+  echo "${command[*]}"
+else
+  exec "${command[@]}"
+fi

@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
-# Several training processes on this machine's CPU, to try a multi-host run without a cluster.
-#   launch/local.sh [--dry-run] [--processes=2] [train flags...]
+# Several training processes on this machine's CPU, to try what many machines do.
+#
+#   launch/local.sh [--dry-run] NUM_PROCESSES [arguments of grain_jax.train ...]
+#
+# Each process gets one host device (override with --config.mesh.cpu_devices=N). Ctrl-C saves and
+# stops all of them. PORT (default 12355) is where they meet; PYTHON is the interpreter.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-processes=2 dry_run=false port=${PORT:-29400} flags=()
-for argument in "$@"; do
-  case $argument in
-    --dry-run) dry_run=true ;;
-    --processes=*) processes=${argument#*=} ;;
-    *) flags+=("$argument") ;;
-  esac
-done
+dry_run=false
+if [[ "${1:-}" == --dry-run ]]; then
+  dry_run=true
+  shift
+fi
+if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
+  echo "usage: $0 [--dry-run] NUM_PROCESSES [arguments of grain_jax.train ...]" >&2
+  exit 2
+fi
+count=$1
+shift
 
 pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
-for ((rank = 0; rank < processes; rank++)); do
-  command=("${PYTHON:-python}" -m grain_jax.train "--coordinator=127.0.0.1:$port"
-    "--num_processes=$processes" "--process_id=$rank" "${flags[@]}")
+for ((i = 0; i < count; i++)); do
+  command=("${PYTHON:-python}" -m grain_jax.train --config.mesh.cpu_devices=1 "$@"
+    --coordinator="localhost:${PORT:-12355}" --num_processes="$count" --process_id="$i")
   if $dry_run; then
     echo "JAX_PLATFORMS=cpu ${command[*]}"
   else
@@ -26,6 +31,17 @@ for ((rank = 0; rank < processes; rank++)); do
   fi
 done
 
+# A signal goes to all processes; then wait for them again, as they save first.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+trap ':' INT # the terminal has sent it to all of them already
 status=0
-for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+for pid in ${pids[@]+"${pids[@]}"}; do
+  code=0
+  wait "$pid" || code=$?
+  while kill -0 "$pid" 2>/dev/null; do # a signal ends `wait`, not the process
+    code=0
+    wait "$pid" || code=$?
+  done
+  if ((code != 0)); then status=$code; fi
+done
 exit "$status"

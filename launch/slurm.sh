@@ -1,27 +1,46 @@
 #!/usr/bin/env bash
-# Several GPU nodes under Slurm: one process a node, found by jax.distributed through Slurm's own variables.
-#   launch/slurm.sh [--dry-run] [--nodes=2] [--gpus=8] [--time=24:00:00] [--partition=NAME] [train flags...]
-# The workdir must be on a file system that all nodes share. A requeued job resumes where it stopped.
+# Several GPU nodes under Slurm: one process a GPU, found and joined by JAX itself.
+#
+#   launch/slurm.sh [--dry-run] NODES GPUS_PER_NODE [arguments of grain_jax.train ...]
+#
+# Run it on the login node, in the folder that holds the environment and the data. Slurm sends
+# SIGTERM ten minutes before the time limit; the run then saves, stops, and the job queues itself
+# again. SBATCH_ARGS: more options of sbatch, such as "--partition=gpu --time=24:00:00".
+# PYTHON is the interpreter on the nodes.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-dry_run=false nodes=2 gpus=8 limit=24:00:00 partition='' flags=()
-for argument in "$@"; do
-  case $argument in
-    --dry-run) dry_run=true ;;
-    --nodes=*) nodes=${argument#*=} ;;
-    --gpus=*) gpus=${argument#*=} ;;
-    --time=*) limit=${argument#*=} ;;
-    --partition=*) partition=${argument#*=} ;;
-    *) flags+=("$argument") ;;
-  esac
-done
+dry_run=false
+if [[ "${1:-}" == --dry-run ]]; then
+  dry_run=true
+  shift
+fi
+if [[ ! "${1:-} ${2:-}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]]; then
+  echo "usage: $0 [--dry-run] NODES GPUS_PER_NODE [arguments of grain_jax.train ...]" >&2
+  exit 2
+fi
+nodes=$1
+gpus=$2
+shift 2
 
-# SIGTERM two minutes before the limit: the trainer saves, exits, and the job is put back in the queue.
-options=("--job-name=grain_jax" "--nodes=$nodes" "--ntasks-per-node=1" "--gpus-per-node=$gpus"
-  "--time=$limit" --requeue --signal=TERM@120 --open-mode=append)
-[[ -z $partition ]] || options+=("--partition=$partition")
-wrapped="srun env JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"
-wrapped+=" $(printf '%q ' "${PYTHON:-python}" -m grain_jax.train --distributed "${flags[@]}")"
-command=(sbatch "${options[@]}" "--wrap=$wrapped")
-if $dry_run; then printf '%q ' "${command[@]}" && echo; else exec "${command[@]}"; fi
+read -r -a extra <<<"${SBATCH_ARGS:-}"
+submit=(sbatch --job-name=grain --nodes="$nodes" --ntasks-per-node="$gpus"
+  --gpus-per-node="$gpus" --signal=TERM@600 --requeue --open-mode=append
+  --output=grain-%j.log ${extra[@]+"${extra[@]}"})
+train=$(printf ' %q' "${PYTHON:-python}" -m grain_jax.train --distributed "$@")
+
+# 143: saved and stopped by SIGTERM, so the same command can go on.
+job=$(
+  cat <<EOF
+#!/usr/bin/env bash
+srun --kill-on-bad-exit=1${train}
+code=\$?
+if [[ \$code -eq 143 ]]; then scontrol requeue "\$SLURM_JOB_ID"; fi
+exit \$code
+EOF
+)
+
+if $dry_run; then
+  printf '%s <<EOF\n%s\nEOF\n' "${submit[*]}" "$job"
+else
+  "${submit[@]}" <<<"$job"
+fi

@@ -1,34 +1,44 @@
 #!/usr/bin/env bash
-# Every host of a TPU VM slice: copy this checkout, install, start the same command on all of them.
-#   launch/tpu_vm.sh [--dry-run] --tpu=NAME --zone=ZONE [--project=NAME] [train flags...]
-# The workdir must be a bucket (gs://...) or a shared disk: all hosts write one checkpoint together.
+# A Cloud TPU VM, one host or a pod slice: the same command on every worker.
+#
+#   launch/tpu_vm.sh [--dry-run] TPU_NAME ZONE [arguments of grain_jax.train ...]
+#
+# The code is copied to every worker and installed there with the extra "tpu". --workdir and
+# --config.data.directory must be reachable from all workers (a mounted bucket or disk). After a
+# preemption, start it again: the run goes on from its last checkpoint. It outlives this terminal;
+# to save and stop it: gcloud ... ssh --worker=all --command='kill $(cat ~/grain_jax/train.pid)'.
+# PROJECT: Google Cloud project, if not the default one.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-dry_run=false tpu='' zone='' project='' flags=()
-for argument in "$@"; do
-  case $argument in
-    --dry-run) dry_run=true ;;
-    --tpu=*) tpu=${argument#*=} ;;
-    --zone=*) zone=${argument#*=} ;;
-    --project=*) project=${argument#*=} ;;
-    *) flags+=("$argument") ;;
-  esac
-done
-if [[ -z $tpu || -z $zone ]]; then
-  echo "launch/tpu_vm.sh needs --tpu=NAME (the slice) and --zone=ZONE (where it is)." >&2
+dry_run=false
+if [[ "${1:-}" == --dry-run ]]; then
+  dry_run=true
+  shift
+fi
+if (($# < 2)); then
+  echo "usage: $0 [--dry-run] TPU_NAME ZONE [arguments of grain_jax.train ...]" >&2
   exit 2
 fi
+name=$1
+zone=$2
+shift 2
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-where=("--zone=$zone" --worker=all)
-[[ -z $project ]] || where+=("--project=$project")
-run() { if $dry_run; then printf '%q ' "$@" && echo; else "$@"; fi; }
+where=(--zone="$zone" --worker=all)
+if [[ -n "${PROJECT:-}" ]]; then where+=(--project="$PROJECT"); fi
 
-archive=$(mktemp --suffix=.tar.gz)
-trap 'rm -f "$archive"' EXIT
-git archive --format=tar.gz --output="$archive" HEAD
-run gcloud compute tpus tpu-vm scp "$archive" "$tpu:grain_jax.tar.gz" "${where[@]}"
-run gcloud compute tpus tpu-vm ssh "$tpu" "${where[@]}" --command \
-  "mkdir -p grain_jax && tar xzf grain_jax.tar.gz -C grain_jax && cd grain_jax && pip install -q -e '.[tpu]'"
-run gcloud compute tpus tpu-vm ssh "$tpu" "${where[@]}" --command \
-  "cd grain_jax && JAX_PLATFORMS=tpu $(printf '%q ' python3 -m grain_jax.train --distributed "${flags[@]}")"
+run() {
+  if $dry_run; then echo "$*"; else "$@"; fi
+}
+
+sources=("$root/grain_jax" "$root/configs" "$root/pyproject.toml" "$root/setup.cfg"
+  "$root/README.md" "$root/LICENSE")
+run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="mkdir -p ~/grain_jax"
+run gcloud compute tpus tpu-vm scp --recurse "${sources[@]}" "$name:~/grain_jax" "${where[@]}"
+run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" \
+  --command="cd ~/grain_jax && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+arguments=""
+if (($#)); then arguments=$(printf ' %q' "$@"); fi
+run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="cd ~/grain_jax && \
+{ JAX_PLATFORMS=tpu setsid nohup .venv/bin/python -m grain_jax.train --distributed$arguments \
+>train.log 2>&1 </dev/null & echo \$! >train.pid; } && tail -n +1 --pid=\$(cat train.pid) -F train.log"

@@ -1,5 +1,6 @@
 """A model and a batch small enough to compile in seconds, and divisible by every mesh of 8."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from grain_jax.data.records import Batch
 from grain_jax.models.build import build_model
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.sharding import make_mesh, put_batch, use_mesh
-from grain_jax.training.state import TrainState, abstract_state, new_state
+from grain_jax.training.state import TrainState, abstract_state
 from grain_jax.training.step import TrainStep, make_train_step
 
 
@@ -67,10 +68,29 @@ def random_batch(seed: int = 0, *, size: int = 16) -> Batch:
     )
 
 
+def random_state(abstract: TrainState) -> TrainState:
+    """Weights of a sensible size by the names of their parameters; everything else at its start."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        name = path[-1].key
+        if name == "logit_scale":
+            return np.full(leaf.shape, np.log(10.0), leaf.dtype)
+        values = rng.normal(1.0 if name == "scale" else 0.0, 0.1, leaf.shape)
+        return values.astype(leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, abstract.params)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    return dataclasses.replace(
+        zeros, params=params, ema_params=None if zeros.ema_params is None else params
+    )
+
+
 class TinyRun:
     """A train step with its state on a mesh of the first `devices` devices.
 
-    `start`: a state on the host to begin with, which saves compiling the initialisation.
+    `start`: a state on the host to begin with (default: random weights, which saves compiling the
+    initialisation).
     """
 
     def __init__(
@@ -92,11 +112,13 @@ class TinyRun:
         self.step: TrainStep = make_train_step(
             self.model, self.optimizer, schedule, config, mesh=self.mesh, abstract=self.abstract
         )
-        if start is None:
-            self.state = new_state(self.model, self.optimizer, config, self.abstract)
-        else:
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-            self.state = jax.device_put(start, shardings)
+        self.state: TrainState
+        self.set_state(random_state(self.abstract) if start is None else start)
+
+    def set_state(self, state: TrainState) -> None:
+        """Puts a state of the host on the devices."""
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        self.state = jax.device_put(state, placed)
 
     def train(self, batches: list[Batch]) -> list[dict[str, float]]:
         """Means of each step's metrics, in order."""

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -187,9 +188,11 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises `SaveFailed` where one failed."""
+        """Returns when the saves of all processes are on disk; `SaveFailed` where one is not."""
         with _explained(self.folder):
             self._manager.wait_until_finished()
+        if jax.process_count() > 1:  # a launcher may end all processes once the first has left
+            multihost_utils.sync_global_devices("saved")
 
     def close(self) -> None:
         """Waits, then frees what the saving holds."""

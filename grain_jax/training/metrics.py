@@ -18,6 +18,7 @@ from grain_jax.data.records import Batch
 from grain_jax.training.step import Metrics
 
 FILE = "metrics.jsonl"
+SECONDS = "train_seconds"  # of training up to a line, without compiling, evaluating and saving
 # Logged as their sum over the window, the others as means.
 COUNTED = ("bad_steps", "replaced_images", "truncated_texts")
 
@@ -101,17 +102,19 @@ class MetricsLog:
 
     def __init__(self, folder: Path, config: TrainConfig, *, start_step: int) -> None:
         """Lines after `start_step`, of a run that was killed and goes on there, are dropped."""
+        self.seconds_before = 0.0  # of training, that the lines kept record
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
         self._file = None
         if jax.process_index() != 0:
             return
-        _truncate(folder / FILE, start_step)
+        if config.logging.wandb:
+            self._wandb = _start_wandb(folder, config, config.logging)
+        kept = _truncate(folder / FILE, start_step)
+        self.seconds_before = max((line.get(SECONDS, 0.0) for line in kept), default=0.0)
         self._file = (folder / FILE).open("a", encoding="utf-8")
         if config.logging.tensorboard:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        if config.logging.wandb:
-            self._wandb = _start_wandb(folder, config, config.logging)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line; figures also go to TensorBoard and W&B, other entries only into the line."""
@@ -140,20 +143,22 @@ class MetricsLog:
             self._wandb = None
 
 
-def _truncate(path: Path, last_step: int) -> None:
+def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Keeps whole lines up to `last_step`; the rest was never saved and will be written again."""
     if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):  # cut off by a kill
+            entry = json.loads(line)
+        except ValueError:  # cut off by a kill
             continue
+        if entry["step"] <= last_step:
+            kept.append(entry)
     whole = path.with_name(path.name + ".new")
-    whole.write_text("".join(kept), encoding="utf-8")
+    whole.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
     whole.replace(path)
+    return kept
 
 
 def _start_wandb(folder: Path, config: TrainConfig, logging: LoggingConfig) -> Any:

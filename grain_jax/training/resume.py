@@ -1,4 +1,4 @@
-"""Which settings may change when a run goes on, and what a run had reached."""
+"""Which settings may change when a run goes on."""
 
 import json
 from pathlib import Path
@@ -33,11 +33,3 @@ def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: Pat
             "these. Set them back to go on with it, or start a new run with another --workdir."
         )
     return [f"{path}: {old} -> {new}" for path, (old, new) in changed.items()]
-
-
-def seconds_so_far(metrics_file: Path) -> float:
-    """Training time that the last line of metrics.jsonl records; 0 for a new run."""
-    if not metrics_file.exists():
-        return 0.0
-    lines = metrics_file.read_text(encoding="utf-8").splitlines()
-    return max((json.loads(line).get("train_seconds", 0.0) for line in lines), default=0.0)

@@ -1,0 +1,82 @@
+"""Log windows and files."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import random_batch, tiny_config
+
+from grain_jax.training.metrics import FILE, MetricsLog, Window
+
+
+def step_metrics(loss, boxes, *, bad=0.0, streak=0.0, replaced=0.0):
+    one = jnp.float32(1)
+    return {
+        "loss": (jnp.float32(loss), one * (1 - bad)),
+        "box_l1": (jnp.float32(boxes[0]), jnp.float32(boxes[1])),
+        "bad_steps": (jnp.float32(bad), one),
+        "bad_streak": (jnp.float32(streak), one),
+        "replaced_images": (jnp.float32(replaced), one),
+    }
+
+
+def test_a_window_gives_exact_means_and_names_bad_batches():
+    window, batch = Window(), jax.device_put(random_batch())
+    window.add(11, step_metrics(2.0, (6.0, 3.0)), batch)
+    window.add(12, step_metrics(0.0, (0.0, 0.0), bad=1.0, streak=1.0), batch)
+    window.add(13, step_metrics(4.0, (1.0, 4.0), replaced=2.0), batch)
+    summary = window.close(batch_size=16, wait_seconds=0.0)
+    assert summary.step == 13
+    assert summary.values["loss"] == 3.0  # of the two good steps
+    assert summary.values["box_l1"] == 1.0  # 7 over 7 boxes, not the mean of 2 and 0.25
+    assert summary.values["bad_steps"] == 1.0
+    assert summary.values["replaced_images"] == 2.0
+    assert summary.values["bad_streak"] == 1.0
+    assert summary.streak == 0
+    assert list(summary.bad_batches) == [12]
+    np.testing.assert_array_equal(summary.bad_batches[12], np.arange(16))
+
+
+def test_pace_leaves_out_compiling_and_pauses(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    window, batch = Window(), jax.device_put(random_batch())
+    window.add(1, step_metrics(1.0, (1.0, 1.0)), batch)
+    now[0] = 100.0  # compiled
+    window.restart_clock(wait_seconds=5.0)
+    window.add(2, step_metrics(1.0, (1.0, 1.0)), batch)
+    now[0] = 102.0
+    with window.paused():
+        now[0] = 150.0  # evaluated
+    summary = window.close(batch_size=16, wait_seconds=6.0)
+    assert summary.values["images_per_second"] == 8.0
+    assert summary.values["data_wait"] == 0.5
+    assert summary.seconds_per_step == 2.0
+
+
+def test_lines_after_the_restored_step_are_dropped(tmp_path):
+    config = tiny_config()
+    log = MetricsLog(tmp_path, config, start_step=0)
+    for step in (2, 4, 6):
+        log.write(step, {"loss": float(step), "train_seconds": 10.0 * step})
+    log.close()
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    log = MetricsLog(tmp_path, config, start_step=4)
+    assert log.seconds_before == 40.0
+    log.write(6, {"loss": 6.5})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 2.0), (4, 4.0), (6, 6.5)]
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_wandb_without_the_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = tiny_config()
+    config.logging.wandb = True
+    with pytest.raises(ValueError, match=r"grain_jax\[wandb\]"):
+        MetricsLog(tmp_path, config, start_step=0)
