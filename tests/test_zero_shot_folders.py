@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from grain_jax.data.checking import MAX_IMAGE_BYTES
 from grain_jax.evaluation.folders import load_zero_shot
 
 
@@ -136,6 +137,19 @@ def test_paths_that_leave_the_folder_are_refused(table, name):
     (table / "link.png").symlink_to(table.parent / "outside.png")
     write_table(table, [(name, "n1")])
     refused(table, "leads out of")
+
+
+def test_files_that_are_too_large_or_gone_are_refused_by_name(table, monkeypatch):
+    source = load_zero_shot(table, note=lambda _: None).source
+    with (table / "images/b.png").open("r+b") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)  # a hole, which takes no space on disk
+    refused(table, f"'images/b.png' .* larger than {MAX_IMAGE_BYTES} bytes. Shrink it")
+    monkeypatch.setattr("grain_jax.data.checking.MAX_IMAGE_BYTES", 1_000)  # not to read 64 MiB
+    with pytest.raises(ValueError, match=r"'images/b.png' is larger than 1000 bytes. Replace it"):
+        source[1]
+    (table / "images/b.png").unlink()
+    with pytest.raises(ValueError, match=r"'images/b.png': .* Replace it, or take it out"):
+        source[1]
 
 
 def test_broken_tables_are_refused(table, tmp_path):

@@ -11,6 +11,8 @@ import flax.struct
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
+DEFAULT_TEMPLATES = ("a photo of a {}.",)  # prompts of zero-shot sets and runs without their own
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -56,7 +58,7 @@ class ZeroShotSet:
     name: str
     source: Source
     class_names: tuple[str, ...]
-    templates: tuple[str, ...] = ("a photo of a {}",)  # "{}" takes the class name
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES  # "{}" takes the class name
     descriptions: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # class name -> descriptions; may be empty

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grain_jax.data.records import Record, ZeroShotSet
+from grain_jax.data.checking import MAX_IMAGE_BYTES, Dropped, read_image_file
+from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files with their class names, read when asked for."""
+    """Image files with their class names, read when asked for.
+
+    Raises ValueError for a file that is gone, or has grown beyond `MAX_IMAGE_BYTES`.
+    """
 
     root: Path
     files: tuple[str, ...]  # relative to `root`
@@ -32,7 +35,11 @@ class ImageFiles:
 
     def __getitem__(self, index: int, /) -> Record:
         name = self.files[index]
-        return Record(id=name, image=(self.root / name).read_bytes(), label=self.labels[index])
+        try:
+            image = read_image_file(name, self.root)
+        except Dropped as error:
+            raise ValueError(f"Image {error} Replace it, or take it out of the set.") from error
+        return Record(id=name, image=image, label=self.labels[index])
 
 
 def load_zero_shot(
@@ -112,6 +119,11 @@ def _labelled_files(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
             raise ValueError(f"{name!r} leads out of {str(root)!r}; images must lie inside it.")
         if not path.is_file():
             missing.append(name)
+        elif path.stat().st_size > MAX_IMAGE_BYTES:
+            raise ValueError(
+                f"Image {name!r} of {str(root)!r} is larger than {MAX_IMAGE_BYTES} bytes. Shrink "
+                "it, or take it out of the set."
+            )
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(pairs)} images of {str(root)!r} do not exist, "

@@ -27,10 +27,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 import grain_jax
 from grain_jax.config import CheckpointConfig, TrainConfig
 from grain_jax.config_files import config_from_json, config_to_json
+from grain_jax.data.records import DEFAULT_TEMPLATES
 from grain_jax.data.tokenizer import Tokenizer, tokenizer_from_spec
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.data.world.language import PROMPT_TEMPLATES
-from grain_jax.evaluation.folders import DEFAULT_TEMPLATES
 from grain_jax.models.build import build_model
 from grain_jax.training.sharding import parameter_shardings
 from grain_jax.training.state import TrainState, abstract_params
