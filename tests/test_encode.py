@@ -1,10 +1,11 @@
 import jax
 import numpy as np
 import pytest
-from toy_encoder import QUERIES, ToySource, record, toy_encoder
+from toy_encoder import ToyModel, ToySource, record, toy_encoder
 
 from grain_jax.config import MeshConfig
-from grain_jax.evaluation.encode import Selection, evenly_spaced
+from grain_jax.data.pipeline import evaluation_batches
+from grain_jax.evaluation.encode import Selection, errors_about, evenly_spaced
 from grain_jax.training.sharding import make_mesh
 
 
@@ -90,4 +91,44 @@ def test_a_limit_spreads_over_the_whole_source():
     assert isinstance(few, Selection)
     assert [few[i].id for i in range(len(few))] == ["0", "25", "50", "74", "99"]
     assert evenly_spaced(source, 100) is source
-    assert QUERIES == 2
+
+
+def test_images_are_decoded_by_the_threads_asked_for(monkeypatch):
+    asked = []
+
+    def spy(*arguments, num_threads, **options):
+        asked.append(num_threads)
+        return evaluation_batches(*arguments, num_threads=num_threads, **options)
+
+    monkeypatch.setattr("grain_jax.evaluation.encode.evaluation_batches", spy)
+    features = toy_encoder(num_threads=5).images(colours(7))
+    assert features.image.argmax(axis=1).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert asked == [5]
+
+
+class Diverged(ToyModel):
+    """Divides by what it sees: nothing, in a black region or in a text without a colour."""
+
+    def encode_images(self, images, *, train=False):
+        output = super().encode_images(images, train=train)
+        regions = output.region_embed
+        return output.replace(region_embed=regions / regions.sum(axis=-1, keepdims=True))
+
+    def encode_texts(self, tokens):
+        embed = super().encode_texts(tokens)
+        return embed / embed.sum(axis=-1, keepdims=True)
+
+
+def test_what_is_not_finite_is_named_with_its_data():
+    encoder = toy_encoder()
+    encoder.model = Diverged()
+    assert np.isfinite(encoder.images(colours(4)).regions).all()  # the padding of a batch may be
+    black = ToySource(*colours(4).records, record("night", "red", "green"))
+    with (
+        pytest.raises(ValueError, match=r"^Split 'dev': .*'night' is not finite \(1 of 5 images\)"),
+        errors_about("Split 'dev'"),
+    ):
+        encoder.images(black)
+    encoder.texts(["red"], kind="caption")
+    with pytest.raises(ValueError, match=r"text 'nothing' is not finite \(1 of 2 texts\)"):
+        encoder.texts(["red", "nothing"], kind="caption")

@@ -123,14 +123,14 @@ def test_constant_boxes_find_where_things_always_are():
         constant_boxes([np.zeros((0, 4), np.float32)], 2)
 
 
-def test_constant_boxes_beat_random_ones_and_never_use_the_test_boxes():
+def test_constant_boxes_beat_random_ones_on_images_they_were_not_fitted_to():
     generator = np.random.default_rng(3)
-    boxes = [random_boxes(generator, 4) for _ in range(40)]
-    fitted = constant_boxes(boxes, 3)
-    own = np.concatenate([matched_iou(fitted, b) for b in boxes]).mean()
+    training, test = ([random_boxes(generator, 4) for _ in range(40)] for _ in range(2))
+    fitted = constant_boxes(training, 3)
+    own = np.concatenate([matched_iou(fitted, b) for b in test]).mean()
     for _ in range(20):
         other = random_boxes(generator, 3)
-        assert own > np.concatenate([matched_iou(other, b) for b in boxes]).mean()
+        assert own > np.concatenate([matched_iou(other, b) for b in test]).mean()
 
 
 def test_the_part_baseline_answers_phrases_that_no_single_box_can():

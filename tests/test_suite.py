@@ -1,7 +1,11 @@
+import dataclasses
+
 import pytest
-from toy_encoder import ToySource, record, toy_encoder
+from toy_encoder import ToySource, half, picture, record, toy_encoder
 
 from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldConfig
+from grain_jax.data.records import Record, Region
+from grain_jax.data.sources import open_source
 from grain_jax.evaluation import suite
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 
@@ -33,8 +37,16 @@ def test_pictures_of_the_world_are_drawn_once_a_run():
     assert suite._interval_set.cache_info().misses == 1
 
 
-def test_the_end_measures_everything_with_baselines_and_intervals():
+def test_the_end_measures_everything_with_baselines_and_intervals(monkeypatch):
+    opened: list[str] = []
+
+    def spy(config, split, *, image_size):
+        opened.append(split)
+        return open_source(config, split, image_size=image_size)
+
+    monkeypatch.setattr(suite, "open_source", spy)
     results = suite.evaluate(toy_encoder(image_size=32), world_config(), final=True)
+    assert opened == ["train"]  # what the constant boxes are fitted to
     for key in (
         "seen/name",
         "seen/description/alpha0",
@@ -119,6 +131,38 @@ def test_records_at_the_end_use_all_images_and_training_boxes(records):
     assert results["dev/retrieval/images"] == 4
     assert results["dev/constant_box_recall"] == 1.0  # the toy's boxes never move
     assert results["dev/constant_phrase_accuracy"] < 1.0
+
+
+def test_constant_boxes_are_fitted_to_training_boxes_only():
+    def with_boxes_at(query: int) -> ToySource:
+        image = picture("red", "green", "green")
+        region = Region(half(query), "green part")
+        return ToySource(*(Record(str(i), image, regions=(region,)) for i in range(4)))
+
+    left, right = with_boxes_at(0), with_boxes_at(1)
+    for training, found in ((left, 1.0), (right, 0.0)):
+        results = suite.evaluate_records(toy_encoder(), left, "dev", training=training)
+        assert results["dev/box_recall"] == 1.0
+        assert results["dev/constant_box_recall"] == found
+        assert results["dev/constant_phrase_accuracy"] == found
+
+
+def test_an_image_that_cannot_be_decoded_is_named_with_its_split():
+    damaged = ToySource(
+        record("0", "red", "green", "blue"),
+        Record("1", b"no picture", regions=(Region(half(0), "green part"),)),
+    )
+    with pytest.raises(ValueError, match=r"^Split 'dev': Image '1' .*Take it out of the set"):
+        suite.evaluate_records(toy_encoder(), damaged, "dev")
+    cropping = toy_encoder()
+    cropping.preprocessing = dataclasses.replace(cropping.preprocessing, resize="crop")
+    good = ToySource(*damaged.records[:1])
+    for source, training, name in (
+        (damaged, None, "Split 'dev'"),
+        (good, damaged, "Training images"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: .*image '1' .*Take it out of the set"):
+            suite.evaluate_records(cropping, source, "dev", training=training)
 
 
 def test_no_evaluation_split_means_nothing_to_keep_best_by(records):

@@ -59,7 +59,12 @@ class ToyModel(nn.Module):
 
 
 def toy_encoder(
-    *, regions: bool = True, batch_size: int = 3, mesh=None, image_size: int = SIZE
+    *,
+    regions: bool = True,
+    batch_size: int = 3,
+    num_threads: int = 2,
+    mesh=None,
+    image_size: int = SIZE,
 ) -> Encoder:
     return Encoder(
         ToyModel(regions=regions),
@@ -69,6 +74,7 @@ def toy_encoder(
         batch_size=batch_size,
         caption_length=8,
         description_length=4,
+        num_threads=num_threads,
         mesh=mesh,
     )
 

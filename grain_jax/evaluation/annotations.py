@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from grain_jax.data.records import Record, Source
 from grain_jax.data.texts import normalize_text
-from grain_jax.data.transforms import Preprocessing
+from grain_jax.data.transforms import ImageError, Preprocessing
 from grain_jax.evaluation.grounding import Phrase
 
 
@@ -30,7 +30,7 @@ def read_annotations(
 
     `caption_source` "original" or "synthetic" is preferred; an image that has none of these gives
     all of its captions. Boxes outside the centre crop of "crop" are left out, those on its edge are
-    cut.
+    cut. Raises ValueError where the size of an image, which "crop" needs, cannot be read.
     """
     captions, boxes, phrases = [], [], []
     for i in range(len(source)):
@@ -51,7 +51,13 @@ def _visible_regions(
 ) -> Iterator[tuple[str, Float[np.ndarray, "4"]]]:
     if not record.regions:
         return
-    window = preprocessing.window(record.image)
+    try:
+        window = preprocessing.window(record.image)
+    except ImageError as error:
+        raise ValueError(
+            f"The boxes of image {record.id!r} cannot be placed: {error} Take it out of the set, "
+            "or prepare the set again, which drops such images."
+        ) from error
     for region in record.regions:
         if (bbox := window.box(region.bbox)) is not None:
             ymin, xmin, ymax, xmax = bbox

@@ -26,6 +26,10 @@ from grain_jax.models.build import normalize_images
 from grain_jax.training.sharding import BATCH_AXES, batch_sharding, replicated, use_mesh
 
 SHORTEST_LENGTH = 16  # token lengths that get a compilation: this, doubled, up to the full length
+DIVERGED = (
+    "The weights have diverged: evaluate an earlier checkpoint (--step), and train on with a lower "
+    "optim.learning_rate or with optim.clip_grad_norm=1."
+)
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,19 @@ class Encoder:
         batch_size: int,
         caption_length: int,
         description_length: int,
+        num_threads: int = 2,
         mesh: Mesh | None = None,
     ):
-        """`batch_size` is global and rounded up to what the mesh divides; lengths are in tokens."""
+        """`batch_size` is global and rounded up to what the mesh divides; lengths are in tokens;
+        `num_threads` decode images.
+        """
         if batch_size < 1:
             raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}.")
         self.model, self.params = model, params
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
         self.lengths = {"caption": caption_length, "description": description_length}
         self.truncated_texts = 0  # different texts that were longer than their length
+        self._num_threads = num_threads
         self._mesh = mesh
         self._sharding = None if mesh is None else batch_sharding(mesh)
         shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -74,7 +82,11 @@ class Encoder:
         return other
 
     def images(self, source: Source) -> ImageFeatures:
-        """Features of every record of the source, in its order; ValueError when it is empty."""
+        """Features of every record of the source, in its order.
+
+        Raises ValueError when it is empty, an image cannot be decoded, or what the model says about
+        one is not finite; `errors_about` adds which source that is.
+        """
         if len(source) == 0:
             raise ValueError("There are no images to encode: the split or folder is empty.")
         outputs = [
@@ -87,12 +99,20 @@ class Encoder:
 
         image, regions, boxes = zip(*outputs, strict=True)
         if regions[0] is None:
-            return ImageFeatures(joined(image), None, None)
-        return ImageFeatures(joined(image), joined(regions), joined(boxes))
+            features = ImageFeatures(joined(image), None, None)
+        else:
+            features = ImageFeatures(joined(image), joined(regions), joined(boxes))
+        odd = _rows_not_finite(features.image, features.regions, features.boxes)
+        if len(odd):
+            raise ValueError(
+                f"What the model says about image {source[int(odd[0])].id!r} is not finite ("
+                f"{len(odd)} of {len(source)} images). {DIVERGED}"
+            )
+        return features
 
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
         """Embeddings of texts, each different one encoded once; `kind` "caption" or "description"
-        sets the length.
+        sets the length. Raises ValueError where one is not finite.
         """
         if kind not in self.lengths:
             raise ValueError(f"Unknown kind of text {kind!r}; choose one of {list(self.lengths)}.")
@@ -109,7 +129,14 @@ class Encoder:
             padded[: len(block)] = block
             embed = self._run(self._encode_texts, self._place(padded[self._local_rows()]))
             outputs.append(embed[: len(block)])
-        return np.concatenate(outputs)[[row[text] for text in texts]]
+        embed = np.concatenate(outputs)
+        odd = _rows_not_finite(embed)
+        if len(odd):
+            raise ValueError(
+                f"The embedding of text {list(row)[odd[0]]!r} is not finite ({len(odd)} of "
+                f"{len(row)} texts). {DIVERGED}"
+            )
+        return embed[[row[text] for text in texts]]
 
     def _run(self, encode: Callable[..., Any], batch: Any) -> Any:
         with contextlib.nullcontext() if self._mesh is None else use_mesh(self._mesh):
@@ -136,7 +163,9 @@ class Encoder:
         starts = range(0, len(source), self.batch_size)
         own = [start + row for start in starts for row in rows if start + row < len(source)]
         size = self.preprocessing.image_size
-        decoded = evaluation_batches(source, self.preprocessing, len(rows), indices=own)
+        decoded = evaluation_batches(
+            source, self.preprocessing, len(rows), indices=own, num_threads=self._num_threads
+        )
         for _ in starts:
             padded = np.zeros((len(rows), size, size, 3), np.uint8)
             # Only the last batch is ever short; a host may have no row of it at all.
@@ -181,6 +210,23 @@ def evenly_spaced(source: Source, limit: int) -> Source:
     if len(source) <= limit:
         return source
     return Selection(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
+
+
+@contextlib.contextmanager
+def errors_about(name: str) -> Iterator[None]:
+    """Puts the name of the data in front of what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _rows_not_finite(*parts: np.ndarray | None) -> np.ndarray:
+    """Indices of the rows that hold NaN or infinity in any of the arrays."""
+    odd = [
+        ~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in parts if part is not None
+    ]
+    return np.flatnonzero(np.any(odd, axis=0))
 
 
 def _trimmed_length(tokens: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from grain_jax import __version__
 from grain_jax.config import TrainConfig
 from grain_jax.data.sources import open_source
 from grain_jax.evaluation.curves import draw_curves, read_metrics
-from grain_jax.evaluation.encode import Encoder
+from grain_jax.evaluation.encode import Encoder, errors_about
 from grain_jax.evaluation.pictures import draw_grounding, grounding_examples
 from grain_jax.evaluation.tables import headline, result_tables
 
@@ -39,7 +39,8 @@ def write_report(
     examples = []
     if split and config.model.kind == "grain" and config.evaluation.num_pictures > 0:
         source = open_source(config.data, split, image_size=encoder.preprocessing.image_size)
-        examples = grounding_examples(encoder, source, config.evaluation.num_pictures)
+        with errors_about(f"Split {split!r}"):
+            examples = grounding_examples(encoder, source, config.evaluation.num_pictures)
     if jax.process_index() != 0:
         return []
     records = read_metrics(folder / "metrics.jsonl")

@@ -21,7 +21,7 @@ from grain_jax.evaluation.constant_boxes import (
     fit_constant_boxes,
     score_constant_boxes,
 )
-from grain_jax.evaluation.encode import Encoder, ImageFeatures, evenly_spaced
+from grain_jax.evaluation.encode import Encoder, ImageFeatures, errors_about, evenly_spaced
 from grain_jax.evaluation.folders import load_zero_shot
 from grain_jax.evaluation.grounding import (
     box_scores,
@@ -52,7 +52,8 @@ def evaluate(
 
     `final=False` (at intervals): at most `evaluation.max_images` of the held-out data.
     `final=True`: everything, with intervals, baselines and the folders of `evaluation.zero_shot`.
-    Every process of a multi-host run must call it.
+    Every process of a multi-host run must call it. Raises ValueError, with the name of the data and
+    of the image, where one cannot be decoded or the model's embeddings are not finite.
     """
     match config.data.source:
         case "world":
@@ -162,7 +163,8 @@ def _world(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, f
         else:
             world = json.dumps(asdict(config.data.world))
             dataset = _interval_set(world, split, config.evaluation.max_images, size)
-        features = encoder.images(dataset.source)
+        with errors_about(f"Split {split!r} of the world"):
+            features = encoder.images(dataset.source)
         results |= _zero_shot(
             encoder, dataset, config, features=features, by=WAYS_OF_SPLIT[split], details=final
         )
@@ -212,8 +214,9 @@ def evaluate_records(
     """Retrieval and grounding under "<prefix>/...", of what the records and the model have; with
     `training` also what constant boxes, fitted to its regions, would score.
     """
-    truth = read_annotations(source, encoder.preprocessing, caption_source="original")
-    features = encoder.images(source)
+    with errors_about(f"Split {prefix!r}"):
+        truth = read_annotations(source, encoder.preprocessing, caption_source="original")
+        features = encoder.images(source)
     results: dict[str, float] = {}
     if "retrieval" in tasks:
         results |= evaluate_retrieval(features, truth, encoder, prefix)
@@ -234,7 +237,8 @@ def _fitted_constants(
 ) -> ConstantBoxes | None:
     """None where the training data has no boxes."""
     sample = evenly_spaced(training, BASELINE_IMAGES)
-    truth = read_annotations(sample, encoder.preprocessing, caption_source="original")
+    with errors_about("Training images"):
+        truth = read_annotations(sample, encoder.preprocessing, caption_source="original")
     return fit_constant_boxes(truth, num_boxes, part_of=part_of) if truth.phrases else None
 
 

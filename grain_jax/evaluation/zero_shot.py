@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.data.records import ZeroShotSet
-from grain_jax.evaluation.encode import Encoder, ImageFeatures
+from grain_jax.evaluation.encode import Encoder, ImageFeatures, errors_about
 from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance, wilson_interval
 from grain_jax.evaluation.scorers import (
     class_texts,
@@ -83,7 +83,8 @@ def evaluate_zero_shot(
     position = {name: k for k, name in enumerate(dataset.class_names)}
     labels = label_indices(dataset, position)
     if features is None:
-        features = encoder.images(dataset.source)
+        with errors_about(f"Zero-shot set {dataset.name!r}"):
+            features = encoder.images(dataset.source)
     prefix = dataset.name
     scores: dict[str, np.ndarray] = {}
     described = len(texts.undescribed) < len(dataset.class_names)
