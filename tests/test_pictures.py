@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from toy_encoder import ToySource, half, picture, record, toy_encoder
 
 from grain_jax.data.records import Record, Region
@@ -76,6 +77,37 @@ def test_lines_pair_true_and_predicted_boxes():
     assert len(_rows(example(10, 2))) == MAX_ROWS
     crowded = _rows(example(0, 3))
     assert [row.true for row in crowded] == [None, None, None]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_every_text_has_its_place(count, tmp_path, monkeypatch):
+    places = []
+
+    def measure(figure, path):
+        renderer = figure.canvas.get_renderer()
+        places.extend((t.get_text(), t.get_window_extent(renderer)) for t in figure.texts)
+        sheet = figure.bbox
+        assert all(sheet.x0 < place.x0 and place.x1 < sheet.x1 for _, place in places)
+        assert all(sheet.y0 < place.y0 and place.y1 < sheet.y1 for _, place in places)
+
+    monkeypatch.setattr(Figure, "savefig", measure)
+    wide, price = "which has a WOOLLY WHITE MOHAWK " * 9, r"from $5 to $\frac"
+    long = [
+        dataclasses.replace(found, texts=(text,))
+        for found, text in zip(example(2, 2).predicted, (wide, price), strict=True)
+    ]
+    crowded = dataclasses.replace(
+        example(2, 2), title="M" * 300, true=tuple(long), predicted=tuple(long)
+    )
+    draw_grounding([crowded] * count, tmp_path / "sheet.png")
+    assert sum(text == price for text, _ in places) == 2 * count
+    assert sum(text.endswith(" …") for text, _ in places) == 3 * count
+    for i, (text, place) in enumerate(places):
+        for other, beside in places[:i]:
+            apart = place.x0 >= beside.x1 or beside.x0 >= place.x1
+            below = place.y0 >= beside.y1 or beside.y0 >= place.y1
+            # Glyph boxes of neighbouring lines may touch; side by side, nothing may.
+            assert apart or below or abs(place.y0 - beside.y0) > 8, (text, other)
 
 
 def red_pixels(image: np.ndarray) -> int:

@@ -1,14 +1,17 @@
+import io
 import json
+import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 from toy_encoder import ToySource, record, toy_encoder
 
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation import report
 from grain_jax.evaluation.curves import draw_curves, read_metrics
-from grain_jax.evaluation.tables import headline, result_tables
+from grain_jax.evaluation.tables import headline, print_results, result_tables
 
 RESULTS = {
     "seen/chance": 0.005,
@@ -66,6 +69,21 @@ def test_tables_hold_every_kind_of_result():
     assert headline(RESULTS).startswith("Unseen species by description: 87.5 % at alpha = 0")
     assert headline({}) == ""
     assert result_tables({}) == []
+
+
+def test_in_a_file_no_row_is_broken_and_on_a_terminal_none_is_wider():
+    def printed(**options) -> list[str]:
+        console = Console(file=io.StringIO(), width=40, **options)
+        print_results(RESULTS, console)
+        return console.file.getvalue().splitlines()
+
+    lines = printed()
+    for table in result_tables(RESULTS):
+        for row in (table.columns, *table.rows):
+            assert any(all(cell in line for cell in row) for line in lines), row
+    assert max(len(line) for line in lines) > 40
+    shown = printed(force_terminal=True, color_system=None, legacy_windows=False)
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in shown) <= 40
 
 
 def test_a_table_reads_back_from_markdown():

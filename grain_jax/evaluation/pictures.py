@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from scipy.optimize import linear_sum_assignment
 
@@ -28,7 +29,8 @@ MAX_POOL = 2_000  # descriptions of the split that a query may choose from
 MAX_ROWS = 8  # boxes of a card
 CARDS_ACROSS = 3
 PANEL, LINE, MARGIN = 2.15, 0.155, 0.12  # inches: side of an image, height of a text line, gaps
-TEXT_COLUMNS = 33  # characters of a description before it is cut
+TEXT_SIZE, SCORE = 7.6, 0.5  # points of a line; inches that a score with its tick takes
+MAX_CHARACTERS = 200  # of a text: more than any line of a card holds
 LEGEND = (
     "Left: ground truth. Right: what the model finds; each predicted box with the description, of "
     "all in the split, that it matches best, and their cosine. Green with a tick: the true box's "
@@ -108,8 +110,8 @@ def draw_grounding(examples: Sequence[Example], path: Path) -> None:
     legend = textwrap.wrap(LEGEND, int(width * 13.5))
     head = 0.25 + 0.18 * len(legend)
     figure = Figure(figsize=(width, down * card_height + head), dpi=120, facecolor="white")
-    FigureCanvasAgg(figure)
-    canvas = _Canvas(figure, width, down * card_height + head)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    canvas = _Canvas(figure, renderer, width, down * card_height + head)
     for number, line in enumerate(legend):
         canvas.text(2 * MARGIN, 0.3 + 0.18 * number, line, size=9.0, colour=FAINT)
     for number, example in enumerate(examples):
@@ -124,6 +126,7 @@ class _Canvas:
     """A figure in inches from its top left corner."""
 
     figure: Figure
+    renderer: RendererAgg
     width: float
     height: float
 
@@ -145,12 +148,29 @@ class _Canvas:
         baseline: float,
         text: str,
         *,
-        size: float = 7.6,
+        size: float = TEXT_SIZE,
         colour: str = INK,
         **options,
     ) -> None:
         x, y = left / self.width, 1 - baseline / self.height
-        self.figure.text(x, y, text, fontsize=size, color=colour, va="baseline", **options)
+        options |= {"va": "baseline", "parse_math": False}  # captions hold prices, not formulas
+        self.figure.text(x, y, text, fontsize=size, color=colour, **options)
+
+    def shortened(
+        self, text: str, inches: float, *, size: float = TEXT_SIZE, weight: str = "normal"
+    ) -> str:
+        """The text on one line, cut where it would be wider than that many inches."""
+        font = FontProperties(size=size, weight=weight)
+        text = " ".join(text.split())[:MAX_CHARACTERS]
+        shown = text
+        while text and self._inches(shown, font) > inches:
+            text = text[:-1]
+            shown = text.rstrip() + " …"
+        return shown
+
+    def _inches(self, text: str, font: FontProperties) -> float:
+        width, _, _ = self.renderer.get_text_width_height_descent(text, font, ismath=False)
+        return width / self.figure.dpi
 
     def entry(
         self, left: float, baseline: float, box: NamedBox, colour: str, *, right: bool = False
@@ -161,12 +181,14 @@ class _Canvas:
         square = Rectangle((x, y), side / self.width, side / self.height, color=colour)
         square.set_transform(self.figure.transFigure)
         self.figure.add_artist(square)
-        text = textwrap.shorten(box.texts[0], TEXT_COLUMNS, placeholder=" …")
-        self.text(left + 0.13, baseline, text, colour=RIGHT if right else INK)
+        room = PANEL - 0.13
         if box.score is not None:
             mark = "✓ " if right else ""
             score = f"{mark}{box.score:.2f}"
             self.text(left + PANEL, baseline, score, colour=RIGHT if right else FAINT, ha="right")
+            room -= SCORE
+        text = self.shortened(box.texts[0], room)
+        self.text(left + 0.13, baseline, text, colour=RIGHT if right else INK)
 
 
 @dataclass(frozen=True)
@@ -200,7 +222,7 @@ def _rows(example: Example) -> list[_Row]:
 
 
 def _draw_card(canvas: _Canvas, example: Example, left: float, top: float) -> None:
-    title = textwrap.shorten(example.title, 62, placeholder=" …")
+    title = canvas.shortened(example.title, 2 * PANEL + MARGIN, size=8.5, weight="bold")
     canvas.text(left + MARGIN, top + LINE, title, size=8.5, weight="bold")
     top += 1.6 * LINE
     columns = (left + MARGIN, left + 2 * MARGIN + PANEL)

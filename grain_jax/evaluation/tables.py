@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import rich.console
 import rich.markup
 import rich.table
+from rich.measure import Measurement
 
 from grain_jax.evaluation.retrieval import KS
 
 Results = Mapping[str, float]
+UNBROKEN = 10_000  # columns: more than any table has
 WAY_TITLES = {
     "name": "name",
     "description": "description",
@@ -40,14 +42,19 @@ def result_tables(results: Results) -> list[Table]:
 
 
 def print_results(results: Results, console: rich.console.Console) -> None:
-    """The tables and the headline, for a terminal."""
+    """The tables and the headline; on a terminal in its width, in a file or pipe never broken."""
     for figures in result_tables(results):
         table = rich.table.Table(title=figures.title, title_justify="left")
         for number, column in enumerate(figures.columns):
             table.add_column(column, justify="left" if number < 2 else "right")
         for row in figures.rows:
             table.add_row(*(rich.markup.escape(cell) for cell in row))
-        console.print(table)
+        if console.is_terminal:
+            console.print(table)
+        else:
+            wide = console.options.update(max_width=UNBROKEN)
+            table.width = Measurement.get(console, wide, table).maximum
+            console.print(table, crop=False)
         console.print(figures.meaning + "\n", style="dim", markup=False, highlight=False)
     if sentence := headline(results):
         console.print(sentence, style="bold", highlight=False)
