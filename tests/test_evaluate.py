@@ -9,6 +9,7 @@ from toy_encoder import ToyModel, ToyTokenizer, half, picture
 
 from grain_jax import evaluate
 from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldConfig
+from grain_jax.data.pipeline import evaluation_batches
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.storage import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
@@ -16,10 +17,21 @@ from grain_jax.data.transforms import Preprocessing
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A folder that stands for a run of the toy model; what `load` was asked for is noted."""
+    """A folder that stands for a run of the toy model, whose config tests may change; what `load`
+    was asked for is noted.
+    """
     folder = tmp_path / "run"
     folder.mkdir()
     asked = []
+    config = TrainConfig(
+        data=DataConfig(
+            world=WorldConfig(num_train_images=30, num_eval_images=25),
+            caption_length=8,
+            description_length=4,
+            num_threads=3,
+        ),
+        evaluation=EvaluationConfig(alphas=(1.0, 0.5, 0.0), batch_size=8),
+    )
 
     def load(path, *, step=None, best=False, mesh=None):
         asked.append((path, step, best))
@@ -28,14 +40,7 @@ def run(tmp_path, monkeypatch):
         return SimpleNamespace(
             model=ToyModel(),
             params={},
-            config=TrainConfig(
-                data=DataConfig(
-                    world=WorldConfig(num_train_images=30, num_eval_images=25),
-                    caption_length=8,
-                    description_length=4,
-                ),
-                evaluation=EvaluationConfig(alphas=(1.0, 0.5, 0.0), batch_size=8),
-            ),
+            config=config,
             tokenizer=ToyTokenizer(),
             preprocessing=Preprocessing(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
             templates=("a {} thing",),
@@ -43,7 +48,7 @@ def run(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(evaluate.checkpoint, "load", load)
-    return SimpleNamespace(folder=folder, asked=asked)
+    return SimpleNamespace(folder=folder, asked=asked, config=config)
 
 
 def png(*colours: str) -> bytes:
@@ -96,17 +101,17 @@ def test_labelled_images_are_classified(run, images, capsys):
         [f"--checkpoint={run.folder}", f"--data={images}", "--alphas=1,0", "--step=7"]
     )
     assert status == 0
-    results = figures(run.folder / "evaluation_colours.json")
+    results = figures(run.folder / "evaluation_colours_step7.json")
     assert results["colours/name"] == 1.0
     assert results["colours/description/alpha0"] == 1.0
     assert results["colours/description/alpha1"] == 0.0  # the whole says another colour
     assert run.asked == [(run.folder, 7, False)]
-    report = json.loads((run.folder / "evaluation_colours.json").read_text())
+    report = json.loads((run.folder / "evaluation_colours_step7.json").read_text())
     assert report["step"] == 7
     assert report["settings"]["alphas"] == [1.0, 0.0]
     printed = capsys.readouterr().out
     assert "Zero-shot classification" in printed
-    assert "evaluation_colours.json" in printed.replace("\n", "")
+    assert f"Written to {run.folder / 'evaluation_colours_step7.json'}" in printed
 
 
 def test_prepared_records_are_retrieved_and_grounded(run, records):
@@ -124,10 +129,82 @@ def test_prepared_records_are_retrieved_and_grounded(run, records):
 
 def test_without_data_the_run_is_measured_as_at_its_end(run, capsys):
     assert evaluate.main([f"--checkpoint={run.folder}"]) == 0
-    results = figures(run.folder / "evaluation.json")
+    results = figures(run.folder / "evaluation_step7.json")
     assert results["unseen/classes"] == 50
     assert "headline/alpha" in results
-    assert "best alpha on the validation species" in " ".join(capsys.readouterr().out.split())
+    assert "best alpha on the validation species" in capsys.readouterr().out
+
+
+def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
+    arguments = [f"--checkpoint={run.folder}/checkpoints", "--data=.", "--batch_size=4"]
+    (run.folder / "checkpoints").mkdir()
+    monkeypatch.chdir(records)
+    load = evaluate.checkpoint.load
+    monkeypatch.setattr(
+        evaluate.checkpoint, "load", lambda path, **options: load(path.parent, **options)
+    )
+    for options in (["--split=dev"], ["--split=train[:1]", "--tasks=grounding"]):
+        assert evaluate.main([*arguments, *options]) == 0
+    assert sorted(path.name for path in run.folder.glob("*.json")) == [
+        "evaluation_records_dev_step7.json",
+        "evaluation_records_train-1_grounding_step7.json",
+    ]
+
+
+def test_results_that_cannot_be_written_are_still_printed(run, records, capsys):
+    arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
+    assert evaluate.main([*arguments, f"--output={run.folder}"]) == 1  # a folder, no file
+    printed = capsys.readouterr()
+    assert "100.0" in printed.out
+    assert "Written" not in printed.out
+    assert printed.err.startswith("Error: the results could not be written: ")
+
+
+def test_results_that_nobody_reads_are_still_written(run, records, monkeypatch):
+    def closed(results, console):
+        raise SystemExit(1)  # rich's answer to a closed pipe
+
+    monkeypatch.setattr(evaluate, "print_results", closed)
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"])
+    assert figures(run.folder / "evaluation_records_dev_step7.json")
+
+
+def test_figures_of_the_data_that_chose_the_checkpoint_are_called_so(run, records, capsys):
+    def noted(*arguments: str) -> bool:
+        given = [f"--checkpoint={run.folder}", f"--data={records}", "--batch_size=4", *arguments]
+        assert evaluate.main(given) == 0
+        return "highest dev/retrieval/mean_R@1" in capsys.readouterr().err
+
+    run.config.data.source, run.config.data.eval_split = "records", "dev"
+    run.config.data.directory = str(records.parent / "records" / ".." / "records")
+    assert noted("--best")
+    assert noted("--best", "--split=dev[:2]")
+    assert not noted()
+    assert not noted("--best", "--split=train")
+    run.config.data.directory = str(records.parent)
+    assert not noted("--best")
+
+
+def test_the_threads_of_the_run_decode(run, images, monkeypatch):
+    asked = []
+
+    def spy(*arguments, num_threads, **options):
+        asked.append(num_threads)
+        return evaluation_batches(*arguments, num_threads=num_threads, **options)
+
+    monkeypatch.setattr("grain_jax.evaluation.encode.evaluation_batches", spy)
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 0
+    assert asked == [3]
+
+
+def test_a_clip_run_says_that_it_has_no_regions(run, images, capsys):
+    run.config.model.kind = "clip"
+    arguments = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main(arguments) == 0
+    assert "no regions" not in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--alphas=1,0.5"]) == 0
+    assert "no regions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -137,10 +214,20 @@ def test_without_data_the_run_is_measured_as_at_its_end(run, capsys):
         (["--data={records}", "--split=test"], "no split 'test'"),
         (["--data={records}", "--split=dev", "--tasks=zero_shot"], "not 'zero_shot'"),
         (["--data={records}", "--classes=c.json"], "--classes goes with labelled images"),
+        (["--data={records}", "--keep_names"], "--keep_names goes with labelled images"),
+        (["--data={records}", "--alphas=1"], "--alphas goes with zero-shot classification"),
+        (["--data={records}", "--region_score=queries"], "--region_score goes with zero-shot"),
+        (["--data={records}", "--name_ensemble=cosine"], "--name_ensemble goes with zero-shot"),
         (["--data={images}", "--tasks=retrieval"], "--tasks goes with prepared records"),
         (["--data={images}", "--descriptions=none.json"], "no file 'none.json'"),
-        (["--split=dev"], "--split goes with --data"),
+        (["--data={images}/red", "--alphas=1"], "no labelled images"),
+        (["--split=dev"], "--split goes with prepared records"),
+        (["--keep_names"], "--keep_names goes with labelled images"),
+        (["--description_template=a {{}}"], "--description_template goes with labelled images"),
         (["--checkpoint=elsewhere"], "holds no run"),
+        (["--checkpoint=gs://bucket/run"], "not 'gs://bucket/run'; copy or mount it here first."),
+        (["--data=s3://bucket/images"], "--data takes a folder or file of this machine"),
+        (["--output=nowhere/out.json"], "no folder 'nowhere' for --output"),
     ],
 )
 def test_mistakes_are_one_line(run, images, records, arguments, message, capsys):
@@ -151,6 +238,31 @@ def test_mistakes_are_one_line(run, images, records, arguments, message, capsys)
     assert message in " ".join(printed.err.split())
     assert "Traceback" not in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("option", ["--alphas=1", "--description_template=a {}"])
+def test_options_about_descriptions_need_some(run, images, option, capsys):
+    (images / "descriptions.json").unlink()
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}", option]) == 1
+    assert "goes with descriptions, which these images lack" in capsys.readouterr().err
+
+
+def test_a_run_of_records_classifies_nothing_by_itself(run, records, capsys):
+    run.config.data.source, run.config.data.eval_split = "records", "dev"
+    run.config.data.directory = str(records)
+    assert evaluate.main([f"--checkpoint={run.folder}", "--alphas=1"]) == 1
+    assert "zero-shot classification, which this run has no images for" in capsys.readouterr().err
+    run.config.data.eval_split = ""
+    assert evaluate.main([f"--checkpoint={run.folder}"]) == 1
+    assert "no evaluation split" in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_named_with_its_set(run, images, capsys):
+    (images / "red" / "1.png").write_bytes(b"no picture")
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Error: Zero-shot set 'colours': Image 'red/1.png' ")
+    assert "Take it out of the set" in printed
 
 
 def test_alphas_outside_the_range_are_refused(run, capsys):
