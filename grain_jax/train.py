@@ -14,6 +14,7 @@ it says (non-finite steps, a save that failed), 2 something to change in the com
 130 or 143 saved and stopped by Ctrl-C or SIGTERM.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
 from grain_jax.training.processes import StopRequested, StopSignals, join_processes
 from grain_jax.training.progress import Screen, duration, introduction
-from grain_jax.training.resume import changed_settings
+from grain_jax.training.resume import changed_settings, check_same_data
 from grain_jax.training.state import TrainState, abstract_state, count_parameters, new_state
 from grain_jax.training.step import TrainStep, make_train_step
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet_libraries()
         cache_compilations(config.logging.compilation_cache)
         screen = Screen()
-        workdir = Path(options["workdir"].value or f"runs/{config.name}")
+        workdir = _local_folder(options["workdir"].value or f"runs/{config.name}")
         run = set_up(config, workdir, screen)
     except ValueError as error:  # what the user gave; nothing has been trained yet
         print(f"Error: {error}", file=sys.stderr)
@@ -165,23 +166,23 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
 
     # Start, in this order: the newest whole checkpoint of the run folder, else a new state from the
     # seed. Either is placed as this mesh wants it, whatever devices wrote the checkpoint.
-    metadata = make_metadata(config, tokenizer=tokenizer, preprocessing=preprocessing)
+    metadata = make_metadata(
+        config, tokenizer=tokenizer, preprocessing=preprocessing, num_images=len(source)
+    )
     checkpoints = Checkpoints(workdir, config.checkpoint, metadata=metadata)
     start_step = checkpoints.latest() or 0
     notes = []
     if start_step:
-        saved = checkpoints.metadata(start_step)["config"]
-        notes = [f"changed: {setting}" for setting in changed_settings(saved, config, workdir)]
+        saved = checkpoints.metadata(start_step)
+        check_same_data(saved, len(source), workdir)
+        changed = changed_settings(saved["config"], config, workdir)
+        notes = [f"changed: {setting}" for setting in changed]
         state = checkpoints.restore(start_step, abstract)
     else:
         state = new_state(model, optimizer, config, abstract)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
 
-    # From here on the run folder is this run's.
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(config_to_json(config), encoding="utf-8")
-    log = MetricsLog(workdir, config, start_step=start_step)
     part, parts = sharding.batch_part(mesh)
     batches = training_batches(
         source,
@@ -203,7 +204,12 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         caption_length=config.data.caption_length,
         description_length=config.data.description_length,
         mesh=mesh,
+        num_threads=config.data.num_threads,
     )
+    # From here on the run folder is this run's.
+    log = MetricsLog(workdir, config, start_step=start_step)
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(config_to_json(config), encoding="utf-8")
     run = Run(
         config=config,
         workdir=workdir,
@@ -241,9 +247,14 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
     """
     config, window = run.config, Window()
     profiler = Profiler(run.workdir, config.logging.profile_step)
+    if run.start_step < run.last_step and jax.process_index() == 0:
+        (run.workdir / "report.md").unlink(missing_ok=True)  # of a shorter run: no longer true
     screen.start(done=run.start_step, steps=run.last_step)
     for step in range(run.start_step + 1, run.last_step + 1):
-        batch = next(run.batches)
+        try:
+            batch = next(run.batches)
+        except ValueError as error:  # the data, found out only now
+            raise RunStopped(f"{error} {run.kept()}") from error
 
         profiler.before(step)
         run.state, step_metrics = run.train_step(run.state, batch)
@@ -271,13 +282,13 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
                         score = _score(run, step)
                 except StopRequested:
                     stop = save = True
-            if score is not None and score > run.best and config.checkpoint.keep_best:
-                run.best, save = score, True
+            better = score is not None and score > run.best and config.checkpoint.keep_best
 
             # Nothing is saved within a streak of bad steps: weights that may be unable to take any
             # step would push good checkpoints out.
-            if save and not summary.streak:
+            if (save or better) and not summary.streak:
                 run.checkpoints.save(run.state, step=step, score=score)
+                run.best = max(run.best, -math.inf if score is None else score)
             run.checkpoints.check()
 
         if stop:
@@ -303,8 +314,11 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
     screen.say("Evaluating ...")
     encoder = run.encoder.with_params(run.state.inference_params)
     with signals.interrupting():
-        results = evaluate(encoder, run.config, final=True, note=screen.say)
-        run.log.write(run.last_step, results)
+        try:
+            results = evaluate(encoder, run.config, final=True, note=screen.say)
+        except ValueError as error:
+            raise RunStopped(f"the final evaluation failed: {error} {run.kept()}") from error
+        run.log.write(int(run.state.step), results)
         written = write_report(run.workdir, run.config, results, encoder=encoder, facts=_facts(run))
     print_results(results, screen.console)
     for path in [*written, run.workdir / metrics.FILE, run.checkpoints.folder]:
@@ -336,7 +350,12 @@ def _log(run: Run, summary: Summary, screen: Screen) -> None:
 def _score(run: Run, step: int) -> float | None:
     """Measures what is held out, and returns what decides on keep-best; None without such data."""
     encoder = run.encoder.with_params(run.state.inference_params)
-    results = evaluate(encoder, run.config, final=False, note=lambda _: None)
+    try:
+        results = evaluate(encoder, run.config, final=False, note=lambda _: None)
+    except ValueError as error:
+        run.checkpoints.save(run.state, step=step)
+        run.checkpoints.wait()
+        raise RunStopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
     run.log.write(step, results)
     name = best_metric_name(run.config)
     if name and name not in results:
@@ -349,16 +368,24 @@ def _score(run: Run, step: int) -> float | None:
     return results.get(name)
 
 
+def _local_folder(name: str) -> Path:
+    if "://" in name:
+        raise ValueError(
+            f"--workdir={name} is an address, needed a folder; mount the bucket and give its path."
+        )
+    return Path(name)
+
+
 def _facts(run: Run) -> dict[str, str]:
     shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     return {
         "training images": f"{len(run.source):,}",
-        "steps": f"{run.last_step:,} of {run.steps:,}",
+        "steps": f"{int(run.state.step):,} of {run.steps:,}",
         "training time": f"{duration(run.seconds)}, without compiling and evaluating",
         "parameters": f"{count_parameters(run.state.params):,}",
         "skipped steps": str(int(run.state.skipped)),
         "mesh": shape,
-        "commit": run.checkpoints.metadata(run.last_step)["commit"] or "of an installed package",
+        "commit": run.checkpoints.commit or "of an installed package",
     }
 
 

@@ -13,7 +13,7 @@ from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.data.world.language import PROMPT_TEMPLATES
 from grain_jax.training import checkpoint
-from grain_jax.training.checkpoint import Checkpoints
+from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 
 
 def metadata(config):
@@ -21,6 +21,7 @@ def metadata(config):
         config,
         tokenizer=WordTokenizer(["red", "crest"]),
         preprocessing=Preprocessing.from_config(config.data, config.model.image_size),
+        num_images=16,
     )
 
 
@@ -147,3 +148,18 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
 def test_best_without_a_metric_is_refused(saved):
     with pytest.raises(ValueError, match="carries a held-out metric"):
         checkpoint.load(saved[0], best=True)
+
+
+def test_a_save_that_failed_in_the_background_surfaces(on_8, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), metadata=metadata(on_8.config))
+
+    def disk_full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "check_for_errors", disk_full)
+    with pytest.raises(SaveFailed, match=r"No space left on device.*Check the space"):
+        checkpoints.check()
+    with pytest.raises(SaveFailed, match="No space left"):
+        checkpoints.save(on_8.state, step=5)
+    monkeypatch.undo()
+    checkpoints.close()

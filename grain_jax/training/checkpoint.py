@@ -82,13 +82,14 @@ class SaveFailed(RuntimeError):
 
 
 def make_metadata(
-    config: TrainConfig, *, tokenizer: Tokenizer, preprocessing: Preprocessing
+    config: TrainConfig, *, tokenizer: Tokenizer, preprocessing: Preprocessing, num_images: int
 ) -> dict[str, Any]:
-    """What `load` needs beside the weights, as JSON; and the code that wrote it."""
+    """What `load` needs beside the weights; the size of the data and the code, as JSON."""
     world = config.data.source == "world"
     return {
         "config": json.loads(config_to_json(config)),
         "preprocessing": preprocessing.spec(),
+        "num_images": num_images,
         "tokenizer": tokenizer.spec(),
         "templates": list(PROMPT_TEMPLATES if world else DEFAULT_TEMPLATES),
         "grain_jax": grain_jax.__version__,
@@ -177,6 +178,11 @@ class Checkpoints:
         """The highest held-out metric among the saved steps; -inf where none has one."""
         step = best_step(self.folder)
         return -math.inf if step is None else _read_score(self.folder, step)
+
+    @property
+    def commit(self) -> str:
+        """Of the code that runs; "" for an installed package."""
+        return str(self._metadata["commit"])
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was stored with `step`."""

@@ -33,7 +33,7 @@ class Profiler:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.folder = folder / "profile"
-        self._first, self._last = first_step, first_step + PROFILED_STEPS
+        self._first, self._last = first_step, max(first_step, 1) + PROFILED_STEPS - 1
         self._tracing = False
 
     def before(self, step: int) -> None:

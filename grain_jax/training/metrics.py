@@ -75,7 +75,10 @@ class Window:
         for name in fetched[0]:
             total = sum(float(metrics[name][0]) for metrics in fetched)
             weight = sum(float(metrics[name][1]) for metrics in fetched)
-            values[name] = total if name in COUNTED else total / weight if weight else 0.0
+            if name in COUNTED:
+                values[name] = total
+            elif weight:  # without weight nothing was measured, and 0 would look perfect
+                values[name] = total / weight
         streaks = [float(metrics["bad_streak"][0]) for metrics in fetched]
         values["bad_streak"] = max(streaks)
         values["images_per_second"] = self._timed_steps * batch_size / seconds

@@ -2,16 +2,27 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from grain_jax.config import TrainConfig
 from grain_jax.config_files import config_from_json, differences
 
 FIXED = ("seed", "batch_size", "model.", "data.")  # they decide on the weights or the batches
-FREE = (  # of the above: the same numbers, computed or loaded in another way
+FREE = (  # of the above: the same model and batches, computed or loaded in another way
     *("model.dtype", "model.remat", "model.attention"),
     *("data.directory", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
     *("data.cache", "data.eval_split", "data.world.num_eval_images"),
 )
+
+
+def check_same_data(saved: dict[str, Any], num_images: int, workdir: Path) -> None:
+    """Raises ValueError where the data set has changed its size: its order would be another."""
+    if saved["num_images"] != num_images:
+        raise ValueError(
+            f"{workdir} was trained on {saved['num_images']} images and the data set now has "
+            f"{num_images}, which changes the order of all of them. Give the same data, or start a "
+            "new run with another --workdir."
+        )
 
 
 def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: Path) -> list[str]:
