@@ -6,7 +6,7 @@ import math
 import typing
 from collections.abc import Iterator
 
-from grain_jax.config import TrainConfig
+from grain_jax.config import DataConfig, TrainConfig
 
 CHOICES = {
     "model.kind": ("grain", "clip"),
@@ -38,6 +38,7 @@ AT_LEAST = {
     "batch_size": 1,
     "data.caption_length": 3,  # start, one token, end
     "data.description_length": 3,
+    "data.crop_min_area": 0.01,
     "data.max_regions": 1,
     "data.num_threads": 1,
     "data.prefetch_batches": 1,
@@ -74,7 +75,7 @@ POSITIVE = (
     *("model.text.vocab_size", "model.text.width", "model.text.depth", "model.text.num_heads"),
     *("model.text.mlp_ratio", "model.text.norm_eps", "model.text.token_init_std"),
     *("model.decoder.width", "model.decoder.depth", "model.decoder.num_heads"),
-    *("model.decoder.mlp_dim", "optim.learning_rate", "optim.eps", "data.crop_min_area"),
+    *("model.decoder.mlp_dim", "optim.learning_rate", "optim.eps"),
     *("data.world.num_train_images", "data.world.num_eval_images"),
 )
 
@@ -94,13 +95,27 @@ def leaves(config: object, prefix: str = "") -> dict[str, tuple[object, object]]
 
 def problems(config: TrainConfig) -> list[str]:
     """Everything wrong with `config` by itself: given, needed, what to change."""
-    settings = leaves(config)
-    found = [
+    found = _bounds(leaves(config))
+    return found or [
+        *_model_problems(config),
+        *_run_problems(config),
+        *_loader_problems(config.data),
+        *_split_problems(config.data),
+        *_best_problems(config),
+    ]
+
+
+def loader_problems(data: DataConfig) -> list[str]:
+    """Everything wrong with `data` for a loader of records that are already open."""
+    return _bounds(leaves(data, "data.")) or [*_loader_problems(data)]
+
+
+def _bounds(settings: dict[str, tuple[object, object]]) -> list[str]:
+    return [
         problem
         for path, (value, declared) in settings.items()
         for problem in _setting_problems(path, value, declared)
     ]
-    return found or [*_model_problems(config), *_run_problems(config)]
 
 
 def _setting_problems(path: str, value: object, declared: object) -> Iterator[str]:
@@ -159,6 +174,11 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
                 f'A "sincos" position needs a width that is a multiple of 4; '
                 f"model.{name}.width = {width}."
             )
+    if model.attention == "cudnn" and model.dtype == "float32":
+        yield (
+            'model.attention = "cudnn" computes in half precision and model.dtype = "float32"; set '
+            'model.dtype="bfloat16" or model.attention="auto".'
+        )
     if model.init_logit_scale > model.max_logit_scale:
         yield (
             f"model.init_logit_scale = {model.init_logit_scale:g} exceeds model.max_logit_scale = "
@@ -182,16 +202,6 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
 def _run_problems(config: TrainConfig) -> Iterator[str]:
     if config.steps == 0 and config.epochs == 0:
         yield "epochs and steps are both 0: nothing to train. Set one of them."
-    if config.data.source == "records" and not config.data.directory:
-        yield (
-            'data.source = "records" needs data.directory, the folder that '
-            "`python -m grain_jax.prepare` wrote: add --config.data.directory=DIR."
-        )
-    if config.data.tokenizer == "world" and config.data.source != "world":
-        yield (
-            'data.tokenizer = "world" knows only the words of the procedural world; with '
-            f'data.source = "{config.data.source}" use "clip" or a transformers tokenizer.'
-        )
     if config.batch_size % config.optim.accumulate:
         yield (
             f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "
@@ -206,14 +216,67 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
     for name in ("beta1", "beta2", "ema_decay"):
         if getattr(config.optim, name) == 1:
             yield f"optim.{name} = 1 would never move; choose less than 1."
-    if not all(0 <= alpha <= 1 for alpha in config.evaluation.alphas):
-        yield f"evaluation.alphas: given {config.evaluation.alphas}, needed numbers from 0 to 1."
     axes = dataclasses.asdict(config.mesh)
     axes.pop("cpu_devices")
     if 0 in axes.values() or list(axes.values()).count(-1) > 1:
         yield f"mesh: given {axes}; sizes are 1 or more, and at most one may be -1 (what is left)."
-    if config.checkpoint.keep_best and config.evaluation.best_metric.startswith(("unseen", "seen")):
+
+
+def _loader_problems(data: DataConfig) -> Iterator[str]:
+    if data.cache == "memory" and data.num_workers:
         yield (
-            f"evaluation.best_metric = {config.evaluation.best_metric!r} is measured on a test "
-            "set; choose a metric of the validation split."
+            'data.cache = "memory" is the memory of one process: with it, set data.num_workers=0 '
+            '(threads fill the cache), or set data.cache="none".'
+        )
+
+
+def _split_problems(data: DataConfig) -> Iterator[str]:
+    if data.tokenizer == "world" and data.source != "world":
+        yield (
+            'data.tokenizer = "world" knows only the words of the procedural world; with '
+            f'data.source = "{data.source}" use "clip" or a transformers tokenizer.'
+        )
+    if data.source == "world" and data.train_split != "train":
+        yield (
+            f"data.train_split = {data.train_split!r}: the other splits of the world are held out "
+            'for evaluation; set data.train_split="train".'
+        )
+    if data.source == "records" and not data.directory:
+        yield (
+            'data.source = "records" needs data.directory, the folder that '
+            "`python -m grain_jax.prepare` wrote: add --config.data.directory=DIR."
+        )
+    if data.source == "records" and data.eval_split and _overlap(data.train_split, data.eval_split):
+        yield (
+            f"data.eval_split = {data.eval_split!r} holds images of data.train_split = "
+            f"{data.train_split!r}, so nothing would be held out; name another split, or none: "
+            '--config.data.eval_split="".'
+        )
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Whether two TFDS splits surely share records: equal parts, or a whole split and a slice."""
+    pairs = [(a.strip(), b.strip()) for a in first.split("+") for b in second.split("+")]
+    return any(a == b or a == b.split("[")[0] or b == a.split("[")[0] for a, b in pairs)
+
+
+def _best_problems(config: TrainConfig) -> Iterator[str]:
+    name = config.evaluation.best_metric
+    if not name:
+        return
+    if not config.checkpoint.keep_best:
+        yield (
+            f"evaluation.best_metric = {name!r} decides what checkpoint.keep_best keeps, and that "
+            "is off; turn it on or leave the metric out."
+        )
+    if not config.evaluation.every_steps:
+        yield (
+            f"evaluation.best_metric = {name!r} is measured during training, and "
+            "evaluation.every_steps = 0 measures only at the end; set it to the steps between "
+            "evaluations."
+        )
+    if name.startswith(("unseen", "seen")):
+        yield (
+            f"evaluation.best_metric = {name!r} is measured on a test set; choose a metric of the "
+            "validation split."
         )

@@ -156,7 +156,8 @@ def _split(values: Array, k: int) -> Array:
 def _join(parts: Array, *, axis: int = 0) -> Array:
     """Undoes `_split`; the rows are on `axis` of a part."""
     rows = jnp.moveaxis(parts, 0, axis + 1)  # [..., B/k, k, ...]
-    return rows.reshape(*rows.shape[:axis], -1, *rows.shape[axis + 2 :])
+    size = rows.shape[axis] * rows.shape[axis + 1]
+    return rows.reshape(*rows.shape[:axis], size, *rows.shape[axis + 2 :])
 
 
 def _join_output(stacked: Output) -> Output:

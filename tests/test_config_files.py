@@ -1,0 +1,105 @@
+"""What the command line refuses, and how it says so."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from grain_jax import demo
+from grain_jax.config import TrainConfig
+from grain_jax.config_files import (
+    config_from_json,
+    config_to_json,
+    differences,
+    load_config,
+    parse_arguments,
+)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def parse(*arguments):
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    return parse_arguments(arguments, values)
+
+
+def test_without_arguments_the_demo():
+    assert parse() == demo.get_config()
+
+
+def test_a_file_with_a_variant_and_overrides_in_any_order():
+    config = parse(
+        "--config.optim.learning_rate=3e-4",
+        "--noconfig.logging.tensorboard",
+        f"--config={CONFIGS / 'grain_vitb16_cc12m.py'}:faithful",
+        "--config.epochs",
+        "3",
+        "--config.evaluation.alphas=(1,0)",
+        "--config.data.mean=(0.5,0.5,0.5)",
+    )
+    assert config.optim.learning_rate == 3e-4
+    assert config.loss.empty_batch == "nan"
+    assert not config.logging.tensorboard
+    assert (config.epochs, type(config.epochs)) == (3.0, float)
+    assert config.evaluation.alphas == (1.0, 0.0)
+    assert config.data.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optim.lr=3", "Did you mean optim.learning_rate?"),
+        ("--config.lr=3", "Did you mean optim.learning_rate?"),
+        ("--config.optim.leaning_rate=3", "Did you mean optim.learning_rate?"),
+        ("--config.learning_rate=3", "Did you mean optim.learning_rate?"),
+        ("--config.model.vison.width=3", "Did you mean model.vision.width?"),
+        ("--noconfig.logging.tensorbord", "Did you mean logging.tensorboard?"),
+        ("--config.optim.foo=1", "It has: learning_rate, warmup_epochs"),
+        ("--config.optim=1", "is a section"),
+        ("--config.optim.learning_rate=high", "could not convert string to float"),
+        ("--config.steps=2.5", "invalid literal for int"),
+        ("--config.logging.tensorboard=maybe", "Non-boolean"),
+        ("--config=nowhere/x.py", "there is no file 'nowhere/x.py'"),
+        ("--config=demo:hard", "Unknown variant 'hard'"),
+        ("--workdr=x", "Did you mean: workdir"),
+        ("rubbish", "Unexpected argument 'rubbish'"),
+    ],
+)
+def test_mistakes_are_refused_with_the_nearest_valid_name(argument, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        parse(argument)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x = 1", "no function get_config"), ("def get_config(v): return 3", "returned a int")],
+)
+def test_a_file_that_gives_no_config_is_refused(tmp_path, text, message):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(str(tmp_path / "c.py"))
+
+
+def test_json_there_and_back():
+    for config in (TrainConfig(), demo.get_config("clip")):
+        config.evaluation.zero_shot = ("a", "b")
+        assert config_from_json(config_to_json(config)) == config
+
+
+def test_json_of_another_version_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'optim.learning_rat'.*Did you mean learning_rate"):
+        config_from_json('{"optim": {"learning_rat": 1.0}}')
+
+
+def test_json_lacking_a_new_field_takes_its_default():
+    assert config_from_json("{}") == TrainConfig()
+
+
+def test_differences_name_every_setting():
+    new = TrainConfig(seed=3)
+    new.optim = dataclasses.replace(new.optim, eps=1e-6)
+    assert differences(TrainConfig(), new) == {"seed": (0, 3), "optim.eps": (1e-8, 1e-6)}

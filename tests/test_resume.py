@@ -1,0 +1,107 @@
+"""A run that is killed, stopped or changed goes on exactly, or says why it cannot."""
+
+import os
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from training_process import ARGUMENTS, STEPS, lines, run, start, undisturbed_run
+
+import grain_jax.train
+from grain_jax.config_files import config_from_json
+from grain_jax.training import checkpoint
+from grain_jax.training.processes import StopRequested, StopSignals
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+    """SIGKILL before the first checkpoint, then while one is being written, then to the end."""
+    workdir = tmp_path / "killed"
+    assert run(workdir, TRAIN_KILL_AT="3")[0] == -signal.SIGKILL
+    assert checkpoint.complete_steps(workdir / "checkpoints") == []
+    assert run(workdir, TRAIN_KILL_AT="10")[0] == -signal.SIGKILL
+    assert checkpoint.complete_steps(workdir / "checkpoints")[-1] in (4, 8)
+    status, output = run(workdir)
+    assert status == 0
+    assert "resumed at step" in output
+
+    assert lines(workdir) == lines(undisturbed_run())
+    assert [line["step"] for line in lines(workdir)] == [2, 4, 6, 8, 10, 12]
+    found, expected = checkpoint.load(workdir), checkpoint.load(undisturbed_run())
+    assert found.step == expected.step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_sigterm_saves_first_and_says_so(tmp_path):
+    workdir = tmp_path / "stopped"
+    process = start(workdir, "--config.steps=100000", "--config.checkpoint.every_steps=100000")
+    while not (workdir / "metrics.jsonl").exists() or not lines(workdir):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    (saved,) = checkpoint.complete_steps(workdir / "checkpoints")
+    assert "SIGTERM: saving before stopping" in output
+    assert f"step {saved} is saved in {workdir}" in output
+    assert lines(workdir)[-1]["step"] == saved
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.model.embed_dim=32", r"model.embed_dim: 16 -> 32"),
+        ("--config.data.max_regions=4", r"data.max_regions: 5 -> 4"),
+        ("--config.seed=1", r"seed: 0 -> 1"),
+        ("--config.optim.ema_decay=0.9", r"optim.ema_decay: 0.0 -> 0.9"),
+    ],
+)
+def test_a_change_the_weights_or_batches_do_not_survive_is_refused(change, message, capsys):
+    arguments = [*ARGUMENTS, f"--workdir={undisturbed_run()}", change]
+    before = (undisturbed_run() / "config.json").read_text()
+    assert grain_jax.train.main([*arguments, "--config.logging.compilation_cache=off"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--workdir" in error
+    assert (undisturbed_run() / "config.json").read_text() == before
+
+
+def test_other_changes_are_allowed_and_told(tmp_path):
+    workdir = tmp_path / "longer"
+    shutil.copytree(undisturbed_run(), workdir)
+    status, output = run(
+        workdir, f"--config.steps={STEPS + 2}", "--config.optim.learning_rate=1e-4"
+    )
+    assert status == 0, output
+    assert f"changed: steps: {STEPS} -> {STEPS + 2}" in output
+    assert "changed: optim.learning_rate: 0.0015 -> 0.0001" in output
+    assert lines(workdir)[-1]["step"] == STEPS + 2
+    saved = config_from_json((workdir / "config.json").read_text())
+    assert saved.optim.learning_rate == 1e-4
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.1)
+
+
+def test_ctrl_c_asks_and_a_second_one_aborts():
+    with StopSignals() as signals:
+        assert not signals.requested(1)
+        send(signal.SIGINT)
+        assert signals.requested(2)
+        assert signals.exit_status == 130
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_evaluation_is_dropped_for_a_signal():
+    with StopSignals() as signals:
+        with pytest.raises(StopRequested), signals.interrupting():
+            send(signal.SIGTERM)
+        with pytest.raises(StopRequested), signals.interrupting():
+            pytest.fail("a second evaluation began")
+        assert signals.exit_status == 143

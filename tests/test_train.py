@@ -1,0 +1,169 @@
+"""The whole command in this process, small: what it writes, says and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import grain_jax.train
+from grain_jax.config_files import config_from_json
+from grain_jax.training import checkpoint
+
+CONFIG = Path(__file__).parent / "tiny_world.py"
+
+
+def train(workdir, *arguments, variant=""):
+    return grain_jax.train.main(
+        [
+            f"--config={CONFIG}:{variant}",
+            f"--workdir={workdir}",
+            "--config.logging.compilation_cache=off",
+            *arguments,
+        ]
+    )
+
+
+def log(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def without_last_evaluation(monkeypatch):
+    monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with evaluation on the way, to its report."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    status = train(
+        workdir,
+        "--config.steps=60",
+        "--config.checkpoint.every_steps=40",
+        "--config.logging.every_steps=10",
+        "--config.evaluation.every_steps=30",
+        "--config.logging.tensorboard=true",
+        "--config.optim.accumulate=2",
+        "--config.optim.ema_decay=0.9",
+    )
+    assert status == 0
+    return workdir
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+    written = {path.name for path in finished.iterdir()}
+    assert written >= {
+        *("config.json", "metrics.jsonl", "report.md", "curves.png", "grounding.png"),
+        *("checkpoints", "tensorboard"),
+    }
+    assert list((finished / "tensorboard").glob("events.*"))
+    assert config_from_json((finished / "config.json").read_text()).steps == 60
+
+
+def test_the_log_has_losses_pace_and_held_out_metrics(finished):
+    losses = [line for line in log(finished) if "loss" in line]
+    assert [line["step"] for line in losses] == [10, 20, 30, 40, 50, 60]
+    assert {"contrastive", "box_l1", "box_giou", "region", "match_iou"} <= losses[0].keys()
+    assert {"learning_rate", "grad_norm", "images_per_second", "data_wait"} <= losses[0].keys()
+    assert losses[-1]["loss"] < losses[0]["loss"] - 0.3
+    measured = [line["step"] for line in log(finished) if "validation/box_recall" in line]
+    assert measured == [30, 60, 60]  # on the way, and at the end with the test sets
+    assert "unseen/description/alpha0" in log(finished)[-1]
+    assert not any("unseen" in name for line in log(finished)[:-1] for name in line)
+
+
+def test_the_newest_and_the_best_by_a_held_out_metric_are_there(finished):
+    steps = checkpoint.complete_steps(finished / "checkpoints")
+    assert steps[-1] == 60
+    name = "validation/description/alpha0"
+    scores = {line["step"]: line[name] for line in log(finished)[:-1] if name in line}
+    assert checkpoint.load(finished, best=True).step == max(
+        scores, key=lambda step: (scores[step], -step)
+    )
+
+
+def test_the_same_command_on_a_finished_run_says_so(finished, capsys):
+    before = (finished / "report.md").stat().st_mtime_ns
+    config = config_from_json((finished / "config.json").read_text())
+    assert train(finished, *overrides(config)) == 0
+    assert f"This run is finished (step 60); its report is {finished}" in capsys.readouterr().out
+    assert (finished / "report.md").stat().st_mtime_ns == before
+
+
+def overrides(config):
+    return [
+        f"--config.steps={config.steps}",
+        f"--config.optim.accumulate={config.optim.accumulate}",
+        f"--config.optim.ema_decay={config.optim.ema_decay}",
+    ]
+
+
+def test_the_baseline_is_the_same_trainer(tmp_path, capsys, without_last_evaluation):
+    workdir = tmp_path / "clip"
+    assert train(workdir, "--config.steps=30", variant="clip") == 0
+    assert "CLIP, " in capsys.readouterr().out
+    lines = log(workdir)
+    assert "box_l1" not in lines[0]
+    assert lines[-1]["contrastive"] < lines[0]["contrastive"]
+
+
+def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
+    tmp_path, capsys, without_last_evaluation
+):
+    """The second step goes so far that no later one is finite; the resumed run finds the same."""
+    arguments = (
+        tmp_path / "run",
+        "--config.optim.learning_rate=1e30",
+        "--config.optim.max_bad_steps=3",
+        "--config.checkpoint.every_steps=1",
+        "--config.steps=50",
+    )
+    assert train(*arguments) == 1
+    output = capsys.readouterr().out
+    assert "not finite for" in output
+    assert "Lower optim.learning_rate" in output
+    assert "Step 3 skipped" in output
+    assert "step 2 is saved" in output
+    (bad,) = [line for line in log(tmp_path / "run") if line["step"] == 3 and "loss" not in line]
+    assert len(bad["bad_batch_index"]) == len(bad["bad_batch_ids"]) == 16
+    assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == [1, 2]
+    assert train(*arguments) == 1
+    assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == [1, 2]
+
+
+def test_a_metric_that_is_not_measured_stops_the_run_with_a_save(tmp_path, capsys):
+    status = train(
+        tmp_path / "run",
+        "--config.evaluation.every_steps=2",
+        "--config.evaluation.best_metric=validation/recal",
+    )
+    assert status == 1
+    assert "'validation/recal' is not measured" in capsys.readouterr().out
+    assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.mesh.data=3"], "does not fit 8 devices"),
+        (["--config.batch_size=12"], "cannot be split over 8 devices"),
+        (["--config.model.text.vocab_size=20"], "raise the latter"),
+        (["--config.batch_size=64"], "fewer than one batch"),
+        (["--config.model.image_size=33"], "no multiple of model.vision.patch_size"),
+        (["--config.logging.wandb=true"], r"grain_jax[wandb]"),
+        (["--config.evaluation.zero_shot=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, arguments, message):
+    assert train(tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help_and_print_config(capsys):
+    assert grain_jax.train.main(["--help"]) == 0
+    assert "--workdir" in capsys.readouterr().out
+    assert grain_jax.train.main(["--print_config", "--config.seed=5"]) == 0
+    assert config_from_json(capsys.readouterr().out).seed == 5
