@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> TrainConfig:
                 width=64,
                 depth=1,
                 num_heads=2,
-                token_init_std=0.5,
+                token_init_std=0.05,
             ),
             decoder=DecoderConfig(
                 width=64, depth=2, num_heads=2, mlp_dim=256, dropout=0.0, num_queries=6
