@@ -16,6 +16,7 @@ from grain_jax.data import transforms
 from grain_jax.data.records import Region
 from grain_jax.data.transforms import (
     FULL,
+    IMAGE_FORMATS,
     ImageError,
     Preprocessing,
     Window,
@@ -115,6 +116,21 @@ def test_damage_is_an_image_error(data: bytes) -> None:
         decode_image(data)
     with pytest.raises(ImageError):
         fit_image(data, 8, interpolation="bicubic")
+
+
+@pytest.mark.parametrize("kind", [*IMAGE_FORMATS, "MPO"])
+def test_common_formats_are_read(kind: str) -> None:
+    data = encoded(Image.new("RGB", (6, 4), "white"), kind)
+    assert decode_image(data).shape == (4, 6, 3)
+    assert decode_image(data).min() >= 250
+    assert image_shape(data) == (4, 6)
+
+
+def test_a_picture_that_another_program_would_draw_is_not_opened() -> None:
+    data = encoded(Image.new("RGB", (6, 4)), "EPS")
+    for read in (decode_image, image_shape):
+        with pytest.raises(ImageError, match="not an image of these: JPEG"):
+            read(data)
 
 
 def test_bombs_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:

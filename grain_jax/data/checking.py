@@ -16,7 +16,7 @@ from PIL import Image
 from grain_jax.data.importers import ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.texts import clean_text
-from grain_jax.data.transforms import Bbox, ImageError, decode_image
+from grain_jax.data.transforms import IMAGE_FORMATS, Bbox, ImageError, decode_image
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_TEXT = 10_000  # characters of one caption or description; more is an accident
@@ -129,7 +129,7 @@ def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
         small = picture.resize((width, height), Image.Resampling.BICUBIC)
         small.save(out, "JPEG", quality=JPEG_QUALITY)
         return out.getvalue()
-    if Image.open(io.BytesIO(data)).format in STORED_AS_GIVEN:
+    if Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).format in STORED_AS_GIVEN:
         return data
     picture.save(out, "PNG")
     return out.getvalue()

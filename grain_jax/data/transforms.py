@@ -16,13 +16,17 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from grain_jax.config_rules import CHOICES
 from grain_jax.data.records import Region
 from grain_jax.data.texts import normalize_text
 
 MAX_PIXELS = 64_000_000  # of one picture; more is taken for a decompression bomb
 MIN_VISIBLE = 0.25  # of a box's area; a region of which less survives a crop is dropped
-RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-RESIZES = ("squash", "crop")
+# What is opened at all. Pillow knows more: it hands EPS to Ghostscript, a program of its own. Its
+# JPEG reader is that of MPO (a JPEG with further pictures behind it) too.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in CHOICES["data.interpolation"]}
+RESIZES = CHOICES["data.resize"]
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Square = UInt8[np.ndarray, "S S 3"]
@@ -78,9 +82,10 @@ def decode_image(image: bytes | Pixels) -> Pixels:
 def _open(data: bytes) -> Image.Image:
     """The picture with only its header read."""
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{len(data)} bytes are not an image of a known format.") from error
+        known = ", ".join(IMAGE_FORMATS)
+        raise ImageError(f"{len(data)} bytes are not an image of these: {known}.") from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(f"Cannot read the image: {type(error).__name__}: {error}") from error
     width, height = picture.size
