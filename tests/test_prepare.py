@@ -5,18 +5,26 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from grain_jax import prepare
 from grain_jax.data import building, checking
 from grain_jax.data.building import Plan, build_split, report_path
-from grain_jax.data.checking import Dropped, Figures, check_region, read_image_file, stored_image
-from grain_jax.data.importers import ImportedRegion
-from grain_jax.data.storage import RecordSource
+from grain_jax.data.checking import (
+    Dropped,
+    Figures,
+    check_item,
+    check_region,
+    read_image_file,
+    stored_image,
+)
+from grain_jax.data.importers import ImportedImage, ImportedRegion
+from grain_jax.data.storage import RecordSource, shard_path
 from grain_jax.data.transforms import decode_image
 
 
@@ -94,6 +102,43 @@ def test_splits_share_a_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(list((photos / "out").glob("*-train.array_record-*-of-00008"))) == 8
 
 
+def test_splits_built_at_once_are_all_listed(photos: Path, monkeypatch) -> None:
+    write, other = building.write_metadata, plan(photos, split="validation")
+    second = threading.Thread(target=build_split, args=(other,), kwargs={"workers": 1})
+
+    def overtaken(*arguments) -> None:
+        monkeypatch.setattr(building, "write_metadata", write)
+        second.start()
+        second.join(timeout=2)  # which the other build would use to write what it knows
+        write(*arguments)
+
+    monkeypatch.setattr(building, "write_metadata", overtaken)
+    build_split(plan(photos), workers=1)
+    second.join()
+    for split in ("train", "validation"):
+        assert len(RecordSource(photos / "out", split)) == 30
+
+
+def test_a_finished_split_is_listed_again(photos: Path) -> None:
+    build_split(plan(photos), workers=1)
+    build_split(plan(photos, split="validation"), workers=1)
+    info = photos / "out" / "dataset_info.json"
+    whole = json.loads(info.read_text())
+    for broken in (json.dumps({**whole, "splits": whole["splits"][1:]}), "{", ""):
+        info.write_text(broken)
+        build_split(plan(photos), workers=1)
+        assert len(RecordSource(photos / "out", "train")) == 30
+        assert len(RecordSource(photos / "out", "validation")) == 30
+
+
+def test_a_split_is_built_by_one_process_at_a_time(photos: Path) -> None:
+    def second(state: building.Progress) -> None:
+        with pytest.raises(ValueError, match="Another process is building split 'train'"):
+            build_split(plan(photos), workers=1)
+
+    assert build_split(plan(photos), workers=1, progress=second).images == 30
+
+
 def test_shards_that_come_out_empty_leave_no_gap(photos: Path, monkeypatch) -> None:
     monkeypatch.setattr(building, "MIN_SHARD", 10)
     for i in range(10, 20):
@@ -152,17 +197,28 @@ def test_a_killed_run_continues(photos: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [source[i].id for i in range(30)] == [f"{i}.png" for i in range(30)]
 
 
-def test_a_run_killed_while_moving_shards_continues(photos: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("place", ["shards", "metadata"])
+def test_a_run_killed_at_its_end_continues(photos: Path, monkeypatch, place: str) -> None:
     monkeypatch.setattr(building, "MIN_SHARD", 10)
 
     def fail(*arguments) -> None:
         raise KeyboardInterrupt
 
+    def move_two(out: Path, split: str, number: int, count: int) -> Path:
+        return shard_path(out, split, number, count) if number < 2 else fail()
+
     with monkeypatch.context() as patch:
-        patch.setattr(building, "write_metadata", fail)
+        if place == "shards":
+            patch.setattr(building, "shard_path", move_two)
+        else:
+            patch.setattr(building, "write_metadata", fail)
         assert prepare.main(command(photos)) == 130
+    assert list((photos / "out").glob("*-train.array_record-*"))
+    # What is left there is no hindrance to another split.
+    assert build_split(plan(photos, split="validation"), workers=1).images == 30
     assert build_split(plan(photos), workers=1).images == 30
-    assert len(RecordSource(photos / "out", "train")) == 30
+    for split in ("train", "validation"):
+        assert len(RecordSource(photos / "out", split)) == 30
 
 
 def test_a_finished_split_is_not_built_again_nor_mixed(photos: Path, monkeypatch) -> None:
@@ -285,6 +341,18 @@ def test_other_formats_become_png_of_the_same_pixels() -> None:
     stored = stored_image(out.getvalue(), pixels, 0)
     assert stored.startswith(b"\x89PNG")
     np.testing.assert_array_equal(decode_image(stored), pixels)
+
+
+def test_nothing_is_opened_as_another_kind_of_picture(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "EPS")
+    with pytest.raises(UnidentifiedImageError):
+        stored_image(out.getvalue(), pixels, 0)
+    (tmp_path / "a.jpg").write_bytes(out.getvalue())
+    with pytest.raises(Dropped, match="not an image of these") as dropped:
+        check_item(ImportedImage("a", "a.jpg"), tmp_path, max_image_side=0, figures=Figures())
+    assert dropped.value.reason == "corrupt image"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Records on disk: what is written is read, by TFDS, without TensorFlow."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -105,6 +106,61 @@ def test_another_kind_of_data_set_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="lacks"):
         RecordSource(tmp_path, "train")
+
+
+DICTIONARY = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+FOREIGN = "foreign_features.Feature"
+OLD_FORM = {"type": FOREIGN, "content": {}}
+
+
+def nested(feature: dict) -> dict:
+    """A features dictionary as TFDS writes it, with `feature` two levels down."""
+    for name in ("inner", "outer"):
+        feature = {"pythonClassName": DICTIONARY, "featuresDict": {"features": {name: feature}}}
+    return feature
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("features.json", nested({"pythonClassName": FOREIGN, "text": {}})),
+        ("features.json", nested({"python_class_name": FOREIGN, "text": {}})),
+        ("features.json", OLD_FORM),
+        (
+            "features.json",
+            nested(
+                {
+                    "pythonClassName": DICTIONARY,
+                    "jsonFeature": {"json": json.dumps({"a": OLD_FORM})},
+                }
+            ),
+        ),
+        ("dataset_info.json", {"features": nested({"pythonClassName": FOREIGN, "text": {}})}),
+    ],
+    ids=["class", "other spelling", "old form", "old form in a string", "info"],
+)
+def test_a_folder_cannot_run_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: dict
+) -> None:
+    code = folder / "code"
+    code.mkdir()
+    (code / "foreign_features.py").write_text("raise RuntimeError('code of the folder ran')")
+    monkeypatch.syspath_prepend(str(code))
+    path = folder / file
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, **content} if file == "dataset_info.json" else content))
+    with pytest.raises(RuntimeError, match="code of the folder ran"):
+        tfds.builder_from_directory(str(folder))
+    with pytest.raises(ValueError, match="only features of TFDS itself are read"):
+        RecordSource(folder, "train")
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_damaged_metadata_is_named(folder: Path, file: str, text: str) -> None:
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match="holds no prepared data set"):
+        RecordSource(folder, "train")
 
 
 def test_no_large_framework_is_imported(folder: Path) -> None:

@@ -2,11 +2,14 @@
 
 The input is cut into shards of consecutive entries. Each is written whole or not at all under
 `OUT/.building/<split>/`, with its figures beside it; a later run of the same plan keeps what is
-there. At the end the shards move to their final names and the metadata of all splits is written.
+there. At the end the shards move to their final names and the metadata of all splits is written,
+by one process at a time: several may build splits of one folder at once.
 """
 
 import contextlib
+import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -25,12 +28,16 @@ from grain_jax.data.storage import (
     SplitShards,
     encode_record,
     shard_path,
+    stored_splits,
     write_metadata,
     write_shard,
 )
 
+logger = logging.getLogger(__name__)
+
 MAX_SHARDS = 1_000
 MIN_SHARD = 500  # entries; small enough that a killed run loses little
+LOCK = ".lock"  # in the folder, held while its metadata is changed
 
 
 @dataclass(frozen=True)
@@ -93,19 +100,38 @@ def build_split(
     """Builds the split, or what is left of it; returns the figures of the whole of it.
 
     Raises ValueError on a plan that cannot work, on a folder that holds something else under that
-    name, on an unreadable entry with on_error "stop", and where no image is left.
+    name or is being given this split by another process, on an unreadable entry with on_error
+    "stop", and where no image is left.
     """
     plan.validate()
     importer = IMPORTERS[plan.format](plan.input)
     if not len(importer):
         raise ValueError(f"--input={plan.input} has no entries.")
     identity = _identity(plan, importer)
-    if (report := _read_json(report_path(plan.out, plan.split))) is not None:
-        _require_same(report["plan"], identity, plan, report_path(plan.out, plan.split))
-        _remove_work(plan)
-        return Figures.from_json(report["figures"])
     folder = plan.out / ".building" / plan.split
     folder.mkdir(parents=True, exist_ok=True)
+    taken = (
+        f"Another process is building split {plan.split!r} in {plan.out}; let it finish, or choose "
+        "another --split or --out."
+    )
+    with _locked(folder / "lock", taken=taken):
+        return _build_rest(plan, importer, identity, folder, workers, progress)
+
+
+def _build_rest(
+    plan: Plan,
+    importer: Importer,
+    identity: dict[str, Any],
+    folder: Path,
+    workers: int,
+    progress: Callable[[Progress], None],
+) -> Figures:
+    if (report := _read_json(report_path(plan.out, plan.split))) is not None:
+        _remove_work(plan)
+        _require_same(report["plan"], identity, plan, report_path(plan.out, plan.split))
+        with _locked(plan.out / LOCK):
+            _list_splits(plan.out)
+        return Figures.from_json(report["figures"])
     if (earlier := _read_json(folder / "plan.json")) is not None:
         _require_same(earlier, identity, plan, folder)
     else:
@@ -240,18 +266,40 @@ def _adopt(shards: list[_Shard], plan: Plan, identity: dict[str, Any], figures: 
         "records": [d["records"] for _, d in kept],
         "bytes": sum(d["bytes"] for _, d in kept),
     }
-    splits = {plan.split: report}
-    for path in sorted(plan.out.glob("report-*.json")):
-        splits[path.stem.removeprefix("report-")] = json.loads(path.read_text())
-    write_metadata(
-        plan.out,
-        {
-            name: SplitShards(tuple(split["records"]), split["bytes"])
-            for name, split in sorted(splits.items())
-        },
-    )
-    _write_json(report_path(plan.out, plan.split), report)
+    with _locked(plan.out / LOCK):
+        # The report first: whatever ends here, each later run lists every split that has one.
+        _write_json(report_path(plan.out, plan.split), report)
+        _list_splits(plan.out)
     _remove_work(plan)
+
+
+def _list_splits(out: Path) -> None:
+    """Makes the metadata list every split that has a report."""
+    splits = {}
+    for path in sorted(out.glob("report-*.json")):
+        report = json.loads(path.read_text())
+        shards = SplitShards(tuple(report["records"]), report["bytes"])
+        splits[path.stem.removeprefix("report-")] = shards
+    if stored_splits(out) != splits:  # else it stays as it is, for those who are reading it
+        write_metadata(out, splits)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, taken: str = "") -> Iterator[None]:
+    """Holds a lock, which ends with the process at the latest.
+
+    Where another process has it: waits, or raises ValueError with the message `taken`.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
+        except BlockingIOError:
+            raise ValueError(taken) from None
+        except OSError as error:  # a file system without locks
+            logger.warning(
+                "%s cannot be locked (%s): run one prepare at a time there.", path, error
+            )
+        yield
 
 
 def _remove_work(plan: Plan) -> None:

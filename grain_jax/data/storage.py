@@ -2,11 +2,13 @@
 
 A folder holds the splits' shards, `features.json` and `dataset_info.json`, so TFDS (and with it
 TensorFlow users) can open it too: `tfds.builder_from_directory(folder)`. Shards are written by any
-number of processes and then adopted with `tfds.folder_dataset.write_metadata`.
+number of processes and become a data set when the metadata lists them.
 """
 
+import json
 import os
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,8 @@ from grain_jax.data.records import Caption, Record, Region
 
 NAME = "grain_records"  # of the TFDS data set
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+METADATA_FILES = ("features.json", "dataset_info.json")
+FEATURE_MODULES = "tensorflow_datasets.core.features."  # the only ones that metadata may name
 
 
 @dataclass(frozen=True)
@@ -103,23 +107,30 @@ class RecordSource:
     """The records of one split of a prepared folder; TFDS sub-splits ("train[:1%]") work too.
 
     Raises ValueError where the folder or the split is not there, or the folder holds another kind
-    of data set.
+    of data set. Opening a folder of unknown origin runs no code of it.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
-        self._directory, self._split = os.fspath(directory), split
+        self._directory, self._split = os.path.expanduser(os.fspath(directory)), split
         if not self._directory:
             raise ValueError(
                 "data.source='records' needs data.directory: a folder that "
                 "`python -m grain_jax.prepare` wrote."
             )
         try:
-            builder = tfds.builder_from_directory(self._directory)
+            foreign = foreign_features(self._directory)
+            builder = None if foreign else tfds.builder_from_directory(self._directory)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{self._directory!r} holds no prepared data set (no dataset_info.json); write one "
-                "with `python -m grain_jax.prepare`."
+                f"{self._directory!r} holds no prepared data set (no dataset_info.json and "
+                "features.json that can be read); write one with `python -m grain_jax.prepare`."
             ) from error
+        if builder is None:
+            raise ValueError(
+                f"The metadata in {self._directory!r} names {foreign[0]}, and TFDS would run the "
+                "code behind it; only features of TFDS itself are read. Take a folder that "
+                "`python -m grain_jax.prepare` wrote."
+            )
         if missing := set(features()) - set(builder.info.features or ()):
             raise ValueError(
                 f"The data set in {self._directory!r} lacks {sorted(missing)}; convert it with "
@@ -139,6 +150,54 @@ class RecordSource:
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return RecordSource, (self._directory, self._split)  # a process opens its own files
+
+
+def foreign_features(directory: str) -> list[str]:
+    """What the metadata of a TFDS folder names besides TFDS's own features, without running any.
+
+    TFDS imports the module of each feature class that `features.json` or `dataset_info.json` names.
+    Raises OSError or ValueError where one of them is missing or damaged.
+    """
+    folder = tfds.core.Path(directory)
+    try:
+        features, info = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in METADATA_FILES
+        )
+        if not isinstance(info, dict):
+            raise ValueError("dataset_info.json is no JSON object.")
+        return [*_foreign(features), *_foreign(info.get("features"))]
+    except RecursionError:
+        raise ValueError("The metadata is nested too deeply.") from None
+
+
+def _foreign(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _foreign(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            match key:
+                case "pythonClassName" | "python_class_name":
+                    if not str(value).startswith(FEATURE_MODULES):
+                        yield f"the feature class {value!r}"
+                # Forms of older TFDS, which hide further class names in strings.
+                case "type" | "jsonFeature" | "json_feature":
+                    yield f"a feature in the old form {key!r}"
+            yield from _foreign(value)
+
+
+def stored_splits(directory: Path) -> dict[str, SplitShards]:
+    """The splits that the metadata in `directory` lists; {} where none can be read."""
+    try:
+        info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
+        return {
+            split["name"]: SplitShards(
+                tuple(int(length) for length in split["shardLengths"]), int(split["numBytes"])
+            )
+            for split in info["splits"]
+        }
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
@@ -162,7 +221,9 @@ def shard_path(directory: Path, split: str, shard: int, num_shards: int) -> Path
 
 
 def write_metadata(directory: Path, splits: Mapping[str, SplitShards]) -> None:
-    """Makes the shards in `directory` a data set with these splits; replaces earlier metadata."""
+    """Makes the shards in `directory` a data set with these splits; replaces earlier metadata, each
+    file at once.
+    """
     template = tfds.core.ShardedFileTemplate(
         data_dir=os.fspath(directory),
         dataset_name=NAME,
@@ -178,11 +239,21 @@ def write_metadata(directory: Path, splits: Mapping[str, SplitShards]) -> None:
         )
         for name, shards in splits.items()
     ]
-    tfds.folder_dataset.write_metadata(
-        data_dir=os.fspath(directory),
+    # Not `tfds.folder_dataset.write_metadata`, which fails where a build that was killed has left
+    # shards of a split that is not among these.
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=NAME,
+            version=tfds.core.Version("1.0.0"),
+            data_dir=os.fspath(directory),
+            module_name="",
+        ),
         features=features(),
-        split_infos=infos,
-        filename_template=TEMPLATE,
-        check_data=False,  # its check reads through TensorFlow
         description="Images with captions and described regions, prepared for GRAIN.",
     )
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    info.set_splits(tfds.core.SplitDict(infos))
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".metadata-") as written:
+        info.write_to_directory(written)
+        for name in METADATA_FILES:
+            os.replace(Path(written, name), directory / name)
