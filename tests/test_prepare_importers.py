@@ -58,6 +58,7 @@ def test_the_shortest_line() -> None:
         (b"{", "not JSON: .* column 2"),
         (b"\xff{}", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"image": "a", "x": ' + b"9" * 5000 + b"}", "not JSON that can be read: .*digits"),
         (b"3", "needs an object"),
         (b"{}", "'image' is missing"),
         (b'{"image": ""}', "'image' is missing"),
@@ -76,6 +77,8 @@ def test_the_shortest_line() -> None:
         (line(bbox_unit="cm"), "'bbox_unit' must be one of"),
         (line(bbox_unit="pixel", width=10), "'width' and 'height' must be positive"),
         (line(bbox_unit="pixel", width=10, height=-1), "'width' and 'height' must be positive"),
+        (line(bbox_unit="pixel", width=10, height=0), "'width' and 'height' must be positive"),
+        (line(bbox_unit="pixel", width=10, height=10**400), "whole numbers up to 1000000"),
         (line(label=3), "'label' must be a string"),
     ],
 )
@@ -97,6 +100,13 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
     assert [items[i].image for i in range(2)] == ["1", "2"]
     with pytest.raises(BadItem, match=r"a\.jsonl:5: 'image' must be a string"):
         items[2]
+
+
+def test_a_number_that_python_does_not_read_has_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"image": "1"}\n{"image": "2", "width": ' + "9" * 5000 + "}\n")
+    with pytest.raises(BadItem, match=r"a\.jsonl:2: not JSON that can be read"):
+        JsonLines(path)[1]
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +191,15 @@ def test_what_is_missing_or_broken_is_named(entities: Path) -> None:
     (entities / "Annotations" / "7.xml").write_text("<annotation><size/></annotation>")
     with pytest.raises(BadItem, match=r"7\.xml: not an annotation .*no <size/width>"):
         items[0]
+    for wrong, message in (
+        (("<width>100<", "<width>0<"), "<size> of 0 x 50 pixels"),
+        (("<height>50<", "<height>-1<"), "<size> of 100 x -1 pixels"),
+        (("<xmax>100<", f"<xmax>{10**400}<"), "<xmax> beyond 1000000 pixels"),
+        (("<xmax>100<", f"<xmax>{'9' * 5000}<"), "digits"),
+    ):
+        (entities / "Annotations" / "7.xml").write_text(ANNOTATION.replace(*wrong))
+        with pytest.raises(BadItem, match=rf"7\.xml: not an annotation .*{message}"):
+            items[0]
     (entities / "Annotations" / "7.xml").write_text("<annotation>")
     with pytest.raises(BadItem, match=r"7\.xml: not an annotation"):
         items[0]

@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from pathlib import Path
 
-from grain_jax.data.importers.item import BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.importers.item import MAX_SIDE, BadItem, ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]+)*\s+([^\]]*)\]")
@@ -100,9 +100,12 @@ def parse_annotation(text: str) -> tuple[tuple[int, int], dict[str, list[Box]]]:
     """((width, height), boxes of each chain) as x0, y0, x1, y1 in pixels from 0.
 
     The file counts pixels from 1 and includes the last one. An object may name several chains.
+    Raises ValueError or ParseError.
     """
     root = ElementTree.fromstring(text)
     size = _integer(root, "size/width"), _integer(root, "size/height")
+    if min(size) < 1:
+        raise ValueError(f"<size> of {size[0]} x {size[1]} pixels")
     boxes: dict[str, list[Box]] = {}
     for item in root.iter("object"):
         bndbox = item.find("bndbox")
@@ -120,4 +123,7 @@ def _integer(element: ElementTree.Element, path: str) -> int:
     text = element.findtext(path)
     if text is None:
         raise ValueError(f"no <{path}>")
-    return int(text)
+    number = int(text)
+    if abs(number) > MAX_SIDE:
+        raise ValueError(f"<{path}> beyond {MAX_SIDE} pixels")
+    return number

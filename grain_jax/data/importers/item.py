@@ -5,6 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from grain_jax.data.records import Caption
 
+MAX_SIDE = 1_000_000  # pixels of a picture that boxes refer to
+
 
 class BadItem(ValueError):
     """An entry that cannot be read at all; the message names file, line and what is wrong."""

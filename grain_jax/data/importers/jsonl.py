@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from grain_jax.data.importers.item import BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.importers.item import MAX_SIDE, BadItem, ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption
 
 MAX_LINE_BYTES = 4 * 2**20
@@ -71,6 +71,8 @@ def parse_line(line: bytes) -> ImportedImage:
         raise BadItem(f"not JSON: {error.msg} at column {error.colno}.") from None
     except RecursionError:
         raise BadItem("not JSON that can be read: nested too deeply.") from None
+    except ValueError as error:  # a whole number of more digits than Python converts
+        raise BadItem(f"not JSON that can be read: {error}.") from None
     if not isinstance(entry, dict):
         raise BadItem(f"needs an object with 'image' and 'captions', got {_shown(entry)}.")
     image = _text(entry, "image")
@@ -160,8 +162,9 @@ def _size(entry: dict[str, Any], unit: str) -> tuple[int, int] | None:
     if unit == "fraction" or given == (None, None):
         return None
     for value in given:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
             raise BadItem(
-                f"'width' and 'height' must be positive whole numbers, got {_shown(list(given))}."
+                f"'width' and 'height' must be positive whole numbers up to {MAX_SIDE}, "
+                f"got {_shown(list(given))}."
             )
     return entry["width"], entry["height"]
