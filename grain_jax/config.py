@@ -75,7 +75,7 @@ class ModelConfig:
     scan_layers: bool = False  # one compiled layer, not `depth`: fast compile, stacked parameters
     remat: str = "none"  # "none" | "dots" (keep matmul outputs) | "full"
     attention: str = (
-        "auto"  # "xla" | "cudnn" (flash, GPU, bfloat16) | "auto": cudnn where it applies
+        "auto"  # "xla" | "cudnn" (flash; GPU and bfloat16 only) | "auto": cudnn where it applies
     )
     description_capacity: float = 1.0  # share of a batch's B * M descriptions encoded, real first
     init_logit_scale: float = 1 / 0.07
@@ -116,11 +116,12 @@ class DataConfig:
 
     source: str = "world"  # "world" | "records" (a folder written by `python -m grain_jax.prepare`)
     directory: str = ""  # of "records"
-    train_split: str = "train"
-    eval_split: str = "validation"  # for retrieval, grounding and keep-best; "" = none
+    train_split: str = "train"  # of "records"; the world trains on nothing else
+    # Of "records" only, for retrieval, grounding and keep-best; "" = none. The world has its own.
+    eval_split: str = "validation"
     world: WorldConfig = field(default_factory=WorldConfig)
     resize: str = "squash"  # (official) | "crop": random in training, centre in evaluation
-    crop_min_area: float = 0.5  # smallest area of a random crop
+    crop_min_area: float = 0.5  # smallest area of a random crop, of the largest square; from 0.01
     flip_probability: float = 0.0  # horizontal flip in training, boxes with it
     interpolation: str = "bicubic"  # "bicubic" | "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -134,9 +135,9 @@ class DataConfig:
     synthetic_caption_probability: float = 0.5  # of an MLLM caption where there are both kinds
     region_caption_probability: float = 0.0  # of all region descriptions as the caption (a control)
     num_workers: int = 0  # loader processes; 0 = threads of this process
-    num_threads: int = 2
-    prefetch_batches: int = 4
-    cache: str = "none"  # "memory": keep decoded, resized images of this process
+    num_threads: int = 2  # that make batches, in each of these processes
+    prefetch_batches: int = 4  # made ahead by all of them, at least one by each thread
+    cache: str = "none"  # "memory": keep decoded images, in this process (num_workers = 0)
 
 
 @dataclass
@@ -175,7 +176,7 @@ class CheckpointConfig:
 
     every_steps: int = 1_000
     keep: int = 2  # newest
-    keep_best: bool = True  # by EvaluationConfig.best_metric
+    keep_best: bool = True  # by evaluation.best_metric; nothing to do if evaluation.every_steps = 0
     asynchronous: bool = True
 
 
@@ -190,7 +191,8 @@ class EvaluationConfig:
     region_score: str = "descriptions"  # mean of their best queries | "queries": official, reversed
     name_ensemble: str = "embedding"  # mean over templates, unit length | "cosine": official
     zero_shot: tuple[str, ...] = ()  # folders with labels.csv to classify, at the end
-    best_metric: str = ""  # for keep_best; "" = the source's own choice, never a test set
+    # For checkpoint.keep_best, so it needs every_steps; "" = the source's own choice. No test set.
+    best_metric: str = ""
     num_pictures: int = 12  # of grounding.png
 
 
