@@ -26,8 +26,8 @@ from grain_jax.data.pipeline import (
     training_batches,
 )
 from grain_jax.data.records import Batch, Caption, Record, Region
-from grain_jax.data.texts import choose_caption, text_key
-from grain_jax.data.tokenizer import WordTokenizer
+from grain_jax.data.texts import choose_caption
+from grain_jax.data.tokenizer import WordTokenizer, token_keys
 from grain_jax.data.transforms import Preprocessing
 
 TOKENIZER = WordTokenizer(
@@ -97,9 +97,18 @@ def test_shapes_and_contents() -> None:
                 np.testing.assert_allclose(
                     batch.boxes[row, slot], [0.1 * slot + 0.2, 0.5, 0.4, 0.4], rtol=1e-6
                 )
-                assert batch.description_key[row, slot] == text_key(f"Part  n{slot}")
                 expected, _ = TOKENIZER.encode([f"part n{slot}"], 6)
                 np.testing.assert_array_equal(batch.descriptions[row, slot], expected[0])
+                assert batch.description_key[row, slot] == token_keys(expected)[0]
+        np.testing.assert_array_equal(batch.caption_key, token_keys(batch.captions))
+        assert len(set(batch.caption_key.tolist())) == 8
+
+
+def test_texts_cut_to_the_same_tokens_are_duplicates() -> None:
+    config = dataclasses.replace(CONFIG, caption_length=3, description_length=3)
+    for batch in batches(Pictures(), 3, config):
+        assert len(set(batch.caption_key.tolist())) <= 2  # "original" or "synthetic" is left
+        assert len(set(batch.description_key[batch.region_mask].tolist())) == 1  # "part"
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -121,16 +130,35 @@ def test_any_step_can_be_resumed() -> None:
 
 
 def test_threads_change_nothing() -> None:
-    synchronous = dataclasses.replace(CONFIG, num_threads=0)
+    one = dataclasses.replace(CONFIG, num_threads=1)
     many = dataclasses.replace(CONFIG, num_threads=4, prefetch_batches=8)
     source = Pictures(bad=(3, 17))
-    assert_equal(batches(source, 6, synchronous), batches(source, 6, many))
+    assert_equal(batches(source, 6, one), batches(source, 6, many))
 
 
-def test_a_worker_process_changes_nothing_and_ends() -> None:
+class Meeting(Pictures):
+    """Pictures that are read only once `count` threads are reading."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.met = threading.Barrier(threads)
+
+    def __getitem__(self, index: int) -> Record:
+        self.met.wait(timeout=20)
+        return super().__getitem__(index)
+
+
+def test_every_thread_works_however_little_is_prefetched() -> None:
+    config = dataclasses.replace(CONFIG, num_threads=3, prefetch_batches=1)
+    iterator = training_batches(Meeting(3), config, TOKENIZER, image_size=8, batch_size=1, seed=0)
+    with iterator:
+        next(iterator)
+
+
+def test_worker_processes_change_nothing_and_end() -> None:
     source = Pictures(bad=(3,))
-    config = dataclasses.replace(CONFIG, num_workers=1)
-    assert_equal(batches(source, 3, config, image_size=32), batches(source, 3, image_size=32))
+    config = dataclasses.replace(CONFIG, num_workers=2)
+    assert_equal(batches(source, 5, config, image_size=32), batches(source, 5, image_size=32))
     assert not multiprocessing.active_children()
 
 
@@ -173,7 +201,15 @@ def test_a_killed_run_leaves_no_process_and_no_shared_memory(tmp_path: Path) -> 
 
 
 def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+    """Segments that hold memory: one of no size was only being made as its process ended."""
+    return {file.name for file in Path("/dev/shm").glob("psm_*") if size_of(file)}
+
+
+def size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def runs(process: str) -> bool:
@@ -208,14 +244,13 @@ def test_bad_images_are_replaced_counted_and_named(caplog: pytest.LogCaptureFixt
 
 
 def test_nothing_but_bad_images_ends_the_run() -> None:
-    config = dataclasses.replace(CONFIG, num_threads=0)
     with pytest.raises(ValueError, match="cannot be decoded"):
-        batches(Pictures(bad=tuple(range(40))), 1, config)
+        batches(Pictures(bad=tuple(range(40))), 1)
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_the_cache_changes_nothing_and_reads_once(resize: str) -> None:
-    config = dataclasses.replace(CONFIG, resize=resize, num_threads=0)
+    config = dataclasses.replace(CONFIG, resize=resize, num_threads=1)
     cached = dataclasses.replace(config, cache="memory")
     reads: list[int] = []
     got = batches(Pictures(bad=(3,), reads=reads), 15, cached)
@@ -227,6 +262,22 @@ def test_the_cache_is_refused_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "sysconf", lambda name: 64)
     with pytest.raises(ValueError, match="GiB"):
         batches(Pictures(), 1, dataclasses.replace(CONFIG, cache="memory", resize="squash"))
+
+
+def test_a_full_cache_of_originals_changes_nothing_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = dataclasses.replace(CONFIG, num_threads=1)
+    expected = batches(Pictures(), 15, config)
+    ten = 10 * 12 * 20 * 3  # bytes
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else ten * 5 // 4)
+    reads: list[int] = []
+    with caplog.at_level(logging.WARNING):
+        got = batches(Pictures(reads=reads), 15, dataclasses.replace(config, cache="memory"))
+    assert_equal(got, expected)
+    assert sum(count == 1 for count in Counter(reads).values()) == 10
+    assert caplog.text.count("is full with 10 of 40 images") == 1
+    assert len(caplog.records) == 1
 
 
 def test_cut_texts_are_counted() -> None:
@@ -278,10 +329,6 @@ def test_region_captions_hold_every_description_once() -> None:
     assert set(captions(DataConfig(region_caption_probability=1.0), bare)) == {"web"}
 
 
-def test_keys_are_those_of_any_process() -> None:
-    assert text_key("A  Red\ncrest ") == text_key("a red crest") == 2303271129
-
-
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
@@ -292,9 +339,11 @@ def test_keys_are_those_of_any_process() -> None:
         ({"interpolation": "nearest"}, {}, "bicubic"),
         ({"cache": "disk"}, {}, "memory"),
         ({"cache": "memory", "num_workers": 2}, {}, "num_workers=0"),
-        ({"flip_probability": 1.5}, {}, "flip_probability must be from 0 to 1"),
-        ({"crop_min_area": 0.0}, {}, "crop_min_area"),
-        ({"max_regions": 0}, {}, "max_regions"),
+        ({"flip_probability": 1.5}, {}, "flip_probability: given 1.5, needed a number from 0"),
+        ({"crop_min_area": 0.005}, {}, "crop_min_area: given 0.005, needed at least 0.01"),
+        ({"max_regions": 0}, {}, "max_regions: given 0, needed at least 1"),
+        ({"num_threads": 0}, {}, "num_threads: given 0, needed at least 1"),
+        ({"prefetch_batches": 0}, {}, "prefetch_batches: given 0, needed at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, options, message) -> None:

@@ -15,6 +15,7 @@ from grain_jax.data.tokenizer import (
     Tokenizer,
     WordTokenizer,
     build_tokenizer,
+    token_keys,
     tokenizer_from_spec,
 )
 
@@ -139,3 +140,24 @@ def test_errors_name_the_setting(tokenizer: Tokenizer) -> None:
         WordTokenizer(["a", "a"])
     with pytest.raises(ValueError, match="two words"):
         WordTokenizer(["two words"])
+
+
+def test_keys_are_equal_where_the_tokens_are(tokenizer: Tokenizer) -> None:
+    texts = ["a photo of a cat", "a  photo of\ta cat", "a photo of a mat mat", "a cat", ""]
+    whole, _ = tokenizer.encode(texts, 12)
+    keys = token_keys(whole)
+    assert keys.dtype == np.uint32
+    assert keys[0] == keys[1]
+    assert len(set(keys.tolist())) == 4
+    longer, _ = tokenizer.encode(texts, 20)
+    np.testing.assert_array_equal(token_keys(longer), keys)
+    cut, truncated = tokenizer.encode(texts, 5)
+    assert truncated[0]
+    assert truncated[2]
+    assert token_keys(cut)[0] == token_keys(cut)[2]  # "a photo of" is all that is left of both
+
+
+def test_keys_are_those_of_any_process() -> None:
+    ids = np.array([[2, 5, 6, 9, 0], [2, 9, 0, 0, 0]], np.int32)
+    assert token_keys(ids).tolist() == [1222598443, 1510971294]
+    assert token_keys(ids[:0]).tolist() == []

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import random
+import threading
 import zlib
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 
 from grain_jax.config import DataConfig
 from grain_jax.data.records import Record, Region, Source
-from grain_jax.data.texts import choose_caption, text_key
-from grain_jax.data.tokenizer import Tokenizer
+from grain_jax.data.texts import choose_caption
+from grain_jax.data.tokenizer import Tokenizer, token_keys
 from grain_jax.data.transforms import (
     ImageError,
     Pixels,
@@ -27,6 +28,7 @@ from grain_jax.data.transforms import (
 
 logger = logging.getLogger(__name__)
 
+_CACHE_SHARE = 0.8  # of the machine's memory
 _MAX_REPLACEMENTS = 20  # records in a row that fail to decode before the data set is given up
 
 
@@ -34,8 +36,10 @@ class ImageCache:
     """Decoded images and their records in the memory of this process, filled as they are first
     read.
 
-    With resize "squash" an image costs image_size^2 * 3 bytes; with "crop" all pixels of the
-    decoded original, as the crop is new each time. Threads may share it.
+    With resize "squash" an image costs image_size^2 * 3 bytes, and a data set that does not fit is
+    refused with ValueError. With "crop" it costs all pixels of the decoded original, as the crop is
+    new each time; where these do not fit, the rest is decoded each time, with one warning. Threads
+    may share it.
     """
 
     def __init__(self, source: Source, config: DataConfig, image_size: int) -> None:
@@ -44,13 +48,16 @@ class ImageCache:
         self._interpolation = config.interpolation
         self._records: list[Record | None] = [None] * len(source)
         self._decoded: list[Pixels | None] | None = None
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._room = int(_CACHE_SHARE * memory)  # bytes that decoded originals may still take
+        self._full = False
+        self._lock = threading.Lock()
         if config.resize == "crop":
             self._decoded = [None] * len(source)
             return
         shape = (len(source), image_size, image_size, 3)
         needed = int(np.prod(shape, dtype=np.int64))
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > 0.8 * memory:
+        if needed > self._room:
             raise ValueError(
                 f"data.cache='memory' needs {needed / 2**30:.1f} GiB for {len(source)} images of "
                 f"{image_size} pixels a side, and this machine has {memory / 2**30:.1f} GiB; set "
@@ -67,15 +74,36 @@ class ImageCache:
                 self._squares[index] = fit_image(
                     record.image, self._size, interpolation=self._interpolation
                 )
+                record = dataclasses.replace(record, image=b"")
             else:
-                self._decoded[index] = decode_image(record.image)
-            record = dataclasses.replace(record, image=b"")
+                pixels = decode_image(record.image)
+                record = dataclasses.replace(record, image=b"")
+                if not self._reserve(pixels.nbytes):
+                    return record, pixels
+                self._decoded[index] = pixels
             self._records[index] = record  # last: tells other threads that the pixels are there
         if self._decoded is None:
             return record, self._squares[index]
-        pixels = self._decoded[index]
-        assert pixels is not None
-        return record, pixels
+        kept = self._decoded[index]
+        assert kept is not None
+        return record, kept
+
+    def _reserve(self, size: int) -> bool:
+        with self._lock:
+            if not self._full and size <= self._room:
+                self._room -= size
+                return True
+            first, self._full = not self._full, True
+        if first:
+            held = sum(record is not None for record in self._records)
+            logger.warning(
+                "data.cache='memory' is full with %d of %d images: the others are decoded each "
+                "time. Give the machine more memory, prepare the data with --max_image_side, or "
+                "set data.resize='squash'.",
+                held,
+                len(self._records),
+            )
+        return False
 
 
 class BatchMaker:
@@ -112,7 +140,6 @@ class BatchMaker:
         replaced = np.zeros(count, bool)
         boxes = np.zeros((count, limit, 4), np.float32)
         mask = np.zeros((count, limit), bool)
-        caption_key = np.zeros(count, np.uint32)
         description_key = np.zeros((count, limit), np.uint32)
         captions: list[str] = []
         descriptions: list[str] = []
@@ -134,22 +161,21 @@ class BatchMaker:
             )
             for slot, region in enumerate(chosen):
                 boxes[row, slot] = bbox_to_cxcywh(region.bbox)
-                description_key[row, slot] = text_key(region.description)
                 descriptions.append(region.description)
             mask[row, : len(chosen)] = True
             captions.append(choose_caption(record, visible, config, rng))
-            caption_key[row] = text_key(captions[-1])
         caption_ids, cut = self._tokenizer.encode(captions, config.caption_length)
         truncated = cut.astype(np.int32)
         description_ids = np.zeros((count, limit, config.description_length), np.int32)
         if descriptions:
             ids, cut = self._tokenizer.encode(descriptions, config.description_length)
             description_ids[mask] = ids
+            description_key[mask] = token_keys(ids)
             np.add.at(truncated, np.nonzero(mask)[0], cut.astype(np.int32))
         return {
             "images": images,
             "captions": caption_ids,
-            "caption_key": caption_key,
+            "caption_key": token_keys(caption_ids),
             "descriptions": description_ids,
             "description_key": description_key,
             "boxes": boxes,

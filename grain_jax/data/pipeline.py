@@ -18,11 +18,12 @@ from absl import flags
 from jaxtyping import Int, UInt8
 
 from grain_jax.config import DataConfig
+from grain_jax.config_rules import loader_problems
 from grain_jax.data.assemble import BatchMaker
 from grain_jax.data.processes import end_with_parent
 from grain_jax.data.records import Batch, Source
 from grain_jax.data.tokenizer import Tokenizer
-from grain_jax.data.transforms import RESAMPLING, RESIZES, ImageError, Preprocessing
+from grain_jax.data.transforms import ImageError, Preprocessing
 
 _MAX_STEPS = 2**40  # more than any run; grain wants a length
 
@@ -62,17 +63,19 @@ def training_batches(
     # An element is a whole batch: handing single small samples between threads costs more than
     # making them.
     steps = grain.MapDataset.range(start_step, start_step + _MAX_STEPS).map(maker)
-    buffer = -(-config.prefetch_batches // max(config.num_workers, 1))  # batches, of each process
-    threads = min(config.num_threads, buffer)
+    share = -(-config.prefetch_batches // max(config.num_workers, 1))  # batches, of each process
     batches = steps.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer if threads else 0)
+        grain.ReadOptions(
+            num_threads=config.num_threads,
+            prefetch_buffer_size=max(share, config.num_threads),  # a thread holds what it makes
+        )
     )
     if config.num_workers:
         if not flags.FLAGS.is_parsed():  # grain reads its flags, which only an absl app has parsed
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(
-                num_workers=config.num_workers, per_worker_buffer_size=max(buffer, 1)
+                num_workers=config.num_workers, per_worker_buffer_size=share
             ),
             worker_init_fn=_start_worker,
         )
@@ -128,35 +131,8 @@ def _check(
             f"The data set has {len(source)} images, fewer than one batch of {batch_size}; "
             "lower batch_size or add images."
         )
-    for name, known in (
-        ("resize", RESIZES),
-        ("interpolation", tuple(RESAMPLING)),
-        ("cache", ("none", "memory")),
-    ):
-        if getattr(config, name) not in known:
-            raise ValueError(
-                f"Unknown data.{name} {getattr(config, name)!r}; choose one of {known}."
-            )
-    for name, least, most in (
-        ("flip_probability", 0, 1),
-        ("synthetic_caption_probability", 0, 1),
-        ("region_caption_probability", 0, 1),
-        ("region_nms_iou", 0, 1),
-        ("crop_min_area", 0.01, 1),
-        ("num_workers", 0, 1024),
-        ("num_threads", 0, 1024),
-        ("prefetch_batches", 0, 1024),
-        ("max_regions", 1, 1024),
-    ):
-        if not least <= getattr(config, name) <= most:
-            raise ValueError(
-                f"data.{name} must be from {least} to {most}, got {getattr(config, name)}."
-            )
-    if config.cache == "memory" and config.num_workers:
-        raise ValueError(
-            "data.cache='memory' is the memory of one process: with it, set data.num_workers=0 "
-            "(threads fill the cache), or set data.cache='none'."
-        )
+    if found := loader_problems(config):
+        raise ValueError("\n".join(found))
 
 
 class DevicePrefetch(Iterator[DeviceBatch], Generic[DeviceBatch]):

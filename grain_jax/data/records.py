@@ -75,9 +75,9 @@ class ZeroShotSet:
 class Batch:
     """What one training step consumes; every shape static.
 
-    `caption_key` and `description_key` are hashes of the texts: equal texts have equal keys, which
-    is how the losses find duplicates. Padded regions have `region_mask` False, zero boxes and
-    all-zero tokens.
+    `caption_key` and `description_key` are hashes of the tokens: texts that the model cannot tell
+    apart have equal keys, which is how the losses find duplicates. Padded regions have
+    `region_mask` False, zero boxes, zero keys and all-zero tokens.
     """
 
     images: UInt8[np.ndarray, "B H W 3"]  # normalised on the device

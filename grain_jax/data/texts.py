@@ -1,7 +1,6 @@
 """The texts of a record: how they are compared, and which caption a sample gets."""
 
 import random
-import zlib
 from collections.abc import Sequence
 
 from grain_jax.config import DataConfig
@@ -16,11 +15,6 @@ def normalize_text(text: str) -> str:
 def clean_text(text: str) -> str:
     """White space collapsed; lone surrogates, which UTF-8 has no bytes for, become "?"."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
-
-
-def text_key(text: str) -> int:
-    """32-bit hash of a text up to case and white space; the same in every process and run."""
-    return zlib.crc32(normalize_text(text).encode("utf-8", "replace"))
 
 
 def choose_caption(

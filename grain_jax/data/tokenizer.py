@@ -8,11 +8,12 @@ anything.
 
 import html
 import re
+import zlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt32
 
 from grain_jax.config import DataConfig
 from grain_jax.data.texts import clean_text
@@ -58,6 +59,18 @@ def _pad(tokens: Sequence[Sequence[int]], length: int, start: int | None, end: i
         ids[row, : len(kept)] = kept
         truncated[row] = len(words) > room
     return ids, truncated
+
+
+def token_keys(ids: Int[np.ndarray, "T L"]) -> UInt32[np.ndarray, "T"]:
+    """32-bit hash of each row of `Tokenizer.encode`, up to its end-of-text.
+
+    Equal for texts that the model cannot tell apart, those that were cut to the same tokens among
+    them; the same for every length of padding, and in every process and run.
+    """
+    rows = np.ascontiguousarray(ids, "<i4")
+    ends = rows.argmax(axis=1) + 1
+    keys = [zlib.crc32(row[:end]) for row, end in zip(rows, ends, strict=True)]
+    return np.array(keys, np.uint32)
 
 
 class ClipTokenizer:
