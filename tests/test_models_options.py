@@ -135,7 +135,7 @@ def test_wrong_sizes_are_explained(small):
                 {"params": params}, jnp.zeros((1, 17), jnp.int32), method="encode_texts"
             )
         )
-    other = build_model(replace(model.config, attention="cudnn"))
+    other = build_model(replace(model.config, attention="cudnn", dtype="bfloat16"))
     with pytest.raises(ValueError, match="NVIDIA GPU"):
         jax.eval_shape(lambda: other.apply({"params": params}, images, method="encode_images"))
     assert abstract_params(other.config).keys() == params.keys()
