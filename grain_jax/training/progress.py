@@ -1,14 +1,15 @@
 """What a run shows: lines at the start, a progress bar on a terminal, plain lines elsewhere."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from grain_jax.config import TrainConfig
 from grain_jax.training.state import count_parameters
@@ -30,8 +31,15 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=jax.process_index() != 0)
-        self._bar: Progress | None = None
-        self._last_line = ""
+        self._live: Live | None = None
+        self._bar = Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=self.console,
+        )
+        self._figures = Text(overflow="fold")
+        self._steps = 0
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """One line, as it is: never broken, never coloured by its content."""
@@ -48,43 +56,36 @@ class Screen:
 
     def start(self, *, done: int, steps: int) -> None:
         """Begins to show progress, at `done` of `steps`."""
-        self._steps, self._first, self._begin = steps, done, time.perf_counter()
-        if not self.console.is_terminal:
-            return
-        self._bar = Progress(
-            TextColumn("{task.fields[left]}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self.console,
-            transient=True,
-            refresh_per_second=4,
-        )
-        self._bar.add_task("", total=steps, completed=done, left="compiling", figures="")
-        self._bar.start()
+        self._steps = steps
+        if self.console.is_terminal:
+            self._bar.add_task("", total=steps, completed=done, pace="compiling the step ...")
+            shown = Group(self._figures, self._bar)
+            self._live = Live(shown, console=self.console, transient=True, refresh_per_second=4)
+            self._live.start()
 
     def step(self, step: int) -> None:
         """Moves the bar."""
-        if self._bar is not None:
+        if self._live is not None:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
     def figures(self, step: int, values: Mapping[str, float], *, seconds_left: float) -> None:
         """Shows a window's figures."""
-        terms = [f"{title} {values[name]:.3f}" for name, title in SHOWN.items() if name in values]
-        pace = f"{values['images_per_second']:,.0f} images/s"
-        wait = f"data wait {values['data_wait']:.0%}"
-        left = f"{duration(seconds_left)} left"
-        if self._bar is not None:
-            figures = ", ".join([*terms, pace, wait])
-            self._bar.update(self._bar.task_ids[0], completed=step, left=left, figures=figures)
+        terms = ", ".join(f"{SHOWN[name]} {values[name]:.3f}" for name in SHOWN if name in values)
+        pace = (
+            f"{values['images_per_second']:,.0f} images/s, data wait {values['data_wait']:.0%}, "
+            f"{duration(seconds_left)} left"
+        )
+        if self._live is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, pace=pace)
+            self._figures.plain = terms
         else:
-            self.say(f"step {step}/{self._steps}: " + ", ".join([*terms, pace, wait, left]))
+            self.say(f"step {step}/{self._steps}: {terms}, {pace}")
 
     def stop(self) -> None:
         """Takes the bar away. Safe to call twice."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 def duration(seconds: float) -> str:
