@@ -35,9 +35,9 @@ from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
 from grain_jax.evaluation.tables import print_results
 from grain_jax.models.build import build_model
-from grain_jax.training import metrics, sharding
+from grain_jax.training import environment, metrics, sharding
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
-from grain_jax.training.environment import Profiler, cache_compilations, quiet_libraries
+from grain_jax.training.environment import Profiler
 from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
 from grain_jax.training.processes import StopRequested, StopSignals, join_processes
@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             process_id=options["process_id"].value,
         )
         sharding.set_cpu_devices(config)
-        quiet_libraries()
-        cache_compilations(config.logging.compilation_cache)
+        environment.quiet_libraries()
+        environment.cache_compilations(config.logging.compilation_cache)
         screen = Screen()
-        workdir = _local_folder(options["workdir"].value or f"runs/{config.name}")
+        workdir = environment.local_folder(options["workdir"].value or f"runs/{config.name}")
         run = set_up(config, workdir, screen)
     except ValueError as error:  # what the user gave; nothing has been trained yet
         print(f"Error: {error}", file=sys.stderr)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted before the first step.", file=sys.stderr)
         return 130
 
-    with sharding.use_mesh(run.mesh), StopSignals() as signals:
+    with StopSignals() as signals:
         try:
             train(run, screen, signals)
             if not signals.exit_status:
@@ -257,7 +257,8 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
             raise RunStopped(f"{error} {run.kept()}") from error
 
         profiler.before(step)
-        run.state, step_metrics = run.train_step(run.state, batch)
+        with sharding.use_mesh(run.mesh):
+            run.state, step_metrics = run.train_step(run.state, batch)
         profiler.after(step, step_metrics)
         window.add(step, step_metrics, batch)
         if step == run.start_step + 1:
@@ -313,7 +314,7 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
         return
     screen.say("Evaluating ...")
     encoder = run.encoder.with_params(run.state.inference_params)
-    with signals.interrupting():
+    with sharding.use_mesh(run.mesh), signals.interrupting():
         try:
             results = evaluate(encoder, run.config, final=True, note=screen.say)
         except ValueError as error:
@@ -351,7 +352,8 @@ def _score(run: Run, step: int) -> float | None:
     """Measures what is held out, and returns what decides on keep-best; None without such data."""
     encoder = run.encoder.with_params(run.state.inference_params)
     try:
-        results = evaluate(encoder, run.config, final=False, note=lambda _: None)
+        with sharding.use_mesh(run.mesh):
+            results = evaluate(encoder, run.config, final=False, note=lambda _: None)
     except ValueError as error:
         run.checkpoints.save(run.state, step=step)
         run.checkpoints.wait()
@@ -366,14 +368,6 @@ def _score(run: Run, step: int) -> float | None:
             f"{', '.join(sorted(results))}, or none. {run.kept()}"
         )
     return results.get(name)
-
-
-def _local_folder(name: str) -> Path:
-    if "://" in name:
-        raise ValueError(
-            f"--workdir={name} is an address, needed a folder; mount the bucket and give its path."
-        )
-    return Path(name)
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -141,3 +141,21 @@ def test_the_logit_scale_is_clamped_after_the_step(eventful):
     run.set_state(high)
     run.train([random_batch()])
     assert float(run.state.params["logit_scale"]) == pytest.approx(math.log(100))
+
+
+def test_a_step_in_bfloat16_with_scanned_recomputed_layers_on_a_mesh():
+    """The settings of a large run together: parameters and optimizer stay float32."""
+    config = tiny_config()
+    config.model.dtype, config.model.scan_layers, config.model.remat = "bfloat16", True, "dots"
+    config.model.vision.depth = 2
+    config.model.region_logit_scale = "own"
+    config.optim.accumulate = 2
+    config.optim.clip_grad_norm = 1.0
+    run = TinyRun(config, mesh=MeshConfig(2, 2, 2), devices=8)
+    # JAX's own attention promotes, and recomputing traces it again outside of our exception for it.
+    with jax.numpy_dtype_promotion("standard"):
+        history = run.train([random_batch(0), random_batch(1)])
+    assert all(metrics["bad_steps"] == 0 for metrics in history)
+    assert all(math.isfinite(metrics["loss"]) for metrics in history)
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(run.state.params)}
+    assert kinds == {"float32"}

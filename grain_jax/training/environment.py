@@ -1,4 +1,4 @@
-"""The process around a run: quiet libraries, compiled programs kept on disk, profiler traces."""
+"""The process around a run: folder, quiet libraries, compiled programs on disk, profiler."""
 
 import os
 from pathlib import Path
@@ -26,6 +26,15 @@ def cache_compilations(setting: str) -> None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         setting = str(Path(base) / "grain_jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", None if setting == "off" else setting)
+
+
+def local_folder(name: str) -> Path:
+    """`name` as a folder of this machine. Raises ValueError for an address such as gs://..."""
+    if "://" in name:
+        raise ValueError(
+            f"--workdir={name} is an address, needed a folder; mount the bucket and give its path."
+        )
+    return Path(name)
 
 
 class Profiler:
