@@ -62,9 +62,9 @@ def get_config(variant: str = "") -> TrainConfig:
             cache="memory",
         ),
         optim=OptimConfig(
-            learning_rate=1.5e-3,
+            learning_rate=8e-4,
             warmup_steps=60,
-            final_learning_rate=3e-5,
+            final_learning_rate=1e-5,
             weight_decay=0.05,
             clip_grad_norm=1.0,
         ),
