@@ -4,7 +4,7 @@ r"""A small GRAIN on a few thousand photographs with captions and boxes, on two 
 
 DIR is what `python -m grain_jax.prepare` wrote, with the splits `train` and `validation`.
 Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).
-Hardware, time and result: see `docs/experiments.md`, "Real photographs".
+Hardware: two CPU cores. Trained for a few steps only; not yet run to its end, so no figure.
 """
 
 from grain_jax.config import (
