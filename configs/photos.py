@@ -2,6 +2,10 @@ r"""A small GRAIN on a few thousand photographs with captions and boxes, on two 
 
     python -m grain_jax.train --config=configs/photos.py --config.data.directory=DIR --workdir=RUN
 
+Pictures are flipped at random: set data.flip_probability=0 where texts say left and right. Captions
+are cut to 22 words or parts of words, descriptions to 8: raise data.caption_length and
+data.description_length where the log's `truncated_texts` is not near 0.
+
 DIR is what `python -m grain_jax.prepare` wrote, with the splits `train` and `validation`.
 Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).
 Hardware: two CPU cores. Trained for a few steps only; not yet run to its end, so no figure.

@@ -5,7 +5,8 @@
 #
 # Run it on the login node, in the folder that holds the environment and the data. Slurm sends
 # SIGTERM ten minutes before the time limit; the run then saves, stops, and the job queues itself
-# again. SBATCH_ARGS: more options of sbatch, such as "--partition=gpu --time=24:00:00".
+# again. SBATCH_ARGS: more options of sbatch, such as "--partition=gpu
+# --time=24:00:00 --cpus-per-task=16": data.num_workers are loader processes of each training process.
 # PYTHON is the interpreter on the nodes.
 set -euo pipefail
 
@@ -32,6 +33,7 @@ train=$(printf ' %q' "${PYTHON:-python}" -m grain_jax.train --distributed "$@")
 job=$(
   cat <<EOF
 #!/usr/bin/env bash
+export SRUN_CPUS_PER_TASK="\${SLURM_CPUS_PER_TASK:-1}"
 srun --kill-on-bad-exit=1${train}
 code=\$?
 if [[ \$code -eq 143 ]]; then scontrol requeue "\$SLURM_JOB_ID"; fi

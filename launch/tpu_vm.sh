@@ -7,7 +7,8 @@
 # --config.data.directory must be reachable from all workers (a mounted bucket or disk). After a
 # preemption, start it again: the run goes on from its last checkpoint. It outlives this terminal;
 # to save and stop it: gcloud ... ssh --worker=all --command='kill $(cat ~/grain_jax/train.pid)'.
-# PROJECT: Google Cloud project, if not the default one.
+# PROJECT: Google Cloud project, if not the default one. PYTHON: 3.11 or 3.12 on the workers (default
+# python3.11; on images without it: sudo apt-get install python3.11-venv).
 set -euo pipefail
 
 dry_run=false
@@ -36,7 +37,7 @@ sources=("$root/grain_jax" "$root/configs" "$root/pyproject.toml" "$root/setup.c
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="mkdir -p ~/grain_jax"
 run gcloud compute tpus tpu-vm scp --recurse "${sources[@]}" "$name:~/grain_jax" "${where[@]}"
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" \
-  --command="cd ~/grain_jax && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+  --command="cd ~/grain_jax && ${PYTHON:-python3.11} -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
 arguments=""
 if (($#)); then arguments=$(printf ' %q' "$@"); fi
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="cd ~/grain_jax && \
