@@ -341,6 +341,7 @@ def _log(run: Run, summary: Summary, screen: Screen) -> None:
     if replaced := int(summary.values["replaced_images"]):
         screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")
     if summary.streak >= run.config.optim.max_bad_steps:
+        run.checkpoints.wait()
         raise RunStopped(
             f"loss or gradient was not finite for {summary.streak} steps in a row, up to step "
             f"{summary.step}. Lower optim.learning_rate, set optim.clip_grad_norm=1, or look at "

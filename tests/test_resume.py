@@ -8,10 +8,10 @@ import time
 import jax
 import numpy as np
 import pytest
+import tiny_world
 from training_process import ARGUMENTS, STEPS, lines, run, start, undisturbed_run
 
 import grain_jax.train
-from grain_jax import demo
 from grain_jax.config_files import config_from_json
 from grain_jax.training import checkpoint
 from grain_jax.training.processes import StopRequested, StopSignals
@@ -77,7 +77,7 @@ def test_other_changes_are_allowed_and_told(tmp_path):
     )
     assert status == 0, output
     assert f"changed: steps: {STEPS} -> {STEPS + 2}" in output
-    was = demo.get_config().optim.learning_rate
+    was = tiny_world.get_config().optim.learning_rate
     assert f"changed: optim.learning_rate: {was:g} -> 0.0001" in output
     assert lines(workdir)[-1]["step"] == STEPS + 2
     saved = config_from_json((workdir / "config.json").read_text())

@@ -213,9 +213,9 @@ def _put_incomplete_aside(folder: Path) -> None:
 
 
 def best_step(folder: Path) -> int | None:
-    """The complete step with the highest held-out metric; None where none has one."""
+    """The complete step with the highest held-out metric, the later of equals; None without any."""
     scored = [step for step in complete_steps(folder) if _scores_file(folder, step).exists()]
-    return max(scored, key=lambda step: _read_score(folder, step)) if scored else None
+    return max(scored, key=lambda step: (_read_score(folder, step), step)) if scored else None
 
 
 def _scores_file(folder: Path, step: int) -> Path:
