@@ -1,7 +1,9 @@
 """The launch scripts: what they would run, and what they refuse."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,11 @@ def launch(script, *arguments, **environment):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_shellcheck(script):
-    if shutil.which("shellcheck") is None:
+    beside_python = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    shellcheck = shutil.which("shellcheck", path=beside_python)
+    if shellcheck is None:
         pytest.skip("shellcheck is not installed; it comes with the extra dev")
-    subprocess.run(["shellcheck", str(LAUNCH / script)], check=True, timeout=60)
+    subprocess.run([shellcheck, str(LAUNCH / script)], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
