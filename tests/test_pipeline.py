@@ -351,20 +351,21 @@ def test_settings_that_cannot_work_are_refused(change, options, message) -> None
         batches(Pictures(), 1, dataclasses.replace(CONFIG, **change), **options)
 
 
-def loader_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+def loader_threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name.startswith("grain-prefetch")}
 
 
 def test_closing_ends_the_threads() -> None:
+    others = loader_threads()  # of iterators that other tests have not closed
     iterator = training_batches(Pictures(), CONFIG, TOKENIZER, image_size=8, batch_size=8, seed=0)
     next(iterator)
-    assert loader_threads()
+    assert loader_threads() - others
     iterator.close()
     iterator.close()
     deadline = time.monotonic() + 10
-    while loader_threads() and time.monotonic() < deadline:
+    while loader_threads() - others and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not loader_threads()
+    assert not loader_threads() - others
     with pytest.raises(StopIteration):
         next(iterator)
 
