@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -80,3 +81,25 @@ def test_wandb_without_the_package_names_the_extra(tmp_path, monkeypatch):
     config.logging.wandb = True
     with pytest.raises(ValueError, match=r"grain_jax\[wandb\]"):
         MetricsLog(tmp_path, config, start_step=0)
+
+
+def test_wandb_gets_figures_and_keeps_its_identity(tmp_path, monkeypatch):
+    started, logged = [], []
+
+    def init(**settings):
+        started.append(settings)
+        return types.SimpleNamespace(
+            log=lambda figures, step: logged.append((step, figures)), finish=lambda: None
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    config = tiny_config()
+    config.logging.wandb = True
+    for start_step in (0, 2):
+        log = MetricsLog(tmp_path, config, start_step=start_step)
+        log.write(start_step + 2, {"loss": 1.0})
+        log.write(start_step + 1, {"bad_batch_ids": ["a"]})
+        log.close()
+    assert logged == [(2, {"loss": 1.0}), (4, {"loss": 1.0})]
+    assert started[0]["id"] == started[1]["id"]
+    assert started[0]["config"]["seed"] == 0

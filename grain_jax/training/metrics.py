@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -130,7 +131,7 @@ class MetricsLog:
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
-        if self._wandb is not None:
+        if self._wandb is not None and figures:
             self._wandb.log(figures, step=step)
 
     def close(self) -> None:
@@ -174,7 +175,7 @@ def _start_wandb(folder: Path, config: TrainConfig, logging: LoggingConfig) -> A
         ) from error
     identity = folder / "wandb_id"  # so that a resumed run goes on in the same curve
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(uuid.uuid4().hex)
     return wandb.init(
         project=logging.wandb_project,
         name=config.name,
