@@ -167,7 +167,7 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    cpu_devices: int = 0  # on CPU only: host devices to make; 0 = one a core
+    cpu_devices: int = 0  # on CPU only: host devices to make; 0 = as many as the axes name
 
 
 @dataclass

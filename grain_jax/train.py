@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options["print_config"].value:
             print(config_to_json(config), end="")
             return 0
+        if arguments is None:  # a command of its own, not a call from another program
+            environment.restart_with_huge_pages()
         # Nothing before these lines may touch a device: they decide which devices there are.
         join_processes(
             distributed=bool(options["distributed"].value),

@@ -90,22 +90,16 @@ def test_a_batch_that_cannot_be_split_is_refused():
         sharding.check_batch(config, mesh)
 
 
-def test_host_devices_are_one_a_core_where_the_batch_allows():
+def test_host_devices_are_as_many_as_the_mesh_names():
     config = tiny_config()
-    config.batch_size = 32
-    assert [sharding.num_cpu_devices(config, cores) for cores in (1, 2, 3, 4, 64)] == [
-        1,
-        2,
-        2,
-        4,
-        4,
-    ]
+    config.mesh = MeshConfig()
+    assert sharding.num_cpu_devices(config) == 1
     config.mesh.tensor = 2
-    assert sharding.num_cpu_devices(config, 4) == 4
+    assert sharding.num_cpu_devices(config) == 2
     config.mesh = MeshConfig(data=2, fsdp=1, tensor=4)
-    assert sharding.num_cpu_devices(config, 2) == 8
+    assert sharding.num_cpu_devices(config) == 8
     config.mesh.cpu_devices = 3
-    assert sharding.num_cpu_devices(config, 2) == 3
+    assert sharding.num_cpu_devices(config) == 3
 
 
 def fake_mesh(processes):

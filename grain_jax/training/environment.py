@@ -1,6 +1,9 @@
 """The process around a run: folder, quiet libraries, compiled programs on disk, profiler."""
 
+import contextlib
 import os
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,35 @@ PROFILED_STEPS = 5
 def quiet_libraries() -> None:
     """Keeps Orbax and TFDS, which log through absl, from talking over the progress bar."""
     absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def restart_with_huge_pages() -> None:
+    """Starts this very command again with glibc's allocator asking for huge pages, where it can.
+
+    XLA on a CPU takes its buffers anew every step; from the kernel in pages of 4 KiB that is a third
+    of a step (docs/experiments.md). glibc reads the setting only when a program starts. Nothing
+    happens on other systems, under a debugger, or where GLIBC_TUNABLES already says what to do:
+    `glibc.malloc.hugetlb=0` keeps small pages.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in tunables or sys.gettrace() or not _offers_huge_pages():
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # go on with small pages
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _offers_huge_pages() -> bool:
+    """Whether the kernel gives transparent huge pages to those who ask, and the C library can."""
+    library, version = platform.libc_ver()
+    if library != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
+        return False
+    with contextlib.suppress(OSError):
+        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+        return "[madvise]" in setting
+    return False
 
 
 def cache_compilations(setting: str) -> None:

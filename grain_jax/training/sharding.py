@@ -33,7 +33,6 @@ LOGICAL_RULES = (
     ("joint", None),
     ("layers", None),
 )
-ROWS_PER_CPU_DEVICE = 8  # with fewer rows a host device costs more than it brings
 
 
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
@@ -64,27 +63,13 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def num_cpu_devices(config: TrainConfig, num_cores: int) -> int:
-    """Host devices for a run on CPU: what the config says, or one a core as far as that pays.
+def num_cpu_devices(config: TrainConfig) -> int:
+    """Host devices for a run on CPU: what the config says, or as many as its mesh names.
 
-    XLA's CPU backend gains little from a second thread within one small operation; a batch split
-    over devices keeps every core busy.
+    One device with all cores is faster than one a core, and keeps one copy of the parameters.
     """
-    if config.mesh.cpu_devices:
-        return config.mesh.cpu_devices
     sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    given = math.prod(size for size in sizes if size != -1)
-    if -1 not in sizes:
-        return given
-    batch_ways = math.prod(size for size in sizes[:2] if size != -1)
-    micro_batch = config.batch_size // config.optim.accumulate
-    fits = [
-        ways
-        for ways in range(1, num_cores // given + 1)
-        if micro_batch % (ways * batch_ways) == 0
-        and (ways == 1 or micro_batch // (ways * batch_ways) >= ROWS_PER_CPU_DEVICE)
-    ]
-    return given * max(fits, default=1)
+    return config.mesh.cpu_devices or math.prod(size for size in sizes if size != -1)
 
 
 def set_cpu_devices(config: TrainConfig) -> None:
@@ -94,19 +79,7 @@ def set_cpu_devices(config: TrainConfig) -> None:
     if jax.config.values["jax_num_cpu_devices"] > 0:
         return
     with contextlib.suppress(RuntimeError):  # devices exist already: a program that embeds us
-        jax.config.update("jax_num_cpu_devices", num_cpu_devices(config, available_cores()))
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its container."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
-        quota, period = file.read().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
+        jax.config.update("jax_num_cpu_devices", num_cpu_devices(config))
 
 
 def check_batch(config: TrainConfig, mesh: Mesh) -> None:
