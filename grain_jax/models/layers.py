@@ -97,8 +97,8 @@ def clip_text_init(width: int, mlp_dim: int, depth: int) -> BlockInit:
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """GELU by the error function, as torch's default.
 
-    `jax.nn.gelu` goes through erfc, which XLA on a CPU computes anew inside every product that reads
-    it: 1.8 times the time of a ViT-B/16 MLP (docs/experiments.md).
+    `jax.nn.gelu` goes through erfc, which XLA on a CPU computes anew for every product that reads
+    it: 1.8 times the time of an MLP of ViT-B/16 (docs/experiments.md).
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 

@@ -21,9 +21,9 @@ def quiet_libraries() -> None:
 def restart_with_huge_pages() -> None:
     """Starts this very command again with glibc's allocator asking for huge pages, where it can.
 
-    XLA on a CPU takes its buffers anew every step; from the kernel in pages of 4 KiB that is a third
-    of a step (docs/experiments.md). glibc reads the setting only when a program starts. Nothing
-    happens on other systems, under a debugger, or where GLIBC_TUNABLES already says what to do:
+    XLA on a CPU takes its buffers anew every step; in pages of 4 KiB that is a third of a step
+    (docs/experiments.md). glibc reads the setting only when a program starts. Nothing happens on
+    other systems, under a debugger, or where GLIBC_TUNABLES already says what to do:
     `glibc.malloc.hugetlb=0` keeps small pages.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
