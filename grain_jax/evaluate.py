@@ -27,7 +27,7 @@ from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import best_metric_name, evaluate, evaluate_records
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
-from grain_jax.training import checkpoint
+from grain_jax.training import checkpoint, environment
 from grain_jax.training.sharding import make_mesh
 
 RECORD_TASKS = ("retrieval", "grounding")
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.width = PIPE_WIDTH
     try:
         _check(options)
+        if arguments is None:  # a command of its own, not a call from another program
+            environment.restart_with_huge_pages()
         report = _evaluate(options, messages)
     except (ValueError, OSError) as error:
         _say_error(messages, str(error))

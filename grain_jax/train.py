@@ -185,7 +185,6 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
 
-    part, parts = sharding.batch_part(mesh)
     batches = training_batches(
         source,
         config.data,
@@ -194,8 +193,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        process_index=part,
-        process_count=parts,
+        rows=sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size),
     )
     encoder = Encoder(
         model,

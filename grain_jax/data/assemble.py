@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class BatchMaker:
         image_size: int,
         batch_size: int,
         seed: int,
-        rows: range,
+        rows: Sequence[int],
     ) -> None:
         self._source = source
         self._order = order  # global position -> record index

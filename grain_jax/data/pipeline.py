@@ -2,8 +2,8 @@
 
 Global position p = step * batch_size + row. The record at p comes from a shuffle that is new every
 epoch, the random choices of p (caption, crop, flip) from a generator seeded with (seed, p). So
-nothing but the step is needed to resume, and process i of n gets rows i * B/n to (i + 1) * B/n of
-the same global batch whatever n is.
+nothing but the step is needed to resume, and each process makes its own rows of the same global
+batch however many processes there are.
 """
 
 import signal
@@ -39,16 +39,15 @@ def training_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> "BatchIterator":
-    """Endless batches from `start_step` on; `batch_size` is global, the rows are this process's.
+    """Endless batches from `start_step` on: of each global batch the `rows` (default: all).
 
     Close it when done. Raises ValueError where the data cannot fill a batch or a setting makes no
     sense.
     """
-    _check(source, config, batch_size, process_index, process_count)
-    rows = batch_size // process_count
+    rows = range(batch_size) if rows is None else rows
+    _check(source, config, batch_size, rows)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     maker = BatchMaker(
         source=source,
@@ -58,7 +57,7 @@ def training_batches(
         image_size=image_size,
         batch_size=batch_size,
         seed=seed,
-        rows=range(process_index * rows, (process_index + 1) * rows),
+        rows=rows,
     )
     # An element is a whole batch: handing single small samples between threads costs more than
     # making them.
@@ -117,15 +116,11 @@ class BatchIterator(Iterator[Batch]):
         self.close()
 
 
-def _check(
-    source: Source, config: DataConfig, batch_size: int, process_index: int, process_count: int
-) -> None:
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size={batch_size} must be a positive multiple of the {process_count} processes."
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} is not one of {process_count} processes.")
+def _check(source: Source, config: DataConfig, batch_size: int, rows: Sequence[int]) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if not rows or not 0 <= min(rows) <= max(rows) < batch_size:
+        raise ValueError(f"rows={list(rows)} are not rows of a batch of {batch_size}.")
     if len(source) < batch_size:
         raise ValueError(
             f"The data set has {len(source)} images, fewer than one batch of {batch_size}; "

@@ -23,7 +23,14 @@ from grain_jax.data.records import Record, Source
 from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.build import normalize_images
-from grain_jax.training.sharding import BATCH_AXES, batch_sharding, replicated, use_mesh
+from grain_jax.training.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    local_rows,
+    put_rows,
+    replicated,
+    use_mesh,
+)
 
 SHORTEST_LENGTH = 16  # token lengths that get a compilation: this, doubled, up to the full length
 DIVERGED = (
@@ -174,19 +181,14 @@ class Encoder:
             yield padded
 
     def _local_rows(self) -> list[int]:
-        """Rows of a global batch that live on this process's devices."""
         if self._sharding is None:
             return list(range(self.batch_size))
-        placed = self._sharding.addressable_devices_indices_map((self.batch_size,)).values()
-        slices = [index[0] for index in placed if index is not None]
-        return sorted({row for rows in slices for row in range(*rows.indices(self.batch_size))})
+        return local_rows(self._sharding, self.batch_size)
 
-    def _place(self, local: np.ndarray):
+    def _place(self, local: np.ndarray) -> np.ndarray | jax.Array:
         if self._sharding is None:
             return local
-        return jax.make_array_from_process_local_data(
-            self._sharding, local, (self.batch_size, *local.shape[1:])
-        )
+        return put_rows(local, self._sharding, self.batch_size)
 
 
 @dataclass(frozen=True)

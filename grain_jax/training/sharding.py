@@ -125,31 +125,30 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     return shardings
 
 
-def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which of `count` equal parts of each global batch this process must load.
+def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
+    """Rows of a global batch that live on this process's devices, in order.
 
-    Processes whose devices hold the same rows (a "tensor" axis across processes) share a part.
+    Which they are is the mesh's affair: they need not follow one another, and processes may share
+    some (a "tensor" axis across processes).
     """
-    holders: dict[int, set[int]] = {}
-    rows = mesh.devices.reshape(-1, mesh.devices.shape[-1])  # [batch shards, tensor]
-    for shard, devices in enumerate(rows):
-        for device in devices:
-            holders.setdefault(device.process_index, set()).add(shard)
-    parts = sorted({tuple(sorted(shards)) for shards in holders.values()})
-    if sum(map(len, parts)) != len(rows) or len({len(part) for part in parts}) != 1:
-        raise ValueError(
-            f"The mesh {dict(mesh.shape)} splits the batch unevenly over {len(holders)} processes; "
-            "choose tensor so that it divides the devices of a process, or the reverse."
-        )
-    return parts.index(tuple(sorted(holders[jax.process_index()]))), len(parts)
+    placed = sharding.addressable_devices_indices_map((batch_size,)).values()
+    slices = [index[0] for index in placed if index is not None]
+    return sorted({row for rows in slices for row in range(*rows.indices(batch_size))})
+
+
+def put_rows(local: np.ndarray, sharding: NamedSharding, batch_size: int) -> jax.Array:
+    """The global array of which `local` holds the `local_rows`; returns at once."""
+    place = {row: i for i, row in enumerate(local_rows(sharding, batch_size))}
+
+    def rows_of(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # of a device of ours
+        first, end, _ = index[0].indices(batch_size)
+        return local[place[first] : place[first] + end - first, *index[1:]]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, rows_of)
 
 
 def put_batch(batch: Batch, mesh: Mesh, *, batch_size: int) -> Batch:
     """This process's rows as part of the global batch on the devices; returns at once."""
     sharding = batch_sharding(mesh)
-
-    def put(rows: np.ndarray) -> jax.Array:
-        shape = (batch_size, *rows.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, rows, shape)
-
-    return jax.tree.map(put, batch)
+    return jax.tree.map(lambda local: put_rows(local, sharding, batch_size), batch)
