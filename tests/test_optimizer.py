@@ -19,7 +19,7 @@ from grain_jax.training.optimizer import (
     num_steps,
     num_warmup_steps,
 )
-from grain_jax.training.state import abstract_params
+from grain_jax.training.state import abstract_boxed_params
 
 
 def official_schedule(base, final, steps, warmup, start):
@@ -56,7 +56,7 @@ def test_steps_from_epochs():
 def published():
     """Shapes of ViT-B/16 GRAIN."""
     config = TrainConfig()
-    return config.model, nn.unbox(abstract_params(build_model(config.model), config))
+    return config.model, nn.unbox(abstract_boxed_params(build_model(config.model), config))
 
 
 def official_tensors(model: ModelConfig, params):
@@ -111,7 +111,7 @@ def test_scanned_layers_decay_as_single_ones(published, groups):
     config = TrainConfig()
     config.model.scan_layers = True
     scanned = by_path(
-        decay_mask(nn.unbox(abstract_params(build_model(config.model), config)), groups)
+        decay_mask(nn.unbox(abstract_boxed_params(build_model(config.model), config)), groups)
     )
     for path, decays in scanned.items():
         assert single[path.replace("/layers/", "/layer_0/")] == decays, path

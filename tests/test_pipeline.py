@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from grain_jax.config import DataConfig
+from grain_jax.data import assemble
 from grain_jax.data.pipeline import (
     evaluation_batches,
     prefetch_to_device,
@@ -258,6 +259,19 @@ def test_the_cache_is_refused_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "sysconf", lambda name: 64)
     with pytest.raises(ValueError, match="GiB"):
         batches(Pictures(), 1, dataclasses.replace(CONFIG, cache="memory", resize="squash"))
+
+
+def test_the_cache_keeps_to_the_memory_of_its_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(assemble, "_CONTAINER_MEMORY", str(limit))
+    config = dataclasses.replace(CONFIG, cache="memory", resize="squash")
+    limit.write_text("max\n")  # no limit
+    batches(Pictures(), 1, config)
+    limit.write_text("4096\n")
+    with pytest.raises(ValueError, match=r"this machine has 0\.0 GiB"):
+        batches(Pictures(), 1, config)
 
 
 def test_a_full_cache_of_originals_changes_nothing_and_says_so_once(

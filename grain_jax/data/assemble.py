@@ -1,5 +1,6 @@
 """One process's rows of one batch, from nothing but (seed, step)."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -30,7 +31,16 @@ from grain_jax.data.transforms import (
 logger = logging.getLogger(__name__)
 
 _CACHE_SHARE = 0.8  # of the machine's memory
+_CONTAINER_MEMORY = "/sys/fs/cgroup/memory.max"
 _MAX_REPLACEMENTS = 20  # records in a row that fail to decode before the data set is given up
+
+
+def _memory() -> int:
+    """Bytes that this machine has, or its container may use."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError), open(_CONTAINER_MEMORY) as file:  # or "max"
+        memory = min(memory, int(file.read()))
+    return memory
 
 
 class ImageCache:
@@ -49,7 +59,7 @@ class ImageCache:
         self._interpolation = config.interpolation
         self._records: list[Record | None] = [None] * len(source)
         self._decoded: list[Pixels | None] | None = None
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = _memory()
         self._room = int(_CACHE_SHARE * memory)  # bytes that decoded originals may still take
         self._full = False
         self._lock = threading.Lock()

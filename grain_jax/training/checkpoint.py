@@ -33,7 +33,7 @@ from grain_jax.data.transforms import Preprocessing
 from grain_jax.data.world.language import PROMPT_TEMPLATES
 from grain_jax.models.build import build_model
 from grain_jax.training.sharding import parameter_shardings
-from grain_jax.training.state import TrainState, abstract_params
+from grain_jax.training.state import TrainState, abstract_boxed_params
 
 FOLDER = "checkpoints"
 METADATA = "metadata"
@@ -278,7 +278,7 @@ def _choose_step(folder: Path, step: int | None, *, best: bool) -> int:
 
 
 def _read_params(path: Path, model: nn.Module, config: TrainConfig, mesh: Mesh | None) -> Any:
-    boxed = abstract_params(model, config)
+    boxed = abstract_boxed_params(model, config)
     abstract = nn.unbox(boxed)
     if mesh is None:  # to the host first, so that the arrays are not tied to one device
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)

@@ -39,7 +39,7 @@ def abstract_state(
 
     Raises ValueError for a mesh that cannot split a parameter.
     """
-    boxed = abstract_params(model, config)
+    boxed = abstract_boxed_params(model, config)
     placed = _with_shardings(nn.unbox(boxed), parameter_shardings(boxed, mesh))
     state = jax.eval_shape(lambda: _start(nn.unbox(_init_params(model, config)), optimizer, config))
     whole = replicated(mesh)
@@ -60,7 +60,7 @@ def abstract_state(
     return _with_shardings(state, shardings)
 
 
-def abstract_params(model: nn.Module, config: TrainConfig) -> Any:
+def abstract_boxed_params(model: nn.Module, config: TrainConfig) -> Any:
     """Shapes of the parameters, boxed with their logical axis names."""
     return jax.eval_shape(lambda: _init_params(model, config))
 

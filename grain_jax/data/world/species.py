@@ -22,7 +22,8 @@ SHAPES = {  # every part of a bird, in the order used everywhere, and the shapes
 }
 PARTS = tuple(SHAPES)
 GENUS_PARTS = ("body", "wing")  # shared by the species of a genus
-SPECIES_PARTS = ("crest", "beak", "tail", "legs")  # at least two differ between any two of a genus
+# At least two of these differ between any two species of a genus.
+SPECIES_PARTS = tuple(part for part in PARTS if part not in GENUS_PARTS)
 SPECIES_PER_GENUS = 5
 NUM_GENERA = {"train": 40, "validation": 5, "unseen": 10}
 MAX_SHARED_TRAITS = 3  # of six, between a held-out species and any training species
