@@ -1,21 +1,27 @@
 """Seconds of one training step on random data, by itself: python tests/benchmarks/step_time.py.
 
 Every `--config` flag of `python -m grain_jax.train` works; the first figure is the compilation. The
-batch has 1 to 5 real regions an image, 3 on average, as compared in docs/experiments.md.
+batch has 1 to 5 real regions an image, 3 on average, as compared in docs/experiments.md. --parts
+also times, each compiled by itself, the passes forth and back through each part of the model.
 """
 
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import parse_arguments
 from grain_jax.data.records import Batch
-from grain_jax.models.build import build_model
+from grain_jax.models.build import ImageTextModel, build_model, normalize_images
+from grain_jax.models.packing import capacity
 from grain_jax.training import sharding
+from grain_jax.training.environment import restart_with_huge_pages
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.state import abstract_state, new_state
 from grain_jax.training.step import make_train_step
@@ -58,10 +64,55 @@ def _tokens(rng, config, count, length, longest):
     )
 
 
+def time_calls(call: Callable[[], Any], steps: int) -> list[float]:
+    """Seconds of the first call, which compiles, and of `steps` more."""
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def print_parts(model: ImageTextModel, params: Any, batch: Batch, steps: int) -> None:
+    """Seconds forward and backward through one part of the model after the other."""
+    images = normalize_images(batch.images, (0.5,) * 3, (0.5,) * 3)
+    rows = capacity(model.config.description_capacity, batch.region_mask.size)
+    descriptions = batch.descriptions.reshape(batch.region_mask.size, -1)[:rows]
+
+    def vision(params: Any) -> jax.Array:
+        return jnp.sum(model.apply({"params": params}, images, method=_vision_tokens))
+
+    def texts(tokens: jax.Array) -> Callable[[Any], jax.Array]:
+        return lambda params: jnp.sum(
+            model.apply({"params": params}, tokens, method="encode_texts")
+        )
+
+    def image_side(params: Any) -> jax.Array:
+        output = model.apply({"params": params}, images, method="encode_images")
+        leaves = (output.image_embed, output.region_embed, output.boxes)
+        return sum((jnp.sum(leaf) for leaf in leaves if leaf is not None), jnp.zeros(()))
+
+    parts = {
+        "image tower": vision,
+        "image tower and decoder": image_side,
+        f"{len(batch.captions)} captions": texts(batch.captions),
+        f"{rows} descriptions": texts(descriptions),
+    }
+    for name, function in parts.items():
+        passes = jax.jit(jax.value_and_grad(function))
+        print(f"  {name}: best {min(time_calls(lambda p=passes: p(params), steps)[1:]):.3f} s")
+
+
+def _vision_tokens(model: ImageTextModel, images: jax.Array) -> jax.Array:
+    return model.vision(images)
+
+
 def main() -> None:
     """Prints one line of figures."""
     options = flags.FlagValues()
     flags.DEFINE_integer("steps", 5, "timed steps", flag_values=options)
+    flags.DEFINE_boolean("parts", False, "time the parts of the model too", flag_values=options)
     config = parse_arguments(sys.argv[1:], options)
     validate(config)
     sharding.set_cpu_devices(config)
@@ -69,16 +120,18 @@ def main() -> None:
     model, optimizer = build_model(config.model), make_optimizer(config.optim)
     schedule = make_schedule(config.optim, steps=1_000, warmup_steps=10)
     abstract = abstract_state(model, optimizer, config, mesh)
+    metrics: dict[str, Any] = {}
     state = new_state(model, optimizer, config, abstract)
     step = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
     batch = sharding.put_batch(random_batch(config), mesh, batch_size=config.batch_size)
-    seconds = []
+
+    def call() -> Any:
+        nonlocal state, metrics
+        state, metrics = step(state, batch)
+        return state, metrics
+
     with sharding.use_mesh(mesh):
-        for _ in range(options.steps + 1):
-            started = time.perf_counter()
-            state, metrics = step(state, batch)
-            jax.block_until_ready((state, metrics))
-            seconds.append(time.perf_counter() - started)
+        seconds = time_calls(call, options.steps)
     first, timed = seconds[0], sorted(seconds[1:])
     total, weight = metrics["loss"]
     print(
@@ -86,7 +139,10 @@ def main() -> None:
         f"median {timed[len(timed) // 2]:.3f} s, best {timed[0]:.3f} s, "
         f"first {first:.1f} s, loss {float(total / weight):.3f}"
     )
+    if options.parts:
+        print_parts(model, state.params, batch, options.steps)
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     main()
