@@ -17,6 +17,8 @@ from grain_jax import demo
 from grain_jax.config import TrainConfig
 from grain_jax.config_rules import leaves
 
+SHORT_NAMES = {"optim.lr": "optim.learning_rate"}  # understood on the command line too
+
 
 def load_config(name: str) -> TrainConfig:
     """The configuration of a Python file, `path.py[:variant]`, or of the built-in `demo[:variant]`.
@@ -58,7 +60,7 @@ def parse_arguments(
     """
     name = default
     others = []
-    pending = iter(arguments)
+    pending = iter(_in_full(argument) for argument in arguments)
     for argument in pending:
         if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
             name = next(pending, "") if match[1] is None else match[1]
@@ -138,6 +140,12 @@ def _assign(config: object, path: str, value: object) -> None:
     for section in sections:
         config = getattr(config, section)
     setattr(config, name, value)
+
+
+def _in_full(argument: str) -> str:
+    for short, name in SHORT_NAMES.items():
+        argument = re.sub(rf"^(--?config\.){re.escape(short)}(?==|$)", rf"\g<1>{name}", argument)
+    return argument
 
 
 def _check_path(path: str) -> None:

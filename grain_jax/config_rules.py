@@ -5,6 +5,7 @@ import difflib
 import math
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 from grain_jax.config import DataConfig, TrainConfig
 
@@ -76,7 +77,7 @@ POSITIVE = (
     *("model.text.mlp_ratio", "model.text.norm_eps", "model.text.token_init_std"),
     *("model.decoder.width", "model.decoder.depth", "model.decoder.num_heads"),
     *("model.decoder.mlp_dim", "optim.learning_rate", "optim.eps"),
-    *("data.world.num_train_images", "data.world.num_eval_images"),
+    *("data.world.num_train_images", "data.world.num_eval_images", "data.std"),
 )
 
 
@@ -126,6 +127,9 @@ def _setting_problems(path: str, value: object, declared: object) -> Iterator[st
         near = difflib.get_close_matches(str(value), CHOICES[path], n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         yield f"{path}: given {value!r}; {hint}choose one of {', '.join(CHOICES[path])}."
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _setting_problems(path, item, type(item))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             yield f"{path}: given {value}, needed a finite number."
@@ -159,7 +163,10 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
             f"model.image_size = {model.image_size} is no multiple of model.vision.patch_size = "
             f"{patch}; set it to {near[0]} or {near[1]}."
         )
-    for name, tower in (("vision", model.vision), ("text", model.text), ("decoder", model.decoder)):
+    towers: list[tuple[str, Any]] = [("vision", model.vision), ("text", model.text)]
+    if model.kind == "grain":
+        towers.append(("decoder", model.decoder))
+    for name, tower in towers:
         if tower.width % tower.num_heads:
             yield (
                 f"model.{name}.width = {tower.width} cannot be split over "
@@ -202,6 +209,12 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
 def _run_problems(config: TrainConfig) -> Iterator[str]:
     if config.steps == 0 and config.epochs == 0:
         yield "epochs and steps are both 0: nothing to train. Set one of them."
+    if config.loss.auxiliary_box_weight and config.model.decoder.depth == 1:
+        yield (
+            f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs the boxes of "
+            "earlier decoder layers, and model.decoder.depth = 1 has none; raise the depth or "
+            "set the weight to 0."
+        )
     if config.batch_size % config.optim.accumulate:
         yield (
             f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "

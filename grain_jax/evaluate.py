@@ -47,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.width = PIPE_WIDTH
     try:
         _check(options)
-        if arguments is None:  # a command of its own, not a call from another program
-            environment.restart_with_huge_pages()
         report = _evaluate(options, messages)
     except (ValueError, OSError) as error:
         _say_error(messages, str(error))
@@ -214,7 +212,10 @@ def _note_choice(
     same = options.data is None
     if split is not None and config.data.source == "records":
         folder = Path(config.data.directory).resolve()
-        same = options.data.resolve() == folder and split.partition("[")[0] == chosen_on
+        same = (
+            options.data.resolve() == folder
+            and split.partition("[")[0] == chosen_on.partition("[")[0]
+        )
     if metric and same:
         note(
             f"--best is the checkpoint with the highest {metric}, so figures of {chosen_on!r} "
@@ -312,4 +313,5 @@ def _say_error(messages: Console, text: str) -> None:
 
 
 if __name__ == "__main__":
+    environment.restart_with_huge_pages()
     sys.exit(main())

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan.validate()
         figures = _build(plan, options.workers, console)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         message = f"Error: {error}"
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1

@@ -63,8 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options["print_config"].value:
             print(config_to_json(config), end="")
             return 0
-        if arguments is None:  # a command of its own, not a call from another program
-            environment.restart_with_huge_pages()
         # Nothing before these lines may touch a device: they decide which devices there are.
         join_processes(
             distributed=bool(options["distributed"].value),
@@ -78,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen = Screen()
         workdir = environment.local_folder(options["workdir"].value or f"runs/{config.name}")
         run = set_up(config, workdir, screen)
-    except ValueError as error:  # what the user gave; nothing has been trained yet
+    except (ValueError, OSError) as error:  # what the user gave; nothing has been trained yet
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -171,7 +169,9 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     metadata = make_metadata(
         config, tokenizer=tokenizer, preprocessing=preprocessing, num_images=len(source)
     )
-    checkpoints = Checkpoints(workdir, config.checkpoint, metadata=metadata)
+    checkpoints = Checkpoints(
+        workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
+    )
     start_step = checkpoints.latest() or 0
     notes = []
     if start_step:
@@ -397,4 +397,5 @@ def _flags() -> flags.FlagValues:
 
 
 if __name__ == "__main__":
+    environment.restart_with_huge_pages()
     sys.exit(main())

@@ -33,7 +33,7 @@ done
 
 # A signal goes to all processes; then wait for them again, as they save first.
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
-trap ':' INT # the terminal has sent it to all of them already
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT # background jobs start deaf to the terminal
 status=0
 for pid in ${pids[@]+"${pids[@]}"}; do
   code=0

@@ -123,6 +123,19 @@ def test_the_newest_and_the_best_are_kept(on_8, tmp_path):
     checkpoints.close()
 
 
+def test_scores_of_another_metric_do_not_count(on_8, tmp_path):
+    settings = CheckpointConfig(keep=1, asynchronous=False)
+    for metric, step, score in (("recall", 1, 0.9), ("accuracy", 2, 0.2), ("accuracy", 3, 0.1)):
+        checkpoints = Checkpoints(tmp_path, settings, metadata=metadata(on_8.config), metric=metric)
+        before = checkpoints.best_score()
+        checkpoints.save(on_8.state, step=step, score=score)
+        checkpoints.wait()
+        checkpoints.close()
+    assert before == 0.2
+    assert checkpoint.complete_steps(checkpoints.folder) == [2, 3]
+    assert checkpoint.load(tmp_path, best=True).step == 2
+
+
 def test_an_incomplete_checkpoint_is_ignored(saved, on_8, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(saved[0], copy)

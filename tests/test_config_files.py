@@ -48,10 +48,14 @@ def test_a_file_with_a_variant_and_overrides_in_any_order():
     assert config.data.mean == (0.5, 0.5, 0.5)
 
 
+def test_the_learning_rate_has_a_short_name():
+    assert parse("--config.optim.lr=3e-4").optim.learning_rate == 3e-4
+    assert parse("--config.optim.lr", "2e-4").optim.learning_rate == 2e-4
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.optim.lr=3", "Did you mean optim.learning_rate?"),
         ("--config.lr=3", "Did you mean optim.learning_rate?"),
         ("--config.optim.leaning_rate=3", "Did you mean optim.learning_rate?"),
         ("--config.learning_rate=3", "Did you mean optim.learning_rate?"),

@@ -34,6 +34,13 @@ def changed(config: TrainConfig, **changes: object) -> TrainConfig:
         (demo.get_config, {"data__crop_min_area": 0.005}, "needed at least 0.01"),
         (demo.get_config, {"evaluation__alphas": (0.5, 2.0)}, "from 0 to 1"),
         (demo.get_config, {"evaluation__alphas": ()}, "one or more"),
+        (demo.get_config, {"evaluation__alphas": (1.0, float("nan"))}, "needed a finite number"),
+        (demo.get_config, {"data__std": (0.2, 0.0, 0.2)}, "needed more than 0"),
+        (
+            demo.get_config,
+            {"loss__auxiliary_box_weight": 1.0, "model__decoder__depth": 1},
+            "earlier decoder layers",
+        ),
         (demo.get_config, {"evaluation__best_metric": "unseen/name"}, "measured on a test set"),
         (records_config, {"data__directory": ""}, "--config.data.directory=DIR"),
         (records_config, {"data__tokenizer": "world"}, "transformers tokenizer"),

@@ -16,6 +16,7 @@ from grain_jax.config import DecoderConfig, LossConfig, ModelConfig, vision_vari
 from grain_jax.interop.official import stack_layers, unstack_layers
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import abstract_params, build_model, normalize_images
+from grain_jax.models.layers import activation_fn
 from grain_jax.models.positions import grid_positions
 
 CONFIG = official_golden.CONFIG
@@ -155,6 +156,12 @@ def test_half_precision_stays_close(params, plain):
     output = jax.jit(lambda p: official_golden.apply(p, dtype="bfloat16"))(params)
     assert output.image.tokens.dtype == jnp.bfloat16
     assert_close(output, plain[0][1], relative=0.05)
+
+
+def test_gelu_in_half_precision_is_that_of_float32_rounded():
+    x = jnp.linspace(-5, 5, 1_001, dtype=jnp.bfloat16)
+    exact = np.asarray(jax.nn.gelu(x.astype(jnp.float32), approximate=False))
+    np.testing.assert_allclose(activation_fn("gelu")(x).astype(jnp.float32), exact, rtol=0.01, atol=1e-6)
 
 
 def test_sharded_over_8_devices_it_is_the_same_model(params, plain):

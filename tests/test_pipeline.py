@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from grain_jax.config import DataConfig
-from grain_jax.data import assemble
+from grain_jax.data import memory
 from grain_jax.data.pipeline import (
     evaluation_batches,
     prefetch_to_device,
@@ -261,17 +261,32 @@ def test_the_cache_is_refused_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatc
         batches(Pictures(), 1, dataclasses.replace(CONFIG, cache="memory", resize="squash"))
 
 
-def test_the_cache_keeps_to_the_memory_of_its_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("0::/job/step\n", {"job/memory.max": "3000", "job/step/memory.max": "max"}, 3000),
+        ("0::/\n", {"memory.max": "2000\n"}, 2000),
+        ("4:cpu:/a\n3:memory:/a\n", {"memory/a/memory.limit_in_bytes": "1000"}, 1000),
+        ("3:memory:/host/b\n", {"memory/memory.limit_in_bytes": "500"}, 500),
+        ("0::/\n", {}, 64 * 64),
+    ],
+)
+def test_memory_is_that_of_the_narrowest_group(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    own: str,
+    limits: dict[str, str],
+    expected: int,
 ) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(assemble, "_CONTAINER_MEMORY", str(limit))
-    config = dataclasses.replace(CONFIG, cache="memory", resize="squash")
-    limit.write_text("max\n")  # no limit
-    batches(Pictures(), 1, config)
-    limit.write_text("4096\n")
-    with pytest.raises(ValueError, match=r"this machine has 0\.0 GiB"):
-        batches(Pictures(), 1, config)
+    (tmp_path / "own").write_text(own)
+    for name, limit in limits.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(limit)
+    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(os, "sysconf", lambda name: 64)
+    assert memory.memory_limit() == expected
 
 
 def test_a_full_cache_of_originals_changes_nothing_and_says_so_once(

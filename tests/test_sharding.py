@@ -128,9 +128,16 @@ class OneProcessOfSeveral:
 
 def test_a_process_makes_the_rows_that_its_devices_hold():
     local_rows = sharding.local_rows.__wrapped__
-    assert local_rows(OneProcessOfSeveral(slice(2, 4), slice(2, 4)), 8) == [2, 3]  # tensor = 2
-    assert local_rows(OneProcessOfSeveral(slice(6, 8), slice(0, 2)), 8) == [0, 1, 6, 7]
-    assert local_rows(OneProcessOfSeveral(slice(None)), 3) == [0, 1, 2]
+    assert local_rows(OneProcessOfSeveral(slice(2, 4), slice(2, 4)), 8) == (2, 3)  # tensor = 2
+    assert local_rows(OneProcessOfSeveral(slice(6, 8), slice(0, 2)), 8) == (0, 1, 6, 7)
+    assert local_rows(OneProcessOfSeveral(slice(None)), 3) == (0, 1, 2)
+
+
+def test_the_rows_of_a_device_are_found_among_those_of_its_process():
+    rows = (0, 1, 6, 7)
+    assert sharding.place_of(slice(6, 8), rows, 8) == slice(2, 4)
+    assert sharding.place_of(slice(0, 2), rows, 8) == slice(0, 2)
+    assert sharding.place_of(slice(None), range(8), 8) == slice(0, 8)
 
 
 def test_rows_arrive_in_their_order_whatever_the_order_of_the_devices():

@@ -80,7 +80,16 @@ def test_pixels_are_not_stored() -> None:
         encode_record(Record("x", np.zeros((2, 2, 3), np.uint8)))
 
 
+def test_splits_can_be_sliced_and_added(folder: Path) -> None:
+    whole = RecordSource(folder, "train")
+    parts = RecordSource(folder, "train[:50%] + train[50%:]")
+    assert [record.id for record in parts] == [record.id for record in whole]
+
+
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    assert len(RecordSource(folder, "train[:50%] + train[50%:]")) == len(
+        RecordSource(folder, "train")
+    )
     with pytest.raises(ValueError, match="no split 'test'; it has \\['train'\\]"):
         RecordSource(folder, "test")
     with pytest.raises(ValueError, match="holds no prepared data set"):

@@ -1,9 +1,7 @@
 """One process's rows of one batch, from nothing but (seed, step)."""
 
-import contextlib
 import dataclasses
 import logging
-import os
 import random
 import threading
 import zlib
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.config import DataConfig
+from grain_jax.data.memory import memory_limit
 from grain_jax.data.records import Record, Region, Source
 from grain_jax.data.texts import choose_caption
 from grain_jax.data.tokenizer import Tokenizer, token_keys
@@ -30,17 +29,8 @@ from grain_jax.data.transforms import (
 
 logger = logging.getLogger(__name__)
 
-_CACHE_SHARE = 0.8  # of the machine's memory
-_CONTAINER_MEMORY = "/sys/fs/cgroup/memory.max"
+_CACHE_SHARE = 0.8  # of the memory this process may use
 _MAX_REPLACEMENTS = 20  # records in a row that fail to decode before the data set is given up
-
-
-def _memory() -> int:
-    """Bytes that this machine has, or its container may use."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError), open(_CONTAINER_MEMORY) as file:  # or "max"
-        memory = min(memory, int(file.read()))
-    return memory
 
 
 class ImageCache:
@@ -59,7 +49,7 @@ class ImageCache:
         self._interpolation = config.interpolation
         self._records: list[Record | None] = [None] * len(source)
         self._decoded: list[Pixels | None] | None = None
-        memory = _memory()
+        memory = memory_limit()
         self._room = int(_CACHE_SHARE * memory)  # bytes that decoded originals may still take
         self._full = False
         self._lock = threading.Lock()
@@ -71,7 +61,7 @@ class ImageCache:
         if needed > self._room:
             raise ValueError(
                 f"data.cache='memory' needs {needed / 2**30:.1f} GiB for {len(source)} images of "
-                f"{image_size} pixels a side, and this machine has {memory / 2**30:.1f} GiB; set "
+                f"{image_size} pixels a side, and there are {memory / 2**30:.1f} GiB; set "
                 "data.cache='none'."
             )
         self._squares = np.empty(shape, np.uint8)  # pages are taken only as they are written

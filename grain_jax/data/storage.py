@@ -136,9 +136,12 @@ class RecordSource:
                 f"The data set in {self._directory!r} lacks {sorted(missing)}; convert it with "
                 "`python -m grain_jax.prepare`."
             )
-        if split.split("[")[0] not in builder.info.splits:
+        names = [part.strip().partition("[")[0] for part in split.split("+")]
+        if absent := [name for name in names if name not in builder.info.splits]:
             raise ValueError(
-                f"{self._directory!r} has no split {split!r}; it has {sorted(builder.info.splits)}."
+                f"{self._directory!r} has no split {absent[0]!r}; it has "
+                f"{sorted(builder.info.splits)}. Prepare it, or name another; without held-out "
+                'data: --config.data.eval_split="".'
             )
         self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 

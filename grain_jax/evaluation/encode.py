@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
 
@@ -96,10 +97,12 @@ class Encoder:
         """
         if len(source) == 0:
             raise ValueError("There are no images to encode: the split or folder is empty.")
+        failures: list[ValueError] = []
         outputs = [
             self._run(self._encode_images, self._place(batch))
-            for batch in self._image_batches(source)
+            for batch in self._image_batches(source, failures)
         ]
+        _raise_everywhere(failures)
 
         def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
             return np.concatenate(parts)[: len(source)]
@@ -134,7 +137,7 @@ class Encoder:
             block = tokens[start : start + self.batch_size]
             padded = np.zeros((self.batch_size, tokens.shape[1]), tokens.dtype)
             padded[: len(block)] = block
-            embed = self._run(self._encode_texts, self._place(padded[self._local_rows()]))
+            embed = self._run(self._encode_texts, self._place(padded[list(self._local_rows())]))
             outputs.append(embed[: len(block)])
         embed = np.concatenate(outputs)
         odd = _rows_not_finite(embed)
@@ -164,8 +167,12 @@ class Encoder:
     def _text_outputs(self, params, tokens):
         return _unit(self.model.apply({"params": params}, tokens, method="encode_texts"))
 
-    def _image_batches(self, source: Source) -> Iterator[np.ndarray]:
-        """This host's rows of each global batch, uint8; the last batch is padded with black."""
+    def _image_batches(self, source: Source, failures: list[ValueError]) -> Iterator[np.ndarray]:
+        """This host's rows of each global batch, uint8; the last batch is padded with black.
+
+        With several hosts, an image that one of them cannot decode goes to `failures` and all go on
+        together: the others would wait for its rows for ever.
+        """
         rows = self._local_rows()
         starts = range(0, len(source), self.batch_size)
         own = [start + row for start in starts for row in rows if start + row < len(source)]
@@ -175,20 +182,38 @@ class Encoder:
         )
         for _ in starts:
             padded = np.zeros((len(rows), size, size, 3), np.uint8)
-            # Only the last batch is ever short; a host may have no row of it at all.
-            images, _ = next(decoded, (padded[:0], np.zeros(0, int)))
+            nothing = padded[:0], np.zeros(0, int)
+            try:
+                # Only the last batch is ever short; a host may have no row of it at all.
+                images, _ = nothing if failures else next(decoded, nothing)
+            except ValueError as error:
+                if jax.process_count() == 1:
+                    raise
+                failures.append(error)
+                images, _ = nothing
             padded[: len(images)] = images
             yield padded
 
-    def _local_rows(self) -> list[int]:
+    def _local_rows(self) -> Sequence[int]:
         if self._sharding is None:
-            return list(range(self.batch_size))
+            return range(self.batch_size)
         return local_rows(self._sharding, self.batch_size)
 
     def _place(self, local: np.ndarray) -> np.ndarray | jax.Array:
         if self._sharding is None:
             return local
         return put_rows(local, self._sharding, self.batch_size)
+
+
+def _raise_everywhere(failures: Sequence[ValueError]) -> None:
+    """Raises in every process what went wrong in one."""
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(bool(failures)))
+        if failed.any() and not failures:
+            culprits = np.nonzero(failed)[0].tolist()
+            raise ValueError(f"Process {culprits[0]} could not decode an image; it says which.")
+    if failures:
+        raise failures[0]
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     `jax.nn.gelu` goes through erfc, which XLA on a CPU computes anew for every product that reads
     it: 1.8 times the time of an MLP of ViT-B/16 (docs/experiments.md).
     """
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+    y = x.astype(jnp.float32)  # in half precision 1 + erf cancels below -1
+    return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -64,6 +64,7 @@ def load(
     step = _choose_step(folder, step, best=best)
     metadata = read_metadata(folder, step)
     config = config_from_json(json.dumps(metadata["config"]))
+    config.model.attention = "auto"  # the weights are the same, and this may be another machine
     model = build_model(config.model)
     item = "ema_params" if config.optim.ema_decay else "params"
     return LoadedModel(
@@ -115,18 +116,31 @@ def complete_steps(folder: Path) -> list[int]:
 class Checkpoints:
     """Saves and restores the state of a run; keeps the newest and the best by a held-out metric.
 
-    Every process of a run makes the same calls; each writes and reads its own shards.
+    Every process of a run makes the same calls; each writes and reads its own shards. Scores are
+    stored under the name of their `metric`; those of another, of an earlier start, do not count.
     """
 
-    def __init__(self, run_folder: Path, config: CheckpointConfig, *, metadata: dict[str, Any]):
+    def __init__(
+        self,
+        run_folder: Path,
+        config: CheckpointConfig,
+        *,
+        metadata: dict[str, Any],
+        metric: str = "score",
+    ):
         self.folder = run_folder.absolute() / FOLDER
         self._metadata = metadata
+        self._metric = metric
+
+        def value(metrics: dict[str, float]) -> float:
+            return metrics.get(metric, -math.inf)
+
         if jax.process_index() == 0:  # before the manager looks; the others wait in it for all
             _put_incomplete_aside(self.folder)
         keep: list[Any] = [preservation_policy.LatestN(config.keep)]
         if config.keep_best:
             best = preservation_policy.BestN(
-                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False
             )
             keep.append(best)
         self._manager = ocp.CheckpointManager(
@@ -134,7 +148,7 @@ class Checkpoints:
             item_names=("params", "ema_params", "optimizer", METADATA),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-                best_fn=_score,
+                best_fn=value,
                 enable_async_checkpointing=config.asynchronous,
             ),
         )
@@ -160,7 +174,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
-                metrics=None if score is None else {"score": score},
+                metrics=None if score is None else {self._metric: score},
                 force=True,
             )
 
@@ -175,9 +189,9 @@ class Checkpoints:
         )
 
     def best_score(self) -> float:
-        """The highest held-out metric among the saved steps; -inf where none has one."""
-        step = best_step(self.folder)
-        return -math.inf if step is None else _read_score(self.folder, step)
+        """The highest value of the metric among the saved steps; -inf where none has one."""
+        scores = _read_scores(self.folder).values()
+        return max((score.get(self._metric, -math.inf) for score in scores), default=-math.inf)
 
     @property
     def commit(self) -> str:
@@ -213,17 +227,22 @@ def _put_incomplete_aside(folder: Path) -> None:
 
 
 def best_step(folder: Path) -> int | None:
-    """The complete step with the highest held-out metric, the later of equals; None without any."""
-    scored = [step for step in complete_steps(folder) if _scores_file(folder, step).exists()]
-    return max(scored, key=lambda step: (_read_score(folder, step), step)) if scored else None
+    """The complete step with the highest held-out metric, the later of equals; None without any.
+
+    The metric is that of the newest step that has one: a run may have changed it on the way.
+    """
+    scores = _read_scores(folder)
+    if not scores:
+        return None
+    names = scores[max(scores)].keys()
+    compared = {step: next(iter(s.values())) for step, s in scores.items() if s.keys() == names}
+    return max(compared, key=lambda step: (compared[step], step))
 
 
-def _scores_file(folder: Path, step: int) -> Path:
-    return folder / str(step) / "metrics" / "metrics"
-
-
-def _read_score(folder: Path, step: int) -> float:
-    return _score(json.loads(_scores_file(folder, step).read_text()))
+def _read_scores(folder: Path) -> dict[int, dict[str, float]]:
+    """Complete step -> its metric by name, for the steps that have one."""
+    files = {step: folder / str(step) / "metrics" / "metrics" for step in complete_steps(folder)}
+    return {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
 
 
 @contextlib.contextmanager
@@ -236,10 +255,6 @@ def _explained(folder: Path) -> Iterator[None]:
             f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
             "Check the space and the rights there."
         ) from error
-
-
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 from absl import logging as absl_logging
 
 PROFILED_STEPS = 5
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def quiet_libraries() -> None:
@@ -23,11 +24,14 @@ def restart_with_huge_pages() -> None:
 
     XLA on a CPU takes its buffers anew every step; in pages of 4 KiB that is a third of a step
     (docs/experiments.md). glibc reads the setting only when a program starts. Nothing happens on
-    other systems, under a debugger, or where GLIBC_TUNABLES already says what to do:
-    `glibc.malloc.hugetlb=0` keeps small pages.
+    other systems, under a debugger, where JAX_PLATFORMS leaves the CPU out, or where GLIBC_TUNABLES
+    already says what to do: `glibc.malloc.hugetlb=0` keeps small pages.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or sys.gettrace() or not _offers_huge_pages():
+    elsewhere = "cpu" not in os.environ.get("JAX_PLATFORMS", "cpu")
+    if "glibc.malloc.hugetlb" in tunables or elsewhere or sys.gettrace():
+        return
+    if not _offers_huge_pages():
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
     sys.stdout.flush()
@@ -42,8 +46,7 @@ def _offers_huge_pages() -> bool:
     if library != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
         return False
     with contextlib.suppress(OSError):
-        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
-        return "[madvise]" in setting
+        return "[madvise]" in HUGE_PAGES.read_text(encoding="ascii")
     return False
 
 

@@ -5,7 +5,9 @@ optimizer, "tensor" splits the inside of each layer. `LOGICAL_RULES` is the only
 names on the model's parameters and activations to these.
 """
 
+import bisect
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -125,7 +127,8 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     return shardings
 
 
-def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
+@functools.lru_cache(maxsize=16)
+def local_rows(sharding: NamedSharding, batch_size: int) -> tuple[int, ...]:
     """Rows of a global batch that live on this process's devices, in order.
 
     Which they are is the mesh's affair: they need not follow one another, and processes may share
@@ -133,19 +136,25 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
     """
     placed = sharding.addressable_devices_indices_map((batch_size,)).values()
     slices = [index[0] for index in placed if index is not None]
-    return sorted({row for rows in slices for row in range(*rows.indices(batch_size))})
+    return tuple(sorted({row for rows in slices for row in range(*rows.indices(batch_size))}))
 
 
 def put_rows(local: np.ndarray, sharding: NamedSharding, batch_size: int) -> jax.Array:
     """The global array of which `local` holds the `local_rows`; returns at once."""
-    place = {row: i for i, row in enumerate(local_rows(sharding, batch_size))}
+    rows = local_rows(sharding, batch_size)
 
-    def rows_of(index: tuple[slice, ...] | None) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # of a device of ours
-        first, end, _ = index[0].indices(batch_size)
-        return local[place[first] : place[first] + end - first, *index[1:]]
+        return local[(place_of(index[0], rows, batch_size), *index[1:])]
 
-    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, rows_of)
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+
+def place_of(wanted: slice, rows: Sequence[int], batch_size: int) -> slice:
+    """Where the `wanted` rows of the global batch are among `rows`, which hold all of them."""
+    first, end, _ = wanted.indices(batch_size)
+    start = bisect.bisect_left(rows, first)
+    return slice(start, start + end - first)
 
 
 def put_batch(batch: Batch, mesh: Mesh, *, batch_size: int) -> Batch:

@@ -1,6 +1,6 @@
 """Seconds of one training step on random data, by itself: python tests/benchmarks/step_time.py.
 
-Every `--config` flag of `python -m grain_jax.train` works; the first figure is the compilation. The
+Every `--config` flag of `python -m grain_jax.train` works; "first" is with the compilation. The
 batch has 1 to 5 real regions an image, 3 on average, as compared in docs/experiments.md. --parts
 also times, each compiled by itself, the passes forth and back through each part of the model.
 """
@@ -89,7 +89,10 @@ def print_parts(model: ImageTextModel, params: Any, batch: Batch, steps: int) ->
         )
 
     def image_side(params: Any) -> jax.Array:
-        output = model.apply({"params": params}, images, method="encode_images")
+        rngs = {"dropout": jax.random.key(0)}
+        output: Any = model.apply(
+            {"params": params}, images, train=True, rngs=rngs, method="encode_images"
+        )
         leaves = (output.image_embed, output.region_embed, output.boxes)
         return sum((jnp.sum(leaf) for leaf in leaves if leaf is not None), jnp.zeros(()))
 
@@ -140,7 +143,8 @@ def main() -> None:
         f"first {first:.1f} s, loss {float(total / weight):.3f}"
     )
     if options.parts:
-        print_parts(model, state.params, batch, options.steps)
+        with sharding.use_mesh(mesh):
+            print_parts(model, state.params, batch, options.steps)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> None:
         for split in ("train", "validation"):
             write_jsonl(WorldSource(config, split, args.image_size), args.out, split)
         write_zero_shot_set(config, args.image_size, args.out / "unseen")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     print(f"{args.out}/train.jsonl        {args.train} images with captions and regions")
     print(f"{args.out}/validation.jsonl   {args.held_out} images of species not in training")
