@@ -161,7 +161,9 @@ def test_half_precision_stays_close(params, plain):
 def test_gelu_in_half_precision_is_that_of_float32_rounded():
     x = jnp.linspace(-5, 5, 1_001, dtype=jnp.bfloat16)
     exact = np.asarray(jax.nn.gelu(x.astype(jnp.float32), approximate=False))
-    np.testing.assert_allclose(activation_fn("gelu")(x).astype(jnp.float32), exact, rtol=0.01, atol=1e-6)
+    np.testing.assert_allclose(
+        activation_fn("gelu")(x).astype(jnp.float32), exact, rtol=0.01, atol=1e-6
+    )
 
 
 def test_sharded_over_8_devices_it_is_the_same_model(params, plain):
