@@ -209,7 +209,8 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
 def _run_problems(config: TrainConfig) -> Iterator[str]:
     if config.steps == 0 and config.epochs == 0:
         yield "epochs and steps are both 0: nothing to train. Set one of them."
-    if config.loss.auxiliary_box_weight and config.model.decoder.depth == 1:
+    grain = config.model.kind == "grain"
+    if grain and config.loss.auxiliary_box_weight and config.model.decoder.depth == 1:
         yield (
             f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs the boxes of "
             "earlier decoder layers, and model.decoder.depth = 1 has none; raise the depth or "

@@ -12,6 +12,9 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--config.SETTING=VALUE .
 Ctrl-C and SIGTERM save, then stop; a second Ctrl-C aborts. Exit status: 0 done, 1 stopped by what
 it says (non-finite steps, a save that failed), 2 something to change in the command or the data,
 130 or 143 saved and stopped by Ctrl-C or SIGTERM.
+
+On a CPU under Linux the command starts itself again with huge pages, which XLA's steps need much
+less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
 """
 
 import math

@@ -1,6 +1,9 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from toy_encoder import ToyModel, ToySource, record, toy_encoder
 
 from grain_jax.config import MeshConfig
@@ -83,6 +86,33 @@ def test_trimmed_padding_does_not_change_a_text(monkeypatch):
 def test_empty_sources_are_refused():
     with pytest.raises(ValueError, match="no images"):
         toy_encoder().images(ToySource())
+
+
+@pytest.mark.parametrize(
+    ("damaged", "others", "message"),
+    [(True, [True, False], "'broken' cannot"), (False, [False, True], "Process 1 could not")],
+)
+def test_what_one_process_cannot_decode_stops_all_after_the_last_batch(
+    monkeypatch, damaged, others, message
+):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gathered = []
+
+    def gather(own):
+        gathered.append(bool(own))
+        return np.array(others)
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    encoder = toy_encoder()
+    batches = []
+    run = encoder._encode_images
+    encoder._encode_images = lambda *arguments: (batches.append(1), run(*arguments))[1]
+    records = [record("red", "red") for _ in range(3 * encoder.batch_size)]
+    if damaged:
+        records[0] = dataclasses.replace(records[0], id="broken", image=b"no picture")
+    with pytest.raises(ValueError, match=message):
+        encoder.images(ToySource(*records))
+    assert (gathered, len(batches)) == ([damaged], 3)
 
 
 def test_a_limit_spreads_over_the_whole_source():
