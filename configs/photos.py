@@ -8,9 +8,9 @@ data.description_length where the log's `truncated_texts` is not near 0.
 
 DIR is what `python -m grain_jax.prepare` wrote, with the splits `train` and `validation`.
 Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).
-Run on 5,999 photographs of Flickr8k, one core of an AMD EPYC: 35 minutes (clip: 24). On 1,000 others
-R@1 is 2.0 % from image to text and 1.4 % back (clip: 2.4, 1.7; chance 0.1), box recall at IoU 0.5
-26.4 % (constant boxes: 21.2). All figures, and what they are worth: docs/experiments.md, section 3.
+Run on 5,999 photographs of Flickr8k, one core of an AMD EPYC: 35 minutes (clip: 24). On 1,000
+others R@1 is 2.0 % from image to text and 1.4 % back (clip: 2.4, 1.7; chance 0.1), box recall at
+IoU 0.5 26.4 % (constant boxes: 21.2). All figures: docs/experiments.md, section 3.
 """
 
 from grain_jax.config import (
