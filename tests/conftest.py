@@ -13,6 +13,8 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false"
     * version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")),
 )
+# A command that starts itself again for huge pages imports everything twice.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
 
 import jax
 from jaxtyping import install_import_hook

@@ -1,5 +1,7 @@
 """Where arrays live: mesh sizes, parameter shardings, and losses that no mesh changes."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -127,7 +129,7 @@ class OneProcessOfSeveral:
 
 
 def test_a_process_makes_the_rows_that_its_devices_hold():
-    local_rows = sharding.local_rows.__wrapped__
+    local_rows = inspect.unwrap(sharding.local_rows)  # its types are checked under test
     assert local_rows(OneProcessOfSeveral(slice(2, 4), slice(2, 4)), 8) == (2, 3)  # tensor = 2
     assert local_rows(OneProcessOfSeveral(slice(6, 8), slice(0, 2)), 8) == (0, 1, 6, 7)
     assert local_rows(OneProcessOfSeveral(slice(None)), 3) == (0, 1, 2)
