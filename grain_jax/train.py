@@ -40,7 +40,6 @@ from grain_jax.evaluation.tables import print_results
 from grain_jax.models.build import build_model
 from grain_jax.training import environment, metrics, sharding
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
-from grain_jax.training.environment import Profiler
 from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
 from grain_jax.training.processes import StopRequested, StopSignals, join_processes
@@ -249,7 +248,7 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
     as one that was not.
     """
     config, window = run.config, Window()
-    profiler = Profiler(run.workdir, config.logging.profile_step)
+    profiler = environment.Profiler(run.workdir, config.logging.profile_step)
     if run.start_step < run.last_step and jax.process_index() == 0:
         (run.workdir / "report.md").unlink(missing_ok=True)  # of a shorter run: no longer true
     screen.start(done=run.start_step, steps=run.last_step)

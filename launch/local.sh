@@ -31,9 +31,9 @@ for ((i = 0; i < count; i++)); do
   fi
 done
 
-# A signal goes to all processes; then wait for them again, as they save first.
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT # background jobs start deaf to the terminal
+# A signal goes to all processes, for background jobs start deaf to the terminal's Ctrl-C; then wait
+# for them again, as they save first.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 status=0
 for pid in ${pids[@]+"${pids[@]}"}; do
   code=0
