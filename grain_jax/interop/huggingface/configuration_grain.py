@@ -1,0 +1,74 @@
+"""Configuration of GRAIN, and of the CLIP baseline with the same towers."""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+VISION = {
+    "patch_size": 16,
+    "width": 768,
+    "depth": 12,
+    "num_heads": 12,
+    "mlp_ratio": 4.0,
+    "qk_norm": True,
+    "activation": "gelu",
+    "norm_eps": 1e-6,
+}
+TEXT = {
+    "vocab_size": 49_408,
+    "context_length": 77,
+    "width": 512,
+    "depth": 12,
+    "num_heads": 8,
+    "mlp_ratio": 4.0,
+    "activation": "quick_gelu",
+    "norm_eps": 1e-5,
+}
+DECODER = {
+    "width": 512,
+    "depth": 6,
+    "num_heads": 8,
+    "mlp_dim": 2_048,
+    "dropout": 0.1,
+    "num_queries": 5,
+    "memory_position": "none",
+    "share_projection": False,
+}
+
+
+class GrainConfig(PretrainedConfig):
+    """`vision`, `text` and `decoder` are dictionaries; a key that is left out takes ViT-B/16's.
+
+    Raises ValueError for a key that is unknown.
+    """
+
+    model_type = "grain"
+
+    def __init__(
+        self,
+        kind: str = "grain",  # "grain" | "clip": no decoder, the CLS token is the image
+        image_size: int = 224,
+        embed_dim: int = 512,
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        max_logit_scale: float = 100.0,
+        region_logit_scale: str = "shared",  # "shared" | "own"
+        **kwargs: Any,
+    ) -> None:
+        self.kind = kind
+        self.image_size = image_size
+        self.embed_dim = embed_dim
+        self.vision = _complete("vision", vision, VISION)
+        self.text = _complete("text", text, TEXT)
+        self.decoder = _complete("decoder", decoder, DECODER)
+        self.max_logit_scale = max_logit_scale
+        self.region_logit_scale = region_logit_scale
+        super().__init__(**kwargs)
+
+
+def _complete(part: str, given: dict[str, Any] | None, default: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(given or {}) - set(default))
+    if unknown:
+        raise ValueError(f"{part} has no {unknown[0]!r}; it has {', '.join(default)}.")
+    return default | (given or {})
