@@ -1,0 +1,86 @@
+"""Checkpoint files of the official code, and back.
+
+Such a file holds two state dicts, `backbone_state_dict` of a `CLIP_VIT*` and `state_dict` of an
+`ObjDecoder`, both as `DistributedDataParallel` or the bare module names them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grain_jax.config import ModelConfig
+from grain_jax.interop.official import Params, from_official, to_official
+
+BACKBONE, DECODER = "backbone_state_dict", "state_dict"
+WRAPPER = "module."  # of DistributedDataParallel
+MAX_BYTES = 8 * 2**30
+
+
+def save_official(params: Params, config: ModelConfig, path: Path) -> None:
+    """Writes what the official modules load with `strict=True`; their unused tensors are zeros.
+
+    Raises ValueError for a model that has something the official code has not.
+    """
+    import torch
+
+    _check_representable(config)
+    parts: dict[str, dict[str, Any]] = {BACKBONE: {}, DECODER: {}}
+    for name, value in to_official(params, config).items():
+        part, _, own = name.partition(".")
+        tensor = torch.from_numpy(np.array(value, np.float32))
+        parts[BACKBONE if part == "backbone" else DECODER][own] = tensor
+    if config.kind == "clip":
+        del parts[DECODER]
+    torch.save(parts, path)
+
+
+def load_official(path: Path, config: ModelConfig) -> Params:
+    """Parameters of a file that the official code, or `save_official`, wrote.
+
+    Nothing in the file is executed. Raises ValueError for a file that is too large, is no such
+    checkpoint, or does not fit the model of `config`.
+    """
+    return from_official(read_official(path), config)
+
+
+def read_official(path: Path) -> dict[str, np.ndarray]:
+    """Tensors by official name, `backbone.*` and `decoder.*`. Raises ValueError as above."""
+    import torch
+
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size / 2**30:.1f} GiB; expected at most 8.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
+        raise ValueError(f"{path} is no checkpoint that can be read safely: {error}") from error
+    if not isinstance(content, Mapping) or BACKBONE not in content:
+        names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}.")
+    found: dict[str, np.ndarray] = {}
+    for part, key in (("backbone", BACKBONE), ("decoder", DECODER)):
+        for name, tensor in content.get(key, {}).items():
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(f"{path}: {key}[{name!r}] is a {type(tensor).__name__}, no tensor.")
+            found[f"{part}.{name.removeprefix(WRAPPER)}"] = tensor.float().numpy()
+    return found
+
+
+def _check_representable(config: ModelConfig) -> None:
+    odd = []
+    if config.region_logit_scale == "own":
+        odd.append('model.region_logit_scale="own"')
+    if config.decoder.share_projection and config.kind == "grain":
+        odd.append("model.decoder.share_projection=True (loads, but would be trained as two)")
+    if config.decoder.memory_position != "none" and config.kind == "grain":
+        odd.append(f'model.decoder.memory_position="{config.decoder.memory_position}"')
+    if not config.vision.qk_norm:
+        odd.append("model.vision.qk_norm=False")
+    if config.vision.activation != "gelu" or config.text.activation != "quick_gelu":
+        odd.append(f"activations {config.vision.activation} and {config.text.activation}")
+    if odd:
+        raise ValueError(
+            "The official code has no such model: " + "; ".join(odd) + ". Export it with "
+            "--to=huggingface instead."
+        )
