@@ -1,0 +1,111 @@
+"""Our tokenizers as fast tokenizers of Hugging Face, with the same ids."""
+
+from typing import Any
+
+from grain_jax.data.tokenizer import Tokenizer
+from grain_jax.interop.clip_vocabulary import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, clip_tables
+
+# What CLIP's regular expression takes for a word; white space between words is dropped.
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
+
+
+def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
+    """A `transformers.PreTrainedTokenizerFast` that gives the ids of `tokenizer`.
+
+    It adds start and end of text, and cuts to `max_length` where asked for truncation. HTML
+    entities are not resolved: that is for training data. Padding differs from ours, and changes
+    nothing: the text tower is causal and pools at the first end-of-text.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    spec = tokenizer.spec()
+    match spec["kind"]:
+        case "clip":
+            backend, names = _clip(), (START_OF_TEXT, END_OF_TEXT, END_OF_TEXT, END_OF_TEXT)
+        case "words":
+            backend, names = _words(spec["words"]), (START, END, PAD, UNKNOWN)
+        case _:
+            backend, names = _own(spec)
+    start, end, pad, unknown = names
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=start,
+        eos_token=end,
+        pad_token=pad,
+        unk_token=unknown,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _clip() -> Any:
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    vocabulary, merges = clip_tables()
+    model = models.BPE(
+        vocab=vocabulary,
+        merges=merges,
+        end_of_word_suffix=END_OF_WORD,
+        continuing_subword_prefix="",
+        fuse_unk=False,
+        unk_token=END_OF_TEXT,
+    )
+    backend = Backend(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(
+        [AddedToken(name, normalized=False, special=True) for name in (START_OF_TEXT, END_OF_TEXT)]
+    )
+    return _framed(backend, START_OF_TEXT, END_OF_TEXT)
+
+
+def _words(words: list[str]) -> Any:
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    names = [PAD, UNKNOWN, START, *words, END]
+    backend = Backend(models.WordLevel({name: i for i, name in enumerate(names)}, UNKNOWN))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Split(
+        Regex("[a-z0-9]+"), behavior="removed", invert=True
+    )
+    return _framed(backend, START, END)
+
+
+def _own(spec: dict[str, Any]) -> tuple[Any, tuple[str | None, str, str, str | None]]:
+    """A tokenizer of Hugging Face's already; its end-of-text may be ours, past its vocabulary."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(spec["tokenizer"])
+    start = None if spec["start"] is None else backend.id_to_token(spec["start"])
+    end = backend.id_to_token(spec["end"])
+    if end is None:
+        end = END
+        backend.add_special_tokens([AddedToken(end, normalized=False, special=True)])
+        if backend.token_to_id(end) != spec["end"]:
+            raise ValueError(
+                f"The tokenizer gives end-of-text the id {backend.token_to_id(end)}, and the model "
+                f"knows it as {spec['end']}; it cannot be written as a fast tokenizer."
+            )
+    return _framed(backend, start, end), (start, end, end, None)
+
+
+def _framed(backend: Any, start: str | None, end: str) -> Any:
+    from tokenizers import processors
+
+    special = [(name, backend.token_to_id(name)) for name in (start, end) if name is not None]
+    single = f"{start} $A {end}" if start else f"$A {end}"
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    return backend
