@@ -10,7 +10,7 @@ import numpy as np
 
 from grain_jax.config import ModelConfig
 from grain_jax.interop.fast_tokenizer import fast_tokenizer
-from grain_jax.interop.official import to_official
+from grain_jax.interop.official import Params, to_official
 from grain_jax.interop.parity import Inputs, Outputs
 from grain_jax.training.checkpoint import LoadedModel
 
@@ -36,8 +36,8 @@ def write_folder(loaded: LoadedModel, folder: Path, *, dtype: str = "float32") -
             shutil.copyfile(file, folder / name)
 
 
-def torch_model(loaded: LoadedModel, *, prompt: str = "{}") -> Any:
-    """`GrainModel` in eval mode with the weights of `loaded`."""
+def torch_model(loaded: LoadedModel, *, prompt: str = "{}", params: Params | None = None) -> Any:
+    """`GrainModel` in eval mode with the weights of `loaded`, or with other `params`."""
     import torch
 
     from grain_jax.interop.huggingface.configuration_grain import DECODER, TEXT, VISION, GrainConfig
@@ -70,7 +70,7 @@ def torch_model(loaded: LoadedModel, *, prompt: str = "{}") -> Any:
     )
     model = GrainModel(hf_config).eval()
     wanted = set(model.state_dict())
-    state = to_official(loaded.params, config, unused=False)
+    state = to_official(loaded.params if params is None else params, config, unused=False)
     tensors = {
         name: torch.from_numpy(np.array(value, np.float32))
         for name, value in state.items()

@@ -76,7 +76,7 @@ def compare(
             if name not in actual or actual[name].shape != value.shape:
                 raise ValueError(f"The converted model gives no {name} of shape {value.shape}.")
             absolute = float(np.abs(actual[name] - value).max())
-            found.append(Difference(given.name, name, absolute, absolute / np.abs(value).max()))
+            found.append(Difference(given.name, name, absolute, absolute / float(np.abs(value).max())))
     return found
 
 
