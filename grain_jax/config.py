@@ -26,15 +26,19 @@ class VisionConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     qk_norm: bool = True  # LayerNorm on q and k of each head
-    activation: str = "gelu"  # "gelu" (exact) | "quick_gelu"
+    activation: str = "gelu"  # "gelu" (exact) | "quick_gelu" (OpenAI's CLIP) | "gelu_tanh"
     norm_eps: float = 1e-6
+    # The next three are those of pretrained towers, see `init` below.
+    patch_bias: bool = True  # CLIP: False
+    pre_norm: bool = False  # LayerNorm on the tokens before the first layer (CLIP: True)
+    pooling: str = "cls"  # a CLS token | "map": none, and in kind "clip" attention pools (SigLIP)
     position_init: str = "normal"  # (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
     init: str = "torch"  # "torch" (nn.Linear's uniform, as official) | "xavier"
 
 
 @dataclass
 class TextConfig:
-    """Causal text transformer pooled at end-of-text; one tower for captions and descriptions."""
+    """Text transformer; one tower for captions and descriptions. Defaults: CLIP's."""
 
     vocab_size: int = 49408
     context_length: int = 77  # rows of the position table; batches may be shorter (DataConfig)
@@ -44,6 +48,9 @@ class TextConfig:
     mlp_ratio: float = 4.0
     activation: str = "quick_gelu"
     norm_eps: float = 1e-5
+    causal: bool = True  # SigLIP: False
+    pooling: str = "end"  # end-of-text, the highest id | "last": the last of all positions (SigLIP)
+    projection_bias: bool = False  # SigLIP: True
     token_init_std: float = 0.02
 
 
@@ -155,6 +162,9 @@ class OptimConfig:
     weight_decay: float = 0.1
     decay: str = "matrices"  # 2 or more dimensions | "official": its name-based groups
     clip_grad_norm: float = 0.0  # 0 = off (official)
+    # "PATTERN=FACTOR" on the rate of parameters by name, as "vision/*=0.1"; the first that matches
+    # counts, and 0 freezes.
+    rate_factors: tuple[str, ...] = ()
     accumulate: int = 1  # micro-batches of a step; negatives stay those of the whole batch
     ema_decay: float = 0.0  # 0 = off; evaluation and export use the average when on
     max_bad_steps: int = 20  # stop after so many skipped (non-finite) steps in a row
@@ -218,6 +228,9 @@ class TrainConfig:
     epochs: float = 35.0
     steps: int = 0  # instead of epochs when > 0
     stop_at_step: int = 0  # end early, with the schedule of the whole run; 0 = off
+    # Trained weights to start from (see `grain_jax.interop.read`); what model.vision, model.text
+    # and the data's tokenizer and normalisation leave at their defaults comes with them. "" = none
+    init: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)

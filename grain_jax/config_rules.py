@@ -15,10 +15,12 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("auto", "xla", "cudnn"),
     "model.region_logit_scale": ("shared", "own"),
-    "model.vision.activation": ("gelu", "quick_gelu"),
+    "model.vision.activation": ("gelu", "quick_gelu", "gelu_tanh"),
+    "model.vision.pooling": ("cls", "map"),
     "model.vision.position_init": ("normal", "sincos"),
     "model.vision.init": ("torch", "xavier"),
-    "model.text.activation": ("gelu", "quick_gelu"),
+    "model.text.activation": ("gelu", "quick_gelu", "gelu_tanh"),
+    "model.text.pooling": ("end", "last"),
     "model.decoder.memory_position": ("none", "sincos"),
     "loss.duplicate_captions": ("mask", "negative"),
     "loss.duplicate_descriptions": ("mask", "negative"),
@@ -197,6 +199,12 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
                 f"data.{name} = {getattr(data, name)} exceeds the text tower's positions, "
                 f"model.text.context_length = {model.text.context_length}; lower the first or "
                 "raise the second."
+            )
+        elif model.text.pooling == "last" and getattr(data, name) != model.text.context_length:
+            yield (
+                f'model.text.pooling = "last" reads the last of {model.text.context_length} '
+                f"positions, so every text fills them; set data.{name} = "
+                f"{model.text.context_length} (given {getattr(data, name)})."
             )
     if model.kind == "grain" and model.decoder.num_queries < data.max_regions:
         yield (

@@ -149,7 +149,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     # Data. A batch is a function of the step, so there is no loader state to restore.
     size = config.model.image_size
     source = open_source(config.data, config.data.train_split, image_size=size)
-    tokenizer = build_tokenizer(config.data)
+    tokenizer = build_tokenizer(config.data, pooling=config.model.text.pooling)
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ValueError(
             f"data.tokenizer = {config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, "

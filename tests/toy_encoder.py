@@ -21,6 +21,7 @@ class ToyTokenizer:
     """Red is 1, green 2, blue 3, any other word 4; end-of-text is 5."""
 
     vocab_size = 6
+    pad_id = 0
 
     def encode(self, texts, length):
         ids, cut = np.zeros((len(texts), length), np.int32), np.zeros(len(texts), bool)

@@ -171,12 +171,12 @@ class BatchMaker:
         if descriptions:
             ids, cut = self._tokenizer.encode(descriptions, config.description_length)
             description_ids[mask] = ids
-            description_key[mask] = token_keys(ids)
+            description_key[mask] = token_keys(ids, pad_id=self._tokenizer.pad_id)
             np.add.at(truncated, np.nonzero(mask)[0], cut.astype(np.int32))
         return {
             "images": images,
             "captions": caption_ids,
-            "caption_key": token_keys(caption_ids),
+            "caption_key": token_keys(caption_ids, pad_id=self._tokenizer.pad_id),
             "descriptions": description_ids,
             "description_key": description_key,
             "boxes": boxes,

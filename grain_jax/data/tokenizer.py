@@ -1,9 +1,9 @@
 """Text to token ids: CLIP's BPE, a word vocabulary, or any fast tokenizer of Hugging Face.
 
-Every tokenizer keeps the two promises the text tower rests on: padding is 0, and end-of-text is the
-highest id of the vocabulary, so that pooling at `argmax(ids)` finds it. `spec()` is JSON and holds
-all that `tokenizer_from_spec` needs: a checkpoint carries it and never downloads or re-reads
-anything.
+Every tokenizer but `PaddedTokenizer` keeps the two promises that pooling at end-of-text rests on:
+padding is 0, and end-of-text is the highest id of the vocabulary, so that `argmax(ids)` finds it.
+`spec()` is JSON and holds all that `tokenizer_from_spec` needs: a checkpoint carries it and never
+downloads or re-reads anything.
 """
 
 import html
@@ -26,6 +26,7 @@ class Tokenizer(Protocol):
     """Turns texts into fixed-length ids."""
 
     vocab_size: int  # rows that the token embedding needs
+    pad_id: int
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
         """Ids int32 [T, L] and which texts were cut [T]; a cut text still ends in end-of-text."""
@@ -61,14 +62,15 @@ def _pad(tokens: Sequence[Sequence[int]], length: int, start: int | None, end: i
     return ids, truncated
 
 
-def token_keys(ids: Int[np.ndarray, "T L"]) -> UInt32[np.ndarray, "T"]:
-    """32-bit hash of each row of `Tokenizer.encode`, up to its end-of-text.
+def token_keys(ids: Int[np.ndarray, "T L"], *, pad_id: int = 0) -> UInt32[np.ndarray, "T"]:
+    """32-bit hash of each row of `Tokenizer.encode`, without the padding at its end.
 
     Equal for texts that the model cannot tell apart, those that were cut to the same tokens among
     them; the same for every length of padding, and in every process and run.
     """
     rows = np.ascontiguousarray(ids, "<i4")
-    ends = rows.argmax(axis=1) + 1
+    columns = np.arange(1, rows.shape[1] + 1)
+    ends = np.where(rows != pad_id, columns, 0).max(axis=1, initial=0)
     keys = [zlib.crc32(row[:end]) for row, end in zip(rows, ends, strict=True)]
     return np.array(keys, np.uint32)
 
@@ -81,6 +83,7 @@ class ClipTokenizer:
     """
 
     vocab_size = 49408
+    pad_id = 0
 
     def __init__(self) -> None:
         import instant_clip_tokenizer
@@ -109,6 +112,8 @@ _WORD = re.compile(r"[a-z0-9]+")
 class WordTokenizer:
     """One id a word: 0 padding, 1 unknown, 2 start, then the words, last end-of-text."""
 
+    pad_id = 0
+
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)
         if len(set(self.words)) != len(self.words):
@@ -136,6 +141,8 @@ class HuggingFaceTokenizer:
     has one.
     """
 
+    pad_id = 0
+
     def __init__(self, tokenizer: Any, *, start: int | None, end: int | None) -> None:
         self._tokenizer = tokenizer  # tokenizers.Tokenizer
         self._tokenizer.no_truncation()
@@ -148,27 +155,9 @@ class HuggingFaceTokenizer:
     @classmethod
     def load(cls, name_or_folder: str) -> "HuggingFaceTokenizer":
         """Raises ValueError where there is no such tokenizer or it has no fast version."""
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise ValueError(
-                f"Tokenizer {name_or_folder!r} needs transformers: "
-                "pip install 'grain_jax[tokenizers]'; or set data.tokenizer to 'clip'."
-            ) from error
-        try:
-            loaded = AutoTokenizer.from_pretrained(name_or_folder)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"No tokenizer {name_or_folder!r}: give 'clip', 'world', a name on the Hugging "
-                f"Face hub, or a folder that holds a tokenizer ({error})."
-            ) from error
-        backend = getattr(loaded, "backend_tokenizer", None)
-        if backend is None:
-            raise ValueError(
-                f"Tokenizer {name_or_folder!r} has no fast (tokenizers) version; convert it first."
-            )
+        loaded = _load_fast(name_or_folder)
         start = loaded.bos_token_id if loaded.bos_token_id is not None else loaded.cls_token_id
-        return cls(backend, start=start, end=loaded.eos_token_id)
+        return cls(loaded.backend_tokenizer, start=start, end=loaded.eos_token_id)
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
         cleaned = [_clean(text) for text in texts]
@@ -186,8 +175,89 @@ class HuggingFaceTokenizer:
         }
 
 
-def build_tokenizer(config: DataConfig) -> Tokenizer:
-    """The tokenizer `config.tokenizer` names: "clip", "world", or a transformers name or folder."""
+class PaddedTokenizer:
+    """A fast tokenizer as its model was trained with it, for a tower that pools at the last
+    position (SigLIP): its own special tokens, and its own padding on its own side.
+    """
+
+    def __init__(self, tokenizer: Any, *, pad_id: int, pad_left: bool) -> None:
+        self._tokenizer = tokenizer  # tokenizers.Tokenizer
+        self._tokenizer.no_padding()
+        self._pad_left = pad_left
+        self.pad_id = pad_id
+        highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        self.vocab_size = max(highest, pad_id) + 1
+
+    @classmethod
+    def load(cls, name_or_folder: str) -> "PaddedTokenizer":
+        """Raises ValueError where there is no such tokenizer, or it has no padding of its own."""
+        loaded = _load_fast(name_or_folder)
+        if loaded.pad_token_id is None:
+            raise ValueError(
+                f"Tokenizer {name_or_folder!r} has no padding token, which a text tower that pools "
+                'at the last position needs; set model.text.pooling="end" or another tokenizer.'
+            )
+        return cls(
+            loaded.backend_tokenizer,
+            pad_id=loaded.pad_token_id,
+            pad_left=loaded.padding_side == "left",
+        )
+
+    def encode(self, texts: Sequence[str], length: int) -> Encoded:
+        self._tokenizer.enable_truncation(length)  # keeps room for the special tokens
+        encoded = self._tokenizer.encode_batch([_clean(text) for text in texts])
+        ids = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, item in zip(ids, encoded, strict=True):
+            if self._pad_left:
+                row[length - len(item.ids) :] = item.ids
+            else:
+                row[: len(item.ids)] = item.ids
+        return ids, np.array([bool(item.overflowing) for item in encoded], bool)
+
+    def spec(self) -> dict[str, Any]:
+        self._tokenizer.no_truncation()
+        return {
+            "kind": "padded",
+            "tokenizer": self._tokenizer.to_str(),
+            "pad_id": self.pad_id,
+            "pad_left": self._pad_left,
+        }
+
+
+def _load_fast(name_or_folder: str) -> Any:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ValueError(
+            f"Tokenizer {name_or_folder!r} needs transformers: "
+            "pip install 'grain_jax[tokenizers]'; or set data.tokenizer to 'clip'."
+        ) from error
+    try:
+        loaded = AutoTokenizer.from_pretrained(name_or_folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No tokenizer {name_or_folder!r}: give 'clip', 'world', a name on the Hugging "
+            f"Face hub, or a folder that holds a tokenizer ({error})."
+        ) from error
+    if getattr(loaded, "backend_tokenizer", None) is None:
+        raise ValueError(
+            f"Tokenizer {name_or_folder!r} has no fast (tokenizers) version; convert it first."
+        )
+    return loaded
+
+
+def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:
+    """The tokenizer `config.tokenizer` names: "clip", "world", or a transformers name or folder.
+
+    `pooling`: of the text tower (model.text.pooling), which decides how texts end.
+    """
+    if pooling == "last":
+        if config.tokenizer in ("clip", "world", ""):
+            raise ValueError(
+                'model.text.pooling = "last" needs a tokenizer that pads, a name or folder for '
+                f"transformers; data.tokenizer = {config.tokenizer!r}."
+            )
+        return PaddedTokenizer.load(config.tokenizer)
     match config.tokenizer:
         case "clip":
             return ClipTokenizer()
@@ -210,7 +280,7 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
             return ClipTokenizer()
         case "words":
             return WordTokenizer(spec["words"])
-        case "huggingface":
+        case "huggingface" | "padded":
             try:
                 import tokenizers
             except ImportError as error:
@@ -218,5 +288,7 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
                     "This checkpoint's tokenizer needs: pip install 'grain_jax[tokenizers]'."
                 ) from error
             tokenizer = tokenizers.Tokenizer.from_str(spec["tokenizer"])
-            return HuggingFaceTokenizer(tokenizer, start=spec["start"], end=spec["end"])
-    raise ValueError(f"Unknown tokenizer {spec!r}; known kinds: clip, words, huggingface.")
+            if spec["kind"] == "huggingface":
+                return HuggingFaceTokenizer(tokenizer, start=spec["start"], end=spec["end"])
+            return PaddedTokenizer(tokenizer, pad_id=spec["pad_id"], pad_left=spec["pad_left"])
+    raise ValueError(f"Unknown tokenizer {spec!r}; known kinds: clip, words, huggingface, padded.")

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from grain_jax.data.pipeline import evaluation_batches
 from grain_jax.data.records import Record, Source
-from grain_jax.data.tokenizer import Tokenizer
+from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.build import normalize_images
 from grain_jax.training.sharding import (
@@ -131,7 +131,8 @@ class Encoder:
         row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         tokens, truncated = self.tokenizer.encode(list(row), self.lengths[kind])
         self.truncated_texts += int(truncated.sum())
-        tokens = tokens[:, : _trimmed_length(tokens)]
+        if not isinstance(self.tokenizer, PaddedTokenizer):
+            tokens = tokens[:, : _trimmed_length(tokens)]
         outputs = []
         for start in range(0, len(tokens), self.batch_size):
             block = tokens[start : start + self.batch_size]

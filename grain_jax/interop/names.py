@@ -60,8 +60,8 @@ def entries(config: ModelConfig) -> list[Entry]:
     """Every official tensor the model of `config` uses, layers not stacked (see `unstack_layers`).
 
     Our additions keep to its names: with `share_projection`, `decoder.img_proj` and
-    `decoder.obj_proj` are one parameter; a scale of the regions' own is
-    `decoder.region_logit_scale`, which the official code does not have.
+    `decoder.obj_proj` are one parameter; `decoder.region_logit_scale`, `visual.norm_pre`,
+    `visual.attn_pool` and `text_projection_bias` are what the official code does not have.
     """
     table = [*_vision(config), *_text(config)]
     table.append(Entry("backbone.logit_scale", ("logit_scale",), SAME))
@@ -112,9 +112,13 @@ def _torch_attention(official: str, *path: str, fused: Path = ()) -> Iterator[En
 
 def _vision(config: ModelConfig) -> Iterator[Entry]:
     official = "backbone.visual"
-    yield Entry(f"{official}.cls_token", ("vision", "cls"), TOKEN)
+    if config.vision.pooling == "cls":
+        yield Entry(f"{official}.cls_token", ("vision", "cls"), TOKEN)
     yield Entry(f"{official}.pos_embed", ("vision", "position"), ROW)
-    yield from _linear(f"{official}.patch_embed.proj", "vision", "patch", layout=PATCH)
+    patch = _linear(f"{official}.patch_embed.proj", "vision", "patch", layout=PATCH)
+    yield from patch if config.vision.patch_bias else [next(patch)]
+    if config.vision.pre_norm:
+        yield from _norm(f"{official}.norm_pre", "vision", "pre_norm")
     for i in range(config.vision.depth):
         block, ours = f"{official}.blocks.{i}", ("vision", f"layer_{i}")
         yield from _norm(f"{block}.norm1", *ours, "norm1")
@@ -128,6 +132,13 @@ def _vision(config: ModelConfig) -> Iterator[Entry]:
         yield from _linear(f"{block}.mlp.fc1", *ours, "mlp", "fc1")
         yield from _linear(f"{block}.mlp.fc2", *ours, "mlp", "fc2")
     yield from _norm(f"{official}.norm", "vision", "norm")
+    if config.kind == "clip" and config.vision.pooling == "map":
+        pool, ours = f"{official}.attn_pool", ("attention_pool",)
+        yield Entry(f"{pool}.probe", (*ours, "probe"), TOKEN)
+        yield from _torch_attention(f"{pool}.attn", *ours, "attention")
+        yield from _norm(f"{pool}.norm", *ours, "norm")
+        yield from _linear(f"{pool}.mlp.fc1", *ours, "mlp", "fc1")
+        yield from _linear(f"{pool}.mlp.fc2", *ours, "mlp", "fc2")
 
 
 def _text(config: ModelConfig) -> Iterator[Entry]:
@@ -142,6 +153,8 @@ def _text(config: ModelConfig) -> Iterator[Entry]:
         yield from _linear(f"{block}.mlp.c_proj", *ours, "mlp", "fc2")
     yield from _norm("backbone.ln_final", "text", "norm")
     yield Entry("backbone.text_projection", ("text", "projection"), SAME)
+    if config.text.projection_bias:
+        yield Entry("backbone.text_projection_bias", ("text", "bias"), SAME)
 
 
 def _decoder(config: ModelConfig) -> Iterator[Entry]:

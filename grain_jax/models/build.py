@@ -15,6 +15,7 @@ from grain_jax.models.decoder import RegionDecoder
 from grain_jax.models.layers import named, normal
 from grain_jax.models.outputs import ImageOutput, Output
 from grain_jax.models.packing import capacity, pack, unpack
+from grain_jax.models.pooling import AttentionPool
 from grain_jax.models.text import TextTransformer
 from grain_jax.models.vit import VisionTransformer
 
@@ -50,6 +51,8 @@ class ImageTextModel(nn.Module):
             self.decoder = RegionDecoder(config.decoder, config.embed_dim, scan, remat, dtype)
         else:
             width = config.vision.width
+            if config.vision.pooling == "map":
+                self.attention_pool = AttentionPool(config.vision, dtype)
             self.image_projection = self.param(
                 "image_projection",
                 named(normal(width**-0.5), "embed", "joint"),
@@ -91,7 +94,10 @@ class ImageTextModel(nn.Module):
         """Normalised images to embeddings and, for GRAIN, regions."""
         tokens = self.vision(images)
         if self.config.kind == "clip":
-            projected = tokens[:, 0] @ self.image_projection.astype(tokens.dtype)
+            pooled = (
+                self.attention_pool(tokens) if self.config.vision.pooling == "map" else tokens[:, 0]
+            )
+            projected = pooled @ self.image_projection.astype(tokens.dtype)
             return ImageOutput(tokens=tokens, image_embed=projected.astype(jnp.float32))
         decoded = self.decoder(tokens, train=train)
         return ImageOutput(
@@ -124,7 +130,8 @@ class ImageTextModel(nn.Module):
 
 def build_model(config: ModelConfig) -> ImageTextModel:
     """The model of a copy of `config`. Raises ValueError for what cannot be built."""
-    shortest = DataConfig(caption_length=3, description_length=3, max_regions=1)
+    length = config.text.context_length if config.text.pooling == "last" else 3
+    shortest = DataConfig(caption_length=length, description_length=length, max_regions=1)
     validate(TrainConfig(model=config, data=shortest))  # so that only the model can be at fault
     return ImageTextModel(copy.deepcopy(config))
 

@@ -5,6 +5,7 @@ As official: pre-norm, no positions on the memory, CLS token part of the memory,
 with learned query positions.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -159,7 +160,7 @@ class BoxHead(nn.Module):
 
 
 class RegionDecoder(nn.Module):
-    """Image tokens (CLS, then a square grid of patches) to embeddings and boxes."""
+    """Image tokens (CLS if there is one, then a square grid) to embeddings and boxes."""
 
     config: DecoderConfig
     embed_dim: int
@@ -176,9 +177,9 @@ class RegionDecoder(nn.Module):
         memory = LayerNorm(NORM_EPS, dtype=self.dtype, name="input_norm")(memory)
         memory_key = memory
         if config.memory_position == "sincos":
-            side = round((tokens.shape[1] - 1) ** 0.5)
+            side = math.isqrt(tokens.shape[1])
             grid = jnp.asarray(grid_positions(side, width), self.dtype)
-            memory_key = memory + jnp.pad(grid, ((1, 0), (0, 0)))[None]
+            memory_key = memory + jnp.pad(grid, ((tokens.shape[1] - side**2, 0), (0, 0)))[None]
 
         query_init = named(normal(1.0), None, "embed")
         query = self.param("query", query_init, (num_queries + 1, width), jnp.float32)

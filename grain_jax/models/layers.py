@@ -109,8 +109,15 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by its tanh approximation, as SigLIP."""
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it
+        return jax.nn.gelu(x, approximate=True)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
 }

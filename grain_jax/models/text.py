@@ -1,4 +1,8 @@
-"""Causal text transformer of CLIP (Radford et al., 2021), pooled at end-of-text."""
+"""Text transformer of CLIP (Radford et al., 2021): causal, pooled at end-of-text.
+
+Fields of the config make it SigLIP's instead: not causal, pooled at the last position, with a bias
+on the projection.
+"""
 
 from typing import Any
 
@@ -16,14 +20,16 @@ from grain_jax.models.layers import (
     constrain,
     named,
     normal,
+    zeros,
 )
 
 
 class TextTransformer(nn.Module):
     """Token ids to one embedding a text.
 
-    The end-of-text id is the highest of the vocabulary, so the first maximum of the ids is where to
-    pool. Attention is causal, so padding changes nothing; texts may be cut right after their end.
+    `pooling` "end": the end-of-text id is the highest of the vocabulary, so the first maximum of
+    the ids is where to pool. Where attention is causal too, padding changes nothing; texts may be
+    cut right after their end. "last": at the last position, so every text has to fill them all.
     """
 
     config: TextConfig
@@ -70,12 +76,15 @@ class TextTransformer(nn.Module):
             activation=config.activation,
             eps=config.norm_eps,
             initializers=clip_text_init(config.width, mlp_dim, config.depth),
-            causal=True,
+            causal=config.causal,
             attention=self.attention,
             dtype=self.dtype,
         )
-        end = tokens.argmax(axis=1)
-        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [N, D]
+        if config.pooling == "end":
+            end = tokens.argmax(axis=1)
+            x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [N, D]
+        else:
+            x = x[:, -1]
         x = LayerNorm(config.norm_eps, dtype=self.dtype, name="norm")(x)
         projection = self.param(
             "projection",
@@ -83,4 +92,8 @@ class TextTransformer(nn.Module):
             (config.width, self.embed_dim),
             jnp.float32,
         )
-        return (x @ projection.astype(self.dtype)).astype(jnp.float32)
+        x = x @ projection.astype(self.dtype)
+        if config.projection_bias:
+            bias = self.param("bias", named(zeros, "joint"), (self.embed_dim,), jnp.float32)
+            x = x + bias.astype(self.dtype)[None]
+        return x.astype(jnp.float32)

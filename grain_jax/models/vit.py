@@ -1,7 +1,8 @@
 """Vision transformer (Dosovitskiy et al., 2021) as the official GRAIN builds it.
 
 Differs from the plain ViT: LayerNorm on q and k of each head, `nn.Linear`'s default initialisation
-in the blocks, and the output is all tokens after the final norm, CLS first.
+in the blocks, and the output is all tokens after the final norm, CLS first. Fields of the config
+make it the tower of CLIP or SigLIP instead.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ from grain_jax.models.positions import grid_positions
 
 
 class VisionTransformer(nn.Module):
-    """Image to tokens, CLS first."""
+    """Image to tokens: CLS first, unless `pooling` is "map", then a grid of patches."""
 
     config: VisionConfig
     image_size: int  # pixels
@@ -60,24 +61,29 @@ class VisionTransformer(nn.Module):
             (width,),
             (None, None, None, "embed"),
             uniform(bound),
-            uniform(bound),
+            uniform(bound) if config.patch_bias else None,
             num_inputs=3,
             dtype=self.dtype,
             name="patch",
-        )(x)  # [B, P-1, D]
+        )(x)  # [B, side * side, D]
+        num_cls = int(config.pooling == "cls")
 
         def position_init(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
             if config.position_init == "normal":
                 return 0.02 * jax.random.normal(key, shape, dtype)
             grid = jnp.asarray(grid_positions(side, width), dtype)
-            return jnp.pad(grid, ((1, 0), (0, 0)))  # CLS at the origin of nothing: zeros
+            return jnp.pad(grid, ((num_cls, 0), (0, 0)))  # CLS at the origin of nothing: zeros
 
-        cls = self.param("cls", named(normal(1e-6), "embed"), (width,), jnp.float32)
+        if num_cls:
+            cls = self.param("cls", named(normal(1e-6), "embed"), (width,), jnp.float32)
+            cls_token = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, width))
+            x = jnp.concatenate([cls_token, x], axis=1)
         position = self.param(
-            "position", named(position_init, None, "embed"), (side**2 + 1, width), jnp.float32
+            "position", named(position_init, None, "embed"), (x.shape[1], width), jnp.float32
         )
-        cls_token = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, width))
-        x = jnp.concatenate([cls_token, x], axis=1) + position.astype(self.dtype)[None]
+        x = x + position.astype(self.dtype)[None]
+        if config.pre_norm:
+            x = LayerNorm(config.norm_eps, dtype=self.dtype, name="pre_norm")(x)
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
             Block,

@@ -1,0 +1,400 @@
+"""Other people's CLIP-like models, read as ours: towers, tokenizer and preprocessing.
+
+Folders of `CLIPModel` and `SiglipModel` in the Hugging Face layout, and of open_clip with its own
+vision transformer (`open_clip_config.json` beside the weights). Nothing in a file is executed:
+weights are safetensors, or torch files read with `weights_only`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from grain_jax.config import (
+    DataConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    VisionConfig,
+)
+from grain_jax.data.records import DEFAULT_TEMPLATES
+from grain_jax.data.tokenizer import (
+    ClipTokenizer,
+    HuggingFaceTokenizer,
+    PaddedTokenizer,
+    Tokenizer,
+)
+from grain_jax.data.transforms import RESAMPLING, Preprocessing
+from grain_jax.interop.official import Params, from_official
+from grain_jax.interop.pretrained_names import from_huggingface, from_open_clip
+from grain_jax.models.build import build_model
+from grain_jax.training.checkpoint import LoadedModel
+
+HUGGINGFACE_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+MAX_BYTES = 16 * 2**30  # of a file of weights
+MAX_JSON_BYTES = 64 * 2**20
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
+STD = (0.26862954, 0.26130258, 0.27577711)
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+NOT_OURS = ("position_ids", "logit_bias")  # a buffer; a constant that no softmax sees
+
+# What `config.json` leaves out, as transformers fills it in.
+_CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_LARGE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+_SMALL = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+_IMAGE = {"num_attention_heads": 12, "image_size": 224, "num_channels": 3}
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "clip": {
+        "vision_config": _CLIP | _LARGE | _IMAGE | {"patch_size": 32},
+        "text_config": _CLIP
+        | _SMALL
+        | {"num_attention_heads": 8, "vocab_size": 49_408, "max_position_embeddings": 77},
+    },
+    "siglip": {
+        "vision_config": _SIGLIP | _LARGE | _IMAGE | {"patch_size": 16, "vision_use_head": True},
+        "text_config": _SIGLIP
+        | _LARGE
+        | {"num_attention_heads": 12, "vocab_size": 32_000, "max_position_embeddings": 64},
+    },
+}
+
+
+def read_huggingface_clip(folder: Path) -> LoadedModel:
+    """A `CLIPModel` or `SiglipModel`. Raises ValueError for what is missing or not supported."""
+    given = read_json(folder / HUGGINGFACE_CONFIG)
+    kind = given.get("model_type")
+    if kind not in DEFAULTS:
+        raise ValueError(
+            f"{folder / HUGGINGFACE_CONFIG} has model_type {kind!r}; needed one of "
+            f"{', '.join(DEFAULTS)} or grain."
+        )
+    parts = {
+        part: default | _present(given.get(part)) | _present(given.get(f"{part}_dict"))
+        for part, default in DEFAULTS[kind].items()
+    }
+    vision, text = parts["vision_config"], parts["text_config"]
+    siglip = kind == "siglip"
+    if siglip and not vision["vision_use_head"]:
+        raise ValueError(f"{folder}: a SigLIP without vision_use_head has no image embedding.")
+    projection = text.get("projection_size") or text["hidden_size"]
+    model = ModelConfig(
+        kind="clip",
+        image_size=vision["image_size"],
+        embed_dim=projection if siglip else given.get("projection_dim", 512),
+        vision=VisionConfig(
+            patch_size=vision["patch_size"],
+            **_tower(vision),
+            qk_norm=False,
+            patch_bias=siglip,
+            pre_norm=not siglip,
+            pooling="map" if siglip else "cls",
+        ),
+        text=TextConfig(
+            vocab_size=text["vocab_size"],
+            context_length=text["max_position_embeddings"],
+            **_tower(text),
+            causal=not siglip,
+            pooling="last" if siglip else "end",
+            projection_bias=siglip,
+        ),
+    )
+    state, left = from_huggingface(read_weights(folder, WEIGHTS))
+    if siglip:  # its pooled image is the embedding
+        state["backbone.image_projection"] = np.eye(model.vision.width, dtype=np.float32)
+    return _loaded(
+        folder,
+        state,
+        left,
+        model,
+        tokenizer=_tokenizer(folder, model),
+        preprocessing=_huggingface_preprocessing(folder, model.image_size, siglip=siglip),
+    )
+
+
+def read_open_clip(folder: Path) -> LoadedModel:
+    """A model of open_clip with `open_clip_config.json`, as its hub holds them. Errors as above."""
+    given = read_json(folder / OPEN_CLIP_CONFIG)
+    config, pixels = given.get("model_cfg", {}), given.get("preprocess_cfg", {})
+    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    _refuse_others(folder / OPEN_CLIP_CONFIG, config, vision, text)
+    activation = "quick_gelu" if config.get("quick_gelu", False) else "gelu"
+    try:
+        width, head = vision["width"], vision.get("head_width", 64)
+        model = ModelConfig(
+            kind="clip",
+            image_size=vision["image_size"],
+            embed_dim=config["embed_dim"],
+            vision=VisionConfig(
+                patch_size=vision["patch_size"],
+                width=width,
+                depth=vision["layers"],
+                num_heads=width // head,
+                mlp_ratio=float(vision.get("mlp_ratio", 4.0)),
+                qk_norm=False,
+                activation=activation,
+                norm_eps=1e-5,
+                patch_bias=False,
+                pre_norm=True,
+            ),
+            text=TextConfig(
+                vocab_size=text.get("vocab_size", 49_408),
+                context_length=text.get("context_length", 77),
+                width=text["width"],
+                depth=text["layers"],
+                num_heads=text["heads"],
+                mlp_ratio=float(text.get("mlp_ratio", 4.0)),
+                activation=activation,
+            ),
+        )
+    except KeyError as error:
+        raise ValueError(f"{folder / OPEN_CLIP_CONFIG} has no {error} in its model_cfg.") from error
+    state, left = from_open_clip(read_weights(folder, OPEN_CLIP_WEIGHTS))
+    preprocessing = Preprocessing(
+        image_size=model.image_size,
+        resize="squash" if pixels.get("resize_mode") == "squash" else "crop",
+        interpolation=pixels.get("interpolation", "bicubic"),
+        mean=_triple(pixels.get("mean", MEAN)),
+        std=_triple(pixels.get("std", STD)),
+    )
+    tokenizer = _tokenizer(folder, model)
+    return _loaded(folder, state, left, model, tokenizer=tokenizer, preprocessing=preprocessing)
+
+
+def read_weights(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The first of the named files that is there, as float32 arrays. Raises ValueError."""
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.stat().st_size > MAX_BYTES:
+            size = path.stat().st_size / 2**30
+            raise ValueError(f"{path} has {size:.1f} GiB; expected at most {MAX_BYTES / 2**30:g}.")
+        return read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    split = [path.name for path in sorted(folder.glob("*.index.json"))]
+    hint = f" {split[0]} says that they are split, which is not read." if split else ""
+    raise ValueError(f"{folder} has no weights; looked for {', '.join(names)}.{hint}")
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of any float type as float32, others as they are. Raises ValueError."""
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file  # unlike numpy's, it knows bfloat16
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    return {
+        name: np.asarray(value, np.float32)
+        if jnp.issubdtype(value.dtype, jnp.floating)
+        else np.asarray(value)
+        for name, value in tensors.items()
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError for any other content, and for a huge file."""
+    if not path.is_file():
+        raise ValueError(f"There is no {path}.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, needed an object.")
+    return content
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is a torch file: pip install 'grain_jax[torch]', or give safetensors."
+        ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
+        raise ValueError(f"{path} cannot be read safely: {error}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]  # of a training checkpoint
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, needed a state dict.")
+    return {
+        name.removeprefix("module."): value.float().numpy()
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _loaded(
+    folder: Path,
+    state: dict[str, np.ndarray],
+    left: list[str],
+    model: ModelConfig,
+    *,
+    tokenizer: Tokenizer,
+    preprocessing: Preprocessing,
+) -> LoadedModel:
+    if odd := [name for name in left if not name.endswith(NOT_OURS)]:
+        raise ValueError(f"{folder}: unknown tensor {odd[0]} ({len(odd)} in all).")
+    scale = state.get("backbone.logit_scale")
+    if scale is not None:
+        model.max_logit_scale = max(model.max_logit_scale, float(np.exp(scale)))
+    model.dtype = "float32"
+    return loaded_model(
+        folder.name,
+        model,
+        from_official(state, model),
+        tokenizer=tokenizer,
+        tokenizer_name="clip" if isinstance(tokenizer, ClipTokenizer) else str(folder),
+        preprocessing=preprocessing,
+    )
+
+
+def loaded_model(
+    name: str,
+    model: ModelConfig,
+    params: Params,
+    *,
+    tokenizer: Tokenizer,
+    tokenizer_name: str,
+    preprocessing: Preprocessing,
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
+    lengths: Mapping[str, int] | None = None,
+) -> LoadedModel:
+    """A model that no run of ours has left, with a configuration that says all that is known.
+
+    `lengths`: tokens of a "caption" and a "description"; by default all positions there are.
+    """
+    lengths = lengths or {}
+    data = DataConfig(
+        source="records",
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        tokenizer=tokenizer_name,
+        caption_length=lengths.get("caption", model.text.context_length),
+        description_length=lengths.get("description", model.text.context_length),
+        max_regions=min(DataConfig.max_regions, model.decoder.num_queries),
+    )
+    return LoadedModel(
+        model=build_model(model),
+        params=params,
+        config=TrainConfig(name=name, model=model, data=data),
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        templates=templates,
+        step=0,
+    )
+
+
+def _tower(given: Mapping[str, Any]) -> dict[str, Any]:
+    if given["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act {given['hidden_act']!r} is not supported; known: {', '.join(ACTIVATIONS)}."
+        )
+    return {
+        "width": given["hidden_size"],
+        "depth": given["num_hidden_layers"],
+        "num_heads": given["num_attention_heads"],
+        "mlp_ratio": given["intermediate_size"] / given["hidden_size"],
+        "activation": ACTIVATIONS[given["hidden_act"]],
+        "norm_eps": given["layer_norm_eps"],
+    }
+
+
+def _present(given: Any) -> dict[str, Any]:
+    return {name: value for name, value in (given or {}).items() if value is not None}
+
+
+def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
+    if model.text.pooling == "last":
+        return PaddedTokenizer.load(str(folder))
+    if _has_clip_vocabulary(folder, model.text.vocab_size):
+        return ClipTokenizer()
+    tokenizer = HuggingFaceTokenizer.load(str(folder))
+    if tokenizer.vocab_size != model.text.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {folder} has {tokenizer.vocab_size} ids with end-of-text as the "
+            f"highest, the text tower {model.text.vocab_size}; it pools where no text ends."
+        )
+    return tokenizer
+
+
+def _has_clip_vocabulary(folder: Path, size: int) -> bool:
+    """Whether texts become the ids of OpenAI's CLIP; without a vocabulary, its size has to tell."""
+    if size != ClipTokenizer.vocab_size:
+        return False
+    if (folder / "vocab.json").is_file():
+        vocabulary = read_json(folder / "vocab.json")
+    elif (folder / "tokenizer.json").is_file():
+        vocabulary = read_json(folder / "tokenizer.json").get("model", {}).get("vocab", {})
+    else:
+        return True
+    text = "a photo of two black cats"
+    ids = ClipTokenizer().encode([text], 16)[0][0]
+    words = [vocabulary.get(word + "</w>") for word in text.split()]
+    return words == ids[1 : 1 + len(words)].tolist()
+
+
+def _huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) -> Preprocessing:
+    """Of `preprocessor_config.json`; without it, what models of this kind are trained with."""
+    path = folder / "preprocessor_config.json"
+    given = read_json(path) if path.is_file() else {}
+    mean, std = ((0.5,) * 3,) * 2 if siglip else (MEAN, STD)
+    names = {2: "bilinear", 3: "bicubic", None: "bicubic"}  # Pillow's numbers
+    interpolation = names.get(given.get("resample"))
+    if interpolation not in RESAMPLING:
+        raise ValueError(f"{path}: resample {given['resample']} is neither bilinear nor bicubic.")
+    cropped = given.get("do_center_crop", not siglip)
+    return Preprocessing(
+        image_size=image_size,
+        resize="crop" if cropped else "squash",
+        interpolation=interpolation,
+        mean=_triple(given.get("image_mean") or mean),
+        std=_triple(given.get("image_std") or std),
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _refuse_others(
+    path: Path, config: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any]
+) -> None:
+    known = {
+        "model_cfg": (config, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"}),
+        "vision_cfg": (
+            vision,
+            {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
+        ),
+        "text_cfg": (
+            text,
+            {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+        ),
+    }
+    found = list(_unknown(known))
+    if found:
+        raise ValueError(
+            f"{path}: {', '.join(found)} not supported; needed open_clip's own vision "
+            "transformer with a class token, and CLIP's text tower."
+        )
+
+
+def _unknown(known: Mapping[str, tuple[Mapping[str, Any], set[str]]]) -> Iterator[str]:
+    for part, (given, names) in known.items():
+        for name in sorted(set(given) - names):
+            if given[name] not in (None, False):
+                yield f"{part}.{name} = {given[name]!r}"

@@ -1,0 +1,229 @@
+"""Any trained model that this project knows, as one `LoadedModel`.
+
+- a run folder of `python -m grain_jax.train`, the only one with several steps;
+- a folder of `python -m grain_jax.export --to=huggingface`;
+- a checkpoint file of the official code (.pth), or the one of `--to=official`;
+- a folder of a `CLIPModel` or `SiglipModel` of Hugging Face, or of a model of open_clip;
+- the name of one of these on the Hugging Face hub, "openai/clip-vit-base-patch16".
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
+from grain_jax.config_files import config_to_json
+from grain_jax.data.records import DEFAULT_TEMPLATES
+from grain_jax.data.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_spec
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.interop.official import from_official
+from grain_jax.interop.official_files import read_official
+from grain_jax.interop.pretrained import (
+    HUGGINGFACE_CONFIG,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    WEIGHTS,
+    loaded_model,
+    read_huggingface_clip,
+    read_json,
+    read_open_clip,
+    read_safetensors,
+)
+from grain_jax.training import checkpoint
+from grain_jax.training.checkpoint import LoadedModel
+
+KINDS = (
+    "a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip"
+)
+HUB_FILES = ("*.json", "*.txt", "*.model", *WEIGHTS, *OPEN_CLIP_WEIGHTS)
+EXPORTED = ("kind", "image_size", "embed_dim", "max_logit_scale", "region_logit_scale")
+OFFICIAL_TEXT_HEAD, OFFICIAL_DECODER_HEADS = 64, 8  # no shape tells them
+
+
+def read_model(
+    path: str | Path, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
+) -> LoadedModel:
+    """The model at `path`; `step` and `best` choose among those of a run folder.
+
+    With a `mesh`, the parameters of a run are split over it, those of other formats copied to all
+    its devices. Raises ValueError for what is not there, is not known, or does not fit together.
+    """
+    path, name = Path(path), str(path)
+    if (path / checkpoint.FOLDER).is_dir() or checkpoint.complete_steps(path):
+        return checkpoint.load(path, step=step, best=best, mesh=mesh)
+    if step is not None or best:
+        raise ValueError(f"{name} is no run folder, so there is no step to choose; leave it out.")
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        path = _download(name)
+    if path.is_file():
+        return _read_official(path)
+    if (path / HUGGINGFACE_CONFIG).is_file():
+        config = read_json(path / HUGGINGFACE_CONFIG)
+        if config.get("model_type") == "grain":
+            return _read_export(path, config)
+        if "model_type" in config:
+            return read_huggingface_clip(path)
+    if (path / OPEN_CLIP_CONFIG).is_file():
+        return read_open_clip(path)
+    what = "There is no" if not path.exists() else "There is no model that is known in"
+    raise ValueError(f"{what} {name}; needed {KINDS}.")
+
+
+def write_run(loaded: LoadedModel, folder: Path) -> None:
+    """A run folder with `loaded` as its step 0, for `evaluate`, `export` and `--config.init`."""
+    import dataclasses
+
+    from grain_jax.training.checkpoint import Checkpoints
+    from grain_jax.training.optimizer import make_optimizer
+    from grain_jax.training.sharding import make_mesh
+    from grain_jax.training.state import abstract_state, new_state
+
+    config = loaded.config
+    optimizer = make_optimizer(config.optim)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    abstract = abstract_state(loaded.model, optimizer, config, mesh)
+    state = new_state(loaded.model, optimizer, config, abstract)
+    placed = jax.tree.map(
+        lambda value, leaf: jax.device_put(value, leaf.sharding), loaded.params, abstract.params
+    )
+    metadata = checkpoint.make_metadata(
+        config, tokenizer=loaded.tokenizer, preprocessing=loaded.preprocessing, num_images=0
+    )
+    metadata["templates"] = list(loaded.templates)
+    checkpoints = Checkpoints(folder, config.checkpoint, metadata=metadata)
+    checkpoints.save(dataclasses.replace(state, params=placed), step=0)
+    checkpoints.wait()
+    checkpoints.close()
+    (folder / "config.json").write_text(config_to_json(config), encoding="utf-8")
+
+
+def _read_export(folder: Path, given: dict[str, Any]) -> LoadedModel:
+    """A folder of ours; the training run it came from is not in it, only its model."""
+    model = _export_config(given, folder / HUGGINGFACE_CONFIG)
+    state = read_safetensors(folder / "model.safetensors")
+    tokenizer = _stored_tokenizer(folder, given.get("tokenizer_spec", {}))
+    pixels = read_json(folder / "preprocessor_config.json")
+    preprocessing = Preprocessing(
+        image_size=model.image_size,
+        resize=pixels["resize"],
+        interpolation=pixels["interpolation"],
+        mean=tuple(pixels["image_mean"]),
+        std=tuple(pixels["image_std"]),
+    )
+    return loaded_model(
+        folder.name,
+        model,
+        from_official(state, model),
+        tokenizer=tokenizer,
+        tokenizer_name="clip" if isinstance(tokenizer, ClipTokenizer) else str(folder),
+        preprocessing=preprocessing,
+        templates=tuple(given.get("prompts", DEFAULT_TEMPLATES)),
+        lengths=given.get("text_lengths"),
+    )
+
+
+def _export_config(given: dict[str, Any], path: Path) -> ModelConfig:
+    try:
+        return ModelConfig(
+            **{name: given[name] for name in EXPORTED},
+            vision=VisionConfig(**given["vision"]),
+            text=TextConfig(**given["text"]),
+            decoder=DecoderConfig(**given["decoder"]),
+            dtype="float32",
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no configuration that this version of grain_jax writes ({error})."
+        ) from error
+
+
+def _stored_tokenizer(folder: Path, spec: dict[str, Any]) -> Tokenizer:
+    """The spec of a tokenizer, whose own file of Hugging Face lies beside it where there is one."""
+    if spec.get("kind") in ("huggingface", "padded"):
+        path = folder / "tokenizer.json"
+        return tokenizer_from_spec(spec | {"tokenizer": json.dumps(read_json(path))})
+    return tokenizer_from_spec(spec)
+
+
+def _read_official(path: Path) -> LoadedModel:
+    """A file of the official code. Its sizes are in the shapes; its squash and tokenizer, known."""
+    state = read_official(path)
+    model = _official_config(state, path)
+    return loaded_model(
+        path.stem,
+        model,
+        from_official(state, model),
+        tokenizer=ClipTokenizer(),
+        tokenizer_name="clip",
+        preprocessing=Preprocessing(image_size=model.image_size),
+    )
+
+
+def _official_config(state: dict[str, Any], path: Path) -> ModelConfig:
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in state:
+            raise ValueError(f"{path} has no tensor {name}; it is no model of the official code.")
+        return state[name].shape
+
+    def depth(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        numbers = [int(match[1]) for name in state if (match := pattern.match(name))]
+        return 1 + max(numbers, default=-1)
+
+    visual = "backbone.visual"
+    width, _, patch, _ = shape(f"{visual}.patch_embed.proj.weight")
+    side = round((shape(f"{visual}.pos_embed")[1] - 1) ** 0.5)
+    vocabulary, text_width = shape("backbone.token_embedding.weight")
+    model = ModelConfig(
+        kind="grain" if any(name.startswith("decoder.") for name in state) else "clip",
+        image_size=side * patch,
+        embed_dim=shape("backbone.text_projection")[1],
+        vision=VisionConfig(
+            patch_size=patch,
+            width=width,
+            depth=depth(f"{visual}.blocks"),
+            num_heads=width // shape(f"{visual}.blocks.0.attn.q_norm.weight")[0],
+            mlp_ratio=shape(f"{visual}.blocks.0.mlp.fc1.weight")[0] / width,
+        ),
+        text=TextConfig(
+            vocab_size=vocabulary,
+            context_length=shape("backbone.positional_embedding")[0],
+            width=text_width,
+            depth=depth("backbone.transformer.resblocks"),
+            num_heads=max(1, text_width // OFFICIAL_TEXT_HEAD),
+            mlp_ratio=shape("backbone.transformer.resblocks.0.mlp.c_fc.weight")[0] / text_width,
+        ),
+        dtype="float32",
+    )
+    if model.kind == "grain":
+        queries, decoder_width = shape("decoder.query_embed.weight")
+        layers = "decoder.transformer.decoder.layers"
+        model.decoder = DecoderConfig(
+            width=decoder_width,
+            depth=depth(layers),
+            num_heads=OFFICIAL_DECODER_HEADS,
+            mlp_dim=shape(f"{layers}.0.linear1.weight")[0],
+            num_queries=queries - 1,
+        )
+    return model
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ValueError(
+            f"There is no folder {name}; to look for it on the Hugging Face hub: "
+            "pip install 'grain_jax[tokenizers]'."
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ValueError(
+            f"There is no folder {name}, nor is it had from the hub: {error}"
+        ) from error
