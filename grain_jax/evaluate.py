@@ -4,6 +4,9 @@ python -m grain_jax.evaluate --checkpoint=RUN                 (what the run itse
 python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or one subfolder a class)
 python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
 
+RUN may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip: a
+folder, or a name on the Hugging Face hub.
+
 What every figure means is said in `docs/evaluation.md`.
 """
 
@@ -27,6 +30,7 @@ from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import best_metric_name, evaluate, evaluate_records
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
+from grain_jax.interop.read import read_model
 from grain_jax.training import checkpoint, environment
 from grain_jax.training.sharding import make_mesh
 
@@ -68,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m grain_jax.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="RUN", help="folder of a run")
+    add("--checkpoint", required=True, metavar="RUN", help="run folder, or other model (above)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     which.add_argument("--best", action="store_true", help="the one keep-best kept")
@@ -146,7 +150,7 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         messages.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
 
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
-    loaded = checkpoint.load(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
+    loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     config = loaded.config
     settings = {
         name: getattr(options, name)
@@ -281,15 +285,21 @@ def _records(
 
 
 def _output_path(options: argparse.Namespace, report: dict[str, Any]) -> Path:
-    """By default a file of the run's folder that other data, splits and steps do not overwrite."""
+    """By default a file of the run's folder that other data, splits and steps do not overwrite.
+
+    Beside a checkpoint that is a file; here, for one from the hub.
+    """
     if options.output is not None:
         return options.output
-    folder = options.checkpoint
-    if folder.name == checkpoint.FOLDER:
+    folder, model = options.checkpoint, ""
+    if not folder.is_dir():
+        folder, model = (folder.parent if folder.exists() else Path()), folder.stem
+    elif folder.name == checkpoint.FOLDER:
         folder = folder.parent
     data = options.data.resolve().name if options.data else ""
     parts = [
         "evaluation",
+        model,
         data,
         report["split"] or "",
         options.tasks or "",

@@ -17,6 +17,7 @@ On a CPU under Linux the command starts itself again with huge pages, which XLA'
 less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
 """
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ import jax
 from absl import flags
 
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config_files import config_to_json, parse_arguments
+from grain_jax.config_files import config_from_json, config_to_json, parse_arguments
 from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
 from grain_jax.data.records import Batch, Source
 from grain_jax.data.sources import open_source
@@ -37,9 +38,10 @@ from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
 from grain_jax.evaluation.tables import print_results
+from grain_jax.interop.read import read_model
 from grain_jax.models.build import build_model
-from grain_jax.training import environment, metrics, sharding
-from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
+from grain_jax.training import checkpoint, environment, metrics, pretrained, sharding
+from grain_jax.training.checkpoint import Checkpoints, LoadedModel, SaveFailed, make_metadata
 from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
 from grain_jax.training.processes import StopRequested, StopSignals, join_processes
@@ -142,6 +144,9 @@ class Run:
 
 def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     """Opens devices, data, model and run folder; ValueError for what the user must change."""
+    # Weights to start from, and the settings that come with them.
+    config, trained, notes = _pretrained(config, workdir)
+
     # Devices and mesh.
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config, mesh)
@@ -167,23 +172,26 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     train_step = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
 
     # Start, in this order: the newest whole checkpoint of the run folder, else a new state from the
-    # seed. Either is placed as this mesh wants it, whatever devices wrote the checkpoint.
+    # seed, with the weights of `init` where it names some. All are placed as this mesh wants them.
     metadata = make_metadata(
         config, tokenizer=tokenizer, preprocessing=preprocessing, num_images=len(source)
     )
     checkpoints = Checkpoints(
         workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
     )
-    start_step = checkpoints.latest() or 0
-    notes = []
-    if start_step:
+    newest = checkpoints.latest()
+    start_step = newest or 0
+    if newest is not None:
         saved = checkpoints.metadata(start_step)
         check_same_data(saved, len(source), workdir)
         changed = changed_settings(saved["config"], config, workdir)
-        notes = [f"changed: {setting}" for setting in changed]
+        notes += [f"changed: {setting}" for setting in changed]
         state = checkpoints.restore(start_step, abstract)
     else:
         state = new_state(model, optimizer, config, abstract)
+        if trained is not None:
+            state, origin = pretrained.start_from(trained, state, config)
+            notes += origin.sentences(config.init)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
 
@@ -238,6 +246,28 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     for note in notes:
         screen.say(f"Note: {note}.")
     return run
+
+
+def _pretrained(
+    config: TrainConfig, workdir: Path
+) -> tuple[TrainConfig, LoadedModel | None, list[str]]:
+    """The weights of `config.init`, and `config` with what comes with them, to say on the screen.
+
+    A run that has a checkpoint is past its start: its settings are in there, the weights need not.
+    """
+    if not config.init:
+        return config, None, []
+    folder = workdir / checkpoint.FOLDER
+    if steps := checkpoint.complete_steps(folder):
+        saved = checkpoint.read_metadata(folder, steps[-1])["config"]
+        before = config_from_json(json.dumps(saved))
+        if before.init == config.init:
+            return pretrained.adopt(config, before)[0], None, []
+        return config, None, []
+    trained = read_model(config.init)
+    config, notes = pretrained.adopt(config, trained.config)
+    validate(config)
+    return config, trained, notes
 
 
 def train(run: Run, screen: Screen, signals: StopSignals) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -289,7 +290,7 @@ def loaded_model(
     )
     return LoadedModel(
         model=build_model(model),
-        params=params,
+        params=jax.tree.map(jnp.asarray, params),
         config=TrainConfig(name=name, model=model, data=data),
         tokenizer=tokenizer,
         preprocessing=preprocessing,

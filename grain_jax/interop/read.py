@@ -7,6 +7,7 @@
 - the name of one of these on the Hugging Face hub, "openai/clip-vit-base-patch16".
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -34,7 +35,10 @@ from grain_jax.interop.pretrained import (
     read_safetensors,
 )
 from grain_jax.training import checkpoint
-from grain_jax.training.checkpoint import LoadedModel
+from grain_jax.training.checkpoint import Checkpoints, LoadedModel
+from grain_jax.training.optimizer import make_optimizer
+from grain_jax.training.sharding import make_mesh, replicated
+from grain_jax.training.state import abstract_state, new_state
 
 KINDS = (
     "a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip"
@@ -57,6 +61,13 @@ def read_model(
         return checkpoint.load(path, step=step, best=best, mesh=mesh)
     if step is not None or best:
         raise ValueError(f"{name} is no run folder, so there is no step to choose; leave it out.")
+    loaded = _read_other(path, name)
+    if mesh is None:
+        return loaded
+    return dataclasses.replace(loaded, params=jax.device_put(loaded.params, replicated(mesh)))
+
+
+def _read_other(path: Path, name: str) -> LoadedModel:
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         path = _download(name)
     if path.is_file():
@@ -75,13 +86,6 @@ def read_model(
 
 def write_run(loaded: LoadedModel, folder: Path) -> None:
     """A run folder with `loaded` as its step 0, for `evaluate`, `export` and `--config.init`."""
-    import dataclasses
-
-    from grain_jax.training.checkpoint import Checkpoints
-    from grain_jax.training.optimizer import make_optimizer
-    from grain_jax.training.sharding import make_mesh
-    from grain_jax.training.state import abstract_state, new_state
-
     config = loaded.config
     optimizer = make_optimizer(config.optim)
     mesh = make_mesh(config.mesh, jax.devices()[:1])

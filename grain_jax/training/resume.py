@@ -7,7 +7,13 @@ from typing import Any
 from grain_jax.config import TrainConfig
 from grain_jax.config_files import config_from_json, differences
 
-FIXED = ("seed", "batch_size", "model.", "data.")  # they decide on the weights or the batches
+FIXED = (
+    "seed",
+    "init",
+    "batch_size",
+    "model.",
+    "data.",
+)  # they decide on the weights or the batches
 FREE = (  # of the above: the same model and batches, computed or loaded in another way
     *("model.dtype", "model.remat", "model.attention"),
     *("data.directory", "data.num_workers", "data.num_threads", "data.prefetch_batches"),

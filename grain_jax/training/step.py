@@ -17,7 +17,7 @@ from grain_jax.data.records import Batch
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import DTYPES, normalize_images
 from grain_jax.models.outputs import Output
-from grain_jax.training.optimizer import Schedule, clamp_logit_scales
+from grain_jax.training.optimizer import Schedule, clamp_logit_scales, rate_factors
 from grain_jax.training.sharding import batch_sharding, replicated
 from grain_jax.training.state import TrainState
 
@@ -34,19 +34,26 @@ def make_train_step(
     mesh: Mesh,
     abstract: TrainState,
 ) -> TrainStep:
-    """Compiles on first call, within `use_mesh(mesh)`. The given state is consumed (donated)."""
+    """Compiles on first call, within `use_mesh(mesh)`. The given state is consumed (donated).
+
+    Parameters whose rate factor is 0 get no gradient at all, so that nothing is computed for them.
+    """
+    factors = rate_factors(abstract.params, config.optim.rate_factors)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_fn(params: Any) -> tuple[Array, Metrics]:
+            params = jax.tree.map(
+                lambda p, factor: p if factor else jax.lax.stop_gradient(p), params, factors
+            )
             return batch_loss(model, params, batch, config, rng=rng)
 
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = schedule(state.step)
-        updated = _update(optimizer, state, grads, rate=rate, config=config)
+        updated = _update(optimizer, state, grads, rate=rate, factors=factors, config=config)
         # A bad step changes nothing but the counters.
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
         bad = (~good).astype(jnp.int32)
@@ -132,11 +139,17 @@ def _update(
     grads: Any,
     *,
     rate: Array,
+    factors: Any,
     config: TrainConfig,
 ) -> TrainState:
     with jax.numpy_dtype_promotion("standard"):  # optax's own code relies on it
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
+    params = jax.tree.map(
+        lambda p, u, factor: p - (factor * rate).astype(p.dtype) * u if factor else p,
+        state.params,
+        updates,
+        factors,
+    )
     params = clamp_logit_scales(params, max_scale=config.model.max_logit_scale)
     ema_params = state.ema_params
     if ema_params is not None:

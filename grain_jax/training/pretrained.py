@@ -1,0 +1,171 @@
+"""A run that starts from trained weights (`--config.init`): what comes with them, what does not."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from grain_jax.config import TrainConfig
+from grain_jax.config_rules import leaves
+from grain_jax.interop.official import stack_layers, unstack_layers
+from grain_jax.training.checkpoint import LoadedModel
+from grain_jax.training.state import TrainState
+
+NOT_OF_WEIGHTS = (  # how a tower starts, or trains: nothing the weights decide
+    "model.vision.position_init",
+    "model.vision.init",
+    "model.text.token_init_std",
+    "model.decoder.dropout",
+)
+POSITION = "vision/position"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the parameters of a run come from, by name ("vision/layer_0/norm1/scale")."""
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]  # loaded, for another image size
+    new: tuple[str, ...]
+    left: tuple[str, ...]  # of the weights, that the model has no place for
+
+    def sentences(self, source: str) -> list[str]:
+        """For the screen: one line each for what was loaded, resized, made new and left."""
+        lines = [f"{len(self.loaded)} tensors of {source} loaded"]
+        for what, names in (
+            ("resized to the model's image size", self.resized),
+            ("newly made", self.new),
+            ("of the weights left, as the model has no such part", self.left),
+        ):
+            if names:
+                lines.append(f"{len(names)} {what}: {_summary(names)}")
+        return lines
+
+
+def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """`config` with what comes with the weights, and a sentence for each setting that changed.
+
+    Of the towers, the embedding, the tokenizer and the normalisation of pixels, a setting that is
+    at its default takes the weights' value. Raises ValueError where one was set to another value.
+    """
+    config = copy.deepcopy(config)
+    wanted, default = leaves(config), leaves(TrainConfig())
+    notes, wrong = [], []
+    for path, (value, _) in leaves(trained).items():
+        given = wanted[path][0]
+        if not _comes_along(path, config, trained) or given == value:
+            continue
+        if given == default[path][0]:
+            _assign(config, path, value)
+            notes.append(f"{path} = {value!r}, as the weights have it")
+        else:
+            wrong.append(f"{path}: given {given!r}, the weights have {value!r}")
+    if wrong:
+        raise ValueError(
+            f"The weights of init = {config.init!r} do not fit these settings; leave them out, and "
+            "they come with the weights:\n  " + "\n  ".join(wrong)
+        )
+    # A text is never longer than its positions.
+    limit = config.model.text.context_length
+    for name in ("caption_length", "description_length"):
+        whole = config.model.text.pooling == "last"
+        length = limit if whole else min(limit, getattr(config.data, name))
+        if length != getattr(config.data, name):
+            setattr(config.data, name, length)
+            notes.append(f"data.{name} = {length}, as the weights have so many positions")
+    return config, notes
+
+
+def start_from(
+    trained: LoadedModel, state: TrainState, config: TrainConfig
+) -> tuple[TrainState, Origin]:
+    """`state` with the weights of `trained` wherever the model has a place for them.
+
+    Position embeddings are resized for another image size (bicubic, as CLIP and timm do). Raises
+    ValueError for a tensor of another shape.
+    """
+    weights = unstack_layers(jax.tree.map(np.asarray, trained.params))
+    given = _flat(stack_layers(weights) if config.model.scan_layers else weights)
+    wanted = _flat(state.params)
+    params, resized, wrong = dict(wanted), [], []
+    for name in sorted(set(given) & set(wanted)):
+        value, leaf = given[name].astype(np.float32), wanted[name]
+        shape = leaf.shape
+        if name == POSITION and value.shape != shape and value.shape[1:] == shape[1:]:
+            value = resize_positions(value, shape[0])
+            resized.append(name)
+        if value.shape != shape:
+            wrong.append(f"{name}: {value.shape}, needed {shape}")
+            continue
+        params[name] = jax.make_array_from_callback(shape, leaf.sharding, value.__getitem__)
+    if wrong:
+        raise ValueError(
+            f"The weights of init = {config.init!r} have tensors of other shapes:\n  "
+            + "\n  ".join(wrong)
+        )
+    origin = Origin(
+        loaded=tuple(sorted(set(given) & set(wanted))),
+        resized=tuple(resized),
+        new=tuple(sorted(set(wanted) - set(given))),
+        left=tuple(sorted(set(given) - set(wanted))),
+    )
+    tree = flax.traverse_util.unflatten_dict(params, sep="/")
+    average = None if state.ema_params is None else jax.tree.map(jnp.copy, tree)
+    return dataclasses.replace(state, params=tree, ema_params=average), origin
+
+
+def resize_positions(table: Float[np.ndarray, "P D"], rows: int) -> Float[np.ndarray, "P2 D"]:
+    """Learned positions of a square grid, with or without a CLS row first, for `rows` rows."""
+    side, new_side = int(len(table) ** 0.5), int(rows**0.5)
+    cls, new_cls = len(table) - side**2, rows - new_side**2
+    if cls != new_cls or cls > 1:
+        raise ValueError(
+            f"Positions of {len(table)} and of {rows} tokens are not both a square grid, with or "
+            "without one class token."
+        )
+    grid = table[cls:].reshape(side, side, -1)
+    shape = (new_side, new_side, grid.shape[-1])
+    resized = np.asarray(jax.image.resize(grid, shape, "cubic", antialias=True))
+    return np.concatenate([table[:cls], resized.reshape(new_side**2, -1)])
+
+
+def _comes_along(path: str, config: TrainConfig, trained: TrainConfig) -> bool:
+    if path in NOT_OF_WEIGHTS:
+        return False
+    if path.startswith("model.decoder.") or path == "model.region_logit_scale":
+        return config.model.kind == trained.model.kind == "grain"
+    of_towers = path.startswith(("model.vision.", "model.text."))
+    return of_towers or path in (
+        "model.embed_dim",
+        "model.max_logit_scale",
+        *("data.tokenizer", "data.mean", "data.std"),
+    )
+
+
+def _assign(config: Any, path: str, value: object) -> None:
+    *sections, name = path.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    setattr(config, name, value)
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def _summary(names: tuple[str, ...]) -> str:
+    """The parts that the names belong to, with how many each has: "decoder (64), logit_scale"."""
+    counts: dict[str, int] = {}
+    for name in names:
+        part = name.partition("/")[0]
+        counts[part] = counts.get(part, 0) + 1
+    single = {name.partition("/")[0]: name for name in names}
+    return ", ".join(
+        f"{part} ({count})" if count > 1 else single[part] for part, count in counts.items()
+    )
