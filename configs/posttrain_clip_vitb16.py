@@ -3,10 +3,9 @@ r"""GRAIN on top of OpenAI's CLIP ViT-B/16: pretrained towers, a region decoder 
     python -m grain_jax.train --config=configs/posttrain_clip_vitb16.py \
         --config.data.directory=DIR --workdir=RUN
 
-The weights come from the Hugging Face hub (`init`, 600 MB); any other CLIP or SigLIP takes its place
-with --config.init=NAME_OR_FOLDER, and brings its own towers, tokenizer and normalisation. The towers
-learn at a tenth of the decoder's rate; --config.optim.rate_factors='("vision/*=0","text/*=0")'
-freezes them.
+The weights come from the Hugging Face hub (`init`, 600 MB); --config.init=NAME_OR_FOLDER takes any
+other CLIP or SigLIP, with its own towers, tokenizer and normalisation. The towers learn at a tenth
+of the decoder's rate; --config.optim.rate_factors='("vision/*=0","text/*=0")' freezes them.
 Shape-tested; the same procedure was run small, on photographs (docs/experiments.md, section 5).
 """
 

@@ -198,7 +198,7 @@ def open_clip(clip, tmp_path):
 
 
 def test_open_clip_is_the_same_model(clip, open_clip):
-    model, folder = clip
+    _, folder = clip
     expected, found = read_model(folder), read_model(open_clip)
     expected.config.model.vision.norm_eps = 1e-5
     assert found.config.model == expected.config.model

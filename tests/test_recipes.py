@@ -8,8 +8,10 @@ import pytest
 
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import load_config
+from grain_jax.interop.pretrained import huggingface_model
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import build_model
+from grain_jax.training.pretrained import adopt
 
 ROOT = pathlib.Path(__file__).parents[1]
 VARIANTS = {
@@ -17,6 +19,13 @@ VARIANTS = {
     "configs/clip_vitb16_cc12m.py": ("", "original"),
     "configs/photos.py": ("", "clip"),
     "grain_jax/demo.py": ("", "clip", "smoke"),
+}
+PRETRAINED = {
+    "openai/clip-vit-base-patch16": {
+        "model_type": "clip",
+        "projection_dim": 512,
+        "vision_config": {"patch_size": 16},
+    }
 }
 FILES = sorted(
     [str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*.py")]
@@ -30,6 +39,9 @@ def load(file: str, variant: str) -> TrainConfig:
     config = load_config(f"{ROOT / file}:{variant}")
     if config.data.source == "records":
         config.data.directory = "somewhere"
+    if config.init:  # what comes with the weights, without the weights
+        trained = TrainConfig(model=huggingface_model(PRETRAINED[config.init]))
+        config, _ = adopt(config, trained)
     return config
 
 

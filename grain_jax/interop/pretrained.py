@@ -66,14 +66,16 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def read_huggingface_clip(folder: Path) -> LoadedModel:
-    """A `CLIPModel` or `SiglipModel`. Raises ValueError for what is missing or not supported."""
-    given = read_json(folder / HUGGINGFACE_CONFIG)
+def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
+    """Our configuration of a `CLIPModel` or `SiglipModel`, from what its `config.json` holds.
+
+    Raises ValueError for another kind of model, or an activation that is not known.
+    """
     kind = given.get("model_type")
     if kind not in DEFAULTS:
         raise ValueError(
-            f"{folder / HUGGINGFACE_CONFIG} has model_type {kind!r}; needed one of "
-            f"{', '.join(DEFAULTS)} or grain."
+            f"{HUGGINGFACE_CONFIG} has model_type {kind!r}; needed one of {', '.join(DEFAULTS)} or "
+            "grain."
         )
     parts = {
         part: default | _present(given.get(part)) | _present(given.get(f"{part}_dict"))
@@ -82,9 +84,9 @@ def read_huggingface_clip(folder: Path) -> LoadedModel:
     vision, text = parts["vision_config"], parts["text_config"]
     siglip = kind == "siglip"
     if siglip and not vision["vision_use_head"]:
-        raise ValueError(f"{folder}: a SigLIP without vision_use_head has no image embedding.")
+        raise ValueError("A SigLIP without vision_use_head has no image embedding.")
     projection = text.get("projection_size") or text["hidden_size"]
-    model = ModelConfig(
+    return ModelConfig(
         kind="clip",
         image_size=vision["image_size"],
         embed_dim=projection if siglip else given.get("projection_dim", 512),
@@ -104,7 +106,17 @@ def read_huggingface_clip(folder: Path) -> LoadedModel:
             pooling="last" if siglip else "end",
             projection_bias=siglip,
         ),
+        dtype="float32",
     )
+
+
+def read_huggingface_clip(folder: Path) -> LoadedModel:
+    """A `CLIPModel` or `SiglipModel`. Raises ValueError for what is missing or not supported."""
+    try:
+        model = huggingface_model(read_json(folder / HUGGINGFACE_CONFIG))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    siglip = model.vision.pooling == "map"
     state, left = from_huggingface(read_weights(folder, WEIGHTS))
     if siglip:  # its pooled image is the embedding
         state["backbone.image_projection"] = np.eye(model.vision.width, dtype=np.float32)
@@ -152,6 +164,7 @@ def read_open_clip(folder: Path) -> LoadedModel:
                 mlp_ratio=float(text.get("mlp_ratio", 4.0)),
                 activation=activation,
             ),
+            dtype="float32",
         )
     except KeyError as error:
         raise ValueError(f"{folder / OPEN_CLIP_CONFIG} has no {error} in its model_cfg.") from error
@@ -250,7 +263,6 @@ def _loaded(
     scale = state.get("backbone.logit_scale")
     if scale is not None:
         model.max_logit_scale = max(model.max_logit_scale, float(np.exp(scale)))
-    model.dtype = "float32"
     return loaded_model(
         folder.name,
         model,
