@@ -47,7 +47,7 @@ def run(tmp_path, monkeypatch):
             step=7,
         )
 
-    monkeypatch.setattr(evaluate.checkpoint, "load", load)
+    monkeypatch.setattr(evaluate, "read_model", load)
     return SimpleNamespace(folder=folder, asked=asked, config=config)
 
 

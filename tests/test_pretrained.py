@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from grain_jax import evaluate
 from grain_jax.data.tokenizer import ClipTokenizer, PaddedTokenizer, token_keys
-from grain_jax.interop.pretrained import read_huggingface_clip, read_open_clip
+from grain_jax.interop.pretrained import MEAN, STD, read_huggingface_clip, read_open_clip
 from grain_jax.interop.read import read_model
 
 torch = pytest.importorskip("torch")
@@ -204,6 +206,31 @@ def test_open_clip_is_the_same_model(clip, open_clip):
     assert found.config.model == expected.config.model
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
     assert found.preprocessing.std == (0.4, 0.5, 0.6)
+
+
+def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path, capsys):
+    """By the command, on a folder of images; the scores are those of transformers."""
+    model, folder = clip
+    rng = np.random.default_rng(1)
+    pixels = {name: rng.integers(0, 256, (2, 32, 32, 3), np.uint8) for name in ("cat", "dog")}
+    for name, pictures in pixels.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / "images" / name / f"{i}.png")
+    output = tmp_path / "figures.json"
+    arguments = [f"--checkpoint={folder}", f"--data={tmp_path / 'images'}", f"--output={output}"]
+    assert evaluate.main(arguments) == 0
+    figures = json.loads(output.read_text())["results"]
+    mean, std = np.float32(MEAN), np.float32(STD)
+    squares = np.concatenate(list(pixels.values())).astype(np.float32) / 255
+    tokens = ids([f"a photo of a {name}." for name in pixels], 12)
+    with torch.no_grad():
+        scores = model(
+            pixel_values=torch.from_numpy(((squares - mean) / std).transpose(0, 3, 1, 2).copy()),
+            input_ids=torch.from_numpy(tokens.astype(np.int64)),
+        ).logits_per_image.numpy()
+    expected = (scores.argmax(axis=1) == np.repeat([0, 1], 2)).mean()
+    assert figures["images/name"] == pytest.approx(expected)
 
 
 def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
