@@ -11,6 +11,7 @@ pictures and texts of the run's own held-out data. An export beyond 1e-4 fails a
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from grain_jax.models.build import normalize_images
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import LoadedModel
 
-NUM_REAL = 8  # pictures of the comparison
+NUM_INPUTS = 8  # pictures, and texts, of each comparison
 
 Note = Callable[[str], None]
 
@@ -128,28 +129,30 @@ def _compare(
     from grain_jax.interop import huggingface_folder
 
     return parity.compare(
-        functools.partial(parity.our_outputs, params, loaded.config.model),
+        parity.our_outputs(params, loaded.config.model),
         functools.partial(huggingface_folder.torch_outputs, model),
         inputs,
     )
 
 
 def _inputs(loaded: LoadedModel, note: Note) -> list[Inputs]:
-    random = parity.random_inputs(loaded.config.model)
+    random = parity.random_inputs(loaded.config.model, count=NUM_INPUTS)
     data, spec = loaded.config.data, loaded.preprocessing
     split = "validation" if data.source == "world" else data.eval_split or data.train_split
     try:
         source = open_source(data, split, image_size=spec.image_size)
-        records = [source[i] for i in range(min(NUM_REAL, len(source)))]
+        records = [source[i] for i in range(min(NUM_INPUTS, len(source)))]
         squares = np.stack([spec(record.image) for record in records])
     except (ValueError, OSError) as error:
         note(f"Compared on random inputs only: the run's data cannot be read ({error})")
         return [random]
     pixels = np.asarray(normalize_images(jnp.asarray(squares), spec.mean, spec.std))
-    texts = [caption.text for record in records for caption in record.captions]
-    texts = texts or [template.replace("{}", "thing") for template in loaded.templates]
+    captions = [caption.text for record in records for caption in record.captions]
+    names = [template.replace("{}", "thing") for template in loaded.templates]
+    texts = list(itertools.islice(itertools.cycle(captions or names), NUM_INPUTS))
     tokens, _ = loaded.tokenizer.encode(texts, data.caption_length)
-    return [random, Inputs("real", pixels, tokens)]
+    padding = random.tokens.shape[1] - tokens.shape[1]  # so that both compile to one program
+    return [random, Inputs("real", pixels, np.pad(tokens, ((0, 0), (0, padding))))]
 
 
 def _print(title: str, differences: Sequence[Difference]) -> None:

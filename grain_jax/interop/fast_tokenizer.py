@@ -3,7 +3,13 @@
 from typing import Any
 
 from grain_jax.data.tokenizer import Tokenizer
-from grain_jax.interop.clip_vocabulary import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, clip_tables
+from grain_jax.interop.clip_vocabulary import (
+    END_OF_TEXT,
+    END_OF_WORD,
+    START_OF_TEXT,
+    byte_letters,
+    clip_tables,
+)
 
 # What CLIP's regular expression takes for a word; white space between words is dropped.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -15,6 +21,8 @@ OWN_END = "<|end_of_text_of_grain|>"  # where the end-of-text is ours: nothing t
 
 def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
     """A `transformers.PreTrainedTokenizerFast` that gives the ids of `tokenizer`.
+
+    For CLIP up to letters that came with Unicode 15 and later, which its library does not know.
 
     It adds start and end of text, and cuts to `max_length` where asked for truncation. HTML
     entities are not resolved: that is for training data. Padding differs from ours, and changes
@@ -65,7 +73,11 @@ def _clip() -> Any:
     )
     backend = Backend(model)
     backend.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(WHITE_SPACE), " "), normalizers.Lowercase()]
+        [
+            normalizers.Replace(Regex(WHITE_SPACE), " "),
+            normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"),  # `Lowercase` knows no place
+            normalizers.Lowercase(),
+        ]
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -73,7 +85,10 @@ def _clip() -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    backend.decoder = decoders.ByteLevel()
+    space = byte_letters()[ord(" ")]
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(END_OF_WORD, space), decoders.ByteLevel()]
+    )
     backend.add_special_tokens(
         [AddedToken(name, normalized=False, special=True) for name in (START_OF_TEXT, END_OF_TEXT)]
     )

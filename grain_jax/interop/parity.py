@@ -47,7 +47,7 @@ class Difference:
         return min(self.absolute, self.relative) <= TOLERANCE
 
 
-def random_inputs(config: ModelConfig, *, count: int = 4) -> Inputs:
+def random_inputs(config: ModelConfig, *, count: int = 8) -> Inputs:
     """Normal pixels, and texts of all lengths up to the longest that fits."""
     rng = np.random.default_rng(0)
     size, length, last = config.image_size, config.text.context_length, config.text.vocab_size - 1
@@ -59,8 +59,10 @@ def random_inputs(config: ModelConfig, *, count: int = 4) -> Inputs:
     return Inputs("random", pixels, tokens.astype(np.int32))
 
 
-def our_outputs(params: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
-    """Features as they are, embeddings of unit length, boxes, scales and scores, in float32."""
+def our_outputs(params: Params, config: ModelConfig) -> Callable[[Inputs], Outputs]:
+    """Computes features as they are, embeddings of unit length, boxes, scales and scores, in
+    float32; compiled once for inputs of the same shapes.
+    """
     config = copy.deepcopy(config)
     config.dtype, config.attention = "float32", "xla"
     model = build_model(config)
@@ -70,8 +72,11 @@ def our_outputs(params: Params, config: ModelConfig, inputs: Inputs) -> Outputs:
         with jax.default_matmul_precision("highest"):
             return dict(nn.apply(_outputs, model)({"params": params}, pixels, tokens))
 
-    found = run(params, jnp.asarray(inputs.pixels), jnp.asarray(inputs.tokens))
-    return {name: np.asarray(value) for name, value in found.items()}
+    def outputs(inputs: Inputs) -> Outputs:
+        found = run(params, jnp.asarray(inputs.pixels), jnp.asarray(inputs.tokens))
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    return outputs
 
 
 def _outputs(model: Any, pixels: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
