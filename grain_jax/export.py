@@ -11,10 +11,13 @@ pictures and texts of the run's own held-out data. An export beyond 1e-4 fails a
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -22,13 +25,15 @@ from rich.table import Table
 
 from grain_jax.data.sources import open_source
 from grain_jax.interop import parity
+from grain_jax.interop.official import Params
 from grain_jax.interop.parity import Difference, Inputs
 from grain_jax.models.build import normalize_images
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import LoadedModel
 
-FORMATS = ("huggingface", "official")
-NUM_REAL = 8  # pictures of the comparison
+NUM_INPUTS = 8  # pictures, and texts, of each comparison
+
+Note = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,71 +41,128 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     console = Console(stderr=True)
     try:
-        differences = export(options, note=functools.partial(console.print, markup=False))
+        loaded = _load(options)
+        WRITERS[options.to](loaded, options, functools.partial(console.print, markup=False))
     except (ValueError, OSError) as error:
         console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     except ImportError as error:
-        console.print(f"Error: {error}. Install it: pip install 'grain_jax[torch]'", style="red")
+        text = f"Error: {error}. Install what exports need: pip install 'grain_jax[torch]'"
+        console.print(text, style="red", markup=False, soft_wrap=True)
         return 1
-    _print(differences, Console())
     print(f"Written to {options.out}")
     return 0
 
 
-def export(options: argparse.Namespace, *, note: Callable[[str], None]) -> list[Difference]:
-    """Writes the export and its `parity.json`. Raises ValueError where it differs from the model."""
-    from grain_jax.interop import huggingface_folder, official_files
-
+def _load(options: argparse.Namespace) -> LoadedModel:
     if options.dtype != "float32" and options.to != "huggingface":
         raise ValueError(f"--dtype={options.dtype} is for --to=huggingface; official is float32.")
-    if options.out.exists() and any(options.out.iterdir()):
-        raise ValueError(f"--out={options.out} is not empty; give a new folder.")
-    loaded = checkpoint.load(options.checkpoint, step=options.step, best=options.best)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise ValueError(f"--out={options.out} is there already; give a new folder.")
+    return checkpoint.load(options.checkpoint, step=options.step, best=options.best)
+
+
+def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
+    from grain_jax.interop import huggingface_folder, official_files
+
+    config, path = loaded.config.model, options.out / "checkpoint.pth"
     options.out.mkdir(parents=True, exist_ok=True)
-    config = loaded.config.model
-    if options.to == "official":
-        path = options.out / "checkpoint.pth"
-        official_files.save_official(loaded.params, config, path)
-        written = official_files.load_official(path, config)  # what a reader of the file gets
-    else:
-        huggingface_folder.write_folder(loaded, options.out, dtype=options.dtype)
-        written = loaded.params
-    model = huggingface_folder.torch_model(loaded, params=written)
-    differences = parity.compare(
-        lambda inputs: parity.our_outputs(loaded.params, config, inputs),
-        lambda inputs: huggingface_folder.torch_outputs(model, inputs),
-        [parity.random_inputs(config), *_real_inputs(loaded, note)],
-    )
+    official_files.save_official(loaded.params, config, path)
+    read = official_files.load_official(path, config)
+    if not jax.tree.all(jax.tree.map(np.array_equal, read, loaded.params)):
+        raise ValueError(f"{path} does not read back to the same weights; please report this.")
+    # Built from the file, not from our parameters, and under the names that the file has.
+    model = huggingface_folder.torch_model(loaded, params=read)
+    differences = _compare(loaded, loaded.params, model, _inputs(loaded, note))
+    _print("Difference from the model, float32", differences)
     parity.write_parity(differences, options.out)
-    return differences
+    if name := official_files.constructor(config):
+        queries = config.decoder.num_queries + 1
+        note(
+            f"Loads into {name}()"
+            + f" and ObjDecoder(num_queries={queries}, ...)." * _grain(loaded)
+        )
+    else:
+        note(
+            "No CLIP_VIT* of the official code has these sizes: give its classes those of the "
+            "run's config.json, the number of heads too, which no shape would reveal."
+        )
 
 
-def _real_inputs(loaded: LoadedModel, note: Callable[[str], None]) -> list[Inputs]:
-    data = loaded.config.data
+def _write_huggingface(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
+    from transformers.utils import logging
+
+    from grain_jax.interop import huggingface_folder
+    from grain_jax.interop.model_card import model_card
+
+    logging.disable_progress_bar()
+    huggingface_folder.write_folder(loaded, options.out, dtype=options.dtype)
+    inputs = _inputs(loaded, note)
+    # What a reader of the folder gets, against parameters that went through the same rounding.
+    params = huggingface_folder.rounded(loaded.params, options.dtype)
+    model = huggingface_folder.read_model(options.out, dtype="float32")
+    differences = _compare(loaded, params, model, inputs)
+    _print("Difference from the model, float32", differences)
+    rounding: list[Difference] = []
+    if options.dtype != "float32":
+        model = huggingface_folder.read_model(options.out, dtype=options.dtype)
+        rounding = _compare(loaded, loaded.params, model, inputs)
+        _print(f"What {options.dtype} changes; no limit on this", rounding)
+    parity.write_parity(differences, options.out, rounding=rounding)
+    card = model_card(loaded, options.checkpoint, differences, dtype=options.dtype)
+    (options.out / "README.md").write_text(card, encoding="utf-8")
+
+
+WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Note], None]] = {
+    "huggingface": _write_huggingface,
+    "official": _write_official,
+}
+
+
+def _grain(loaded: LoadedModel) -> bool:
+    return loaded.config.model.kind == "grain"
+
+
+def _compare(
+    loaded: LoadedModel, params: Params, model: Any, inputs: Sequence[Inputs]
+) -> list[Difference]:
+    from grain_jax.interop import huggingface_folder
+
+    return parity.compare(
+        parity.our_outputs(params, loaded.config.model),
+        functools.partial(huggingface_folder.torch_outputs, model),
+        inputs,
+    )
+
+
+def _inputs(loaded: LoadedModel, note: Note) -> list[Inputs]:
+    random = parity.random_inputs(loaded.config.model, count=NUM_INPUTS)
+    data, spec = loaded.config.data, loaded.preprocessing
     split = "validation" if data.source == "world" else data.eval_split or data.train_split
     try:
-        source = open_source(data, split, image_size=loaded.preprocessing.image_size)
-    except ValueError as error:
+        source = open_source(data, split, image_size=spec.image_size)
+        records = [source[i] for i in range(min(NUM_INPUTS, len(source)))]
+        squares = np.stack([spec(record.image) for record in records])
+    except (ValueError, OSError) as error:
         note(f"Compared on random inputs only: the run's data cannot be read ({error})")
-        return []
-    records = [source[i] for i in range(min(NUM_REAL, len(source)))]
-    squares = np.stack([loaded.preprocessing(record.image) for record in records])
-    spec = loaded.preprocessing
+        return [random]
     pixels = np.asarray(normalize_images(jnp.asarray(squares), spec.mean, spec.std))
-    texts = [caption.text for record in records for caption in record.captions] or ["a photo"]
-    tokens, _ = loaded.tokenizer.encode(texts, loaded.config.model.text.context_length)
-    return [Inputs("real", pixels, tokens)]
+    captions = [caption.text for record in records for caption in record.captions]
+    names = [template.replace("{}", "thing") for template in loaded.templates]
+    texts = list(itertools.islice(itertools.cycle(captions or names), NUM_INPUTS))
+    tokens, _ = loaded.tokenizer.encode(texts, data.caption_length)
+    padding = random.tokens.shape[1] - tokens.shape[1]  # so that both compile to one program
+    return [random, Inputs("real", pixels, np.pad(tokens, ((0, 0), (0, padding))))]
 
 
-def _print(differences: Sequence[Difference], console: Console) -> None:
-    table = Table(title="Difference from the model, float32", title_justify="left")
+def _print(title: str, differences: Sequence[Difference]) -> None:
+    table = Table(title=title, title_justify="left")
     for name in ("inputs", "output", "largest absolute", "of the largest value"):
         table.add_column(name)
     for found in differences:
         row = (found.inputs, found.output, f"{found.absolute:.1e}", f"{found.relative:.1e}")
         table.add_row(*row)
-    console.print(table)
+    Console().print(table)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -111,7 +173,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     which.add_argument("--best", action="store_true", help="the one keep-best kept")
-    add("--to", required=True, choices=FORMATS)
+    add("--to", required=True, choices=tuple(WRITERS), help="format")
     add("--out", required=True, type=Path, help="new folder to write")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
     return parser.parse_args(arguments)

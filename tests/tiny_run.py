@@ -68,8 +68,8 @@ def random_batch(seed: int = 0, *, size: int = 16) -> Batch:
     )
 
 
-def random_state(abstract: TrainState) -> TrainState:
-    """Weights of a sensible size by the names of their parameters; everything else at its start."""
+def random_params(abstract: Any) -> Any:
+    """Weights of a sensible size by the names of their parameters."""
     rng = np.random.default_rng(0)
 
     def draw(path: Any, leaf: Any) -> np.ndarray:
@@ -79,7 +79,12 @@ def random_state(abstract: TrainState) -> TrainState:
         values = rng.normal(1.0 if name == "scale" else 0.0, 0.1, leaf.shape)
         return values.astype(leaf.dtype)
 
-    params = jax.tree_util.tree_map_with_path(draw, abstract.params)
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def random_state(abstract: TrainState) -> TrainState:
+    """`random_params`; everything else at its start."""
+    params = random_params(abstract.params)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
     return dataclasses.replace(
         zeros, params=params, ema_params=None if zeros.ema_params is None else params

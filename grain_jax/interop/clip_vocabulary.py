@@ -7,7 +7,7 @@ complete its characters, and the pair that an id merges by encoding it with the 
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 NUM_BYTES = 256
 END_OF_WORD = "</w>"
@@ -40,23 +40,17 @@ def clip_tables() -> tuple[dict[str, int], list[Merge]]:
     tokens = [*single, *(letter + END_OF_WORD for letter in single)]
     ids = {byte: i for i, byte in enumerate(letters)}
 
-    def decode(before: bytes, token: int, after: bytes) -> str:
+    def decode(token: int, before: bytes, after: bytes) -> str:
         return tokenizer.decode([*(ids[b] for b in before), token, *(ids[b] for b in after)])
 
     for token in range(len(tokens), tokenizer.start_of_text()):
-        own, ends_word = _own_bytes(functools.partial(_call, decode, token))
+        own, ends_word = _own_bytes(functools.partial(decode, token))
         tokens.append("".join(letters[byte] for byte in own) + (END_OF_WORD if ends_word else ""))
     merges = _merges(tokens, first=2 * NUM_BYTES)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     vocabulary[START_OF_TEXT] = tokenizer.start_of_text()
     vocabulary[END_OF_TEXT] = tokenizer.end_of_text()
     return vocabulary, merges
-
-
-def _call(
-    decode: Callable[[bytes, int, bytes], str], token: int, before: bytes, after: bytes
-) -> str:
-    return decode(before, token, after)
 
 
 def _own_bytes(decode: Callable[[bytes, bytes], str]) -> tuple[bytes, bool]:
@@ -87,7 +81,7 @@ def _split(token: str, ranks: dict[Merge, int]) -> list[str]:
     word, end = (token.removesuffix(END_OF_WORD), token.endswith(END_OF_WORD))
     parts = [*word[:-1], word[-1] + (END_OF_WORD if end else "")]
     while len(parts) > 1:
-        pairs = list(zip(parts[:-1], parts[1:], strict=True))
+        pairs = list(pairwise(parts))
         best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break

@@ -3,23 +3,36 @@
 from typing import Any
 
 from grain_jax.data.tokenizer import Tokenizer
-from grain_jax.interop.clip_vocabulary import END_OF_TEXT, END_OF_WORD, START_OF_TEXT, clip_tables
+from grain_jax.interop.clip_vocabulary import (
+    END_OF_TEXT,
+    END_OF_WORD,
+    START_OF_TEXT,
+    byte_letters,
+    clip_tables,
+)
 
 # What CLIP's regular expression takes for a word; white space between words is dropped.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# As Python's `str.split` has it, which four control characters more belong to.
+WHITE_SPACE = r"[\s\x1c-\x1f]+"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
+OWN_END = "<|end_of_text_of_grain|>"  # where the end-of-text is ours: nothing that a text holds
 
 
 def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
     """A `transformers.PreTrainedTokenizerFast` that gives the ids of `tokenizer`.
 
+    For CLIP up to letters that came with Unicode 15 and later, which its library does not know.
+
     It adds start and end of text, and cuts to `max_length` where asked for truncation. HTML
     entities are not resolved: that is for training data. Padding differs from ours, and changes
-    nothing: the text tower is causal and pools at the first end-of-text.
+    nothing: the text tower is causal and pools at the first end-of-text. Raises ValueError for a
+    tokenizer that has no such form.
     """
     from transformers import PreTrainedTokenizerFast
 
     spec = tokenizer.spec()
+    names: tuple[str | None, str, str, str | None]  # start, end, padding, unknown
     match spec["kind"]:
         case "clip":
             backend, names = _clip(), (START_OF_TEXT, END_OF_TEXT, END_OF_TEXT, END_OF_TEXT)
@@ -28,6 +41,8 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
         case _:
             backend, names = _own(spec)
     start, end, pad, unknown = names
+    # In a text for CLIP or of words, "<|endoftext|>" is text; other tokenizers keep their ways.
+    literal = spec["kind"] in ("clip", "words")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=start,
@@ -36,6 +51,9 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
         unk_token=unknown,
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
+        padding_side="right",
+        truncation_side="right",
+        split_special_tokens=literal,
         clean_up_tokenization_spaces=False,
     )
 
@@ -55,7 +73,11 @@ def _clip() -> Any:
     )
     backend = Backend(model)
     backend.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        [
+            normalizers.Replace(Regex(WHITE_SPACE), " "),
+            normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"),  # `Lowercase` knows no place
+            normalizers.Lowercase(),
+        ]
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -63,7 +85,10 @@ def _clip() -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    backend.decoder = decoders.ByteLevel()
+    space = byte_letters()[ord(" ")]
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(END_OF_WORD, space), decoders.ByteLevel()]
+    )
     backend.add_special_tokens(
         [AddedToken(name, normalized=False, special=True) for name in (START_OF_TEXT, END_OF_TEXT)]
     )
@@ -85,14 +110,17 @@ def _words(words: list[str]) -> Any:
 
 def _own(spec: dict[str, Any]) -> tuple[Any, tuple[str | None, str, str, str | None]]:
     """A tokenizer of Hugging Face's already; its end-of-text may be ours, past its vocabulary."""
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, Regex, normalizers
     from tokenizers import Tokenizer as Backend
 
     backend = Backend.from_str(spec["tokenizer"])
+    collapsed = [normalizers.Replace(Regex(WHITE_SPACE), " "), normalizers.Strip()]
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([*collapsed, *own])
     start = None if spec["start"] is None else backend.id_to_token(spec["start"])
     end = backend.id_to_token(spec["end"])
     if end is None:
-        end = END
+        end = OWN_END
         backend.add_special_tokens([AddedToken(end, normalized=False, special=True)])
         if backend.token_to_id(end) != spec["end"]:
             raise ValueError(

@@ -1,14 +1,14 @@
 """A trained model as a Hugging Face folder that `transformers` loads without this package."""
 
-import copy
 import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from grain_jax.config import ModelConfig
 from grain_jax.interop.fast_tokenizer import fast_tokenizer
 from grain_jax.interop.official import Params, to_official
 from grain_jax.interop.parity import Inputs, Outputs
@@ -16,27 +16,39 @@ from grain_jax.training.checkpoint import LoadedModel
 
 CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py", "pipeline_grain.py")
 TASK = "zero-shot-image-classification"
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")  # of the weights
 
 
 def write_folder(loaded: LoadedModel, folder: Path, *, dtype: str = "float32") -> None:
-    """Weights, configuration, tokenizer, image processor and the code that reads them."""
-    model = torch_model(loaded, prompt=loaded.templates[0])
+    """Weights, configuration, tokenizer, processors and the code that reads them."""
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
-    if dtype == "bfloat16":
-        model = copy.deepcopy(model).bfloat16()
-    model.save_pretrained(folder)
-    tokenizer = fast_tokenizer(
-        loaded.tokenizer, max_length=loaded.config.model.text.context_length
-    )
-    tokenizer.save_pretrained(folder)
-    image_processor(loaded).save_pretrained(folder)
+    torch_model(loaded).to(getattr(torch, dtype)).save_pretrained(folder)
+    # Weights come out readable by their owner alone; whoever may read the rest may read them.
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)
+    processor(loaded).save_pretrained(folder)
     for name in CODE:
         with resources.as_file(resources.files("grain_jax.interop.huggingface") / name) as file:
             shutil.copyfile(file, folder / name)
 
 
-def torch_model(loaded: LoadedModel, *, prompt: str = "{}", params: Params | None = None) -> Any:
+def read_model(folder: Path, *, dtype: str) -> Any:
+    """The model of a folder, in eval mode, by this package's copy of its code."""
+    import torch
+
+    from grain_jax.interop.huggingface.modeling_grain import GrainModel
+
+    return GrainModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+
+def rounded(params: Params, dtype: str) -> Params:
+    """Parameters as `dtype` holds them, in float32 again."""
+    return jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), params)
+
+
+def torch_model(loaded: LoadedModel, *, params: Params | None = None) -> Any:
     """`GrainModel` in eval mode with the weights of `loaded`, or with other `params`."""
     import torch
 
@@ -51,12 +63,14 @@ def torch_model(loaded: LoadedModel, *, prompt: str = "{}", params: Params | Non
         vision=_fields(config.vision, VISION),
         text=_fields(config.text, TEXT),
         decoder=_fields(config.decoder, DECODER),
+        init_logit_scale=config.init_logit_scale,
         max_logit_scale=config.max_logit_scale,
         region_logit_scale=config.region_logit_scale,
-        prompt=prompt,
+        templates=loaded.templates,
         auto_map={
             "AutoConfig": "configuration_grain.GrainConfig",
             "AutoModel": "modeling_grain.GrainModel",
+            "AutoModelForZeroShotImageClassification": "modeling_grain.GrainModel",
         },
         custom_pipelines={
             TASK: {
@@ -74,52 +88,47 @@ def torch_model(loaded: LoadedModel, *, prompt: str = "{}", params: Params | Non
     tensors = {
         name: torch.from_numpy(np.array(value, np.float32))
         for name, value in state.items()
-        if name in wanted  # a CLIP model has no use for a scale of regions
+        if name in wanted  # CLIP has no scale of regions, a shared projection no second name
     }
     model.load_state_dict(tensors, strict=True)
     return model
 
 
-def image_processor(loaded: LoadedModel) -> Any:
-    """What makes the pixels that `loaded` was evaluated on."""
-    from grain_jax.interop.huggingface.processing_grain import GrainImageProcessor
+def processor(loaded: LoadedModel) -> Any:
+    """What makes the pixels and tokens that `loaded` was evaluated on."""
+    from grain_jax.interop.huggingface.processing_grain import GrainImageProcessor, GrainProcessor
 
-    spec = loaded.preprocessing
-    processor = GrainImageProcessor(
+    spec, data = loaded.preprocessing, loaded.config.data
+    images: Any = GrainImageProcessor(
         image_size=spec.image_size,
         resize=spec.resize,
         interpolation=spec.interpolation,
         image_mean=spec.mean,
         image_std=spec.std,
     )
-    processor.auto_map = {"AutoImageProcessor": "processing_grain.GrainImageProcessor"}
-    return processor
+    images.auto_map = {"AutoImageProcessor": "processing_grain.GrainImageProcessor"}
+    # Not the length of the position table: positions beyond were never trained.
+    tokenizer = fast_tokenizer(loaded.tokenizer, max_length=data.caption_length)
+    whole: Any = GrainProcessor(images, tokenizer, description_length=data.description_length)
+    whole.auto_map = {"AutoProcessor": "processing_grain.GrainProcessor"}
+    return whole
 
 
 def torch_outputs(model: Any, inputs: Inputs) -> Outputs:
     """What a `GrainModel` says, under the names of `interop.parity.our_outputs`."""
     import torch
 
+    pixels = torch.from_numpy(inputs.pixels.transpose(0, 3, 1, 2).copy())
+    tokens = torch.from_numpy(inputs.tokens.astype(np.int64))
     with torch.no_grad():
-        output = model(
-            pixel_values=torch.from_numpy(inputs.pixels.transpose(0, 3, 1, 2).copy()),
-            input_ids=torch.from_numpy(inputs.tokens.astype(np.int64)),
-        )
-    names = ("image_embeds", "text_embeds", "region_embeds", "pred_boxes")
-    found = {name: getattr(output, name) for name in names}
-    return {name: value.float().numpy() for name, value in found.items() if value is not None}
+        found = dict(model(pixel_values=pixels, input_ids=tokens, description_ids=tokens))
+        found["image_features"] = model.get_image_features(pixels)
+        found["text_features"] = model.get_text_features(tokens)
+        found["logit_scale"] = model.logit_scale()
+        if model.config.kind == "grain":
+            found["region_logit_scale"] = model.region_logit_scale()
+    return {name: value.float().numpy() for name, value in found.items()}
 
 
 def _fields(part: Any, names: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(part, name) for name in names}
-
-
-def model_config_of(config: Any) -> ModelConfig:
-    """Our configuration of a `GrainConfig`."""
-    model = ModelConfig(kind=config.kind, image_size=config.image_size, embed_dim=config.embed_dim)
-    for name in ("vision", "text", "decoder"):
-        for field, value in getattr(config, name).items():
-            setattr(getattr(model, name), field, value)
-    model.max_logit_scale = config.max_logit_scale
-    model.region_logit_scale = config.region_logit_scale
-    return model

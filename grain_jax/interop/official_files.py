@@ -4,29 +4,34 @@ Such a file holds two state dicts, `backbone_state_dict` of a `CLIP_VIT*` and `s
 `ObjDecoder`, both as `DistributedDataParallel` or the bare module names them.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grain_jax.config import ModelConfig
+from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, vision_variant
 from grain_jax.interop.official import Params, from_official, to_official
 
 BACKBONE, DECODER = "backbone_state_dict", "state_dict"
 WRAPPER = "module."  # of DistributedDataParallel
 MAX_BYTES = 8 * 2**30
+CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
+NOT_OF_THE_MODEL = {"position_init", "init", "token_init_std", "dropout", "num_queries"}
 
 
 def save_official(params: Params, config: ModelConfig, path: Path) -> None:
     """Writes what the official modules load with `strict=True`; their unused tensors are zeros.
 
-    Raises ValueError for a model that has something the official code has not.
+    The file counts as saved after epoch 0 and iteration 0, which `evaluate.py --resume` asks for;
+    it has no optimizer, which training on would need. Raises ValueError for a model that has
+    something the official code has not.
     """
     import torch
 
     _check_representable(config)
-    parts: dict[str, dict[str, Any]] = {BACKBONE: {}, DECODER: {}}
+    parts: dict[str, Any] = {BACKBONE: {}, DECODER: {}, "epoch": 0, "iteration": 0}
     for name, value in to_official(params, config).items():
         part, _, own = name.partition(".")
         tensor = torch.from_numpy(np.array(value, np.float32))
@@ -34,6 +39,24 @@ def save_official(params: Params, config: ModelConfig, path: Path) -> None:
     if config.kind == "clip":
         del parts[DECODER]
     torch.save(parts, path)
+
+
+def constructor(config: ModelConfig) -> str:
+    """The official function that builds a backbone of these sizes, "" where none does."""
+    for name, variant in CONSTRUCTORS.items():
+        published: list[Any] = [vision_variant(variant), TextConfig(), DecoderConfig()]
+        ours: list[Any] = [config.vision, config.text, config.decoder]
+        if config.kind == "clip":
+            published, ours = published[:2], ours[:2]
+        same = all(_same_sizes(*pair) for pair in zip(ours, published, strict=True))
+        if same and (config.image_size, config.embed_dim) == (224, 512):
+            return name
+    return ""
+
+
+def _same_sizes(ours: Any, published: Any) -> bool:
+    names = {field.name for field in dataclasses.fields(published)} - NOT_OF_THE_MODEL
+    return all(getattr(ours, name) == getattr(published, name) for name in names)
 
 
 def load_official(path: Path, config: ModelConfig) -> Params:
@@ -57,12 +80,15 @@ def read_official(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is no checkpoint that can be read safely: {error}") from error
     if not isinstance(content, Mapping) or BACKBONE not in content:
         names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}.")
+        raise ValueError(
+            f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}."
+        )
     found: dict[str, np.ndarray] = {}
     for part, key in (("backbone", BACKBONE), ("decoder", DECODER)):
         for name, tensor in content.get(key, {}).items():
             if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f"{path}: {key}[{name!r}] is a {type(tensor).__name__}, no tensor.")
+                kind = type(tensor).__name__
+                raise ValueError(f"{path}: {key}[{name!r}] is a {kind}, no tensor.")
             found[f"{part}.{name.removeprefix(WRAPPER)}"] = tensor.float().numpy()
     return found
 
@@ -77,10 +103,16 @@ def _check_representable(config: ModelConfig) -> None:
         odd.append(f'model.decoder.memory_position="{config.decoder.memory_position}"')
     if not config.vision.qk_norm:
         odd.append("model.vision.qk_norm=False")
-    if config.vision.activation != "gelu" or config.text.activation != "quick_gelu":
-        odd.append(f"activations {config.vision.activation} and {config.text.activation}")
+    for part, name, official in (
+        ("vision", "activation", "gelu"),
+        ("text", "activation", "quick_gelu"),
+        ("vision", "norm_eps", 1e-6),
+        ("text", "norm_eps", 1e-5),
+    ):
+        if (value := getattr(getattr(config, part), name)) != official:
+            odd.append(f"model.{part}.{name}={value} (it has {official})")
     if odd:
         raise ValueError(
             "The official code has no such model: " + "; ".join(odd) + ". Export it with "
-            "--to=huggingface instead."
+            "--to=huggingface, or train one without."
         )

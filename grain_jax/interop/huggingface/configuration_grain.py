@@ -1,5 +1,6 @@
 """Configuration of GRAIN, and of the CLIP baseline with the same towers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -34,12 +35,13 @@ DECODER = {
     "memory_position": "none",
     "share_projection": False,
 }
+KINDS = ("grain", "clip")
 
 
 class GrainConfig(PretrainedConfig):
     """`vision`, `text` and `decoder` are dictionaries; a key that is left out takes ViT-B/16's.
 
-    Raises ValueError for a key that is unknown.
+    Raises ValueError for an unknown key or kind.
     """
 
     model_type = "grain"
@@ -52,18 +54,24 @@ class GrainConfig(PretrainedConfig):
         vision: dict[str, Any] | None = None,
         text: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
+        init_logit_scale: float = 1 / 0.07,  # of fresh weights
         max_logit_scale: float = 100.0,
         region_logit_scale: str = "shared",  # "shared" | "own"
+        templates: Sequence[str] = ("a photo of a {}.",),  # prompts by name; their mean is taken
         **kwargs: Any,
     ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r}; choose one of {KINDS}.")
         self.kind = kind
         self.image_size = image_size
         self.embed_dim = embed_dim
         self.vision = _complete("vision", vision, VISION)
         self.text = _complete("text", text, TEXT)
         self.decoder = _complete("decoder", decoder, DECODER)
+        self.init_logit_scale = init_logit_scale
         self.max_logit_scale = max_logit_scale
         self.region_logit_scale = region_logit_scale
+        self.templates = list(templates)
         super().__init__(**kwargs)
 
 

@@ -1,16 +1,19 @@
 """GRAIN in PyTorch: image and text towers, and region queries between them.
 
-Parameters carry the names of the official code, so that one table serves both exports. Shape
-letters: B images, P image tokens (CLS first), Q region queries, N texts, T descriptions, E embedding.
+Parameters carry the names of the official code, so that one table serves both exports.
+B images, P image tokens (CLS first), Q region queries, N texts, T descriptions, E embedding.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_grain import GrainConfig
@@ -20,7 +23,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": _quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": _quick_gelu}
 
 
 class LayerNorm(nn.LayerNorm):
@@ -54,6 +57,8 @@ class VisionAttention(nn.Module):
 
 
 class VisionMlp(nn.Module):
+    """Two linear maps with an activation between."""
+
     def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
@@ -64,7 +69,9 @@ class VisionMlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class VisionBlock(nn.Module):
+class VisionBlock(GradientCheckpointingLayer):
+    """Pre-norm block of the image tower."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         width, eps = config["width"], config["norm_eps"]
@@ -80,15 +87,20 @@ class VisionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """Pixels [B, 3, S, S] to one token for each patch, row by row."""
+
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch_size, patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self.proj.weight.dtype)  # processors give float32
         return self.proj(pixels).flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
+    """All tokens after the final norm, with learned positions."""
+
     def __init__(self, config: dict[str, Any], image_size: int) -> None:
         super().__init__()
         width, patch = config["width"], config["patch_size"]
@@ -135,6 +147,8 @@ class Attention(nn.Module):
 
 
 class TextMlp(nn.Module):
+    """As `VisionMlp`, under the names of CLIP's text tower."""
+
     def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, hidden)
@@ -145,7 +159,9 @@ class TextMlp(nn.Module):
         return self.c_proj(self.activation(self.c_fc(x)))
 
 
-class TextBlock(nn.Module):
+class TextBlock(GradientCheckpointingLayer):
+    """Pre-norm block of the text tower, causal."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         width, eps = config["width"], config["norm_eps"]
@@ -161,6 +177,8 @@ class TextBlock(nn.Module):
 
 
 class TextLayers(nn.Module):
+    """The blocks of the text tower, one after the other."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(TextBlock(config) for _ in range(config["depth"]))
@@ -201,7 +219,9 @@ class Backbone(nn.Module):
         return self.ln_final(x) @ self.text_projection
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(GradientCheckpointingLayer):
+    """Attention among the queries, then to the image, then a ReLU MLP; pre-norm, as DETR has it."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         width, dropout = config["width"], config["dropout"]
@@ -222,6 +242,8 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderLayers(nn.Module):
+    """Layers and final norm, which `RegionDecoder` calls; they are here for their names."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config["depth"]))
@@ -229,6 +251,8 @@ class DecoderLayers(nn.Module):
 
 
 class DecoderTransformer(nn.Module):
+    """As `DecoderLayers`: for its names."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.pre_norm = LayerNorm(config["width"])
@@ -236,6 +260,8 @@ class DecoderTransformer(nn.Module):
 
 
 class BoxHead(nn.Module):
+    """Region queries to (cx, cy, w, h) in 0..1, in float32."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, size) for size in (width, width, 4))
@@ -257,7 +283,10 @@ class RegionDecoder(nn.Module):
         self.transformer = DecoderTransformer(decoder)
         self.bbox_embed = BoxHead(width)
         self.img_proj = nn.Parameter(torch.zeros(width, config.embed_dim))
-        self.obj_proj = nn.Parameter(torch.zeros(width, config.embed_dim))
+        if decoder["share_projection"]:
+            self.register_parameter("obj_proj", None)
+        else:
+            self.obj_proj = nn.Parameter(torch.zeros(width, config.embed_dim))
         self.sincos = decoder["memory_position"] == "sincos"
         if config.region_logit_scale == "own":
             self.region_logit_scale = nn.Parameter(torch.zeros(()))
@@ -268,28 +297,29 @@ class RegionDecoder(nn.Module):
         memory_key = memory
         if self.sincos:
             side = round((memory.shape[1] - 1) ** 0.5)
-            memory_key = memory + _grid_positions(side, memory.shape[2]).to(memory)
+            memory_key = memory + _grid_positions(side, memory.shape[2], memory.device).to(memory)
         query = self.query_embed.weight[None]
         x = torch.zeros_like(query).expand(len(memory), -1, -1)
         for layer in self.transformer.decoder.layers:
             x = layer(x, query, memory, memory_key)
         x = self.transformer.decoder.norm(x)
         image, regions = x[:, self.num_queries], x[:, : self.num_queries]
-        return image @ self.img_proj, regions @ self.obj_proj, self.bbox_embed(regions)
+        to_region = self.img_proj if self.obj_proj is None else self.obj_proj
+        return image @ self.img_proj, regions @ to_region, self.bbox_embed(regions)
 
 
-def _grid_positions(side: int, width: int) -> Tensor:
+def _grid_positions(side: int, width: int, device: torch.device) -> Tensor:
     """2-D sine-cosine positions of a square grid in rows, with zeros for the CLS token before."""
-    frequency = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
+    frequency = 10_000.0 ** -(torch.arange(width // 4, device=device) / (width // 4))
+    angle = torch.arange(side, device=device)[:, None] * frequency
     one = torch.cat([angle.sin(), angle.cos()], dim=1)
     y, x = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
-    return F.pad(torch.cat([y, x], dim=-1).flatten(0, 1), (0, 0, 1, 0)).float()
+    return F.pad(torch.cat([y, x], dim=-1).flatten(0, 1), (0, 0, 1, 0))
 
 
 @dataclass
 class GrainOutput(ModelOutput):
-    """Embeddings have unit length; what was not asked for is None."""
+    """Embeddings have unit length, in float32; what was not asked for is None."""
 
     loss: Tensor | None = None  # image against text, both ways, with `return_loss`
     logits_per_image: Tensor | None = None  # [B, N]
@@ -308,60 +338,133 @@ class GrainModel(PreTrainedModel):
     config_class = GrainConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
-    _no_split_modules = ["VisionBlock", "TextBlock", "DecoderLayer"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules: ClassVar[list[str]] = ["VisionBlock", "TextBlock", "DecoderLayer"]
 
     def __init__(self, config: GrainConfig) -> None:
         super().__init__(config)
         self.backbone = Backbone(config)
         if config.kind == "grain":
             self.decoder = RegionDecoder(config)
-            if config.decoder["share_projection"]:
-                self.decoder.obj_proj = self.decoder.img_proj
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the official code: torch's own values in the image tower, CLIP's in the text tower,
+        Xavier's in the decoder. Children come before what contains them.
+        """
+        init, config = nn.init, self.config
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.Embedding):
+            module.reset_parameters()
+        elif isinstance(module, Attention):
+            init.zeros_(module.in_proj_bias)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, VisionTransformer):
+            init.normal_(module.cls_token, std=1e-6)
+            init.normal_(module.pos_embed, std=0.02)
+        elif isinstance(module, TextBlock):
+            width, depth = config.text["width"], config.text["depth"]
+            residual = (2 * depth * width) ** -0.5
+            init.normal_(module.attn.in_proj_weight, std=width**-0.5)
+            init.normal_(module.attn.out_proj.weight, std=residual)
+            init.normal_(module.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            init.normal_(module.mlp.c_proj.weight, std=residual)
+        elif isinstance(module, Backbone):
+            init.normal_(module.token_embedding.weight, std=0.02)
+            init.normal_(module.positional_embedding, std=0.01)
+            init.normal_(module.text_projection, std=config.text["width"] ** -0.5)
+            init.constant_(module.logit_scale, math.log(config.init_logit_scale))
+            if config.kind == "clip":
+                init.normal_(module.image_projection, std=config.vision["width"] ** -0.5)
+        elif isinstance(module, DecoderLayer):
+            for weight in module.parameters():
+                if weight.dim() == 2:
+                    init.xavier_uniform_(weight)
+        elif isinstance(module, RegionDecoder):
+            for projection in (module.img_proj, module.obj_proj):
+                if projection is not None:
+                    init.normal_(projection, std=config.decoder["width"] ** -0.5)
+            if config.region_logit_scale == "own":
+                init.constant_(module.region_logit_scale, math.log(config.init_logit_scale))
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """[B, E], not normalised: the image query's embedding (CLIP: the projected CLS token)."""
         return self._images(pixel_values)[0]
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """[N, E], not normalised. The mask changes nothing: attention is causal up to the end."""
+        """[N, E], not normalised.
+
+        The mask, which tokenizers give, changes nothing: attention is causal up to the end of text.
+        """
         return self.backbone.encode_text(input_ids)
 
     def forward(
         self,
-        pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
-        description_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        return_loss: bool = False,
-        **kwargs: Any,
-    ) -> GrainOutput:
-        """Whatever the given inputs allow. `description_ids`: texts to compare regions with."""
-        output = GrainOutput()
+        description_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> GrainOutput | tuple[Tensor, ...]:
+        """Whatever the given inputs allow. `description_ids`: texts to compare regions with.
+
+        `attention_mask` changes nothing, as above. `return_loss`: the contrastive loss of image i
+        and text i, with the other pairs of this batch as negatives; boxes and regions have none.
+        Raises ValueError where the inputs do not allow it.
+        """
+        image = regions = boxes = text = described = scores = logits = loss = None
         if pixel_values is not None:
             image, regions, boxes = self._images(pixel_values)
-            output.image_embeds = F.normalize(image, dim=-1)
-            if regions is not None:
-                output.region_embeds, output.pred_boxes = F.normalize(regions, dim=-1), boxes
+            image = F.normalize(image.float(), dim=-1)
+            regions = None if regions is None else F.normalize(regions.float(), dim=-1)
         if input_ids is not None:
-            output.text_embeds = F.normalize(self.backbone.encode_text(input_ids), dim=-1)
+            text = F.normalize(self.backbone.encode_text(input_ids).float(), dim=-1)
         if description_ids is not None:
-            embeds = F.normalize(self.backbone.encode_text(description_ids), dim=-1)
-            output.description_embeds = embeds
-            if output.region_embeds is not None:
-                output.description_scores = output.region_embeds @ embeds.T
-        if output.image_embeds is not None and output.text_embeds is not None:
-            logits = self.logit_scale() * output.image_embeds @ output.text_embeds.T
-            output.logits_per_image, output.logits_per_text = logits, logits.T
-            if return_loss:
-                target = torch.arange(len(logits), device=logits.device)
-                both = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
-                output.loss = both / 2
-        return output
+            described = F.normalize(self.backbone.encode_text(description_ids).float(), dim=-1)
+            scores = None if regions is None else regions @ described.T
+        if image is not None and text is not None:
+            logits = self.logit_scale() * image @ text.T
+        if return_loss:
+            if logits is None or logits.shape[0] != logits.shape[1]:
+                raise ValueError(
+                    "return_loss needs as many pictures as texts, pair by pair; got "
+                    f"{None if image is None else len(image)} and "
+                    f"{None if text is None else len(text)}."
+                )
+            target = torch.arange(len(logits), device=logits.device)
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        output = GrainOutput(
+            loss=loss,
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.T,
+            image_embeds=image,
+            text_embeds=text,
+            region_embeds=regions,
+            pred_boxes=boxes,
+            description_embeds=described,
+            description_scores=scores,
+        )
+        return output.to_tuple() if return_dict is False else output
 
     def logit_scale(self) -> Tensor:
         """The factor on the cosines of images and texts."""
-        return self.backbone.logit_scale.exp().clamp(1.0, self.config.max_logit_scale)
+        return self._scale(self.backbone.logit_scale)
+
+    def region_logit_scale(self) -> Tensor:
+        """The factor on `description_scores` in training; with "shared" that of images and texts.
+
+        Raises AttributeError for a model without regions.
+        """
+        own = self.config.region_logit_scale == "own"
+        return self._scale(self.decoder.region_logit_scale) if own else self.logit_scale()
+
+    def _scale(self, log_scale: Tensor) -> Tensor:
+        # Straight-through: beyond the bounds there must still be a gradient to bring it back.
+        log_scale = log_scale.float()
+        clipped = log_scale.clamp(0.0, math.log(self.config.max_logit_scale))
+        return (log_scale + (clipped - log_scale).detach()).exp()
 
     def _images(self, pixels: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         tokens = self.backbone.visual(pixels)

@@ -1,15 +1,25 @@
-"""Image processor of GRAIN: the very pixels that the model was evaluated on, by Pillow alone."""
+"""Image processor and processor of GRAIN: the very pixels and tokens the model was evaluated on."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZES = ("squash", "crop")
+TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Picture = Any  # PIL image, or array [H, W, 3] or [H, W] of uint8
 
@@ -17,10 +27,11 @@ Picture = Any  # PIL image, or array [H, W, 3] or [H, W] of uint8
 class GrainImageProcessor(BaseImageProcessor):
     """Squashes to a square, or cuts the centre square out ("crop"); then (x / 255 - mean) / std.
 
-    Raises ValueError for unknown settings, and for arrays that are not uint8 pictures.
+    By Pillow alone. Raises ValueError for unknown settings, and for arrays that are not uint8
+    pictures.
     """
 
-    model_input_names = ["pixel_values"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
     def __init__(
         self,
@@ -35,46 +46,136 @@ class GrainImageProcessor(BaseImageProcessor):
         if resize not in RESIZES:
             raise ValueError(f"resize={resize!r}; choose one of {RESIZES}.")
         if interpolation not in RESAMPLING:
-            raise ValueError(f"interpolation={interpolation!r}; choose one of {sorted(RESAMPLING)}.")
+            raise ValueError(f"interpolation={interpolation!r}; choose of {sorted(RESAMPLING)}.")
         self.image_size = image_size
         self.resize = resize
         self.interpolation = interpolation
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
-    def preprocess(
-        self, images: Picture | Sequence[Picture], return_tensors: str | None = None, **kwargs: Any
+    def __call__(
+        self, images: Picture | Sequence[Picture], return_tensors: str | None = None
     ) -> BatchFeature:
-        """`pixel_values` float32 [B, 3, S, S]."""
-        several = images if isinstance(images, list | tuple) else [images]
-        pixels = np.stack([self._pixels(_rgb(image)) for image in several])
+        """As `preprocess`."""
+        return self.preprocess(images, return_tensors=return_tensors)
+
+    def preprocess(
+        self, images: Picture | Sequence[Picture], return_tensors: str | None = None
+    ) -> BatchFeature:
+        """`pixel_values` float32 [B, 3, S, S] of one picture or several, of any sizes."""
+        batch = isinstance(images, np.ndarray) and images.ndim == 4
+        several = images if batch or isinstance(images, list | tuple) else [images]
+        pixels = np.stack([self._pixels(upright_rgb(image)) for image in several])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
+    def seen_area(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in pixels of the part of a picture that the model sees."""
+        if self.resize == "squash":
+            return 0.0, 0.0, float(width), float(height)
+        side = min(height, width)
+        left, top = (width - side) / 2 / width * width, (height - side) / 2 / height * height
+        right, bottom = left + side / width * width, top + side / height * height
+        return left, top, min(right, width), min(bottom, height)
+
     def _pixels(self, image: Image.Image) -> np.ndarray:
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        whole = (0, 0, width, height)
-        box = whole if self.resize == "squash" else (left, top, left + side, top + side)
         size = (self.image_size, self.image_size)
-        if image.size != size or box != whole:
-            image = image.resize(size, RESAMPLING[self.interpolation], box=box)
+        box = self.seen_area(image.height, image.width)
+        image = image.resize(size, RESAMPLING[self.interpolation], box=box)
         pixels = np.asarray(image, np.float32) / 255
-        pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
-        return pixels.transpose(2, 0, 1)
+        mean, std = (np.asarray(row, np.float32) for row in (self.image_mean, self.image_std))
+        return ((pixels - mean) / std).transpose(2, 0, 1)
 
 
-def _rgb(image: Picture) -> Image.Image:
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:  # shown on white
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+class GrainProcessor(ProcessorMixin):
+    """Pictures, texts and descriptions of regions to all that the model takes.
+
+    Texts are cut where the model's evaluation cuts them, and padded to the longest of the call.
+    """
+
+    def __init__(
+        self,
+        image_processor: GrainImageProcessor,
+        tokenizer: Any,
+        description_length: int | None = None,  # in tokens; None: as long as a text
+    ) -> None:
+        super().__init__(image_processor, tokenizer)
+        self.description_length = description_length
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture] | None = None,
+        text: str | Sequence[str] | None = None,
+        descriptions: Sequence[str] | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """`pixel_values`, `input_ids` with `attention_mask`, `description_ids`: of what is given.
+
+        Raises ValueError where nothing is.
+        """
+        if images is None and text is None and descriptions is None:
+            raise ValueError("Give images, text or descriptions.")
+        data: dict[str, Any] = {}
+        if text is not None:
+            data |= self._tokens(text, self.tokenizer.model_max_length, return_tensors)
+        if descriptions is not None:
+            length = self.description_length or self.tokenizer.model_max_length
+            tokens = self._tokens(list(descriptions), length, return_tensors)
+            data["description_ids"] = tokens["input_ids"]
+        if images is not None:
+            data |= self.image_processor(images, return_tensors=return_tensors)
+        return BatchFeature(data)
+
+    def boxes_in_pixels(self, pred_boxes: Any, sizes: Sequence[tuple[int, int]]) -> list[Any]:
+        """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) [Q, 4] of each picture.
+
+        `sizes`: (height, width) of each upright picture. Boxes stay within what the model saw.
+        """
+        found = []
+        for boxes, (height, width) in zip(pred_boxes, sizes, strict=True):
+            left, top, right, bottom = self.image_processor.seen_area(height, width)
+            scale = boxes.new_tensor([right - left, bottom - top] * 2)
+            corners = boxes[:, [0, 1, 0, 1]] + boxes[:, [2, 3, 2, 3]] * boxes.new_tensor(
+                [-0.5, -0.5, 0.5, 0.5]
+            )
+            found.append(corners.clamp(0, 1) * scale + boxes.new_tensor([left, top] * 2))
+        return found
+
+    def _tokens(self, texts: Any, length: int, return_tensors: str | None) -> Any:
+        settings = {"padding": True, "truncation": True, "max_length": length}
+        return self.tokenizer(texts, return_tensors=return_tensors, **settings)
+
+
+def upright_rgb(image: Picture) -> Image.Image:
+    """Turned as its EXIF data says; 16 bit gray is scaled, transparency shown on white."""
+    if not isinstance(image, Image.Image):
+        return _of_array(np.asarray(image))
+    turn = TURNS.get(_orientation(image))
+    image = _of_mode(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _of_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or array.shape[2:] == (3,)):
         raise ValueError(
             f"An image array must be uint8 [H, W, 3] or [H, W], got {array.dtype} {array.shape}; "
             "give a PIL image otherwise."
         )
     return Image.fromarray(array).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata, common on the web, leaves the pixels as good as they are
+        return 1
+
+
+def _of_mode(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # which Pillow would clip instead of scaling
+        values = np.asarray(image).astype(np.int64)
+        gray = values >> 8 if values.max() > 255 else values
+        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
