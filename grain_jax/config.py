@@ -128,7 +128,7 @@ class DataConfig:
     eval_split: str = "validation"
     world: WorldConfig = field(default_factory=WorldConfig)
     resize: str = "squash"  # (official) | "crop": random in training, centre in evaluation
-    crop_min_area: float = 0.5  # smallest area of a random crop, of the largest square; from 0.01
+    crop_min_area: float = 0.5  # of "crop": smallest area, of the largest square; from 0.01
     flip_probability: float = 0.0  # horizontal flip in training, boxes with it
     interpolation: str = "bicubic"  # "bicubic" | "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN

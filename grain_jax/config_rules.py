@@ -103,6 +103,7 @@ def problems(config: TrainConfig) -> list[str]:
         *_model_problems(config),
         *_run_problems(config),
         *_loader_problems(config.data),
+        *_transform_problems(config.data),
         *_split_problems(config.data),
         *_best_problems(config),
     ]
@@ -110,7 +111,7 @@ def problems(config: TrainConfig) -> list[str]:
 
 def loader_problems(data: DataConfig) -> list[str]:
     """Everything wrong with `data` for a loader of records that are already open."""
-    return _bounds(leaves(data, "data.")) or [*_loader_problems(data)]
+    return _bounds(leaves(data, "data.")) or [*_loader_problems(data), *_transform_problems(data)]
 
 
 def _bounds(settings: dict[str, tuple[object, object]]) -> list[str]:
@@ -249,6 +250,14 @@ def _loader_problems(data: DataConfig) -> Iterator[str]:
         yield (
             'data.cache = "memory" is the memory of one process: with it, set data.num_workers=0 '
             '(threads fill the cache), or set data.cache="none".'
+        )
+
+
+def _transform_problems(data: DataConfig) -> Iterator[str]:
+    if data.resize == "squash" and data.crop_min_area != DataConfig.crop_min_area:
+        yield (
+            f"data.crop_min_area = {data.crop_min_area:g} is the size of random crops, and "
+            'data.resize = "squash" makes none; set data.resize="crop" or leave it out.'
         )
 
 

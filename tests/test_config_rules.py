@@ -32,6 +32,7 @@ def changed(config: TrainConfig, **changes: object) -> TrainConfig:
         (demo.get_config, {"data__train_split": "unseen"}, "held out"),
         (demo.get_config, {"data__num_workers": 2}, "num_workers=0"),
         (demo.get_config, {"data__crop_min_area": 0.005}, "needed at least 0.01"),
+        (demo.get_config, {"data__crop_min_area": 0.3}, 'data.resize="crop"'),
         (demo.get_config, {"evaluation__alphas": (0.5, 2.0)}, "from 0 to 1"),
         (demo.get_config, {"evaluation__alphas": ()}, "one or more"),
         (demo.get_config, {"evaluation__alphas": (1.0, float("nan"))}, "needed a finite number"),
@@ -82,7 +83,7 @@ def test_what_cannot_work_is_refused_once(
         {"evaluation__best_metric": "dev/recall", "evaluation__every_steps": 10},
         {"model__attention": "cudnn"},
         {"data__num_threads": 8, "data__prefetch_batches": 1},
-        {"data__crop_min_area": 0.01},
+        {"data__crop_min_area": 0.01, "data__resize": "crop"},
     ],
 )
 def test_what_works_is_not_refused(changes: dict[str, object]) -> None:
