@@ -1,12 +1,15 @@
-"""Write a trained model for PyTorch, and compare it with ours, output by output.
+"""Write a trained model for PyTorch, and compare it with ours, output by output; or read one back.
 
 python -m grain_jax.export --checkpoint=RUN --to=huggingface --out=DIR
 
 --to=huggingface  a folder for AutoModel.from_pretrained(DIR, trust_remote_code=True)
 --to=official     DIR/checkpoint.pth, which the official code loads with strict=True
+--to=run          a run folder, of any model that --checkpoint takes
 
-DIR/parity.json holds the largest difference of every output, in float32, on random inputs and on
-pictures and texts of the run's own held-out data. An export beyond 1e-4 fails and names the output.
+RUN is a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
+a folder, or a name on the Hugging Face hub. DIR/parity.json holds the largest difference of every
+output, in float32, on random inputs and on pictures and texts of the run's own held-out data. An
+export beyond 1e-4 fails and names the output.
 """
 
 import argparse
@@ -27,8 +30,8 @@ from grain_jax.data.sources import open_source
 from grain_jax.interop import parity
 from grain_jax.interop.official import Params
 from grain_jax.interop.parity import Difference, Inputs
+from grain_jax.interop.read import read_model, write_run
 from grain_jax.models.build import normalize_images
-from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import LoadedModel
 
 NUM_INPUTS = 8  # pictures, and texts, of each comparison
@@ -59,7 +62,7 @@ def _load(options: argparse.Namespace) -> LoadedModel:
         raise ValueError(f"--dtype={options.dtype} is for --to=huggingface; official is float32.")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"--out={options.out} is there already; give a new folder.")
-    return checkpoint.load(options.checkpoint, step=options.step, best=options.best)
+    return read_model(options.checkpoint, step=options.step, best=options.best)
 
 
 def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
@@ -113,9 +116,19 @@ def _write_huggingface(loaded: LoadedModel, options: argparse.Namespace, note: N
     (options.out / "README.md").write_text(card, encoding="utf-8")
 
 
+def _write_run(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
+    write_run(loaded, options.out)
+    again = read_model(options.out)
+    if not jax.tree.all(jax.tree.map(np.array_equal, again.params, loaded.params)):
+        raise ValueError(f"{options.out} does not read back to the same weights; please report it.")
+    note(f"python -m grain_jax.evaluate --checkpoint={options.out} --data=... measures it;")
+    note(f"python -m grain_jax.train --config=... --config.init={options.out} trains from it.")
+
+
 WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Note], None]] = {
     "huggingface": _write_huggingface,
     "official": _write_official,
+    "run": _write_run,
 }
 
 
@@ -169,7 +182,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m grain_jax.export", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--checkpoint", required=True, type=Path, metavar="RUN", help="folder of a run")
+    add("--checkpoint", required=True, type=Path, metavar="RUN", help="run folder, or other model")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     which.add_argument("--best", action="store_true", help="the one keep-best kept")

@@ -38,6 +38,8 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
             backend, names = _clip(), (START_OF_TEXT, END_OF_TEXT, END_OF_TEXT, END_OF_TEXT)
         case "words":
             backend, names = _words(spec["words"]), (START, END, PAD, UNKNOWN)
+        case "padded":
+            return _padded(spec, max_length)
         case _:
             backend, names = _own(spec)
     start, end, pad, unknown = names
@@ -55,6 +57,22 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
         truncation_side="right",
         split_special_tokens=literal,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def _padded(spec: dict[str, Any], max_length: int) -> Any:
+    """A tokenizer that is Hugging Face's as it stands, special tokens and padding with it."""
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend.from_str(spec["tokenizer"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=backend.id_to_token(spec["pad_id"]),
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="left" if spec["pad_left"] else "right",
+        truncation_side="right",
     )
 
 

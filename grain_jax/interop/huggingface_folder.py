@@ -1,5 +1,12 @@
-"""A trained model as a Hugging Face folder that `transformers` loads without this package."""
+"""A trained model as a Hugging Face folder that `transformers` loads without this package.
 
+Beside what transformers reads lies `grain_jax.json`, a checkpoint's metadata, which `read_folder`
+needs to give the very model back.
+"""
+
+import copy
+import json
+import math
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -9,14 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grain_jax.config import TrainConfig
 from grain_jax.interop.fast_tokenizer import fast_tokenizer
-from grain_jax.interop.official import Params, to_official
+from grain_jax.interop.files import read_json, read_safetensors
+from grain_jax.interop.official import Params, from_official, to_official
 from grain_jax.interop.parity import Inputs, Outputs
-from grain_jax.training.checkpoint import LoadedModel
+from grain_jax.training.checkpoint import LoadedModel, from_metadata, make_metadata
 
 CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py", "pipeline_grain.py")
 TASK = "zero-shot-image-classification"
 DTYPES = ("float32", "bfloat16")  # of the weights
+METADATA, WEIGHTS = "grain_jax.json", "model.safetensors"
 
 
 def write_folder(loaded: LoadedModel, folder: Path, *, dtype: str = "float32") -> None:
@@ -32,6 +42,45 @@ def write_folder(loaded: LoadedModel, folder: Path, *, dtype: str = "float32") -
     for name in CODE:
         with resources.as_file(resources.files("grain_jax.interop.huggingface") / name) as file:
             shutil.copyfile(file, folder / name)
+    (folder / METADATA).write_text(json.dumps(_metadata(loaded), indent=1), encoding="utf-8")
+
+
+def read_folder(folder: Path) -> LoadedModel:
+    """The model that `write_folder` was given, its weights as they were rounded there.
+
+    Nothing in the folder is executed. Raises ValueError for a folder that is not whole.
+    """
+    metadata = read_json(folder / METADATA)
+    state = read_safetensors(folder / WEIGHTS)
+
+    def params(whole: TrainConfig) -> Params:
+        config = whole.model
+        if config.kind == "grain" and config.decoder.share_projection:
+            state["decoder.obj_proj"] = state["decoder.img_proj"]
+        if config.kind == "clip" and config.region_logit_scale == "own":  # which nothing reads
+            scale = np.float32(math.log(config.init_logit_scale))
+            state["decoder.region_logit_scale"] = np.asarray(scale)
+        return jax.tree.map(jnp.asarray, from_official(state, config))
+
+    try:
+        loaded = from_metadata(metadata, params, step=int(metadata["step"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / METADATA} is not whole: {error!r}.") from error
+    loaded.config.data.tokenizer = loaded.config.data.tokenizer or str(folder)
+    return loaded
+
+
+def _metadata(loaded: LoadedModel) -> dict[str, Any]:
+    """Of a checkpoint, without the folders of the machine it was trained on."""
+    config = copy.deepcopy(loaded.config)
+    config.data.directory, config.init, config.evaluation.zero_shot = "", "", ()
+    if config.data.tokenizer not in ("clip", "world"):
+        config.data.tokenizer = ""  # that of the folder
+    config.logging.compilation_cache = "auto"
+    metadata = make_metadata(
+        config, tokenizer=loaded.tokenizer, preprocessing=loaded.preprocessing, num_images=0
+    )
+    return metadata | {"templates": list(loaded.templates), "step": loaded.step}
 
 
 def read_model(folder: Path, *, dtype: str) -> Any:
@@ -109,7 +158,12 @@ def processor(loaded: LoadedModel) -> Any:
     images.auto_map = {"AutoImageProcessor": "processing_grain.GrainImageProcessor"}
     # Not the length of the position table: positions beyond were never trained.
     tokenizer = fast_tokenizer(loaded.tokenizer, max_length=data.caption_length)
-    whole: Any = GrainProcessor(images, tokenizer, description_length=data.description_length)
+    whole: Any = GrainProcessor(
+        images,
+        tokenizer,
+        description_length=data.description_length,
+        padding="max_length" if loaded.config.model.text.pooling == "last" else "longest",
+    )
     whole.auto_map = {"AutoProcessor": "processing_grain.GrainProcessor"}
     return whole
 

@@ -108,6 +108,12 @@ def _check_representable(config: ModelConfig) -> None:
         ("text", "activation", "quick_gelu"),
         ("vision", "norm_eps", 1e-6),
         ("text", "norm_eps", 1e-5),
+        ("vision", "patch_bias", True),
+        ("vision", "pre_norm", False),
+        ("vision", "pooling", "cls"),
+        ("text", "causal", True),
+        ("text", "pooling", "end"),
+        ("text", "projection_bias", False),
     ):
         if (value := getattr(getattr(config, part), name)) != official:
             odd.append(f"model.{part}.{name}={value} (it has {official})")

@@ -5,7 +5,6 @@ vision transformer (`open_clip_config.json` beside the weights). Nothing in a fi
 weights are safetensors, or torch files read with `weights_only`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from grain_jax.data.tokenizer import (
     Tokenizer,
 )
 from grain_jax.data.transforms import RESAMPLING, Preprocessing
+from grain_jax.interop.files import read_json, read_weights
 from grain_jax.interop.official import Params, from_official
 from grain_jax.interop.pretrained_names import from_huggingface, from_open_clip
 from grain_jax.models.build import build_model
@@ -37,8 +37,6 @@ from grain_jax.training.checkpoint import LoadedModel
 HUGGINGFACE_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-MAX_BYTES = 16 * 2**30  # of a file of weights
-MAX_JSON_BYTES = 64 * 2**20
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -178,75 +176,6 @@ def read_open_clip(folder: Path) -> LoadedModel:
     )
     tokenizer = _tokenizer(folder, model)
     return _loaded(folder, state, left, model, tokenizer=tokenizer, preprocessing=preprocessing)
-
-
-def read_weights(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The first of the named files that is there, as float32 arrays. Raises ValueError."""
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            continue
-        if path.stat().st_size > MAX_BYTES:
-            size = path.stat().st_size / 2**30
-            raise ValueError(f"{path} has {size:.1f} GiB; expected at most {MAX_BYTES / 2**30:g}.")
-        return read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    split = [path.name for path in sorted(folder.glob("*.index.json"))]
-    hint = f" {split[0]} says that they are split, which is not read." if split else ""
-    raise ValueError(f"{folder} has no weights; looked for {', '.join(names)}.{hint}")
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of any float type as float32, others as they are. Raises ValueError."""
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file  # unlike numpy's, it knows bfloat16
-
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
-    return {
-        name: np.asarray(value, np.float32)
-        if jnp.issubdtype(value.dtype, jnp.floating)
-        else np.asarray(value)
-        for name, value in tensors.items()
-    }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError for any other content, and for a huge file."""
-    if not path.is_file():
-        raise ValueError(f"There is no {path}.")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, needed an object.")
-    return content
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(
-            f"{path} is a torch file: pip install 'grain_jax[torch]', or give safetensors."
-        ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
-        raise ValueError(f"{path} cannot be read safely: {error}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # of a training checkpoint
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, needed a state dict.")
-    return {
-        name.removeprefix("module."): value.float().numpy()
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def _loaded(

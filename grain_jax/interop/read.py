@@ -8,7 +8,6 @@
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from jax.sharding import Mesh
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.config_files import config_to_json
-from grain_jax.data.records import DEFAULT_TEMPLATES
-from grain_jax.data.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_spec
+from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.interop.files import read_json
+from grain_jax.interop.huggingface_folder import read_folder
 from grain_jax.interop.official import from_official
 from grain_jax.interop.official_files import read_official
 from grain_jax.interop.pretrained import (
@@ -30,9 +30,7 @@ from grain_jax.interop.pretrained import (
     WEIGHTS,
     loaded_model,
     read_huggingface_clip,
-    read_json,
     read_open_clip,
-    read_safetensors,
 )
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import Checkpoints, LoadedModel
@@ -44,7 +42,6 @@ KINDS = (
     "a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip"
 )
 HUB_FILES = ("*.json", "*.txt", "*.model", *WEIGHTS, *OPEN_CLIP_WEIGHTS)
-EXPORTED = ("kind", "image_size", "embed_dim", "max_logit_scale", "region_logit_scale")
 OFFICIAL_TEXT_HEAD, OFFICIAL_DECODER_HEADS = 64, 8  # no shape tells them
 
 
@@ -75,7 +72,7 @@ def _read_other(path: Path, name: str) -> LoadedModel:
     if (path / HUGGINGFACE_CONFIG).is_file():
         config = read_json(path / HUGGINGFACE_CONFIG)
         if config.get("model_type") == "grain":
-            return _read_export(path, config)
+            return read_folder(path)
         if "model_type" in config:
             return read_huggingface_clip(path)
     if (path / OPEN_CLIP_CONFIG).is_file():
@@ -103,54 +100,6 @@ def write_run(loaded: LoadedModel, folder: Path) -> None:
     checkpoints.wait()
     checkpoints.close()
     (folder / "config.json").write_text(config_to_json(config), encoding="utf-8")
-
-
-def _read_export(folder: Path, given: dict[str, Any]) -> LoadedModel:
-    """A folder of ours; the training run it came from is not in it, only its model."""
-    model = _export_config(given, folder / HUGGINGFACE_CONFIG)
-    state = read_safetensors(folder / "model.safetensors")
-    tokenizer = _stored_tokenizer(folder, given.get("tokenizer_spec", {}))
-    pixels = read_json(folder / "preprocessor_config.json")
-    preprocessing = Preprocessing(
-        image_size=model.image_size,
-        resize=pixels["resize"],
-        interpolation=pixels["interpolation"],
-        mean=tuple(pixels["image_mean"]),
-        std=tuple(pixels["image_std"]),
-    )
-    return loaded_model(
-        folder.name,
-        model,
-        from_official(state, model),
-        tokenizer=tokenizer,
-        tokenizer_name="clip" if isinstance(tokenizer, ClipTokenizer) else str(folder),
-        preprocessing=preprocessing,
-        templates=tuple(given.get("prompts", DEFAULT_TEMPLATES)),
-        lengths=given.get("text_lengths"),
-    )
-
-
-def _export_config(given: dict[str, Any], path: Path) -> ModelConfig:
-    try:
-        return ModelConfig(
-            **{name: given[name] for name in EXPORTED},
-            vision=VisionConfig(**given["vision"]),
-            text=TextConfig(**given["text"]),
-            decoder=DecoderConfig(**given["decoder"]),
-            dtype="float32",
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no configuration that this version of grain_jax writes ({error})."
-        ) from error
-
-
-def _stored_tokenizer(folder: Path, spec: dict[str, Any]) -> Tokenizer:
-    """The spec of a tokenizer, whose own file of Hugging Face lies beside it where there is one."""
-    if spec.get("kind") in ("huggingface", "padded"):
-        path = folder / "tokenizer.json"
-        return tokenizer_from_spec(spec | {"tokenizer": json.dumps(read_json(path))})
-    return tokenizer_from_spec(spec)
 
 
 def _read_official(path: Path) -> LoadedModel:

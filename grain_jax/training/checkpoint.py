@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,23 @@ def load(
     """
     folder = _checkpoint_folder(Path(path))
     step = _choose_step(folder, step, best=best)
-    metadata = read_metadata(folder, step)
+
+    def params(config: TrainConfig) -> Any:
+        item = "ema_params" if config.optim.ema_decay else "params"
+        return _read_params(folder / str(step) / item, build_model(config.model), config, mesh)
+
+    return from_metadata(read_metadata(folder, step), params, step=step)
+
+
+def from_metadata(
+    metadata: dict[str, Any], read_params: Callable[[TrainConfig], Any], *, step: int
+) -> LoadedModel:
+    """The model that `make_metadata` speaks of, with the parameters that `read_params` gives."""
     config = config_from_json(json.dumps(metadata["config"]))
     config.model.attention = "auto"  # the weights are the same, and this may be another machine
-    model = build_model(config.model)
-    item = "ema_params" if config.optim.ema_decay else "params"
     return LoadedModel(
-        model=model,
-        params=_read_params(folder / str(step) / item, model, config, mesh),
+        model=build_model(config.model),
+        params=read_params(config),
         config=config,
         tokenizer=tokenizer_from_spec(metadata["tokenizer"]),
         preprocessing=Preprocessing.from_spec(metadata["preprocessing"]),

@@ -14,6 +14,9 @@ VISION = {
     "qk_norm": True,
     "activation": "gelu",
     "norm_eps": 1e-6,
+    "patch_bias": True,
+    "pre_norm": False,  # LayerNorm on the tokens before the first layer (CLIP: True)
+    "pooling": "cls",  # "map": no CLS token, and in kind "clip" attention pools (SigLIP)
 }
 TEXT = {
     "vocab_size": 49_408,
@@ -24,6 +27,9 @@ TEXT = {
     "mlp_ratio": 4.0,
     "activation": "quick_gelu",
     "norm_eps": 1e-5,
+    "causal": True,
+    "pooling": "end",  # end-of-text, the highest id; "last": the last position (SigLIP)
+    "projection_bias": False,
 }
 DECODER = {
     "width": 512,

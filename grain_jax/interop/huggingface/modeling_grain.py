@@ -4,6 +4,7 @@ Parameters carry the names of the official code, so that one table serves both e
 B images, P image tokens (CLS first), Q region queries, N texts, T descriptions, E embedding.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": _quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+}
 
 
 class LayerNorm(nn.LayerNorm):
@@ -89,9 +94,9 @@ class VisionBlock(GradientCheckpointingLayer):
 class PatchEmbed(nn.Module):
     """Pixels [B, 3, S, S] to one token for each patch, row by row."""
 
-    def __init__(self, width: int, patch_size: int) -> None:
+    def __init__(self, width: int, patch_size: int, bias: bool) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.proj.weight.dtype)  # processors give float32
@@ -105,21 +110,32 @@ class VisionTransformer(nn.Module):
         super().__init__()
         width, patch = config["width"], config["patch_size"]
         self.image_size = image_size
-        self.patch_embed = PatchEmbed(width, patch)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, (image_size // patch) ** 2 + 1, width))
+        self.patch_embed = PatchEmbed(width, patch, config["patch_bias"])
+        has_cls = config["pooling"] == "cls"
+        if has_cls:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        else:
+            self.register_parameter("cls_token", None)
+        self.pos_embed = nn.Parameter(torch.zeros(1, (image_size // patch) ** 2 + has_cls, width))
+        eps = config["norm_eps"]
+        self.norm_pre = LayerNorm(width, eps=eps) if config["pre_norm"] else nn.Identity()
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config["depth"]))
-        self.norm = LayerNorm(width, eps=config["norm_eps"])
+        self.norm = LayerNorm(width, eps=eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] to all tokens, CLS first. Raises ValueError for another size."""
+        """[B, 3, S, S] to all tokens, CLS first if there is one.
+
+        Raises ValueError for another size.
+        """
         if pixels.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"The model takes pixels of {(3, self.image_size, self.image_size)}, got "
                 f"{tuple(pixels.shape[1:])}; use the image processor of this folder."
             )
         x = self.patch_embed(pixels)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = self.norm_pre(x + self.pos_embed)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -146,6 +162,23 @@ class Attention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
+class AttentionPool(nn.Module):
+    """One learned query over the image tokens, then an MLP with a residual (SigLIP)."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        width = config["width"]
+        self.probe = nn.Parameter(torch.zeros(1, 1, width))
+        self.attn = Attention(width, config["num_heads"])
+        self.norm = LayerNorm(width, eps=config["norm_eps"])
+        self.mlp = VisionMlp(width, round(width * config["mlp_ratio"]), config["activation"])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, P, D] to [B, D]."""
+        x = self.attn(self.probe.expand(len(tokens), -1, -1), tokens, tokens)
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
 class TextMlp(nn.Module):
     """As `VisionMlp`, under the names of CLIP's text tower."""
 
@@ -160,10 +193,11 @@ class TextMlp(nn.Module):
 
 
 class TextBlock(GradientCheckpointingLayer):
-    """Pre-norm block of the text tower, causal."""
+    """Pre-norm block of the text tower."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
+        self.causal = config["causal"]
         width, eps = config["width"], config["norm_eps"]
         self.ln_1 = LayerNorm(width, eps=eps)
         self.attn = Attention(width, config["num_heads"])
@@ -172,7 +206,7 @@ class TextBlock(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.ln_1(x)
-        x = x + self.attn(y, y, y, causal=True)
+        x = x + self.attn(y, y, y, causal=self.causal)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -201,22 +235,40 @@ class Backbone(nn.Module):
         self.transformer = TextLayers(text)
         self.ln_final = LayerNorm(text["width"], eps=text["norm_eps"])
         self.text_projection = nn.Parameter(torch.zeros(text["width"], config.embed_dim))
+        self.pooling = text["pooling"]
+        if text["projection_bias"]:
+            self.text_projection_bias = nn.Parameter(torch.zeros(config.embed_dim))
+        else:
+            self.register_parameter("text_projection_bias", None)
         self.logit_scale = nn.Parameter(torch.zeros(()))
         if config.kind == "clip":
+            if vision["pooling"] == "map":
+                self.visual.attn_pool = AttentionPool(vision)
             self.image_projection = nn.Parameter(torch.zeros(vision["width"], config.embed_dim))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """[N, L] token ids to [N, E], pooled at the first end-of-text, which has the highest id."""
+        """[N, L] token ids to [N, E], pooled at the first end-of-text, which has the highest id, or
+        at the last position. Raises ValueError for too many tokens, or too few for the latter.
+        """
         limit = len(self.positional_embedding)
         if tokens.shape[1] > limit:
             raise ValueError(
                 f"Texts of {tokens.shape[1]} tokens do not fit the {limit} positions of the model; "
                 f"truncate them: tokenizer(..., truncation=True, max_length={limit})."
             )
+        if self.pooling == "last" and tokens.shape[1] < limit:
+            raise ValueError(
+                f"The model pools at the last of {limit} positions, and texts have "
+                f"{tokens.shape[1]}; pad them: tokenizer(..., padding='max_length')."
+            )
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = self.transformer(x)
-        x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
-        return self.ln_final(x) @ self.text_projection
+        if self.pooling == "last":
+            x = x[:, -1]
+        else:
+            x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+        x = self.ln_final(x) @ self.text_projection
+        return x if self.text_projection_bias is None else x + self.text_projection_bias
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -296,8 +348,9 @@ class RegionDecoder(nn.Module):
         memory = self.transformer.pre_norm(self.proj(tokens))
         memory_key = memory
         if self.sincos:
-            side = round((memory.shape[1] - 1) ** 0.5)
-            memory_key = memory + _grid_positions(side, memory.shape[2], memory.device).to(memory)
+            side = math.isqrt(memory.shape[1])  # with or without a CLS token
+            grid = _grid_positions(side, memory.shape[2], memory.device).to(memory)
+            memory_key = memory + F.pad(grid, (0, 0, memory.shape[1] - side**2, 0))
         query = self.query_embed.weight[None]
         x = torch.zeros_like(query).expand(len(memory), -1, -1)
         for layer in self.transformer.decoder.layers:
@@ -309,12 +362,12 @@ class RegionDecoder(nn.Module):
 
 
 def _grid_positions(side: int, width: int, device: torch.device) -> Tensor:
-    """2-D sine-cosine positions of a square grid in rows, with zeros for the CLS token before."""
+    """2-D sine-cosine positions of a square grid in rows."""
     frequency = 10_000.0 ** -(torch.arange(width // 4, device=device) / (width // 4))
     angle = torch.arange(side, device=device)[:, None] * frequency
     one = torch.cat([angle.sin(), angle.cos()], dim=1)
     y, x = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
-    return F.pad(torch.cat([y, x], dim=-1).flatten(0, 1), (0, 0, 1, 0))
+    return torch.cat([y, x], dim=-1).flatten(0, 1)
 
 
 @dataclass
@@ -360,8 +413,11 @@ class GrainModel(PreTrainedModel):
         elif isinstance(module, Attention):
             init.zeros_(module.in_proj_bias)
             init.zeros_(module.out_proj.bias)
+        elif isinstance(module, AttentionPool):
+            init.normal_(module.probe, std=0.02)
         elif isinstance(module, VisionTransformer):
-            init.normal_(module.cls_token, std=1e-6)
+            if module.cls_token is not None:
+                init.normal_(module.cls_token, std=1e-6)
             init.normal_(module.pos_embed, std=0.02)
         elif isinstance(module, TextBlock):
             width, depth = config.text["width"], config.text["depth"]
@@ -374,6 +430,8 @@ class GrainModel(PreTrainedModel):
             init.normal_(module.token_embedding.weight, std=0.02)
             init.normal_(module.positional_embedding, std=0.01)
             init.normal_(module.text_projection, std=config.text["width"] ** -0.5)
+            if module.text_projection_bias is not None:
+                init.zeros_(module.text_projection_bias)
             init.constant_(module.logit_scale, math.log(config.init_logit_scale))
             if config.kind == "clip":
                 init.normal_(module.image_projection, std=config.vision["width"] ** -0.5)
@@ -469,5 +527,7 @@ class GrainModel(PreTrainedModel):
     def _images(self, pixels: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         tokens = self.backbone.visual(pixels)
         if self.config.kind == "clip":
-            return tokens[:, 0] @ self.backbone.image_projection, None, None
+            visual = self.backbone.visual
+            pooled = tokens[:, 0] if visual.cls_token is not None else visual.attn_pool(tokens)
+            return pooled @ self.backbone.image_projection, None, None
         return self.decoder(tokens)

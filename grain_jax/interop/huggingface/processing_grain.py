@@ -88,7 +88,7 @@ class GrainImageProcessor(BaseImageProcessor):
 class GrainProcessor(ProcessorMixin):
     """Pictures, texts and descriptions of regions to all that the model takes.
 
-    Texts are cut where the model's evaluation cuts them, and padded to the longest of the call.
+    Texts are cut where the model's evaluation cuts them, and padded.
     """
 
     def __init__(
@@ -96,9 +96,11 @@ class GrainProcessor(ProcessorMixin):
         image_processor: GrainImageProcessor,
         tokenizer: Any,
         description_length: int | None = None,  # in tokens; None: as long as a text
+        padding: str = "longest",  # of the call | "max_length"
     ) -> None:
         super().__init__(image_processor, tokenizer)
         self.description_length = description_length
+        self.padding = padding
 
     def __call__(
         self,
@@ -140,7 +142,7 @@ class GrainProcessor(ProcessorMixin):
         return found
 
     def _tokens(self, texts: Any, length: int, return_tensors: str | None) -> Any:
-        settings = {"padding": True, "truncation": True, "max_length": length}
+        settings = {"padding": self.padding, "truncation": True, "max_length": length}
         return self.tokenizer(texts, return_tensors=return_tensors, **settings)
 
 
