@@ -1,16 +1,21 @@
-"""Models of other formats, read back: here those of the official code."""
+"""Models of other formats, read back: our exports, and files of the official code."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
+import tiny_model
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.data.tokenizer import ClipTokenizer
+from grain_jax.interop import huggingface_folder
 from grain_jax.interop.official import from_official, to_official
 from grain_jax.interop.read import read_model
 from grain_jax.models.build import abstract_params
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
 
 def official_model(kind):
@@ -29,6 +34,43 @@ def random_params(config):
     rng = np.random.default_rng(0)
     shapes = abstract_params(config)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"decoder": DecoderConfig(width=16, depth=1, num_heads=2, share_projection=True)},
+        {"region_logit_scale": "own"},
+        {"kind": "clip", "region_logit_scale": "own"},
+        {"scan_layers": True},
+    ],
+)
+def test_an_export_reads_back_as_it_was(tmp_path, changes):
+    loaded = tiny_model.loaded(tiny_model.model_config(**changes))
+    loaded.config.data.directory = "/somewhere/private"
+    huggingface_folder.write_folder(loaded, tmp_path)
+    again = read_model(tmp_path)
+    expected = jax.device_get(loaded.params)
+    if changes.get("kind") == "clip":  # it has a scale of regions that nothing reads
+        expected = expected | {"region_logit_scale": again.params["region_logit_scale"]}
+    jax.tree.map(np.testing.assert_array_equal, again.params, expected)
+    assert (again.step, again.templates) == (loaded.step, loaded.templates)
+    assert again.tokenizer.spec() == loaded.tokenizer.spec()
+    assert again.config.model == loaded.config.model
+    assert "private" not in (tmp_path / "grain_jax.json").read_text()
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path):
+    huggingface_folder.write_folder(tiny_model.loaded(tiny_model.model_config()), tmp_path)
+    metadata = json.loads((tmp_path / "grain_jax.json").read_text())
+    del metadata["tokenizer"]
+    (tmp_path / "grain_jax.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=r"grain_jax.json is not whole: KeyError\('tokenizer'\)"):
+        read_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        read_model(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["grain", "clip"])
