@@ -40,14 +40,14 @@ def random_params(config):
     "changes",
     [
         {},
-        {"decoder": DecoderConfig(width=16, depth=1, num_heads=2, share_projection=True)},
+        {"decoder__share_projection": True},
         {"region_logit_scale": "own"},
         {"kind": "clip", "region_logit_scale": "own"},
         {"scan_layers": True},
     ],
 )
 def test_an_export_reads_back_as_it_was(tmp_path, changes):
-    loaded = tiny_model.loaded(tiny_model.model_config(**changes))
+    loaded = tiny_model.tiny_model(**changes)
     loaded.config.data.directory = "/somewhere/private"
     huggingface_folder.write_folder(loaded, tmp_path)
     again = read_model(tmp_path)
@@ -62,7 +62,7 @@ def test_an_export_reads_back_as_it_was(tmp_path, changes):
 
 
 def test_a_folder_that_is_not_whole_is_refused(tmp_path):
-    huggingface_folder.write_folder(tiny_model.loaded(tiny_model.model_config()), tmp_path)
+    huggingface_folder.write_folder(tiny_model.tiny_model(), tmp_path)
     metadata = json.loads((tmp_path / "grain_jax.json").read_text())
     del metadata["tokenizer"]
     (tmp_path / "grain_jax.json").write_text(json.dumps(metadata))
