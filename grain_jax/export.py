@@ -28,8 +28,7 @@ from rich.table import Table
 
 from grain_jax.data.sources import open_source
 from grain_jax.interop import parity
-from grain_jax.interop.official import Params
-from grain_jax.interop.parity import Difference, Inputs
+from grain_jax.interop.parity import Difference, Inputs, Outputs
 from grain_jax.interop.read import read_model, write_run
 from grain_jax.models.build import normalize_images
 from grain_jax.training.checkpoint import LoadedModel
@@ -76,7 +75,8 @@ def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note
         raise ValueError(f"{path} does not read back to the same weights; please report this.")
     # Built from the file, not from our parameters, and under the names that the file has.
     model = huggingface_folder.torch_model(loaded, params=read)
-    differences = _compare(loaded, loaded.params, model, _inputs(loaded, note))
+    ours = functools.partial(parity.our_outputs(config), loaded.params)
+    differences = _compare(ours, model, _inputs(loaded, note))
     _print("Difference from the model, float32", differences)
     parity.write_parity(differences, options.out)
     if name := official_files.constructor(config):
@@ -100,16 +100,16 @@ def _write_huggingface(loaded: LoadedModel, options: argparse.Namespace, note: N
 
     logging.disable_progress_bar()
     huggingface_folder.write_folder(loaded, options.out, dtype=options.dtype)
-    inputs = _inputs(loaded, note)
+    inputs, ours = _inputs(loaded, note), parity.our_outputs(loaded.config.model)
     # What a reader of the folder gets, against parameters that went through the same rounding.
     params = huggingface_folder.rounded(loaded.params, options.dtype)
     model = huggingface_folder.read_model(options.out, dtype="float32")
-    differences = _compare(loaded, params, model, inputs)
+    differences = _compare(functools.partial(ours, params), model, inputs)
     _print("Difference from the model, float32", differences)
     rounding: list[Difference] = []
     if options.dtype != "float32":
         model = huggingface_folder.read_model(options.out, dtype=options.dtype)
-        rounding = _compare(loaded, loaded.params, model, inputs)
+        rounding = _compare(functools.partial(ours, loaded.params), model, inputs)
         _print(f"What {options.dtype} changes; no limit on this", rounding)
     parity.write_parity(differences, options.out, rounding=rounding)
     card = model_card(loaded, options.checkpoint, differences, dtype=options.dtype)
@@ -137,15 +137,12 @@ def _grain(loaded: LoadedModel) -> bool:
 
 
 def _compare(
-    loaded: LoadedModel, params: Params, model: Any, inputs: Sequence[Inputs]
+    ours: Callable[[Inputs], Outputs], model: Any, inputs: Sequence[Inputs]
 ) -> list[Difference]:
     from grain_jax.interop import huggingface_folder
 
-    return parity.compare(
-        parity.our_outputs(params, loaded.config.model),
-        functools.partial(huggingface_folder.torch_outputs, model),
-        inputs,
-    )
+    theirs = functools.partial(huggingface_folder.torch_outputs, model)
+    return parity.compare(ours, theirs, inputs)
 
 
 def _inputs(loaded: LoadedModel, note: Note) -> list[Inputs]:

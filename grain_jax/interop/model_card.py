@@ -131,10 +131,13 @@ def _metrics(loaded: LoadedModel, run: Path) -> str:
     """The figures logged at the step of these weights."""
     folder = run if (run / METRICS).exists() else run.parent
     logged = [entry for entry in read_metrics(folder / METRICS) if entry["step"] == loaded.step]
-    tables = result_tables(logged[0]) if logged else []
+    results = {
+        name: value for entry in logged for name, value in entry.items() if isinstance(value, float)
+    }
+    tables = result_tables(results)
     if not tables:
         return f"None were measured at step {loaded.step:,}.\n"
-    sentence = headline(logged[0])
+    sentence = headline(results)
     found = [f"**{sentence}**\n"] if sentence else []
     found.append(f"At step {loaded.step:,}, by the JAX model, as its run logged them.\n")
     return "\n".join([*found, *(table.markdown() for table in tables)])

@@ -59,7 +59,7 @@ def random_inputs(config: ModelConfig, *, count: int = 8) -> Inputs:
     return Inputs("random", pixels, tokens.astype(np.int32))
 
 
-def our_outputs(params: Params, config: ModelConfig) -> Callable[[Inputs], Outputs]:
+def our_outputs(config: ModelConfig) -> Callable[[Params, Inputs], Outputs]:
     """Computes features as they are, embeddings of unit length, boxes, scales and scores, in
     float32; compiled once for inputs of the same shapes.
     """
@@ -72,7 +72,7 @@ def our_outputs(params: Params, config: ModelConfig) -> Callable[[Inputs], Outpu
         with jax.default_matmul_precision("highest"):
             return dict(nn.apply(_outputs, model)({"params": params}, pixels, tokens))
 
-    def outputs(inputs: Inputs) -> Outputs:
+    def outputs(params: Params, inputs: Inputs) -> Outputs:
         found = run(params, jnp.asarray(inputs.pixels), jnp.asarray(inputs.tokens))
         return {name: np.asarray(value) for name, value in found.items()}
 

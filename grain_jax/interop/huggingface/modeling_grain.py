@@ -405,12 +405,16 @@ class GrainModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As the official code: torch's own values in the image tower, CLIP's in the text tower,
-        Xavier's in the decoder. Children come before what contains them.
+        Xavier's in the decoder.
+
+        Children come before what contains them. transformers does not call this for a module of
+        foreign code that has no parameters of its own, so blocks are left to their towers.
         """
         init, config = nn.init, self.config
         if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.Embedding):
             module.reset_parameters()
         elif isinstance(module, Attention):
+            init.xavier_uniform_(module.in_proj_weight)
             init.zeros_(module.in_proj_bias)
             init.zeros_(module.out_proj.bias)
         elif isinstance(module, AttentionPool):
@@ -419,13 +423,6 @@ class GrainModel(PreTrainedModel):
             if module.cls_token is not None:
                 init.normal_(module.cls_token, std=1e-6)
             init.normal_(module.pos_embed, std=0.02)
-        elif isinstance(module, TextBlock):
-            width, depth = config.text["width"], config.text["depth"]
-            residual = (2 * depth * width) ** -0.5
-            init.normal_(module.attn.in_proj_weight, std=width**-0.5)
-            init.normal_(module.attn.out_proj.weight, std=residual)
-            init.normal_(module.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            init.normal_(module.mlp.c_proj.weight, std=residual)
         elif isinstance(module, Backbone):
             init.normal_(module.token_embedding.weight, std=0.02)
             init.normal_(module.positional_embedding, std=0.01)
@@ -435,14 +432,20 @@ class GrainModel(PreTrainedModel):
             init.constant_(module.logit_scale, math.log(config.init_logit_scale))
             if config.kind == "clip":
                 init.normal_(module.image_projection, std=config.vision["width"] ** -0.5)
-        elif isinstance(module, DecoderLayer):
-            for weight in module.parameters():
-                if weight.dim() == 2:
-                    init.xavier_uniform_(weight)
+            width, depth = config.text["width"], config.text["depth"]
+            residual = (2 * depth * width) ** -0.5
+            for block in module.transformer.resblocks:
+                init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+                init.normal_(block.attn.out_proj.weight, std=residual)
+                init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+                init.normal_(block.mlp.c_proj.weight, std=residual)
         elif isinstance(module, RegionDecoder):
             for projection in (module.img_proj, module.obj_proj):
                 if projection is not None:
                     init.normal_(projection, std=config.decoder["width"] ** -0.5)
+            for weight in module.transformer.decoder.layers.parameters():
+                if weight.dim() == 2:
+                    init.xavier_uniform_(weight)
             if config.region_logit_scale == "own":
                 init.constant_(module.region_logit_scale, math.log(config.init_logit_scale))
 

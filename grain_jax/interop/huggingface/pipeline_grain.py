@@ -23,7 +23,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     def preprocess(
         self,
         image: Any,
-        candidate_labels: list[str] | None = None,
+        candidate_labels: Any = None,
         hypothesis_template: str | list[str] | None = None,
         timeout: float | None = None,
     ) -> Any:
@@ -48,9 +48,11 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
 
     def _forward(self, model_inputs: Any) -> Any:
         labels, texts = model_inputs.pop("candidate_labels"), model_inputs.pop("text_inputs")[0]
-        texts = texts[0] if isinstance(texts, list | tuple) else texts  # of a batch
+        if isinstance(texts, list | tuple):  # a batch, whose pictures share their labels
+            texts = texts[0]
+        num_labels = len(labels[0] if isinstance(labels[0], list | tuple) else labels)
         output = self.model(**texts, **model_inputs)
-        by_template = output.text_embeds.unflatten(0, (-1, len(labels)))
+        by_template = output.text_embeds.unflatten(0, (-1, num_labels))
         prompts = F.normalize(by_template.mean(dim=0), dim=-1)
         logits = self.model.logit_scale() * output.image_embeds @ prompts.T
         return {"candidate_labels": labels, "logits": logits}
