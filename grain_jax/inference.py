@@ -67,6 +67,7 @@ class ImageEmbeddings:
     image: Float[np.ndarray, "N E"]
     regions: Float[np.ndarray, "N Q E"] | None  # None for a CLIP model
     boxes_xyxy: Float[np.ndarray, "N Q 4"] | None  # of the regions, in pixels of each picture
+    view_xyxy: Float[np.ndarray, "N 4"]  # the part of each picture that the model saw, likewise
     skipped: tuple[Skipped, ...] = ()  # none of the N
 
     def __len__(self) -> int:
@@ -164,6 +165,7 @@ class Model:
         )
         self._note = note
         self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
+        self._unknown_words: set[str] = set()  # that `note` was told of
 
     @property
     def has_regions(self) -> bool:
@@ -290,17 +292,19 @@ class Model:
             features = self._encoder.images(source, on_batch=on_batch)
         kept = [i for i in range(len(pictures)) if i not in source.failed]
         sizes = np.array([source.shapes[i] for i in kept], int).reshape(-1, 2)
+        windows = [source.windows[i] for i in kept]
         boxes = None
         if features.boxes is not None:
             squares = cxcywh_to_xyxy(features.boxes[kept]).clip(0, 1)  # all that the model saw
-            windows = [source.windows[i] for i in kept]
             boxes = _to_pixels(squares, windows, sizes)
+        whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(kept), 1, 1))
         return ImageEmbeddings(
             names=tuple(source.name(i) for i in kept),
             sizes=sizes,
             image=features.image[kept],
             regions=None if features.regions is None else features.regions[kept],
             boxes_xyxy=boxes,
+            view_xyxy=_to_pixels(whole, windows, sizes)[:, 0],
             skipped=tuple(
                 Skipped(i, source.name(i), reason) for i, reason in sorted(source.failed.items())
             ),
@@ -399,9 +403,11 @@ class Model:
         tokenizer = self.loaded.tokenizer
         if not isinstance(tokenizer, WordTokenizer):
             return
-        words = dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text))
+        found = dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text))
+        words = [word for word in found if word not in self._unknown_words]
+        self._unknown_words.update(words)
         if words:
-            shown = ", ".join(list(words)[:5])
+            shown = ", ".join(words[:5])
             self._note(
                 f"This model has {len(tokenizer.words)} words of its own and takes these for one "
                 f"and the same unknown word: {shown}{', ...' if len(words) > 5 else ''}."

@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import glob
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ class Answer:
     labels: Classification | None
     phrases: Grounding | None
     boxes_xyxy: np.ndarray | None  # [Q, 4] of all regions, in pixels
+    view_xyxy: np.ndarray  # [4], the part of the picture that the model saw
 
 
 @dataclass
@@ -364,7 +366,7 @@ def _answers(
         grounded = model.ground(embedded, question.phrases)
     for n, target in enumerate(targets):
         boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
-        yield Answer(target, classified[n], grounded[n], boxes)
+        yield Answer(target, classified[n], grounded[n], boxes, embedded.view_xyxy[n])
 
 
 def _draw(answer: Answer, out: Path) -> None:
@@ -396,6 +398,7 @@ def _draw(answer: Answer, out: Path) -> None:
             for one in seen
         ],
         others_xyxy=np.array(others, np.float32).reshape(-1, 4),
+        view_xyxy=answer.view_xyxy / scale,
         path=path,
     )
 
@@ -465,7 +468,10 @@ def _entry(answer: Answer, *, cards: bool) -> dict[str, Any]:
 def _print(outcome: Outcome, output: Console) -> None:
     """The first pictures' labels and phrases."""
     shown = outcome.answers[:MAX_SHOWN]
-    labelled = [(answer.target.file, answer.labels) for answer in shown if answer.labels]
+    names = _short_names([answer.target.file for answer in shown])
+    labelled = [
+        (name, answer.labels) for name, answer in zip(names, shown, strict=True) if answer.labels
+    ]
     if labelled:
         table = Table("picture", "label", title="Labels", title_justify="left")
         for column in ("probability", "score"):
@@ -473,9 +479,9 @@ def _print(outcome: Outcome, output: Console) -> None:
         described = any(one.seen for _, labels in labelled for one in labels.ranked)
         if described:
             table.add_column("seen best")
-        for file, labels in labelled:
+        for name, labels in labelled:
             for rank, one in enumerate(labels.ranked):
-                cells = ["" if rank else str(file), one.label]
+                cells = ["" if rank else name, one.label]
                 cells += [f"{one.probability:.1%}", f"{one.score:.3f}"]
                 if described:
                     best = one.seen[0] if one.seen else None
@@ -483,20 +489,29 @@ def _print(outcome: Outcome, output: Console) -> None:
                 table.add_row(*map(escape, cells), style=None if rank else "bold")
             table.add_section()
         output.print(table)
-    phrased = [(answer.target.file, answer.phrases) for answer in shown if answer.phrases]
+    phrased = [
+        (name, answer.phrases) for name, answer in zip(names, shown, strict=True) if answer.phrases
+    ]
     if phrased:
         table = Table("picture", "phrase", title="Phrases", title_justify="left")
         table.add_column("cosine", justify="right")
         table.add_column("box x0, y0, x1, y1, pixels")
-        for file, grounding in phrased:
+        for name, grounding in phrased:
             for number, seen in enumerate(grounding.phrases):
                 corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy)
-                cells = ["" if number else str(file), seen.text, f"{seen.cosine:.2f}", corners]
+                cells = ["" if number else name, seen.text, f"{seen.cosine:.2f}", corners]
                 table.add_row(*map(escape, cells))
             table.add_section()
         output.print(table)
     if (more := len(outcome.answers) - len(shown)) > 0:
         output.print(f"and {more} pictures more; --csv or --json writes all.", highlight=False)
+
+
+def _short_names(files: Sequence[Path]) -> list[str]:
+    """The files without the folders that all of them lie in."""
+    parents = [file.absolute().parent for file in files]
+    shared = os.path.commonpath(parents) if parents else ""
+    return [str(file.absolute().relative_to(shared)) for file in files]
 
 
 def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., None]) -> int:

@@ -28,12 +28,14 @@ def draw_card(
     answers: Sequence[tuple[str, str]],
     found: Sequence[NamedBox],
     others_xyxy: Float[np.ndarray, "n 4"],
+    view_xyxy: Float[np.ndarray, "4"],
     path: Path,
 ) -> None:
     """Writes one picture (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
 
     Above it `answers`, each with its figure; below it a line for every text and its score, under
-    the number and colour of its box, which texts may share. Other regions are thin and dashed.
+    the number and colour of its box, which texts may share. Other regions are grey and dashed, and
+    what lies outside `view_xyxy`, which the model did not see, is pale.
     """
     height, width = image.shape[:2]
     scale = LONG_SIDE / max(height, width)
@@ -54,6 +56,7 @@ def draw_card(
         _draw_line(canvas, MARGIN, baseline, text, figures, weight=weight)
     axes = canvas.panel(_shrunk(image), MARGIN + (LONG_SIDE - size[0]) / 2, top, size=size)
     axes.set_aspect(size[1] / size[0])
+    _pale_outside(axes, view_xyxy)
     for box in others_xyxy:
         draw_box(axes, box, MISSED, dashed=True)
     for number, corners in enumerate(boxes):
@@ -78,6 +81,22 @@ def _shrunk(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
     picture = Image.fromarray(image)
     picture.thumbnail((LONG_SIDE * DPI, LONG_SIDE * DPI), Image.Resampling.LANCZOS)
     return np.asarray(picture)
+
+
+def _pale_outside(axes: Any, view_xyxy: Float[np.ndarray, "4"]) -> None:
+    x0, y0, x1, y1 = view_xyxy.tolist()
+    for left, top, right, bottom in (
+        (0, 0, x0, 1),
+        (x1, 0, 1, 1),
+        (x0, 0, x1, y0),
+        (x0, y1, x1, 1),
+    ):
+        if right - left > 1e-3 and bottom - top > 1e-3:
+            axes.add_patch(
+                Rectangle(
+                    (left, top), right - left, bottom - top, color="white", alpha=0.6, linewidth=0
+                )
+            )
 
 
 def _corners(box: NamedBox) -> tuple[float, ...]:
