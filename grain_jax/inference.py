@@ -543,11 +543,13 @@ def _softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
 
 @contextlib.contextmanager
 def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on the error stream; yields what moves it."""
+    """A progress bar where the error stream is a terminal; yields what moves it."""
     if not shown:
         yield None
         return
+    console = Console(stderr=True)
     columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=total)
         yield lambda done: progress.update(task, completed=done)

@@ -235,7 +235,8 @@ def find_pictures(
     given: Sequence[str], out: Path | None
 ) -> tuple[list[Target], list[tuple[str, str]]]:
     """The pictures that files, folders and globs name, each once and with a card of its own; and
-    what names none, with the reason. What lies in `out` was written by this command.
+    what names none, with the reason. What lies in `out`, where that is inside a given folder, was
+    written by this command.
     """
     targets: list[Target] = []
     nothing: list[tuple[str, str]] = []
@@ -266,12 +267,14 @@ def _files(path: Path, out: Path | None) -> Iterator[tuple[Path, Path]]:
     if not path.is_dir():
         yield path, Path(path.name)
         return
+    written = {out.resolve()} if out is not None else set()
+    written -= {path.resolve(), *path.resolve().parents}  # cards beside or above are no reason
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
         hidden = any(part.startswith(".") for part in name.parts)
         if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
             continue
-        if out is None or not file.resolve().is_relative_to(out.resolve()):
+        if not written.intersection(file.resolve().parents):
             yield file, name
 
 
@@ -317,7 +320,8 @@ def _look(
 ) -> None:
     """Fills `outcome`, one batch of pictures after the other; draws the cards."""
     columns = TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=messages, transient=True) as progress:
+    quiet = not messages.is_terminal
+    with Progress(*columns, console=messages, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=len(targets))
         try:
             for start in range(0, len(targets), model.batch_size):

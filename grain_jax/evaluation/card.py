@@ -1,5 +1,6 @@
 """The card of one picture: what was asked of it, and the regions that answer."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,9 @@ def _badge_places(
         along = [x0 + step * wide for step in range(1, max(1, int((x1 - x0) / wide)))]
         corners = [(x0, y0), (x1 - wide, y0), (x0, y1 - tall), (x1 - wide, y1 - tall)]
         places = corners + [(x, y) for y in (y0, y1 - tall) for x in along]
-        # Where boxes coincide and are small, below one another.
-        places += [(x0, y0 + step * tall) for step in range(1, len(boxes) + 1)]
+        # Where small boxes coincide, the nearest place.
+        grid = [(x * wide, y * tall) for y in range(int(1 / tall)) for x in range(int(1 / wide))]
+        places += sorted(grid, key=lambda place: math.dist(place, (x0, y0)))
         inside = [(min(max(x, 0), 1 - wide), min(max(y, 0), 1 - tall)) for x, y in places]
         free = [
             (x, y)

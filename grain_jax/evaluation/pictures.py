@@ -1,5 +1,6 @@
 """The picture of a run that shows what its regions found."""
 
+import bisect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,11 +170,14 @@ class Canvas:
         """The text on one line, cut where it would be wider than that many inches."""
         font = FontProperties(size=size, weight=weight)
         text = " ".join(text.split())[:MAX_CHARACTERS]
-        shown = text
-        while text and self.inches(shown, font) > inches:
-            text = text[:-1]
-            shown = text.rstrip() + " …"
-        return shown
+        if self.inches(text, font) <= inches:
+            return text
+
+        def too_wide(length: int) -> bool:
+            return self.inches(text[:length].rstrip() + " …", font) > inches
+
+        length = bisect.bisect_left(range(1, len(text)), True, key=too_wide)
+        return text[:length].rstrip() + " …"
 
     def inches(self, text: str, font: FontProperties) -> float:
         """How wide the text is."""
