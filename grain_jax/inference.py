@@ -435,7 +435,7 @@ class _Pictures:
             square = self._preprocessing(image)
         except (ImageError, Dropped) as error:
             if not self._skip:
-                raise ImageError(f"Picture {self.name(index)!r}: {error}") from error
+                raise ImageError(f"Picture {self.name(index)!r}: {error}") from None
             self.failed[index] = str(error)
             square = np.zeros((size, size, 3), np.uint8)
         else:

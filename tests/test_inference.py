@@ -2,8 +2,10 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -16,7 +18,7 @@ from tiny_run import TinyRun, tiny_config
 from toy_encoder import ToyModel, columns, picture, toy_model
 
 import grain_jax
-from grain_jax import evaluate
+from grain_jax import evaluate, inference
 from grain_jax.config import CheckpointConfig
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import ImageError, Preprocessing, Window, center_window
@@ -382,6 +384,20 @@ def test_the_package_alone_imports_nothing_large():
     assert (result.returncode, result.stdout.strip()) == (0, grain_jax.__version__)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = grain_jax.lod
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    document = Path(__file__).parents[1] / "docs" / "use.md"
+    (code,) = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    for name in re.findall(r'"(sample/[^"]*)"', code):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(columns("red", "blue")).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inference, "load", lambda path: toy_model())
+    exec(code, scope := {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("sample/unseen/images/00001.png (")
+    assert scope["similarity"].shape == (2, 1)
 
 
 def test_parameters_are_on_one_device(model):
