@@ -34,6 +34,7 @@ from grain_jax.data.transforms import (
     upright_rgb,
 )
 from grain_jax.evaluation.encode import Encoder, ImageFeatures
+from grain_jax.evaluation.folders import undescribed_note
 from grain_jax.evaluation.grounding import cxcywh_to_xyxy
 from grain_jax.evaluation.scorers import ClassTexts, class_texts
 from grain_jax.evaluation.zero_shot import class_scores
@@ -165,7 +166,7 @@ class Model:
         )
         self._note = note
         self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
-        self._unknown_words: set[str] = set()  # that `note` was told of
+        self._said: set[str] = set()  # notes, and unknown words
 
     @property
     def has_regions(self) -> bool:
@@ -341,10 +342,7 @@ class Model:
         )
         texts = class_texts(dataset)
         if described and texts.undescribed:
-            self._note(
-                f"{len(texts.undescribed)} of {len(labels)} labels have no description "
-                f"({texts.undescribed[0]!r} first) and are scored by their name instead."
-            )
+            self._say(undescribed_note("labels", texts.undescribed, len(labels)))
         return texts
 
     def _check_way(self, by: str, description_template: str, *, described: bool) -> None:
@@ -392,23 +390,29 @@ class Model:
             embed = self._encoder.texts(missing, kind=kind)
             self._cached |= {(kind, text): row for text, row in zip(missing, embed, strict=True)}
             if cut := self._encoder.truncated_texts - cut_before:
-                self._note(
+                self._say(
                     f"{cut} of {len(missing)} texts are longer than the "
                     f"{self._encoder.lengths[kind]} tokens of a {kind} in this model, and cut."
                 )
             self._note_unknown_words(missing)
         return np.stack([self._cached[kind, text] for text in texts])
 
+    def _say(self, text: str) -> None:
+        """Tells `note`, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._note(text)
+
     def _note_unknown_words(self, texts: Sequence[str]) -> None:
         tokenizer = self.loaded.tokenizer
         if not isinstance(tokenizer, WordTokenizer):
             return
         found = dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text))
-        words = [word for word in found if word not in self._unknown_words]
-        self._unknown_words.update(words)
+        words = [word for word in found if word not in self._said]
+        self._said.update(words)
         if words:
             shown = ", ".join(words[:5])
-            self._note(
+            self._say(
                 f"This model has {len(tokenizer.words)} words of its own and takes these for one "
                 f"and the same unknown word: {shown}{', ...' if len(words) > 5 else ''}."
             )

@@ -115,24 +115,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(text: str, style: str | None = None) -> None:
         messages.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    noted: set[str] = set()
+
+    def note(text: str) -> None:
+        if text not in noted:  # the reader of the descriptions and the model may say the same
+            noted.add(text)
+            say(f"Note: {text}")
+
     outcome = Outcome()
     try:
-        question = _question(options, lambda text: say(f"Note: {text}"))
+        question = _question(options, note)
         targets, outcome.skipped = find_pictures(options.images, options.out)
         _check_outputs(options, targets)
         for given, reason in outcome.skipped:
             say(f"Skipped {given}: {reason}", style="yellow")
         if targets:
-            model = load(
-                options.checkpoint,
-                batch_size=options.batch_size,
-                note=lambda text: say(f"Note: {text}"),
-            )
-            _look(model, targets, question, options, outcome, messages)
-        _write(options, question, outcome)
+            model = load(options.checkpoint, batch_size=options.batch_size, note=note)
+            try:
+                _look(model, targets, question, options, outcome, messages)
+            finally:  # what was done is not lost where, say, the disk is full of cards
+                _write(options, question, outcome)
     except (ValueError, OSError) as error:
         say(f"Error: {error}", style="red")
         return 1
+    except KeyboardInterrupt:
+        say("Stopped; nothing was written.")
+        return 130
     _print(outcome, output)
     return _conclude(options, outcome, say)
 
@@ -192,7 +200,7 @@ def _question(options: argparse.Namespace, note: Callable[[str], None]) -> Quest
         if not labels and isinstance(given, dict):
             labels = tuple(given)
         names = {label: label for label in labels}
-        described = bind_descriptions(given, names, options.descriptions, "--labels", note)
+        described = bind_descriptions(given, names, options.descriptions, "labels", note)
     if not labels and not phrases:
         raise ValueError(
             "There is nothing to look for: give --labels, --descriptions or --phrases."

@@ -284,7 +284,9 @@ def test_what_may_spoil_an_answer_is_noted(model):
     notes = []
     toy = toy_model(note=notes.append)
     toy.classify(picture("red"), ["x", "y"], {"x": ["blue"]})
-    assert "1 of 2 labels have no description ('y' first)" in notes.pop()
+    assert "1 of 2 classes have no description ('y' first)" in notes.pop()
+    toy.classify(picture("red"), ["x", "y"], {"x": ["blue"]})
+    assert notes == []  # said once
     toy.embed_texts(["one two three four red"], "description")
     assert "1 of 1 texts are longer than the 4 tokens of a description" in notes.pop()
     with pytest.warns(UserWarning, match="same unknown word: purple, cow"):

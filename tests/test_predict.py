@@ -75,7 +75,7 @@ def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
     assert status == 0
     assert asked == [("run", 3)]
     assert "2 pictures; written: out.csv, out.json." in printed.err
-    assert "1 of 3 labels have no description ('crow' first)" in printed.err
+    assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
     assert "in/a.png" in printed.out
     assert "a blue tail" in printed.out
     table = rows(pictures / "out.csv")
@@ -237,6 +237,29 @@ def test_what_was_done_before_ctrl_c_is_kept(asked, pictures, monkeypatch, capsy
     monkeypatch.setattr(inference.Model, "embed_images", interrupted)
     assert call("in", "--phrases=a red eye", "--csv=out.csv", "--batch_size=1") == 130
     assert "Stopped after 1 picture; written: out.csv." in capsys.readouterr().err
+    assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
+
+
+def test_ctrl_c_before_the_first_picture(pictures, monkeypatch, capsys):
+    def load(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "load", load)
+    assert call("in", "--phrases=a red eye", "--csv=out.csv") == 130
+    assert "Stopped; nothing was written." in capsys.readouterr().err
+
+
+def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypatch, capsys):
+    draw = predict._draw
+
+    def full(answer, out):
+        if answer.target.file.parent.name == "deep":
+            raise OSError("No space left on device")
+        draw(answer, out)
+
+    monkeypatch.setattr(predict, "_draw", full)
+    assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1
+    assert "Error: No space left on device" in capsys.readouterr().err
     assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
 
 

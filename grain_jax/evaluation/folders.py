@@ -248,13 +248,18 @@ def bind_descriptions(
     classes = len(set(names.values()))
     empty = [name for name in names.values() if not found.get(name)]
     if empty:
-        note(
-            f"{title}: {len(empty)} of {classes} classes have no description ({empty[0]!r} first) "
-            "and are scored by their name instead."
-        )
+        note(undescribed_note(title, empty, classes))
     if others:
         note(f"{title}: {others} of {len(given)} entries of the descriptions are of other classes.")
     return found
+
+
+def undescribed_note(title: str, undescribed: Sequence[str], num_classes: int) -> str:
+    """What a reader should know of classes without descriptions."""
+    return (
+        f"{title}: {len(undescribed)} of {num_classes} classes have no description "
+        f"({undescribed[0]!r} first) and are scored by their name instead."
+    )
 
 
 def _entries(given: Any) -> str:
