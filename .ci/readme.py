@@ -1,4 +1,4 @@
-"""Run a document's ```bash blocks in order, exactly as printed, in one shell session.
+"""Run the ```bash blocks of documents in order, exactly as printed, in one folder.
 
 A block that CI cannot run is preceded by `<!-- not run by CI: REASON -->`; its reason is printed.
 The shell works in a scratch copy of the checkout, so that a reader's relative paths work and
@@ -21,21 +21,18 @@ BLOCK = re.compile(
 def main() -> int:
     """Exit status of the first command that fails, 0 when all pass."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("document", type=pathlib.Path)
+    parser.add_argument("documents", type=pathlib.Path, nargs="+")
     parser.add_argument("--work", type=pathlib.Path, required=True)
     args = parser.parse_args()
     source = pathlib.Path(__file__).resolve().parents[1]
     shutil.copytree(source, args.work, ignore=shutil.ignore_patterns(".git", "runs"))
-    blocks = list(BLOCK.finditer(args.document.read_text()))
-    if not blocks:
-        print(f"{args.document} has no bash block to run.", file=sys.stderr)
-        return 1
+    blocks = [(path.name, block) for path in args.documents for block in _blocks(path)]
     script = args.work / ".readme-block.sh"
-    for block in blocks:
+    for name, block in blocks:
         if block["reason"]:
             print(f"\n-- not run ({block['reason']}):\n{block['code'].rstrip()}", flush=True)
             continue
-        print(f"\n-- {args.document.name}:\n{block['code'].rstrip()}", flush=True)
+        print(f"\n-- {name}:\n{block['code'].rstrip()}", flush=True)
         script.write_text("set -euo pipefail\n" + block["code"])
         started = time.monotonic()
         status = subprocess.run(["bash", script.name], cwd=args.work, check=False).returncode
@@ -43,6 +40,13 @@ def main() -> int:
         if status:
             return status
     return 0
+
+
+def _blocks(document: pathlib.Path) -> list[re.Match[str]]:
+    blocks = list(BLOCK.finditer(document.read_text()))
+    if not blocks:
+        sys.exit(f"{document} has no bash block to run.")
+    return blocks
 
 
 if __name__ == "__main__":

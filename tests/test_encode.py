@@ -76,6 +76,33 @@ def test_one_compilation_serves_all_batches_and_new_parameters():
     assert encoder._encode_images._cache_size() == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "sizes"), [(None, 4), ((8, 1, 1), 3), ((2, 2, 2), 3)]
+)  # 1, 2, 16, 20; 8, 16, 24; 4, 16, 20
+def test_small_batches_change_nothing_but_their_size(shape, sizes):
+    mesh = None if shape is None else make_mesh(MeshConfig(*shape), jax.devices()[:8])
+    whole = toy_encoder(batch_size=20)
+    small = toy_encoder(batch_size=20, mesh=mesh, smallest_batch=1)
+    done = []
+    for count in (1, 9, 21, 20, 2):
+        for name in ("image", "regions", "boxes"):
+            np.testing.assert_array_equal(
+                getattr(small.images(colours(count), on_batch=done.append), name),
+                getattr(whole.images(colours(count)), name),
+            )
+        texts = ["red", "blue", "green"] + [f"a red {i}" for i in range(count)]
+        np.testing.assert_array_equal(
+            small.texts(texts, kind="caption"), whole.texts(texts, kind="caption")
+        )
+    assert done[:8] == [1] * 3 + [9] * 3 + ([21, 21] if shape == (8, 1, 1) else [20, 21])
+    assert small._encode_images._cache_size() == sizes
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="smallest_batch must be at least 1"):
+        toy_encoder(smallest_batch=0)
+
+
 def test_trimmed_padding_does_not_change_a_text(monkeypatch):
     encoder = toy_encoder()
     short = encoder.texts(["a red thing"], kind="caption")

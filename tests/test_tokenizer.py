@@ -64,6 +64,7 @@ def test_clip_resolves_entities_and_white_space() -> None:
 
 def test_words_are_numbered_as_documented() -> None:
     tokenizer = WordTokenizer(["cat", "dog2"])
+    assert tokenizer.unknown_words("A cat, a DOG2 & co.") == ["a", "a", "co"]
     ids, _ = tokenizer.encode(["Cat, dog2-bird"], 8)
     assert tokenizer.vocab_size == 6
     assert ids[0].tolist() == [2, 3, 4, 1, 5, 0, 0, 0]

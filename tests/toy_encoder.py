@@ -8,10 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.encode import Encoder
+from grain_jax.inference import Model
 from grain_jax.models.outputs import ImageOutput
+from grain_jax.training.checkpoint import LoadedModel
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 SIZE, QUERIES = 4, 2
@@ -66,6 +69,7 @@ def toy_encoder(
     num_threads: int = 2,
     mesh=None,
     image_size: int = SIZE,
+    smallest_batch: int | None = None,
 ) -> Encoder:
     return Encoder(
         ToyModel(regions=regions),
@@ -77,6 +81,7 @@ def toy_encoder(
         description_length=4,
         num_threads=num_threads,
         mesh=mesh,
+        smallest_batch=smallest_batch,
     )
 
 
@@ -115,3 +120,30 @@ def record(name: str, whole: str, *parts: str, label: str | None = None) -> Reco
         regions=tuple(Region(half(q), f"{colour} part") for q, colour in enumerate(parts)),
         label=label,
     )
+
+
+def toy_model(
+    *, regions: bool = True, resize: str = "squash", batch_size: int = 4, note=print, model=None
+) -> Model:
+    """The toy ready for use, with a logit scale of 10."""
+    config = TrainConfig(data=DataConfig(caption_length=8, description_length=4))
+    config.model.kind = "grain" if regions else "clip"
+    loaded = LoadedModel(
+        model=ToyModel(regions=regions) if model is None else model,
+        params={"logit_scale": np.log(np.float32(10.0))},
+        config=config,
+        tokenizer=ToyTokenizer(),
+        preprocessing=Preprocessing(SIZE, resize, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        templates=("a {} thing",),
+        step=7,
+    )
+    return Model(loaded, batch_size=batch_size, note=note)
+
+
+def columns(*colours: str, height: int = 40, width: int = 80) -> np.ndarray:
+    """A picture of equal columns; black where there are fewer than four."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for number, colour in enumerate(colours):
+        start, stop = (width * (number + i) // 4 for i in (0, 1))
+        image[:, start:stop, COLOURS[colour]] = 255
+    return image

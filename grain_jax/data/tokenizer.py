@@ -129,6 +129,10 @@ class WordTokenizer:
         tokens = [[self._ids.get(word, 1) for word in _WORD.findall(t.lower())] for t in texts]
         return _pad(tokens, length, 2, self.vocab_size - 1)
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of the text that all get the id of unknown."""
+        return [word for word in _WORD.findall(text.lower()) if word not in self._ids]
+
     def spec(self) -> dict[str, Any]:
         return {"kind": "words", "words": list(self.words)}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
@@ -65,6 +65,17 @@ class Window:
             return None
         return clipped
 
+    def to_picture(self, boxes_xyxy: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
+        """Boxes (x0, y0, x1, y1) in fractions of the window to fractions of the whole picture: what
+        `box` does, backwards.
+        """
+        x0, y0, x1, y1 = np.moveaxis(boxes_xyxy, -1, 0)
+        if self.flip:
+            x0, x1 = 1 - x1, 1 - x0
+        xs = [self.left + x * self.width for x in (x0, x1)]
+        ys = [self.top + y * self.height for y in (y0, y1)]
+        return np.stack([xs[0], ys[0], xs[1], ys[1]], axis=-1)
+
 
 FULL = Window()
 
@@ -113,7 +124,11 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _open_rgb(data: bytes) -> Image.Image:
-    picture = _open(data)
+    return upright_rgb(_open(data))
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """RGB with the EXIF orientation applied, as `decode_image` gives it. Raises `ImageError`."""
     try:
         turn = _TURNS.get(_orientation(picture))
         picture = _to_rgb(picture)

@@ -1,8 +1,8 @@
 """Images and texts to cached unit-length embeddings: everything the metrics look at.
 
-One compilation for images and a few for texts (by length), on one device or sharded over a mesh. On
-several hosts every host calls with the same source and gets all embeddings, and decodes only its
-own rows.
+One compilation for images and a few for texts (by length), on one device or sharded over a mesh;
+with `smallest_batch` a few more, so that one picture does not cost a whole batch. On several hosts
+every host calls with the same source and gets all embeddings, and decodes only its own rows.
 """
 
 import contextlib
@@ -64,12 +64,16 @@ class Encoder:
         description_length: int,
         num_threads: int = 2,
         mesh: Mesh | None = None,
+        smallest_batch: int | None = None,
     ):
         """`batch_size` is global and rounded up to what the mesh divides; lengths are in tokens;
-        `num_threads` decode images.
+        `num_threads` decode images. What does not fill a batch is padded to `smallest_batch`
+        (None: `batch_size`), doubled as often as it takes: each size is a compilation.
         """
         if batch_size < 1:
             raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}.")
+        if smallest_batch is not None and smallest_batch < 1:
+            raise ValueError(f"smallest_batch must be at least 1, got {smallest_batch}.")
         self.model, self.params = model, params
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
         self.lengths = {"caption": caption_length, "description": description_length}
@@ -79,6 +83,12 @@ class Encoder:
         self._sharding = None if mesh is None else batch_sharding(mesh)
         shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         self.batch_size = -(-batch_size // shards) * shards
+        self._sizes = [self.batch_size]  # of batches, ascending
+        if smallest_batch is not None:
+            smaller = -(-smallest_batch // shards) * shards
+            while smaller < self.batch_size:
+                self._sizes.insert(-1, smaller)
+                smaller *= 2
         whole = None if mesh is None else replicated(mesh)
         self._encode_images = jax.jit(self._image_outputs, out_shardings=whole)
         self._encode_texts = jax.jit(self._text_outputs, out_shardings=whole)
@@ -89,8 +99,11 @@ class Encoder:
         other.__dict__.update(self.__dict__, params=params, truncated_texts=0)
         return other
 
-    def images(self, source: Source) -> ImageFeatures:
-        """Features of every record of the source, in its order.
+    def images(
+        self, source: Source, *, on_batch: Callable[[int], None] | None = None
+    ) -> ImageFeatures:
+        """Features of every record of the source, in its order; `on_batch` is told how many are
+        done.
 
         Raises ValueError when it is empty, an image cannot be decoded, or what the model says about
         one is not finite; `errors_about` adds which source that is.
@@ -98,10 +111,12 @@ class Encoder:
         if len(source) == 0:
             raise ValueError("There are no images to encode: the split or folder is empty.")
         failures: list[ValueError] = []
-        outputs = [
-            self._run(self._encode_images, self._place(batch))
-            for batch in self._image_batches(source, failures)
-        ]
+        outputs, done = [], 0
+        for size, batch in self._image_batches(source, failures):
+            outputs.append(self._run(self._encode_images, self._place(batch, size)))
+            done += size
+            if on_batch is not None:
+                on_batch(min(done, len(source)))
         _raise_everywhere(failures)
 
         def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -136,9 +151,11 @@ class Encoder:
         outputs = []
         for start in range(0, len(tokens), self.batch_size):
             block = tokens[start : start + self.batch_size]
-            padded = np.zeros((self.batch_size, tokens.shape[1]), tokens.dtype)
+            size = self._padded_size(len(block))
+            padded = np.zeros((size, tokens.shape[1]), tokens.dtype)
             padded[: len(block)] = block
-            embed = self._run(self._encode_texts, self._place(padded[list(self._local_rows())]))
+            local = padded[list(self._local_rows(size))]
+            embed = self._run(self._encode_texts, self._place(local, size))
             outputs.append(embed[: len(block)])
         embed = np.concatenate(outputs)
         odd = _rows_not_finite(embed)
@@ -168,21 +185,31 @@ class Encoder:
     def _text_outputs(self, params, tokens):
         return _unit(self.model.apply({"params": params}, tokens, method="encode_texts"))
 
-    def _image_batches(self, source: Source, failures: list[ValueError]) -> Iterator[np.ndarray]:
-        """This host's rows of each global batch, uint8; the last batch is padded with black.
+    def _image_batches(
+        self, source: Source, failures: list[ValueError]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Size of each global batch and this host's rows of it, uint8; the last batch is padded
+        with black.
 
         With several hosts, an image that one of them cannot decode goes to `failures` and all go on
         together: the others would wait for its rows for ever.
         """
-        rows = self._local_rows()
-        starts = range(0, len(source), self.batch_size)
-        own = [start + row for start in starts for row in rows if start + row < len(source)]
-        size = self.preprocessing.image_size
+        sizes = {
+            start: self._padded_size(min(self.batch_size, len(source) - start))
+            for start in range(0, len(source), self.batch_size)
+        }
+        own = [
+            start + row
+            for start, size in sizes.items()
+            for row in self._local_rows(size)
+            if start + row < len(source)
+        ]
+        side, most = self.preprocessing.image_size, len(self._local_rows(self.batch_size))
         decoded = evaluation_batches(
-            source, self.preprocessing, len(rows), indices=own, num_threads=self._num_threads
+            source, self.preprocessing, most, indices=own, num_threads=self._num_threads
         )
-        for _ in starts:
-            padded = np.zeros((len(rows), size, size, 3), np.uint8)
+        for size in sizes.values():
+            padded = np.zeros((len(self._local_rows(size)), side, side, 3), np.uint8)
             nothing = padded[:0], np.zeros(0, int)
             try:
                 # Only the last batch is ever short; a host may have no row of it at all.
@@ -193,17 +220,16 @@ class Encoder:
                 failures.append(error)
                 images, _ = nothing
             padded[: len(images)] = images
-            yield padded
+            yield size, padded
 
-    def _local_rows(self) -> Sequence[int]:
-        if self._sharding is None:
-            return range(self.batch_size)
-        return local_rows(self._sharding, self.batch_size)
+    def _padded_size(self, count: int) -> int:
+        return next(size for size in self._sizes if size >= count)
 
-    def _place(self, local: np.ndarray) -> np.ndarray | jax.Array:
-        if self._sharding is None:
-            return local
-        return put_rows(local, self._sharding, self.batch_size)
+    def _local_rows(self, size: int) -> Sequence[int]:
+        return range(size) if self._sharding is None else local_rows(self._sharding, size)
+
+    def _place(self, local: np.ndarray, size: int) -> np.ndarray | jax.Array:
+        return local if self._sharding is None else put_rows(local, self._sharding, size)
 
 
 def _raise_everywhere(failures: Sequence[ValueError]) -> None:

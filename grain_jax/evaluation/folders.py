@@ -67,7 +67,7 @@ def load_zero_shot(
         raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
     files, labels = _labelled_files(root)
     source = classes or _beside(root, "classes.json", "classes.txt")
-    names = _names_of_labels(labels, _read(source) if source else None, source)
+    names = _names_of_labels(labels, read_texts(source) if source else None, source)
     if not keep_names:
         names = _cleaned(names, note)
     class_names = tuple(dict.fromkeys(names.values()))
@@ -82,9 +82,11 @@ def load_zero_shot(
         unseen = len(class_names) - len(used)
         note(f"{root.name}: {unseen} of {len(class_names)} classes have no images.")
     source = templates or _beside(root, "templates.json", "templates.txt")
-    prompts = _templates(_read(source), source) if source else tuple(default_templates)
+    prompts = check_templates(read_texts(source), source) if source else tuple(default_templates)
     source = descriptions or _beside(root, "descriptions.json")
-    described = _descriptions(_read(source), names, source, root.name, note) if source else {}
+    described = (
+        bind_descriptions(read_texts(source), names, source, root.name, note) if source else {}
+    )
     return ZeroShotSet(
         name=root.name,
         source=ImageFiles(root, files, tuple(names[label] for label in labels)),
@@ -197,7 +199,8 @@ def _cleaned(names: dict[str, str], note: Callable[[str], None]) -> dict[str, st
     return cleaned
 
 
-def _templates(given: Any, source: str) -> tuple[str, ...]:
+def check_templates(given: Any, source: str) -> tuple[str, ...]:
+    """The prompts that `read_texts` read in `source`. Raises ValueError."""
     if not isinstance(given, list) or not given or not all(isinstance(t, str) for t in given):
         raise ValueError(
             f"{source!r} must hold a list of templates, such as 'a photo of a {{}}.'"
@@ -211,9 +214,12 @@ def _templates(given: Any, source: str) -> tuple[str, ...]:
     return templates
 
 
-def _descriptions(
+def bind_descriptions(
     given: Any, names: dict[str, str], source: str, title: str, note: Callable[[str], None]
 ) -> dict[str, tuple[str, ...]]:
+    """Class name -> descriptions, from what `read_texts` read in `source`; keys may be labels or
+    names of `names`, in any case and spacing. Raises ValueError.
+    """
     if not isinstance(given, dict):
         raise ValueError(f"{source!r} must hold an object {{class: [description, ...]}}.")
     by_key = {_key(text): name for label, name in names.items() for text in (label, name)}
@@ -242,13 +248,18 @@ def _descriptions(
     classes = len(set(names.values()))
     empty = [name for name in names.values() if not found.get(name)]
     if empty:
-        note(
-            f"{title}: {len(empty)} of {classes} classes have no description ({empty[0]!r} first) "
-            "and are scored by their name instead."
-        )
+        note(undescribed_note(title, empty, classes))
     if others:
         note(f"{title}: {others} of {len(given)} entries of the descriptions are of other classes.")
     return found
+
+
+def undescribed_note(title: str, undescribed: Sequence[str], num_classes: int) -> str:
+    """What a reader should know of classes without descriptions."""
+    return (
+        f"{title}: {len(undescribed)} of {num_classes} classes have no description "
+        f"({undescribed[0]!r} first) and are scored by their name instead."
+    )
 
 
 def _entries(given: Any) -> str:
@@ -258,7 +269,7 @@ def _entries(given: Any) -> str:
     return f"; pick one entry with 'file.json#key': {', '.join(sorted(given)[:20])}"
 
 
-def _read(source: str) -> Any:
+def read_texts(source: str) -> Any:
     """Content of a .json or .txt (list of lines) file; `file.json#key` one entry of an object."""
     name, _, entry = source.partition("#")
     path = Path(name)

@@ -1,5 +1,6 @@
-"""The two pictures of a run: what its regions found, and how its figures moved."""
+"""The picture of a run that shows what its regions found."""
 
+import bisect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def draw_grounding(examples: Sequence[Example], path: Path) -> None:
     head = 0.25 + 0.18 * len(legend)
     figure = Figure(figsize=(width, down * card_height + head), dpi=120, facecolor="white")
     renderer = FigureCanvasAgg(figure).get_renderer()
-    canvas = _Canvas(figure, renderer, width, down * card_height + head)
+    canvas = Canvas(figure, renderer, width, down * card_height + head)
     for number, line in enumerate(legend):
         canvas.text(2 * MARGIN, 0.3 + 0.18 * number, line, size=9.0, colour=FAINT)
     for number, example in enumerate(examples):
@@ -122,7 +123,7 @@ def draw_grounding(examples: Sequence[Example], path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Canvas:
+class Canvas:
     """A figure in inches from its top left corner."""
 
     figure: Figure
@@ -130,11 +131,18 @@ class _Canvas:
     width: float
     height: float
 
-    def panel(self, image: np.ndarray, left: float, top: float) -> Any:
-        low = 1 - (top + PANEL) / self.height
-        axes = self.figure.add_axes(
-            (left / self.width, low, PANEL / self.width, PANEL / self.height)
-        )
+    def panel(
+        self,
+        image: np.ndarray,
+        left: float,
+        top: float,
+        *,
+        size: tuple[float, float] = (PANEL, PANEL),
+    ) -> Any:
+        """Axes with the picture, (0, 0) to (1, 1), in a place of `size` inches, (width, height)."""
+        low = 1 - (top + size[1]) / self.height
+        place = (left / self.width, low, size[0] / self.width, size[1] / self.height)
+        axes = self.figure.add_axes(place)
         # Drawn pictures of few pixels stay crisp; photographs are smoothed.
         smooth = "nearest" if max(image.shape[:2]) <= 96 else "lanczos"
         axes.imshow(image, interpolation=smooth, extent=(0, 1, 1, 0))
@@ -162,13 +170,17 @@ class _Canvas:
         """The text on one line, cut where it would be wider than that many inches."""
         font = FontProperties(size=size, weight=weight)
         text = " ".join(text.split())[:MAX_CHARACTERS]
-        shown = text
-        while text and self._inches(shown, font) > inches:
-            text = text[:-1]
-            shown = text.rstrip() + " …"
-        return shown
+        if self.inches(text, font) <= inches:
+            return text
 
-    def _inches(self, text: str, font: FontProperties) -> float:
+        def too_wide(length: int) -> bool:
+            return self.inches(text[:length].rstrip() + " …", font) > inches
+
+        length = bisect.bisect_left(range(1, len(text)), True, key=too_wide)
+        return text[:length].rstrip() + " …"
+
+    def inches(self, text: str, font: FontProperties) -> float:
+        """How wide the text is."""
         width, _, _ = self.renderer.get_text_width_height_descent(text, font, ismath=False)
         return width / self.figure.dpi
 
@@ -221,7 +233,7 @@ def _rows(example: Example) -> list[_Row]:
     return rows + [_Row(None, p, 0.0) for i, p in enumerate(predicted) if i not in pairs.values()]
 
 
-def _draw_card(canvas: _Canvas, example: Example, left: float, top: float) -> None:
+def _draw_card(canvas: Canvas, example: Example, left: float, top: float) -> None:
     title = canvas.shortened(example.title, 2 * PANEL + MARGIN, size=8.5, weight="bold")
     canvas.text(left + MARGIN, top + LINE, title, size=8.5, weight="bold")
     top += 1.6 * LINE
@@ -231,18 +243,19 @@ def _draw_card(canvas: _Canvas, example: Example, left: float, top: float) -> No
         baseline = top + PANEL + (1.1 + number) * LINE
         colour = COLOURS[number % len(COLOURS)]
         if row.true is not None:
-            _draw_box(true_axes, row.true.xyxy, colour, dashed=False)
+            draw_box(true_axes, row.true.xyxy, colour, dashed=False)
             canvas.entry(columns[0], baseline, row.true, colour)
         if row.predicted is not None:
             found = row.true is not None and row.overlap >= IOU_HIT
             said = {normalize_text(text) for text in row.true.texts} if row.true else set()
             right = found and normalize_text(row.predicted.texts[0]) in said
             shown = colour if found else MISSED
-            _draw_box(predicted_axes, row.predicted.xyxy, shown, dashed=not found)
+            draw_box(predicted_axes, row.predicted.xyxy, shown, dashed=not found)
             canvas.entry(columns[1], baseline, row.predicted, shown, right=right)
 
 
-def _draw_box(axes: Any, xyxy: np.ndarray, colour: str, *, dashed: bool) -> None:
+def draw_box(axes: Any, xyxy: np.ndarray, colour: str, *, dashed: bool) -> None:
+    """Draws a box of fractions on the axes of `Canvas.panel`."""
     x0, y0, x1, y1 = np.clip(xyxy, 0.004, 0.996)
     for line, width in (("white", 3.0), (colour, 1.7)):  # a white rim, to be seen on any picture
         axes.add_patch(

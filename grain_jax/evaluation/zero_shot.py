@@ -2,7 +2,7 @@
 mixed in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.encode import Encoder, ImageFeatures, errors_about
 from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance, wilson_interval
 from grain_jax.evaluation.scorers import (
+    ClassTexts,
     class_texts,
     global_scores,
     mixed_scores,
@@ -20,6 +21,7 @@ from grain_jax.evaluation.scorers import (
     text_bank,
 )
 
+EncodeTexts = Callable[..., Float[np.ndarray, "T E"]]  # called as `Encoder.texts` is
 WAYS = ("name", "description", "name_and_regions")
 
 
@@ -86,30 +88,18 @@ def evaluate_zero_shot(
         with errors_about(f"Zero-shot set {dataset.name!r}"):
             features = encoder.images(dataset.source)
     prefix = dataset.name
-    scores: dict[str, np.ndarray] = {}
-    described = len(texts.undescribed) < len(dataset.class_names)
-    regions = None
-    if features.regions is not None and described:
-        bank = text_bank(lambda t: encoder.texts(t, kind="description"), texts.regions)
-        regions = region_scores(features.regions, bank, reduction=region_score)
-    if {"name", "name_and_regions"} & set(by):
-        bank = text_bank(lambda t: encoder.texts(t, kind="caption"), texts.names)
-        named = global_scores(features.image, bank, ensemble=name_ensemble)
-        if "name" in by:
-            scores[f"{prefix}/name"] = named
-        if regions is not None and "name_and_regions" in by:
-            for alpha in (alpha for alpha in alphas if 0 < alpha < 1):
-                key = f"{prefix}/name_and_regions/alpha{alpha:g}"
-                scores[key] = mixed_scores(named, regions, alpha)
-    if described and "description" in by:
-        bank = text_bank(lambda t: encoder.texts(t, kind="caption"), texts.descriptions)
-        whole = global_scores(features.image, bank, ensemble="cosine")
-        for alpha in alphas if regions is not None else (1.0,):
-            mixed = whole if regions is None else mixed_scores(whole, regions, alpha)
-            scores[f"{prefix}/description/alpha{alpha:g}"] = mixed
+    scores = class_scores(
+        encoder.texts,
+        texts,
+        features,
+        alphas=alphas,
+        by=by,
+        name_ensemble=name_ensemble,
+        region_score=region_score,
+    )
     results = {f"{prefix}/chance": 1.0 / len(position)}
-    for key, values in scores.items():
-        measured = accuracy(values, labels)
+    for way, values in scores.items():
+        key, measured = f"{prefix}/{way}", accuracy(values, labels)
         results[key] = measured.top1
         if details:
             for detail in ("top5", "per_class", "low", "high"):
@@ -119,6 +109,43 @@ def evaluate_zero_shot(
         results[f"{prefix}/classes"] = float(len(position))
         results[f"{prefix}/undescribed_classes"] = float(len(texts.undescribed))
     return results
+
+
+def class_scores(
+    encode_texts: EncodeTexts,
+    texts: ClassTexts,
+    features: ImageFeatures,
+    *,
+    alphas: Sequence[float],
+    by: Sequence[str] = WAYS,
+    name_ensemble: str,
+    region_score: str,
+) -> dict[str, Float[np.ndarray, "N K"]]:
+    """Scores of N images for K classes under "name", "description/alpha<a>" and
+    "name_and_regions/alpha<a>": what `evaluate_zero_shot` measures, as far as model and texts have
+    it.
+    """
+    scores: dict[str, np.ndarray] = {}
+    described = len(texts.undescribed) < len(texts.names)
+    regions = None
+    if features.regions is not None and described:
+        bank = text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
+        regions = region_scores(features.regions, bank, reduction=region_score)
+    if {"name", "name_and_regions"} & set(by):
+        bank = text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
+        named = global_scores(features.image, bank, ensemble=name_ensemble)
+        if "name" in by:
+            scores["name"] = named
+        if regions is not None and "name_and_regions" in by:
+            for alpha in (alpha for alpha in alphas if 0 < alpha < 1):
+                scores[f"name_and_regions/alpha{alpha:g}"] = mixed_scores(named, regions, alpha)
+    if described and "description" in by:
+        bank = text_bank(lambda t: encode_texts(t, kind="caption"), texts.descriptions)
+        whole = global_scores(features.image, bank, ensemble="cosine")
+        for alpha in alphas if regions is not None else (1.0,):
+            mixed = whole if regions is None else mixed_scores(whole, regions, alpha)
+            scores[f"description/alpha{alpha:g}"] = mixed
+    return scores
 
 
 @runtime_checkable

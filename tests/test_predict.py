@@ -1,0 +1,354 @@
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from toy_encoder import columns, toy_model
+
+from grain_jax import inference, predict
+from grain_jax.evaluation.card import BADGE, LONG_SIDE, _badge_places, draw_card
+from grain_jax.evaluation.pictures import NamedBox
+from grain_jax.predict import find_pictures, main
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The toy model stands for that of any run; what `load` was asked for is noted."""
+    calls = []
+
+    def load(path, *, batch_size, note):
+        calls.append((path, batch_size))
+        if "nowhere" in path:
+            raise ValueError(f"There is no checkpoint in {path}.")
+        return toy_model(batch_size=batch_size, note=note)
+
+    monkeypatch.setattr(predict, "load", load)
+    return calls
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Two folders with a picture of the same name, one damaged, and what is no picture at all."""
+    monkeypatch.chdir(tmp_path)
+    for name, colours in (
+        ("in/a.png", ("red", "blue")),
+        ("in/deep/a.png", ("green", "red")),
+        ("other/a.jpg", ("blue", "green")),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(columns(*colours)).save(path, quality=100)
+    (tmp_path / "in/.hidden.png").write_bytes(b"")
+    (tmp_path / "in/notes.txt").write_text("no picture")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "descriptions.json").write_text(json.dumps({"Robin": ["red"], "jay": ["blue"]}))
+    return tmp_path
+
+
+def call(*arguments: str) -> int:
+    return main([*arguments, "--checkpoint=run"])
+
+
+def rows(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
+    status = call(
+        "in/a.png",
+        "other",
+        "--labels=robin,jay,crow",
+        "--descriptions=descriptions.json",
+        "--phrases=a blue tail; a red eye",
+        "--alpha=0.25",
+        "--top=2",
+        "--csv=out.csv",
+        "--json=out.json",
+        "--batch-size=3",
+    )
+    printed = capsys.readouterr()
+    assert status == 0
+    assert asked == [("run", 3)]
+    assert "2 pictures; written: out.csv, out.json." in printed.err
+    assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
+    assert "in/a.png" in printed.out
+    assert "a blue tail" in printed.out
+    table = rows(pictures / "out.csv")
+    assert [row["file"] for row in table] == ["in/a.png"] * 4 + ["other/a.jpg"] * 4
+    first = table[0]
+    assert (first["asked"], first["rank"], first["text"]) == ("label", "1", "robin")
+    assert first["seen"] == "red"
+    assert [float(first[name]) for name in ("x0", "y0", "x1", "y1")] == [0, 0, 40, 40]
+    assert float(first["score"]) == pytest.approx(1, abs=0.01)
+    tail = table[2]
+    assert (tail["asked"], tail["rank"], tail["text"]) == ("phrase", "", "a blue tail")
+    assert [float(tail[name]) for name in ("x0", "y0", "x1", "y1")] == [40, 0, 80, 40]
+    report = json.loads((pictures / "out.json").read_text())
+    assert report["asked"]["phrases"] == ["a blue tail", "a red eye"]
+    assert report["asked"]["descriptions"] == {"robin": ["red"], "jay": ["blue"]}
+    (picture, other) = report["pictures"]
+    assert (picture["height"], picture["width"]) == (40, 80)
+    assert [one["label"] for one in picture["labels"]] == ["robin", "jay"]
+    # Of the whole image nothing is blue, of the two regions one is.
+    assert picture["labels"][1]["score"] == pytest.approx(0.75, abs=0.05)
+    assert picture["labels"][0]["seen"][0]["text"] == "red"
+    assert picture["phrases"][1]["query"] == 0
+    np.testing.assert_allclose(picture["boxes_xyxy"], [[0, 0, 40, 40], [40, 0, 80, 40]])
+    assert other["labels"][0]["label"] == "jay"
+    assert report["skipped"] == []
+
+
+def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, pictures):
+    assert call("in/a.png", "--descriptions=descriptions.json", "--csv=out.csv") == 0
+    assert [row["text"] for row in rows(pictures / "out.csv")] == ["Robin", "jay"]
+
+
+def test_texts_come_from_files_too(asked, pictures):
+    (pictures / "labels.txt").write_text("green\n\nred\n")
+    (pictures / "phrases.json").write_text(json.dumps({"all": ["blue, or so"]}))
+    arguments = ["--labels=labels.txt", "--phrases=phrases.json#all", "--templates=t.json"]
+    (pictures / "t.json").write_text('["the {}"]')
+    assert call("in", *arguments, "--csv=out.csv") == 0
+    found = [(row["file"], row["text"]) for row in rows(pictures / "out.csv")]
+    assert found == [
+        ("in/a.png", "red"),
+        ("in/a.png", "green"),
+        ("in/a.png", "blue, or so"),
+        ("in/deep/a.png", "green"),
+        ("in/deep/a.png", "red"),
+        ("in/deep/a.png", "blue, or so"),
+    ]
+
+
+def test_what_cannot_be_read_is_named_and_the_status_says_so(asked, pictures, capsys):
+    arguments = ["--labels=red,blue", "--csv=out.csv", "--json=out.json", "--out=cards"]
+    (pictures / "empty").mkdir()
+    assert call("broken.png", "in", "gone.png", "empty", "--batch-size=1", *arguments) == 3
+    error = capsys.readouterr().err
+    assert "Skipped broken.png: 10 bytes are not an image" in error
+    assert "Skipped gone.png: there is no such file" in error
+    assert "Skipped empty: the folder holds no pictures" in error
+    assert "2 pictures, 3 skipped" in error
+    assert {row["file"] for row in rows(pictures / "out.csv")} == {"in/a.png", "in/deep/a.png"}
+    skipped = json.loads((pictures / "out.json").read_text())["skipped"]
+    assert [one["file"] for one in skipped] == ["gone.png", "empty", "broken.png"]
+
+
+def test_nothing_readable_is_a_failure_and_writes_nothing(asked, pictures, capsys):
+    assert call("broken.png", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 1
+    assert "no picture could be read" in capsys.readouterr().err
+    assert call("gone.png", "--labels=red,blue", "--csv=out.csv") == 1
+    assert not (pictures / "out.csv").exists()
+    assert not (pictures / "cards").exists()
+
+
+def test_each_picture_gets_a_card_of_its_own(asked, pictures, capsys):
+    arguments = ["in", "other/a.jpg", "in/*.png", "--phrases=a red eye", "--csv=out.csv"]
+    assert call(*arguments, "--out=cards") == 0
+    cards = sorted(path.relative_to("cards").as_posix() for path in Path("cards").rglob("*"))
+    assert cards == ["a-2.png", "a.png", "deep", "deep/a.png"]
+    assert {row["file"]: row["card"] for row in rows(pictures / "out.csv")} == {
+        "in/a.png": "a.png",
+        "in/deep/a.png": "deep/a.png",
+        "other/a.jpg": "a-2.png",
+    }
+    before = (pictures / "cards/a-2.png").read_bytes()
+    assert call(*arguments, "--out=cards") == 1
+    assert "'out.csv' exists" in capsys.readouterr().err
+    assert call("other", "--phrases=a red eye", "--out=cards") == 1
+    assert "'cards/a.png' exists; give another place, or --overwrite" in capsys.readouterr().err
+    assert (pictures / "cards/a-2.png").read_bytes() == before
+    assert call("other", "--phrases=a red eye", "--out=cards", "--overwrite") == 0
+    assert (pictures / "cards/a.png").read_bytes() == before
+
+
+def test_a_picture_is_never_replaced_by_its_card(asked, pictures, capsys):
+    before = (pictures / "in/a.png").read_bytes()
+    for given in ("in", "in/a.png", "other"):
+        assert call(given, "in", "--out=in", "--overwrite", "--phrases=a red eye") == 1
+        assert "'in/a.png' would replace a picture" in capsys.readouterr().err
+        assert (pictures / "in/a.png").read_bytes() == before
+
+
+def test_cards_of_a_former_call_are_no_pictures(pictures):
+    (pictures / "in/cards").mkdir()
+    (pictures / "in/cards/a.png").write_bytes(b"")
+    found, nothing = find_pictures(["in"], pictures / "in/cards")
+    assert [str(target.file) for target in found] == ["in/a.png", "in/deep/a.png"]
+    assert nothing == []
+
+
+def test_names_differ_where_case_is_not_told_apart(pictures):
+    (pictures / "A.PNG").write_bytes(b"")
+    (pictures / "a-2.bmp").write_bytes(b"")
+    found, _ = find_pictures(["in/a.png", "A.PNG", "a-2.bmp", "other/a.jpg", "./A.PNG"], None)
+    assert [str(target.card) for target in found] == ["a.png", "A-2.png", "a-2-2.png", "a-3.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "There is nothing to look for"),
+        (["--labels= , "], "--labels holds no text"),
+        (["--labels=a,b,a"], "--labels holds 'a' more than once"),
+        (["--labels=gone.txt"], "There is no file 'gone.txt'"),
+        (["--labels=descriptions.json"], "must hold a list of texts"),
+        (["--labels=a", "--alpha=1"], "--alpha weighs the whole image"),
+        (["--labels=a", "--by=name_and_regions"], "goes with --descriptions"),
+        (["--phrases=a", "--templates=t.json"], "goes with --labels"),
+        (["--labels=a", "--descriptions=descriptions.json"], "No key of 'descriptions.json'"),
+        (["--labels=a", "--csv=gone/out.csv"], "There is no folder 'gone'"),
+        (["--labels=a", "--csv=x", "--json=./x"], "both name 'x'"),
+        (["--labels=a", "--out=broken.png"], "is a file; needed a folder"),
+        (["--labels=a", "--csv=in/a.png", "--overwrite"], "would replace a picture"),
+        (["--labels=a", "--checkpoint=nowhere"], "There is no checkpoint in nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(asked, pictures, arguments, message, capsys):
+    assert main(["in/a.png", "--checkpoint=run", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Error: ")
+    assert message in printed.err
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--alpha=2", "--top=0", "--batch_size=0", "--by=guess"])
+def test_values_out_of_range_are_refused(option):
+    with pytest.raises(SystemExit):
+        main(["in/a.png", "--checkpoint=run", "--labels=a", option])
+
+
+def test_what_was_done_before_ctrl_c_is_kept(asked, pictures, monkeypatch, capsys):
+    embed = inference.Model.embed_images
+    calls = []
+
+    def interrupted(self, images, **options):
+        calls.append(isinstance(images, list))
+        if sum(calls) == 2:
+            raise KeyboardInterrupt
+        return embed(self, images, **options)
+
+    monkeypatch.setattr(inference.Model, "embed_images", interrupted)
+    assert call("in", "--phrases=a red eye", "--csv=out.csv", "--batch_size=1") == 130
+    assert "Stopped after 1 picture; written: out.csv." in capsys.readouterr().err
+    assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
+
+
+def test_ctrl_c_before_the_first_picture(pictures, monkeypatch, capsys):
+    def load(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "load", load)
+    assert call("in", "--phrases=a red eye", "--csv=out.csv") == 130
+    assert "Stopped; nothing was written." in capsys.readouterr().err
+
+
+def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypatch, capsys):
+    draw = predict._draw
+
+    def full(answer, out):
+        if answer.target.file.parent.name == "deep":
+            raise OSError("No space left on device")
+        draw(answer, out)
+
+    monkeypatch.setattr(predict, "_draw", full)
+    assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1
+    assert "Error: No space left on device" in capsys.readouterr().err
+    assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
+
+
+def test_many_pictures_are_not_all_printed(asked, pictures, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "MAX_SHOWN", 1)
+    assert call("in", "--labels=red,blue") == 0
+    printed = capsys.readouterr().out
+    assert "a.png" in printed
+    assert "deep" not in printed
+    assert "and 1 pictures more" in printed
+
+
+def apart(places: list[tuple[float, float]], size: tuple[float, float]) -> bool:
+    wide, tall = BADGE[0] / size[0], BADGE[1] / size[1]
+    return all(
+        abs(x - a) >= wide - 1e-6 or abs(y - b) >= tall - 1e-6
+        for i, (x, y) in enumerate(places)
+        for a, b in places[:i]
+    )
+
+
+@pytest.mark.parametrize("size", [(LONG_SIDE, LONG_SIDE), (LONG_SIDE, 0.8), (0.8, LONG_SIDE)])
+def test_numbers_on_boxes_do_not_cover_each_other(size):
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 1, (6, 2, 2)), axis=1)
+    scattered = [(low[0], low[1], high[0], high[1]) for low, high in corners]
+    nested = [(0.01 * i, 0.01 * i, 0.9, 0.9) for i in range(6)]
+    small = [(0.5, 0.5, 0.5 + 1e-4 * i, 0.5 + 1e-4 * i) for i in range(4)]
+    for boxes in (scattered, nested, small):
+        places = _badge_places(boxes, size)
+        assert apart(places, size), boxes
+        assert all(0 <= x <= 1 and 0 <= y <= 1 for x, y in places)
+
+
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60), (40, 4000)])
+def test_texts_stay_on_the_card(shape, tmp_path, monkeypatch):
+    places = []
+
+    def measure(figure, path, **options):
+        renderer = figure.canvas.get_renderer()
+        sheet = figure.bbox
+        for text in figure.texts:
+            place = text.get_window_extent(renderer)
+            places.append((text.get_text(), place))
+            assert sheet.x0 <= place.x0 <= place.x1 <= sheet.x1, text.get_text()
+            assert sheet.y0 <= place.y0 <= place.y1 <= sheet.y1, text.get_text()
+
+    monkeypatch.setattr(Figure, "savefig", measure)
+    found = [
+        NamedBox(np.array([0, 0, 0.1 * (i % 5), 1], np.float32), ("LONG " * 60 + f"{i}",), 0.5)
+        for i in range(30)
+    ]
+    draw_card(
+        np.zeros((*shape, 3), np.uint8),
+        title="$TITLE$ " * 40,
+        answers=[("WIDE " * 60, "99.9%")],
+        found=found,
+        others_xyxy=np.array([[0, 0, 1, 1]], np.float32),
+        view_xyxy=np.array([0.2, 0, 0.8, 1], np.float32),
+        path=tmp_path / "card.png",
+    )
+    assert places[-1][0] == "and 6 more"
+    for i, (text, place) in enumerate(places):
+        for other, beside in places[:i]:
+            side_by_side = abs(place.y0 - beside.y0) < 4
+            assert not side_by_side or place.x0 >= beside.x1 or beside.x0 >= place.x1, (text, other)
+
+
+def test_boxes_and_the_unseen_part_show_on_the_card(tmp_path):
+    def drawn(found, view) -> np.ndarray:
+        path = tmp_path / "card.png"
+        image = np.zeros((80, 80, 3), np.uint8)
+        others = np.zeros((0, 4), np.float32)
+        draw_card(
+            image, title="", answers=[], found=found, others_xyxy=others, view_xyxy=view, path=path
+        )
+        return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+    whole = np.array([0, 0, 1, 1], np.float32)
+    plain = drawn([], whole)
+    box = NamedBox(np.array([0.2, 0.2, 0.8, 0.8], np.float32), ("x",), 0.5)
+    red = np.abs(drawn([box], whole) - (0xE6, 0x19, 0x4B)).max(axis=-1) < 8
+    assert red.sum() > 500
+    assert not (np.abs(plain - (0xE6, 0x19, 0x4B)).max(axis=-1) < 8).any()
+    cropped = drawn([], np.array([0.25, 0, 0.75, 1], np.float32))
+    assert (plain == 0).all(axis=-1).mean() > 1.8 * (cropped == 0).all(axis=-1).mean()
+
+
+def test_files_are_named_from_the_folder_they_share(pictures):
+    paths = [pictures / "in/a.png", pictures / "in/deep/a.png"]
+    assert predict._short_names(paths) == ["a.png", os.path.join("deep", "a.png")]
+    assert predict._short_names(paths[1:]) == ["a.png"]
