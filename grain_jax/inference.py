@@ -38,7 +38,7 @@ from grain_jax.evaluation.folders import undescribed_note
 from grain_jax.evaluation.grounding import cxcywh_to_xyxy
 from grain_jax.evaluation.scorers import ClassTexts, class_texts
 from grain_jax.evaluation.zero_shot import class_scores
-from grain_jax.training import checkpoint
+from grain_jax.interop.read import read_model
 from grain_jax.training.checkpoint import LoadedModel
 
 BATCH_SIZE = 64  # pictures or texts at once
@@ -130,10 +130,11 @@ def load(
 ) -> "Model":
     """The model of a run folder, ready for pictures and texts, on the first device.
 
-    `note` is told what does not stop a call but may spoil its answer, such as texts that were cut.
-    Raises ValueError where `path` holds no checkpoint.
+    `path` may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
+    a folder, or a name on the Hugging Face hub. `note` is told what does not stop a call but may
+    spoil its answer, such as texts that were cut. Raises ValueError where there is no such model.
     """
-    return Model(checkpoint.load(path), batch_size=batch_size, note=note)
+    return Model(read_model(path), batch_size=batch_size, note=note)
 
 
 class Model:
