@@ -130,9 +130,10 @@ def load(
 ) -> "Model":
     """The model of a run folder, ready for pictures and texts, on the first device.
 
-    `path` may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
-    a folder, or a name on the Hugging Face hub. `note` is told what does not stop a call but may
-    spoil its answer, such as texts that were cut. Raises ValueError where there is no such model.
+    `path` may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or
+    open_clip: a folder, or a name on the Hugging Face hub. `note` is told what does not stop a call
+    but may spoil its answer, such as texts that were cut. Raises ValueError where there is no such
+    model.
     """
     return Model(read_model(path), batch_size=batch_size, note=note)
 
