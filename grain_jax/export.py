@@ -68,7 +68,6 @@ def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note
     from grain_jax.interop import huggingface_folder, official_files
 
     config, path = loaded.config.model, options.out / "checkpoint.pth"
-    options.out.mkdir(parents=True, exist_ok=True)
     official_files.save_official(loaded.params, config, path)
     read = official_files.load_official(path, config)
     if not jax.tree.all(jax.tree.map(np.array_equal, read, loaded.params)):

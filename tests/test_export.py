@@ -197,10 +197,11 @@ def test_the_torch_model_is_the_official_one(golden_file):
 )
 def test_what_the_official_code_cannot_be_is_refused(changes, named, tmp_path):
     loaded = tiny_model(**changes)
+    path = tmp_path / "out" / "checkpoint.pth"
     with pytest.raises(ValueError, match="--to=huggingface") as error:
-        official_files.save_official(loaded.params, loaded.config.model, tmp_path / "a.pth")
+        official_files.save_official(loaded.params, loaded.config.model, path)
     assert named in str(error.value)
-    assert not (tmp_path / "a.pth").exists()
+    assert not path.parent.exists()
 
 
 def test_sizes_that_the_official_code_builds():

@@ -177,8 +177,8 @@ def _exactness(differences: Sequence[Difference], *, dtype: str) -> str:
     inputs = " and ".join(dict.fromkeys(found.inputs for found in differences))
     text = (
         f"Computed in float32 on {inputs} inputs, no output differs from the JAX model's by more "
-        f"than {min(worst.absolute, worst.relative):.1e} (`{worst.output}`); all of them are in "
-        "`parity.json`."
+        f"than {min(worst.absolute, worst.relative):.1e} (`{worst.output}`; of the largest value, "
+        "where that is above 1); all of them are in `parity.json`."
     )
     if dtype != "float32":
         text += f" The weights are rounded to {dtype}; `rounding` there says what that changes."

@@ -38,6 +38,7 @@ def save_official(params: Params, config: ModelConfig, path: Path) -> None:
         parts[BACKBONE if part == "backbone" else DECODER][own] = tensor
     if config.kind == "clip":
         del parts[DECODER]
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(parts, path)
 
 
