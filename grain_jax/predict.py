@@ -150,7 +150,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("images", nargs="+", metavar="PICTURE", help="files, folders, quoted globs")
-    add("--checkpoint", required=True, metavar="RUN", help="run folder, or other model (docs/pytorch.md)")
+    add("--checkpoint", required=True, metavar="RUN", help="run folder, or another model")
     add("--labels", help='"a,b,c", or a file: .txt (one a line) or .json (list); file.json#key')
     add("--descriptions", help=".json {label: [description, ...]}; alone, its keys are the labels")
     add("--phrases", help='what to find: "a;b", or a file as for --labels')
