@@ -133,12 +133,12 @@ def _vision(config: ModelConfig) -> Iterator[Entry]:
         yield from _linear(f"{block}.mlp.fc2", *ours, "mlp", "fc2")
     yield from _norm(f"{official}.norm", "vision", "norm")
     if config.kind == "clip" and config.vision.pooling == "map":
-        pool, ours = f"{official}.attn_pool", ("attention_pool",)
-        yield Entry(f"{pool}.probe", (*ours, "probe"), TOKEN)
-        yield from _torch_attention(f"{pool}.attn", *ours, "attention")
-        yield from _norm(f"{pool}.norm", *ours, "norm")
-        yield from _linear(f"{pool}.mlp.fc1", *ours, "mlp", "fc1")
-        yield from _linear(f"{pool}.mlp.fc2", *ours, "mlp", "fc2")
+        pool, own = f"{official}.attn_pool", "attention_pool"
+        yield Entry(f"{pool}.probe", (own, "probe"), TOKEN)
+        yield from _torch_attention(f"{pool}.attn", own, "attention")
+        yield from _norm(f"{pool}.norm", own, "norm")
+        yield from _linear(f"{pool}.mlp.fc1", own, "mlp", "fc1")
+        yield from _linear(f"{pool}.mlp.fc2", own, "mlp", "fc2")
 
 
 def _text(config: ModelConfig) -> Iterator[Entry]:
