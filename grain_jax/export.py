@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         loaded = _load(options)
-        WRITERS[options.to](loaded, options, functools.partial(console.print, markup=False))
+        note = functools.partial(console.print, markup=False, soft_wrap=True)
+        WRITERS[options.to](loaded, options, note)
     except (ValueError, OSError) as error:
         console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         return 1

@@ -14,7 +14,7 @@ from grain_jax.interop.official import Params, to_official
 from grain_jax.interop.parity import Inputs, Outputs
 from grain_jax.training.checkpoint import LoadedModel
 
-CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py", "pipeline_grain.py")
+CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")
 TASK = "zero-shot-image-classification"
 DTYPES = ("float32", "bfloat16")  # of the weights
 
@@ -74,7 +74,7 @@ def torch_model(loaded: LoadedModel, *, params: Params | None = None) -> Any:
         },
         custom_pipelines={
             TASK: {
-                "impl": "pipeline_grain.GrainZeroShotPipeline",
+                "impl": "processing_grain.GrainZeroShotPipeline",
                 "pt": ["AutoModel"],
                 "tf": [],
                 "type": "multimodal",
