@@ -78,10 +78,8 @@ def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note
     parity.write_parity(differences, options.out)
     if name := official_files.constructor(config):
         queries = config.decoder.num_queries + 1
-        note(
-            f"Loads into {name}()"
-            + f" and ObjDecoder(num_queries={queries}, ...)." * _grain(loaded)
-        )
+        decoder = f" and ObjDecoder(num_queries={queries}, ...)" if config.kind == "grain" else ""
+        note(f"Loads into {name}(){decoder}.")
     else:
         note(
             "No CLIP_VIT* of the official code has these sizes: give its classes those of the "
@@ -117,10 +115,6 @@ WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Note], None]] = {
     "huggingface": _write_huggingface,
     "official": _write_official,
 }
-
-
-def _grain(loaded: LoadedModel) -> bool:
-    return loaded.config.model.kind == "grain"
 
 
 def _compare(
