@@ -275,6 +275,7 @@ def test_fresh_weights_are_drawn_like_ours():
     """Each tensor has the spread of its parameter in JAX, biases and norms too."""
     wide = {"vision__width": 96, "text__width": 96, "decoder__width": 96, "embed_dim": 96}
     wide |= {"decoder__mlp_dim": 192, "region_logit_scale": "own"}
+    wide |= {"vision__depth": 1, "decoder__depth": 1}  # the text tower draws by its depth
     config = model_config(**wide)
     images, texts = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 4), np.int32)
     variables = jax.jit(build_model(config).init)(jax.random.key(0), images, texts)
