@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         loaded = _load(options)
-        WRITERS[options.to](loaded, options, functools.partial(console.print, markup=False))
+        note = functools.partial(console.print, markup=False, soft_wrap=True)
+        WRITERS[options.to](loaded, options, note)
     except (ValueError, OSError) as error:
         console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
@@ -80,10 +81,8 @@ def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note
     parity.write_parity(differences, options.out)
     if name := official_files.constructor(config):
         queries = config.decoder.num_queries + 1
-        note(
-            f"Loads into {name}()"
-            + f" and ObjDecoder(num_queries={queries}, ...)." * _grain(loaded)
-        )
+        decoder = f" and ObjDecoder(num_queries={queries}, ...)" if config.kind == "grain" else ""
+        note(f"Loads into {name}(){decoder}.")
     else:
         note(
             "No CLIP_VIT* of the official code has these sizes: give its classes those of the "
@@ -129,10 +128,6 @@ WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Note], None]] = {
     "official": _write_official,
     "run": _write_run,
 }
-
-
-def _grain(loaded: LoadedModel) -> bool:
-    return loaded.config.model.kind == "grain"
 
 
 def _compare(

@@ -33,7 +33,7 @@ import sys
 sys.modules["jax"] = sys.modules["grain_jax"] = None  # the folder has to do without
 import json, torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
 
 folder, path = sys.argv[1:]
 picture = Image.open(path)
@@ -47,6 +47,13 @@ inputs = processor(images=picture, text=labels, descriptions=labels, return_tens
 with torch.no_grad():
     output = model(**inputs)
 found = {name: value.tolist() for name, value in output.items()} | {"own": own, "plain": plain}
+
+model.save_pretrained("again")  # as after fine-tuning
+processor.save_pretrained("again")
+classify = pipeline("zero-shot-image-classification", model="again", trust_remote_code=True)
+found["again"] = classify(path, candidate_labels=labels)
+named = AutoModelForZeroShotImageClassification.from_pretrained("again", trust_remote_code=True)
+assert type(named).__name__ == type(model).__name__
 found["shapes"] = {name: list(value.shape) for name, value in inputs.items()}
 print(json.dumps(found))
 """
@@ -136,7 +143,7 @@ def test_it_works_alone_and_offline(loaded, folder, tmp_path):
         np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
     mean = by_template.reshape(2, 3, -1).mean(axis=0)
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-    for how, texts in (("own", mean), ("plain", names)):
+    for how, texts in (("own", mean), ("again", mean), ("plain", names)):
         shares = np.asarray(jax.nn.softmax(scale * ours["image_embeds"] @ texts.T))[0]
         scores = {entry["label"]: entry["score"] for entry in found[how]}
         np.testing.assert_allclose([scores[label] for label in LABELS], shares, atol=1e-5)
@@ -160,7 +167,7 @@ def test_the_card_is_filled_from_the_run(folder):
 
 
 def test_a_pipeline_keeps_the_template_it_was_made_with(auto):
-    from grain_jax.interop.huggingface.pipeline_grain import GrainZeroShotPipeline
+    from grain_jax.interop.huggingface.processing_grain import GrainZeroShotPipeline
 
     model, processor = auto
     parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
@@ -268,6 +275,7 @@ def test_fresh_weights_are_drawn_like_ours():
     """Each tensor has the spread of its parameter in JAX, biases and norms too."""
     wide = {"vision__width": 96, "text__width": 96, "decoder__width": 96, "embed_dim": 96}
     wide |= {"decoder__mlp_dim": 192, "region_logit_scale": "own"}
+    wide |= {"vision__depth": 1, "decoder__depth": 1}  # the text tower draws by its depth
     config = model_config(**wide)
     images, texts = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 4), np.int32)
     variables = jax.jit(build_model(config).init)(jax.random.key(0), images, texts)

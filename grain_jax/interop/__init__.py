@@ -1,1 +1,1 @@
-"""Parameters under other names: the official code, later Hugging Face."""
+"""The model elsewhere: the official code's names and files, a folder for Hugging Face."""

@@ -23,7 +23,7 @@ from grain_jax.interop.official import Params, from_official, to_official
 from grain_jax.interop.parity import Inputs, Outputs
 from grain_jax.training.checkpoint import LoadedModel, from_metadata, make_metadata
 
-CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py", "pipeline_grain.py")
+CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")
 TASK = "zero-shot-image-classification"
 DTYPES = ("float32", "bfloat16")  # of the weights
 METADATA, WEIGHTS = "grain_jax.json", "model.safetensors"
@@ -123,7 +123,7 @@ def torch_model(loaded: LoadedModel, *, params: Params | None = None) -> Any:
         },
         custom_pipelines={
             TASK: {
-                "impl": "pipeline_grain.GrainZeroShotPipeline",
+                "impl": "processing_grain.GrainZeroShotPipeline",
                 "pt": ["AutoModel"],
                 "tf": [],
                 "type": "multimodal",
