@@ -38,9 +38,10 @@ from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
 from grain_jax.evaluation.tables import print_results
+from grain_jax.interop import start
 from grain_jax.interop.read import read_model
 from grain_jax.models.build import build_model
-from grain_jax.training import checkpoint, environment, metrics, pretrained, sharding
+from grain_jax.training import checkpoint, environment, metrics, sharding
 from grain_jax.training.checkpoint import Checkpoints, LoadedModel, SaveFailed, make_metadata
 from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
@@ -190,7 +191,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     else:
         state = new_state(model, optimizer, config, abstract)
         if trained is not None:
-            state, origin = pretrained.start_from(trained, state, config)
+            state, origin = start.start_from(trained, state, config)
             notes += origin.sentences(config.init)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
@@ -262,10 +263,10 @@ def _pretrained(
         saved = checkpoint.read_metadata(folder, steps[-1])["config"]
         before = config_from_json(json.dumps(saved))
         if before.init == config.init:
-            return pretrained.adopt(config, before)[0], None, []
+            return start.adopt(config, before)[0], None, []
         return config, None, []
     trained = read_model(config.init)
-    config, notes = pretrained.adopt(config, trained.config)
+    config, notes = start.adopt(config, trained.config)
     validate(config)
     return config, trained, notes
 

@@ -14,10 +14,10 @@ from grain_jax.config import TrainConfig
 from grain_jax.data.tokenizer import WordTokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.interop.read import read_model, write_run
+from grain_jax.interop.start import adopt, resize_positions, start_from
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import LoadedModel
 from grain_jax.training.optimizer import rate_factors
-from grain_jax.training.pretrained import adopt, resize_positions, start_from
 from grain_jax.training.state import TrainState
 
 

@@ -9,9 +9,9 @@ import pytest
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import load_config
 from grain_jax.interop.pretrained import huggingface_model
+from grain_jax.interop.start import adopt
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import build_model
-from grain_jax.training.pretrained import adopt
 
 ROOT = pathlib.Path(__file__).parents[1]
 VARIANTS = {

@@ -181,9 +181,9 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             image = Image.open(image)
         if isinstance(image, Image.Image):
             image = upright_rgb(image)
-        inputs = super().preprocess(
-            image, labels, "{}", timeout=timeout, tokenizer_kwargs={"truncation": True}
-        )
+        last = self.model.config.text["pooling"] == "last"
+        settings = {"truncation": True, "padding": "max_length" if last else "longest"}
+        inputs = super().preprocess(image, labels, "{}", timeout=timeout, tokenizer_kwargs=settings)
         inputs["candidate_labels"] = candidate_labels
         return inputs
 
