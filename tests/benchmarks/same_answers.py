@@ -1,0 +1,134 @@
+"""Whether an export answers as the model it came from, picture by picture, on a whole set.
+
+python tests/benchmarks/same_answers.py --checkpoint=RUN --export=DIR --data=SET [--split=SPLIT]
+
+SET is what `python -m grain_jax.evaluate` takes: labelled images, or records with their split. The
+export is used as transformers loads it; pictures and texts go through its own processor. Printed
+for each figure: ours, PyTorch's, and of labelled images how many are put into the same class.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModel, AutoProcessor
+
+from grain_jax.data.records import Source
+from grain_jax.data.sources import open_source
+from grain_jax.data.transforms import Preprocessing, decode_image
+from grain_jax.evaluation.encode import Encoder, ImageFeatures
+from grain_jax.evaluation.folders import load_zero_shot
+from grain_jax.evaluation.scorers import class_texts
+from grain_jax.evaluation.suite import evaluate_records
+from grain_jax.evaluation.zero_shot import class_scores, evaluate_zero_shot
+from grain_jax.interop.read import read_model
+
+ALPHAS = (1.0, 0.5, 0.0)
+BATCH = 64
+
+
+class TorchEncoder:
+    """An exported folder with the two calls of `Encoder` that the metrics use."""
+
+    def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing  # which true boxes go through
+        self.model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+
+    def images(self, source: Source, **_: Any) -> ImageFeatures:
+        """Embeddings and boxes of every picture of the source."""
+        parts = []
+        for start in range(0, len(source), BATCH):
+            rows = range(start, min(start + BATCH, len(source)))
+            pictures = [Image.fromarray(decode_image(source[i].image)) for i in rows]
+            inputs = self.processor(images=pictures, return_tensors="pt")
+            with torch.no_grad():
+                output = self.model(**inputs)
+            found = (output.image_embeds, output.region_embeds, output.pred_boxes)
+            parts.append([None if value is None else value.numpy() for value in found])
+        columns = zip(*parts, strict=True)
+        joined = (None if column[0] is None else np.concatenate(column) for column in columns)
+        return ImageFeatures(*joined)
+
+    def texts(self, texts: Sequence[str], *, kind: str) -> np.ndarray:
+        """Embeddings of texts, as captions or as descriptions."""
+        parts = []
+        for start in range(0, len(texts), BATCH):
+            block = list(texts[start : start + BATCH])
+            given = {"descriptions" if kind == "description" else "text": block}
+            with torch.no_grad():
+                output = self.model(**self.processor(**given, return_tensors="pt"))
+            embeds = output.description_embeds if kind == "description" else output.text_embeds
+            parts.append(embeds.numpy())
+        return np.concatenate(parts)
+
+
+def main() -> int:
+    """1 where a figure or the class of a picture differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--export", required=True, type=Path)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--split", help="of records")
+    options = parser.parse_args()
+    loaded = read_model(options.checkpoint)
+    data = loaded.config.data
+    ours = Encoder(
+        loaded.model,
+        loaded.params,
+        tokenizer=loaded.tokenizer,
+        preprocessing=loaded.preprocessing,
+        batch_size=256,
+        caption_length=data.caption_length,
+        description_length=data.description_length,
+    )
+    theirs = TorchEncoder(options.export, loaded.preprocessing)
+    compare = _records if options.split else _labelled
+    rows = compare(options, ours, theirs, loaded)
+    table = Table(title=f"{options.data.name}, {options.checkpoint}", title_justify="left")
+    for name in ("figure", "JAX, %", "PyTorch, %", "same answer"):
+        table.add_column(name)
+    for name, (first, second, same) in rows.items():
+        table.add_row(name, f"{100 * first:.4f}", f"{100 * second:.4f}", same)
+    Console(width=120).print(table)
+    return int(any(first != second for first, second, _ in rows.values()))
+
+
+def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
+    dataset = load_zero_shot(options.data, default_templates=loaded.templates, note=print)
+    texts, settings = class_texts(dataset), loaded.config.evaluation
+    ways = {"name_ensemble": settings.name_ensemble, "region_score": settings.region_score}
+    figures, answers = [], []
+    for encoder in (ours, theirs):
+        features = encoder.images(dataset.source)
+        scores = class_scores(encoder.texts, texts, features, alphas=ALPHAS, **ways)
+        answers.append({way: values.argmax(axis=1) for way, values in scores.items()})
+        figures.append(
+            evaluate_zero_shot(encoder, dataset, alphas=ALPHAS, features=features, **ways)
+        )
+    rows = {}
+    for way, first in answers[0].items():
+        name = f"{dataset.name}/{way}"
+        same = int((first == answers[1][way]).sum())
+        rows[name] = figures[0][name], figures[1][name], f"{same} of {len(first)}"
+    return rows
+
+
+def _records(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
+    data = dataclasses.replace(loaded.config.data, source="records", directory=str(options.data))
+    source = open_source(data, options.split, image_size=loaded.preprocessing.image_size)
+    figures = [evaluate_records(encoder, source, options.split) for encoder in (ours, theirs)]
+    return {name: (value, figures[1][name], "") for name, value in figures[0].items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
