@@ -139,9 +139,9 @@ def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
     arguments = [f"--checkpoint={run.folder}/checkpoints", "--data=.", "--batch_size=4"]
     (run.folder / "checkpoints").mkdir()
     monkeypatch.chdir(records)
-    load = evaluate.checkpoint.load
+    load = evaluate.read_model
     monkeypatch.setattr(
-        evaluate.checkpoint, "load", lambda path, **options: load(path.parent, **options)
+        evaluate, "read_model", lambda path, **options: load(path.parent, **options)
     )
     for options in (["--split=dev"], ["--split=train[:1]", "--tasks=grounding"]):
         assert evaluate.main([*arguments, *options]) == 0

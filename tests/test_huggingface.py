@@ -92,7 +92,7 @@ def auto(folder, tmp_path_factory):
 def test_the_folder_is_complete(folder):
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "model.safetensors", "processor_config.json", "parity.json", "README.md"),
-        *("tokenizer.json", "tokenizer_config.json", *huggingface_folder.CODE),
+        *("grain_jax.json", "tokenizer.json", "tokenizer_config.json", *huggingface_folder.CODE),
     }
     assert (folder / "model.safetensors").stat().st_mode & 0o044 == 0o044 & ~_umask()
 

@@ -240,6 +240,8 @@ def test_an_imported_model_is_exported_and_read_back(request, tmp_path, kind):
     whole, run = tmp_path / "huggingface", tmp_path / "run"
     assert export.main([f"--checkpoint={folder}", "--to=huggingface", f"--out={whole}"]) == 0
     assert export.main([f"--checkpoint={whole}", "--to=run", f"--out={run}"]) == 0
+    card = (whole / "README.md").read_text()
+    assert f"read from `{folder.name}`, not trained here" in card
     loaded = read_model(folder)
     for copy in (read_model(whole), read_model(run)):
         jax.tree.map(np.testing.assert_array_equal, copy.params, loaded.params)

@@ -7,7 +7,7 @@ from grain_jax.config import TrainConfig
 from grain_jax.evaluation.curves import read_metrics
 from grain_jax.evaluation.tables import headline, result_tables
 from grain_jax.interop.parity import Difference
-from grain_jax.training.checkpoint import FOLDER, LoadedModel, read_metadata
+from grain_jax.training.checkpoint import FOLDER, LoadedModel, complete_steps, read_metadata
 
 METRICS = "metrics.jsonl"
 
@@ -59,7 +59,7 @@ print(output.description_scores)  # [1, {queries}, 1]: cosine of each region wit
 def model_card(
     loaded: LoadedModel, run: Path, differences: Sequence[Difference], *, dtype: str
 ) -> str:
-    """Markdown with front matter, filled from the run; `run` as given to `checkpoint.load`.
+    """Markdown with front matter, filled from the run; `run` as given to `read_model`.
 
     The license is left to whoever publishes. `differences`: those of the export.
     """
@@ -98,7 +98,7 @@ def _what(config: TrainConfig) -> str:
         f"tower of depth {model.text.depth} and width {model.text.width}"
     )
     if model.kind == "clip":
-        return f"A CLIP baseline with the towers of GRAIN: pictures of {size}; {towers}."
+        return f"A CLIP-like model in the layout of GRAIN: pictures of {size}; {towers}."
     decoder = model.decoder
     return (
         "GRAIN ([arXiv 2412.04429](https://arxiv.org/abs/2412.04429)): a CLIP-like model whose "
@@ -111,8 +111,12 @@ def _what(config: TrainConfig) -> str:
 
 def _data(loaded: LoadedModel, run: Path) -> str:
     config, data = loaded.config, loaded.config.data
-    checkpoints = run / FOLDER if (run / FOLDER).is_dir() else run
-    count = f"{read_metadata(checkpoints, loaded.step)['num_images']:,}"
+    if not (num_images := _num_images(loaded, run)):
+        return (
+            f"The weights were read from `{run.name}`, not trained here. Whoever publishes this "
+            "copy has to say what they were trained on, and under which terms."
+        )
+    count = f"{num_images:,}"
     length = f"for {loaded.step:,} steps of batch {config.batch_size:,}, seed {config.seed}"
     if data.source == "world":
         return (
@@ -127,8 +131,18 @@ def _data(loaded: LoadedModel, run: Path) -> str:
     )
 
 
+def _num_images(loaded: LoadedModel, run: Path) -> int:
+    """That the run was trained on; 0 for weights that come from elsewhere."""
+    checkpoints = run / FOLDER if (run / FOLDER).is_dir() else run
+    if not complete_steps(checkpoints):
+        return 0
+    return int(read_metadata(checkpoints, loaded.step)["num_images"])
+
+
 def _metrics(loaded: LoadedModel, run: Path) -> str:
     """The figures logged at the step of these weights."""
+    if not _num_images(loaded, run):
+        return "None were measured on the way here.\n"
     folder = run if (run / METRICS).exists() else run.parent
     logged = [entry for entry in read_metrics(folder / METRICS) if entry["step"] == loaded.step]
     results = {
