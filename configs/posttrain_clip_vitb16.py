@@ -6,7 +6,7 @@ r"""GRAIN on top of OpenAI's CLIP ViT-B/16: pretrained towers, a region decoder 
 The weights come from the Hugging Face hub (`init`, 600 MB); --config.init=NAME_OR_FOLDER takes any
 other CLIP or SigLIP, with its own towers, tokenizer and normalisation. The towers learn at a tenth
 of the decoder's rate; --config.optim.rate_factors='("vision/*=0","text/*=0")' freezes them.
-Shape-tested; the same procedure was run small, on photographs (docs/experiments.md, section 5).
+Shape-tested, not yet run.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, OptimConfig, TrainConfig
