@@ -15,6 +15,7 @@ export beyond 1e-4 fails and names the output.
 import argparse
 import functools
 import itertools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from grain_jax.data.sources import open_source
+from grain_jax.data.tokenizer import ClipTokenizer
+from grain_jax.data.transforms import Preprocessing
 from grain_jax.interop import parity
 from grain_jax.interop.parity import Difference, Inputs, Outputs
 from grain_jax.interop.read import read_model, write_run
@@ -68,9 +71,9 @@ def _load(options: argparse.Namespace) -> LoadedModel:
 def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
     from grain_jax.interop import huggingface_folder, official_files
 
-    config, path = loaded.config.model, options.out / "checkpoint.pth"
-    official_files.save_official(loaded.params, config, path)
-    read = official_files.load_official(path, config)
+    config, path = loaded.config.model, options.out / official_files.OFFICIAL_FILE
+    official_files.save_official(loaded, path)
+    read = read_model(path).params
     if not jax.tree.all(jax.tree.map(np.array_equal, read, loaded.params)):
         raise ValueError(f"{path} does not read back to the same weights; please report this.")
     # Built from the file, not from our parameters, and under the names that the file has.
@@ -87,6 +90,13 @@ def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note
         note(
             "No CLIP_VIT* of the official code has these sizes: give its classes those of the "
             "run's config.json, the number of heads too, which no shape would reveal."
+        )
+    spec = loaded.preprocessing
+    if spec != Preprocessing() or not isinstance(loaded.tokenizer, ClipTokenizer):
+        note(
+            "The official scripts squash pictures to a square of 224 pixels, take ImageNet's mean "
+            "and standard deviation, and CLIP's words. This model was trained on others: "
+            f"{json.dumps(spec.spec())}, tokenizer {loaded.tokenizer.spec()['kind']}."
         )
 
 

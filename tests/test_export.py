@@ -1,5 +1,6 @@
 """The export command: every output compared, official files to the bit, and what is refused."""
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -15,6 +16,7 @@ from grain_jax.config import ModelConfig, vision_variant
 from grain_jax.interop import huggingface_folder, official_files, parity
 from grain_jax.interop.names import unused_shapes
 from grain_jax.interop.official import from_official, to_official
+from grain_jax.interop.read import read_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -125,8 +127,14 @@ def test_without_its_data_a_run_is_compared_on_random_inputs(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def golden_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("golden") / "checkpoint.pth"
-    official_files.save_official(official_golden.params(), official_golden.CONFIG, path)
+    official_files.save_official(golden_model(), path)
     return path
+
+
+def golden_model():
+    loaded = tiny_model()
+    loaded.config.model = official_golden.CONFIG
+    return dataclasses.replace(loaded, params=official_golden.params())
 
 
 def test_official_names_shapes_and_values(golden_file):
@@ -150,7 +158,7 @@ def test_official_names_shapes_and_values(golden_file):
 
 
 def test_official_and_back_to_the_bit(golden_file):
-    back = official_files.load_official(golden_file, official_golden.CONFIG)
+    back = read_model(golden_file).params
     jax.tree.map(np.testing.assert_array_equal, back, official_golden.params())
 
 
@@ -159,16 +167,14 @@ def test_a_file_of_a_distributed_run_is_read(golden_file, tmp_path):
     for part in ("backbone_state_dict", "state_dict"):
         content[part] = {f"module.{name}": tensor for name, tensor in content[part].items()}
     torch.save(content, tmp_path / "ddp.pth")
-    back = official_files.load_official(tmp_path / "ddp.pth", official_golden.CONFIG)
+    back = read_model(tmp_path / "ddp.pth").params
     jax.tree.map(np.testing.assert_array_equal, back, official_golden.params())
 
 
 def test_the_torch_model_is_the_official_one(golden_file):
     """Its outputs on the official weights are those that the official code computed."""
-    loaded, golden = tiny_model(), official_golden.tensors()
-    loaded.config.model = official_golden.CONFIG
-    params = official_files.load_official(golden_file, official_golden.CONFIG)
-    model = huggingface_folder.torch_model(loaded, params=params)
+    golden = official_golden.tensors()
+    model = huggingface_folder.torch_model(read_model(golden_file))
     images, texts = (torch.from_numpy(golden[f"in.{name}"]) for name in ("images", "text"))
     with torch.no_grad():
         image, regions, boxes = model.decoder(model.backbone.visual(images))
@@ -184,10 +190,25 @@ def test_the_torch_model_is_the_official_one(golden_file):
         np.testing.assert_allclose(value.numpy(), golden[name], rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("kind", ["grain", "clip"])
+def test_what_no_official_tensor_says_comes_back_too(kind, tmp_path):
+    """Heads, words, cut, prompts, and a scale of regions, in an entry that official code skips."""
+    loaded = tiny_model(kind=kind, region_logit_scale="own", decoder__num_heads=2)
+    loaded.config.data.directory = "/somewhere/private"
+    loaded.params["region_logit_scale"] = np.float32(3.25)
+    official_files.save_official(loaded, tmp_path / "checkpoint.pth")
+    again = read_model(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, jax.device_get(loaded.params))
+    assert again.config.model == loaded.config.model
+    assert again.preprocessing == loaded.preprocessing
+    assert (again.step, again.templates) == (loaded.step, loaded.templates)
+    assert again.tokenizer.spec() == loaded.tokenizer.spec()
+    assert b"private" not in (tmp_path / "checkpoint.pth").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"region_logit_scale": "own"}, 'model.region_logit_scale="own"'),
         ({"decoder__share_projection": True}, "model.decoder.share_projection=True"),
         ({"decoder__memory_position": "sincos"}, 'model.decoder.memory_position="sincos"'),
         ({"vision__qk_norm": False}, "model.vision.qk_norm=False"),
@@ -199,7 +220,7 @@ def test_what_the_official_code_cannot_be_is_refused(changes, named, tmp_path):
     loaded = tiny_model(**changes)
     path = tmp_path / "out" / "checkpoint.pth"
     with pytest.raises(ValueError, match="--to=huggingface") as error:
-        official_files.save_official(loaded.params, loaded.config.model, path)
+        official_files.save_official(loaded, path)
     assert named in str(error.value)
     assert not path.parent.exists()
 
@@ -243,17 +264,21 @@ def test_a_file_with_code_in_it_is_refused(tmp_path, by_torch):
         ({"weights": {}}, "has no 'backbone_state_dict'"),
         ([1], "has list"),
         ({"backbone_state_dict": {"a": 1}}, "'a'] is a int"),
+        ({"backbone_state_dict": [1]}, "backbone_state_dict is a list"),
+        ({"backbone_state_dict": {}, "grain_jax": {"metadata": "{"}}, "'metadata'] is no JSON"),
+        ({"backbone_state_dict": {}, "grain_jax": {"metadata": "[]"}}, "'metadata'] is a list"),
+        ({"backbone_state_dict": {}, "grain_jax": {"metadata": "{}"}}, "not whole: KeyError"),
     ],
 )
 def test_other_files_are_named(tmp_path, content, named):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth") as error:
-        official_files.read_official(tmp_path / "other.pth")
+        read_model(tmp_path / "other.pth")
     assert named in str(error.value)
 
 
 def test_from_official_keeps_its_word_on_what_is_missing(golden_file):
-    state = official_files.read_official(golden_file)
+    state = official_files.read_official(golden_file).tensors
     del state["decoder.proj.weight"]
     with pytest.raises(ValueError, match=r"missing decoder\.proj\.weight"):
         from_official(state, official_golden.CONFIG)

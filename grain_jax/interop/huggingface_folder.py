@@ -4,7 +4,6 @@ Beside what transformers reads lies `grain_jax.json`, a checkpoint's metadata, w
 needs to give the very model back.
 """
 
-import copy
 import json
 import math
 import shutil
@@ -19,9 +18,10 @@ import numpy as np
 from grain_jax.config import TrainConfig
 from grain_jax.interop.fast_tokenizer import fast_tokenizer
 from grain_jax.interop.files import read_json, read_safetensors
+from grain_jax.interop.metadata import exported_model, portable_metadata
 from grain_jax.interop.official import Params, from_official, to_official
 from grain_jax.interop.parity import Inputs, Outputs
-from grain_jax.training.checkpoint import LoadedModel, from_metadata, make_metadata
+from grain_jax.training.checkpoint import LoadedModel
 
 CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")
 TASK = "zero-shot-image-classification"
@@ -42,7 +42,9 @@ def write_folder(loaded: LoadedModel, folder: Path, *, dtype: str = "float32") -
     for name in CODE:
         with resources.as_file(resources.files("grain_jax.interop.huggingface") / name) as file:
             shutil.copyfile(file, folder / name)
-    (folder / METADATA).write_text(json.dumps(_metadata(loaded), indent=1), encoding="utf-8")
+    (folder / METADATA).write_text(
+        json.dumps(portable_metadata(loaded), indent=1), encoding="utf-8"
+    )
 
 
 def read_folder(folder: Path) -> LoadedModel:
@@ -62,25 +64,8 @@ def read_folder(folder: Path) -> LoadedModel:
             state["decoder.region_logit_scale"] = np.asarray(scale)
         return jax.tree.map(jnp.asarray, from_official(state, config))
 
-    try:
-        loaded = from_metadata(metadata, params, step=int(metadata["step"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / METADATA} is not whole: {error!r}.") from error
-    loaded.config.data.tokenizer = loaded.config.data.tokenizer or str(folder)
-    return loaded
-
-
-def _metadata(loaded: LoadedModel) -> dict[str, Any]:
-    """Of a checkpoint, without the folders of the machine it was trained on."""
-    config = copy.deepcopy(loaded.config)
-    config.data.directory, config.init, config.evaluation.zero_shot = "", "", ()
-    if config.data.tokenizer not in ("clip", "world"):
-        config.data.tokenizer = ""  # that of the folder
-    config.logging.compilation_cache = "auto"
-    metadata = make_metadata(
-        config, tokenizer=loaded.tokenizer, preprocessing=loaded.preprocessing, num_images=0
-    )
-    return metadata | {"templates": list(loaded.templates), "step": loaded.step}
+    where = str(folder / METADATA)
+    return exported_model(metadata, params, export=str(folder), where=where)
 
 
 def read_model(folder: Path, *, dtype: str) -> Any:

@@ -1,10 +1,13 @@
 """Checkpoint files of the official code, and back.
 
 Such a file holds two state dicts, `backbone_state_dict` of a `CLIP_VIT*` and `state_dict` of an
-`ObjDecoder`, both as `DistributedDataParallel` or the bare module names them.
+`ObjDecoder`, both as `DistributedDataParallel` or the bare module names them. Files of ours have a
+third entry that the official code does not look at: what no tensor of its modules can say (numbers
+of heads, tokenizer, preprocessing) and the scale of region logits, of which it has only one.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +15,21 @@ from typing import Any
 import numpy as np
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, vision_variant
-from grain_jax.interop.official import Params, from_official, to_official
+from grain_jax.interop.metadata import portable_metadata
+from grain_jax.interop.official import to_official
+from grain_jax.training.checkpoint import LoadedModel
 
 BACKBONE, DECODER = "backbone_state_dict", "state_dict"
+OFFICIAL_FILE = "checkpoint.pth"  # in the folder of an export
+OURS, METADATA = "grain_jax", "metadata"
+REGION_SCALE = "region_logit_scale"
 WRAPPER = "module."  # of DistributedDataParallel
 MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
 NOT_OF_THE_MODEL = {"position_init", "init", "token_init_std", "dropout", "num_queries"}
 
 
-def save_official(params: Params, config: ModelConfig, path: Path) -> None:
+def save_official(loaded: LoadedModel, path: Path) -> None:
     """Writes what the official modules load with `strict=True`; their unused tensors are zeros.
 
     The file counts as saved after epoch 0 and iteration 0, which `evaluate.py --resume` asks for;
@@ -30,12 +38,16 @@ def save_official(params: Params, config: ModelConfig, path: Path) -> None:
     """
     import torch
 
+    config = loaded.config.model
     _check_representable(config)
-    parts: dict[str, Any] = {BACKBONE: {}, DECODER: {}, "epoch": 0, "iteration": 0}
-    for name, value in to_official(params, config).items():
+    ours: dict[str, Any] = {METADATA: json.dumps(portable_metadata(loaded))}
+    parts: dict[str, Any] = {BACKBONE: {}, DECODER: {}, "epoch": 0, "iteration": 0, OURS: ours}
+    for name, value in to_official(loaded.params, config).items():
         part, _, own = name.partition(".")
-        tensor = torch.from_numpy(np.array(value, np.float32))
-        parts[BACKBONE if part == "backbone" else DECODER][own] = tensor
+        destination = parts[BACKBONE if part == "backbone" else DECODER]
+        if own == REGION_SCALE:
+            destination = ours
+        destination[own] = torch.from_numpy(np.array(value, np.float32))
     if config.kind == "clip":
         del parts[DECODER]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,17 +72,19 @@ def _same_sizes(ours: Any, published: Any) -> bool:
     return all(getattr(ours, name) == getattr(published, name) for name in names)
 
 
-def load_official(path: Path, config: ModelConfig) -> Params:
-    """Parameters of a file that the official code, or `save_official`, wrote.
+@dataclasses.dataclass(frozen=True)
+class OfficialFile:
+    """`tensors` by official name, `backbone.*` and `decoder.*`; `metadata` of files of ours."""
 
-    Nothing in the file is executed. Raises ValueError for a file that is too large, is no such
-    checkpoint, or does not fit the model of `config`.
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any] | None
+
+
+def read_official(path: Path) -> OfficialFile:
+    """A file that the official code, or `save_official`, wrote; nothing in it is executed.
+
+    Raises ValueError for a file that is too large or is no such checkpoint.
     """
-    return from_official(read_official(path), config)
-
-
-def read_official(path: Path) -> dict[str, np.ndarray]:
-    """Tensors by official name, `backbone.*` and `decoder.*`. Raises ValueError as above."""
     import torch
 
     if path.stat().st_size > MAX_BYTES:
@@ -84,20 +98,40 @@ def read_official(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}."
         )
-    found: dict[str, np.ndarray] = {}
-    for part, key in (("backbone", BACKBONE), ("decoder", DECODER)):
-        for name, tensor in content.get(key, {}).items():
-            if not isinstance(tensor, torch.Tensor):
-                kind = type(tensor).__name__
-                raise ValueError(f"{path}: {key}[{name!r}] is a {kind}, no tensor.")
-            found[f"{part}.{name.removeprefix(WRAPPER)}"] = tensor.float().numpy()
-    return found
+    found = {
+        f"{part}.{name.removeprefix(WRAPPER)}": _array(path, f"{key}[{name!r}]", tensor)
+        for part, key in (("backbone", BACKBONE), ("decoder", DECODER))
+        for name, tensor in _mapping(path, key, content.get(key, {})).items()
+    }
+    ours = _mapping(path, OURS, content.get(OURS, {}))
+    if REGION_SCALE in ours:
+        name = f"{OURS}[{REGION_SCALE!r}]"
+        found[f"decoder.{REGION_SCALE}"] = _array(path, name, ours[REGION_SCALE])
+    if METADATA not in ours:
+        return OfficialFile(found, metadata=None)
+    try:
+        metadata = json.loads(ours[METADATA])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {OURS}[{METADATA!r}] is no JSON: {error}") from error
+    return OfficialFile(found, _mapping(path, f"{OURS}[{METADATA!r}]", metadata))
+
+
+def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, needed named entries.")
+    return dict(value)
+
+
+def _array(path: Path, name: str, value: Any) -> np.ndarray:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, no tensor.")
+    return value.float().numpy()
 
 
 def _check_representable(config: ModelConfig) -> None:
     odd = []
-    if config.region_logit_scale == "own":
-        odd.append('model.region_logit_scale="own"')
     if config.decoder.share_projection and config.kind == "grain":
         odd.append("model.decoder.share_projection=True (loads, but would be trained as two)")
     if config.decoder.memory_position != "none" and config.kind == "grain":

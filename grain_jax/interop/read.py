@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
@@ -21,8 +22,9 @@ from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.interop.files import read_json
 from grain_jax.interop.huggingface_folder import read_folder
+from grain_jax.interop.metadata import exported_model
 from grain_jax.interop.official import from_official
-from grain_jax.interop.official_files import read_official
+from grain_jax.interop.official_files import OFFICIAL_FILE, read_official
 from grain_jax.interop.pretrained import (
     HUGGINGFACE_CONFIG,
     OPEN_CLIP_CONFIG,
@@ -69,6 +71,8 @@ def _read_other(path: Path, name: str) -> LoadedModel:
         path = _download(name)
     if path.is_file():
         return _read_official(path)
+    if (path / OFFICIAL_FILE).is_file():
+        return _read_official(path / OFFICIAL_FILE)
     if (path / HUGGINGFACE_CONFIG).is_file():
         config = read_json(path / HUGGINGFACE_CONFIG)
         if config.get("model_type") == "grain":
@@ -103,8 +107,16 @@ def write_run(loaded: LoadedModel, folder: Path) -> None:
 
 
 def _read_official(path: Path) -> LoadedModel:
-    """A file of the official code. Its sizes are in the shapes; its squash and tokenizer, known."""
-    state = read_official(path)
+    """A file of ours says all; of one of the official code, shapes tell the sizes."""
+    file = read_official(path)
+    state = file.tensors
+    if file.metadata is not None:
+        return exported_model(
+            file.metadata,
+            lambda whole: jax.tree.map(jnp.asarray, from_official(state, whole.model)),
+            export=str(path),
+            where=f"What {path} says of its run",
+        )
     model = _official_config(state, path)
     return loaded_model(
         path.stem,
