@@ -130,7 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for given, reason in outcome.skipped:
             say(f"Skipped {given}: {reason}", style="yellow")
         if targets:
-            model = load(options.checkpoint, batch_size=options.batch_size, note=note)
+            model = load(
+                options.checkpoint,
+                step=options.step,
+                best=options.best,
+                batch_size=options.batch_size,
+                note=note,
+            )
             try:
                 _look(model, targets, question, options, outcome, messages)
             finally:  # what was done is not lost where, say, the disk is full of cards
@@ -151,6 +157,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("images", nargs="+", metavar="PICTURE", help="files, folders, quoted globs")
     add("--checkpoint", required=True, metavar="RUN", help="run folder, or another model")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
+    which.add_argument("--best", action="store_true", help="the one keep-best kept")
     add("--labels", help='"a,b,c", or a file: .txt (one a line) or .json (list); file.json#key')
     add("--descriptions", help=".json {label: [description, ...]}; alone, its keys are the labels")
     add("--phrases", help='what to find: "a;b", or a file as for --labels')

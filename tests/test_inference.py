@@ -75,6 +75,14 @@ def labelled(tmp_path_factory):
     return root
 
 
+def test_a_step_is_chosen_by_its_number(run_folder):
+    assert grain_jax.load(run_folder, step=1).loaded.step == 1
+    with pytest.raises(ValueError, match=r"has no step 9; it has \[1\]"):
+        grain_jax.load(run_folder, step=9)
+    with pytest.raises(ValueError, match="held-out metric"):
+        grain_jax.load(run_folder, best=True)
+
+
 def test_it_agrees_with_the_evaluation_command(run_folder, model, labelled, tmp_path):
     output = tmp_path / "figures.json"
     arguments = [f"--checkpoint={run_folder}", f"--data={labelled}", f"--output={output}"]

@@ -20,8 +20,8 @@ def asked(monkeypatch):
     """The toy model stands for that of any run; what `load` was asked for is noted."""
     calls = []
 
-    def load(path, *, batch_size, note):
-        calls.append((path, batch_size))
+    def load(path, *, step, best, batch_size, note):
+        calls.append((path, step, best, batch_size))
         if "nowhere" in path:
             raise ValueError(f"There is no checkpoint in {path}.")
         return toy_model(batch_size=batch_size, note=note)
@@ -73,7 +73,7 @@ def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
     )
     printed = capsys.readouterr()
     assert status == 0
-    assert asked == [("run", 3)]
+    assert asked == [("run", None, False, 3)]
     assert "2 pictures; written: out.csv, out.json." in printed.err
     assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
     assert "in/a.png" in printed.out
@@ -106,6 +106,14 @@ def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
 def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, pictures):
     assert call("in/a.png", "--descriptions=descriptions.json", "--csv=out.csv") == 0
     assert [row["text"] for row in rows(pictures / "out.csv")] == ["Robin", "jay"]
+
+
+@pytest.mark.parametrize(
+    ("option", "step", "best"), [("--step=40", 40, False), ("--best", None, True)]
+)
+def test_a_checkpoint_of_the_run_is_chosen(asked, pictures, option, step, best):
+    assert call("in/a.png", "--labels=robin,jay", option) == 0
+    assert asked == [("run", step, best, inference.BATCH_SIZE)]
 
 
 def test_texts_come_from_files_too(asked, pictures):
