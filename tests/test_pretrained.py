@@ -256,6 +256,15 @@ def test_an_imported_model_is_exported_and_read_back(request, tmp_path, kind):
         np.testing.assert_array_equal(tokens, expected[0])
 
 
+def test_a_checkpoint_of_open_clip_is_read_by_its_own_name(open_clip):
+    expected = read_model(open_clip)
+    file = (open_clip / "open_clip_pytorch_model.bin").rename(open_clip / "epoch_3.pt")
+    jax.tree.map(np.testing.assert_array_equal, read_model(file).params, expected.params)
+    (open_clip / "open_clip_config.json").unlink()
+    with pytest.raises(ValueError, match=r"need its open_clip_config\.json beside them"):
+        read_model(file)
+
+
 def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
     config = json.loads(json.dumps(OPEN_CLIP))
     config["model_cfg"]["vision_cfg"]["timm_model_name"] = "vit_base_patch16_siglip"

@@ -96,7 +96,8 @@ def read_official(path: Path) -> OfficialFile:
     if not isinstance(content, Mapping) or BACKBONE not in content:
         names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(
-            f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}."
+            f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}. Weights of "
+            "open_clip need its open_clip_config.json beside them: no shape tells the activation."
         )
     found = {
         f"{part}.{name.removeprefix(WRAPPER)}": _array(path, f"{key}[{name!r}]", tensor)

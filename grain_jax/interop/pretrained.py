@@ -5,7 +5,7 @@ vision transformer (`open_clip_config.json` beside the weights). Nothing in a fi
 weights are safetensors, or torch files read with `weights_only`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,10 @@ def read_huggingface_clip(folder: Path) -> LoadedModel:
     )
 
 
-def read_open_clip(folder: Path) -> LoadedModel:
-    """A model of open_clip with `open_clip_config.json`, as its hub holds them. Errors as above."""
+def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> LoadedModel:
+    """A model of open_clip with `open_clip_config.json`, as its hub holds them, and the first of
+    its `weights` that is there. Errors as above.
+    """
     given = read_json(folder / OPEN_CLIP_CONFIG)
     config, pixels = given.get("model_cfg", {}), given.get("preprocess_cfg", {})
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
@@ -166,7 +168,7 @@ def read_open_clip(folder: Path) -> LoadedModel:
         )
     except KeyError as error:
         raise ValueError(f"{folder / OPEN_CLIP_CONFIG} has no {error} in its model_cfg.") from error
-    state, left = from_open_clip(read_weights(folder, OPEN_CLIP_WEIGHTS))
+    state, left = from_open_clip(read_weights(folder, weights))
     preprocessing = Preprocessing(
         image_size=model.image_size,
         resize="squash" if pixels.get("resize_mode") == "squash" else "crop",

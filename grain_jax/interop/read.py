@@ -4,6 +4,7 @@
 - a folder of `python -m grain_jax.export --to=huggingface`;
 - a checkpoint file of the official code (.pth), or the one of `--to=official`;
 - a folder of a `CLIPModel` or `SiglipModel` of Hugging Face, or of a model of open_clip;
+- a state dict or training checkpoint of open_clip, with its `open_clip_config.json` beside it;
 - the name of one of these on the Hugging Face hub, "openai/clip-vit-base-patch16".
 """
 
@@ -70,6 +71,8 @@ def _read_other(path: Path, name: str) -> LoadedModel:
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         path = _download(name)
     if path.is_file():
+        if (path.parent / OPEN_CLIP_CONFIG).is_file():  # a training checkpoint of open_clip
+            return read_open_clip(path.parent, weights=(path.name,))
         return _read_official(path)
     if (path / OFFICIAL_FILE).is_file():
         return _read_official(path / OFFICIAL_FILE)
