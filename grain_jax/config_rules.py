@@ -96,9 +96,14 @@ def leaves(config: object, prefix: str = "") -> dict[str, tuple[object, object]]
     return found
 
 
-def problems(config: TrainConfig) -> list[str]:
-    """Everything wrong with `config` by itself: given, needed, what to change."""
+def problems(config: TrainConfig, *, complete: bool = True) -> list[str]:
+    """Everything wrong with `config` by itself: given, needed, what to change.
+
+    Without `complete` how settings go together is left for later.
+    """
     found = _bounds(leaves(config))
+    if not complete:
+        return found
     return found or [
         *_model_problems(config),
         *_run_problems(config),
@@ -188,6 +193,11 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
         yield (
             'model.attention = "cudnn" computes in half precision and model.dtype = "float32"; set '
             'model.dtype="bfloat16" or model.attention="auto".'
+        )
+    if not model.text.causal and model.text.pooling == "end":
+        yield (
+            'model.text.pooling = "end" needs a causal tower, to which the padding after a text is '
+            'nothing; set model.text.causal=True, or pooling="last" and a tokenizer that pads.'
         )
     if model.init_logit_scale > model.max_logit_scale:
         yield (

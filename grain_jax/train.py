@@ -32,7 +32,7 @@ from grain_jax.config_files import config_from_json, config_to_json, parse_argum
 from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
 from grain_jax.data.records import Batch, Source
 from grain_jax.data.sources import open_source
-from grain_jax.data.tokenizer import build_tokenizer
+from grain_jax.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_from_spec
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
@@ -64,9 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options["help"].value:
             print((__doc__ or "").strip())
             return 0
-        validate(config)
+        validate(config, complete=not config.init)  # the rest comes with the weights
         if options["print_config"].value:
             print(config_to_json(config), end="")
+            if config.init:
+                print(f"Note: settings of {config.init} come to these.", file=sys.stderr)
             return 0
         # Nothing before these lines may touch a device: they decide which devices there are.
         join_processes(
@@ -146,7 +148,8 @@ class Run:
 def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     """Opens devices, data, model and run folder; ValueError for what the user must change."""
     # Weights to start from, and the settings that come with them.
-    config, trained, notes = _pretrained(config, workdir)
+    given = _pretrained(config, workdir)
+    config, notes = given.config, [*given.notes]
 
     # Devices and mesh.
     mesh = sharding.make_mesh(config.mesh)
@@ -155,7 +158,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     # Data. A batch is a function of the step, so there is no loader state to restore.
     size = config.model.image_size
     source = open_source(config.data, config.data.train_split, image_size=size)
-    tokenizer = build_tokenizer(config.data, pooling=config.model.text.pooling)
+    tokenizer = given.tokenizer or build_tokenizer(config.data, pooling=config.model.text.pooling)
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ValueError(
             f"data.tokenizer = {config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, "
@@ -177,6 +180,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     metadata = make_metadata(
         config, tokenizer=tokenizer, preprocessing=preprocessing, num_images=len(source)
     )
+    metadata["adopted"] = list(given.adopted)
     checkpoints = Checkpoints(
         workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
     )
@@ -190,8 +194,8 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         state = checkpoints.restore(start_step, abstract)
     else:
         state = new_state(model, optimizer, config, abstract)
-        if trained is not None:
-            state, origin = start.start_from(trained, state, config)
+        if given.trained is not None:
+            state, origin = start.start_from(given.trained, state, config)
             notes += origin.sentences(config.init)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
@@ -249,26 +253,45 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     return run
 
 
-def _pretrained(
-    config: TrainConfig, workdir: Path
-) -> tuple[TrainConfig, LoadedModel | None, list[str]]:
-    """The weights of `config.init`, and `config` with what comes with them, to say on the screen.
+@dataclass
+class Pretrained:
+    """The trained weights that a run starts from, and what comes with them."""
 
-    A run that has a checkpoint is past its start: its settings are in there, the weights need not.
+    config: TrainConfig
+    trained: LoadedModel | None = None  # None from the seed, or for a run that goes on
+    tokenizer: Tokenizer | None = None  # of the weights; None: the one that the config names
+    adopted: Sequence[str] = ()  # settings that came with the weights
+    notes: Sequence[str] = ()  # for the screen
+
+
+def _pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
+    """A run that has a checkpoint is past its start: what came along is in there, and the weights
+    of `init` need not be there any more.
     """
     if not config.init:
-        return config, None, []
+        return Pretrained(config)
     folder = workdir / checkpoint.FOLDER
     if steps := checkpoint.complete_steps(folder):
-        saved = checkpoint.read_metadata(folder, steps[-1])["config"]
-        before = config_from_json(json.dumps(saved))
-        if before.init == config.init:
-            return start.adopt(config, before)[0], None, []
-        return config, None, []
+        saved = checkpoint.read_metadata(folder, steps[-1])
+        before = config_from_json(json.dumps(saved["config"]))
+        if before.init != config.init:
+            return Pretrained(config)  # which is refused, with all else that changed
+        adopted = saved.get("adopted", ())
+        config = start.adopt_again(config, before, adopted)
+        return Pretrained(
+            config, tokenizer=tokenizer_from_spec(saved["tokenizer"]), adopted=adopted
+        )
     trained = read_model(config.init)
-    config, notes = start.adopt(config, trained.config)
+    config, came_along = start.adopt(config, trained.config)
     validate(config)
-    return config, trained, notes
+    notes = list(came_along.values())
+    if config.data.tokenizer == "world":
+        own = build_tokenizer(config.data)
+        if own.spec() != trained.tokenizer.spec():
+            notes.append(
+                "the words are those of the weights, another world's: what it has not is unknown"
+            )
+    return Pretrained(config, trained, trained.tokenizer, tuple(came_along), notes)
 
 
 def train(run: Run, screen: Screen, signals: StopSignals) -> None:

@@ -10,7 +10,8 @@ import tiny_world
 from tiny_run import TinyRun, random_batch, tiny_config
 
 import grain_jax.train
-from grain_jax.config import TrainConfig
+from grain_jax.config import TrainConfig, validate
+from grain_jax.config_rules import problems
 from grain_jax.data.tokenizer import WordTokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.interop.read import read_model, write_run
@@ -122,7 +123,7 @@ def test_settings_left_at_their_defaults_come_with_the_weights():
     assert adopted.model.decoder == config.model.decoder
     assert adopted.model.image_size == config.model.image_size
     assert adopted.data.caption_length == trained.model.text.context_length
-    assert "model.text.activation = 'gelu', as the weights have it" in notes
+    assert "model.text.activation = 'gelu', as the weights have it" in notes.values()
     assert config == TrainConfig(init="RUN")  # the caller's own is left alone
 
 
@@ -131,6 +132,28 @@ def test_settings_that_contradict_the_weights_are_refused():
     config.model.vision.depth, config.data.mean = 3, (0.1, 0.1, 0.1)
     with pytest.raises(ValueError, match=r"(?s)depth: given 3, the weights have 1.*data.mean"):
         adopt(config, tiny_clip())
+
+
+def test_a_bound_of_training_may_differ_from_that_of_the_weights():
+    trained = tiny_clip()
+    trained.model.max_logit_scale = 112.0
+    assert adopt(TrainConfig(init="RUN"), trained)[0].model.max_logit_scale == 112
+    config = TrainConfig(init="RUN")
+    config.model.max_logit_scale = 50.0
+    assert adopt(config, trained)[0].model.max_logit_scale == 50
+
+
+def test_settings_are_checked_together_once_the_weights_are_known():
+    """280 pixels fit patches of 14, which only the weights say."""
+    config, trained = TrainConfig(init="RUN"), tiny_clip()
+    config.model.image_size, trained.model.vision.patch_size = 280, 14
+    validate(config, complete=False)
+    with pytest.raises(ValueError, match="no multiple of"):
+        validate(config)
+    assert not [p for p in problems(adopt(config, trained)[0]) if "multiple" in p]
+    config.model.image_size = -1
+    with pytest.raises(ValueError, match="image_size"):
+        validate(config, complete=False)
 
 
 def test_a_decoder_comes_along_from_grain_only():
@@ -181,7 +204,8 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monk
     config = tiny_world.get_config("clip")
     model = TinyRun(config)
     source = loaded(model)
-    source = dataclasses.replace(source, tokenizer=build_tokenizer(config.data))
+    words = build_tokenizer(config.data).words
+    source = dataclasses.replace(source, tokenizer=WordTokenizer(words[5:]))  # of another world
     write_run(source, tmp_path / "clip")
     arguments = [
         f"--config={tiny_world.__file__}",
@@ -192,14 +216,29 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monk
         "--config.checkpoint.every_steps=2",
     ]
     assert grain_jax.train.main([*arguments, "--config.stop_at_step=2"]) == 0
-    assert "newly made: decoder" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "newly made: decoder" in printed
+    assert "the words are those of the weights" in printed
     (tmp_path / "clip").rename(tmp_path / "gone")
     assert grain_jax.train.main([*arguments, "--config.stop_at_step=3"]) == 0
     assert "resumed at step 2" in " ".join(capsys.readouterr().out.split())
     trained = read_model(tmp_path / "run")
     assert trained.step == 3
+    assert trained.tokenizer.spec() == source.tokenizer.spec()
     jax.tree.map(np.testing.assert_array_equal, trained.params["vision"], source.params["vision"])
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints")[-1] == 3
+    assert grain_jax.train.main([*arguments, "--config.model.decoder.num_queries=7"]) == 2
+    assert "holds a run with other settings (model.decoder.num_queries" in capsys.readouterr().err
+
+
+def test_a_run_of_averaged_weights_on_many_devices_is_written_for_one(clip, tmp_path):
+    """`params` of a loaded model are the average already, and evaluation needs no mesh."""
+    config = copy.deepcopy(clip.config)
+    config.optim.ema_decay, config.mesh.fsdp = 0.9, 2
+    write_run(dataclasses.replace(clip, config=config), tmp_path / "run")
+    again = read_model(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again.params, clip.params)
+    assert config.mesh.fsdp == 2
 
 
 def test_a_run_folder_holds_the_model_that_was_written(clip, tmp_path):

@@ -8,6 +8,7 @@
 - the name of one of these on the Hugging Face hub, "openai/clip-vit-base-patch16".
 """
 
+import copy
 import dataclasses
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
+from grain_jax.config import DecoderConfig, MeshConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.config_files import config_to_json
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -90,7 +91,8 @@ def _read_other(path: Path, name: str) -> LoadedModel:
 
 def write_run(loaded: LoadedModel, folder: Path) -> None:
     """A run folder with `loaded` as its step 0, for `evaluate`, `export` and `--config.init`."""
-    config = loaded.config
+    config = copy.deepcopy(loaded.config)
+    config.mesh, config.optim.ema_decay = MeshConfig(), 0.0  # one device; averaged already
     optimizer = make_optimizer(config.optim)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     abstract = abstract_state(loaded.model, optimizer, config, mesh)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ NOT_OF_WEIGHTS = (  # how a tower starts, or trains: nothing the weights decide
     "model.text.token_init_std",
     "model.decoder.dropout",
 )
+FREE = ("model.max_logit_scale",)  # a bound of training: the weights' own unless one is given
+LENGTHS = ("data.caption_length", "data.description_length")
 POSITION = "vision/position"
 
 
@@ -48,23 +51,25 @@ class Origin:
         return lines
 
 
-def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, list[str]]:
+def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
     """`config` with what comes with the weights, and a sentence for each setting that changed.
 
     Of the towers, the embedding, the tokenizer and the normalisation of pixels, a setting that is
     at its default takes the weights' value. Raises ValueError where one was set to another value.
     """
     config = copy.deepcopy(config)
-    wanted, default = leaves(config), leaves(TrainConfig())
-    notes, wrong = [], []
+    wanted: dict[str, Any] = leaves(config)
+    default = leaves(TrainConfig())
+    notes: dict[str, str] = {}
+    wrong = []
     for path, (value, _) in leaves(trained).items():
         given = wanted[path][0]
         if not _comes_along(path, config, trained) or given == value:
             continue
         if given == default[path][0]:
             _assign(config, path, value)
-            notes.append(f"{path} = {value!r}, as the weights have it")
-        else:
+            notes[path] = f"{path} = {value!r}, as the weights have it"
+        elif path not in FREE:
             wrong.append(f"{path}: given {given!r}, the weights have {value!r}")
     if wrong:
         raise ValueError(
@@ -73,13 +78,30 @@ def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, list[
         )
     # A text is never longer than its positions.
     limit = config.model.text.context_length
-    for name in ("caption_length", "description_length"):
-        whole = config.model.text.pooling == "last"
-        length = limit if whole else min(limit, getattr(config.data, name))
-        if length != getattr(config.data, name):
-            setattr(config.data, name, length)
-            notes.append(f"data.{name} = {length}, as the weights have so many positions")
+    for path in LENGTHS:
+        given = wanted[path][0]
+        length = limit if config.model.text.pooling == "last" else min(limit, given)
+        if length != given:
+            _assign(config, path, length)
+            notes[path] = f"{path} = {length}, as the weights have so many positions"
     return config, notes
+
+
+def adopt_again(config: TrainConfig, before: TrainConfig, adopted: Sequence[str]) -> TrainConfig:
+    """`config` with the settings that a run `adopted` at its start, for going on with it.
+
+    One that is at its default is as it was `before`; one that was set since stays as it is given.
+    """
+    config = copy.deepcopy(config)
+    saved: dict[str, Any] = leaves(before)
+    wanted: dict[str, Any] = leaves(config)
+    default = leaves(TrainConfig())
+    for path in adopted:
+        given, value = wanted[path][0], saved[path][0]
+        too_long = path in LENGTHS and given > value
+        if given == default[path][0] or too_long:
+            _assign(config, path, value)
+    return config
 
 
 def start_from(
