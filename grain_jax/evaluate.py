@@ -161,6 +161,15 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         config, evaluation=dataclasses.replace(config.evaluation, **settings)
     )
     kind, split = _kind(options.data), None
+    data = config.data
+    if (
+        kind == "own"
+        and data.source == "records"
+        and not (data.directory or config.evaluation.zero_shot)
+    ):
+        raise ValueError(
+            f"{options.checkpoint} says nothing of data to evaluate it on; give some with --data."
+        )
     if kind == "own" and config.data.source == "records" and not config.evaluation.zero_shot:
         _refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
     if kind == "records":
@@ -293,7 +302,8 @@ def _output_path(options: argparse.Namespace, report: dict[str, Any]) -> Path:
         return options.output
     folder, model = options.checkpoint, ""
     if not folder.is_dir():
-        folder, model = (folder.parent if folder.exists() else Path()), folder.stem
+        name = folder.stem if folder.exists() else folder.name  # of the hub's, dots and all
+        folder, model = (folder.parent if folder.exists() else Path()), name
     elif folder.name == checkpoint.FOLDER:
         folder = folder.parent
     data = options.data.resolve().name if options.data else ""

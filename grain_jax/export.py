@@ -37,6 +37,11 @@ from grain_jax.models.build import normalize_images
 from grain_jax.training.checkpoint import LoadedModel
 
 NUM_INPUTS = 8  # pictures, and texts, of each comparison
+TEXTS = (
+    "a red bird",
+    "  A photo of\ta BLACK cat's  two yellow-eyed kittens, 12 weeks old!",
+    "a dog runs over the wet grass of a park while two children in blue coats look at it " * 3,
+)
 
 Note = Callable[[str], None]
 
@@ -109,6 +114,7 @@ def _write_huggingface(loaded: LoadedModel, options: argparse.Namespace, note: N
     logging.disable_progress_bar()
     huggingface_folder.write_folder(loaded, options.out, dtype=options.dtype)
     inputs, ours = _inputs(loaded, note), parity.our_outputs(loaded.config.model)
+    _compare_tokens(loaded, options.out)
     # What a reader of the folder gets, against parameters that went through the same rounding.
     params = huggingface_folder.rounded(loaded.params, options.dtype)
     model = huggingface_folder.read_model(options.out, dtype="float32")
@@ -138,6 +144,21 @@ WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Note], None]] = {
     "official": _write_official,
     "run": _write_run,
 }
+
+
+def _compare_tokens(loaded: LoadedModel, folder: Path) -> None:
+    """Raises ValueError where the folder's own tokenizer, as a reader gets it, gives other ids."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    length = loaded.config.data.caption_length
+    ours, _ = loaded.tokenizer.encode(TEXTS, length)
+    for text, row in zip(TEXTS, ours.tolist(), strict=True):
+        ids = tokenizer(text, truncation=True, padding="max_length", max_length=length)
+        used = [i for i, kept in zip(ids["input_ids"], ids["attention_mask"], strict=True) if kept]
+        whole = ids["input_ids"] if loaded.config.model.text.pooling == "last" else used
+        if row[: len(whole)] != whole:
+            raise ValueError(f"The exported tokenizer takes {text!r} for {whole}, ours for {row}.")
 
 
 def _compare(

@@ -9,6 +9,7 @@ did to it is undone.
 
 import contextlib
 import difflib
+import os
 import threading
 import warnings
 from collections import Counter
@@ -210,7 +211,7 @@ class Model:
         alpha = self._alpha(alpha, described=descriptions is not None)
         if top is not None and top < 1:
             raise ValueError(f"top={top} must be at least 1; None for all labels.")
-        embedded = self.embed_images(images, progress=progress)
+        embedded = self._embedded(images, progress=progress)
         # At its ends the mixture is one of its parts, and evaluation has it under that name.
         way = by if 0 < alpha < 1 else "description"
         if descriptions is None or (by == "name_and_regions" and alpha == 1):
@@ -259,12 +260,9 @@ class Model:
                 "model, or compare whole pictures with texts: classify, embed_images, embed_texts."
             )
         wanted = self._texts(_checked_texts(phrases, "phrases"), kind="description")
-        embedded = self.embed_images(images, progress=progress)
-        if embedded.regions is None or embedded.boxes_xyxy is None:
-            raise ValueError(
-                "These pictures were embedded by a CLIP model, without regions; embed them with "
-                "this one."
-            )
+        embedded = self._embedded(images, progress=progress)
+        assert embedded.regions is not None
+        assert embedded.boxes_xyxy is not None
         results = []
         for n, name in enumerate(embedded.names):
             cosines = embedded.regions[n] @ wanted.T
@@ -321,6 +319,21 @@ class Model:
         regions; the model may take captions to be longer. Raises ValueError.
         """
         return self._texts(_checked_texts(texts, "texts"), kind=kind)
+
+    def _embedded(
+        self, images: Picture | Sequence[Picture] | ImageEmbeddings, *, progress: bool
+    ) -> ImageEmbeddings:
+        """As `embed_images`; raises ValueError for embeddings that cannot be of this model."""
+        embedded = self.embed_images(images, progress=progress)
+        regions, size = embedded.regions is not None, embedded.image.shape[1]
+        wanted = self.loaded.config.model.embed_dim
+        if regions != self.has_regions or size != wanted:
+            raise ValueError(
+                "These pictures were embedded by another model, "
+                f"{'with' if regions else 'without'} regions and in {size} dimensions; this one "
+                f"has {'regions' if self.has_regions else 'none'} and {wanted}. Embed them with it."
+            )
+        return embedded
 
     def _class_texts(
         self,
@@ -467,8 +480,8 @@ class _Pictures:
         if "://" in str(picture):
             raise ImageError("a file of this machine is needed; download it first.")
         path = Path(picture)
-        if not path.is_file():
-            raise ImageError("it is a folder." if path.is_dir() else "there is no such file.")
+        if not os.path.isfile(path):  # unlike Path.is_file, false of names that are too long
+            raise ImageError("it is a folder." if os.path.isdir(path) else "there is no such file.")
         return read_image_file(path.name, path.parent)
 
 

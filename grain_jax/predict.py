@@ -234,7 +234,7 @@ def _texts(given: str | None, separator: str, option: str) -> tuple[str, ...]:
     if given is None:
         return ()
     name = given.partition("#")[0]
-    if Path(name).suffix in (".txt", ".json") or Path(name).is_file():
+    if Path(name).suffix in (".txt", ".json") or os.path.isfile(name):  # false of long texts too
         content = read_texts(given)
         if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
             raise ValueError(f"{option}: {given!r} must hold a list of texts.")
@@ -274,7 +274,7 @@ def find_pictures(
 
 
 def _matches(given: str) -> list[Path]:
-    if Path(given).exists():
+    if os.path.exists(given):
         return [Path(given)]
     return [Path(match) for match in sorted(glob.glob(given, recursive=True))]
 

@@ -151,6 +151,14 @@ def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
     ]
 
 
+def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
+    run.config.data.source = "records"
+    assert evaluate.main([f"--checkpoint={run.folder}"]) == 1
+    assert (
+        "says nothing of data to evaluate it on; give some with --data" in capsys.readouterr().err
+    )
+
+
 def test_results_that_cannot_be_written_are_still_printed(run, records, capsys):
     arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
     assert evaluate.main([*arguments, f"--output={run.folder}"]) == 1  # a folder, no file

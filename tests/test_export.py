@@ -13,6 +13,7 @@ from tiny_model import tiny_model, write_run
 
 from grain_jax import export
 from grain_jax.config import ModelConfig, vision_variant
+from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.interop import huggingface_folder, official_files, parity
 from grain_jax.interop.names import unused_shapes
 from grain_jax.interop.official import from_official, to_official
@@ -253,7 +254,7 @@ def test_a_file_with_code_in_it_is_refused(tmp_path, by_torch):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match="no checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="cannot be read safely"):
         official_files.read_official(path)
     assert not (tmp_path / "ran").exists()
 
@@ -308,3 +309,13 @@ def test_without_torch_it_says_what_to_install(run, tmp_path, capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run_export("--checkpoint", run, "--to=official", "--out", tmp_path / "out") == 1
     assert "pip install 'grain_jax[torch]'" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_gives_other_ids_is_refused(tmp_path):
+    loaded = tiny_model()
+    huggingface_folder.write_folder(loaded, tmp_path)
+    export._compare_tokens(loaded, tmp_path)
+    words = loaded.tokenizer.words
+    other = dataclasses.replace(loaded, tokenizer=WordTokenizer(words[::-1]))
+    with pytest.raises(ValueError, match="exported tokenizer takes 'a red bird' for"):
+        export._compare_tokens(other, tmp_path)

@@ -252,6 +252,23 @@ def test_the_processor_asks_for_something(auto):
         auto[1]()
 
 
+def test_the_usual_arguments_of_processors_are_kept_to(auto):
+    """What model cards of CLIP write: padding=True; and what would not fit the model is said."""
+    processor, texts = auto[1], ["red", "a long tail of a bird"]
+    plain = processor(text=texts, return_tensors="pt")
+    same = processor(text=texts, return_tensors="pt", padding=True, truncation=True)
+    assert torch.equal(plain["input_ids"], same["input_ids"])
+    cut = processor(text=texts, descriptions="red", max_length=4, padding="max_length")
+    assert [len(row) for row in (*cut["input_ids"], *cut["description_ids"])] == [4, 4, 4]
+    with pytest.raises(ValueError, match="max_length=77, and this model takes at most 10"):
+        processor(text=texts, padding="max_length", max_length=77)
+
+
+def test_the_embeddings_of_words_are_found(auto):
+    model = auto[0]
+    assert model.get_input_embeddings() is model.backbone.token_embedding
+
+
 # The model in PyTorch
 
 

@@ -284,8 +284,10 @@ def test_a_clip_model_classifies_but_grounds_nothing():
         model.ground(embedded, ["red"])
     with pytest.raises(ValueError, match=r"alpha=0.5 needs regions"):
         model.classify(embedded, ["x"], {"x": ["blue"]}, alpha=0.5)
-    with pytest.raises(ValueError, match="embedded by a CLIP model"):
+    with pytest.raises(ValueError, match="by another model, without regions"):
         toy_model().ground(embedded, ["red"])
+    with pytest.raises(ValueError, match="by another model, without regions"):
+        toy_model().classify(embedded, ["x"], {"x": ["blue"]}, by="name_and_regions")
 
 
 def test_what_may_spoil_an_answer_is_noted(model):
@@ -326,6 +328,7 @@ def test_unreadable_pictures_are_named_and_can_be_left_out(tmp_path):
     ("pictures", "message"),
     [
         ("nowhere.jpg", "'nowhere.jpg': there is no such file"),
+        ("x" * 5000, "x': there is no such file"),
         (os.curdir, "it is a folder"),
         ("https://example.org/a.jpg", "download it first"),
         (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\] is no picture; needed uint8"),

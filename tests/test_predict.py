@@ -116,6 +116,13 @@ def test_a_checkpoint_of_the_run_is_chosen(asked, pictures, option, step, best):
     assert asked == [("run", step, best, inference.BATCH_SIZE)]
 
 
+def test_many_labels_are_no_file_name(asked, pictures, capsys):
+    labels = ",".join(f"a bird of species number {i}" for i in range(50))
+    assert call("in/a.png", f"--labels={labels}", "--top=1") == 0
+    assert call("in/a.png", "x" * 5000, "--labels=robin,jay") == 3
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_texts_come_from_files_too(asked, pictures):
     (pictures / "labels.txt").write_text("green\n\nred\n")
     (pictures / "phrases.json").write_text(json.dumps({"all": ["blue, or so"]}))

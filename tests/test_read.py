@@ -1,6 +1,7 @@
 """Models of other formats, read back: our exports, and files of the official code."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -118,3 +119,90 @@ def test_the_table_of_names_has_the_parts_of_pretrained_towers():
     assert state["backbone.text_projection_bias"].shape == (24,)
     assert len(state) == len(jax.tree.leaves(params))
     jax.tree.map(np.testing.assert_array_equal, from_official(state, config), params)
+
+
+HUB = {
+    "both": ["config.json", "model.safetensors", "pytorch_model.bin", "open_clip_config.json"],
+    "old": ["config.json", "pytorch_model.bin", "onnx/model.json", "README.md", "vocab.txt"],
+    "open_clip": ["open_clip_config.json", "open_clip_pytorch_model.bin", "tokenizer.json"],
+    "official": ["checkpoint.pth"],
+}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub whose every repository is the same export; what was asked of it."""
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    huggingface_folder.write_folder(tiny_model.tiny_model(), tmp_path / "export")
+    asked = []
+
+    def list_repo_files(self, name, revision):
+        asked.append((name, revision))
+        if name.startswith("gone/"):
+            raise OSError("no network")
+        return HUB[name.partition("/")[2]]
+
+    def snapshot_download(name, *, revision, allow_patterns=None, local_files_only=False):
+        asked.append("copy" if local_files_only else sorted(allow_patterns))
+        return str(tmp_path / "export")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("both", ["config.json", "model.safetensors", "open_clip_config.json"]),
+        ("old", ["config.json", "pytorch_model.bin", "vocab.txt"]),
+        ("open_clip", sorted(HUB["open_clip"])),
+        ("official", ["checkpoint.pth"]),
+    ],
+)
+def test_of_the_hub_the_weights_are_downloaded_once(hub, name, files):
+    assert read_model(f"someone/{name}@v1.0").config.name == f"someone/{name}@v1.0"
+    assert hub == [(f"someone/{name}", "v1.0"), files]
+
+
+def test_without_a_network_a_copy_of_the_hub_will_do(hub):
+    read_model("gone/clip")
+    assert hub == [("gone/clip", None), "copy"]
+
+
+def test_a_mistake_in_a_path_is_not_looked_up_on_the_hub(hub, tmp_path):
+    (tmp_path / "here").mkdir()
+    for name in ("runs/dmeo", "exports/demo", "here/demo", "../demo"):
+        with pytest.raises(ValueError, match=f"There is no .*{name}"):
+            read_model(name)
+    assert hub == []
+
+
+def test_a_torch_file_that_claims_more_than_it_holds_is_refused(tmp_path):
+    huge = torch.zeros(1).expand(2**20, 2**20)
+    torch.save({"backbone_state_dict": {"a": huge}}, tmp_path / "huge.pth")
+    assert (tmp_path / "huge.pth").stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"\['a'\] says \[1048576, 1048576\]"):
+        read_model(tmp_path / "huge.pth")
+
+
+def test_weights_tuned_in_pytorch_come_back(tmp_path):
+    """With the metadata of the export copied beside them; what is needed is said."""
+    loaded = tiny_model.tiny_model()
+    huggingface_folder.write_folder(loaded, tmp_path / "export")
+    model = huggingface_folder.read_model(tmp_path / "export", dtype="float32")
+    with torch.no_grad():
+        model.backbone.logit_scale.add_(1)
+    model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(ValueError, match=r"copy that of the export it came from"):
+        read_model(tmp_path / "tuned")
+    shutil.copy(tmp_path / "export" / "grain_jax.json", tmp_path / "tuned")
+    again = read_model(tmp_path / "tuned").params
+    assert again.pop("logit_scale") == loaded.params["logit_scale"] + 1
+    expected = {k: v for k, v in jax.device_get(loaded.params).items() if k != "logit_scale"}
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    (tmp_path / "tuned" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has no weights"):
+        read_model(tmp_path / "tuned")

@@ -1,7 +1,8 @@
 """Weights and settings that others wrote: size limits, no pickle, errors that name the file."""
 
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,7 @@ def read_weights(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         path = folder / name
         if not path.is_file():
             continue
-        if path.stat().st_size > MAX_BYTES:
-            size = path.stat().st_size / 2**30
-            raise ValueError(f"{path} has {size:.1f} GiB; expected at most {MAX_BYTES / 2**30:g}.")
-        return read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        return read_safetensors(path) if path.suffix == ".safetensors" else _state_dict(path)
     split = [path.name for path in sorted(folder.glob("*.index.json"))]
     hint = f" {split[0]} says that they are split, which is not read." if split else ""
     raise ValueError(f"{folder} has no weights; looked for {', '.join(names)}.{hint}")
@@ -32,6 +30,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.flax import load_file  # unlike numpy's, it knows bfloat16
 
+    _check_size(path)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -59,17 +58,50 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def read_torch(path: Path) -> Any:
+    """What a torch file holds, with nothing in it executed. Raises ValueError.
+
+    Tensors must be stored in full: a file of a few bytes can claim one of terabytes.
+    """
     try:
         import torch
     except ImportError as error:
         raise ValueError(
             f"{path} is a torch file: pip install 'grain_jax[torch]', or give safetensors."
         ) from error
+    _check_size(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
         raise ValueError(f"{path} cannot be read safely: {error}") from error
+    for name, tensor in _tensors(content, "", torch.Tensor):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {name} says {list(tensor.shape)}, and has less stored.")
+    return content
+
+
+def _tensors(content: Any, name: str, kind: type) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, kind):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, f"{name}[{key!r}]", kind)
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether torch can map the file; files of before torch 1.6 are read as a whole."""
+    return zipfile.is_zipfile(path)
+
+
+def _check_size(path: Path) -> None:
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path} has {size / 2**30:.1f} GiB; expected at most {MAX_BYTES >> 30}.")
+
+
+def _state_dict(path: Path) -> dict[str, np.ndarray]:
+    import torch
+
+    content = read_torch(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]  # of a training checkpoint
     if not isinstance(content, Mapping):

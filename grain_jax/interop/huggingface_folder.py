@@ -17,7 +17,7 @@ import numpy as np
 
 from grain_jax.config import TrainConfig
 from grain_jax.interop.fast_tokenizer import fast_tokenizer
-from grain_jax.interop.files import read_json, read_safetensors
+from grain_jax.interop.files import read_json, read_weights
 from grain_jax.interop.metadata import exported_model, portable_metadata
 from grain_jax.interop.official import Params, from_official, to_official
 from grain_jax.interop.parity import Inputs, Outputs
@@ -52,8 +52,13 @@ def read_folder(folder: Path) -> LoadedModel:
 
     Nothing in the folder is executed. Raises ValueError for a folder that is not whole.
     """
+    if not (folder / METADATA).is_file():
+        raise ValueError(
+            f"{folder} has no {METADATA}, which says how its model is used. For one that was "
+            "trained on in PyTorch, copy that of the export it came from beside its weights."
+        )
     metadata = read_json(folder / METADATA)
-    state = read_safetensors(folder / WEIGHTS)
+    state = read_weights(folder, (WEIGHTS,))
 
     def params(whole: TrainConfig) -> Params:
         config = whole.model

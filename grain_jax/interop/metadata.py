@@ -34,7 +34,7 @@ def exported_model(
     """
     try:
         loaded = from_metadata(dict(metadata), read_params, step=int(metadata["step"]))
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is not whole: {error!r}.") from error
     loaded.config.data.tokenizer = loaded.config.data.tokenizer or export
     return loaded

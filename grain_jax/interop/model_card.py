@@ -75,7 +75,7 @@ def model_card(
     )
     parts = [
         _FRONT.format(tag="grain" if grain else "clip") + f"\n# {config.name}\n",
-        _what(config) + "\n",
+        _what(config, ours=bool(_num_images(loaded, run))) + "\n",
         use,
         "## Data\n\n" + _data(loaded, run) + "\n",
         "## Metrics\n\n" + _metrics(loaded, run),
@@ -90,7 +90,7 @@ def config_caption(config: TrainConfig) -> str:
     return "a bird with a red crest" if config.data.source == "world" else "a dog runs on grass"
 
 
-def _what(config: TrainConfig) -> str:
+def _what(config: TrainConfig, *, ours: bool) -> str:
     model = config.model
     size = f"{model.image_size} px in patches of {model.vision.patch_size}"
     towers = (
@@ -105,7 +105,7 @@ def _what(config: TrainConfig) -> str:
         f"{decoder.num_queries} region queries say where a description is in the picture. "
         f"Pictures of {size}; {towers}, a decoder of depth {decoder.depth} and width "
         f"{decoder.width}. "
-        "Trained with grain_jax and converted from JAX."
+        + ("Trained with grain_jax and converted from JAX." if ours else "Converted by grain_jax.")
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, vision_variant
+from grain_jax.interop.files import read_torch
 from grain_jax.interop.metadata import portable_metadata
 from grain_jax.interop.official import to_official
 from grain_jax.training.checkpoint import LoadedModel
@@ -24,7 +25,6 @@ OFFICIAL_FILE = "checkpoint.pth"  # in the folder of an export
 OURS, METADATA = "grain_jax", "metadata"
 REGION_SCALE = "region_logit_scale"
 WRAPPER = "module."  # of DistributedDataParallel
-MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
 NOT_OF_THE_MODEL = {"position_init", "init", "token_init_std", "dropout", "num_queries"}
 
@@ -85,14 +85,7 @@ def read_official(path: Path) -> OfficialFile:
 
     Raises ValueError for a file that is too large or is no such checkpoint.
     """
-    import torch
-
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size / 2**30:.1f} GiB; expected at most 8.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {error}") from error
+    content = read_torch(path)
     if not isinstance(content, Mapping) or BACKBONE not in content:
         names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(

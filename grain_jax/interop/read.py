@@ -5,12 +5,15 @@
 - a checkpoint file of the official code (.pth), or the one of `--to=official`;
 - a folder of a `CLIPModel` or `SiglipModel` of Hugging Face, or of a model of open_clip;
 - a state dict or training checkpoint of open_clip, with its `open_clip_config.json` beside it;
-- the name of one of these on the Hugging Face hub, "openai/clip-vit-base-patch16".
+- the name of one of these on the Hugging Face hub, "openai/clip-vit-base-patch16", where there is
+  no folder "openai"; "openai/clip-vit-base-patch16@REVISION" for a commit, branch or tag.
 """
 
 import copy
 import dataclasses
+import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,9 @@ from grain_jax.training.state import abstract_state, new_state
 KINDS = (
     "a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip"
 )
-HUB_FILES = ("*.json", "*.txt", "*.model", *WEIGHTS, *OPEN_CLIP_WEIGHTS)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+HUB_SUFFIXES = (".json", ".txt", ".model")
+OUR_FOLDERS = ("runs", "exports")  # a mistake in "runs/demo" is no model of a user called "runs"
 OFFICIAL_TEXT_HEAD, OFFICIAL_DECODER_HEADS = 64, 8  # no shape tells them
 
 
@@ -69,8 +74,11 @@ def read_model(
 
 
 def _read_other(path: Path, name: str) -> LoadedModel:
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        path = _download(name)
+    on_hub = HUB_NAME.fullmatch(name) and path.parts[0] not in OUR_FOLDERS
+    if on_hub and not path.exists() and not path.parent.exists():
+        loaded = _read_other(_download(name), name)
+        loaded.config.name = name
+        return loaded
     if path.is_file():
         if (path.parent / OPEN_CLIP_CONFIG).is_file():  # a training checkpoint of open_clip
             return read_open_clip(path.parent, weights=(path.name,))
@@ -183,17 +191,36 @@ def _official_config(state: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _download(name: str) -> Path:
+    """The folder of a model on the hub, "owner/name" or "owner/name@revision"."""
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise ValueError(
             f"There is no folder {name}; to look for it on the Hugging Face hub: "
             "pip install 'grain_jax[tokenizers]'."
         ) from error
+    repository, _, revision = name.partition("@")
+    download = functools.partial(snapshot_download, repository, revision=revision or None)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        try:
+            files = HfApi().list_repo_files(repository, revision=revision or None)
+        except (HfHubHTTPError, OSError):  # without a network a copy of before may be here
+            return Path(str(download(local_files_only=True)))
+        return Path(str(download(allow_patterns=_wanted(files))))
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise ValueError(
             f"There is no folder {name}, nor is it had from the hub: {error}"
         ) from error
+
+
+def _wanted(files: Sequence[str]) -> list[str]:
+    """Settings and tokenizer, and of the weights, which come in several formats, those we read."""
+    formats: Sequence[str] = (OFFICIAL_FILE,)
+    if HUGGINGFACE_CONFIG in files:
+        formats = WEIGHTS
+    elif OPEN_CLIP_CONFIG in files:
+        formats = OPEN_CLIP_WEIGHTS
+    weights = [file for file in formats if file in files]
+    small = [file for file in files if file.endswith(HUB_SUFFIXES) and "/" not in file]
+    return [*small, *weights[:1]]

@@ -449,6 +449,14 @@ class GrainModel(PreTrainedModel):
             if config.region_logit_scale == "own":
                 init.constant_(module.region_logit_scale, math.log(config.init_logit_scale))
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Of the text tower."""
+        return self.backbone.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Of the text tower."""
+        self.backbone.token_embedding = value
+
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """[B, E], not normalised: the image query's embedding (CLIP: the projected CLS token)."""
         return self._images(pixel_values)[0]

@@ -111,21 +111,39 @@ class GrainProcessor(ProcessorMixin):
         self,
         images: Picture | Sequence[Picture] | None = None,
         text: str | Sequence[str] | None = None,
-        descriptions: Sequence[str] | None = None,
+        descriptions: str | Sequence[str] | None = None,
         return_tensors: str | None = None,
+        padding: bool | str | None = None,
+        truncation: bool = True,
+        max_length: int | None = None,
     ) -> BatchFeature:
         """`pixel_values`, `input_ids` with `attention_mask`, `description_ids`: of what is given.
 
-        Raises ValueError where nothing is.
+        `padding` as of tokenizers; None, or True, is what the model needs. `max_length`: of texts
+        and of descriptions, in tokens; None, as evaluated. Raises ValueError where nothing is
+        given, or what the model does not know is asked for.
         """
         if images is None and text is None and descriptions is None:
             raise ValueError("Give images, text or descriptions.")
+        limit = self.tokenizer.model_max_length
+        if self.padding == "max_length" and (padding not in (None, True, self.padding)):
+            raise ValueError(f"padding={padding!r}, and this model needs {self.padding!r}.")
+        exact = self.padding == "max_length"
+        if max_length is not None and (max_length > limit or (exact and max_length != limit)):
+            needed = f"{'' if exact else 'at most '}{limit}"
+            raise ValueError(f"max_length={max_length}, and this model takes {needed} tokens.")
+        settings = {
+            "padding": self.padding if padding in (None, True) else padding,
+            "truncation": truncation,
+            "return_tensors": return_tensors,
+        }
         data: dict[str, Any] = {}
         if text is not None:
-            data |= self._tokens(text, self.tokenizer.model_max_length, return_tensors)
+            data |= self.tokenizer(text, max_length=max_length or limit, **settings)
         if descriptions is not None:
-            length = self.description_length or self.tokenizer.model_max_length
-            tokens = self._tokens(list(descriptions), length, return_tensors)
+            length = max_length or self.description_length or limit
+            several = [descriptions] if isinstance(descriptions, str) else list(descriptions)
+            tokens = self.tokenizer(several, max_length=length, **settings)
             data["description_ids"] = tokens["input_ids"]
         if images is not None:
             data |= self.image_processor(images, return_tensors=return_tensors)
@@ -145,10 +163,6 @@ class GrainProcessor(ProcessorMixin):
             )
             found.append(corners.clamp(0, 1) * scale + boxes.new_tensor([left, top] * 2))
         return found
-
-    def _tokens(self, texts: Any, length: int, return_tensors: str | None) -> Any:
-        settings = {"padding": self.padding, "truncation": True, "max_length": length}
-        return self.tokenizer(texts, return_tensors=return_tensors, **settings)
 
 
 class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
