@@ -17,6 +17,7 @@ from tiny_model import TEMPLATES, model_config, tiny_model, torch_params, write_
 
 from grain_jax import export
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.inference import Model
 from grain_jax.interop import huggingface_folder, parity
 from grain_jax.interop.official import to_official
 from grain_jax.losses.contrastive import contrastive_loss
@@ -187,6 +188,67 @@ def test_a_pipeline_keeps_the_template_it_was_made_with(auto):
         plain(picture, candidate_labels="red")
 
 
+DESCRIBED = {"red": ["red crest", "a long tail"], "blue": ["blue tail"], "bird": ["the bird"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "alpha"),
+    [
+        ({}, None),
+        ({}, 0.0),
+        ({}, 1.0),
+        ({"region_score": "queries"}, 0.25),
+        ({"kind": "clip"}, None),
+    ],
+)
+def test_descriptions_tell_labels_as_in_jax(changes, alpha):
+    from grain_jax.interop.huggingface.processing_grain import GrainZeroShotPipeline
+
+    loaded = tiny_model(**{k: v for k, v in changes.items() if k == "kind"})
+    loaded.config.evaluation.region_score = changes.get("region_score", "descriptions")
+    processor = huggingface_folder.processor(loaded)
+    pipeline = GrainZeroShotPipeline(
+        model=huggingface_folder.torch_model(loaded),
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+    )
+    pictures = [picture("RGB"), picture("L")]
+    found = pipeline(pictures, descriptions=DESCRIBED, alpha=alpha, batch_size=2)
+    arrays, labels = [np.asarray(one.convert("RGB")) for one in pictures], list(DESCRIBED)
+    model = Model(loaded, note=lambda text: None)
+    answers = model.classify(arrays, labels, DESCRIBED, alpha=alpha)
+    for one, answer in zip(found, answers, strict=True):
+        assert [entry["label"] for entry in one] == [ranked.label for ranked in answer.ranked]
+        expected = [ranked.probability for ranked in answer.ranked]
+        np.testing.assert_allclose([entry["score"] for entry in one], expected, atol=1e-5)
+    single = pipeline(pictures[0], candidate_labels=labels, descriptions=DESCRIBED, alpha=alpha)
+    assert [entry["label"] for entry in single] == [entry["label"] for entry in found[0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"descriptions": DESCRIBED, "alpha": 2.0},
+            ValueError,
+            "alpha=2.0; needed a number from 0",
+        ),
+        ({"candidate_labels": ["red"], "alpha": 1.0}, ValueError, "give descriptions"),
+        ({"candidate_labels": ["red"], "descriptions": DESCRIBED}, ValueError, "not both"),
+        ({"descriptions": {"red": "crest"}}, ValueError, "must be a list of texts"),
+        ({"descriptions": DESCRIBED, "hypothesis_template": "{}"}, ValueError, "for names"),
+        ({"candidate_labels": ["red"], "description": {}}, TypeError, "'description' is no arg"),
+    ],
+)
+def test_what_does_not_go_together_in_a_pipeline_is_said(auto, arguments, error, message):
+    from grain_jax.interop.huggingface.processing_grain import GrainZeroShotPipeline
+
+    model, processor = auto
+    parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
+    with pytest.raises(error, match=message):
+        GrainZeroShotPipeline(model=model, **parts)(picture("RGB"), **arguments)
+
+
 # Pixels
 
 
@@ -247,7 +309,27 @@ def test_boxes_come_back_to_the_picture(auto, resize):
     np.testing.assert_allclose(found[0], [[40, 10, 50, 30]], atol=1e-4)
 
 
+def test_boxes_of_a_turned_picture_are_those_of_the_upright_one(auto, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture("RGB").save(tmp_path / "turned.png", exif=exif)
+    turned, boxes = Image.open(tmp_path / "turned.png"), torch.tensor([[[0.5, 0.5, 0.2, 0.4]]])
+    turned.load()
+    height, width = picture("RGB").width, picture("RGB").height
+    expected = auto[1].boxes_in_pixels(boxes, [(height, width)])[0]
+    for given in (turned, tmp_path / "turned.png", np.zeros((height, width, 3), np.uint8)):
+        np.testing.assert_array_equal(auto[1].boxes_in_pixels(boxes, [given])[0], expected)
+    with pytest.raises(ValueError, match="Boxes of 1 pictures, and 2 pictures"):
+        auto[1].boxes_in_pixels(boxes, [turned, turned])
+
+
 def test_the_processor_asks_for_something(auto):
+    with pytest.raises(ValueError, match="no images; give at least one"):
+        auto[1](images=[])
+    with pytest.raises(ValueError, match="no text; give at least one"):
+        auto[1](text=[])
+    with pytest.raises(ValueError, match="pixel_values, input_ids or"):
+        auto[0]()
     with pytest.raises(ValueError, match="images, text or descriptions"):
         auto[1]()
 

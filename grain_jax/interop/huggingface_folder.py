@@ -106,6 +106,9 @@ def torch_model(loaded: LoadedModel, *, params: Params | None = None) -> Any:
         max_logit_scale=config.max_logit_scale,
         region_logit_scale=config.region_logit_scale,
         templates=loaded.templates,
+        name_ensemble=loaded.config.evaluation.name_ensemble,
+        region_score=loaded.config.evaluation.region_score,
+        description_length=loaded.config.data.description_length,
         auto_map={
             "AutoConfig": "configuration_grain.GrainConfig",
             "AutoModel": "modeling_grain.GrainModel",

@@ -64,6 +64,9 @@ class GrainConfig(PretrainedConfig):
         max_logit_scale: float = 100.0,
         region_logit_scale: str = "shared",  # "shared" | "own"
         templates: Sequence[str] = ("a photo of a {}.",),  # prompts by name; their mean is taken
+        name_ensemble: str = "embedding",  # mean of unit length | "cosine": mean of the cosines
+        region_score: str = "descriptions",  # mean of each one's best query | "queries"
+        description_length: int | None = None,  # in tokens; None: as long as a text
         **kwargs: Any,
     ) -> None:
         if kind not in KINDS:
@@ -78,6 +81,9 @@ class GrainConfig(PretrainedConfig):
         self.max_logit_scale = max_logit_scale
         self.region_logit_scale = region_logit_scale
         self.templates = list(templates)
+        self.name_ensemble = name_ensemble
+        self.region_score = region_score
+        self.description_length = description_length
         super().__init__(**kwargs)
 
 

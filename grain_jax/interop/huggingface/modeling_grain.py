@@ -483,6 +483,9 @@ class GrainModel(PreTrainedModel):
         and text i, with the other pairs of this batch as negatives; boxes and regions have none.
         Raises ValueError where the inputs do not allow it.
         """
+        given = (pixel_values, input_ids, description_ids)
+        if not return_loss and all(value is None for value in given):
+            raise ValueError("Give pixel_values, input_ids or description_ids.")
         image = regions = boxes = text = described = scores = logits = loss = None
         if pixel_values is not None:
             image, regions, boxes = self._images(pixel_values)

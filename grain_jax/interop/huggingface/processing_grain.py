@@ -3,11 +3,13 @@
 Image processor, processor and pipeline are one file, as saving a processor saves its file alone.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
 from transformers import BatchFeature, ZeroShotImageClassificationPipeline
@@ -16,6 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZES = ("squash", "crop")
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +29,10 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 
-Picture = Any  # PIL image, or array [H, W, 3] or [H, W] of uint8
+PIPELINE_ARGUMENTS = frozenset(
+    {"candidate_labels", "hypothesis_template", "timeout", "descriptions", "alpha"}
+)
+Picture = Any  # path, PIL image, or array [H, W, 3] or [H, W] of uint8
 
 
 class GrainImageProcessor(BaseImageProcessor):
@@ -69,6 +75,8 @@ class GrainImageProcessor(BaseImageProcessor):
         """`pixel_values` float32 [B, 3, S, S] of one picture or several, of any sizes."""
         batch = isinstance(images, np.ndarray) and images.ndim == 4
         several = images if batch or isinstance(images, list | tuple) else [images]
+        if len(several) == 0:
+            raise ValueError("There are no images; give at least one.")
         pixels = np.stack([self._pixels(upright_rgb(image)) for image in several])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
@@ -125,6 +133,9 @@ class GrainProcessor(ProcessorMixin):
         """
         if images is None and text is None and descriptions is None:
             raise ValueError("Give images, text or descriptions.")
+        for name, texts in (("text", text), ("descriptions", descriptions)):
+            if texts is not None and len(texts) == 0:
+                raise ValueError(f"There is no {name}; give at least one text, or leave it out.")
         limit = self.tokenizer.model_max_length
         if self.padding == "max_length" and (padding not in (None, True, self.padding)):
             raise ValueError(f"padding={padding!r}, and this model needs {self.padding!r}.")
@@ -149,13 +160,19 @@ class GrainProcessor(ProcessorMixin):
             data |= self.image_processor(images, return_tensors=return_tensors)
         return BatchFeature(data)
 
-    def boxes_in_pixels(self, pred_boxes: Any, sizes: Sequence[tuple[int, int]]) -> list[Any]:
+    def boxes_in_pixels(
+        self, pred_boxes: Any, pictures: Sequence[Picture | tuple[int, int]]
+    ) -> list[Any]:
         """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) [Q, 4] of each picture.
 
-        `sizes`: (height, width) of each upright picture. Boxes stay within what the model saw.
+        Of each of `pictures`, or of its (height, width), as it is seen upright: cameras store many
+        turned. Boxes stay within what the model saw. Raises ValueError for another number.
         """
+        if len(pictures) != len(pred_boxes):
+            raise ValueError(f"Boxes of {len(pred_boxes)} pictures, and {len(pictures)} pictures.")
         found = []
-        for boxes, (height, width) in zip(pred_boxes, sizes, strict=True):
+        for boxes, picture in zip(pred_boxes, pictures, strict=True):
+            height, width = picture if isinstance(picture, tuple) else _upright_size(picture)
             left, top, right, bottom = self.image_processor.seen_area(height, width)
             scale = boxes.new_tensor([right - left, bottom - top] * 2)
             corners = boxes[:, [0, 1, 0, 1]] + boxes[:, [2, 3, 2, 3]] * boxes.new_tensor(
@@ -169,11 +186,26 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     """As its base class, with these differences.
 
     Without `hypothesis_template` the prompts are the model's own; of several, the mean embedding
-    stands for a label. Long texts are cut.
+    stands for a label. `descriptions`, {label: [text, ...]}, tell the labels instead of their
+    names: the score is `alpha` x whole image + (1 - `alpha`) x regions, each a mean over the
+    descriptions; `alpha` is 0.5 if not given, 1 for a model without regions. Long texts are cut.
     """
 
     def check_model_type(self, supported_models: Any) -> None:
         """Every model that names this class in its configuration is meant for it."""
+
+    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
+        """Raises ValueError for what does not go together, TypeError for unknown arguments."""
+        if candidate_labels is None and kwargs.get("descriptions"):
+            candidate_labels = list(kwargs["descriptions"])
+        return super().__call__(image, candidate_labels, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict]:
+        if unknown := set(kwargs) - PIPELINE_ARGUMENTS:
+            raise TypeError(
+                f"{unknown.pop()!r} is no argument; known: {', '.join(sorted(PIPELINE_ARGUMENTS))}."
+            )
+        return kwargs, {}, {}
 
     def preprocess(
         self,
@@ -181,45 +213,133 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         candidate_labels: Any = None,
         hypothesis_template: str | list[str] | None = None,
         timeout: float | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        alpha: float | None = None,
     ) -> Any:
         """Raises ValueError without labels, or for a template without one "{}"."""
         if isinstance(candidate_labels, str) or not candidate_labels:
             raise ValueError(f"candidate_labels must be a list of texts; got {candidate_labels!r}.")
-        templates = hypothesis_template or self.model.config.templates
+        described = None
+        if descriptions is None:
+            if alpha is not None:
+                raise ValueError("alpha weighs the image against regions: give descriptions.")
+            texts = self._prompts(candidate_labels, hypothesis_template)
+        else:
+            if hypothesis_template is not None:
+                raise ValueError("hypothesis_template is for names; descriptions stand as given.")
+            texts, described = self._described(candidate_labels, descriptions, alpha)
+        # Before the base class does, which drops transparency and clips 16 bits.
+        if isinstance(image, str) and os.path.isfile(image):  # no URL, nor base64
+            image = _opened(image)
+        if isinstance(image, Image.Image):
+            image = upright_rgb(image)
+        settings = {"truncation": True, "padding": self._padding()}
+        inputs = super().preprocess(image, texts, "{}", timeout=timeout, tokenizer_kwargs=settings)
+        inputs["candidate_labels"] = candidate_labels
+        inputs["described"] = [described]
+        return inputs
+
+    def _padding(self) -> str:
+        return "max_length" if self.model.config.text["pooling"] == "last" else "longest"
+
+    def _prompts(self, labels: Sequence[str], given: str | Sequence[str] | None) -> list[str]:
+        templates = given or self.model.config.templates
         templates = [templates] if isinstance(templates, str) else templates
         if odd := [template for template in templates if template.count("{}") != 1]:
             raise ValueError(f"A template needs one {{}} for the label; got {odd[0]!r}.")
-        labels = [template.replace("{}", x) for template in templates for x in candidate_labels]
-        # Before the base class does, which drops transparency and clips 16 bits.
-        if isinstance(image, str) and Path(image).is_file():
-            image = Image.open(image)
-        if isinstance(image, Image.Image):
-            image = upright_rgb(image)
-        last = self.model.config.text["pooling"] == "last"
-        settings = {"truncation": True, "padding": "max_length" if last else "longest"}
-        inputs = super().preprocess(image, labels, "{}", timeout=timeout, tokenizer_kwargs=settings)
-        inputs["candidate_labels"] = candidate_labels
-        return inputs
+        return [template.replace("{}", label) for template in templates for label in labels]
+
+    def _described(
+        self,
+        labels: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]],
+        alpha: float | None,
+    ) -> tuple[list[str], dict[str, Any]]:
+        regions = self.model.config.kind == "grain"
+        if alpha is None:
+            alpha = 0.5 if regions else 1.0
+        if not 0 <= alpha <= 1 or (alpha != 1 and not regions):
+            needed = "a number from 0 to 1" if regions else "1, as this model has no regions"
+            raise ValueError(f"alpha={alpha}; needed {needed}.")
+        if odd := set(descriptions) ^ set(labels):
+            raise ValueError(f"{odd.pop()!r} is a label or has descriptions, not both.")
+        for label in labels:
+            if isinstance(descriptions[label], str) or not descriptions[label]:
+                raise ValueError(f"descriptions[{label!r}] must be a list of texts, not empty.")
+        texts = [text for label in labels for text in descriptions[label]]
+        length = self.model.config.description_length or self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            texts,
+            padding=self._padding(),
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        counts = [len(descriptions[label]) for label in labels]
+        return texts, {"ids": tokens["input_ids"], "counts": counts, "alpha": alpha}
 
     def _forward(self, model_inputs: Any) -> Any:
         labels, texts = model_inputs.pop("candidate_labels"), model_inputs.pop("text_inputs")[0]
+        described = model_inputs.pop("described")[0]
         if isinstance(texts, list | tuple):  # a batch, whose pictures share their labels
-            texts = texts[0]
+            texts, described = texts[0], described[0]
         num_labels = len(labels[0] if isinstance(labels[0], list | tuple) else labels)
-        output = self.model(**texts, **model_inputs)
-        by_template = output.text_embeds.unflatten(0, (-1, num_labels))
-        prompts = F.normalize(by_template.mean(dim=0), dim=-1)
-        logits = self.model.logit_scale() * output.image_embeds @ prompts.T
-        return {"candidate_labels": labels, "logits": logits}
+        config = self.model.config
+        if described is None:
+            output = self.model(**texts, **model_inputs)
+            prompts = output.text_embeds.unflatten(0, (-1, num_labels)).mean(dim=0)
+            if config.name_ensemble == "embedding":
+                prompts = F.normalize(prompts, dim=-1)
+            scores = output.image_embeds @ prompts.T
+        else:
+            ids = described["ids"].to(self.model.device)
+            output = self.model(**texts, **model_inputs, description_ids=ids)
+            scores = self._mixed(output, described["counts"], described["alpha"])
+        return {"candidate_labels": labels, "logits": self.model.logit_scale() * scores}
+
+    def _mixed(self, output: Any, counts: list[int], alpha: float) -> Any:
+        """[B, K] of K labels with `counts` descriptions each."""
+
+        def by_label(values: Any, reduce: Any) -> Any:
+            return torch.stack([reduce(part) for part in values.split(counts, dim=-1)], dim=-1)
+
+        whole = by_label(output.image_embeds @ output.text_embeds.T, lambda x: x.mean(dim=-1))
+        if alpha == 1:
+            return whole
+        cosines = output.description_scores  # [B, Q, M]
+        if self.model.config.region_score == "descriptions":  # each has to be found somewhere
+            regions = by_label(cosines.amax(dim=1), lambda x: x.mean(dim=-1))
+        else:  # each query has to explain itself
+            regions = by_label(cosines, lambda x: x.amax(dim=-1)).mean(dim=1)
+        return alpha * whole + (1 - alpha) * regions
 
 
 def upright_rgb(image: Picture) -> Image.Image:
     """Turned as its EXIF data says; 16 bit gray is scaled, transparency shown on white."""
+    image = _opened(image)
     if not isinstance(image, Image.Image):
         return _of_array(np.asarray(image))
     turn = TURNS.get(_orientation(image))
     image = _of_mode(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _opened(image: Picture) -> Picture:
+    if not isinstance(image, str | Path):
+        return image
+    with Image.open(image) as opened:
+        opened.load()
+        return opened
+
+
+def _upright_size(image: Picture) -> tuple[int, int]:
+    """Height and width."""
+    image = _opened(image)
+    if not isinstance(image, Image.Image):
+        height, width = np.asarray(image).shape[:2]
+        return height, width
+    sideways = _orientation(image) in SIDEWAYS
+    return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
