@@ -3,6 +3,7 @@
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,95 @@ def test_special_tokens_of_another_form_are_refused() -> None:
         padded_tokenizer(frame="$A </s> $A")
     with pytest.raises(ValueError, match=r"length of 2 leaves no room .* 2 special tokens"):
         padded_tokenizer(frame="<s> $A </s>").encode(["a"], 2)
+
+
+def tokenizer_folder(folder: Path, settings: dict[str, Any], side: str = "right") -> dict[str, Any]:
+    """Writes a padded tokenizer as Hugging Face does; returns what its files say of it."""
+    spec = padded_tokenizer(side).spec()
+    (folder / "tokenizer.json").write_text(spec["tokenizer"])
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return spec
+
+
+@pytest.mark.parametrize(
+    "tokenizer_class", ["SiglipTokenizer", "GemmaTokenizer", "NoSuchTokenizer"]
+)
+def test_tokenizer_json_counts_whatever_class_the_folder_names(
+    tmp_path: Path, tokenizer_class: str
+) -> None:
+    """SiglipTokenizer, which published SigLIPs name, has no fast form in transformers 5."""
+    pytest.importorskip("transformers")
+    settings = {"tokenizer_class": tokenizer_class, "do_lower_case": True, "padding_side": "left"}
+    spec = tokenizer_folder(tmp_path, settings, "left")
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "</s>"}))
+    found = build_tokenizer(DataConfig(tokenizer=str(tmp_path)), pooling="last")
+    expected = tokenizer_from_spec(spec)
+    assert found.spec() | {"tokenizer": ""} == spec | {"tokenizer": ""}
+    for ours, theirs in zip(found.encode(TEXTS, 12), expected.encode(TEXTS, 12), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert found.encode(["A, PHOTO!"], 6)[0].tolist() == [[1, 1, 3, 0, 5, 1]]
+
+
+def test_a_class_that_lower_cases_by_itself_is_asked(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "Siglip2Tokenizer"):
+        pytest.skip("transformers 4 does not know it")
+    words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6}
+    whole = transformers.Siglip2Tokenizer(vocab=words, merges=[], padding_side="right")
+    whole.save_pretrained(tmp_path)
+    given = json.loads((tmp_path / "tokenizer.json").read_text())
+    given["normalizer"] = given["normalizer"]["normalizers"][1]  # as the older files have it
+    (tmp_path / "tokenizer.json").write_text(json.dumps(given))
+    ids = PaddedTokenizer.load(str(tmp_path)).encode(["AB"], 4)[0]
+    assert ids.tolist() == [[5, 6, 0, 0]]
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_code_of_a_tokenizer_folder_is_not_run(
+    tmp_path: Path, with_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what the library may ask
+    folder, written = tmp_path / "folder", tmp_path / "written"
+    folder.mkdir()
+    auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil"}
+    settings = {"tokenizer_class": "Evil", "auto_map": auto_map, "pad_token": "</s>"}
+    tokenizer_folder(folder, settings)
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+    (folder / "evil.py").write_text(
+        f"open({str(written)!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast as Evil\n"
+    )
+    if with_file:
+        assert PaddedTokenizer.load(str(folder)).pad_id == 1
+    else:
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises(ValueError, match="No tokenizer .*folder"):
+            PaddedTokenizer.load(str(folder))
+    assert not written.exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer_folder(tmp_path, {"tokenizer_class": "SiglipTokenizer"})
+    with pytest.raises(ValueError, match="has no padding token"):
+        PaddedTokenizer.load(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"No tokenizer '{tmp_path}'"):
+        PaddedTokenizer.load(str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+
+    def from_pretrained(name: str, *, trust_remote_code: bool) -> None:
+        assert not trust_remote_code
+        raise ImportError("\nSiglipTokenizer requires the SentencePiece library.\n")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(
+        ValueError, match=r"no tokenizer\.json.* requires the SentencePiece library"
+    ):
+        PaddedTokenizer.load(str(tmp_path))
 
 
 def test_unknown_folder_is_named(tmp_path) -> None:

@@ -7,9 +7,11 @@ downloads or re-reads anything.
 """
 
 import html
+import json
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -255,24 +257,50 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def _load_fast(name_or_folder: str) -> Any:
     try:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
     except ImportError as error:
         raise ValueError(
             f"Tokenizer {name_or_folder!r} needs transformers: "
             "pip install 'grain_jax[tokenizers]'; or set data.tokenizer to 'clip'."
         ) from error
     try:
-        loaded = AutoTokenizer.from_pretrained(name_or_folder)
-    except (OSError, ValueError) as error:
+        if _is_whole(Path(name_or_folder)):
+            loaded = PreTrainedTokenizerFast.from_pretrained(name_or_folder)
+        else:  # without the False it asks whether to run code of the folder
+            loaded = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except ImportError as error:
+        needed = " ".join(str(error).split())
+        raise ValueError(
+            f"Tokenizer {name_or_folder!r} has no tokenizer.json, and its other files are not read "
+            f"here: {needed} Convert it to a tokenizer.json (its fast form) and put that beside "
+            "them."
+        ) from error
+    except Exception as error:  # tokenizers raises bare exceptions on a damaged file
         raise ValueError(
             f"No tokenizer {name_or_folder!r}: give 'clip', 'world', a name on the Hugging "
             f"Face hub, or a folder that holds a tokenizer ({error})."
         ) from error
     if getattr(loaded, "backend_tokenizer", None) is None:
         raise ValueError(
-            f"Tokenizer {name_or_folder!r} has no fast (tokenizers) version; convert it first."
+            f"Tokenizer {name_or_folder!r} has no fast (tokenizers) version; convert it to a "
+            "tokenizer.json first."
         )
     return loaded
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether tokenizer.json says it all, whatever class the folder names: some have no fast form
+    in transformers 5 (SiglipTokenizer), some are code of the folder.
+
+    Siglip2Tokenizer lower-cases by itself, which older files of its kind do not say.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return False
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return True
+    given = json.loads(settings.read_text(encoding="utf-8"))
+    return given.get("tokenizer_class") != "Siglip2Tokenizer"
 
 
 def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:
