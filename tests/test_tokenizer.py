@@ -233,7 +233,7 @@ def test_code_of_a_tokenizer_folder_is_not_run(
         assert PaddedTokenizer.load(str(folder)).pad_id == 1
     else:
         (folder / "tokenizer.json").unlink()
-        with pytest.raises(ValueError, match="No tokenizer .*folder"):
+        with pytest.raises(ValueError, match=r"No tokenizer .*folder"):
             PaddedTokenizer.load(str(folder))
     assert not written.exists()
 
@@ -255,9 +255,7 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(
         raise ImportError("\nSiglipTokenizer requires the SentencePiece library.\n")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    with pytest.raises(
-        ValueError, match=r"no tokenizer\.json.* requires the SentencePiece library"
-    ):
+    with pytest.raises(ValueError, match=r"no tokenizer\.json.* requires the SentencePiece"):
         PaddedTokenizer.load(str(tmp_path))
 
 
