@@ -255,7 +255,7 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(
         raise ImportError("\nSiglipTokenizer requires the SentencePiece library.\n")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    with pytest.raises(ValueError, match=r"no tokenizer\.json.* requires the SentencePiece"):
+    with pytest.raises(ValueError, match=r"with a tokenizer\.json.* requires the SentencePiece"):
         PaddedTokenizer.load(str(tmp_path))
 
 

@@ -271,9 +271,8 @@ def _load_fast(name_or_folder: str) -> Any:
     except ImportError as error:
         needed = " ".join(str(error).split())
         raise ValueError(
-            f"Tokenizer {name_or_folder!r} has no tokenizer.json, and its other files are not read "
-            f"here: {needed} Convert it to a tokenizer.json (its fast form) and put that beside "
-            "them."
+            f"Tokenizer {name_or_folder!r} is no folder with a tokenizer.json, and cannot be read "
+            f"otherwise: {needed} Give a folder that holds its fast form, tokenizer.json."
         ) from error
     except Exception as error:  # tokenizers raises bare exceptions on a damaged file
         raise ValueError(

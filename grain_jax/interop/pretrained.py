@@ -356,7 +356,7 @@ def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _resize(path: Path, given: Mapping[str, Any], image_size: int, *, cropped: bool) -> str:
-    """ "crop" or "squash", where the settings say exactly that of the model's size."""
+    """Which `Preprocessing.resize` they mean. Raises ValueError where none does just that."""
     square = {"height": image_size, "width": image_size}
     shortest = {"shortest_edge": image_size}
     size = _named_sides(given.get("size", shortest if cropped else square), ("shortest_edge",))
