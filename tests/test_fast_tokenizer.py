@@ -1,10 +1,12 @@
 """Fast tokenizers of Hugging Face give the ids of ours, on ordinary and on odd texts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import huggingface_tokenizer
+from test_tokenizer import huggingface_tokenizer, padded_tokenizer
 
 from grain_jax.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer, Tokenizer, WordTokenizer
 from grain_jax.interop.clip_vocabulary import clip_tables
@@ -73,6 +75,18 @@ def transformers_tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_ids_of_a_padded_tokenizer_are_the_same_at_every_place(side: str, tmp_path) -> None:
+    """Its tower pools at the last of all positions, so padding counts too."""
+    tokenizer = padded_tokenizer(side, "<s> $A </s>")
+    fast_tokenizer(tokenizer, max_length=LENGTH).save_pretrained(tmp_path)
+    fast = transformers_tokenizer(tmp_path)
+    texts = [*TEXTS, " a  cat ", "\ta\n\nphoto  of \x1c a   cat\x85"]
+    for length in (5, LENGTH):
+        found = fast(texts, truncation=True, padding="max_length", max_length=length)["input_ids"]
+        assert found == tokenizer.encode(texts, length)[0].tolist()
+
+
 def test_padding_is_pooled_like_ours(tokenizer: Tokenizer) -> None:
     """The first highest id, where the text tower pools, is at the same place in a padded batch."""
     fast = fast_tokenizer(tokenizer, max_length=LENGTH)
@@ -84,8 +98,14 @@ def test_padding_is_pooled_like_ours(tokenizer: Tokenizer) -> None:
 
 
 @pytest.fixture(scope="module")
-def both() -> tuple[Tokenizer, object]:
+def both() -> tuple[Tokenizer, Any]:
     return clip(), fast_tokenizer(clip(), max_length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def both_padded() -> tuple[Tokenizer, Any]:
+    tokenizer = padded_tokenizer("left")
+    return tokenizer, fast_tokenizer(tokenizer, max_length=LENGTH)
 
 
 # Letters younger than Unicode 14 are left out: the two libraries know different ones.
@@ -99,6 +119,22 @@ LETTERS = st.characters(
 def test_any_text_for_clip(both, text: str) -> None:
     ours, fast = both
     assert fast(text, truncation=True)["input_ids"] == ids_of(ours, text)
+
+
+# Words, white space of all kinds and anything else, but no special token: the library takes those
+# out before it looks at white space.
+PIECES = st.one_of(
+    st.sampled_from(["a", "Cat", "photo", " ", "  ", "\t", "\n", "\x1c", "\x85", "\u3000", ","]),
+    st.text(LETTERS, max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES, max_size=12).map("".join).filter(lambda t: "&" not in t and "<" not in t))
+def test_any_text_for_a_padded_tokenizer(both_padded, text: str) -> None:
+    ours, fast = both_padded
+    found = fast(text, truncation=True, padding="max_length", max_length=LENGTH)["input_ids"]
+    assert found == ours.encode([text], LENGTH)[0][0].tolist()
 
 
 def test_clip_tables_are_the_published_ones() -> None:

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import grain_jax
 from grain_jax import evaluate, export
 from grain_jax.data.tokenizer import ClipTokenizer, PaddedTokenizer, token_keys
-from grain_jax.interop.pretrained import MEAN, STD, read_huggingface_clip, read_open_clip
+from grain_jax.interop.fast_tokenizer import fast_tokenizer
+from grain_jax.interop.pretrained import (
+    MEAN,
+    STD,
+    huggingface_preprocessing,
+    read_huggingface_clip,
+    read_open_clip,
+)
 from grain_jax.interop.read import read_model
+from grain_jax.interop.start import resize_positions
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -208,29 +217,267 @@ def test_open_clip_is_the_same_model(clip, open_clip):
     assert found.preprocessing.std == (0.4, 0.5, 0.6)
 
 
-def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path, capsys):
-    """By the command, on a folder of images; the scores are those of transformers."""
-    model, folder = clip
+def pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """A smooth picture of each (height, width): a pixel more or less of it changes little."""
     rng = np.random.default_rng(1)
-    pixels = {name: rng.integers(0, 256, (2, 32, 32, 3), np.uint8) for name in ("cat", "dog")}
-    for name, pictures in pixels.items():
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i, picture in enumerate(pictures):
-            Image.fromarray(picture).save(tmp_path / "images" / name / f"{i}.png")
+    small = [Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)) for _ in sizes]
+    return [
+        np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+        for picture, (height, width) in zip(small, sizes, strict=True)
+    ]
+
+
+# The longer side of the first stays a whole number when the shorter one becomes 32.
+WHOLE_SIZES = [(48, 72), (72, 48), (96, 64), (32, 32), (16, 40)]
+ODD_SIZES = [(50, 71), (130, 57), (40, 33), (20, 27)]
+CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+SQUASH = {"size": {"height": 32, "width": 32}}
+OTHERS = {"image_mean": [0.1, 0.3, 0.5], "image_std": [0.2, 0.4, 0.6]}
+SETTINGS = {  # what transformers is told, and what we have to make of it
+    "clip": (CROP, ("crop", "bicubic", MEAN, STD)),
+    "clip, other numbers": (
+        CROP | OTHERS | {"resample": 2},
+        ("crop", "bilinear", (0.1, 0.3, 0.5), (0.2, 0.4, 0.6)),
+    ),
+    "clip, not cropped": (
+        SQUASH | OTHERS | {"do_center_crop": False},
+        ("squash", "bicubic", (0.1, 0.3, 0.5), (0.2, 0.4, 0.6)),
+    ),
+    "clip, cut to what it is": (SQUASH | {"crop_size": 32}, ("squash", "bicubic", MEAN, STD)),
+    "siglip": (SQUASH, ("squash", "bicubic", (0.5,) * 3, (0.5,) * 3)),
+    "siglip, other numbers": (
+        SQUASH | OTHERS | {"resample": 2},
+        ("squash", "bilinear", (0.1, 0.3, 0.5), (0.2, 0.4, 0.6)),
+    ),
+}
+
+
+@pytest.fixture(params=list(SETTINGS))
+def with_processor(request, clip, siglip, tmp_path):
+    """A model of transformers, its processor, the folder of both, and what we make of the latter.
+
+    The processor works on Pillow, so torchvision is not needed.
+    """
+    kind = request.param.partition(",")[0]
+    module = f"transformers.models.{kind}.image_processing_pil_{kind}"
+    name = {"clip": "CLIP", "siglip": "Siglip"}[kind]
+    images = getattr(pytest.importorskip(module), f"{name}ImageProcessorPil")
+    model, folder = {"clip": clip, "siglip": siglip}[kind]
+    shutil.copytree(folder, tmp_path / "model")
+    given, expected = SETTINGS[request.param]
+    if kind == "clip":
+        tokenizer = fast_tokenizer(ClipTokenizer(), max_length=12)
+    else:
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    processor = getattr(transformers, f"{name}Processor")(images(**given), tokenizer)
+    processor.save_pretrained(tmp_path / "model")
+    return model, processor, tmp_path / "model", expected
+
+
+def torch_cosines(model, processor, images, texts):
+    """Image embeddings of unit length and cosines with the texts, all of it by transformers."""
+    length = model.config.text_config.max_position_embeddings
+    inputs = processor(
+        text=texts,
+        images=[Image.fromarray(image) for image in images],
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        output = model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"])
+    image, text = output.image_embeds.numpy(), output.text_embeds.numpy()
+    return image, image @ text.T
+
+
+def nearest_other(rows):
+    """Distance of each row from the one that is most like it."""
+    return np.sort(np.linalg.norm(rows[:, None] - rows[None], axis=-1), axis=1)[:, 1]
+
+
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
+def test_pictures_are_seen_as_by_the_processor_of_transformers(with_processor, file):
+    model, processor, folder, expected = with_processor
+    if file == "preprocessor_config.json":  # up to transformers 4
+        (folder / "processor_config.json").unlink()
+        processor.image_processor.save_pretrained(folder)
+    assert (folder / file).is_file()
+    loaded = grain_jax.load(folder)
+    seen = loaded.loaded.preprocessing
+    assert (seen.resize, seen.interpolation, seen.mean, seen.std) == expected
+    labels = ["a photo of a cat", "Dog", "a red bird"]
+    squashed = seen.resize == "squash"
+    images = pictures(WHOLE_SIZES + ODD_SIZES if squashed else WHOLE_SIZES)
+    found = loaded.embed_images(images)
+    theirs, cosines = torch_cosines(model, processor, images, labels)
+    assert nearest_other(theirs).min() > 1e-3  # or this test could not fail
+    np.testing.assert_allclose(found.image, theirs, atol=1e-4)
+    answers = loaded.classify(found, labels, templates=["{}"], top=None)
+    scores = [{ranked.label: ranked.score for ranked in answer.ranked} for answer in answers]
+    ours = [[score[label] for label in labels] for score in scores]
+    np.testing.assert_allclose(ours, cosines, atol=1e-4)
+    if not squashed:  # they cut to whole pixels, we to parts of one
+        images = pictures(ODD_SIZES)
+        theirs, _ = torch_cosines(model, processor, images, labels)
+        ours = loaded.embed_images(images).image
+        assert (np.linalg.norm(ours - theirs, axis=-1) < 0.5 * nearest_other(theirs)).all()
+
+
+def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path):
+    """By the command, on a folder of images that holds each where transformers puts it."""
+    module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    torch.manual_seed(4)
+    folder = tmp_path / "model"
+    model = save(transformers.CLIPModel(clip[0].config), folder)
+    with torch.no_grad():  # only what a picture holds counts, so that they get different names
+        for name, parameter in model.vision_model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1)
+            elif name.endswith(("bias", "class_embedding", "position_embedding.weight")):
+                parameter.zero_()
+    model.save_pretrained(folder)
+    tokenizer = fast_tokenizer(ClipTokenizer(), max_length=12)
+    processor = transformers.CLIPProcessor(module.CLIPImageProcessorPil(**CROP), tokenizer)
+    names = ["cat", "dog", "bird", "red", "the sea", "a house", "green", "no", "seven", "tree"]
+    images, texts = pictures(WHOLE_SIZES * 8), [f"a photo of a {name}." for name in names]
+    _, cosines = torch_cosines(model, processor, images, texts)
+    second, first = np.sort(cosines, axis=1)[:, -2:].T
+    sure = np.flatnonzero(first - second > 1e-3)
+    best = cosines.argmax(axis=1)[sure]
+    assert len(sure) > 10
+    assert len(set(best)) > 1
+    for i, place in zip(sure, best, strict=True):
+        target = tmp_path / "images" / names[place] / f"{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i]).save(target)
     output = tmp_path / "figures.json"
     arguments = [f"--checkpoint={folder}", f"--data={tmp_path / 'images'}", f"--output={output}"]
     assert evaluate.main(arguments) == 0
-    figures = json.loads(output.read_text())["results"]
-    mean, std = np.float32(MEAN), np.float32(STD)
-    squares = np.concatenate(list(pixels.values())).astype(np.float32) / 255
-    tokens = ids([f"a photo of a {name}." for name in pixels], 12)
-    with torch.no_grad():
-        scores = model(
-            pixel_values=torch.from_numpy(((squares - mean) / std).transpose(0, 3, 1, 2).copy()),
-            input_ids=torch.from_numpy(tokens.astype(np.int64)),
-        ).logits_per_image.numpy()
-    expected = (scores.argmax(axis=1) == np.repeat([0, 1], 2)).mean()
-    assert figures["images/name"] == pytest.approx(expected)
+    assert json.loads(output.read_text())["results"]["images/name"] == 1
+
+
+OPENAI = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": list(MEAN),
+    "image_std": list(STD),
+    "resample": 3,
+    "size": 224,
+}
+SIGLIP = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "SiglipImageProcessor",
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 224, "width": 224},
+}
+LATER = {"crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 224}}
+
+
+@pytest.mark.parametrize(
+    ("given", "resize", "interpolation", "mean"),
+    [
+        (OPENAI, "crop", "bicubic", MEAN),
+        (OPENAI | LATER | {"do_rescale": True, "resample": 3}, "crop", "bicubic", MEAN),
+        (SIGLIP, "squash", "bicubic", (0.5,) * 3),
+        (SIGLIP | {"resample": 2}, "squash", "bilinear", (0.5,) * 3),  # SigLIP 2
+        (SIGLIP | {"size": [224, 224]}, "squash", "bicubic", (0.5,) * 3),
+        ({"image_processor_type": "CLIPImageProcessor"}, "crop", "bicubic", MEAN),
+        ({"image_processor_type": "SiglipImageProcessor"}, "squash", "bicubic", (0.5,) * 3),
+        ({}, "crop", "bicubic", MEAN),
+    ],
+)
+def test_published_settings_of_pictures_are_read(tmp_path, given, resize, interpolation, mean):
+    (tmp_path / "processor_config.json").write_text('{"image_processor": {"size": 1}}')
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
+    found = huggingface_preprocessing(tmp_path, 224, siglip=False)
+    assert (found.image_size, found.resize, found.interpolation) == (224, resize, interpolation)
+    assert found.mean == mean
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"size": 256}, r"size is 256 with a centre crop.* \{'shortest_edge': 224\}"),
+        ({"size": {"shortest_edge": 256}}, r"size is \{'shortest_edge': 256\} with"),
+        ({"size": {"height": 224, "width": 336}}, r"size is \{'height': 224, 'width': 336\}"),
+        ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "longest_edge"),
+        ({"size": {"max_height": 224, "max_width": 224}}, "max_height"),
+        ({"do_center_crop": False}, "size is 224 without a centre crop"),
+        ({"crop_size": 200}, "crop_size is 200, needed 224"),
+        ({"crop_size": {"height": 224, "width": 200}}, "crop_size is"),
+        ({"do_resize": False}, "do_resize is False, needed True"),
+        ({"do_rescale": False}, "do_rescale is False, needed True"),
+        ({"do_normalize": False}, "do_normalize is False, needed True"),
+        ({"do_pad": True}, "do_pad is True, needed False"),
+        ({"rescale_factor": 1 / 127.5}, r"rescale_factor is 0\.0078.*, needed 1/255"),
+        ({"resample": 1}, r"resample is 1, needed 2 \(bilinear\) or 3"),
+        ({"image_mean": 0.5}, r"image_mean is 0\.5, needed three numbers"),
+        ({"image_std": [1, 1]}, r"image_std is \[1, 1\], needed three numbers"),
+    ],
+)
+def test_what_is_not_done_to_pictures_here_is_refused(tmp_path, changed, message):
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(OPENAI | changed))
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json: .*{message}"):
+        huggingface_preprocessing(tmp_path, 224, siglip=False)
+    nested = {"image_processor": json.loads(path.read_text())}
+    path.rename(tmp_path / "processor_config.json").write_text(json.dumps(nested))
+    with pytest.raises(ValueError, match=rf"/processor_config\.json: .*{message}"):
+        huggingface_preprocessing(tmp_path, 224, siglip=False)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"resize_mode": "longest"}, "resize_mode is 'longest', needed 'shortest'"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest', needed one of bicubic"),
+        ({"mean": [1]}, r"mean is \[1\], needed three numbers"),
+    ],
+)
+def test_what_open_clip_does_to_pictures_is_done_or_refused(open_clip, changed, message):
+    def write(changed):
+        config = OPEN_CLIP | {"preprocess_cfg": OPEN_CLIP["preprocess_cfg"] | changed}
+        (open_clip / "open_clip_config.json").write_text(json.dumps(config))
+
+    write(changed)
+    with pytest.raises(ValueError, match=rf"open_clip_config\.json: {message}"):
+        read_open_clip(open_clip)
+    for mode, resize in ((None, "crop"), ("shortest", "crop"), ("squash", "squash")):
+        write({"resize_mode": mode, "interpolation": "bilinear"})
+        found = read_open_clip(open_clip).preprocessing
+        assert (found.resize, found.interpolation) == (resize, "bilinear")
+
+
+def test_a_configuration_alone_takes_no_memory(siglip, tmp_path):
+    """The width it claims is not believed before the tensors have been looked at."""
+    shutil.copytree(siglip[1], tmp_path, dirs_exist_ok=True)
+    given = json.loads((tmp_path / "config.json").read_text())
+    given["vision_config"]["hidden_size"] = 4_000_000
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=r"shape \(96, 32\), needed \(12000000, 4000000\)"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize(("side", "new_side", "cls"), [(7, 9, 1), (24, 14, 1), (4, 16, 0)])
+def test_positions_are_resized_as_in_torch(side, new_side, cls):
+    table = np.random.default_rng(0).normal(size=(side**2 + cls, 6)).astype(np.float32)
+    grid = torch.from_numpy(table[cls:]).reshape(1, side, side, 6).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(
+        grid, (new_side, new_side), mode="bicubic", antialias=True, align_corners=False
+    )
+    expected = resized.permute(0, 2, 3, 1).reshape(new_side**2, 6).numpy()
+    found = resize_positions(table, new_side**2 + cls)
+    np.testing.assert_allclose(found[cls:], expected, atol=1e-5)
+    np.testing.assert_array_equal(found[:cls], table[:cls])
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -277,7 +524,11 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
     (folder / "config.json").write_text(json.dumps(given | {"model_type": "blip"}))
     with pytest.raises(ValueError, match=r"model_type 'blip'; needed one of clip, siglip or grain"):
         read_model(folder)
-    given["vision_config"]["num_hidden_layers"] = 3
+    given["vision_config"]["image_size"] = 20
+    (folder / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="image_size 20, which is no multiple of patch_size 8"):
+        read_model(folder)
+    given["vision_config"] |= {"image_size": 32, "num_hidden_layers": 3}
     (folder / "config.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match=r"missing backbone.visual.blocks.2"):
         read_model(folder)

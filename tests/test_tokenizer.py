@@ -2,6 +2,9 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from grain_jax.config import DataConfig
 from grain_jax.data.tokenizer import (
     ClipTokenizer,
     HuggingFaceTokenizer,
+    PaddedTokenizer,
     Tokenizer,
     WordTokenizer,
     build_tokenizer,
@@ -46,6 +50,24 @@ def huggingface_tokenizer() -> HuggingFaceTokenizer:
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     backend.add_special_tokens(["[BOS]", "[EOS]"])
     return HuggingFaceTokenizer(backend, start=1, end=2)
+
+
+def padded_tokenizer(side: str = "right", frame: str = "$A </s>") -> PaddedTokenizer:
+    """Like SigLIP's: lower-cased, and without punctuation; it pads with its end-of-text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    normalizers, regex = tokenizers.normalizers, tokenizers.Regex(r"[^\w\s<>/]")
+    words = ["[UNK]", "</s>", "<s>", "a", "cat", "photo", "of", "mat"]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(regex, "")]
+    )
+    # White space is a token of its own, as it is to those that came from SentencePiece.
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", behavior="isolated")
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=frame, special_tokens=[("<s>", 2), ("</s>", 1)]
+    )
+    return PaddedTokenizer(backend, pad_id=1, pad_left=side == "left")
 
 
 def test_clip_ids_are_the_published_ones() -> None:
@@ -86,6 +108,155 @@ def test_huggingface_by_folder(tmp_path) -> None:
     fast.save_pretrained(tmp_path)
     tokenizer = build_tokenizer(DataConfig(tokenizer=str(tmp_path)))
     assert tokenizer.encode(["a cat"], 5)[0].tolist() == [[1, 3, 4, 7, 0]]
+
+
+def truncated_by_the_library(
+    tokenizer: PaddedTokenizer, texts: list[str], length: int
+) -> list[tuple[list[int], bool]]:
+    """Ids and whether they were cut, by a copy that cuts and pads by itself."""
+    tokenizers = pytest.importorskip("tokenizers")
+    spec = tokenizer.spec()
+    backend = tokenizers.Tokenizer.from_str(spec["tokenizer"])
+    backend.enable_truncation(length)
+    backend.enable_padding(
+        direction="left" if spec["pad_left"] else "right",
+        pad_id=spec["pad_id"],
+        pad_token=backend.id_to_token(spec["pad_id"]),
+        length=length,
+    )
+    return [(item.ids, bool(item.overflowing)) for item in backend.encode_batch(texts)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("frame", ["$A", "$A </s>", "<s> $A", "<s> <s> $A </s>"])
+def test_a_padded_tokenizer_cuts_and_pads_as_its_library_does(side: str, frame: str) -> None:
+    tokenizer = padded_tokenizer(side, frame)
+    texts = ["A Photo, of a CAT!", "", "a", "cat of mat </s> a", "a cat " * 20]
+    for length in (4, 5, 9, 10, 30):
+        ids, cut = tokenizer.encode(texts, length)
+        expected = truncated_by_the_library(tokenizer, [text.strip() for text in texts], length)
+        assert list(zip(ids.tolist(), cut.tolist(), strict=True)) == expected
+
+
+def test_threads_share_a_padded_tokenizer() -> None:
+    """The Rust object must not be changed while another thread encodes with it."""
+    tokenizer = padded_tokenizer()
+    batches: list[tuple[list[str], int]] = [(["a photo of a cat " * n] * 8, n) for n in range(3, 9)]
+    expected: list[Any] = [tokenizer.encode(*batch)[0].tolist() for batch in batches]
+    before = tokenizer.spec()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda batch: tokenizer.encode(*batch)[0].tolist(), batches * 40))
+    assert found == expected * 40
+    assert tokenizer.spec() == before
+
+
+def test_a_padded_tokenizer_is_never_changed_by_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, whatever the threads happen to do: the changing methods are not called."""
+    backend = padded_tokenizer()._tokenizer
+
+    class Unchanging:
+        def __getattr__(self, name: str) -> Any:
+            assert not name.startswith(("enable_", "no_")), name
+            return getattr(backend, name)
+
+    tokenizer = padded_tokenizer()
+    monkeypatch.setattr(tokenizer, "_tokenizer", Unchanging())
+    assert tokenizer.encode(["a cat"], 5)[0].tolist() == [[3, 0, 4, 1, 1]]
+    assert tokenizer.spec()["pad_id"] == 1
+
+
+def test_special_tokens_of_another_form_are_refused() -> None:
+    with pytest.raises(ValueError, match="just before and after a text"):
+        padded_tokenizer(frame="$A </s> $A")
+    with pytest.raises(ValueError, match=r"length of 2 leaves no room .* 2 special tokens"):
+        padded_tokenizer(frame="<s> $A </s>").encode(["a"], 2)
+
+
+def tokenizer_folder(folder: Path, settings: dict[str, Any], side: str = "right") -> dict[str, Any]:
+    """Writes a padded tokenizer as Hugging Face does; returns what its files say of it."""
+    spec = padded_tokenizer(side).spec()
+    (folder / "tokenizer.json").write_text(spec["tokenizer"])
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return spec
+
+
+@pytest.mark.parametrize(
+    "tokenizer_class", ["SiglipTokenizer", "GemmaTokenizer", "NoSuchTokenizer"]
+)
+def test_tokenizer_json_counts_whatever_class_the_folder_names(
+    tmp_path: Path, tokenizer_class: str
+) -> None:
+    """SiglipTokenizer, which published SigLIPs name, has no fast form in transformers 5."""
+    pytest.importorskip("transformers")
+    settings = {"tokenizer_class": tokenizer_class, "do_lower_case": True, "padding_side": "left"}
+    spec = tokenizer_folder(tmp_path, settings, "left")
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "</s>"}))
+    found = build_tokenizer(DataConfig(tokenizer=str(tmp_path)), pooling="last")
+    expected = tokenizer_from_spec(spec)
+    assert found.spec() | {"tokenizer": ""} == spec | {"tokenizer": ""}
+    for ours, theirs in zip(found.encode(TEXTS, 12), expected.encode(TEXTS, 12), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert found.encode(["A, PHOTO!"], 6)[0].tolist() == [[1, 1, 3, 0, 5, 1]]
+
+
+def test_a_class_that_lower_cases_by_itself_is_asked(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "Siglip2Tokenizer"):
+        pytest.skip("transformers 4 does not know it")
+    words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6}
+    whole = transformers.Siglip2Tokenizer(vocab=words, merges=[], padding_side="right")
+    whole.save_pretrained(tmp_path)
+    given = json.loads((tmp_path / "tokenizer.json").read_text())
+    given["normalizer"] = given["normalizer"]["normalizers"][1]  # as the older files have it
+    (tmp_path / "tokenizer.json").write_text(json.dumps(given))
+    ids = PaddedTokenizer.load(str(tmp_path)).encode(["AB"], 4)[0]
+    assert ids.tolist() == [[5, 6, 0, 0]]
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_code_of_a_tokenizer_folder_is_not_run(
+    tmp_path: Path, with_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what the library may ask
+    folder, written = tmp_path / "folder", tmp_path / "written"
+    folder.mkdir()
+    auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil"}
+    settings = {"tokenizer_class": "Evil", "auto_map": auto_map, "pad_token": "</s>"}
+    tokenizer_folder(folder, settings)
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+    (folder / "evil.py").write_text(
+        f"open({str(written)!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast as Evil\n"
+    )
+    if with_file:
+        assert PaddedTokenizer.load(str(folder)).pad_id == 1
+    else:
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises(ValueError, match=r"No tokenizer .*folder"):
+            PaddedTokenizer.load(str(folder))
+    assert not written.exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer_folder(tmp_path, {"tokenizer_class": "SiglipTokenizer"})
+    with pytest.raises(ValueError, match="has no padding token"):
+        PaddedTokenizer.load(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"No tokenizer '{tmp_path}'"):
+        PaddedTokenizer.load(str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+
+    def from_pretrained(name: str, *, trust_remote_code: bool) -> None:
+        assert not trust_remote_code
+        raise ImportError("\nSiglipTokenizer requires the SentencePiece library.\n")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(ValueError, match=r"with a tokenizer\.json.* requires the SentencePiece"):
+        PaddedTokenizer.load(str(tmp_path))
 
 
 def test_unknown_folder_is_named(tmp_path) -> None:

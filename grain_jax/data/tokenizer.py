@@ -7,9 +7,11 @@ downloads or re-reads anything.
 """
 
 import html
+import json
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -185,8 +187,11 @@ class PaddedTokenizer:
     """
 
     def __init__(self, tokenizer: Any, *, pad_id: int, pad_left: bool) -> None:
+        """Raises ValueError where special tokens are not put just before and after a text."""
         self._tokenizer = tokenizer  # tokenizers.Tokenizer
+        self._tokenizer.no_truncation()  # never changed again: loader threads share it
         self._tokenizer.no_padding()
+        self._before, self._after = _special_tokens(tokenizer)
         self._pad_left = pad_left
         self.pad_id = pad_id
         highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
@@ -208,18 +213,25 @@ class PaddedTokenizer:
         )
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        self._tokenizer.enable_truncation(length)  # keeps room for the special tokens
-        encoded = self._tokenizer.encode_batch([_clean(text) for text in texts])
+        room = length - len(self._before) - len(self._after)
+        if room < 1:
+            raise ValueError(
+                f"A text length of {length} leaves no room for a word beside the tokenizer's "
+                f"{length - room} special tokens; raise data.caption_length or "
+                "data.description_length."
+            )
+        cleaned = [_clean(text) for text in texts]
+        encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
         ids = np.full((len(texts), length), self.pad_id, np.int32)
-        for row, item in zip(ids, encoded, strict=True):
-            if self._pad_left:
-                row[length - len(item.ids) :] = item.ids
-            else:
-                row[: len(item.ids)] = item.ids
-        return ids, np.array([bool(item.overflowing) for item in encoded], bool)
+        truncated = np.zeros(len(texts), bool)
+        for i, item in enumerate(encoded):
+            kept = [*self._before, *item.ids[:room], *self._after]
+            start = length - len(kept) if self._pad_left else 0
+            ids[i, start : start + len(kept)] = kept
+            truncated[i] = len(item.ids) > room
+        return ids, truncated
 
     def spec(self) -> dict[str, Any]:
-        self._tokenizer.no_truncation()
         return {
             "kind": "padded",
             "tokenizer": self._tokenizer.to_str(),
@@ -228,26 +240,66 @@ class PaddedTokenizer:
         }
 
 
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids that a `tokenizers.Tokenizer` puts before and after every text."""
+    whole = tokenizer.encode("a")
+    text = tokenizer.encode("a", add_special_tokens=False).ids
+    places = [i for i, sequence in enumerate(whole.sequence_ids) if sequence == 0]
+    start = places[0] if places else 0
+    end = start + len(text)
+    if not text or places != list(range(start, end)) or whole.ids[start:end] != text:
+        raise ValueError(
+            f"The tokenizer makes {text} of the text 'a', and {whole.ids} with its special tokens; "
+            "needed one that puts them just before and after a text."
+        )
+    return whole.ids[:start], whole.ids[end:]
+
+
 def _load_fast(name_or_folder: str) -> Any:
     try:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
     except ImportError as error:
         raise ValueError(
             f"Tokenizer {name_or_folder!r} needs transformers: "
             "pip install 'grain_jax[tokenizers]'; or set data.tokenizer to 'clip'."
         ) from error
     try:
-        loaded = AutoTokenizer.from_pretrained(name_or_folder)
-    except (OSError, ValueError) as error:
+        if _is_whole(Path(name_or_folder)):
+            loaded = PreTrainedTokenizerFast.from_pretrained(name_or_folder)
+        else:  # without the False it asks whether to run code of the folder
+            loaded = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except ImportError as error:
+        needed = " ".join(str(error).split())
+        raise ValueError(
+            f"Tokenizer {name_or_folder!r} is no folder with a tokenizer.json, and cannot be read "
+            f"otherwise: {needed} Give a folder that holds its fast form, tokenizer.json."
+        ) from error
+    except Exception as error:  # tokenizers raises bare exceptions on a damaged file
         raise ValueError(
             f"No tokenizer {name_or_folder!r}: give 'clip', 'world', a name on the Hugging "
             f"Face hub, or a folder that holds a tokenizer ({error})."
         ) from error
     if getattr(loaded, "backend_tokenizer", None) is None:
         raise ValueError(
-            f"Tokenizer {name_or_folder!r} has no fast (tokenizers) version; convert it first."
+            f"Tokenizer {name_or_folder!r} has no fast (tokenizers) version; convert it to a "
+            "tokenizer.json first."
         )
     return loaded
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether tokenizer.json says it all, whatever class the folder names: some have no fast form
+    in transformers 5 (SiglipTokenizer), some are code of the folder.
+
+    Siglip2Tokenizer lower-cases by itself, which older files of its kind do not say.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return False
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return True
+    given = json.loads(settings.read_text(encoding="utf-8"))
+    return given.get("tokenizer_class") != "Siglip2Tokenizer"
 
 
 def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:

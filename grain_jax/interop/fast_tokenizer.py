@@ -66,6 +66,7 @@ def _padded(spec: dict[str, Any], max_length: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     backend = Backend.from_str(spec["tokenizer"])
+    _collapse_white_space(backend)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=backend.id_to_token(spec["pad_id"]),
@@ -128,13 +129,11 @@ def _words(words: list[str]) -> Any:
 
 def _own(spec: dict[str, Any]) -> tuple[Any, tuple[str | None, str, str, str | None]]:
     """A tokenizer of Hugging Face's already; its end-of-text may be ours, past its vocabulary."""
-    from tokenizers import AddedToken, Regex, normalizers
+    from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
     backend = Backend.from_str(spec["tokenizer"])
-    collapsed = [normalizers.Replace(Regex(WHITE_SPACE), " "), normalizers.Strip()]
-    own = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([*collapsed, *own])
+    _collapse_white_space(backend)
     start = None if spec["start"] is None else backend.id_to_token(spec["start"])
     end = backend.id_to_token(spec["end"])
     if end is None:
@@ -146,6 +145,15 @@ def _own(spec: dict[str, Any]) -> tuple[Any, tuple[str | None, str, str, str | N
                 f"knows it as {spec['end']}; it cannot be written as a fast tokenizer."
             )
     return _framed(backend, start, end), (start, end, end, None)
+
+
+def _collapse_white_space(backend: Any) -> None:
+    """Before its own normalizer, as our `encode` does with every text."""
+    from tokenizers import Regex, normalizers
+
+    collapsed = [normalizers.Replace(Regex(WHITE_SPACE), " "), normalizers.Strip()]
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([*collapsed, *own])
 
 
 def _framed(backend: Any, start: str | None, end: str) -> Any:

@@ -35,6 +35,8 @@ from grain_jax.models.build import build_model
 from grain_jax.training.checkpoint import LoadedModel
 
 HUGGINGFACE_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+# Of the second, which transformers 5 writes, the part named "image_processor".
+IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
@@ -81,6 +83,13 @@ def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
     }
     vision, text = parts["vision_config"], parts["text_config"]
     siglip = kind == "siglip"
+    size, patch = vision["image_size"], vision["patch_size"]
+    if isinstance(size, int) and isinstance(patch, int) and patch > 0 and size % patch:
+        raise ValueError(
+            f"{HUGGINGFACE_CONFIG} has image_size {size}, which is no multiple of patch_size "
+            f"{patch}: the model never sees the last {size % patch} pixels of a row and of a "
+            "column. No such model is read here; choose one of another size."
+        )
     if siglip and not vision["vision_use_head"]:
         raise ValueError("A SigLIP without vision_use_head has no image embedding.")
     projection = text.get("projection_size") or text["hidden_size"]
@@ -116,15 +125,18 @@ def read_huggingface_clip(folder: Path) -> LoadedModel:
         raise ValueError(f"{folder}: {error}") from error
     siglip = model.vision.pooling == "map"
     state, left = from_huggingface(read_weights(folder, WEIGHTS))
-    if siglip:  # its pooled image is the embedding
-        state["backbone.image_projection"] = np.eye(model.vision.width, dtype=np.float32)
+    pooled = state.get("backbone.visual.attn_pool.attn.out_proj.weight")
+    if siglip and pooled is not None and pooled.ndim == 2:
+        # Its pooled image is the embedding. The size is that of a tensor that is really there: the
+        # configuration may say anything.
+        state["backbone.image_projection"] = np.eye(*pooled.shape, dtype=np.float32)
     return _loaded(
         folder,
         state,
         left,
         model,
         tokenizer=_tokenizer(folder, model),
-        preprocessing=_huggingface_preprocessing(folder, model.image_size, siglip=siglip),
+        preprocessing=huggingface_preprocessing(folder, model.image_size, siglip=siglip),
     )
 
 
@@ -133,7 +145,7 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
     its `weights` that is there. Errors as above.
     """
     given = read_json(folder / OPEN_CLIP_CONFIG)
-    config, pixels = given.get("model_cfg", {}), given.get("preprocess_cfg", {})
+    config = given.get("model_cfg", {})
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     _refuse_others(folder / OPEN_CLIP_CONFIG, config, vision, text)
     activation = "quick_gelu" if config.get("quick_gelu", False) else "gelu"
@@ -168,16 +180,18 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
         )
     except KeyError as error:
         raise ValueError(f"{folder / OPEN_CLIP_CONFIG} has no {error} in its model_cfg.") from error
-    state, left = from_open_clip(read_weights(folder, weights))
-    preprocessing = Preprocessing(
-        image_size=model.image_size,
-        resize="squash" if pixels.get("resize_mode") == "squash" else "crop",
-        interpolation=pixels.get("interpolation", "bicubic"),
-        mean=_triple(pixels.get("mean", MEAN)),
-        std=_triple(pixels.get("std", STD)),
+    preprocessing = _open_clip_preprocessing(
+        folder / OPEN_CLIP_CONFIG, given.get("preprocess_cfg") or {}, model.image_size
     )
-    tokenizer = _tokenizer(folder, model)
-    return _loaded(folder, state, left, model, tokenizer=tokenizer, preprocessing=preprocessing)
+    state, left = from_open_clip(read_weights(folder, weights))
+    return _loaded(
+        folder,
+        state,
+        left,
+        model,
+        tokenizer=_tokenizer(folder, model),
+        preprocessing=preprocessing,
+    )
 
 
 def _loaded(
@@ -291,27 +305,119 @@ def _has_clip_vocabulary(folder: Path, size: int) -> bool:
     return words == ids[1 : 1 + len(words)].tolist()
 
 
-def _huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) -> Preprocessing:
-    """Of `preprocessor_config.json`; without it, what models of this kind are trained with."""
-    path = folder / "preprocessor_config.json"
-    given = read_json(path) if path.is_file() else {}
+def huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) -> Preprocessing:
+    """Of the first of `IMAGE_SETTINGS` that says any; without, what such models are trained with.
+
+    Raises ValueError for what is done to pictures there and not here.
+    """
+    path, given = _image_settings(folder)
+    kind = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
+    if kind.startswith(("CLIP", "Siglip")):  # whose defaults are meant where a setting is left out
+        siglip = kind.startswith("Siglip")
+    for name, needed in (
+        *(("do_resize", True), ("do_rescale", True), ("do_normalize", True)),
+        *(("do_pad", False), ("use_square_size", False)),
+    ):
+        if bool(given.get(name, needed)) != needed:
+            raise ValueError(f"{path}: {name} is {given[name]}, needed {needed} or none.")
+    factor = given.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(
+            f"{path}: rescale_factor is {factor!r}, needed 1/255: pixels become 0 to 1 before they "
+            "are normalised."
+        )
+    names = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+    resample = given.get("resample", 3)
+    if resample not in list(names):
+        raise ValueError(
+            f"{path}: resample is {resample!r}, needed 2 (bilinear) or 3 (bicubic), or none."
+        )
     mean, std = ((0.5,) * 3,) * 2 if siglip else (MEAN, STD)
-    names = {2: "bilinear", 3: "bicubic", None: "bicubic"}  # Pillow's numbers
-    interpolation = names.get(given.get("resample"))
-    if interpolation not in RESAMPLING:
-        raise ValueError(f"{path}: resample {given['resample']} is neither bilinear nor bicubic.")
-    cropped = given.get("do_center_crop", not siglip)
     return Preprocessing(
         image_size=image_size,
-        resize="crop" if cropped else "squash",
-        interpolation=interpolation,
-        mean=_triple(given.get("image_mean") or mean),
-        std=_triple(given.get("image_std") or std),
+        resize=_resize(
+            path, given, image_size, cropped=bool(given.get("do_center_crop", not siglip))
+        ),
+        interpolation=names[resample],
+        mean=_triple(path, "image_mean", given.get("image_mean", mean)),
+        std=_triple(path, "image_std", given.get("image_std", std)),
     )
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
+def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how pictures are prepared and what it says; {} where none does."""
+    whole, nested = (folder / name for name in IMAGE_SETTINGS)
+    if whole.is_file():
+        return whole, _present(read_json(whole))
+    given = read_json(nested).get("image_processor") if nested.is_file() else None
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{nested}: image_processor is {given!r}, needed an object.")
+    return nested, _present(given)
+
+
+def _resize(path: Path, given: Mapping[str, Any], image_size: int, *, cropped: bool) -> str:
+    """Which `Preprocessing.resize` they mean. Raises ValueError where none does just that."""
+    square = {"height": image_size, "width": image_size}
+    shortest = {"shortest_edge": image_size}
+    size = _named_sides(given.get("size", shortest if cropped else square), ("shortest_edge",))
+    crop = _named_sides(given.get("crop_size", square), ("height", "width"))
+    if cropped and crop != square:
+        raise ValueError(
+            f"{path}: crop_size is {given['crop_size']}, needed {image_size}, the image_size of "
+            f"{HUGGINGFACE_CONFIG}."
+        )
+    if size == square:
+        return "squash"  # a crop of that size changes nothing
+    if size == shortest and cropped:
+        return "crop"
+    raise ValueError(
+        f"{path}: size is {given['size']} {'with' if cropped else 'without'} a centre crop. Needed "
+        f"one of these, with the image_size of {HUGGINGFACE_CONFIG}: {shortest} with "
+        f"do_center_crop, which keeps the largest centred square, or {square}, which squashes the "
+        "picture."
+    )
+
+
+def _named_sides(size: Any, of_one: Sequence[str]) -> Any:
+    """A size in full: old files have one number for the sides `of_one`, or (height, width)."""
+    if isinstance(size, int):
+        return dict.fromkeys(of_one, size)
+    if isinstance(size, list) and len(size) == 2:
+        return dict(zip(("height", "width"), size, strict=True))
+    return _present(size) if isinstance(size, Mapping) else size
+
+
+def _open_clip_preprocessing(path: Path, given: Any, image_size: int) -> Preprocessing:
+    """Of `preprocess_cfg`. Its `size` is not looked at: open_clip puts the model's in its place."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path}: preprocess_cfg is {given!r}, needed an object.")
+    given = _present(given)
+    resizes = {"shortest": "crop", "squash": "squash"}
+    mode = given.get("resize_mode", "shortest")
+    if mode not in list(resizes):
+        raise ValueError(
+            f"{path}: resize_mode is {mode!r}, needed 'shortest' (the largest centred square) or "
+            "'squash'; pictures are not padded here."
+        )
+    interpolation = given.get("interpolation", "bicubic")
+    if interpolation not in list(RESAMPLING):
+        raise ValueError(
+            f"{path}: interpolation is {interpolation!r}, needed one of {', '.join(RESAMPLING)}."
+        )
+    return Preprocessing(
+        image_size=image_size,
+        resize=resizes[mode],
+        interpolation=interpolation,
+        mean=_triple(path, "mean", given.get("mean", MEAN)),
+        std=_triple(path, "std", given.get("std", STD)),
+    )
+
+
+def _triple(path: Path, name: str, values: Any) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {name} is {values!r}, needed three numbers.") from error
     return red, green, blue
 
 
