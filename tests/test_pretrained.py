@@ -1,5 +1,6 @@
 """Towers of other people, read as ours: parity with transformers, which builds them at random."""
 
+import copy
 import json
 import shutil
 
@@ -140,6 +141,31 @@ def test_siglip_embeds_as_in_transformers(siglip):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert loaded.preprocessing.resize == "squash"
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_pixels_beside_the_last_whole_patch_are_not_seen(siglip, tmp_path):
+    """Such as the last 6 of the 384 of SigLIP so400m/14, in every part of the way."""
+    module = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
+    config = copy.deepcopy(siglip[0].config)
+    config.vision_config.image_size = 20
+    folder, whole, run = tmp_path / "model", tmp_path / "huggingface", tmp_path / "run"
+    shutil.copytree(siglip[1], folder)
+    model = save(transformers.SiglipModel(config), folder)
+    images = module.SiglipImageProcessorPil(size={"height": 20, "width": 20})
+    processor = transformers.SiglipProcessor(
+        images, transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    )
+    processor.save_pretrained(folder)
+    seen = pictures(WHOLE_SIZES)
+    theirs, _ = torch_cosines(model, processor, seen, ["a cat"])
+    assert nearest_other(theirs).min() > 1e-3
+    assert export.main([f"--checkpoint={folder}", "--to=huggingface", f"--out={whole}"]) == 0
+    assert export.main([f"--checkpoint={whole}", "--to=run", f"--out={run}"]) == 0
+    for path in (folder, whole, run):
+        loaded = grain_jax.load(path)
+        assert loaded.loaded.config.model.image_size == 20
+        assert loaded.loaded.params["vision"]["position"].shape == (4, 32)
+        np.testing.assert_allclose(loaded.embed_images(seen).image, theirs, atol=1e-4)
 
 
 def test_texts_of_a_padded_tokenizer_have_keys_of_their_own(siglip):
@@ -490,12 +516,12 @@ def test_an_imported_model_is_exported_and_read_back(request, tmp_path, kind):
     card = (whole / "README.md").read_text()
     assert f"read from `{folder.name}`, not trained here" in card
     loaded = read_model(folder)
-    for copy in (read_model(whole), read_model(run)):
-        jax.tree.map(np.testing.assert_array_equal, copy.params, loaded.params)
-        assert copy.preprocessing == loaded.preprocessing
-        assert copy.config.model == loaded.config.model
+    for again in (read_model(whole), read_model(run)):
+        jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
+        assert again.preprocessing == loaded.preprocessing
+        assert again.config.model == loaded.config.model
         texts = ["a photo of a cat", "bird"]
-        found, expected = copy.tokenizer.encode(texts, 8), loaded.tokenizer.encode(texts, 8)
+        found, expected = again.tokenizer.encode(texts, 8), loaded.tokenizer.encode(texts, 8)
         np.testing.assert_array_equal(found[0], expected[0])
     processor = transformers.AutoProcessor.from_pretrained(whole, trust_remote_code=True)
     tokens = processor(text=["a photo of a cat", "bird"], return_tensors="np")["input_ids"]
@@ -524,11 +550,7 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
     (folder / "config.json").write_text(json.dumps(given | {"model_type": "blip"}))
     with pytest.raises(ValueError, match=r"model_type 'blip'; needed one of clip, siglip or grain"):
         read_model(folder)
-    given["vision_config"]["image_size"] = 20
-    (folder / "config.json").write_text(json.dumps(given))
-    with pytest.raises(ValueError, match="image_size 20, which is no multiple of patch_size 8"):
-        read_model(folder)
-    given["vision_config"] |= {"image_size": 32, "num_hidden_layers": 3}
+    given["vision_config"]["num_hidden_layers"] = 3
     (folder / "config.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match=r"missing backbone.visual.blocks.2"):
         read_model(folder)
@@ -545,20 +567,6 @@ def test_code_in_a_torch_file_is_not_run(open_clip):
     torch.save({"state_dict": Evil()}, open_clip / "open_clip_pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be read safely"):
         read_model(open_clip)
-
-
-def test_a_name_of_the_hub_is_downloaded(clip, monkeypatch):
-    import huggingface_hub
-
-    asked = []
-
-    def snapshot_download(name, allow_patterns):
-        asked.append((name, "model.safetensors" in allow_patterns))
-        return str(clip[1])
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert read_model("openai/clip-tiny").config.model.embed_dim == 24
-    assert asked == [("openai/clip-tiny", True)]
 
 
 def test_what_is_not_there_is_said_with_what_there_could_be(tmp_path):

@@ -83,13 +83,6 @@ def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
     }
     vision, text = parts["vision_config"], parts["text_config"]
     siglip = kind == "siglip"
-    size, patch = vision["image_size"], vision["patch_size"]
-    if isinstance(size, int) and isinstance(patch, int) and patch > 0 and size % patch:
-        raise ValueError(
-            f"{HUGGINGFACE_CONFIG} has image_size {size}, which is no multiple of patch_size "
-            f"{patch}: the model never sees the last {size % patch} pixels of a row and of a "
-            "column. No such model is read here; choose one of another size."
-        )
     if siglip and not vision["vision_use_head"]:
         raise ValueError("A SigLIP without vision_use_head has no image embedding.")
     projection = text.get("projection_size") or text["hidden_size"]

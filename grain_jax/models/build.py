@@ -132,7 +132,12 @@ def build_model(config: ModelConfig) -> ImageTextModel:
     """The model of a copy of `config`. Raises ValueError for what cannot be built."""
     length = config.text.context_length if config.text.pooling == "last" else 3
     shortest = DataConfig(caption_length=length, description_length=length, max_regions=1)
-    validate(TrainConfig(model=config, data=shortest))  # so that only the model can be at fault
+    # So that only the model can be at fault, of which an image size between patches is none: such
+    # models of others are evaluated as they are, and only training is refused.
+    whole = copy.deepcopy(config)
+    if 0 < whole.vision.patch_size < whole.image_size:
+        whole.image_size -= whole.image_size % whole.vision.patch_size
+    validate(TrainConfig(model=whole, data=shortest))
     return ImageTextModel(copy.deepcopy(config))
 
 

@@ -54,7 +54,9 @@ class VisionTransformer(nn.Module):
         init = xavier_init(width, mlp_dim) if xavier else torch_init(width, mlp_dim)
 
         # As a matmul on rearranged pixels, not a convolution: its gradient is far cheaper on CPU.
-        x = images.astype(self.dtype).reshape(-1, side, patch, side, patch, 3)
+        # What is left beside the last whole patch is not looked at, as the convolution has it.
+        x = images[:, : side * patch, : side * patch].astype(self.dtype)
+        x = x.reshape(-1, side, patch, side, patch, 3)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, patch, patch, 3)
         bound = (3 * patch * patch) ** -0.5
         x = Linear(
