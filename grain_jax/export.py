@@ -148,9 +148,9 @@ WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Note], None]] = {
 
 def _compare_tokens(loaded: LoadedModel, folder: Path) -> None:
     """Raises ValueError where the folder's own tokenizer, as a reader gets it, gives other ids."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     length = loaded.config.data.caption_length
     ours, _ = loaded.tokenizer.encode(TEXTS, length)
     for text, row in zip(TEXTS, ours.tolist(), strict=True):

@@ -32,7 +32,7 @@ from transformers import pipeline
 
 classify = pipeline("zero-shot-image-classification", model="{folder}", trust_remote_code=True)
 print(classify("photo.jpg", candidate_labels=["{first}", "{second}"]))
-```
+{by_description}```
 
 The prompts and the preprocessing of the model's own evaluation are the defaults.
 
@@ -43,15 +43,22 @@ from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{folder}", trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
-inputs = processor(images=Image.open("photo.jpg"), text=["{caption}"]{more}, return_tensors="pt")
+picture = Image.open("photo.jpg")
+inputs = processor(images=picture, text=["{caption}"]{more}, return_tensors="pt")
 with torch.no_grad():
     output = model(**inputs)
 print(output.logits_per_image)
 {print_regions}```
 """
 
+_DESCRIBED = """\
+described = {{"{first}": ["{of_first}"], "{second}": ["{of_second}"]}}
+print(classify("photo.jpg", descriptions=described, alpha=0.5))  # half whole image, half regions
+"""
+
 _REGIONS = """\
-print(output.pred_boxes)  # [1, {queries}, 4]: cx, cy, w, h in 0..1 of what the model saw
+boxes = processor.boxes_in_pixels(output.pred_boxes, [picture])
+print(boxes[0])  # [{queries}, 4]: left, top, right, bottom of each region
 print(output.description_scores)  # [1, {queries}, 1]: cosine of each region with each description
 """
 
@@ -65,10 +72,19 @@ def model_card(
     """
     config, grain = loaded.config, loaded.config.model.kind == "grain"
     world = config.data.source == "world"
+    # Words that the model knows: those of the world are few.
+    first, second = (
+        ("bird with a red crest", "bird with yellow legs") if world else ("dog", "bicycle")
+    )
+    of_first, of_second = ("a red crest", "yellow legs") if world else ("a wet nose", "two wheels")
+    described = _DESCRIBED.format(
+        first=first, second=second, of_first=of_first, of_second=of_second
+    )
     use = _USE.format(
         folder="FOLDER_OR_REPOSITORY",
-        first="bird" if world else "dog",
-        second="kite" if world else "bicycle",
+        first=first,
+        second=second,
+        by_description=described if grain else "",
         caption=config_caption(config),
         more=', descriptions=["a red crest"]' if grain else "",
         print_regions=_REGIONS.format(queries=config.model.decoder.num_queries) if grain else "",
