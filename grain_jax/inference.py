@@ -13,9 +13,10 @@ import os
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -48,6 +49,7 @@ MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
 WAYS = ("description", "name_and_regions")
 
 Picture = Image.Image | np.ndarray | str | Path | bytes
+PICTURES = "a file's path, its bytes, a PIL image or a uint8 array [H, W, 3]"
 Box = tuple[float, float, float, float]
 
 
@@ -174,6 +176,10 @@ class Model:
         self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
         self._said: set[str] = set()  # notes, and unknown words
 
+    def __repr__(self) -> str:
+        config = self.loaded.config
+        return f"<{config.model.kind} {config.name!r} of step {self.loaded.step}>"
+
     @property
     def has_regions(self) -> bool:
         """False for a CLIP model."""
@@ -188,7 +194,7 @@ class Model:
     def classify(
         self,
         images: Picture | Sequence[Picture] | ImageEmbeddings,
-        labels: Sequence[str],
+        labels: Sequence[str] | None = None,
         descriptions: Mapping[str, Sequence[str]] | None = None,
         *,
         alpha: float | None = None,
@@ -200,12 +206,15 @@ class Model:
     ) -> list[Classification]:
         """The `top` best labels (None: all) of each picture, as `grain_jax.evaluate` scores them.
 
-        Without `descriptions`: by name, in every one of `templates` ("{}" takes the name; None:
-        the model's own). With them the score is alpha x whole image + (1 - alpha) x regions; the
-        whole image meets the descriptions, or with `by="name_and_regions"` the name (the official
-        protocol). `alpha` is 0.5 if not given, and 1 for a CLIP model, which has no regions.
+        `labels` may be left out where `descriptions` has them all. Without `descriptions`: by name,
+        in every one of `templates` ("{}" takes the name; None: the model's own). With them the
+        score is alpha x whole image + (1 - alpha) x regions; the whole image meets the
+        descriptions, or with `by="name_and_regions"` the name (the official protocol). `alpha` is
+        0.5 if not given, and 1 for a CLIP model, which has no regions.
         Raises ValueError.
         """
+        if labels is None:
+            labels = tuple(_checked_mapping(descriptions))
         texts = self._class_texts(labels, descriptions, templates, description_template)
         self._check_way(by, description_template, described=descriptions is not None)
         alpha = self._alpha(alpha, described=descriptions is not None)
@@ -288,7 +297,12 @@ class Model:
             return images
         if on_error not in ("stop", "skip"):
             raise ValueError(f"Unknown on_error={on_error!r}; choose 'stop' or 'skip'.")
-        pictures = [images] if isinstance(images, Picture) else list(images)
+        pictures = [images] if isinstance(images, Picture) else images
+        if isinstance(pictures, Mapping) or not isinstance(pictures, Iterable):
+            raise ValueError(
+                f"Pictures were given as {type(images).__name__}; needed {PICTURES}, or a list."
+            )
+        pictures = list(pictures)
         if not pictures:
             raise ValueError("There are no pictures to look at; give at least one.")
         source = _Pictures(pictures, self.loaded.preprocessing, skip=on_error == "skip")
@@ -477,6 +491,8 @@ class _Pictures:
         if isinstance(picture, Image.Image):
             with self._lock:  # one that is given twice must not be decoded by two threads at once
                 return np.asarray(upright_rgb(picture))
+        if not isinstance(picture, str | Path):
+            raise ImageError(f"a {type(picture).__name__} is no picture; needed {PICTURES}.")
         if "://" in str(picture):
             raise ImageError("a file of this machine is needed; download it first.")
         path = Path(picture)
@@ -503,6 +519,10 @@ def _checked_pixels(picture: np.ndarray) -> Pixels:
 def _checked_texts(texts: Sequence[str], what: str) -> Sequence[str]:
     if isinstance(texts, str):
         raise ValueError(f"{what} takes a list of texts, not one: [{texts!r}].")
+    if not isinstance(texts, Sequence):
+        hint = "; classify(images, descriptions=...) takes labels with their descriptions"
+        hint = hint if isinstance(texts, Mapping) else ""
+        raise ValueError(f"{what} takes a list of texts, not a {type(texts).__name__}{hint}.")
     if len(texts) == 0:
         raise ValueError(f"There are no {what}; give at least one.")
     for position, text in enumerate(texts):
@@ -511,12 +531,21 @@ def _checked_texts(texts: Sequence[str], what: str) -> Sequence[str]:
     return texts
 
 
+def _checked_mapping(descriptions: Any) -> Mapping[str, Sequence[str]]:
+    if not isinstance(descriptions, Mapping):
+        given = "neither" if descriptions is None else f"a {type(descriptions).__name__}"
+        raise ValueError(
+            f"Give labels, or descriptions as {{label: [text, ...]}}, or both; got {given}."
+        )
+    return descriptions
+
+
 def _checked_descriptions(
     descriptions: Mapping[str, Sequence[str]] | None, labels: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     if descriptions is None:
         return {}
-    for label, texts in descriptions.items():
+    for label, texts in _checked_mapping(descriptions).items():
         if label not in labels:
             near = difflib.get_close_matches(label, labels, n=1)
             raise ValueError(

@@ -49,6 +49,7 @@ from grain_jax.inference import (
 )
 from grain_jax.training import environment
 
+LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 MAX_SHOWN = 20  # pictures on the screen; files hold all
 COLUMNS = (
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("Stopped; nothing was written.")
         return 130
-    _print(outcome, output)
+    _print(outcome, output, options.min_cosine)
     return _conclude(options, outcome, say)
 
 
@@ -172,6 +173,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--alpha", type=_share, help="weight of the whole image, 0 to 1 (default: 0.5 with regions)"
+    )
+    add(
+        "--min_cosine",
+        "--min-cosine",
+        type=float,
+        default=-1.0,
+        help="least cosine of a text and a region to give its box (default: any)",
     )
     add("--top", type=_count, default=5, help="labels a picture (default: %(default)s)")
     add("--out", type=Path, metavar="DIR", help="a picture of each with its boxes")
@@ -203,6 +211,13 @@ def _count(text: str) -> int:
 def _question(options: argparse.Namespace, note: Callable[[str], None]) -> Question:
     labels = _texts(options.labels, ",", "--labels")
     phrases = _texts(options.phrases, ";", "--phrases")
+    for option, texts, separator, other in (
+        ("--labels", labels, ",", ";"),
+        ("--phrases", phrases, ";", ","),
+    ):
+        if len(texts) == 1 and other in texts[0]:
+            several = f"several are told apart by {separator!r}"
+            note(f"{option} is taken for one text, {texts[0]!r}; {several}.")
     described = None
     if options.descriptions is not None:
         given = read_texts(options.descriptions)
@@ -240,6 +255,8 @@ def _texts(given: str | None, separator: str, option: str) -> tuple[str, ...]:
             raise ValueError(f"{option}: {given!r} must hold a list of texts.")
     else:
         content = given.split(separator)
+        if Path(name).suffix in LISTS:
+            raise ValueError(f"{option}: {given!r} is no file of .txt or .json; needed one.")
     texts = tuple(text.strip() for text in content if text.strip())
     if not texts:
         raise ValueError(f"{option} holds no text; give at least one.")
@@ -355,7 +372,7 @@ def _look(
                 kept = [target for i, target in enumerate(batch) if i not in left_out]
                 for answer in _answers(model, embedded, kept, question, options):
                     if options.out is not None:
-                        _draw(answer, options.out)
+                        _draw(answer, options.out, options.min_cosine)
                     outcome.answers.append(answer)
                     progress.advance(task)
         except KeyboardInterrupt:
@@ -390,8 +407,8 @@ def _answers(
         yield Answer(target, classified[n], grounded[n], boxes, embedded.view_xyxy[n])
 
 
-def _draw(answer: Answer, out: Path) -> None:
-    """The card: phrases where they were asked for, else what tells the best label."""
+def _draw(answer: Answer, out: Path, min_cosine: float) -> None:
+    """The card: the phrases that were asked for, and what tells the best label."""
     image = decode_image(read_image_file(answer.target.file.name, answer.target.file.parent))
     height, width = image.shape[:2]
     scale = np.array([width, height, width, height], np.float32)
@@ -402,6 +419,8 @@ def _draw(answer: Answer, out: Path) -> None:
         seen += answer.labels.ranked[0].seen
     if answer.phrases is not None:
         seen = [*answer.phrases.phrases, *seen]
+    unfound = [(one.text, one.cosine) for one in seen if one.cosine < min_cosine]
+    seen = [one for one in seen if one.cosine >= min_cosine]
     queries = {one.query for one in seen}
     others = [
         box / scale
@@ -421,6 +440,7 @@ def _draw(answer: Answer, out: Path) -> None:
         others_xyxy=np.array(others, np.float32).reshape(-1, 4),
         view_xyxy=answer.view_xyxy / scale,
         path=path,
+        unfound=unfound,
     )
 
 
@@ -435,42 +455,48 @@ def _write(options: argparse.Namespace, question: Question, outcome: Outcome) ->
             writer.writeheader()
             for answer in outcome.answers:
                 card = str(answer.target.card) if cards else ""
-                for row in _rows(answer):
+                for row in _rows(answer, options.min_cosine):
                     writer.writerow({"file": str(answer.target.file), "card": card} | row)
     if options.json is not None:
         asked: dict[str, Any] = dataclasses.asdict(question)
-        asked |= {name: getattr(options, name) for name in ("alpha", "by", "top")}
+        asked |= {name: getattr(options, name) for name in ("alpha", "by", "top", "min_cosine")}
         report = {
             "checkpoint": str(options.checkpoint),
             "asked": asked,
-            "pictures": [_entry(answer, cards=cards) for answer in outcome.answers],
+            "pictures": [
+                _entry(answer, options.min_cosine, cards=cards) for answer in outcome.answers
+            ],
             "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
         }
         text = json.dumps(report, indent=1, ensure_ascii=False)
         options.json.write_text(text + "\n", encoding="utf-8")
 
 
-def _rows(answer: Answer) -> Iterator[dict[str, Any]]:
+def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:
     """Lines of the table; a label comes with the description that is seen best."""
     for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
         row = {"asked": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
         row["probability"] = f"{one.probability:.6f}"
-        yield row | (_seen_row(one.seen[0]) if one.seen else {})
+        yield row | (_seen_row(one.seen[0], min_cosine) if one.seen else {})
     for seen in answer.phrases.phrases if answer.phrases else ():
         row = {"asked": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
-        yield row | _seen_row(seen)
+        yield row | _seen_row(seen, min_cosine)
 
 
-def _seen_row(seen: SeenText) -> dict[str, str]:
+def _seen_row(seen: SeenText, min_cosine: float) -> dict[str, str]:
+    row = {"seen": seen.text, "cosine": f"{seen.cosine:.6f}"}
+    if seen.cosine < min_cosine:
+        return row
     corners = zip(("x0", "y0", "x1", "y1"), seen.box_xyxy, strict=True)
-    return {
-        "seen": seen.text,
-        "cosine": f"{seen.cosine:.6f}",
-        **{name: f"{value:.1f}" for name, value in corners},
-    }
+    return row | {name: f"{value:.1f}" for name, value in corners}
 
 
-def _entry(answer: Answer, *, cards: bool) -> dict[str, Any]:
+def _seen_entry(seen: SeenText, min_cosine: float) -> dict[str, Any]:
+    found = {} if seen.cosine >= min_cosine else {"box_xyxy": None}
+    return dataclasses.asdict(seen) | found
+
+
+def _entry(answer: Answer, min_cosine: float, *, cards: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"file": str(answer.target.file)}
     for result in (answer.labels, answer.phrases):
         if result is not None:
@@ -478,15 +504,30 @@ def _entry(answer: Answer, *, cards: bool) -> dict[str, Any]:
     if cards:
         entry["card"] = str(answer.target.card)
     if answer.labels is not None:
-        entry["labels"] = [dataclasses.asdict(one) for one in answer.labels.ranked]
+        entry["labels"] = [
+            dataclasses.asdict(one) | {"seen": [_seen_entry(text, min_cosine) for text in one.seen]}
+            for one in answer.labels.ranked
+        ]
     if answer.phrases is not None:
-        entry["phrases"] = [dataclasses.asdict(one) for one in answer.phrases.phrases]
+        entry["phrases"] = [_seen_entry(one, min_cosine) for one in answer.phrases.phrases]
     if answer.boxes_xyxy is not None:
-        entry["boxes_xyxy"] = answer.boxes_xyxy.round(1).tolist()
-    return entry
+        entry["boxes_xyxy"] = answer.boxes_xyxy.tolist()
+    return _rounded(entry)
 
 
-def _print(outcome: Outcome, output: Console) -> None:
+def _rounded(value: Any) -> Any:
+    """Numbers of float32 with the six digits that they have."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case dict():
+            return {key: _rounded(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_rounded(part) for part in value]
+    return value
+
+
+def _print(outcome: Outcome, output: Console, min_cosine: float) -> None:
     """The first pictures' labels and phrases."""
     shown = outcome.answers[:MAX_SHOWN]
     names = _short_names([answer.target.file for answer in shown])
@@ -520,6 +561,8 @@ def _print(outcome: Outcome, output: Console) -> None:
         for name, grounding in phrased:
             for number, seen in enumerate(grounding.phrases):
                 corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy)
+                if seen.cosine < min_cosine:
+                    corners = "not found"
                 cells = ["" if number else name, seen.text, f"{seen.cosine:.2f}", corners]
                 table.add_row(*map(escape, cells))
             table.add_section()

@@ -211,10 +211,10 @@ def test_what_no_official_tensor_says_comes_back_too(kind, tmp_path):
     ("changes", "named"),
     [
         ({"decoder__share_projection": True}, "model.decoder.share_projection=True"),
-        ({"decoder__memory_position": "sincos"}, 'model.decoder.memory_position="sincos"'),
-        ({"vision__qk_norm": False}, "model.vision.qk_norm=False"),
+        ({"decoder__memory_position": "sincos"}, "--config.model.decoder.memory_position=none"),
+        ({"vision__qk_norm": False}, "train one with --config.model.vision.qk_norm=true"),
         ({"vision__activation": "quick_gelu"}, "model.vision.activation=quick_gelu"),
-        ({"text__norm_eps": 1e-6}, "model.text.norm_eps=1e-06"),
+        ({"text__norm_eps": 1e-6}, "--config.model.text.norm_eps=1e-05"),
     ],
 )
 def test_what_the_official_code_cannot_be_is_refused(changes, named, tmp_path):

@@ -290,6 +290,59 @@ def test_a_clip_model_classifies_but_grounds_nothing():
         toy_model().classify(embedded, ["x"], {"x": ["blue"]}, by="name_and_regions")
 
 
+WRONG_TYPES = """
+from toy_encoder import toy_model
+
+for arguments in (
+    (None, ["red"]),
+    (3, ["red"]),
+    ({"a": "b.png"}, ["red"]),
+    ([object()], ["red"]),
+    ("a.png", {"red": ["red tail"]}),
+    ("a.png", ["red"], [["red tail"]]),
+    ("a.png",),
+    ("a.png", 7),
+):
+    try:
+        toy_model().classify(*arguments)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_wrong_types_are_named():
+    """As users have it, without the types that tests check."""
+    folder = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)])}
+    command = [sys.executable, "-c", WRONG_TYPES]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 8
+    for line, message in zip(
+        lines,
+        [
+            "given as NoneType; needed a file's path",
+            "given as int; needed a file's path",
+            "given as dict; needed a file's path",
+            "'picture 0': a object is no picture; needed a file's path",
+            "not a dict; classify(images, descriptions=...)",
+            "descriptions as {label: [text, ...]}, or both; got a list",
+            "Give labels, or descriptions as {label: [text, ...]}, or both; got neither",
+            "labels takes a list of texts, not a int",
+        ],
+        strict=True,
+    ):
+        assert message in line
+
+
+def test_labels_may_come_from_their_descriptions():
+    described = {"x": ["blue"], "y": ["red"]}
+    model, image = toy_model(), picture("red")
+    assert model.classify(image, descriptions=described) == model.classify(
+        image, ["x", "y"], described
+    )
+
+
 def test_what_may_spoil_an_answer_is_noted(model):
     notes = []
     toy = toy_model(note=notes.append)

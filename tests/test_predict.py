@@ -123,6 +123,26 @@ def test_many_labels_are_no_file_name(asked, pictures, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
+def test_what_is_nowhere_gets_no_box(asked, pictures, capsys):
+    """Below --min_cosine: not in the table, CSV, JSON, nor on the card."""
+    arguments = ["in/a.png", "--phrases=a red tail;a white tail", "--csv=out.csv"]
+    assert call(*arguments, "--json=out.json", "--out=any") == 0
+    found = rows(pictures / "out.csv")
+    cosines = [float(row["cosine"]) for row in found]
+    assert cosines[0] > cosines[1]
+    assert all(row["x0"] for row in found)
+    limit = f"--min-cosine={sum(cosines) / 2}"
+    assert call(*arguments, "--json=out.json", "--out=some", "--overwrite", limit) == 0
+    assert "not found" in capsys.readouterr().out
+    first, second = rows(pictures / "out.csv")
+    assert first["x0"]
+    assert (second["x0"], second["cosine"]) == ("", found[1]["cosine"])
+    one, two = json.loads((pictures / "out.json").read_text())["pictures"][0]["phrases"]
+    assert len(one["box_xyxy"]) == 4
+    assert two["box_xyxy"] is None
+    assert (pictures / "any/a.png").read_bytes() != (pictures / "some/a.png").read_bytes()
+
+
 def test_texts_come_from_files_too(asked, pictures):
     (pictures / "labels.txt").write_text("green\n\nred\n")
     (pictures / "phrases.json").write_text(json.dumps({"all": ["blue, or so"]}))
@@ -267,10 +287,10 @@ def test_ctrl_c_before_the_first_picture(pictures, monkeypatch, capsys):
 def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypatch, capsys):
     draw = predict._draw
 
-    def full(answer, out):
+    def full(answer, out, min_cosine):
         if answer.target.file.parent.name == "deep":
             raise OSError("No space left on device")
-        draw(answer, out)
+        draw(answer, out, min_cosine)
 
     monkeypatch.setattr(predict, "_draw", full)
     assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1

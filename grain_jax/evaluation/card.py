@@ -31,20 +31,23 @@ def draw_card(
     others_xyxy: Float[np.ndarray, "n 4"],
     view_xyxy: Float[np.ndarray, "4"],
     path: Path,
+    unfound: Sequence[tuple[str, float]] = (),
 ) -> None:
     """Writes one picture (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
 
     Above it `answers`, each with its figure; below it a line for every text and its score, under
-    the number and colour of its box, which texts may share. Other regions are grey and dashed, and
-    what lies outside `view_xyxy`, which the model did not see, is pale.
+    the number and colour of its box, which texts may share; then the texts that are `unfound`, with
+    scores too low for a box. Other regions are grey and dashed, and what lies outside `view_xyxy`,
+    which the model did not see, is pale.
     """
     height, width = image.shape[:2]
     scale = LONG_SIDE / max(height, width)
     # Of very long pictures, the short side stays wide enough to see.
     size = max(scale * width, 0.8), max(scale * height, 0.8)
     boxes = list(dict.fromkeys(_corners(one) for one in found))  # in the order of their texts
-    shown = found[:MAX_FOUND]
-    lines = len(shown) + (len(found) > len(shown))
+    shown, missing = found[:MAX_FOUND], unfound[: MAX_FOUND - len(found[:MAX_FOUND])]
+    left_out = len(found) + len(unfound) - len(shown) - len(missing)
+    lines = len(shown) + len(missing) + bool(left_out)
     top = MARGIN + LINE * (1 + len(answers)) + 0.1
     page = LONG_SIDE + 2 * MARGIN, top + size[1] + 0.1 + LINE * lines + MARGIN
     figure = Figure(figsize=page, dpi=DPI, facecolor="white")
@@ -64,16 +67,19 @@ def draw_card(
         draw_box(axes, np.array(corners), _colour(number), dashed=False)
     for number, (x, y) in enumerate(_badge_places(boxes, size)):
         _draw_badge(axes, x, y, str(number + 1), _colour(number), size)
-    baseline = top + size[1] + 0.1 + 0.16
+    baseline, left_of_texts = top + size[1] + 0.1 + 0.16, MARGIN + BADGE[0] + 0.1
     for one in shown:
         number = boxes.index(_corners(one))
-        left = MARGIN + BADGE[0] + 0.1
         score = "" if one.score is None else f"{one.score:.2f}"
         _draw_key(canvas, MARGIN, baseline, str(number + 1), _colour(number))
-        _draw_line(canvas, left, baseline, ", ".join(one.texts), score)
+        _draw_line(canvas, left_of_texts, baseline, ", ".join(one.texts), score)
         baseline += LINE
-    if len(found) > len(shown):
-        canvas.text(MARGIN, baseline, f"and {len(found) - len(shown)} more", colour=FAINT)
+    for text, cosine in missing:
+        line = f"not found: {text}"
+        _draw_line(canvas, left_of_texts, baseline, line, f"{cosine:.2f}", colour=FAINT)
+        baseline += LINE
+    if left_out:
+        canvas.text(MARGIN, baseline, f"and {left_out} more", colour=FAINT)
     figure.savefig(path, format="png")
 
 
@@ -116,13 +122,14 @@ def _draw_line(
     figures: str,
     *,
     weight: str = "normal",
+    colour: str = "black",
 ) -> None:
     """A text, and its figure at the right edge of the card."""
     right = MARGIN + LONG_SIDE
     taken = canvas.inches(figures, FontProperties(size=TEXT_SIZE, weight=weight)) + 0.15
     text = canvas.shortened(text, right - left - taken, size=TEXT_SIZE, weight=weight)
-    canvas.text(left, baseline, text, size=TEXT_SIZE, weight=weight)
-    canvas.text(right, baseline, figures, size=TEXT_SIZE, weight=weight, ha="right")
+    canvas.text(left, baseline, text, size=TEXT_SIZE, weight=weight, colour=colour)
+    canvas.text(right, baseline, figures, size=TEXT_SIZE, weight=weight, colour=colour, ha="right")
 
 
 def _badge_places(

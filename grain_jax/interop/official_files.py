@@ -125,29 +125,29 @@ def _array(path: Path, name: str, value: Any) -> np.ndarray:
 
 
 def _check_representable(config: ModelConfig) -> None:
+    needed: dict[str, Any] = {
+        "vision.activation": "gelu",
+        "text.activation": "quick_gelu",
+        "vision.norm_eps": 1e-6,
+        "text.norm_eps": 1e-5,
+        "vision.qk_norm": True,
+        "vision.patch_bias": True,
+        "vision.pre_norm": False,
+        "vision.pooling": "cls",
+        "text.causal": True,
+        "text.pooling": "end",
+        "text.projection_bias": False,
+    }
+    if config.kind == "grain":  # a shared projection would load, and be trained on as two
+        needed |= {"decoder.share_projection": False, "decoder.memory_position": "none"}
     odd = []
-    if config.decoder.share_projection and config.kind == "grain":
-        odd.append("model.decoder.share_projection=True (loads, but would be trained as two)")
-    if config.decoder.memory_position != "none" and config.kind == "grain":
-        odd.append(f'model.decoder.memory_position="{config.decoder.memory_position}"')
-    if not config.vision.qk_norm:
-        odd.append("model.vision.qk_norm=False")
-    for part, name, official in (
-        ("vision", "activation", "gelu"),
-        ("text", "activation", "quick_gelu"),
-        ("vision", "norm_eps", 1e-6),
-        ("text", "norm_eps", 1e-5),
-        ("vision", "patch_bias", True),
-        ("vision", "pre_norm", False),
-        ("vision", "pooling", "cls"),
-        ("text", "causal", True),
-        ("text", "pooling", "end"),
-        ("text", "projection_bias", False),
-    ):
+    for path, official in needed.items():
+        part, _, name = path.partition(".")
         if (value := getattr(getattr(config, part), name)) != official:
-            odd.append(f"model.{part}.{name}={value} (it has {official})")
+            odd.append((f"model.{path}={value}", f"--config.model.{path}={str(official).lower()}"))
     if odd:
+        found, flags = (", ".join(found for found, _ in odd), " ".join(flag for _, flag in odd))
         raise ValueError(
-            "The official code has no such model: " + "; ".join(odd) + ". Export it with "
-            "--to=huggingface, or train one without."
+            f"The official code has no such model: {found}. Export it with --to=huggingface, or "
+            f"train one with {flags}."
         )
