@@ -420,6 +420,7 @@ def _draw(answer: Answer, out: Path, min_cosine: float) -> None:
     if answer.phrases is not None:
         seen = [*answer.phrases.phrases, *seen]
     unfound = [(one.text, one.cosine) for one in seen if one.cosine < min_cosine]
+    unfound, seen = list(dict.fromkeys(unfound)), list(dict.fromkeys(seen))  # asked twice
     seen = [one for one in seen if one.cosine >= min_cosine]
     queries = {one.query for one in seen}
     others = [
