@@ -150,6 +150,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     # Weights to start from, and the settings that come with them.
     given = _pretrained(config, workdir)
     config, notes = given.config, [*given.notes]
+    validate(config)
 
     # Devices and mesh.
     mesh = sharding.make_mesh(config.mesh)
@@ -283,7 +284,6 @@ def _pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
         )
     trained = read_model(config.init)
     config, came_along = start.adopt(config, trained.config)
-    validate(config)
     notes = list(came_along.values())
     if config.data.tokenizer == "world":
         own = build_tokenizer(config.data)

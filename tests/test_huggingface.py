@@ -188,7 +188,8 @@ def test_a_pipeline_keeps_the_template_it_was_made_with(auto):
         plain(picture, candidate_labels="red")
 
 
-DESCRIBED = {"red": ["red crest", "a long tail"], "blue": ["blue tail"], "bird": ["the bird"]}
+LONG = "a long red tail with a blue crest and red"  # cut as a text, and sooner as a description
+DESCRIBED = {"red": ["red crest", LONG], "blue": ["blue tail"], "bird": ["the bird"]}
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,34 @@ def test_descriptions_tell_labels_as_in_jax(changes, alpha):
         np.testing.assert_allclose([entry["score"] for entry in one], expected, atol=1e-5)
     single = pipeline(pictures[0], candidate_labels=labels, descriptions=DESCRIBED, alpha=alpha)
     assert [entry["label"] for entry in single] == [entry["label"] for entry in found[0]]
+
+
+def made(auto, **arguments):
+    from grain_jax.interop.huggingface.processing_grain import GrainZeroShotPipeline
+
+    model, processor = auto
+    parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
+    return GrainZeroShotPipeline(model=model, **parts, **arguments)
+
+
+def test_what_a_pipeline_is_made_with_is_used(auto):
+    expected = made(auto)(picture("RGB"), descriptions=DESCRIBED, alpha=0.25)
+    assert made(auto, descriptions=DESCRIBED, alpha=0.25)(picture("RGB")) == expected
+    template = made(auto, hypothesis_template="the {} bird")
+    assert template(picture("RGB"), descriptions=DESCRIBED, alpha=0.25) == expected
+
+
+@pytest.mark.parametrize("ensemble", ["embedding", "cosine"])
+def test_names_are_told_as_in_jax(ensemble):
+    loaded = tiny_model(kind="clip")
+    loaded.config.evaluation.name_ensemble = ensemble
+    parts = (huggingface_folder.torch_model(loaded), huggingface_folder.processor(loaded))
+    found = made(parts)(picture("RGB"), candidate_labels=LABELS)
+    model = Model(loaded, note=lambda text: None)
+    (answer,) = model.classify(np.asarray(picture("RGB")), LABELS)
+    scores = {entry["label"]: entry["score"] for entry in found}
+    for one in answer.ranked:
+        assert scores[one.label] == pytest.approx(one.probability, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +346,9 @@ def test_boxes_of_a_turned_picture_are_those_of_the_upright_one(auto, tmp_path):
     turned.load()
     height, width = picture("RGB").width, picture("RGB").height
     expected = auto[1].boxes_in_pixels(boxes, [(height, width)])[0]
-    for given in (turned, tmp_path / "turned.png", np.zeros((height, width, 3), np.uint8)):
+    array = np.zeros((height, width, 3), np.uint8)
+    sizes = [height, width], torch.tensor([height, width]), np.array([height, width])
+    for given in (turned, tmp_path / "turned.png", array, *sizes):
         np.testing.assert_array_equal(auto[1].boxes_in_pixels(boxes, [given])[0], expected)
     with pytest.raises(ValueError, match="Boxes of 1 pictures, and 2 pictures"):
         auto[1].boxes_in_pixels(boxes, [turned, turned])

@@ -15,7 +15,7 @@ from grain_jax.config_rules import problems
 from grain_jax.data.tokenizer import WordTokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.interop.read import read_model, write_run
-from grain_jax.interop.start import adopt, resize_positions, start_from
+from grain_jax.interop.start import adopt, adopt_again, resize_positions, start_from
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import LoadedModel
 from grain_jax.training.optimizer import rate_factors
@@ -134,6 +134,21 @@ def test_settings_that_contradict_the_weights_are_refused():
         adopt(config, tiny_clip())
 
 
+@pytest.mark.parametrize("pooling", ["end", "last"])
+@pytest.mark.parametrize("lengths", [(77, 77), (5, 4), (100, 4)])
+def test_the_same_command_adopts_the_same_again(pooling, lengths):
+    """Texts of a SigLIP are as long as its positions, whatever was asked for."""
+    trained, config = tiny_clip(), TrainConfig(init="RUN")
+    trained.model.text.pooling = pooling
+    config.data.caption_length, config.data.description_length = lengths
+    first, notes = adopt(config, trained)
+    assert adopt_again(config, first, tuple(notes)) == first
+    config.data.description_length = 3  # set since: kept, for the check of a resume to see
+    again = adopt_again(config, first, tuple(notes))
+    expected = trained.model.text.context_length if pooling == "last" else 3
+    assert again.data.description_length == expected
+
+
 def test_a_bound_of_training_may_differ_from_that_of_the_weights():
     trained = tiny_clip()
     trained.model.max_logit_scale = 112.0
@@ -229,6 +244,8 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monk
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints")[-1] == 3
     assert grain_jax.train.main([*arguments, "--config.model.decoder.num_queries=7"]) == 2
     assert "holds a run with other settings (model.decoder.num_queries" in capsys.readouterr().err
+    assert grain_jax.train.main([*arguments, "--config.evaluation.best_metric=unseen/x"]) == 2
+    assert "evaluation.best_metric" in capsys.readouterr().err
 
 
 def test_a_run_of_averaged_weights_on_many_devices_is_written_for_one(clip, tmp_path):

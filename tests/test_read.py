@@ -1,5 +1,6 @@
 """Models of other formats, read back: our exports, and files of the official code."""
 
+import fnmatch
 import json
 import shutil
 
@@ -10,7 +11,7 @@ import tiny_model
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.data.tokenizer import ClipTokenizer
-from grain_jax.interop import huggingface_folder
+from grain_jax.interop import huggingface_folder, read
 from grain_jax.interop.official import from_official, to_official
 from grain_jax.interop.read import read_model
 from grain_jax.models.build import abstract_params
@@ -121,55 +122,68 @@ def test_the_table_of_names_has_the_parts_of_pretrained_towers():
     jax.tree.map(np.testing.assert_array_equal, from_official(state, config), params)
 
 
-HUB = {
-    "both": ["config.json", "model.safetensors", "pytorch_model.bin", "open_clip_config.json"],
-    "old": ["config.json", "pytorch_model.bin", "onnx/model.json", "README.md", "vocab.txt"],
-    "open_clip": ["open_clip_config.json", "open_clip_pytorch_model.bin", "tokenizer.json"],
-    "official": ["checkpoint.pth"],
+CLIP, TIMM = json.dumps({"model_type": "clip"}), json.dumps({"architecture": "vit"})
+HUB = {  # files of a repository, and those of them that a download brings
+    "both": (
+        {"config.json": CLIP, "model.safetensors": "", "pytorch_model.bin": ""}
+        | {"open_clip_config.json": "{}", "open_clip_model.safetensors": "", "README.md": ""},
+        {"config.json", "open_clip_config.json", "model.safetensors"},
+    ),
+    "old": (
+        {"config.json": CLIP, "pytorch_model.bin": "", "onnx/model.json": "{}", "vocab.txt": ""},
+        {"config.json", "pytorch_model.bin", "vocab.txt"},
+    ),
+    "timm": (  # its config.json and model.safetensors are of another library
+        {"config.json": TIMM, "model.safetensors": "", "open_clip_config.json": "{}"}
+        | {"open_clip_model.safetensors": "", "tokenizer.json": "{}"},
+        {"config.json", "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"},
+    ),
+    "official": ({"checkpoint.pth": "", "other.pth": ""}, {"checkpoint.pth"}),
 }
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub whose every repository is the same export; what was asked of it."""
+    """A hub, and the calls of it; what is downloaded lies in a folder of the commit's name."""
     import huggingface_hub
 
-    monkeypatch.chdir(tmp_path)
-    huggingface_folder.write_folder(tiny_model.tiny_model(), tmp_path / "export")
     asked = []
 
-    def list_repo_files(self, name, revision):
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision))
         if name.startswith("gone/"):
-            raise OSError("no network")
-        return HUB[name.partition("/")[2]]
+            raise RuntimeError("connection refused")  # transports have errors of their own
+        folder = tmp_path / "cache" / "c0ffee"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in HUB[name.partition("/")[2]][0].items():
+            wanted = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
+            if wanted and not any(fnmatch.fnmatch(file, pattern) for pattern in ignore_patterns):
+                (folder / file).write_text(content)
+        return str(folder)
 
-    def snapshot_download(name, *, revision, allow_patterns=None, local_files_only=False):
-        asked.append("copy" if local_files_only else sorted(allow_patterns))
-        return str(tmp_path / "export")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return asked
 
 
-@pytest.mark.parametrize(
-    ("name", "files"),
-    [
-        ("both", ["config.json", "model.safetensors", "open_clip_config.json"]),
-        ("old", ["config.json", "pytorch_model.bin", "vocab.txt"]),
-        ("open_clip", sorted(HUB["open_clip"])),
-        ("official", ["checkpoint.pth"]),
-    ],
-)
-def test_of_the_hub_the_weights_are_downloaded_once(hub, name, files):
-    assert read_model(f"someone/{name}@v1.0").config.name == f"someone/{name}@v1.0"
-    assert hub == [(f"someone/{name}", "v1.0"), files]
+@pytest.mark.parametrize("name", HUB)
+def test_of_the_hub_the_weights_come_in_one_format(hub, name):
+    folder = read._download(f"someone/{name}@v1.0")
+    assert {path.name for path in folder.iterdir()} == HUB[name][1]
+    assert hub[0] == (f"someone/{name}", "v1.0")
+    assert set(hub[1:]) == {(f"someone/{name}", "c0ffee")}  # all of the same commit
 
 
-def test_without_a_network_a_copy_of_the_hub_will_do(hub):
-    read_model("gone/clip")
-    assert hub == [("gone/clip", None), "copy"]
+def test_a_name_of_the_hub_is_read_and_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    huggingface_folder.write_folder(tiny_model.tiny_model(), tmp_path / "cache")
+    monkeypatch.setattr(read, "_download", lambda name: tmp_path / "cache")
+    assert read_model("someone/model").config.name == "someone/model"
+
+
+def test_what_the_hub_does_not_give_is_said(hub):
+    with pytest.raises(ValueError, match=r"no folder gone/clip, .* connection refused"):
+        read_model("gone/clip")
 
 
 def test_a_mistake_in_a_path_is_not_looked_up_on_the_hub(hub, tmp_path):

@@ -343,7 +343,10 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
                 raise ValueError(
                     "This checkpoint's tokenizer needs: pip install 'grain_jax[tokenizers]'."
                 ) from error
-            tokenizer = tokenizers.Tokenizer.from_str(spec["tokenizer"])
+            try:
+                tokenizer = tokenizers.Tokenizer.from_str(spec["tokenizer"])
+            except Exception as error:  # the class of what its library raises is no other
+                raise ValueError(f"A stored tokenizer cannot be read: {error}") from error
             if spec["kind"] == "huggingface":
                 return HuggingFaceTokenizer(tokenizer, start=spec["start"], end=spec["end"])
             return PaddedTokenizer(tokenizer, pad_id=spec["pad_id"], pad_left=spec["pad_left"])

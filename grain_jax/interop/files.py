@@ -75,6 +75,8 @@ def read_torch(path: Path) -> Any:
     except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
         raise ValueError(f"{path} cannot be read safely: {error}") from error
     for name, tensor in _tensors(content, "", torch.Tensor):
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise ValueError(f"{path}: {name} is no tensor that is stored as plain numbers.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{path}: {name} says {list(tensor.shape)}, and has less stored.")
     return content
@@ -99,9 +101,9 @@ def _check_size(path: Path) -> None:
 
 
 def _state_dict(path: Path) -> dict[str, np.ndarray]:
-    import torch
-
     content = read_torch(path)
+    import torch  # it is there, as the file was read
+
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]  # of a training checkpoint
     if not isinstance(content, Mapping):

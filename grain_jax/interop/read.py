@@ -49,7 +49,7 @@ KINDS = (
     "a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip"
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-HUB_SUFFIXES = (".json", ".txt", ".model")
+HUB_SETTINGS = ("*.json", "*.txt", "*.model")
 OUR_FOLDERS = ("runs", "exports")  # a mistake in "runs/demo" is no model of a user called "runs"
 OFFICIAL_TEXT_HEAD, OFFICIAL_DECODER_HEADS = 64, 8  # no shape tells them
 
@@ -191,36 +191,38 @@ def _official_config(state: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _download(name: str) -> Path:
-    """The folder of a model on the hub, "owner/name" or "owner/name@revision"."""
+    """The folder of a model on the hub, "owner/name" or "owner/name@revision".
+
+    Without a network the copy of an earlier download. Raises ValueError.
+    """
     try:
-        from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ValueError(
             f"There is no folder {name}; to look for it on the Hugging Face hub: "
             "pip install 'grain_jax[tokenizers]'."
         ) from error
     repository, _, revision = name.partition("@")
-    download = functools.partial(snapshot_download, repository, revision=revision or None)
+    download = functools.partial(snapshot_download, repository, ignore_patterns=["*/*"])
     try:
-        try:
-            files = HfApi().list_repo_files(repository, revision=revision or None)
-        except (HfHubHTTPError, OSError):  # without a network a copy of before may be here
-            return Path(str(download(local_files_only=True)))
-        return Path(str(download(allow_patterns=_wanted(files))))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        # Settings and tokenizer first: they tell which of several formats of weights is read.
+        settings = download(revision=revision or None, allow_patterns=list(HUB_SETTINGS))
+        folder = Path(str(settings))
+        for file in _weights(folder):
+            download(revision=folder.name, allow_patterns=[file])
+            if (folder / file).is_file():
+                break
+    except Exception as error:  # the transport below the hub's client has errors of its own
         raise ValueError(
-            f"There is no folder {name}, nor is it had from the hub: {error}"
+            f"There is no folder {name}, and the Hugging Face hub does not give it: {error}"
         ) from error
+    return folder
 
 
-def _wanted(files: Sequence[str]) -> list[str]:
-    """Settings and tokenizer, and of the weights, which come in several formats, those we read."""
-    formats: Sequence[str] = (OFFICIAL_FILE,)
-    if HUGGINGFACE_CONFIG in files:
-        formats = WEIGHTS
-    elif OPEN_CLIP_CONFIG in files:
-        formats = OPEN_CLIP_WEIGHTS
-    weights = [file for file in formats if file in files]
-    small = [file for file in files if file.endswith(HUB_SUFFIXES) and "/" not in file]
-    return [*small, *weights[:1]]
+def _weights(folder: Path) -> Sequence[str]:
+    """Files of weights that the model of a folder may have, as `_read_other` chooses."""
+    if (folder / HUGGINGFACE_CONFIG).is_file() and "model_type" in read_json(
+        folder / HUGGINGFACE_CONFIG
+    ):
+        return WEIGHTS
+    return OPEN_CLIP_WEIGHTS if (folder / OPEN_CLIP_CONFIG).is_file() else (OFFICIAL_FILE,)

@@ -98,8 +98,9 @@ def adopt_again(config: TrainConfig, before: TrainConfig, adopted: Sequence[str]
     default = leaves(TrainConfig())
     for path in adopted:
         given, value = wanted[path][0], saved[path][0]
-        too_long = path in LENGTHS and given > value
-        if given == default[path][0] or too_long:
+        whole = before.model.text.pooling == "last"  # texts are as long as the positions
+        ruled = path in LENGTHS and (whole or given > value)
+        if given == default[path][0] or ruled:
             _assign(config, path, value)
     return config
 

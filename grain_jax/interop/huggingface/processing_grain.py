@@ -161,7 +161,7 @@ class GrainProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def boxes_in_pixels(
-        self, pred_boxes: Any, pictures: Sequence[Picture | tuple[int, int]]
+        self, pred_boxes: Any, pictures: Sequence[Picture | Sequence[int]]
     ) -> list[Any]:
         """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) [Q, 4] of each picture.
 
@@ -172,7 +172,7 @@ class GrainProcessor(ProcessorMixin):
             raise ValueError(f"Boxes of {len(pred_boxes)} pictures, and {len(pictures)} pictures.")
         found = []
         for boxes, picture in zip(pred_boxes, pictures, strict=True):
-            height, width = picture if isinstance(picture, tuple) else _upright_size(picture)
+            height, width = _upright_size(picture) if _is_picture(picture) else map(int, picture)
             left, top, right, bottom = self.image_processor.seen_area(height, width)
             scale = boxes.new_tensor([right - left, bottom - top] * 2)
             corners = boxes[:, [0, 1, 0, 1]] + boxes[:, [2, 3, 2, 3]] * boxes.new_tensor(
@@ -185,19 +185,27 @@ class GrainProcessor(ProcessorMixin):
 class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     """As its base class, with these differences.
 
-    Without `hypothesis_template` the prompts are the model's own; of several, the mean embedding
-    stands for a label. `descriptions`, {label: [text, ...]}, tell the labels instead of their
-    names: the score is `alpha` x whole image + (1 - `alpha`) x regions, each a mean over the
-    descriptions; `alpha` is 0.5 if not given, 1 for a model without regions. Long texts are cut.
+    Without `hypothesis_template` the prompts are the model's own; of several, the mean stands for a
+    label, of the embeddings or of the cosines as the model was evaluated. `descriptions`,
+    {label: [text, ...]}, tell the labels instead of their names: the score is `alpha` x whole image
+    + (1 - `alpha`) x regions, each a mean over the descriptions; `alpha` is 0.5 if not given, 1 for
+    a model without regions. Long texts are cut.
     """
 
     def check_model_type(self, supported_models: Any) -> None:
         """Every model that names this class in its configuration is meant for it."""
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
-        """Raises ValueError for what does not go together, TypeError for unknown arguments."""
-        if candidate_labels is None and kwargs.get("descriptions"):
-            candidate_labels = list(kwargs["descriptions"])
+        """Raises ValueError for what does not go together, TypeError for unknown arguments.
+
+        What is not given is as the pipeline was made with; descriptions go without a template.
+        """
+        made: dict[str, Any] = self._preprocess_params
+        if kwargs.get("descriptions") is not None:
+            kwargs.setdefault("hypothesis_template", None)
+        if candidate_labels is None:
+            described = kwargs.get("descriptions") or made.get("descriptions") or ()
+            candidate_labels = made.get("candidate_labels") or list(described)
         return super().__call__(image, candidate_labels, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict]:
@@ -292,9 +300,10 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
                 prompts = F.normalize(prompts, dim=-1)
             scores = output.image_embeds @ prompts.T
         else:
-            ids = described["ids"].to(self.model.device)
+            alpha = described["alpha"]
+            ids = None if alpha == 1 else described["ids"].to(self.model.device)
             output = self.model(**texts, **model_inputs, description_ids=ids)
-            scores = self._mixed(output, described["counts"], described["alpha"])
+            scores = self._mixed(output, described["counts"], alpha)
         return {"candidate_labels": labels, "logits": self.model.logit_scale() * scores}
 
     def _mixed(self, output: Any, counts: list[int], alpha: float) -> Any:
@@ -322,6 +331,11 @@ def upright_rgb(image: Picture) -> Image.Image:
     turn = TURNS.get(_orientation(image))
     image = _of_mode(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _is_picture(given: Any) -> bool:
+    """Rather than a size: two numbers in a tuple, list, array or tensor."""
+    return isinstance(given, str | Path | Image.Image) or np.ndim(given) > 1
 
 
 def _opened(image: Picture) -> Picture:
