@@ -161,16 +161,12 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         config, evaluation=dataclasses.replace(config.evaluation, **settings)
     )
     kind, split = _kind(options.data), None
-    data = config.data
-    if (
-        kind == "own"
-        and data.source == "records"
-        and not (data.directory or config.evaluation.zero_shot)
-    ):
-        raise ValueError(
-            f"{options.checkpoint} says nothing of data to evaluate it on; give some with --data."
-        )
     if kind == "own" and config.data.source == "records" and not config.evaluation.zero_shot:
+        if not config.data.directory:
+            raise ValueError(
+                f"{options.checkpoint} says nothing of data to evaluate it on; give some with "
+                "--data."
+            )
         _refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
     if kind == "records":
         split = options.split or config.data.eval_split or "validation"

@@ -210,8 +210,7 @@ class Model:
         in every one of `templates` ("{}" takes the name; None: the model's own). With them the
         score is alpha x whole image + (1 - alpha) x regions; the whole image meets the
         descriptions, or with `by="name_and_regions"` the name (the official protocol). `alpha` is
-        0.5 if not given, and 1 for a CLIP model, which has no regions.
-        Raises ValueError.
+        0.5 if not given, and 1 for a CLIP model, which has no regions. Raises ValueError.
         """
         if labels is None:
             labels = tuple(_checked_mapping(descriptions))

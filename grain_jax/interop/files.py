@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """What a torch file holds, with nothing in it executed. Raises ValueError.
 
     Tensors must be stored in full: a file of a few bytes can claim one of terabytes.
@@ -69,7 +69,7 @@ def read_torch(path: Path) -> Any:
         raise ValueError(
             f"{path} is a torch file: pip install 'grain_jax[torch]', or give safetensors."
         ) from error
-    _check_size(path)
+    _check_size(path, max_bytes)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
@@ -95,9 +95,9 @@ def _is_zip(path: Path) -> bool:
     return zipfile.is_zipfile(path)
 
 
-def _check_size(path: Path) -> None:
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} has {size / 2**30:.1f} GiB; expected at most {MAX_BYTES >> 30}.")
+def _check_size(path: Path, max_bytes: int = MAX_BYTES) -> None:
+    if (size := path.stat().st_size) > max_bytes:
+        raise ValueError(f"{path} has {size / 2**30:.1f} GiB; expected at most {max_bytes >> 30}.")
 
 
 def _state_dict(path: Path) -> dict[str, np.ndarray]:

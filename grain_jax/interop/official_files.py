@@ -25,6 +25,7 @@ OFFICIAL_FILE = "checkpoint.pth"  # in the folder of an export
 OURS, METADATA = "grain_jax", "metadata"
 REGION_SCALE = "region_logit_scale"
 WRAPPER = "module."  # of DistributedDataParallel
+MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
 NOT_OF_THE_MODEL = {"position_init", "init", "token_init_std", "dropout", "num_queries"}
 
@@ -85,7 +86,7 @@ def read_official(path: Path) -> OfficialFile:
 
     Raises ValueError for a file that is too large or is no such checkpoint.
     """
-    content = read_torch(path)
+    content = read_torch(path, max_bytes=MAX_BYTES)
     if not isinstance(content, Mapping) or BACKBONE not in content:
         names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(

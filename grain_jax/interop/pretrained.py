@@ -123,14 +123,8 @@ def read_huggingface_clip(folder: Path) -> LoadedModel:
         # Its pooled image is the embedding. The size is that of a tensor that is really there: the
         # configuration may say anything.
         state["backbone.image_projection"] = np.eye(*pooled.shape, dtype=np.float32)
-    return _loaded(
-        folder,
-        state,
-        left,
-        model,
-        tokenizer=_tokenizer(folder, model),
-        preprocessing=huggingface_preprocessing(folder, model.image_size, siglip=siglip),
-    )
+    preprocessing = huggingface_preprocessing(folder, model.image_size, siglip=siglip)
+    return _loaded(folder, state, left, model, preprocessing)
 
 
 def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> LoadedModel:
@@ -177,14 +171,7 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
         folder / OPEN_CLIP_CONFIG, given.get("preprocess_cfg") or {}, model.image_size
     )
     state, left = from_open_clip(read_weights(folder, weights))
-    return _loaded(
-        folder,
-        state,
-        left,
-        model,
-        tokenizer=_tokenizer(folder, model),
-        preprocessing=preprocessing,
-    )
+    return _loaded(folder, state, left, model, preprocessing)
 
 
 def _loaded(
@@ -192,10 +179,9 @@ def _loaded(
     state: dict[str, np.ndarray],
     left: list[str],
     model: ModelConfig,
-    *,
-    tokenizer: Tokenizer,
     preprocessing: Preprocessing,
 ) -> LoadedModel:
+    tokenizer = _tokenizer(folder, model)
     if odd := [name for name in left if not name.endswith(NOT_OURS)]:
         raise ValueError(f"{folder}: unknown tensor {odd[0]} ({len(odd)} in all).")
     scale = state.get("backbone.logit_scale")

@@ -18,7 +18,6 @@ from transformers.processing_utils import ProcessorMixin
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZES = ("squash", "crop")
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -172,7 +171,10 @@ class GrainProcessor(ProcessorMixin):
             raise ValueError(f"Boxes of {len(pred_boxes)} pictures, and {len(pictures)} pictures.")
         found = []
         for boxes, picture in zip(pred_boxes, pictures, strict=True):
-            height, width = _upright_size(picture) if _is_picture(picture) else map(int, picture)
+            if _is_picture(picture):
+                width, height = upright_rgb(picture).size
+            else:
+                height, width = map(int, picture)
             left, top, right, bottom = self.image_processor.seen_area(height, width)
             scale = boxes.new_tensor([right - left, bottom - top] * 2)
             corners = boxes[:, [0, 1, 0, 1]] + boxes[:, [2, 3, 2, 3]] * boxes.new_tensor(
@@ -237,9 +239,8 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
                 raise ValueError("hypothesis_template is for names; descriptions stand as given.")
             texts, described = self._described(candidate_labels, descriptions, alpha)
         # Before the base class does, which drops transparency and clips 16 bits.
-        if isinstance(image, str) and os.path.isfile(image):  # no URL, nor base64
-            image = _opened(image)
-        if isinstance(image, Image.Image):
+        file = isinstance(image, str) and os.path.isfile(image)  # no URL, nor base64
+        if file or isinstance(image, Image.Image):
             image = upright_rgb(image)
         settings = {"truncation": True, "padding": self._padding()}
         inputs = super().preprocess(image, texts, "{}", timeout=timeout, tokenizer_kwargs=settings)
@@ -344,16 +345,6 @@ def _opened(image: Picture) -> Picture:
     with Image.open(image) as opened:
         opened.load()
         return opened
-
-
-def _upright_size(image: Picture) -> tuple[int, int]:
-    """Height and width."""
-    image = _opened(image)
-    if not isinstance(image, Image.Image):
-        height, width = np.asarray(image).shape[:2]
-        return height, width
-    sideways = _orientation(image) in SIDEWAYS
-    return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
