@@ -17,7 +17,6 @@ On a CPU under Linux the command starts itself again with huge pages, which XLA'
 less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
 """
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -28,21 +27,20 @@ import jax
 from absl import flags
 
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config_files import config_from_json, config_to_json, parse_arguments
+from grain_jax.config_files import config_to_json, parse_arguments
 from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
 from grain_jax.data.records import Batch, Source
 from grain_jax.data.sources import open_source
-from grain_jax.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_from_spec
+from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
 from grain_jax.evaluation.tables import print_results
 from grain_jax.interop import start
-from grain_jax.interop.read import read_model
 from grain_jax.models.build import build_model
-from grain_jax.training import checkpoint, environment, metrics, sharding
-from grain_jax.training.checkpoint import Checkpoints, LoadedModel, SaveFailed, make_metadata
+from grain_jax.training import environment, metrics, sharding
+from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
 from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
 from grain_jax.training.processes import StopRequested, StopSignals, join_processes
@@ -148,7 +146,7 @@ class Run:
 def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     """Opens devices, data, model and run folder; ValueError for what the user must change."""
     # Weights to start from, and the settings that come with them.
-    given = _pretrained(config, workdir)
+    given = start.pretrained(config, workdir)
     config, notes = given.config, [*given.notes]
     validate(config)
 
@@ -252,46 +250,6 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     for note in notes:
         screen.say(f"Note: {note}.")
     return run
-
-
-@dataclass
-class Pretrained:
-    """The trained weights that a run starts from, and what comes with them."""
-
-    config: TrainConfig
-    trained: LoadedModel | None = None  # None from the seed, or for a run that goes on
-    tokenizer: Tokenizer | None = None  # of the weights; None: the one that the config names
-    adopted: Sequence[str] = ()  # settings that came with the weights
-    notes: Sequence[str] = ()  # for the screen
-
-
-def _pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
-    """A run that has a checkpoint is past its start: what came along is in there, and the weights
-    of `init` need not be there any more.
-    """
-    if not config.init:
-        return Pretrained(config)
-    folder = workdir / checkpoint.FOLDER
-    if steps := checkpoint.complete_steps(folder):
-        saved = checkpoint.read_metadata(folder, steps[-1])
-        before = config_from_json(json.dumps(saved["config"]))
-        if before.init != config.init:
-            return Pretrained(config)  # which is refused, with all else that changed
-        adopted = saved.get("adopted", ())
-        config = start.adopt_again(config, before, adopted)
-        return Pretrained(
-            config, tokenizer=tokenizer_from_spec(saved["tokenizer"]), adopted=adopted
-        )
-    trained = read_model(config.init)
-    config, came_along = start.adopt(config, trained.config)
-    notes = list(came_along.values())
-    if config.data.tokenizer == "world":
-        own = build_tokenizer(config.data)
-        if own.spec() != trained.tokenizer.spec():
-            notes.append(
-                "the words are those of the weights, another world's: what it has not is unknown"
-            )
-    return Pretrained(config, trained, trained.tokenizer, tuple(came_along), notes)
 
 
 def train(run: Run, screen: Screen, signals: StopSignals) -> None:

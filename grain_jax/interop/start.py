@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -13,8 +15,12 @@ import numpy as np
 from jaxtyping import Float
 
 from grain_jax.config import TrainConfig
+from grain_jax.config_files import config_from_json
 from grain_jax.config_rules import leaves
+from grain_jax.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_from_spec
 from grain_jax.interop.official import stack_layers, unstack_layers
+from grain_jax.interop.read import read_model
+from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import LoadedModel
 from grain_jax.training.state import TrainState
 
@@ -49,6 +55,48 @@ class Origin:
             if names:
                 lines.append(f"{len(names)} {what}: {_summary(names)}")
         return lines
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The trained weights that a run starts from, and what comes with them."""
+
+    config: TrainConfig
+    trained: LoadedModel | None = None  # None from the seed, or for a run that goes on
+    tokenizer: Tokenizer | None = None  # of the weights; None: the one that the config names
+    adopted: Sequence[str] = ()  # settings that came with the weights
+    notes: Sequence[str] = ()  # for the screen
+
+
+def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
+    """What `config.init` names, for a run in `workdir`, and `config` with what comes with it.
+
+    A run that has a checkpoint is past its start: what came along is in there, and the weights need
+    not be there any more. Raises ValueError for weights that do not fit the settings.
+    """
+    if not config.init:
+        return Pretrained(config)
+    folder = workdir / checkpoint.FOLDER
+    if steps := checkpoint.complete_steps(folder):
+        saved = checkpoint.read_metadata(folder, steps[-1])
+        before = config_from_json(json.dumps(saved["config"]))
+        if before.init != config.init:
+            return Pretrained(config)  # which is refused, with all else that changed
+        adopted = saved.get("adopted", ())
+        config = adopt_again(config, before, adopted)
+        return Pretrained(
+            config, tokenizer=tokenizer_from_spec(saved["tokenizer"]), adopted=adopted
+        )
+    trained = read_model(config.init)
+    config, came_along = adopt(config, trained.config)
+    notes = list(came_along.values())
+    if config.data.tokenizer == "world":
+        own = build_tokenizer(config.data)
+        if own.spec() != trained.tokenizer.spec():
+            notes.append(
+                "the words are those of the weights, another world's: what it has not is unknown"
+            )
+    return Pretrained(config, trained, trained.tokenizer, tuple(came_along), notes)
 
 
 def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
