@@ -278,6 +278,13 @@ def test_other_files_are_named(tmp_path, content, named):
     assert named in str(error.value)
 
 
+def test_a_file_of_any_size_is_not_read(golden_file, monkeypatch):
+    assert official_files.MAX_BYTES == 8 * 2**30
+    monkeypatch.setattr(official_files, "MAX_BYTES", golden_file.stat().st_size - 1)
+    with pytest.raises(ValueError, match="GiB; expected at most"):
+        read_model(golden_file)
+
+
 def test_from_official_keeps_its_word_on_what_is_missing(golden_file):
     state = official_files.read_official(golden_file).tensors
     del state["decoder.proj.weight"]

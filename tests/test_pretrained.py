@@ -17,12 +17,14 @@ from grain_jax.interop.fast_tokenizer import fast_tokenizer
 from grain_jax.interop.pretrained import (
     MEAN,
     STD,
+    huggingface_model,
     huggingface_preprocessing,
     read_huggingface_clip,
     read_open_clip,
 )
 from grain_jax.interop.read import read_model
 from grain_jax.interop.start import resize_positions
+from grain_jax.models.build import abstract_params
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -527,6 +529,33 @@ def test_an_imported_model_is_exported_and_read_back(request, tmp_path, kind):
     tokens = processor(text=["a photo of a cat", "bird"], return_tensors="np")["input_ids"]
     if kind == "siglip":  # padded as the tower needs it
         np.testing.assert_array_equal(tokens, expected[0])
+
+
+B_32 = {"model_type": "clip", "projection_dim": 512}
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+L_14 = {
+    "model_type": "clip",
+    "projection_dim": 768,
+    "vision_config": LARGE | {"num_hidden_layers": 24, "patch_size": 14},
+    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "parameters"),
+    [
+        (B_32, 151_277_313),
+        (B_32 | {"vision_config": {"patch_size": 16}}, 149_620_737),
+        (L_14, 427_616_513),
+        # SigLIP B/16: without its logit bias, and with an image projection that is the identity.
+        ({"model_type": "siglip"}, 203_155_970 - 1 + 768**2),
+    ],
+    ids=["ViT-B/32", "ViT-B/16", "ViT-L/14", "SigLIP-B/16"],
+)
+def test_published_models_have_their_published_size(given, parameters):
+    """What their config.json says, the rest left out as there; counted without any weights."""
+    shapes = abstract_params(huggingface_model(given))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 
 
 def test_a_checkpoint_of_open_clip_is_read_by_its_own_name(open_clip):

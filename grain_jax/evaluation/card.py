@@ -13,7 +13,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from grain_jax.evaluation.pictures import COLOURS, FAINT, MISSED, Canvas, NamedBox, draw_box
+from grain_jax.evaluation.pictures import COLOURS, FAINT, INK, MISSED, Canvas, NamedBox, draw_box
 
 DPI = 120
 LONG_SIDE, MARGIN = 6.4, 0.12  # inches
@@ -122,7 +122,7 @@ def _draw_line(
     figures: str,
     *,
     weight: str = "normal",
-    colour: str = "black",
+    colour: str = INK,
 ) -> None:
     """A text, and its figure at the right edge of the card."""
     right = MARGIN + LONG_SIDE

@@ -205,14 +205,11 @@ def loaded_model(
     tokenizer: Tokenizer,
     tokenizer_name: str,
     preprocessing: Preprocessing,
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES,
-    lengths: Mapping[str, int] | None = None,
 ) -> LoadedModel:
     """A model that no run of ours has left, with a configuration that says all that is known.
 
-    `lengths`: tokens of a "caption" and a "description"; by default all positions there are.
+    Captions and descriptions take all positions there are.
     """
-    lengths = lengths or {}
     data = DataConfig(
         source="records",
         resize=preprocessing.resize,
@@ -220,8 +217,8 @@ def loaded_model(
         mean=preprocessing.mean,
         std=preprocessing.std,
         tokenizer=tokenizer_name,
-        caption_length=lengths.get("caption", model.text.context_length),
-        description_length=lengths.get("description", model.text.context_length),
+        caption_length=model.text.context_length,
+        description_length=model.text.context_length,
         max_regions=min(DataConfig.max_regions, model.decoder.num_queries),
     )
     return LoadedModel(
@@ -230,7 +227,7 @@ def loaded_model(
         config=TrainConfig(name=name, model=model, data=data),
         tokenizer=tokenizer,
         preprocessing=preprocessing,
-        templates=templates,
+        templates=DEFAULT_TEMPLATES,
         step=0,
     )
 
