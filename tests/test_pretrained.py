@@ -33,7 +33,9 @@ IMAGE = {"image_size": 32, "patch_size": 8}
 PIXELS = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 
 
-def save(model, folder):
+def save(model, folder, *, seed=0):
+    """Weights drawn by `seed`, whatever drew before."""
+    torch.manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     model.eval().save_pretrained(folder)
@@ -337,14 +339,22 @@ def test_pictures_are_seen_as_by_the_processor_of_transformers(with_processor, f
     labels = ["a photo of a cat", "Dog", "a red bird"]
     squashed = seen.resize == "squash"
     images = pictures(WHOLE_SIZES + ODD_SIZES if squashed else WHOLE_SIZES)
+    inputs = processor(images=[Image.fromarray(image) for image in images], return_tensors="np")
+    levels = inputs["pixel_values"].transpose(0, 2, 3, 1) * seen.std + seen.mean
+    # Pillow rounds between width and height, and a part of a picture may go through them in the
+    # other order: a level of 255 apart, here or there.
+    for image, theirs in zip(images, levels * 255, strict=True):
+        apart = np.abs(seen(image) - theirs)
+        assert apart.max() < 1.01
+        assert np.mean(apart > 0.01) < 0.15
     found = loaded.embed_images(images)
     theirs, cosines = torch_cosines(model, processor, images, labels)
-    assert nearest_other(theirs).min() > 1e-3  # or this test could not fail
-    np.testing.assert_allclose(found.image, theirs, atol=1e-4)
+    assert nearest_other(theirs).min() > 5e-3  # ten times what is let pass below
+    np.testing.assert_allclose(found.image, theirs, atol=5e-4)
     answers = loaded.classify(found, labels, templates=["{}"], top=None)
     scores = [{ranked.label: ranked.score for ranked in answer.ranked} for answer in answers]
     ours = [[score[label] for label in labels] for score in scores]
-    np.testing.assert_allclose(ours, cosines, atol=1e-4)
+    np.testing.assert_allclose(ours, cosines, atol=5e-4)
     if not squashed:  # they cut to whole pixels, we to parts of one
         images = pictures(ODD_SIZES)
         theirs, _ = torch_cosines(model, processor, images, labels)
@@ -355,9 +365,8 @@ def test_pictures_are_seen_as_by_the_processor_of_transformers(with_processor, f
 def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path):
     """By the command, on a folder of images that holds each where transformers puts it."""
     module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
-    torch.manual_seed(4)
     folder = tmp_path / "model"
-    model = save(transformers.CLIPModel(clip[0].config), folder)
+    model = save(transformers.CLIPModel(clip[0].config), folder, seed=4)
     with torch.no_grad():  # only what a picture holds counts, so that they get different names
         for name, parameter in model.vision_model.named_parameters():
             if "norm" in name and name.endswith("weight"):
