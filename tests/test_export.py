@@ -185,7 +185,7 @@ def test_the_torch_model_is_the_official_one(golden_file):
             "out.region_embed": regions,
             "out.boxes_cxcywh": boxes,
             "out.text_embed": model.get_text_features(texts.long()),
-            "out.logit_scale": model.logit_scale()[None],
+            "out.logit_scale": model.logit_factor()[None],
         }
     for name, value in found.items():
         np.testing.assert_allclose(value.numpy(), golden[name], rtol=0, atol=1e-5, err_msg=name)

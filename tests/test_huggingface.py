@@ -441,7 +441,7 @@ def test_training_lowers_the_loss(kind):
 def test_the_loss_is_that_of_ours():
     model = fresh()
     output = model(**batch(), return_loss=True)
-    arrays = (output.image_embeds, output.text_embeds, model.logit_scale())
+    arrays = (output.image_embeds, output.text_embeds, model.logit_factor())
     arrays = [jnp.asarray(tensor.detach().numpy()) for tensor in arrays]
     expected, _ = contrastive_loss(*arrays, key=None)
     np.testing.assert_allclose(output.loss.item(), expected, rtol=1e-5)
@@ -484,8 +484,8 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_a_scale_beyond_its_bound_can_come_back():
     model = fresh()
     torch.nn.init.constant_(model.backbone.logit_scale, 9.0)
-    assert model.logit_scale().item() == pytest.approx(100)
-    model.logit_scale().backward()
+    assert model.logit_factor().item() == pytest.approx(100)
+    model.logit_factor().backward()
     assert model.backbone.logit_scale.grad.item() == pytest.approx(100)
 
 

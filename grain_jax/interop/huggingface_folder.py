@@ -171,9 +171,9 @@ def torch_outputs(model: Any, inputs: Inputs) -> Outputs:
         found = dict(model(pixel_values=pixels, input_ids=tokens, description_ids=tokens))
         found["image_features"] = model.get_image_features(pixels)
         found["text_features"] = model.get_text_features(tokens)
-        found["logit_scale"] = model.logit_scale()
+        found["logit_scale"] = model.logit_factor()
         if model.config.kind == "grain":
-            found["region_logit_scale"] = model.region_logit_scale()
+            found["region_logit_scale"] = model.region_logit_factor()
     return {name: value.float().numpy() for name, value in found.items()}
 
 

@@ -497,7 +497,7 @@ class GrainModel(PreTrainedModel):
             described = F.normalize(self.backbone.encode_text(description_ids).float(), dim=-1)
             scores = None if regions is None else regions @ described.T
         if image is not None and text is not None:
-            logits = self.logit_scale() * image @ text.T
+            logits = self.logit_factor() * image @ text.T
         if return_loss:
             if logits is None or logits.shape[0] != logits.shape[1]:
                 raise ValueError(
@@ -520,19 +520,24 @@ class GrainModel(PreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
+    @property
     def logit_scale(self) -> Tensor:
-        """The factor on the cosines of images and texts."""
-        return self._scale(self.backbone.logit_scale)
+        """The parameter, a logarithm, as `CLIPModel` has it; bounded only in `logit_factor`."""
+        return self.backbone.logit_scale
 
-    def region_logit_scale(self) -> Tensor:
+    def logit_factor(self) -> Tensor:
+        """The factor on the cosines of images and texts."""
+        return self._factor(self.backbone.logit_scale)
+
+    def region_logit_factor(self) -> Tensor:
         """The factor on `description_scores` in training; with "shared" that of images and texts.
 
         Raises AttributeError for a model without regions.
         """
         own = self.config.region_logit_scale == "own"
-        return self._scale(self.decoder.region_logit_scale) if own else self.logit_scale()
+        return self._factor(self.decoder.region_logit_scale) if own else self.logit_factor()
 
-    def _scale(self, log_scale: Tensor) -> Tensor:
+    def _factor(self, log_scale: Tensor) -> Tensor:
         # Straight-through: beyond the bounds there must still be a gradient to bring it back.
         log_scale = log_scale.float()
         clipped = log_scale.clamp(0.0, math.log(self.config.max_logit_scale))

@@ -305,7 +305,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             ids = None if alpha == 1 else described["ids"].to(self.model.device)
             output = self.model(**texts, **model_inputs, description_ids=ids)
             scores = self._mixed(output, described["counts"], alpha)
-        return {"candidate_labels": labels, "logits": self.model.logit_scale() * scores}
+        return {"candidate_labels": labels, "logits": self.model.logit_factor() * scores}
 
     def _mixed(self, output: Any, counts: list[int], alpha: float) -> Any:
         """[B, K] of K labels with `counts` descriptions each."""
