@@ -17,7 +17,7 @@ from tiny_model import TEMPLATES, model_config, tiny_model, torch_params, write_
 
 from grain_jax import export
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.inference import Model
+from grain_jax.inference.model import Model
 from grain_jax.interop import huggingface_folder, parity
 from grain_jax.interop.official import to_official
 from grain_jax.losses.contrastive import contrastive_loss
@@ -479,6 +479,33 @@ def test_gradient_checkpointing_changes_no_gradient():
         enable = getattr(model, "activation_checkpointing_enable", None)  # its later name
         (enable or model.gradient_checkpointing_enable)()
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", ["grain", "clip"])
+def test_features_come_as_those_of_a_clip_of_transformers(kind):
+    model, inputs = fresh(kind=kind).eval(), batch()
+    output = model(**inputs)
+    image = model.get_image_features(inputs["pixel_values"])
+    text = model.get_text_features(inputs["input_ids"])
+    for found, embed in ((image, output.image_embeds), (text, output.text_embeds)):
+        unit = torch.nn.functional.normalize(found.pooler_output, dim=-1)
+        torch.testing.assert_close(unit, embed)
+    assert (
+        image.last_hidden_state.shape[1] - 1
+        == (model.config.image_size // model.config.vision["patch_size"]) ** 2
+    )
+    assert text.last_hidden_state.shape[:2] == inputs["input_ids"].shape
+    if kind == "clip":
+        projected = image.last_hidden_state[:, 0] @ model.backbone.image_projection
+        torch.testing.assert_close(image.pooler_output, projected)
+    tokens, pooled = model.get_text_features(inputs["input_ids"], return_dict=False)
+    assert torch.equal(tokens, text.last_hidden_state)
+    assert torch.equal(pooled, text.pooler_output)
+    assert model.logit_scale is model.backbone.logit_scale  # whose exponent scales the logits
+    cosines = output.image_embeds @ output.text_embeds.T
+    torch.testing.assert_close(output.logits_per_image, model.logit_scale.exp() * cosines)
+    model.config.return_dict = False
+    assert torch.equal(model(**inputs)[0], output.logits_per_image)
 
 
 def test_a_scale_beyond_its_bound_can_come_back():

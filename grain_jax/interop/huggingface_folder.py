@@ -169,8 +169,8 @@ def torch_outputs(model: Any, inputs: Inputs) -> Outputs:
     tokens = torch.from_numpy(inputs.tokens.astype(np.int64))
     with torch.no_grad():
         found = dict(model(pixel_values=pixels, input_ids=tokens, description_ids=tokens))
-        found["image_features"] = model.get_image_features(pixels)
-        found["text_features"] = model.get_text_features(tokens)
+        found["image_features"] = model.get_image_features(pixels).pooler_output
+        found["text_features"] = model.get_text_features(tokens).pooler_output
         found["logit_scale"] = model.logit_factor()
         if model.config.kind == "grain":
             found["region_logit_scale"] = model.region_logit_factor()

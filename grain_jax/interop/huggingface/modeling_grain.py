@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_grain import GrainConfig
 
@@ -246,9 +247,11 @@ class Backbone(nn.Module):
                 self.visual.attn_pool = AttentionPool(vision)
             self.image_projection = nn.Parameter(torch.zeros(vision["width"], config.embed_dim))
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """[N, L] token ids to [N, E], pooled at the first end-of-text, which has the highest id, or
-        at the last position. Raises ValueError for too many tokens, or too few for the latter.
+    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, L] token ids to all tokens [N, L, D] after the final norm, and [N, E] pooled at the
+        first end-of-text, which has the highest id, or at the last position.
+
+        Raises ValueError for too many tokens, or too few for the latter.
         """
         limit = len(self.positional_embedding)
         if tokens.shape[1] > limit:
@@ -262,13 +265,14 @@ class Backbone(nn.Module):
                 f"{tokens.shape[1]}; pad them: tokenizer(..., padding='max_length')."
             )
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x)
+        x = self.ln_final(self.transformer(x))
         if self.pooling == "last":
-            x = x[:, -1]
+            pooled = x[:, -1]
         else:
-            x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
-        x = self.ln_final(x) @ self.text_projection
-        return x if self.text_projection_bias is None else x + self.text_projection_bias
+            pooled = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+        pooled = pooled @ self.text_projection
+        bias = self.text_projection_bias
+        return x, pooled if bias is None else pooled + bias
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -457,17 +461,25 @@ class GrainModel(PreTrainedModel):
         """Of the text tower."""
         self.backbone.token_embedding = value
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """[B, E], not normalised: the image query's embedding (CLIP: the projected CLS token)."""
-        return self._images(pixel_values)[0]
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """`pooler_output` [B, E], not normalised: the image query's embedding (CLIP: the projected
+        CLS token). `last_hidden_state` [B, P, D]: all tokens of the image tower.
+        """
+        tokens = self.backbone.visual(pixel_values)
+        return BaseModelOutputWithPooling(tokens, self._images(tokens)[0])
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """[N, E], not normalised.
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """`pooler_output` [N, E], not normalised. `last_hidden_state` [N, L, D]: all tokens.
 
         The mask, which tokenizers give, changes nothing: attention is causal up to the end of text.
         """
-        return self.backbone.encode_text(input_ids)
+        return BaseModelOutputWithPooling(*self.backbone.encode_text(input_ids))
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -475,8 +487,7 @@ class GrainModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         description_ids: Tensor | None = None,
         return_loss: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> GrainOutput | tuple[Tensor, ...]:
+    ) -> GrainOutput:
         """Whatever the given inputs allow. `description_ids`: texts to compare regions with.
 
         `attention_mask` changes nothing, as above. `return_loss`: the contrastive loss of image i
@@ -488,13 +499,13 @@ class GrainModel(PreTrainedModel):
             raise ValueError("Give pixel_values, input_ids or description_ids.")
         image = regions = boxes = text = described = scores = logits = loss = None
         if pixel_values is not None:
-            image, regions, boxes = self._images(pixel_values)
+            image, regions, boxes = self._images(self.backbone.visual(pixel_values))
             image = F.normalize(image.float(), dim=-1)
             regions = None if regions is None else F.normalize(regions.float(), dim=-1)
         if input_ids is not None:
-            text = F.normalize(self.backbone.encode_text(input_ids).float(), dim=-1)
+            text = F.normalize(self.backbone.encode_text(input_ids)[1].float(), dim=-1)
         if description_ids is not None:
-            described = F.normalize(self.backbone.encode_text(description_ids).float(), dim=-1)
+            described = F.normalize(self.backbone.encode_text(description_ids)[1].float(), dim=-1)
             scores = None if regions is None else regions @ described.T
         if image is not None and text is not None:
             logits = self.logit_factor() * image @ text.T
@@ -507,7 +518,7 @@ class GrainModel(PreTrainedModel):
                 )
             target = torch.arange(len(logits), device=logits.device)
             loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        output = GrainOutput(
+        return GrainOutput(
             loss=loss,
             logits_per_image=logits,
             logits_per_text=None if logits is None else logits.T,
@@ -518,7 +529,6 @@ class GrainModel(PreTrainedModel):
             description_embeds=described,
             description_scores=scores,
         )
-        return output.to_tuple() if return_dict is False else output
 
     @property
     def logit_scale(self) -> Tensor:
@@ -543,8 +553,8 @@ class GrainModel(PreTrainedModel):
         clipped = log_scale.clamp(0.0, math.log(self.config.max_logit_scale))
         return (log_scale + (clipped - log_scale).detach()).exp()
 
-    def _images(self, pixels: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        tokens = self.backbone.visual(pixels)
+    def _images(self, tokens: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens of the image tower to image [B, E], regions [B, Q, E] and boxes [B, Q, 4]."""
         if self.config.kind == "clip":
             visual = self.backbone.visual
             pooled = tokens[:, 0] if visual.cls_token is not None else visual.attn_pool(tokens)
