@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grain_jax.inference import Model, load
+    from grain_jax.inference.model import Model, load
 
 __all__ = ["Model", "__version__", "load"]
 __version__ = "0.1.0"
@@ -13,6 +13,6 @@ def __getattr__(name: str) -> Any:
     """`Model` and `load` on first use: they bring jax, which `import grain_jax` alone need not."""
     if name not in ("Model", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from grain_jax import inference
+    from grain_jax.inference import model
 
-    return getattr(inference, name)
+    return getattr(model, name)

@@ -11,68 +11,27 @@ pictures that could not be read, each of which is named, 130 interrupted. What i
 """
 
 import argparse
-import csv
 import dataclasses
-import glob
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from grain_jax.data.checking import read_image_file
-from grain_jax.data.transforms import decode_image
-from grain_jax.evaluation.card import draw_card
-from grain_jax.evaluation.folders import (
-    IMAGE_SUFFIXES,
-    bind_descriptions,
-    check_templates,
-    read_texts,
-)
-from grain_jax.evaluation.pictures import NamedBox
-from grain_jax.inference import (
-    BATCH_SIZE,
-    WAYS,
-    Classification,
-    Grounding,
-    ImageEmbeddings,
-    Model,
-    SeenText,
-    load,
-)
+from grain_jax.evaluation.folders import bind_descriptions, check_templates, read_texts
+from grain_jax.inference.answers import Answer, Outcome, draw_answer, write_csv, write_json
+from grain_jax.inference.files import Target, check_outputs, find_pictures
+from grain_jax.inference.model import BATCH_SIZE, WAYS, Model, load
+from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
+from grain_jax.inference.screen import print_answers
 from grain_jax.training import environment
 
 LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
-MAX_SHOWN = 20  # pictures on the screen; files hold all
-COLUMNS = (
-    "file",
-    "asked",  # "label" or "phrase"
-    "rank",
-    "text",
-    "score",
-    "probability",
-    "seen",  # the text whose region follows
-    "cosine",
-    *("x0", "y0", "x1", "y1"),
-    "card",
-)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A picture to look at, and the name of its card below --out."""
-
-    file: Path
-    card: Path
 
 
 @dataclass(frozen=True)
@@ -83,26 +42,6 @@ class Question:
     descriptions: dict[str, tuple[str, ...]] | None
     templates: tuple[str, ...] | None
     phrases: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model says about one picture."""
-
-    target: Target
-    labels: Classification | None
-    phrases: Grounding | None
-    boxes_xyxy: np.ndarray | None  # [Q, 4] of all regions, in pixels
-    view_xyxy: np.ndarray  # [4], the part of the picture that the model saw
-
-
-@dataclass
-class Outcome:
-    """How far it came."""
-
-    answers: list[Answer] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # what was given, and why not
-    interrupted: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         question = _question(options, note)
         targets, outcome.skipped = find_pictures(options.images, options.out)
-        _check_outputs(options, targets)
+        check_outputs(
+            targets,
+            out=options.out,
+            csv=options.csv,
+            json=options.json,
+            overwrite=options.overwrite,
+        )
         for given, reason in outcome.skipped:
             say(f"Skipped {given}: {reason}", style="yellow")
         if targets:
@@ -149,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("Stopped; nothing was written.")
         return 130
-    _print(outcome, output, options.min_cosine)
+    print_answers(outcome.answers, output, min_cosine=options.min_cosine)
     return _conclude(options, outcome, say)
 
 
@@ -266,85 +211,6 @@ def _texts(given: str | None, separator: str, option: str) -> tuple[str, ...]:
     return texts
 
 
-def find_pictures(
-    given: Sequence[str], out: Path | None
-) -> tuple[list[Target], list[tuple[str, str]]]:
-    """The pictures that files, folders and globs name, each once and with a card of its own; and
-    what names none, with the reason. What lies in `out`, where that is inside a given folder, was
-    written by this command.
-    """
-    targets: list[Target] = []
-    nothing: list[tuple[str, str]] = []
-    seen: set[Path] = set()
-    taken: set[str] = set()
-    for one in given:
-        found, reason = 0, "there is no such file or folder."
-        for path in _matches(one):
-            for file, name in _files(path, out):
-                found += 1
-                if (resolved := file.resolve()) not in seen:
-                    seen.add(resolved)
-                    targets.append(Target(file, _card_name(name, taken)))
-            reason = f"the folder holds no pictures ({', '.join(IMAGE_SUFFIXES)})."
-        if not found:
-            nothing.append((one, reason))
-    return targets, nothing
-
-
-def _matches(given: str) -> list[Path]:
-    if os.path.exists(given):
-        return [Path(given)]
-    return [Path(match) for match in sorted(glob.glob(given, recursive=True))]
-
-
-def _files(path: Path, out: Path | None) -> Iterator[tuple[Path, Path]]:
-    """The file, or every picture of the folder, with what it is called below --out."""
-    if not path.is_dir():
-        yield path, Path(path.name)
-        return
-    written = {out.resolve()} if out is not None else set()
-    written -= {path.resolve(), *path.resolve().parents}  # cards beside or above are no reason
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-            continue
-        if not written.intersection(file.resolve().parents):
-            yield file, name
-
-
-def _card_name(name: Path, taken: set[str]) -> Path:
-    """A .png that no other picture has, on file systems that do not tell case either."""
-    card, number = name.with_suffix(".png"), 1
-    while str(card).casefold() in taken:
-        number += 1
-        card = name.with_name(f"{name.stem}-{number}.png")
-    taken.add(str(card).casefold())
-    return card
-
-
-def _check_outputs(options: argparse.Namespace, targets: Sequence[Target]) -> None:
-    """Refuses what would be lost or could not be written, before anything is computed."""
-    files = [path for path in (options.csv, options.json) if path is not None]
-    if len(files) == 2 and files[0].resolve() == files[1].resolve():
-        raise ValueError(f"--csv and --json both name {str(files[0])!r}; give each its own file.")
-    for path in files:
-        if not path.parent.is_dir():
-            raise ValueError(f"There is no folder {str(path.parent)!r}; make it first.")
-    if options.out is not None:
-        if options.out.exists() and not options.out.is_dir():
-            raise ValueError(f"--out={options.out} is a file; needed a folder.")
-        files += [options.out / target.card for target in targets]
-    read = {target.file.resolve() for target in targets}
-    for path in files:
-        if path.resolve() in read:
-            raise ValueError(f"{str(path)!r} would replace a picture to look at; change --out.")
-        if path.is_dir() or (path.exists() and not options.overwrite):
-            raise ValueError(
-                f"{str(path)!r} exists; give another place, or --overwrite to replace it."
-            )
-
-
 def _look(
     model: Model,
     targets: Sequence[Target],
@@ -373,7 +239,7 @@ def _look(
                 kept = [target for i, target in enumerate(batch) if i not in left_out]
                 for answer in _answers(model, embedded, kept, question, options):
                     if options.out is not None:
-                        _draw(answer, options.out, options.min_cosine)
+                        draw_answer(answer, options.out, options.min_cosine)
                     outcome.answers.append(answer)
                     progress.advance(task)
         except KeyboardInterrupt:
@@ -408,176 +274,18 @@ def _answers(
         yield Answer(target, classified[n], grounded[n], boxes, embedded.view_xyxy[n])
 
 
-def _draw(answer: Answer, out: Path, min_cosine: float) -> None:
-    """The card: the phrases that were asked for, and what tells the best label."""
-    image = decode_image(read_image_file(answer.target.file.name, answer.target.file.parent))
-    height, width = image.shape[:2]
-    scale = np.array([width, height, width, height], np.float32)
-    seen: list[SeenText] = []
-    ranked: list[tuple[str, str]] = []
-    if answer.labels is not None:
-        ranked = [(one.label, f"{one.probability:.1%}") for one in answer.labels.ranked]
-        seen += answer.labels.ranked[0].seen
-    if answer.phrases is not None:
-        seen = [*answer.phrases.phrases, *seen]
-    unfound = [(one.text, one.cosine) for one in seen if one.cosine < min_cosine]
-    unfound, seen = list(dict.fromkeys(unfound)), list(dict.fromkeys(seen))  # asked twice
-    seen = [one for one in seen if one.cosine >= min_cosine]
-    queries = {one.query for one in seen}
-    others = [
-        box / scale
-        for query, box in enumerate(() if answer.boxes_xyxy is None else answer.boxes_xyxy)
-        if query not in queries
-    ]
-    path = out / answer.target.card
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_card(
-        image,
-        title=answer.target.file.name,
-        answers=ranked,
-        found=[
-            NamedBox(np.array(one.box_xyxy, np.float32) / scale, (one.text,), one.cosine)
-            for one in seen
-        ],
-        others_xyxy=np.array(others, np.float32).reshape(-1, 4),
-        view_xyxy=answer.view_xyxy / scale,
-        path=path,
-        unfound=unfound,
-    )
-
-
 def _write(options: argparse.Namespace, question: Question, outcome: Outcome) -> None:
     """The files of --csv and --json, also of what was done before an interruption."""
     if not outcome.answers:
         return
-    cards = options.out is not None
+    cards, min_cosine = options.out is not None, options.min_cosine
     if options.csv is not None:
-        with options.csv.open("w", newline="", encoding="utf-8") as lines:
-            writer = csv.DictWriter(lines, COLUMNS, restval="")
-            writer.writeheader()
-            for answer in outcome.answers:
-                card = str(answer.target.card) if cards else ""
-                for row in _rows(answer, options.min_cosine):
-                    writer.writerow({"file": str(answer.target.file), "card": card} | row)
+        write_csv(options.csv, outcome.answers, min_cosine=min_cosine, cards=cards)
     if options.json is not None:
         asked: dict[str, Any] = dataclasses.asdict(question)
         asked |= {name: getattr(options, name) for name in ("alpha", "by", "top", "min_cosine")}
-        report = {
-            "checkpoint": str(options.checkpoint),
-            "asked": asked,
-            "pictures": [
-                _entry(answer, options.min_cosine, cards=cards) for answer in outcome.answers
-            ],
-            "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
-        }
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
-
-
-def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:
-    """Lines of the table; a label comes with the description that is seen best."""
-    for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
-        row = {"asked": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
-        row["probability"] = f"{one.probability:.6f}"
-        yield row | (_seen_row(one.seen[0], min_cosine) if one.seen else {})
-    for seen in answer.phrases.phrases if answer.phrases else ():
-        row = {"asked": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
-        yield row | _seen_row(seen, min_cosine)
-
-
-def _seen_row(seen: SeenText, min_cosine: float) -> dict[str, str]:
-    row = {"seen": seen.text, "cosine": f"{seen.cosine:.6f}"}
-    if seen.cosine < min_cosine:
-        return row
-    corners = zip(("x0", "y0", "x1", "y1"), seen.box_xyxy, strict=True)
-    return row | {name: f"{value:.1f}" for name, value in corners}
-
-
-def _seen_entry(seen: SeenText, min_cosine: float) -> dict[str, Any]:
-    found = {} if seen.cosine >= min_cosine else {"box_xyxy": None}
-    return dataclasses.asdict(seen) | found
-
-
-def _entry(answer: Answer, min_cosine: float, *, cards: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"file": str(answer.target.file)}
-    for result in (answer.labels, answer.phrases):
-        if result is not None:
-            entry |= {"height": result.height, "width": result.width}
-    if cards:
-        entry["card"] = str(answer.target.card)
-    if answer.labels is not None:
-        entry["labels"] = [
-            dataclasses.asdict(one) | {"seen": [_seen_entry(text, min_cosine) for text in one.seen]}
-            for one in answer.labels.ranked
-        ]
-    if answer.phrases is not None:
-        entry["phrases"] = [_seen_entry(one, min_cosine) for one in answer.phrases.phrases]
-    if answer.boxes_xyxy is not None:
-        entry["boxes_xyxy"] = answer.boxes_xyxy.tolist()
-    return _rounded(entry)
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers of float32 with the six digits that they have."""
-    match value:
-        case float():
-            return float(f"{value:.6g}")
-        case dict():
-            return {key: _rounded(part) for key, part in value.items()}
-        case list() | tuple():
-            return [_rounded(part) for part in value]
-    return value
-
-
-def _print(outcome: Outcome, output: Console, min_cosine: float) -> None:
-    """The first pictures' labels and phrases."""
-    shown = outcome.answers[:MAX_SHOWN]
-    names = _short_names([answer.target.file for answer in shown])
-    labelled = [
-        (name, answer.labels) for name, answer in zip(names, shown, strict=True) if answer.labels
-    ]
-    if labelled:
-        table = Table("picture", "label", title="Labels", title_justify="left")
-        for column in ("probability", "score"):
-            table.add_column(column, justify="right")
-        described = any(one.seen for _, labels in labelled for one in labels.ranked)
-        if described:
-            table.add_column("seen best")
-        for name, labels in labelled:
-            for rank, one in enumerate(labels.ranked):
-                cells = ["" if rank else name, one.label]
-                cells += [f"{one.probability:.1%}", f"{one.score:.3f}"]
-                if described:
-                    best = one.seen[0] if one.seen else None
-                    cells.append(f"{best.text} ({best.cosine:.2f})" if best else "")
-                table.add_row(*map(escape, cells), style=None if rank else "bold")
-            table.add_section()
-        output.print(table)
-    phrased = [
-        (name, answer.phrases) for name, answer in zip(names, shown, strict=True) if answer.phrases
-    ]
-    if phrased:
-        table = Table("picture", "phrase", title="Phrases", title_justify="left")
-        table.add_column("cosine", justify="right")
-        table.add_column("box x0, y0, x1, y1, pixels")
-        for name, grounding in phrased:
-            for number, seen in enumerate(grounding.phrases):
-                corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy)
-                if seen.cosine < min_cosine:
-                    corners = "not found"
-                cells = ["" if number else name, seen.text, f"{seen.cosine:.2f}", corners]
-                table.add_row(*map(escape, cells))
-            table.add_section()
-        output.print(table)
-    if (more := len(outcome.answers) - len(shown)) > 0:
-        output.print(f"and {more} pictures more; --csv or --json writes all.", highlight=False)
-
-
-def _short_names(files: Sequence[Path]) -> list[str]:
-    """The files without the folders that all of them lie in."""
-    parents = [file.absolute().parent for file in files]
-    shared = os.path.commonpath(parents) if parents else ""
-    return [str(file.absolute().relative_to(shared)) for file in files]
+        told = {"checkpoint": str(options.checkpoint), "asked": asked}
+        write_json(options.json, outcome, told, min_cosine=min_cosine, cards=cards)
 
 
 def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., None]) -> int:

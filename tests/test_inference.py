@@ -18,7 +18,7 @@ from tiny_run import TinyRun, tiny_config
 from toy_encoder import ToyModel, columns, picture, toy_model
 
 import grain_jax
-from grain_jax import evaluate, inference
+from grain_jax import evaluate
 from grain_jax.config import CheckpointConfig
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import ImageError, Preprocessing, Window, center_window
@@ -459,7 +459,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(columns("red", "blue")).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inference, "load", lambda path: toy_model())
+    monkeypatch.setattr("grain_jax.inference.model.load", lambda path: toy_model())
     exec(code, scope := {})
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("sample/unseen/images/00001.png (")

@@ -9,10 +9,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from toy_encoder import columns, toy_model
 
-from grain_jax import inference, predict
+from grain_jax import predict
 from grain_jax.evaluation.card import BADGE, LONG_SIDE, _badge_places, draw_card
 from grain_jax.evaluation.pictures import NamedBox
-from grain_jax.predict import find_pictures, main
+from grain_jax.inference import screen
+from grain_jax.inference.files import find_pictures
+from grain_jax.inference.model import BATCH_SIZE, Model
+from grain_jax.predict import main
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, pic
 )
 def test_a_checkpoint_of_the_run_is_chosen(asked, pictures, option, step, best):
     assert call("in/a.png", "--labels=robin,jay", option) == 0
-    assert asked == [("run", step, best, inference.BATCH_SIZE)]
+    assert asked == [("run", step, best, BATCH_SIZE)]
 
 
 def test_many_labels_are_no_file_name(asked, pictures, capsys):
@@ -260,7 +263,7 @@ def test_values_out_of_range_are_refused(option):
 
 
 def test_what_was_done_before_ctrl_c_is_kept(asked, pictures, monkeypatch, capsys):
-    embed = inference.Model.embed_images
+    embed = Model.embed_images
     calls = []
 
     def interrupted(self, images, **options):
@@ -269,7 +272,7 @@ def test_what_was_done_before_ctrl_c_is_kept(asked, pictures, monkeypatch, capsy
             raise KeyboardInterrupt
         return embed(self, images, **options)
 
-    monkeypatch.setattr(inference.Model, "embed_images", interrupted)
+    monkeypatch.setattr(Model, "embed_images", interrupted)
     assert call("in", "--phrases=a red eye", "--csv=out.csv", "--batch_size=1") == 130
     assert "Stopped after 1 picture; written: out.csv." in capsys.readouterr().err
     assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
@@ -285,21 +288,21 @@ def test_ctrl_c_before_the_first_picture(pictures, monkeypatch, capsys):
 
 
 def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypatch, capsys):
-    draw = predict._draw
+    draw = predict.draw_answer
 
     def full(answer, out, min_cosine):
         if answer.target.file.parent.name == "deep":
             raise OSError("No space left on device")
         draw(answer, out, min_cosine)
 
-    monkeypatch.setattr(predict, "_draw", full)
+    monkeypatch.setattr(predict, "draw_answer", full)
     assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1
     assert "Error: No space left on device" in capsys.readouterr().err
     assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
 
 
 def test_many_pictures_are_not_all_printed(asked, pictures, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "MAX_SHOWN", 1)
+    monkeypatch.setattr(screen, "MAX_SHOWN", 1)
     assert call("in", "--labels=red,blue") == 0
     printed = capsys.readouterr().out
     assert "a.png" in printed
@@ -385,5 +388,5 @@ def test_boxes_and_the_unseen_part_show_on_the_card(tmp_path):
 
 def test_files_are_named_from_the_folder_they_share(pictures):
     paths = [pictures / "in/a.png", pictures / "in/deep/a.png"]
-    assert predict._short_names(paths) == ["a.png", os.path.join("deep", "a.png")]
-    assert predict._short_names(paths[1:]) == ["a.png"]
+    assert screen._short_names(paths) == ["a.png", os.path.join("deep", "a.png")]
+    assert screen._short_names(paths[1:]) == ["a.png"]

@@ -12,7 +12,7 @@ from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.encode import Encoder
-from grain_jax.inference import Model
+from grain_jax.inference.model import Model
 from grain_jax.models.outputs import ImageOutput
 from grain_jax.training.checkpoint import LoadedModel
 

@@ -8,38 +8,41 @@ did to it is undone.
 """
 
 import contextlib
-import difflib
-import os
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from grain_jax.data.checking import Dropped, read_image_file
-from grain_jax.data.records import Record, ZeroShotSet
+from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.tokenizer import WordTokenizer
-from grain_jax.data.transforms import (
-    ImageError,
-    Pixels,
-    Preprocessing,
-    Window,
-    image_shape,
-    upright_rgb,
-)
+from grain_jax.data.transforms import Window
 from grain_jax.evaluation.encode import Encoder, ImageFeatures
 from grain_jax.evaluation.folders import undescribed_note
 from grain_jax.evaluation.grounding import cxcywh_to_xyxy
 from grain_jax.evaluation.scorers import ClassTexts, class_texts
 from grain_jax.evaluation.zero_shot import class_scores
+from grain_jax.inference.inputs import (
+    PICTURES,
+    Picture,
+    PictureSource,
+    checked_descriptions,
+    checked_mapping,
+    checked_texts,
+)
+from grain_jax.inference.results import (
+    Box,
+    Classification,
+    Grounding,
+    ImageEmbeddings,
+    RankedLabel,
+    SeenText,
+    Skipped,
+)
 from grain_jax.interop.read import read_model
 from grain_jax.training.checkpoint import LoadedModel
 
@@ -47,82 +50,6 @@ BATCH_SIZE = 64  # pictures or texts at once
 ALPHA = 0.5  # share of the whole image where there are regions and descriptions
 MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
 WAYS = ("description", "name_and_regions")
-
-Picture = Image.Image | np.ndarray | str | Path | bytes
-PICTURES = "a file's path, its bytes, a PIL image or a uint8 array [H, W, 3]"
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A picture that was left out."""
-
-    position: int  # among those given
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ImageEmbeddings:
-    """N pictures as the model sees them; float32, embeddings of unit length."""
-
-    names: tuple[str, ...]  # file, or "picture 3" for what came without one
-    sizes: Int[np.ndarray, "N 2"]  # height and width in pixels, upright
-    image: Float[np.ndarray, "N E"]
-    regions: Float[np.ndarray, "N Q E"] | None  # None for a CLIP model
-    boxes_xyxy: Float[np.ndarray, "N Q 4"] | None  # of the regions, in pixels of each picture
-    view_xyxy: Float[np.ndarray, "N 4"]  # the part of each picture that the model saw, likewise
-    skipped: tuple[Skipped, ...] = ()  # none of the N
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-@dataclass(frozen=True)
-class SeenText:
-    """A text and the region of a picture that is most similar to it."""
-
-    text: str
-    cosine: float
-    query: int  # which region query of the model
-    box_xyxy: Box  # pixels of the picture
-
-
-@dataclass(frozen=True)
-class RankedLabel:
-    """A label with its score; `seen`: its descriptions where each is seen best, surest first."""
-
-    label: str
-    score: float  # cosines, mixed with alpha
-    probability: float  # softmax of the model's logit scale x score over all labels given
-    seen: tuple[SeenText, ...]  # () by name alone or without regions
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The best labels of a picture, best first."""
-
-    name: str
-    height: int
-    width: int
-    ranked: tuple[RankedLabel, ...]
-
-    @property
-    def label(self) -> str:
-        """The best one."""
-        return self.ranked[0].label
-
-
-@dataclass(frozen=True)
-class Grounding:
-    """Where in a picture each of T phrases is seen best, in the order they were given."""
-
-    name: str
-    height: int
-    width: int
-    phrases: tuple[SeenText, ...]
-    boxes_xyxy: Float[np.ndarray, "Q 4"]  # of all regions, in pixels
-    cosines: Float[np.ndarray, "Q T"]  # of every region with every phrase
 
 
 def load(
@@ -213,7 +140,7 @@ class Model:
         0.5 if not given, and 1 for a CLIP model, which has no regions. Raises ValueError.
         """
         if labels is None:
-            labels = tuple(_checked_mapping(descriptions))
+            labels = tuple(checked_mapping(descriptions))
         texts = self._class_texts(labels, descriptions, templates, description_template)
         self._check_way(by, description_template, described=descriptions is not None)
         alpha = self._alpha(alpha, described=descriptions is not None)
@@ -267,7 +194,7 @@ class Model:
                 "This is a CLIP model, which has no regions to find a phrase in. Load a GRAIN "
                 "model, or compare whole pictures with texts: classify, embed_images, embed_texts."
             )
-        wanted = self._texts(_checked_texts(phrases, "phrases"), kind="description")
+        wanted = self._texts(checked_texts(phrases, "phrases"), kind="description")
         embedded = self._embedded(images, progress=progress)
         assert embedded.regions is not None
         assert embedded.boxes_xyxy is not None
@@ -304,7 +231,7 @@ class Model:
         pictures = list(pictures)
         if not pictures:
             raise ValueError("There are no pictures to look at; give at least one.")
-        source = _Pictures(pictures, self.loaded.preprocessing, skip=on_error == "skip")
+        source = PictureSource(pictures, self.loaded.preprocessing, skip=on_error == "skip")
         with _bar(len(pictures), shown=progress) as on_batch:
             features = self._encoder.images(source, on_batch=on_batch)
         kept = [i for i in range(len(pictures)) if i not in source.failed]
@@ -331,7 +258,7 @@ class Model:
         """Embeddings of unit length. `kind`: "caption", about whole pictures, or "description", of
         regions; the model may take captions to be longer. Raises ValueError.
         """
-        return self._texts(_checked_texts(texts, "texts"), kind=kind)
+        return self._texts(checked_texts(texts, "texts"), kind=kind)
 
     def _embedded(
         self, images: Picture | Sequence[Picture] | ImageEmbeddings, *, progress: bool
@@ -355,14 +282,14 @@ class Model:
         templates: Sequence[str] | None,
         description_template: str,
     ) -> ClassTexts:
-        _checked_texts(labels, "labels")
+        checked_texts(labels, "labels")
         if repeated := [label for label, count in Counter(labels).items() if count > 1]:
             raise ValueError(
                 f"Label {repeated[0]!r} is given more than once; labels are told apart by name."
             )
         if isinstance(templates, str):
             raise ValueError(f"templates takes a list of texts, not one: [{templates!r}].")
-        described = _checked_descriptions(descriptions, labels)
+        described = checked_descriptions(descriptions, labels)
         dataset = ZeroShotSet(
             name="labels",
             source=(),
@@ -447,115 +374,6 @@ class Model:
                 f"This model has {len(tokenizer.words)} words of its own and takes these for one "
                 f"and the same unknown word: {shown}{', ...' if len(words) > 5 else ''}."
             )
-
-
-class _Pictures:
-    """Pictures as squares of the model, and what happened to each on the way there."""
-
-    def __init__(self, pictures: Sequence[Picture], preprocessing: Preprocessing, *, skip: bool):
-        self.shapes: dict[int, tuple[int, int]] = {}  # height, width
-        self.windows: dict[int, Window] = {}
-        self.failed: dict[int, str] = {}
-        self._pictures, self._preprocessing, self._skip = pictures, preprocessing, skip
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: int, /) -> Record:
-        size = self._preprocessing.image_size
-        try:
-            image = self._read(self._pictures[index])
-            window, shape = self._preprocessing.window(image), image_shape(image)
-            square = self._preprocessing(image)
-        except (ImageError, Dropped) as error:
-            if not self._skip:
-                raise ImageError(f"Picture {self.name(index)!r}: {error}") from None
-            self.failed[index] = str(error)
-            square = np.zeros((size, size, 3), np.uint8)
-        else:
-            self.shapes[index], self.windows[index] = shape, window
-        return Record(id=self.name(index), image=square)
-
-    def name(self, index: int) -> str:
-        picture = self._pictures[index]
-        return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
-
-    def _read(self, picture: Picture) -> bytes | Pixels:
-        """Raises `ImageError` or `Dropped`."""
-        if isinstance(picture, bytes):
-            return picture
-        if isinstance(picture, np.ndarray):
-            return _checked_pixels(picture)
-        if isinstance(picture, Image.Image):
-            with self._lock:  # one that is given twice must not be decoded by two threads at once
-                return np.asarray(upright_rgb(picture))
-        if not isinstance(picture, str | Path):
-            raise ImageError(f"a {type(picture).__name__} is no picture; needed {PICTURES}.")
-        if "://" in str(picture):
-            raise ImageError("a file of this machine is needed; download it first.")
-        path = Path(picture)
-        if not os.path.isfile(path):  # unlike Path.is_file, false of names that are too long
-            raise ImageError("it is a folder." if os.path.isdir(path) else "there is no such file.")
-        return read_image_file(path.name, path.parent)
-
-
-def _checked_pixels(picture: np.ndarray) -> Pixels:
-    """Raises `ImageError`."""
-    shape = picture.shape
-    gray = len(shape) == 2
-    if picture.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] == 3)):
-        hint = " Give a list of pictures, one array each." if len(shape) == 4 else ""
-        raise ImageError(
-            f"an array of {picture.dtype} {list(shape)} is no picture; needed uint8 [H, W, 3] "
-            f"(RGB, 0 to 255) or [H, W] (gray).{hint}"
-        )
-    if picture.size == 0:
-        raise ImageError(f"an array of shape {list(shape)} has no pixels.")
-    return np.repeat(picture[:, :, None], 3, axis=2) if gray else picture
-
-
-def _checked_texts(texts: Sequence[str], what: str) -> Sequence[str]:
-    if isinstance(texts, str):
-        raise ValueError(f"{what} takes a list of texts, not one: [{texts!r}].")
-    if not isinstance(texts, Sequence):
-        hint = "; classify(images, descriptions=...) takes labels with their descriptions"
-        hint = hint if isinstance(texts, Mapping) else ""
-        raise ValueError(f"{what} takes a list of texts, not a {type(texts).__name__}{hint}.")
-    if len(texts) == 0:
-        raise ValueError(f"There are no {what}; give at least one.")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{what}[{position}] is {text!r}; needed a text.")
-    return texts
-
-
-def _checked_mapping(descriptions: Any) -> Mapping[str, Sequence[str]]:
-    if not isinstance(descriptions, Mapping):
-        given = "neither" if descriptions is None else f"a {type(descriptions).__name__}"
-        raise ValueError(
-            f"Give labels, or descriptions as {{label: [text, ...]}}, or both; got {given}."
-        )
-    return descriptions
-
-
-def _checked_descriptions(
-    descriptions: Mapping[str, Sequence[str]] | None, labels: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    if descriptions is None:
-        return {}
-    for label, texts in _checked_mapping(descriptions).items():
-        if label not in labels:
-            near = difflib.get_close_matches(label, labels, n=1)
-            raise ValueError(
-                f"descriptions has {label!r}, which is not among the {len(labels)} labels"
-                f"{f'; is it {near[0]!r}?' if near else '.'}"
-            )
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"The descriptions of {label!r} must be a list of texts.")
-    if not any(text.strip() for texts in descriptions.values() for text in texts):
-        raise ValueError("descriptions holds no text; leave it out to classify by name.")
-    return {label: tuple(texts) for label, texts in descriptions.items()}
 
 
 def _best_regions(

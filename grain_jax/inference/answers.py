@@ -1,0 +1,168 @@
+"""What a model says of a picture, as a card, a table of commas, and JSON."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grain_jax.data.checking import read_image_file
+from grain_jax.data.transforms import decode_image
+from grain_jax.evaluation.card import draw_card
+from grain_jax.evaluation.pictures import NamedBox
+from grain_jax.inference.files import Target
+from grain_jax.inference.results import Classification, Grounding, SeenText
+
+COLUMNS = (
+    "file",
+    "asked",  # "label" or "phrase"
+    "rank",
+    "text",
+    "score",
+    "probability",
+    "seen",  # the text whose region follows
+    "cosine",
+    *("x0", "y0", "x1", "y1"),
+    "card",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says about one picture."""
+
+    target: Target
+    labels: Classification | None
+    phrases: Grounding | None
+    boxes_xyxy: np.ndarray | None  # [Q, 4] of all regions, in pixels
+    view_xyxy: np.ndarray  # [4], the part of the picture that the model saw
+
+
+@dataclass
+class Outcome:
+    """How far it came."""
+
+    answers: list[Answer] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # what was given, and why not
+    interrupted: bool = False
+
+
+def draw_answer(answer: Answer, out: Path, min_cosine: float) -> None:
+    """The card: the phrases that were asked for, and what tells the best label."""
+    image = decode_image(read_image_file(answer.target.file.name, answer.target.file.parent))
+    height, width = image.shape[:2]
+    scale = np.array([width, height, width, height], np.float32)
+    seen: list[SeenText] = []
+    ranked: list[tuple[str, str]] = []
+    if answer.labels is not None:
+        ranked = [(one.label, f"{one.probability:.1%}") for one in answer.labels.ranked]
+        seen += answer.labels.ranked[0].seen
+    if answer.phrases is not None:
+        seen = [*answer.phrases.phrases, *seen]
+    unfound = [(one.text, one.cosine) for one in seen if one.cosine < min_cosine]
+    unfound, seen = list(dict.fromkeys(unfound)), list(dict.fromkeys(seen))  # asked twice
+    seen = [one for one in seen if one.cosine >= min_cosine]
+    queries = {one.query for one in seen}
+    others = [
+        box / scale
+        for query, box in enumerate(() if answer.boxes_xyxy is None else answer.boxes_xyxy)
+        if query not in queries
+    ]
+    path = out / answer.target.card
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_card(
+        image,
+        title=answer.target.file.name,
+        answers=ranked,
+        found=[
+            NamedBox(np.array(one.box_xyxy, np.float32) / scale, (one.text,), one.cosine)
+            for one in seen
+        ],
+        others_xyxy=np.array(others, np.float32).reshape(-1, 4),
+        view_xyxy=answer.view_xyxy / scale,
+        path=path,
+        unfound=unfound,
+    )
+
+
+def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
+    """A line for every label and phrase of each picture."""
+    with path.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, COLUMNS, restval="")
+        writer.writeheader()
+        for answer in answers:
+            card = str(answer.target.card) if cards else ""
+            for row in _rows(answer, min_cosine):
+                writer.writerow({"file": str(answer.target.file), "card": card} | row)
+
+
+def write_json(
+    path: Path, outcome: Outcome, asked: Mapping[str, Any], *, min_cosine: float, cards: bool
+) -> None:
+    """All answers with all boxes, what was skipped, and `asked`, which led to them."""
+    report = {
+        **asked,
+        "pictures": [_entry(answer, min_cosine, cards=cards) for answer in outcome.answers],
+        "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
+    }
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:
+    """Lines of the table; a label comes with the description that is seen best."""
+    for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
+        row = {"asked": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
+        row["probability"] = f"{one.probability:.6f}"
+        yield row | (_seen_row(one.seen[0], min_cosine) if one.seen else {})
+    for seen in answer.phrases.phrases if answer.phrases else ():
+        row = {"asked": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
+        yield row | _seen_row(seen, min_cosine)
+
+
+def _seen_row(seen: SeenText, min_cosine: float) -> dict[str, str]:
+    row = {"seen": seen.text, "cosine": f"{seen.cosine:.6f}"}
+    if seen.cosine < min_cosine:
+        return row
+    corners = zip(("x0", "y0", "x1", "y1"), seen.box_xyxy, strict=True)
+    return row | {name: f"{value:.1f}" for name, value in corners}
+
+
+def _seen_entry(seen: SeenText, min_cosine: float) -> dict[str, Any]:
+    found = {} if seen.cosine >= min_cosine else {"box_xyxy": None}
+    return dataclasses.asdict(seen) | found
+
+
+def _entry(answer: Answer, min_cosine: float, *, cards: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"file": str(answer.target.file)}
+    for result in (answer.labels, answer.phrases):
+        if result is not None:
+            entry |= {"height": result.height, "width": result.width}
+    if cards:
+        entry["card"] = str(answer.target.card)
+    if answer.labels is not None:
+        entry["labels"] = [
+            dataclasses.asdict(one) | {"seen": [_seen_entry(text, min_cosine) for text in one.seen]}
+            for one in answer.labels.ranked
+        ]
+    if answer.phrases is not None:
+        entry["phrases"] = [_seen_entry(one, min_cosine) for one in answer.phrases.phrases]
+    if answer.boxes_xyxy is not None:
+        entry["boxes_xyxy"] = answer.boxes_xyxy.tolist()
+    return _rounded(entry)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers of float32 with the six digits that they have."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case dict():
+            return {key: _rounded(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_rounded(part) for part in value]
+    return value

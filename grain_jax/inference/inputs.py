@@ -1,0 +1,138 @@
+"""Pictures and texts as a caller gives them: read or refused."""
+
+import difflib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from grain_jax.data.checking import Dropped, read_image_file
+from grain_jax.data.records import Record
+from grain_jax.data.transforms import (
+    ImageError,
+    Pixels,
+    Preprocessing,
+    Window,
+    image_shape,
+    upright_rgb,
+)
+
+Picture = Image.Image | np.ndarray | str | Path | bytes
+PICTURES = "a file's path, its bytes, a PIL image or a uint8 array [H, W, 3]"
+
+
+class PictureSource:
+    """Pictures as squares of the model, and what happened to each on the way there."""
+
+    def __init__(self, pictures: Sequence[Picture], preprocessing: Preprocessing, *, skip: bool):
+        self.shapes: dict[int, tuple[int, int]] = {}  # height, width
+        self.windows: dict[int, Window] = {}
+        self.failed: dict[int, str] = {}
+        self._pictures, self._preprocessing, self._skip = pictures, preprocessing, skip
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int, /) -> Record:
+        size = self._preprocessing.image_size
+        try:
+            image = self._read(self._pictures[index])
+            window, shape = self._preprocessing.window(image), image_shape(image)
+            square = self._preprocessing(image)
+        except (ImageError, Dropped) as error:
+            if not self._skip:
+                raise ImageError(f"Picture {self.name(index)!r}: {error}") from None
+            self.failed[index] = str(error)
+            square = np.zeros((size, size, 3), np.uint8)
+        else:
+            self.shapes[index], self.windows[index] = shape, window
+        return Record(id=self.name(index), image=square)
+
+    def name(self, index: int) -> str:
+        """The file, or the position among those given."""
+        picture = self._pictures[index]
+        return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+
+    def _read(self, picture: Picture) -> bytes | Pixels:
+        """Raises `ImageError` or `Dropped`."""
+        if isinstance(picture, bytes):
+            return picture
+        if isinstance(picture, np.ndarray):
+            return _checked_pixels(picture)
+        if isinstance(picture, Image.Image):
+            with self._lock:  # one that is given twice must not be decoded by two threads at once
+                return np.asarray(upright_rgb(picture))
+        if not isinstance(picture, str | Path):
+            raise ImageError(f"a {type(picture).__name__} is no picture; needed {PICTURES}.")
+        if "://" in str(picture):
+            raise ImageError("a file of this machine is needed; download it first.")
+        path = Path(picture)
+        if not os.path.isfile(path):  # unlike Path.is_file, false of names that are too long
+            raise ImageError("it is a folder." if os.path.isdir(path) else "there is no such file.")
+        return read_image_file(path.name, path.parent)
+
+
+def _checked_pixels(picture: np.ndarray) -> Pixels:
+    """Raises `ImageError`."""
+    shape = picture.shape
+    gray = len(shape) == 2
+    if picture.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] == 3)):
+        hint = " Give a list of pictures, one array each." if len(shape) == 4 else ""
+        raise ImageError(
+            f"an array of {picture.dtype} {list(shape)} is no picture; needed uint8 [H, W, 3] "
+            f"(RGB, 0 to 255) or [H, W] (gray).{hint}"
+        )
+    if picture.size == 0:
+        raise ImageError(f"an array of shape {list(shape)} has no pixels.")
+    return np.repeat(picture[:, :, None], 3, axis=2) if gray else picture
+
+
+def checked_texts(texts: Sequence[str], what: str) -> Sequence[str]:
+    """Raises ValueError unless they are a list of texts, none of them empty."""
+    if isinstance(texts, str):
+        raise ValueError(f"{what} takes a list of texts, not one: [{texts!r}].")
+    if not isinstance(texts, Sequence):
+        hint = "; classify(images, descriptions=...) takes labels with their descriptions"
+        hint = hint if isinstance(texts, Mapping) else ""
+        raise ValueError(f"{what} takes a list of texts, not a {type(texts).__name__}{hint}.")
+    if len(texts) == 0:
+        raise ValueError(f"There are no {what}; give at least one.")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{what}[{position}] is {text!r}; needed a text.")
+    return texts
+
+
+def checked_mapping(descriptions: Any) -> Mapping[str, Sequence[str]]:
+    """Raises ValueError unless it is a mapping."""
+    if not isinstance(descriptions, Mapping):
+        given = "neither" if descriptions is None else f"a {type(descriptions).__name__}"
+        raise ValueError(
+            f"Give labels, or descriptions as {{label: [text, ...]}}, or both; got {given}."
+        )
+    return descriptions
+
+
+def checked_descriptions(
+    descriptions: Mapping[str, Sequence[str]] | None, labels: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """{} for none; raises ValueError for labels that are not given, and for what is no text."""
+    if descriptions is None:
+        return {}
+    for label, texts in checked_mapping(descriptions).items():
+        if label not in labels:
+            near = difflib.get_close_matches(label, labels, n=1)
+            raise ValueError(
+                f"descriptions has {label!r}, which is not among the {len(labels)} labels"
+                f"{f'; is it {near[0]!r}?' if near else '.'}"
+            )
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"The descriptions of {label!r} must be a list of texts.")
+    if not any(text.strip() for texts in descriptions.values() for text in texts):
+        raise ValueError("descriptions holds no text; leave it out to classify by name.")
+    return {label: tuple(texts) for label, texts in descriptions.items()}

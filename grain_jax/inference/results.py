@@ -1,0 +1,80 @@
+"""What a model says of pictures, in pixels of each picture as it was given, upright."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that was left out."""
+
+    position: int  # among those given
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """N pictures as the model sees them; float32, embeddings of unit length."""
+
+    names: tuple[str, ...]  # file, or "picture 3" for what came without one
+    sizes: Int[np.ndarray, "N 2"]  # height and width in pixels, upright
+    image: Float[np.ndarray, "N E"]
+    regions: Float[np.ndarray, "N Q E"] | None  # None for a CLIP model
+    boxes_xyxy: Float[np.ndarray, "N Q 4"] | None  # of the regions, in pixels of each picture
+    view_xyxy: Float[np.ndarray, "N 4"]  # the part of each picture that the model saw, likewise
+    skipped: tuple[Skipped, ...] = ()  # none of the N
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class SeenText:
+    """A text and the region of a picture that is most similar to it."""
+
+    text: str
+    cosine: float
+    query: int  # which region query of the model
+    box_xyxy: Box  # pixels of the picture
+
+
+@dataclass(frozen=True)
+class RankedLabel:
+    """A label with its score; `seen`: its descriptions where each is seen best, surest first."""
+
+    label: str
+    score: float  # cosines, mixed with alpha
+    probability: float  # softmax of the model's logit scale x score over all labels given
+    seen: tuple[SeenText, ...]  # () by name alone or without regions
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The best labels of a picture, best first."""
+
+    name: str
+    height: int
+    width: int
+    ranked: tuple[RankedLabel, ...]
+
+    @property
+    def label(self) -> str:
+        """The best one."""
+        return self.ranked[0].label
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """Where in a picture each of T phrases is seen best, in the order they were given."""
+
+    name: str
+    height: int
+    width: int
+    phrases: tuple[SeenText, ...]
+    boxes_xyxy: Float[np.ndarray, "Q 4"]  # of all regions, in pixels
+    cosines: Float[np.ndarray, "Q T"]  # of every region with every phrase
