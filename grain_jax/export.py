@@ -8,7 +8,7 @@ python -m grain_jax.export --checkpoint=RUN --to=huggingface --out=DIR
 
 RUN is a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
 a folder, or a name on the Hugging Face hub. DIR/parity.json holds the largest difference of every
-output, in float32, on random inputs and on pictures and texts of the run's own held-out data. An
+output, in float32, on random inputs and on pictures and texts that the run evaluates on. An
 export beyond 1e-4 fails and names the output.
 """
 

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 _look(model, targets, question, options, outcome, messages)
             finally:  # what was done is not lost where, say, the disk is full of cards
-                _write(options, question, outcome)
+                _write(options, model, question, outcome)
     except (ValueError, OSError) as error:
         say(f"Error: {error}", style="red")
         return 1
@@ -239,7 +239,7 @@ def _look(
                 kept = [target for i, target in enumerate(batch) if i not in left_out]
                 for answer in _answers(model, embedded, kept, question, options):
                     if options.out is not None:
-                        draw_answer(answer, options.out, options.min_cosine)
+                        draw_answer(answer, options.out, min_cosine=options.min_cosine)
                     outcome.answers.append(answer)
                     progress.advance(task)
         except KeyboardInterrupt:
@@ -274,7 +274,7 @@ def _answers(
         yield Answer(target, classified[n], grounded[n], boxes, embedded.view_xyxy[n])
 
 
-def _write(options: argparse.Namespace, question: Question, outcome: Outcome) -> None:
+def _write(options: argparse.Namespace, model: Model, question: Question, outcome: Outcome) -> None:
     """The files of --csv and --json, also of what was done before an interruption."""
     if not outcome.answers:
         return
@@ -284,8 +284,12 @@ def _write(options: argparse.Namespace, question: Question, outcome: Outcome) ->
     if options.json is not None:
         asked: dict[str, Any] = dataclasses.asdict(question)
         asked |= {name: getattr(options, name) for name in ("alpha", "by", "top", "min_cosine")}
+        if question.labels and question.templates is None:
+            asked["templates"] = model.loaded.templates
+        if question.descriptions is not None and options.alpha is None:
+            asked["alpha"] = model.default_alpha
         told = {"checkpoint": str(options.checkpoint), "asked": asked}
-        write_json(options.json, outcome, told, min_cosine=min_cosine, cards=cards)
+        write_json(options.json, outcome, asked=told, min_cosine=min_cosine, cards=cards)
 
 
 def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., None]) -> int:

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_model import TEMPLATES, model_config, tiny_model, torch_params, write_run
 
 from grain_jax import export
+from grain_jax.data import transforms
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.inference.model import Model
 from grain_jax.interop import huggingface_folder, parity
@@ -234,6 +235,20 @@ def made(auto, **arguments):
     return GrainZeroShotPipeline(model=model, **parts, **arguments)
 
 
+@pytest.mark.parametrize(("alpha", "num_encoded"), [(0.0, 1), (0.5, 2), (1.0, 1)])
+def test_a_pipeline_embeds_texts_once_for_all_pictures(auto, monkeypatch, alpha, num_encoded):
+    classify, calls = made(auto), []
+    encode = classify.model.get_text_features
+    monkeypatch.setattr(
+        classify.model, "get_text_features", lambda ids: calls.append(ids.shape) or encode(ids)
+    )
+    pictures = [picture("RGB"), picture("L"), picture("RGBA")]
+    classify(pictures, descriptions=DESCRIBED, alpha=alpha)
+    assert len(calls) == num_encoded
+    classify(pictures[0], descriptions=DESCRIBED, alpha=alpha)  # weights may have been tuned since
+    assert len(calls) == 2 * num_encoded
+
+
 def test_what_a_pipeline_is_made_with_is_used(auto):
     expected = made(auto)(picture("RGB"), descriptions=DESCRIBED, alpha=0.25)
     assert made(auto, descriptions=DESCRIBED, alpha=0.25)(picture("RGB")) == expected
@@ -309,6 +324,20 @@ def test_pixels_are_exactly_ours(resize, interpolation, mode):
     square = jnp.asarray(spec(data.getvalue()))[None]
     normalised = normalize_images(square, spec.mean, spec.std)
     np.testing.assert_allclose(found.transpose(0, 2, 3, 1), normalised, atol=1e-6)
+
+
+def test_a_palette_may_be_transparent():
+    """As `Image.quantize` leaves it; no file is like that, so a picture of the caller's alone."""
+    from grain_jax.interop.huggingface.processing_grain import upright_rgb
+
+    image = picture("RGBA").quantize(16)
+    assert image.has_transparency_data
+    assert "transparency" not in image.info
+    whites = np.asarray(transforms.upright_rgb(image))
+    np.testing.assert_array_equal(whites, np.asarray(upright_rgb(image)))
+    opaque = np.asarray(image.convert("RGBA"))[..., 3] == 255
+    assert not opaque.all()
+    assert (whites[~opaque] > np.asarray(image.convert("RGB"))[~opaque]).any()
 
 
 def test_arrays_and_batches_are_pictures_too(auto):
@@ -471,14 +500,61 @@ def test_compile_has_no_graph_break(auto):
 
 def test_gradient_checkpointing_changes_no_gradient():
     model = fresh(decoder__dropout=0.0).train()
+    blocks = [
+        (block := model.backbone.visual.blocks[0], block.norm1),
+        (block := model.backbone.transformer.resblocks[0], block.ln_1),
+        (block := model.decoder.transformer.decoder.layers[0], block.norm1),
+    ]
+    calls = []
+    for kind, (_, first) in enumerate(blocks):
+        first.register_forward_hook(lambda *_, kind=kind: calls.append(kind))
     gradients = []
-    for _ in range(2):
+    for times in (1, 2):  # the second time each block is computed again on the way back
         model.zero_grad()
+        calls.clear()
         model(**batch(), return_loss=True).loss.backward()
-        gradients.append(model.backbone.visual.blocks[0].mlp.fc1.weight.grad.clone())
+        assert [calls.count(kind) for kind in range(3)] == [times] * 3
+        gradients.append([next(block.parameters()).grad.clone() for block, _ in blocks])
         enable = getattr(model, "activation_checkpointing_enable", None)  # its later name
         (enable or model.gradient_checkpointing_enable)()
     torch.testing.assert_close(*gradients)
+
+
+def test_what_a_clip_of_transformers_takes_is_refused_unless_it_is_off():
+    model, inputs = fresh().eval(), batch()
+    off = {"output_hidden_states": False, "output_attentions": None}
+    output = model(**inputs, **off, interpolate_pos_encoding=False)
+    features = model.get_image_features(inputs["pixel_values"], **off).pooler_output
+    torch.testing.assert_close(torch.nn.functional.normalize(features), output.image_embeds)
+    for call in (model, model.get_image_features, model.get_text_features):
+        given = inputs if call is model else {}
+        first = () if call is model else (next(iter(inputs.values())),)
+        with pytest.raises(ValueError, match="output_attentions=True: attention weights"):
+            call(*first, **given, output_attentions=True)
+        with pytest.raises(TypeError, match="'pixels' is no argument"):
+            call(*first, **given, pixels=None)
+
+
+def test_scores_are_exact_under_autocast():
+    model, inputs = fresh().eval(), batch()
+    inputs["description_ids"] = inputs["input_ids"]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**inputs, return_loss=True)
+    assert model.backbone.visual.blocks[0].mlp.fc1.weight.dtype == torch.float32
+    for scores, rows in (
+        (output.logits_per_image, output.image_embeds),
+        (output.description_scores, output.region_embeds),
+    ):
+        assert scores.dtype == torch.float32
+        cosines = rows @ output.text_embeds.T
+        scale = model.logit_factor() if scores is output.logits_per_image else 1.0
+        torch.testing.assert_close(scores, scale * cosines)
+
+
+def test_other_attention_is_refused(folder):
+    auto = transformers.AutoModel.from_pretrained
+    with pytest.raises(ValueError, match="attn_implementation='eager'; needed 'sdpa'"):
+        auto(folder, trust_remote_code=True, attn_implementation="eager")
 
 
 @pytest.mark.parametrize("kind", ["grain", "clip"])

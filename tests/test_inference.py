@@ -267,6 +267,21 @@ def test_alpha_weighs_the_whole_against_the_regions():
     assert result.ranked[0].score == pytest.approx(0.5)
 
 
+def test_what_decided_is_what_was_compared():
+    model = toy_model()
+    described = {"a": ["red", "green"], "b": ["blue"]}
+    embedded = model.embed_images(picture("red", "blue", "blue"))
+    (whole,) = model.classify(embedded, ["a", "b"], described, alpha=1.0)
+    assert [(one.text, one.query) for one in whole.ranked[0].seen] == [
+        ("red", None),
+        ("green", None),
+    ]
+    (named,) = model.classify(embedded, ["a", "b"], described, alpha=1.0, by="name_and_regions")
+    assert [ranked.seen for ranked in named.ranked] == [(), ()]
+    (regions,) = model.classify(embedded, ["a", "b"], described, alpha=0.0)
+    assert all(one.query is not None for ranked in regions.ranked for one in ranked.seen)
+
+
 def test_the_logit_scale_is_held_within_its_bounds():
     model = toy_model()
     model.loaded.params["logit_scale"] = np.float32(20.0)
@@ -279,7 +294,12 @@ def test_a_clip_model_classifies_but_grounds_nothing():
     assert embedded.regions is None
     assert embedded.boxes_xyxy is None
     (result,) = model.classify(embedded, ["x", "y"], {"x": ["blue"], "y": ["red", "red one"]})
-    assert (result.label, result.ranked[0].seen) == ("y", ())
+    seen = result.ranked[0].seen  # in the whole picture, as nothing else decides
+    assert (result.label, [one.text for one in seen]) == ("y", ["red", "red one"])
+    height, width = embedded.sizes[0]
+    assert [(one.query, one.box_xyxy) for one in seen] == [(None, (0, 0, width, height))] * 2
+    assert np.mean([one.cosine for one in seen]) == pytest.approx(result.ranked[0].score)
+    assert model.classify(embedded, ["red", "blue"])[0].ranked[0].seen == ()
     with pytest.raises(ValueError, match="CLIP model, which has no regions"):
         model.ground(embedded, ["red"])
     with pytest.raises(ValueError, match=r"alpha=0.5 needs regions"):

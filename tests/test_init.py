@@ -14,8 +14,10 @@ from grain_jax.config import TrainConfig, validate
 from grain_jax.config_rules import problems
 from grain_jax.data.tokenizer import WordTokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.interop import start
 from grain_jax.interop.read import read_model, write_run
 from grain_jax.interop.start import adopt, adopt_again, resize_positions, start_from
+from grain_jax.models.build import build_model
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import LoadedModel
 from grain_jax.training.optimizer import rate_factors
@@ -132,6 +134,31 @@ def test_settings_that_contradict_the_weights_are_refused():
     config.model.vision.depth, config.data.mean = 3, (0.1, 0.1, 0.1)
     with pytest.raises(ValueError, match=r"(?s)depth: given 3, the weights have 1.*data.mean"):
         adopt(config, tiny_clip())
+
+
+def test_interpolation_comes_along_and_a_crop_is_told(tmp_path, monkeypatch):
+    trained = tiny_clip()
+    trained.data.interpolation, trained.data.resize = "bilinear", "crop"
+    config = TrainConfig(init="RUN")
+    weights = LoadedModel(
+        model=build_model(trained.model),
+        params={},
+        config=trained,
+        tokenizer=WordTokenizer(["a"]),
+        preprocessing=Preprocessing(resize="crop"),
+        templates=("{}",),
+        step=0,
+    )
+    monkeypatch.setattr(start, "read_model", lambda name: weights)
+    origin = start.pretrained(config, tmp_path)
+    assert origin.config.data.interpolation == "bilinear"
+    assert origin.config.data.resize == "squash"
+    (note,) = [note for note in origin.notes if "data.resize" in note]
+    assert "data.resize = 'squash', and the weights saw pictures as 'crop'" in note
+    config.data.resize = "crop"
+    assert not [note for note in start.pretrained(config, tmp_path).notes if "resize" in note]
+    trained.data.interpolation, config.data.interpolation = "bicubic", "bilinear"
+    assert adopt(config, trained)[0].data.interpolation == "bilinear"  # as it was set
 
 
 @pytest.mark.parametrize("pooling", ["end", "last"])

@@ -104,6 +104,23 @@ def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
     np.testing.assert_allclose(picture["boxes_xyxy"], [[0, 0, 40, 40], [40, 0, 80, 40]])
     assert other["labels"][0]["label"] == "jay"
     assert report["skipped"] == []
+    assert report["asked"]["alpha"] == 0.25
+    assert report["asked"]["templates"] == list(toy_model().loaded.templates)
+
+
+def test_what_was_not_given_is_written_as_it_was_used(asked, pictures):
+    assert call("in/a.png", "--descriptions=descriptions.json", "--json=out.json") == 0
+    assert json.loads((pictures / "out.json").read_text())["asked"]["alpha"] == 0.5
+    assert call("in/a.png", "--labels=red,blue", "--json=named.json") == 0
+    assert json.loads((pictures / "named.json").read_text())["asked"]["alpha"] is None
+
+
+@pytest.mark.parametrize("name", ["x:y.png", "c\\d.png"])
+def test_a_file_may_have_any_name(asked, pictures, name):
+    (pictures / "in/a.png").rename(pictures / "in" / name)
+    assert call("in", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 0
+    assert f"in/{name}" in [row["file"] for row in rows(pictures / "out.csv")]
+    assert (pictures / "cards" / name).is_file()
 
 
 def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, pictures):
@@ -290,10 +307,10 @@ def test_ctrl_c_before_the_first_picture(pictures, monkeypatch, capsys):
 def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypatch, capsys):
     draw = predict.draw_answer
 
-    def full(answer, out, min_cosine):
+    def full(answer, out, *, min_cosine):
         if answer.target.file.parent.name == "deep":
             raise OSError("No space left on device")
-        draw(answer, out, min_cosine)
+        draw(answer, out, min_cosine=min_cosine)
 
     monkeypatch.setattr(predict, "draw_answer", full)
     assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1

@@ -136,7 +136,7 @@ def test_siglip_embeds_as_in_transformers(siglip):
     assert isinstance(tokenizer, PaddedTokenizer)
     texts = ["A photo of a cat", "dog", "a red a green a blue bird x"]
     tokens, cut = tokenizer.encode(texts, 8)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)(
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)(
         texts, padding="max_length", truncation=True, max_length=8, return_tensors="np"
     )["input_ids"]
     np.testing.assert_array_equal(tokens, theirs)
@@ -595,6 +595,80 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no weights; looked for model.safetensors"):
         read_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_config": "x"}, "vision_config is 'x', needed an object"),
+        (
+            {"vision_config": {"image_size": "224"}},
+            "vision_config.image_size is '224', needed",
+        ),
+        ({"vision_config": {"image_size": [32, 32]}}, "vision_config.image_size is"),
+        (
+            {"text_config": {"hidden_size": 0}},
+            "text_config.hidden_size is 0, needed a whole number",
+        ),
+        ({"text_config": {"hidden_act": ["gelu"]}}, "text_config.hidden_act is .*, needed a text"),
+        ({"text_config": {"layer_norm_eps": True}}, "layer_norm_eps is True, needed a number"),
+        ({"text_config": {"num_hidden_layers": 10**6}}, "text.depth=1000000, and there are"),
+        ({"projection_dim": None}, "projection_dim is None"),
+        ({"model_type": ["clip"]}, r"model_type \['clip'\]"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_by_name(clip, tmp_path, changes, message):
+    shutil.copytree(clip[1], tmp_path, dirs_exist_ok=True)
+    given = json.loads((tmp_path / "config.json").read_text())
+    for name, value in changes.items():
+        given[name] = given[name] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=message):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_cfg": 3}, "vision_cfg is 3, needed an object"),
+        ({"text_cfg": {"heads": "8"}}, "text_cfg.heads is '8', needed a whole number"),
+        ({"embed_dim": 0}, "model_cfg.embed_dim is 0"),
+    ],
+)
+def test_settings_of_another_kind_of_open_clip_too(open_clip, changes, message):
+    config = json.loads(json.dumps(OPEN_CLIP))
+    for name, value in changes.items():
+        whole = isinstance(value, dict)
+        config["model_cfg"][name] = config["model_cfg"][name] | value if whole else value
+    (open_clip / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        read_open_clip(open_clip)
+
+
+def test_a_file_nested_without_end_is_refused(clip, tmp_path):
+    shutil.copytree(clip[1], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "preprocessor_config.json").write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is no JSON"):
+        read_model(tmp_path)
+
+
+def test_a_scale_beyond_use_is_refused(clip, tmp_path):
+    model = copy.deepcopy(clip[0])
+    torch.nn.init.constant_(model.logit_scale, 200.0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="logit_scale is 200"):
+        read_model(tmp_path)
+
+
+def test_tensors_without_a_name_are_refused(open_clip):
+    torch.save({3: torch.zeros(2)}, open_clip / "open_clip_pytorch_model.bin")
+    with pytest.raises(ValueError, match="a tensor called 3, needed a name"):
+        read_open_clip(open_clip)
+
+
+def test_a_file_of_weights_alone_names_its_folder(clip):
+    with pytest.raises(ValueError, match="is a file of weights alone; give its folder"):
+        read_model(clip[1] / "model.safetensors")
 
 
 def test_code_in_a_torch_file_is_not_run(open_clip):

@@ -107,6 +107,19 @@ def test_an_official_file_without_a_tensor_is_refused_by_its_name(tmp_path):
         read_model(path)
 
 
+def test_a_layer_of_a_huge_number_costs_nothing(tmp_path):
+    state = to_official(random_params(official_model("clip")), official_model("clip"))
+    backbone = {n.removeprefix("backbone."): v for n, v in state.items() if "backbone." in n}
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in backbone.items()}
+    tensors["visual.blocks.999999999.x"] = torch.zeros(1)
+    torch.save({"backbone_state_dict": tensors}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=r"vision\.depth=1000000000, and there are"):
+        read_model(tmp_path / "checkpoint.pth")
+    torch.save({"backbone_state_dict": {0: torch.zeros(1)}}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match="an entry called 0, needed names"):
+        read_model(tmp_path / "checkpoint.pth")
+
+
 def test_the_table_of_names_has_the_parts_of_pretrained_towers():
     """Patch without bias, norm before the layers, attention pool, and a bias on the projection."""
     config = official_model("clip")

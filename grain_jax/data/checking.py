@@ -105,14 +105,18 @@ def read_image_file(relative: str, images: Path) -> bytes:
     path = posixpath.normpath(relative.replace("\\", "/"))
     if path.startswith(("/", "../")) or path == ".." or path[1:2] == ":":
         raise Dropped("path outside the images folder", f"{relative!r} leaves the images folder.")
-    file = images / path
+    return read_image_bytes(images / path, name=relative)
+
+
+def read_image_bytes(path: Path, *, name: str) -> bytes:
+    """The bytes of any file, called `name` in errors. Raises `Dropped`."""
     try:
-        with file.open("rb") as opened:
+        with path.open("rb") as opened:
             data = opened.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: no file name at all, such as one with NUL
-        raise Dropped("missing file", f"{relative!r}: {error}") from None
+        raise Dropped("missing file", f"{name!r}: {error}") from None
     if len(data) > MAX_IMAGE_BYTES:
-        raise Dropped("file too large", f"{relative!r} is larger than {MAX_IMAGE_BYTES} bytes.")
+        raise Dropped("file too large", f"{name!r} is larger than {MAX_IMAGE_BYTES} bytes.")
     return data
 
 

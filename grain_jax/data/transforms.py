@@ -145,7 +145,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         values = np.asarray(picture).astype(np.int64)
         gray = values >> 8 if values.max() > 255 else values
         return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+    if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from grain_jax.data.checking import read_image_file
+from grain_jax.data.checking import read_image_bytes
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation.card import draw_card
 from grain_jax.evaluation.pictures import NamedBox
@@ -51,9 +51,10 @@ class Outcome:
     interrupted: bool = False
 
 
-def draw_answer(answer: Answer, out: Path, min_cosine: float) -> None:
+def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
     """The card: the phrases that were asked for, and what tells the best label."""
-    image = decode_image(read_image_file(answer.target.file.name, answer.target.file.parent))
+    file = answer.target.file
+    image = decode_image(read_image_bytes(file, name=file.name))
     height, width = image.shape[:2]
     scale = np.array([width, height, width, height], np.float32)
     seen: list[SeenText] = []
@@ -101,7 +102,7 @@ def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards
 
 
 def write_json(
-    path: Path, outcome: Outcome, asked: Mapping[str, Any], *, min_cosine: float, cards: bool
+    path: Path, outcome: Outcome, *, asked: Mapping[str, Any], min_cosine: float, cards: bool
 ) -> None:
     """All answers with all boxes, what was skipped, and `asked`, which led to them."""
     report = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from grain_jax.data.checking import Dropped, read_image_file
+from grain_jax.data.checking import Dropped, read_image_bytes
 from grain_jax.data.records import Record
 from grain_jax.data.transforms import (
     ImageError,
@@ -74,7 +74,7 @@ class PictureSource:
         path = Path(picture)
         if not os.path.isfile(path):  # unlike Path.is_file, false of names that are too long
             raise ImageError("it is a folder." if os.path.isdir(path) else "there is no such file.")
-        return read_image_file(path.name, path.parent)
+        return read_image_bytes(path, name=path.name)
 
 
 def _checked_pixels(picture: np.ndarray) -> Pixels:

@@ -113,6 +113,11 @@ class Model:
         return self.loaded.config.model.kind == "grain"
 
     @property
+    def default_alpha(self) -> float:
+        """The share of the whole image in a score with descriptions."""
+        return ALPHA if self.has_regions else 1.0
+
+    @property
     def logit_scale(self) -> float:
         """What cosines were multiplied by in training."""
         limit = self.loaded.config.model.max_logit_scale
@@ -163,13 +168,13 @@ class Model:
         probabilities = _softmax(self.logit_scale * scores.astype(np.float64))
         results = []
         for n, name in enumerate(embedded.names):
-            best = np.argsort(-scores[n], kind="stable")[:top]
+            best = np.argsort(-scores[n], kind="stable")[:top].tolist()
             ranked = [
                 RankedLabel(
                     label=labels[k],
                     score=float(scores[n, k]),
                     probability=float(probabilities[n, k]),
-                    seen=self._seen(embedded, n, texts.regions[k]) if descriptions else (),
+                    seen=() if way == "name" else self._seen(embedded, n, texts, k, alpha=alpha),
                 )
                 for k in best
             ]
@@ -326,15 +331,24 @@ class Model:
             raise ValueError(
                 f"alpha={alpha:g} needs regions, and this is a CLIP model; leave it out."
             )
-        return (ALPHA if self.has_regions else 1.0) if alpha is None else alpha
+        return self.default_alpha if alpha is None else alpha
 
     def _seen(
-        self, embedded: ImageEmbeddings, n: int, texts: Sequence[str]
+        self, embedded: ImageEmbeddings, n: int, texts: ClassTexts, k: int, *, alpha: float
     ) -> tuple[SeenText, ...]:
-        if embedded.regions is None or embedded.boxes_xyxy is None:
-            return ()
-        cosines = embedded.regions[n] @ self._texts(texts, kind="description").T
-        seen = _best_regions(texts, cosines, embedded.boxes_xyxy[n])
+        """What tells class k in picture n, surest first."""
+        if alpha == 1 or embedded.regions is None or embedded.boxes_xyxy is None:
+            described = texts.descriptions[k]
+            whole = self._texts(described, kind="caption") @ embedded.image[n]
+            view = _box(embedded.view_xyxy[n])
+            seen = [
+                SeenText(text, float(cosine), None, view)
+                for text, cosine in zip(described, whole, strict=True)
+            ]
+        else:
+            described = texts.regions[k]
+            cosines = embedded.regions[n] @ self._texts(described, kind="description").T
+            seen = _best_regions(described, cosines, embedded.boxes_xyxy[n])
         return tuple(sorted(seen, key=lambda one: -one.cosine))
 
     def _texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:

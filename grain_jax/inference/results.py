@@ -35,22 +35,26 @@ class ImageEmbeddings:
 
 @dataclass(frozen=True)
 class SeenText:
-    """A text and the region of a picture that is most similar to it."""
+    """A text and the region of a picture that is most similar to it, or the whole picture."""
 
     text: str
     cosine: float
-    query: int  # which region query of the model
-    box_xyxy: Box  # pixels of the picture
+    query: int | None  # which region query of the model; None: compared with the whole picture
+    box_xyxy: Box  # pixels of the picture; of the whole, what the model saw of it
 
 
 @dataclass(frozen=True)
 class RankedLabel:
-    """A label with its score; `seen`: its descriptions where each is seen best, surest first."""
+    """A label with its score; `seen`: its descriptions where each is seen best, surest first.
+
+    Where the whole picture alone decides (alpha 1, a CLIP model) they are those of the whole
+    picture. A label without descriptions has its name there.
+    """
 
     label: str
     score: float  # cosines, mixed with alpha
     probability: float  # softmax of the model's logit scale x score over all labels given
-    seen: tuple[SeenText, ...]  # () by name alone or without regions
+    seen: tuple[SeenText, ...]  # () by name alone
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
     For CLIP up to letters that came with Unicode 15 and later, which its library does not know.
 
     It adds start and end of text, and cuts to `max_length` where asked for truncation. HTML
-    entities are not resolved: that is for training data. Padding differs from ours, and changes
-    nothing: the text tower is causal and pools at the first end-of-text. Raises ValueError for a
-    tokenizer that has no such form.
+    entities ("&amp;"), which ours resolves, stay as they are written. Padding differs from ours,
+    and changes nothing: the text tower is causal and pools at the first end-of-text. Raises
+    ValueError for a tokenizer that has no such form.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, needed an object.")
@@ -108,8 +108,7 @@ def _state_dict(path: Path) -> dict[str, np.ndarray]:
         content = content["state_dict"]  # of a training checkpoint
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, needed a state dict.")
-    return {
-        name.removeprefix("module."): value.float().numpy()
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if odd := [name for name in tensors if not isinstance(name, str)]:
+        raise ValueError(f"{path} has a tensor called {odd[0]!r}, needed a name.")
+    return {name.removeprefix("module."): value.float().numpy() for name, value in tensors.items()}

@@ -13,6 +13,7 @@ from grain_jax.interop.names import Entry, entries, unused_shapes
 from grain_jax.models.build import abstract_params
 
 Params = dict[str, Any]  # nested, with arrays at the leaves
+MAX_LISTED = 10  # tensors in an error
 STACKED = "layers"  # name of a scanned stack, whose arrays have the layers as their first axis
 
 
@@ -21,9 +22,18 @@ def from_official(
 ) -> Params:
     """The model's parameters (float32, stacked where `scan_layers`) from official tensors.
 
-    Tensors the model does not use are ignored. Raises one ValueError that lists every tensor that
-    is missing, unknown, of the wrong shape, or at odds with another that is the same parameter.
+    Tensors the model does not use are ignored. Raises one ValueError that lists the tensors that
+    are missing, unknown, of the wrong shape, or at odds with another that is the same parameter.
     """
+    # Before a table of all that a file says of itself, which may be any number.
+    depths = {"vision": config.vision.depth, "text": config.text.depth}
+    if config.kind == "grain":
+        depths["decoder"] = config.decoder.depth
+    for part, depth in depths.items():
+        if depth > len(state_dict):
+            raise ValueError(
+                f"model.{part}.depth={depth}, and there are {len(state_dict)} tensors in all."
+            )
     table = entries(config)
     shapes = _unstacked_shapes(config)
     wrong = [f"missing {e.official}" for e in table if e.official not in state_dict]
@@ -48,7 +58,8 @@ def from_official(
     if wrong:
         raise ValueError(
             f"{len(wrong)} of the official tensors do not fit the {config.kind} model of this "
-            "config; change the model's config or the state dict:\n  " + "\n  ".join(wrong)
+            "config; change the model's config or the state dict:\n  "
+            + "\n  ".join([*wrong[:MAX_LISTED], *(["..."] if len(wrong) > MAX_LISTED else [])])
         )
     params: Params = flax.traverse_util.unflatten_dict(flat)
     return stack_layers(params) if config.scan_layers else params

@@ -106,7 +106,7 @@ def read_official(path: Path) -> OfficialFile:
         return OfficialFile(found, metadata=None)
     try:
         metadata = json.loads(ours[METADATA])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {OURS}[{METADATA!r}] is no JSON: {error}") from error
     return OfficialFile(found, _mapping(path, f"{OURS}[{METADATA!r}]", metadata))
 
@@ -114,6 +114,8 @@ def read_official(path: Path) -> OfficialFile:
 def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{path}: {name} is a {type(value).__name__}, needed named entries.")
+    if odd := [key for key in value if not isinstance(key, str)]:
+        raise ValueError(f"{path}: {name} has an entry called {odd[0]!r}, needed names.")
     return dict(value)
 
 

@@ -5,6 +5,7 @@ vision transformer (`open_clip_config.json` beside the weights). Nothing in a fi
 weights are safetensors, or torch files read with `weights_only`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+OPEN_CLIP_KINDS: dict[str, Any] = {  # of the numbers in its configuration, by example
+    **dict.fromkeys(("embed_dim", "image_size", "patch_size", "width", "layers", "heads"), 1),
+    **dict.fromkeys(("head_width", "context_length", "vocab_size"), 1),
+    "mlp_ratio": 1.0,
+}
+MAX_LOG_SCALE = 16.0  # e to it is beyond any use
 NOT_OURS = ("position_ids", "logit_bias")  # a buffer; a constant that no softmax sees
 
 # What `config.json` leaves out, as transformers fills it in.
@@ -72,24 +79,28 @@ def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
     Raises ValueError for another kind of model, or an activation that is not known.
     """
     kind = given.get("model_type")
-    if kind not in DEFAULTS:
+    if not isinstance(kind, str) or kind not in DEFAULTS:
         raise ValueError(
             f"{HUGGINGFACE_CONFIG} has model_type {kind!r}; needed one of {', '.join(DEFAULTS)} or "
             "grain."
         )
-    parts = {
-        part: default | _present(given.get(part)) | _present(given.get(f"{part}_dict"))
-        for part, default in DEFAULTS[kind].items()
-    }
+    parts = {}
+    for part, default in DEFAULTS[kind].items():
+        told = [_object(name, given.get(name)) for name in (part, f"{part}_dict")]
+        parts[part] = default | told[0] | told[1]
+        for name, value in default.items():
+            _check_kind(f"{part}.{name}", parts[part][name], like=value)
     vision, text = parts["vision_config"], parts["text_config"]
     siglip = kind == "siglip"
     if siglip and not vision["vision_use_head"]:
         raise ValueError("A SigLIP without vision_use_head has no image embedding.")
     projection = text.get("projection_size") or text["hidden_size"]
+    joint = projection if siglip else given.get("projection_dim", 512)
+    _check_kind("projection_size" if siglip else "projection_dim", joint, like=512)
     return ModelConfig(
         kind="clip",
         image_size=vision["image_size"],
-        embed_dim=projection if siglip else given.get("projection_dim", 512),
+        embed_dim=joint,
         vision=VisionConfig(
             patch_size=vision["patch_size"],
             **_tower(vision),
@@ -131,10 +142,17 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
     """A model of open_clip with `open_clip_config.json`, as its hub holds them, and the first of
     its `weights` that is there. Errors as above.
     """
-    given = read_json(folder / OPEN_CLIP_CONFIG)
-    config = given.get("model_cfg", {})
-    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
-    _refuse_others(folder / OPEN_CLIP_CONFIG, config, vision, text)
+    path = folder / OPEN_CLIP_CONFIG
+    given = read_json(path)
+    try:
+        config = _object("model_cfg", given.get("model_cfg"))
+        vision, text = (_object(part, config.get(part)) for part in ("vision_cfg", "text_cfg"))
+        for part, settings in (("model_cfg", config), ("vision_cfg", vision), ("text_cfg", text)):
+            for name in settings.keys() & OPEN_CLIP_KINDS.keys():
+                _check_kind(f"{part}.{name}", settings[name], like=OPEN_CLIP_KINDS[name])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    _refuse_others(path, config, vision, text)
     activation = "quick_gelu" if config.get("quick_gelu", False) else "gelu"
     try:
         width, head = vision["width"], vision.get("head_width", 64)
@@ -166,9 +184,9 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
             dtype="float32",
         )
     except KeyError as error:
-        raise ValueError(f"{folder / OPEN_CLIP_CONFIG} has no {error} in its model_cfg.") from error
+        raise ValueError(f"{path} has no {error} in its model_cfg.") from error
     preprocessing = _open_clip_preprocessing(
-        folder / OPEN_CLIP_CONFIG, given.get("preprocess_cfg") or {}, model.image_size
+        path, given.get("preprocess_cfg") or {}, model.image_size
     )
     state, left = from_open_clip(read_weights(folder, weights))
     return _loaded(folder, state, left, model, preprocessing)
@@ -186,6 +204,11 @@ def _loaded(
         raise ValueError(f"{folder}: unknown tensor {odd[0]} ({len(odd)} in all).")
     scale = state.get("backbone.logit_scale")
     if scale is not None:
+        if scale.size != 1 or not abs(float(scale.item())) <= MAX_LOG_SCALE:
+            raise ValueError(
+                f"{folder}: logit_scale is {scale}, the logarithm of what cosines are multiplied "
+                f"by; needed one number, at most {MAX_LOG_SCALE}."
+            )
         model.max_logit_scale = max(model.max_logit_scale, float(np.exp(scale)))
     return loaded_model(
         folder.name,
@@ -245,6 +268,29 @@ def _tower(given: Mapping[str, Any]) -> dict[str, Any]:
         "activation": ACTIVATIONS[given["hidden_act"]],
         "norm_eps": given["layer_norm_eps"],
     }
+
+
+def _object(name: str, given: Any) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{name} is {given!r}, needed an object.")
+    return _present(given)
+
+
+def _check_kind(name: str, value: Any, *, like: Any) -> None:
+    """Raises ValueError unless it is as the example: a flag, a text, or a number above 0."""
+    match like:
+        case bool():
+            good, needed = isinstance(value, bool), "true or false"
+        case str():
+            good, needed = isinstance(value, str), "a text"
+        case int():
+            good = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+            needed = "a whole number above 0"
+        case _:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            good, needed = number and 0 < value < math.inf, "a number above 0"
+    if not good:
+        raise ValueError(f"{name} is {value!r}, needed {needed}.")
 
 
 def _present(given: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ NOT_OF_WEIGHTS = (  # how a tower starts, or trains: nothing the weights decide
     "model.text.token_init_std",
     "model.decoder.dropout",
 )
-FREE = ("model.max_logit_scale",)  # a bound of training: the weights' own unless one is given
+FREE = ("model.max_logit_scale", "data.interpolation")  # the weights' own unless one is given
 LENGTHS = ("data.caption_length", "data.description_length")
 POSITION = "vision/position"
 
@@ -90,6 +90,11 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
     trained = read_model(config.init)
     config, came_along = adopt(config, trained.config)
     notes = list(came_along.values())
+    if config.data.resize != (resize := trained.config.data.resize):
+        notes.append(
+            f"data.resize = {config.data.resize!r}, and the weights saw pictures as {resize!r}; a "
+            "crop cuts off regions, so this is not taken from them"
+        )
     if config.data.tokenizer == "world":
         own = build_tokenizer(config.data)
         if own.spec() != trained.tokenizer.spec():
@@ -102,8 +107,9 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
 def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
     """`config` with what comes with the weights, and a sentence for each setting that changed.
 
-    Of the towers, the embedding, the tokenizer and the normalisation of pixels, a setting that is
-    at its default takes the weights' value. Raises ValueError where one was set to another value.
+    Of the towers, the embedding, the tokenizer, the interpolation and normalisation of pixels, a
+    setting that is at its default takes the weights' value. Raises ValueError where one was set to
+    another value.
     """
     config = copy.deepcopy(config)
     wanted: dict[str, Any] = leaves(config)
@@ -215,7 +221,7 @@ def _comes_along(path: str, config: TrainConfig, trained: TrainConfig) -> bool:
     return of_towers or path in (
         "model.embed_dim",
         "model.max_logit_scale",
-        *("data.tokenizer", "data.mean", "data.std"),
+        *("data.tokenizer", "data.interpolation", "data.mean", "data.std"),
     )
 
 

@@ -32,6 +32,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+NOT_GIVEN = {
+    "output_attentions": "attention weights are never formed",
+    "output_hidden_states": "last_hidden_state of get_image_features is all there is",
+    "interpolate_pos_encoding": "pictures have one size",
+}
+
+
 class LayerNorm(nn.LayerNorm):
     """Computes in float32 whatever the type of its input."""
 
@@ -374,6 +381,14 @@ def _grid_positions(side: int, width: int, device: torch.device) -> Tensor:
     return torch.cat([y, x], dim=-1).flatten(0, 1)
 
 
+def _refuse(asked: dict[str, bool | None]) -> None:
+    """What `CLIPModel` takes and this model has not, unless it is off."""
+    if unknown := sorted(set(asked) - set(NOT_GIVEN)):
+        raise TypeError(f"{unknown[0]!r} is no argument of a GrainModel.")
+    if on := [name for name, value in asked.items() if value]:
+        raise ValueError(f"{on[0]}={asked[on[0]]}: {NOT_GIVEN[on[0]]}; leave it out.")
+
+
 @dataclass
 class GrainOutput(ModelOutput):
     """Embeddings have unit length, in float32; what was not asked for is None."""
@@ -401,6 +416,10 @@ class GrainModel(PreTrainedModel):
 
     def __init__(self, config: GrainConfig) -> None:
         super().__init__(config)
+        if config._attn_implementation not in (None, "sdpa"):
+            raise ValueError(
+                f"attn_implementation={config._attn_implementation!r}; needed 'sdpa', or none."
+            )
         self.backbone = Backbone(config)
         if config.kind == "grain":
             self.decoder = RegionDecoder(config)
@@ -462,21 +481,27 @@ class GrainModel(PreTrainedModel):
         self.backbone.token_embedding = value
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor, **asked: bool | None
+    ) -> BaseModelOutputWithPooling:
         """`pooler_output` [B, E], not normalised: the image query's embedding (CLIP: the projected
-        CLS token). `last_hidden_state` [B, P, D]: all tokens of the image tower.
+        CLS token). `last_hidden_state` [B, P, D]: all tokens of the image tower, after its final
+        norm; those of a `CLIPModel` are before it.
         """
+        _refuse(asked)
         tokens = self.backbone.visual(pixel_values)
         return BaseModelOutputWithPooling(tokens, self._images(tokens)[0])
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **asked: bool | None
     ) -> BaseModelOutputWithPooling:
         """`pooler_output` [N, E], not normalised. `last_hidden_state` [N, L, D]: all tokens.
 
-        The mask, which tokenizers give, changes nothing: attention is causal up to the end of text.
+        The mask, which tokenizers give, changes nothing: attention is causal up to the end of text,
+        or texts fill all positions.
         """
+        _refuse(asked)
         return BaseModelOutputWithPooling(*self.backbone.encode_text(input_ids))
 
     @can_return_tuple
@@ -487,13 +512,16 @@ class GrainModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         description_ids: Tensor | None = None,
         return_loss: bool | None = None,
+        **asked: bool | None,
     ) -> GrainOutput:
         """Whatever the given inputs allow. `description_ids`: texts to compare regions with.
 
         `attention_mask` changes nothing, as above. `return_loss`: the contrastive loss of image i
         and text i, with the other pairs of this batch as negatives; boxes and regions have none.
-        Raises ValueError where the inputs do not allow it.
+        Cosines and loss are float32, under autocast too. Raises ValueError where the inputs do not
+        allow it, or for what a `CLIPModel` gives and this model does not.
         """
+        _refuse(asked)
         given = (pixel_values, input_ids, description_ids)
         if not return_loss and all(value is None for value in given):
             raise ValueError("Give pixel_values, input_ids or description_ids.")
@@ -506,9 +534,11 @@ class GrainModel(PreTrainedModel):
             text = F.normalize(self.backbone.encode_text(input_ids)[1].float(), dim=-1)
         if description_ids is not None:
             described = F.normalize(self.backbone.encode_text(description_ids)[1].float(), dim=-1)
-            scores = None if regions is None else regions @ described.T
-        if image is not None and text is not None:
-            logits = self.logit_factor() * image @ text.T
+        with torch.autocast(self.device.type, enabled=False):
+            if regions is not None and described is not None:
+                scores = regions @ described.T
+            if image is not None and text is not None:
+                logits = self.logit_factor() * image @ text.T
         if return_loss:
             if logits is None or logits.shape[0] != logits.shape[1]:
                 raise ValueError(

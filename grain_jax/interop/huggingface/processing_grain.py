@@ -191,8 +191,13 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     label, of the embeddings or of the cosines as the model was evaluated. `descriptions`,
     {label: [text, ...]}, tell the labels instead of their names: the score is `alpha` x whole image
     + (1 - `alpha`) x regions, each a mean over the descriptions; `alpha` is 0.5 if not given, 1 for
-    a model without regions. Long texts are cut.
+    a model without regions. Long texts are cut, and all are padded as the model needs it: there are
+    no `tokenizer_kwargs`. Texts are embedded once for all pictures of a call.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._encoded: dict[Any, Any] = {}  # texts of this call
+        super().__init__(*args, **kwargs)
 
     def check_model_type(self, supported_models: Any) -> None:
         """Every model that names this class in its configuration is meant for it."""
@@ -202,6 +207,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
 
         What is not given is as the pipeline was made with; descriptions go without a template.
         """
+        self._encoded = {}
         made: dict[str, Any] = self._preprocess_params
         if kwargs.get("descriptions") is not None:
             kwargs.setdefault("hypothesis_template", None)
@@ -293,35 +299,42 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         if isinstance(texts, list | tuple):  # a batch, whose pictures share their labels
             texts, described = texts[0], described[0]
         num_labels = len(labels[0] if isinstance(labels[0], list | tuple) else labels)
-        config = self.model.config
+        output = self.model(**model_inputs)
         if described is None:
-            output = self.model(**texts, **model_inputs)
-            prompts = output.text_embeds.unflatten(0, (-1, num_labels)).mean(dim=0)
-            if config.name_ensemble == "embedding":
+            prompts = self._embeds(texts["input_ids"]).unflatten(0, (-1, num_labels)).mean(dim=0)
+            if self.model.config.name_ensemble == "embedding":
                 prompts = F.normalize(prompts, dim=-1)
             scores = output.image_embeds @ prompts.T
         else:
-            alpha = described["alpha"]
-            ids = None if alpha == 1 else described["ids"].to(self.model.device)
-            output = self.model(**texts, **model_inputs, description_ids=ids)
-            scores = self._mixed(output, described["counts"], alpha)
+            scores = self._mixed(output, texts["input_ids"], described)
         return {"candidate_labels": labels, "logits": self.model.logit_factor() * scores}
 
-    def _mixed(self, output: Any, counts: list[int], alpha: float) -> Any:
-        """[B, K] of K labels with `counts` descriptions each."""
+    def _embeds(self, ids: Any) -> Any:
+        """[N, L] token ids to [N, E], once for all pictures of a call."""
+        key = (tuple(ids.shape), ids.cpu().numpy().tobytes())
+        if key not in self._encoded:
+            features = self.model.get_text_features(ids.to(self.model.device)).pooler_output
+            self._encoded[key] = F.normalize(features.float(), dim=-1)
+        return self._encoded[key]
+
+    def _mixed(self, output: Any, ids: Any, described: Mapping[str, Any]) -> Any:
+        """[B, K]: `ids` of all descriptions for the whole image, `described` for the regions."""
+        counts, alpha = described["counts"], described["alpha"]
 
         def by_label(values: Any, reduce: Any) -> Any:
             return torch.stack([reduce(part) for part in values.split(counts, dim=-1)], dim=-1)
 
-        whole = by_label(output.image_embeds @ output.text_embeds.T, lambda x: x.mean(dim=-1))
+        if alpha > 0:
+            cosines = output.image_embeds @ self._embeds(ids).T
+            whole = by_label(cosines, lambda x: x.mean(dim=-1))
         if alpha == 1:
             return whole
-        cosines = output.description_scores  # [B, Q, M]
+        cosines = output.region_embeds @ self._embeds(described["ids"]).T  # [B, Q, M]
         if self.model.config.region_score == "descriptions":  # each has to be found somewhere
             regions = by_label(cosines.amax(dim=1), lambda x: x.mean(dim=-1))
         else:  # each query has to explain itself
             regions = by_label(cosines, lambda x: x.amax(dim=-1)).mean(dim=1)
-        return alpha * whole + (1 - alpha) * regions
+        return regions if alpha == 0 else alpha * whole + (1 - alpha) * regions
 
 
 def upright_rgb(image: Picture) -> Image.Image:
