@@ -98,6 +98,8 @@ def main() -> int:
     for name in ("figure", "JAX, %", "PyTorch, %", "same answer"):
         table.add_column(name)
     for name, (first, second, same) in rows.items():
+        if name.endswith(("/images", "/texts")):  # counts
+            continue
         table.add_row(name, f"{100 * first:.4f}", f"{100 * second:.4f}", same)
     Console(width=120).print(table)
     return int(any(first != second for first, second, _ in rows.values()))
