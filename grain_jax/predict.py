@@ -284,7 +284,8 @@ def _write(options: argparse.Namespace, model: Model, question: Question, outcom
     if options.json is not None:
         asked: dict[str, Any] = dataclasses.asdict(question)
         asked |= {name: getattr(options, name) for name in ("alpha", "by", "top", "min_cosine")}
-        if question.labels and question.templates is None:
+        named = question.descriptions is None or options.by == "name_and_regions"
+        if question.labels and named and question.templates is None:
             asked["templates"] = model.loaded.templates
         if question.descriptions is not None and options.alpha is None:
             asked["alpha"] = model.default_alpha

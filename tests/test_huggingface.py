@@ -540,7 +540,10 @@ def test_scores_are_exact_under_autocast():
     inputs["description_ids"] = inputs["input_ids"]
     with torch.autocast("cpu", torch.bfloat16):
         output = model(**inputs, return_loss=True)
-    assert model.backbone.visual.blocks[0].mlp.fc1.weight.dtype == torch.float32
+        assert (
+            model.get_image_features(inputs["pixel_values"]).pooler_output.dtype == torch.bfloat16
+        )
+    assert output.loss.dtype == torch.float32
     for scores, rows in (
         (output.logits_per_image, output.image_embeds),
         (output.description_scores, output.region_embeds),
@@ -549,6 +552,17 @@ def test_scores_are_exact_under_autocast():
         cosines = rows @ output.text_embeds.T
         scale = model.logit_factor() if scores is output.logits_per_image else 1.0
         torch.testing.assert_close(scores, scale * cosines)
+
+
+def test_it_runs_on_meta_tensors_and_as_a_replica():
+    """Offloaded, and split over GPUs by DataParallel, whose replicas list no parameters."""
+    model = fresh().to("meta")
+    inputs = {name: value.to("meta") for name, value in batch().items()}
+    assert model(**inputs).logits_per_image.shape == (4, 4)
+    replica = fresh()
+    replica.parameters = lambda *_, **__: iter(())
+    assert replica(**batch()).logits_per_image.shape == (4, 4)
+    assert not model.accepts_loss_kwargs
 
 
 def test_other_attention_is_refused(folder):

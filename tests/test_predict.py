@@ -12,7 +12,7 @@ from toy_encoder import columns, toy_model
 from grain_jax import predict
 from grain_jax.evaluation.card import BADGE, LONG_SIDE, _badge_places, draw_card
 from grain_jax.evaluation.pictures import NamedBox
-from grain_jax.inference import screen
+from grain_jax.inference import answers, screen
 from grain_jax.inference.files import find_pictures
 from grain_jax.inference.model import BATCH_SIZE, Model
 from grain_jax.predict import main
@@ -105,14 +105,34 @@ def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
     assert other["labels"][0]["label"] == "jay"
     assert report["skipped"] == []
     assert report["asked"]["alpha"] == 0.25
-    assert report["asked"]["templates"] == list(toy_model().loaded.templates)
+    assert report["asked"]["templates"] is None  # none played a part
 
 
 def test_what_was_not_given_is_written_as_it_was_used(asked, pictures):
     assert call("in/a.png", "--descriptions=descriptions.json", "--json=out.json") == 0
     assert json.loads((pictures / "out.json").read_text())["asked"]["alpha"] == 0.5
     assert call("in/a.png", "--labels=red,blue", "--json=named.json") == 0
-    assert json.loads((pictures / "named.json").read_text())["asked"]["alpha"] is None
+    named = json.loads((pictures / "named.json").read_text())["asked"]
+    assert named["alpha"] is None
+    assert named["templates"] == list(toy_model().loaded.templates)
+
+
+def test_what_the_whole_picture_decided_has_no_box(asked, pictures, monkeypatch):
+    """Nor is it not found: the limit is one of regions."""
+    cards = []
+    monkeypatch.setattr(answers, "draw_card", lambda image, **given: cards.append(given))
+    arguments = ("in/a.png", "--descriptions=descriptions.json", "--alpha=1", "--min_cosine=0.9")
+    assert call(*arguments, "--out=cards", "--csv=out.csv", "--json=out.json") == 0
+    (card,) = cards
+    assert (card["found"], card["unfound"]) == ([], [])
+    ((text, cosine),) = card["whole"]
+    assert len(card["others_xyxy"]) == 2
+    row = rows(pictures / "out.csv")[0]
+    assert (row["seen"], row["x0"], row["y1"]) == (text, "", "")
+    assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-6)
+    (picture,) = json.loads((pictures / "out.json").read_text())["pictures"]
+    (seen,) = picture["labels"][0]["seen"]
+    assert (seen["text"], seen["query"], seen["box_xyxy"]) == (text, None, None)
 
 
 @pytest.mark.parametrize("name", ["x:y.png", "c\\d.png"])
@@ -375,8 +395,9 @@ def test_texts_stay_on_the_card(shape, tmp_path, monkeypatch):
         others_xyxy=np.array([[0, 0, 1, 1]], np.float32),
         view_xyxy=np.array([0.2, 0, 0.8, 1], np.float32),
         path=tmp_path / "card.png",
+        whole=[("LONG " * 60, 0.25)],
     )
-    assert places[-1][0] == "and 6 more"
+    assert places[-1][0] == "and 7 more"
     for i, (text, place) in enumerate(places):
         for other, beside in places[:i]:
             side_by_side = abs(place.y0 - beside.y0) < 4

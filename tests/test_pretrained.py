@@ -660,6 +660,15 @@ def test_a_scale_beyond_use_is_refused(clip, tmp_path):
         read_model(tmp_path)
 
 
+def test_a_tensor_of_another_shape_is_refused_by_its_name(open_clip):
+    path = open_clip / "open_clip_pytorch_model.bin"
+    state = torch.load(path, weights_only=True)["state_dict"]
+    state["module.logit_scale"] = torch.zeros(2)
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(ValueError, match=r"logit_scale has shape \[2\]"):
+        read_open_clip(open_clip)
+
+
 def test_tensors_without_a_name_are_refused(open_clip):
     torch.save({3: torch.zeros(2)}, open_clip / "open_clip_pytorch_model.bin")
     with pytest.raises(ValueError, match="a tensor called 3, needed a name"):

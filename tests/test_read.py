@@ -207,6 +207,13 @@ def test_a_mistake_in_a_path_is_not_looked_up_on_the_hub(hub, tmp_path):
     assert hub == []
 
 
+def test_an_official_file_may_lie_beside_any_settings(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({"backbone_state_dict": {}}, tmp_path / "best.pth")
+    with pytest.raises(ValueError, match=r"best\.pth has no tensor backbone"):
+        read_model(tmp_path / "best.pth")
+
+
 def test_a_torch_file_that_claims_more_than_it_holds_is_refused(tmp_path):
     huge = torch.zeros(1).expand(2**20, 2**20)
     torch.save({"backbone_state_dict": {"a": huge}}, tmp_path / "huge.pth")

@@ -32,22 +32,26 @@ def draw_card(
     view_xyxy: Float[np.ndarray, "4"],
     path: Path,
     unfound: Sequence[tuple[str, float]] = (),
+    whole: Sequence[tuple[str, float]] = (),
 ) -> None:
     """Writes one picture (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
 
     Above it `answers`, each with its figure; below it a line for every text and its score, under
-    the number and colour of its box, which texts may share; then the texts that are `unfound`, with
-    scores too low for a box. Other regions are grey and dashed, and what lies outside `view_xyxy`,
-    which the model did not see, is pale.
+    the number and colour of its box, which texts may share; then the texts that were compared with
+    the `whole` picture, and those that are `unfound`, with scores too low for a box. Other regions
+    are grey and dashed, and what lies outside `view_xyxy`, which the model did not see, is pale.
     """
     height, width = image.shape[:2]
     scale = LONG_SIDE / max(height, width)
     # Of very long pictures, the short side stays wide enough to see.
     size = max(scale * width, 0.8), max(scale * height, 0.8)
     boxes = list(dict.fromkeys(_corners(one) for one in found))  # in the order of their texts
-    shown, missing = found[:MAX_FOUND], unfound[: MAX_FOUND - len(found[:MAX_FOUND])]
-    left_out = len(found) + len(unfound) - len(shown) - len(missing)
-    lines = len(shown) + len(missing) + bool(left_out)
+    shown = found[:MAX_FOUND]
+    boxless = [(f"whole picture: {text}", score, INK) for text, score in whole]
+    boxless += [(f"not found: {text}", score, FAINT) for text, score in unfound]
+    rest = boxless[: MAX_FOUND - len(shown)]
+    left_out = len(found) + len(boxless) - len(shown) - len(rest)
+    lines = len(shown) + len(rest) + bool(left_out)
     top = MARGIN + LINE * (1 + len(answers)) + 0.1
     page = LONG_SIDE + 2 * MARGIN, top + size[1] + 0.1 + LINE * lines + MARGIN
     figure = Figure(figsize=page, dpi=DPI, facecolor="white")
@@ -70,13 +74,12 @@ def draw_card(
     baseline, left_of_texts = top + size[1] + 0.1 + 0.16, MARGIN + BADGE[0] + 0.1
     for one in shown:
         number = boxes.index(_corners(one))
-        score = "" if one.score is None else f"{one.score:.2f}"
+        shown_score = "" if one.score is None else f"{one.score:.2f}"
         _draw_key(canvas, MARGIN, baseline, str(number + 1), _colour(number))
-        _draw_line(canvas, left_of_texts, baseline, ", ".join(one.texts), score)
+        _draw_line(canvas, left_of_texts, baseline, ", ".join(one.texts), shown_score)
         baseline += LINE
-    for text, cosine in missing:
-        line = f"not found: {text}"
-        _draw_line(canvas, left_of_texts, baseline, line, f"{cosine:.2f}", colour=FAINT)
+    for text, score, colour in rest:
+        _draw_line(canvas, left_of_texts, baseline, text, f"{score:.2f}", colour=colour)
         baseline += LINE
     if left_out:
         canvas.text(MARGIN, baseline, f"and {left_out} more", colour=FAINT)

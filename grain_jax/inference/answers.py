@@ -24,7 +24,7 @@ COLUMNS = (
     "text",
     "score",
     "probability",
-    "seen",  # the text whose region follows
+    "seen",  # the text whose region follows, if it has one
     "cosine",
     *("x0", "y0", "x1", "y1"),
     "card",
@@ -64,9 +64,11 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
         seen += answer.labels.ranked[0].seen
     if answer.phrases is not None:
         seen = [*answer.phrases.phrases, *seen]
-    unfound = [(one.text, one.cosine) for one in seen if one.cosine < min_cosine]
-    unfound, seen = list(dict.fromkeys(unfound)), list(dict.fromkeys(seen))  # asked twice
-    seen = [one for one in seen if one.cosine >= min_cosine]
+    seen = list(dict.fromkeys(seen))  # asked twice
+    whole = [(one.text, one.cosine) for one in seen if one.query is None]
+    missing = [one for one in seen if one.query is not None and one.cosine < min_cosine]
+    unfound = list(dict.fromkeys((one.text, one.cosine) for one in missing))
+    seen = [one for one in seen if has_box(one, min_cosine)]
     queries = {one.query for one in seen}
     others = [
         box / scale
@@ -87,7 +89,13 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
         view_xyxy=answer.view_xyxy / scale,
         path=path,
         unfound=unfound,
+        whole=whole,
     )
+
+
+def has_box(seen: SeenText, min_cosine: float) -> bool:
+    """Whether it was seen in a region, and surely enough."""
+    return seen.query is not None and seen.cosine >= min_cosine
 
 
 def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
@@ -127,14 +135,14 @@ def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:
 
 def _seen_row(seen: SeenText, min_cosine: float) -> dict[str, str]:
     row = {"seen": seen.text, "cosine": f"{seen.cosine:.6f}"}
-    if seen.cosine < min_cosine:
+    if not has_box(seen, min_cosine):
         return row
     corners = zip(("x0", "y0", "x1", "y1"), seen.box_xyxy, strict=True)
     return row | {name: f"{value:.1f}" for name, value in corners}
 
 
 def _seen_entry(seen: SeenText, min_cosine: float) -> dict[str, Any]:
-    found = {} if seen.cosine >= min_cosine else {"box_xyxy": None}
+    found = {} if has_box(seen, min_cosine) else {"box_xyxy": None}
     return dataclasses.asdict(seen) | found
 
 

@@ -47,8 +47,8 @@ class SeenText:
 class RankedLabel:
     """A label with its score; `seen`: its descriptions where each is seen best, surest first.
 
-    Where the whole picture alone decides (alpha 1, a CLIP model) they are those of the whole
-    picture. A label without descriptions has its name there.
+    Where the whole picture alone decides (alpha 1, a CLIP model) they are as it met them, in their
+    template. A label without descriptions has its name there, or its prompts.
     """
 
     label: str

@@ -204,7 +204,7 @@ def _loaded(
         raise ValueError(f"{folder}: unknown tensor {odd[0]} ({len(odd)} in all).")
     scale = state.get("backbone.logit_scale")
     if scale is not None:
-        if scale.size != 1 or not abs(float(scale.item())) <= MAX_LOG_SCALE:
+        if not abs(float(scale)) <= MAX_LOG_SCALE:
             raise ValueError(
                 f"{folder}: logit_scale is {scale}, the logarithm of what cosines are multiplied "
                 f"by; needed one number, at most {MAX_LOG_SCALE}."

@@ -110,7 +110,10 @@ def _renamed(state: StateDict, rules: Rules) -> tuple[dict[str, np.ndarray], lis
             value = value.T
         last = official.rpartition(".")[2]
         if last in _SHAPES:
-            value = value.reshape([value.shape[-1] if n == 0 else n for n in _SHAPES[last]])
+            try:
+                value = value.reshape([value.shape[-1] if n == 0 else n for n in _SHAPES[last]])
+            except (ValueError, IndexError) as error:
+                raise ValueError(f"{name} has shape {list(value.shape)}: {error}.") from error
         found[official] = np.asarray(value)
     return found, left
 

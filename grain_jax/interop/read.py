@@ -82,7 +82,7 @@ def _read_other(path: Path, name: str) -> LoadedModel:
     if path.is_file():
         if (path.parent / OPEN_CLIP_CONFIG).is_file():  # a training checkpoint of open_clip
             return read_open_clip(path.parent, weights=(path.name,))
-        if path.suffix == ".safetensors" or (path.parent / HUGGINGFACE_CONFIG).is_file():
+        if path.suffix == ".safetensors" or path.name in WEIGHTS:
             raise ValueError(
                 f"{name} is a file of weights alone; give its folder, {str(path.parent)!r}, which "
                 "says what they are."

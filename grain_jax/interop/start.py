@@ -109,7 +109,7 @@ def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[
 
     Of the towers, the embedding, the tokenizer, the interpolation and normalisation of pixels, a
     setting that is at its default takes the weights' value. Raises ValueError where one was set to
-    another value.
+    another value, but for those in `FREE`, which are kept.
     """
     config = copy.deepcopy(config)
     wanted: dict[str, Any] = leaves(config)

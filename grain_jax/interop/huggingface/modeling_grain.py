@@ -7,6 +7,7 @@ B images, P image tokens (CLS first), Q region queries, N texts, T descriptions,
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -381,6 +382,12 @@ def _grid_positions(side: int, width: int, device: torch.device) -> Tensor:
     return torch.cat([y, x], dim=-1).flatten(0, 1)
 
 
+def _exact(device: str) -> AbstractContextManager[Any]:
+    """No autocast, where there is any to switch off."""
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
 def _refuse(asked: dict[str, bool | None]) -> None:
     """What `CLIPModel` takes and this model has not, unless it is off."""
     if unknown := sorted(set(asked) - set(NOT_GIVEN)):
@@ -411,6 +418,7 @@ class GrainModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # Trainer takes any **kwargs for that
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["VisionBlock", "TextBlock", "DecoderLayer"]
 
@@ -534,7 +542,7 @@ class GrainModel(PreTrainedModel):
             text = F.normalize(self.backbone.encode_text(input_ids)[1].float(), dim=-1)
         if description_ids is not None:
             described = F.normalize(self.backbone.encode_text(description_ids)[1].float(), dim=-1)
-        with torch.autocast(self.device.type, enabled=False):
+        with _exact(self.backbone.logit_scale.device.type):
             if regions is not None and described is not None:
                 scores = regions @ described.T
             if image is not None and text is not None:

@@ -192,7 +192,8 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     {label: [text, ...]}, tell the labels instead of their names: the score is `alpha` x whole image
     + (1 - `alpha`) x regions, each a mean over the descriptions; `alpha` is 0.5 if not given, 1 for
     a model without regions. Long texts are cut, and all are padded as the model needs it: there are
-    no `tokenizer_kwargs`. Texts are embedded once for all pictures of a call.
+    no `tokenizer_kwargs`. Texts are embedded once for all pictures of a call: weights must not
+    change until a generator is used up.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
