@@ -8,7 +8,7 @@ other CLIP or SigLIP, with its own towers, tokenizer and normalisation. The towe
 of the decoder's rate; --config.optim.rate_factors='("vision/*=0","text/*=0")' freezes them.
 Shape-tested, not yet run at this size. In small, 800 steps on 5,999 photographs on top of a CLIP of
 ours: R@10 15.7 % to text and 14.0 % to image, level with that CLIP going on (15.2 and 13.5), where
-GRAIN from scratch has 9.4 and 9.6; by description CIFAR-10 is 1.5 % higher than with that CLIP
+GRAIN from scratch has 9.4 and 9.6; by description CIFAR-10 is 1.5 points higher than with that CLIP
 (three seeds, from scratch two; docs/experiments.md, section 3).
 """
 
