@@ -89,6 +89,15 @@ def send(number):
     time.sleep(0.1)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as a terminal has it; a shell ignores it for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_asks_and_a_second_one_aborts():
     with StopSignals() as signals:
         assert not signals.requested(1)
