@@ -1,4 +1,4 @@
-"""What a model says of a picture, as a card, a table of commas, and JSON."""
+"""What a model says of a picture, as a card, CSV and JSON."""
 
 import csv
 import dataclasses

@@ -56,10 +56,10 @@ def from_official(
             )
         flat[entry.path] = np.asarray(ours, np.float32, order="C")
     if wrong:
+        listed = wrong[:MAX_LISTED] + ["..."] * (len(wrong) > MAX_LISTED)
         raise ValueError(
             f"{len(wrong)} of the official tensors do not fit the {config.kind} model of this "
-            "config; change the model's config or the state dict:\n  "
-            + "\n  ".join([*wrong[:MAX_LISTED], *(["..."] if len(wrong) > MAX_LISTED else [])])
+            "config; change the model's config or the state dict:\n  " + "\n  ".join(listed)
         )
     params: Params = flax.traverse_util.unflatten_dict(flat)
     return stack_layers(params) if config.scan_layers else params
