@@ -14,14 +14,8 @@ import grain_jax
 from grain_jax import evaluate, export
 from grain_jax.data.tokenizer import ClipTokenizer, PaddedTokenizer, token_keys
 from grain_jax.interop.fast_tokenizer import fast_tokenizer
-from grain_jax.interop.pretrained import (
-    MEAN,
-    STD,
-    huggingface_model,
-    huggingface_preprocessing,
-    read_huggingface_clip,
-    read_open_clip,
-)
+from grain_jax.interop.pretrained import huggingface_model, read_huggingface_clip, read_open_clip
+from grain_jax.interop.pretrained_images import MEAN, STD, huggingface_preprocessing
 from grain_jax.interop.read import read_model
 from grain_jax.interop.start import resize_positions
 from grain_jax.models.build import abstract_params

@@ -58,6 +58,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def present(given: Any) -> dict[str, Any]:
+    """The settings of an object in JSON that are not null; {} for none."""
+    return {name: value for name, value in (given or {}).items() if value is not None}
+
+
 def read_torch(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """What a torch file holds, with nothing in it executed. Raises ValueError.
 

@@ -31,7 +31,6 @@ from grain_jax.interop.metadata import exported_model
 from grain_jax.interop.official import from_official
 from grain_jax.interop.official_files import OFFICIAL_FILE, read_official
 from grain_jax.interop.pretrained import (
-    HUGGINGFACE_CONFIG,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     WEIGHTS,
@@ -39,6 +38,7 @@ from grain_jax.interop.pretrained import (
     read_huggingface_clip,
     read_open_clip,
 )
+from grain_jax.interop.pretrained_images import HUGGINGFACE_CONFIG
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import Checkpoints, LoadedModel
 from grain_jax.training.optimizer import make_optimizer
