@@ -95,7 +95,8 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
 
 def has_box(seen: SeenText, min_cosine: float) -> bool:
     """Whether it was seen in a region, and surely enough."""
-    return seen.query is not None and seen.cosine >= min_cosine
+    has_region = seen.query is not None and seen.box_xyxy is not None
+    return has_region and seen.cosine >= min_cosine
 
 
 def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
@@ -135,7 +136,7 @@ def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:
 
 def _seen_row(seen: SeenText, min_cosine: float) -> dict[str, str]:
     row = {"seen": seen.text, "cosine": f"{seen.cosine:.6f}"}
-    if not has_box(seen, min_cosine):
+    if seen.box_xyxy is None or not has_box(seen, min_cosine):
         return row
     corners = zip(("x0", "y0", "x1", "y1"), seen.box_xyxy, strict=True)
     return row | {name: f"{value:.1f}" for name, value in corners}

@@ -46,7 +46,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
         table.add_column("box x0, y0, x1, y1, pixels")
         for name, grounding in phrased:
             for number, seen in enumerate(grounding.phrases):
-                corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy)
+                corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy or ())
                 if seen.cosine < min_cosine:
                     corners = "not found"
                 cells = ["" if number else name, seen.text, f"{seen.cosine:.2f}", corners]
