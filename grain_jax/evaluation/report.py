@@ -1,4 +1,4 @@
-"""What a run leaves behind for a reader: report.md, curves.png, grounding.png."""
+"""What a run leaves behind for a reader: report.md, curves.png, grounding.png and its pages."""
 
 import importlib.metadata
 import os
@@ -49,8 +49,7 @@ def write_report(
         draw_curves(records, folder / "curves.png")
         written.append(folder / "curves.png")
     if examples:
-        draw_grounding(examples, folder / "grounding.png")
-        written.append(folder / "grounding.png")
+        written += draw_grounding(examples, folder / "grounding.png")
     page = _page(
         config,
         results,
@@ -94,11 +93,10 @@ def _page(
     parts.append("## Results\n")
     parts += [table.markdown() for table in tables] or ["Nothing was held out to measure.\n"]
     if pictures:
-        titles = {"grounding.png": "What the regions found", "curves.png": "Training"}
         parts.append("## Pictures\n")
-        parts += [
-            f"### {titles[name]}\n\n![{titles[name]}]({name})\n" for name in reversed(pictures)
-        ]
+        for title, of_kind in (("What the regions found", "grounding"), ("Training", "curves")):
+            shown = [f"![{title}]({name})\n" for name in pictures if name.startswith(of_kind)]
+            parts += [f"### {title}\n", *shown] if shown else []
     parts.append("## The run\n")
     for title, entries in (
         ("Settings", _settings(config)),

@@ -185,7 +185,7 @@ class Model:
                 for k in best
             ]
             height, width = embedded.sizes[n].tolist()
-            results.append(Classification(name, height, width, tuple(ranked)))
+            results.append(Classification(name, height, width, tuple(ranked), len(labels)))
         return results
 
     def ground(

@@ -66,6 +66,7 @@ class Classification:
     height: int
     width: int
     ranked: tuple[RankedLabel, ...]
+    num_labels: int  # that were asked for; `ranked` has the best of them
 
     @property
     def label(self) -> str:
