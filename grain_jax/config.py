@@ -204,7 +204,7 @@ class EvaluationConfig:
     zero_shot: tuple[str, ...] = ()  # folders with labels.csv to classify, at the end
     # For checkpoint.keep_best, so it needs every_steps; "" = the source's own choice. No test set.
     best_metric: str = ""
-    num_pictures: int = 12  # of grounding.png
+    num_pictures: int = 12  # of grounding.png and its further pages
 
 
 @dataclass
