@@ -17,6 +17,7 @@ from toy_encoder import ToySource, columns, record, toy_encoder, toy_model
 import grain_jax
 import grain_jax.predict
 import grain_jax.train
+from grain_jax import evaluate
 from grain_jax.config import LossConfig, TrainConfig, WorldConfig
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.region_coverage import (
@@ -381,3 +382,20 @@ def test_the_model_card_says_so_and_asks_nothing_of_regions(tmp_path):
     without_boxes = card(Learned(regions=True, boxes=False))
     assert "alpha=0.5" in without_boxes
     assert "pred_boxes" not in without_boxes
+
+
+def test_evaluate_says_which_figures_are_left_out(tmp_path, capsys, monkeypatch):
+    loaded = dataclasses.replace(toy_model().loaded, learned=NOTHING)
+    monkeypatch.setattr(evaluate, "read_model", lambda path, **_: loaded)
+    for label in ("red", "blue"):
+        (tmp_path / "birds" / label).mkdir(parents=True)
+        Image.fromarray(columns(label)).save(tmp_path / "birds" / label / "0.png")
+    described = tmp_path / "birds/descriptions.json"
+    described.write_text(json.dumps({"red": ["a red part"], "blue": ["a blue part"]}))
+    output = tmp_path / "results.json"
+    arguments = ["--checkpoint=run", f"--data={tmp_path / 'birds'}", f"--output={output}"]
+    assert evaluate.main([*arguments, f"--descriptions={described}"]) == 0
+    assert "no trained region embeddings or boxes" in capsys.readouterr().err
+    results = json.loads(output.read_text())["results"]
+    assert "birds/description/alpha1" in results
+    assert "birds/description/alpha0" not in results
