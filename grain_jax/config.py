@@ -124,6 +124,7 @@ class DataConfig:
     source: str = "world"  # "world" | "records" (a folder written by `python -m grain_jax.prepare`)
     directory: str = ""  # of "records"
     train_split: str = "train"  # of "records"; the world trains on nothing else
+    allow_no_regions: bool = False  # train GRAIN where no image has a box: image embedding only
     # Of "records" only, for retrieval, grounding and keep-best; "" = none. The world has its own.
     eval_split: str = "validation"
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -203,7 +204,7 @@ class EvaluationConfig:
     zero_shot: tuple[str, ...] = ()  # folders with labels.csv to classify, at the end
     # For checkpoint.keep_best, so it needs every_steps; "" = the source's own choice. No test set.
     best_metric: str = ""
-    num_pictures: int = 12  # of grounding.png
+    num_pictures: int = 12  # of grounding.png and its further pages
 
 
 @dataclass

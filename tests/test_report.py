@@ -9,7 +9,7 @@ from toy_encoder import ToySource, record, toy_encoder
 
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.transforms import decode_image
-from grain_jax.evaluation import report
+from grain_jax.evaluation import pictures, report
 from grain_jax.evaluation.curves import draw_curves, read_metrics
 from grain_jax.evaluation.tables import headline, print_results, result_tables
 
@@ -121,8 +121,9 @@ def test_curves_are_drawn_from_what_there_is(tmp_path):
     records = read_metrics(tmp_path / "metrics.jsonl")
     draw_curves(records, tmp_path / "all.png")
     draw_curves([{"step": 1, "loss": 1.0}], tmp_path / "loss.png")
-    widths = [pixels(tmp_path / name).shape[1] for name in ("all.png", "loss.png")]
-    assert widths[0] == 3 * widths[1]  # losses, held-out, speed against losses alone
+    sizes = [pixels(tmp_path / name).shape[:2] for name in ("all.png", "loss.png")]
+    # Two rows of two, for losses, held-out figures and speed, against losses alone.
+    assert sizes[0] == (2 * sizes[1][0], 2 * sizes[1][1])
     with pytest.raises(ValueError, match="no loss"):
         draw_curves([{"step": 1}], tmp_path / "none.png")
 
@@ -160,6 +161,17 @@ def test_the_report_says_what_ran_and_what_came_out(run):
         assert text in page, text
     for name in ("curves.png", "grounding.png"):
         assert pixels(folder / name).std() > 5
+
+
+def test_every_page_of_the_sheet_is_in_the_report(run, monkeypatch):
+    folder, config = run
+    monkeypatch.setattr(pictures, "EXAMPLES_PER_PAGE", 1)
+    written = report.write_report(folder, config, RESULTS, encoder=toy_encoder())
+    pages = ["grounding.png", "grounding-2.png"]
+    assert [path.name for path in written] == ["report.md", "curves.png", *pages]
+    page = (folder / "report.md").read_text()
+    assert all(f"![What the regions found]({name})" in page for name in pages)
+    assert page.index("grounding-2.png") < page.index("curves.png")
 
 
 def test_a_run_without_regions_or_results_still_reports(run):
