@@ -33,6 +33,7 @@ from grain_jax.data.records import Batch, Source
 from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluation.best_metric import check_best_metric
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
@@ -164,7 +165,8 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
             f"model.text.vocab_size = {config.model.text.vocab_size}; raise the latter."
         )
     preprocessing = Preprocessing.from_config(config.data, size)
-    check_inputs(config)
+    check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
+    notes += check_best_metric(config)
     steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
 
     # Model, optimizer, and where their arrays live.
@@ -375,12 +377,12 @@ def _score(run: Run, step: int) -> float | None:
         raise RunStopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
     run.log.write(step, results)
     name = best_metric_name(run.config)
-    if name and name not in results:
+    if name and name not in results and run.config.checkpoint.keep_best:
         run.checkpoints.save(run.state, step=step)
         run.checkpoints.wait()
         raise RunStopped(
-            f"evaluation.best_metric = {name!r} is not measured during training; choose one of "
-            f"{', '.join(sorted(results))}, or none. {run.kept()}"
+            f"{name!r}, by which keep-best goes, could be measured when the run began and cannot "
+            f"any more: the data has changed. {run.kept()}"
         )
     return results.get(name)
 

@@ -177,7 +177,7 @@ def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
     from test_zero_shot import bird_set
 
     config = records_config()
-    config.evaluation.zero_shot = (str(tmp_path),)
+    config.evaluation.zero_shot = (str(tmp_path / "birds"),)
     asked = []
 
     def load(folder, note):
@@ -189,7 +189,7 @@ def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
         key.startswith("birds") for key in suite.evaluate(toy_encoder(), config, final=False)
     )
     results = suite.evaluate(toy_encoder(), config, final=True)
-    assert asked == [str(tmp_path)]
+    assert asked == [str(tmp_path / "birds")]
     alone = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=config.evaluation.alphas)
     for key, value in alone.items():
         assert results[key] == pytest.approx(value)
