@@ -59,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _flags()
     try:
-        config = parse_arguments(sys.argv[1:] if arguments is None else arguments, options)
+        config = parse_arguments(
+            sys.argv[1:] if arguments is None else arguments,
+            options,
+            note=lambda text: print(f"Note: {text}.", file=sys.stderr),
+        )
         if options["help"].value:
             print((__doc__ or "").strip())
             return 0

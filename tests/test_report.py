@@ -71,6 +71,27 @@ def test_tables_hold_every_kind_of_result():
     assert result_tables({}) == []
 
 
+def test_rows_by_description_say_how_many_classes_have_one():
+    results = {
+        "pets/chance": 0.01,
+        "pets/classes": 100.0,
+        "pets/undescribed_classes": 88.0,
+        "pets/name": 0.5,
+        "pets/description/alpha1": 0.5,
+        "pets/name_and_regions/alpha0.5": 0.5,
+    }
+    (table,) = result_tables(results)
+    assert [row[1] for row in table.rows] == [
+        "name",
+        "description (12 of 100 described)",
+        "name + regions (12 of 100 described)",
+    ]
+    assert "without descriptions are scored by their name" in table.meaning
+    (table,) = result_tables(results | {"pets/undescribed_classes": 0.0})
+    assert [row[1] for row in table.rows] == ["name", "description", "name + regions"]
+    assert "without descriptions" not in table.meaning
+
+
 def test_in_a_file_no_row_is_broken_and_on_a_terminal_none_is_wider():
     def printed(**options) -> list[str]:
         console = Console(file=io.StringIO(), width=40, **options)

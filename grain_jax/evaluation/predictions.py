@@ -25,7 +25,7 @@ COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does 
 
 
 class PredictionsFile:
-    """Writes lines beside `path` and puts them there with `finish`: whole, or not at all.
+    """Writes lines beside `path`, which gets them at the end of a block: all of them, or none.
 
     The mean of "correct" over the lines of one task, set and method is the metric itself: exact
     ties are worth their chance. Raises ValueError for another suffix than .jsonl or .csv, OSError
@@ -36,21 +36,22 @@ class PredictionsFile:
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{str(path)!r} should end in {' or '.join(SUFFIXES)}.")
         self.path = path
-        self._partial = path.with_name(path.name + ".partial")
-        self._lines: TextIO = self._partial.open("w", newline="", encoding="utf-8")
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._lines: TextIO = self._partial.open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        )
         self._table = None
         if path.suffix == ".csv":
             self._table = csv.DictWriter(self._lines, COLUMNS, restval="")
             self._table.writeheader()
 
-    def finish(self) -> None:
-        """Ends the file and gives it its name."""
-        self._lines.close()
-        os.replace(self._partial, self.path)
+    def __enter__(self) -> "PredictionsFile":
+        return self
 
-    def discard(self) -> None:
-        """Leaves nothing behind; does nothing after `finish`."""
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._lines.close()
+        if kind is None:
+            os.replace(self._partial, self.path)
         self._partial.unlink(missing_ok=True)
 
     def of_set(self, dataset: ZeroShotSet) -> OnScores:

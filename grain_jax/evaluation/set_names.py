@@ -21,19 +21,24 @@ def zero_shot_folders(config: TrainConfig, *, final: bool) -> dict[str, str]:
     settings = config.evaluation
     every: dict[Path, str] = {}
     for setting in ("zero_shot", "zero_shot_during_training"):
-        given = [Path(os.path.abspath(folder)) for folder in getattr(settings, setting)]
+        given = [_full(folder) for folder in getattr(settings, setting)]
         if twice := [str(path) for i, path in enumerate(given) if path in given[:i]]:
             raise ValueError(f"evaluation.{setting} names the folder {twice[0]!r} twice.")
         every |= dict(zip(given, getattr(settings, setting), strict=True))
     world = config.data.source == "world"
     own = WORLD_NAMES if world else (config.data.eval_split,)
     names = _distinct_names(list(every), taken=own)
-    during = {Path(os.path.abspath(folder)) for folder in settings.zero_shot_during_training}
+    during = {_full(folder) for folder in settings.zero_shot_during_training}
     return {
         name: every[path]
         for path, name in zip(every, names, strict=True)
         if final or path in during
     }
+
+
+def _full(folder: str) -> Path:
+    """From the root, but through the links that the user named: they are what a set is called."""
+    return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
 def _distinct_names(paths: Sequence[Path], *, taken: Sequence[str]) -> list[str]:
