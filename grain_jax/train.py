@@ -34,6 +34,7 @@ from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.best_metric import check_best_metric
+from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
@@ -336,11 +337,19 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
     encoder = run.encoder.with_params(run.state.inference_params)
     with sharding.use_mesh(run.mesh), signals.interrupting():
         try:
-            results = evaluate(encoder, run.config, final=True, note=screen.say)
+            details = ResultDetails()
+            results = evaluate(encoder, run.config, final=True, note=screen.say, details=details)
         except ValueError as error:
             raise RunStopped(f"the final evaluation failed: {error} {run.kept()}") from error
         run.log.write(int(run.state.step), results)
-        written = write_report(run.workdir, run.config, results, encoder=encoder, facts=_facts(run))
+        written = write_report(
+            run.workdir,
+            run.config,
+            results,
+            encoder=encoder,
+            facts=_facts(run),
+            details=details,
+        )
     print_results(results, screen.console)
     for path in [*written, run.workdir / metrics.FILE, run.checkpoints.folder]:
         screen.say(str(path))

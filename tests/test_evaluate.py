@@ -141,8 +141,13 @@ def test_prepared_records_are_retrieved_and_grounded(run, records):
 
 
 def test_without_data_the_run_is_measured_as_at_its_end(run, capsys):
-    assert evaluate.main([f"--checkpoint={run.folder}"]) == 0
+    lines = run.folder / "all.jsonl"
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--predictions={lines}"]) == 0
     results = figures(written(run.folder, "evaluation_step7_"))
+    answers = [json.loads(line) for line in lines.read_text().splitlines()]
+    own = [one for one in answers if (one["set"], one["method"]) == ("unseen", "name")]
+    assert len({one["image"] for one in own}) == 25
+    assert np.mean([one["correct"] for one in own]) == pytest.approx(results["unseen/name"])
     assert results["unseen/classes"] == 50
     assert "headline/alpha" in results
     assert "best alpha on the validation species" in capsys.readouterr().out

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import re
@@ -8,9 +9,11 @@ from rich.console import Console
 from toy_encoder import ToySource, record, toy_encoder
 
 from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation import report
 from grain_jax.evaluation.curves import draw_curves, read_metrics
+from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.tables import headline, print_results, result_tables
 
 RESULTS = {
@@ -181,6 +184,30 @@ def test_the_report_says_what_ran_and_what_came_out(run):
         assert text in page, text
     for name in ("curves.png", "grounding.png"):
         assert pixels(folder / name).std() > 5
+
+
+def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp_path):
+    folder, config = run
+    config.evaluation.every_steps, config.evaluation.max_images = 500, 2_000
+    config.evaluation.zero_shot_during_training = ("some/pets",)
+    config.evaluation.best_metric = "pets/name"
+    texts = tmp_path / "told.json"
+    texts.write_text("{}")
+    dataset = ZeroShotSet(
+        "pets",
+        ToySource(record("0", "red", label="cat")),
+        ("cat", "dog"),
+        descriptions={"cat": ("whiskers", "fur")},
+        text_files={"descriptions": str(texts)},
+    )
+    details = ResultDetails(zero_shot_sets={"pets": describe_set(dataset)})
+    report.write_report(folder, config, {}, encoder=toy_encoder(), details=details)
+    page = (folder / "report.md").read_text()
+    short = hashlib.sha256(b"{}").hexdigest()[:8]
+    assert f"| pets | 1 | 2 | 1 | 2: `told.json` ({short}) |" in page
+    looked = "dev, pets: every 500 steps, at most 2,000 images of each"
+    assert f"| measured during training | {looked} |" in page
+    assert "| best checkpoint by | pets/name |" in page
 
 
 def test_a_run_without_regions_or_results_still_reports(run):

@@ -37,6 +37,15 @@ def test_pictures_of_the_world_are_drawn_once_a_run():
     assert suite._interval_set.cache_info().misses == 1
 
 
+def test_more_pictures_than_memory_allows_are_drawn_when_needed(monkeypatch):
+    encoder, config = toy_encoder(image_size=32), world_config()
+    kept = suite.evaluate(encoder, config, final=False)
+    suite._interval_set.cache_clear()
+    monkeypatch.setattr(suite, "MAX_DRAWN_BYTES", 25 * 32 * 32 * 3 - 1)
+    assert suite.evaluate(encoder, config, final=False) == kept
+    suite._interval_set.cache_clear()
+
+
 def test_the_end_measures_everything_with_baselines_and_intervals(monkeypatch):
     opened: list[str] = []
 
