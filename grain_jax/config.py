@@ -124,6 +124,7 @@ class DataConfig:
     source: str = "world"  # "world" | "records" (a folder written by `python -m grain_jax.prepare`)
     directory: str = ""  # of "records"
     train_split: str = "train"  # of "records"; the world trains on nothing else
+    allow_no_regions: bool = False  # train GRAIN where no image has a box: image embedding only
     # Of "records" only, for retrieval, grounding and keep-best; "" = none. The world has its own.
     eval_split: str = "validation"
     world: WorldConfig = field(default_factory=WorldConfig)

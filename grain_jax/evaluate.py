@@ -41,6 +41,7 @@ from grain_jax.evaluation.suite import (
 from grain_jax.evaluation.tables import print_results
 from grain_jax.interop.read import read_model
 from grain_jax.training import environment
+from grain_jax.training.learned import what_lacks
 from grain_jax.training.sharding import make_mesh
 
 RECORD_TASKS = ("retrieval", "grounding")
@@ -197,7 +198,10 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         description_length=config.data.description_length,
         num_threads=config.data.num_threads,
         mesh=mesh,
+        learned=loaded.learned,
     )
+    if config.model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+        note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
     with contextlib.ExitStack() as files:
         if options.predictions is not None and jax.process_index() == 0:
@@ -319,7 +323,8 @@ def _records(
     if not results:
         raise ValueError(
             f"Split {split!r} of {str(folder)!r} and this model have nothing to compare for "
-            f"{' and '.join(tasks)}: retrieval needs captions, grounding boxes and a GRAIN model."
+            f"{' and '.join(tasks)}: retrieval needs captions, grounding boxes and a GRAIN model "
+            "whose boxes were trained."
         )
     return results
 

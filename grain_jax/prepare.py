@@ -113,6 +113,8 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     table.add_row("images", f"{figures.images:,}")
     table.add_row("captions", f"{figures.captions:,}")
     table.add_row("regions", f"{figures.regions:,}")
+    if figures.images_with_regions or not figures.regions:  # else of an older version's report
+        table.add_row("images with regions", f"{figures.images_with_regions:,}")
     table.add_row("boxes clipped to the picture", f"{figures.clipped_boxes:,}")
     for title, counts in (
         ("images dropped", figures.dropped_images),

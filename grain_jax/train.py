@@ -30,6 +30,7 @@ from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import config_to_json, parse_arguments
 from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
 from grain_jax.data.records import Batch, Source
+from grain_jax.data.region_coverage import check_regions, needs_regions, region_coverage
 from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -43,6 +44,7 @@ from grain_jax.interop import start
 from grain_jax.models.build import build_model
 from grain_jax.training import environment, metrics, sharding
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
+from grain_jax.training.learned import NOTHING, Learned, learned_before, learned_in, learns
 from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
 from grain_jax.training.processes import StopRequested, StopSignals, join_processes
@@ -50,6 +52,8 @@ from grain_jax.training.progress import Screen, duration, introduction
 from grain_jax.training.resume import changed_settings, check_same_data
 from grain_jax.training.state import TrainState, abstract_state, count_parameters, new_state
 from grain_jax.training.step import TrainStep, make_train_step
+
+STEPS_WITHOUT_BOX = 200  # in a row, of GRAIN, after which the run says so
 
 
 class RunStopped(RuntimeError):
@@ -134,6 +138,8 @@ class Run:
     best: float  # highest held-out score that was saved
     log: MetricsLog
     seconds: float  # of training, earlier starts included
+    learned: Learned  # what of the decoder has been taught so far
+    last_box_step: int  # the newest log line whose steps had a box
 
     def kept(self) -> str:
         """What the same command would go on from."""
@@ -169,9 +175,11 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
             f"data.tokenizer = {config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, "
             f"model.text.vocab_size = {config.model.text.vocab_size}; raise the latter."
         )
+    coverage = region_coverage(source) if needs_regions(config) else None
+    if coverage is not None:
+        notes += check_regions(config, coverage)
     preprocessing = Preprocessing.from_config(config.data, size)
     check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
-    notes += check_best_metric(config)
     steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
 
     # Model, optimizer, and where their arrays live.
@@ -184,25 +192,35 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     # Start, in this order: the newest whole checkpoint of the run folder, else a new state from the
     # seed, with the weights of `init` where it names some. All are placed as this mesh wants them.
     metadata = make_metadata(
-        config, tokenizer=tokenizer, preprocessing=preprocessing, num_images=len(source)
+        config,
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        num_images=len(source),
+        learned=NOTHING,
     )
     metadata["adopted"] = list(given.adopted)
     checkpoints = Checkpoints(
         workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
     )
     newest = checkpoints.latest()
-    start_step = newest or 0
+    start_step, learned = newest or 0, NOTHING
     if newest is not None:
         saved = checkpoints.metadata(start_step)
         check_same_data(saved, len(source), workdir)
         changed = changed_settings(saved["config"], config, workdir)
         notes += [f"changed: {setting}" for setting in changed]
         state = checkpoints.restore(start_step, abstract)
+        learned = learned_before(saved)
     else:
         state = new_state(model, optimizer, config, abstract)
         if given.trained is not None:
             state, origin = start.start_from(given.trained, state, config)
+            if given.trained.config.model.kind == "grain":
+                learned = given.trained.learned
             notes += origin.sentences(config.init)
+    checkpoints.set_learned(learned)
+    will_learn = learned | learns(config, any_regions=coverage is None or coverage.any_regions)
+    notes += check_best_metric(config, learned=will_learn)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
 
@@ -226,6 +244,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         description_length=config.data.description_length,
         mesh=mesh,
         num_threads=config.data.num_threads,
+        learned=will_learn,
     )
     # From here on the run folder is this run's.
     log = MetricsLog(workdir, config, start_step=start_step)
@@ -249,9 +268,12 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         best=checkpoints.best_score(),
         log=log,
         seconds=log.seconds_before,
+        learned=learned,
+        last_box_step=start_step,
     )
     screen.table(
         introduction(config, mesh, state.params, num_images=len(source), steps=steps)
+        | ({} if coverage is None else {"regions": coverage.sentence()})
         | {"run folder": str(workdir) + (f", resumed at step {start_step}" if start_step else "")}
     )
     for note in notes:
@@ -334,7 +356,7 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
         )
         return
     screen.say("Evaluating ...")
-    encoder = run.encoder.with_params(run.state.inference_params)
+    encoder = run.encoder.with_params(run.state.inference_params, learned=run.learned)
     with sharding.use_mesh(run.mesh), signals.interrupting():
         try:
             details = ResultDetails()
@@ -367,6 +389,7 @@ def _log(run: Run, summary: Summary, screen: Screen) -> None:
         run.log.write(step, {"bad_batch_index": rows.tolist(), "bad_batch_ids": ids})
         shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
         screen.say(f"Step {step} skipped, loss or gradient not finite. Its images: {shown}")
+    _follow_regions(run, summary, screen)
     if replaced := int(summary.values["replaced_images"]):
         screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")
     if summary.streak >= run.config.optim.max_bad_steps:
@@ -376,6 +399,18 @@ def _log(run: Run, summary: Summary, screen: Screen) -> None:
             f"{summary.step}. Lower optim.learning_rate, set optim.clip_grad_norm=1, or look at "
             f"the images named in {run.workdir / metrics.FILE}; {run.kept()}"
         )
+
+
+def _follow_regions(run: Run, summary: Summary, screen: Screen) -> None:
+    """Keeps what the steps have taught of the decoder, and says where they had no box for long."""
+    run.learned = run.learned | learned_in(summary.values, run.config)
+    run.checkpoints.set_learned(run.learned)
+    if run.config.model.kind != "grain" or "box_l1" in summary.values:
+        run.last_box_step = summary.step
+    elif (steps := summary.step - run.last_box_step) >= STEPS_WITHOUT_BOX:
+        run.last_box_step = summary.step
+        run.log.write(summary.step, {"steps_without_boxes": steps})
+        screen.say(f"Up to step {summary.step}, {steps} steps had no box to learn from.")
 
 
 def _score(run: Run, step: int) -> float | None:

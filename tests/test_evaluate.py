@@ -15,6 +15,7 @@ from grain_jax.data.pipeline import evaluation_batches
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.storage import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.training.learned import EVERYTHING
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def run(tmp_path, monkeypatch):
             preprocessing=Preprocessing(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
             templates=("a {} thing",),
             step=7,
+            learned=EVERYTHING,
         )
 
     monkeypatch.setattr(evaluate, "read_model", load)

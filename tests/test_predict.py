@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 from toy_encoder import columns, toy_model
 
 from grain_jax import predict
-from grain_jax.evaluation.card import BADGE, LONG_SIDE, _badge_places, draw_card
-from grain_jax.evaluation.pictures import NamedBox
+from grain_jax.evaluation.card import WHOLE
 from grain_jax.inference import answers, screen
 from grain_jax.inference.files import find_pictures
 from grain_jax.inference.model import BATCH_SIZE, Model
@@ -124,8 +122,10 @@ def test_what_the_whole_picture_decided_has_no_box(asked, pictures, monkeypatch)
     arguments = ("in/a.png", "--descriptions=descriptions.json", "--alpha=1", "--min_cosine=0.9")
     assert call(*arguments, "--out=cards", "--csv=out.csv", "--json=out.json") == 0
     (card,) = cards
-    assert (card["found"], card["unfound"]) == ([], [])
-    ((text, cosine),) = card["whole"]
+    (section,) = [section for section in card["sections"] if section.texts]
+    (shown,) = section.texts
+    text, cosine = shown.text, shown.cosine
+    assert (shown.xyxy, shown.why, card["num_labels"]) == (None, WHOLE, 2)
     assert len(card["others_xyxy"]) == 2
     row = rows(pictures / "out.csv")[0]
     assert (row["seen"], row["x0"], row["y1"]) == (text, "", "")
@@ -345,83 +345,6 @@ def test_many_pictures_are_not_all_printed(asked, pictures, monkeypatch, capsys)
     assert "a.png" in printed
     assert "deep" not in printed
     assert "and 1 pictures more" in printed
-
-
-def apart(places: list[tuple[float, float]], size: tuple[float, float]) -> bool:
-    wide, tall = BADGE[0] / size[0], BADGE[1] / size[1]
-    return all(
-        abs(x - a) >= wide - 1e-6 or abs(y - b) >= tall - 1e-6
-        for i, (x, y) in enumerate(places)
-        for a, b in places[:i]
-    )
-
-
-@pytest.mark.parametrize("size", [(LONG_SIDE, LONG_SIDE), (LONG_SIDE, 0.8), (0.8, LONG_SIDE)])
-def test_numbers_on_boxes_do_not_cover_each_other(size):
-    rng = np.random.default_rng(0)
-    corners = np.sort(rng.uniform(0, 1, (6, 2, 2)), axis=1)
-    scattered = [(low[0], low[1], high[0], high[1]) for low, high in corners]
-    nested = [(0.01 * i, 0.01 * i, 0.9, 0.9) for i in range(6)]
-    small = [(0.5, 0.5, 0.5 + 1e-4 * i, 0.5 + 1e-4 * i) for i in range(4)]
-    for boxes in (scattered, nested, small):
-        places = _badge_places(boxes, size)
-        assert apart(places, size), boxes
-        assert all(0 <= x <= 1 and 0 <= y <= 1 for x, y in places)
-
-
-@pytest.mark.parametrize("shape", [(60, 200), (200, 60), (40, 4000)])
-def test_texts_stay_on_the_card(shape, tmp_path, monkeypatch):
-    places = []
-
-    def measure(figure, path, **options):
-        renderer = figure.canvas.get_renderer()
-        sheet = figure.bbox
-        for text in figure.texts:
-            place = text.get_window_extent(renderer)
-            places.append((text.get_text(), place))
-            assert sheet.x0 <= place.x0 <= place.x1 <= sheet.x1, text.get_text()
-            assert sheet.y0 <= place.y0 <= place.y1 <= sheet.y1, text.get_text()
-
-    monkeypatch.setattr(Figure, "savefig", measure)
-    found = [
-        NamedBox(np.array([0, 0, 0.1 * (i % 5), 1], np.float32), ("LONG " * 60 + f"{i}",), 0.5)
-        for i in range(30)
-    ]
-    draw_card(
-        np.zeros((*shape, 3), np.uint8),
-        title="$TITLE$ " * 40,
-        answers=[("WIDE " * 60, "99.9%")],
-        found=found,
-        others_xyxy=np.array([[0, 0, 1, 1]], np.float32),
-        view_xyxy=np.array([0.2, 0, 0.8, 1], np.float32),
-        path=tmp_path / "card.png",
-        whole=[("LONG " * 60, 0.25)],
-    )
-    assert places[-1][0] == "and 7 more"
-    for i, (text, place) in enumerate(places):
-        for other, beside in places[:i]:
-            side_by_side = abs(place.y0 - beside.y0) < 4
-            assert not side_by_side or place.x0 >= beside.x1 or beside.x0 >= place.x1, (text, other)
-
-
-def test_boxes_and_the_unseen_part_show_on_the_card(tmp_path):
-    def drawn(found, view) -> np.ndarray:
-        path = tmp_path / "card.png"
-        image = np.zeros((80, 80, 3), np.uint8)
-        others = np.zeros((0, 4), np.float32)
-        draw_card(
-            image, title="", answers=[], found=found, others_xyxy=others, view_xyxy=view, path=path
-        )
-        return np.asarray(Image.open(path).convert("RGB")).astype(int)
-
-    whole = np.array([0, 0, 1, 1], np.float32)
-    plain = drawn([], whole)
-    box = NamedBox(np.array([0.2, 0.2, 0.8, 0.8], np.float32), ("x",), 0.5)
-    red = np.abs(drawn([box], whole) - (0xE6, 0x19, 0x4B)).max(axis=-1) < 8
-    assert red.sum() > 500
-    assert not (np.abs(plain - (0xE6, 0x19, 0x4B)).max(axis=-1) < 8).any()
-    cropped = drawn([], np.array([0.25, 0, 0.75, 1], np.float32))
-    assert (plain == 0).all(axis=-1).mean() > 1.8 * (cropped == 0).all(axis=-1).mean()
 
 
 def test_files_are_named_from_the_folder_they_share(pictures):

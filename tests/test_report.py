@@ -145,8 +145,9 @@ def test_curves_are_drawn_from_what_there_is(tmp_path):
     records = read_metrics(tmp_path / "metrics.jsonl")
     draw_curves(records, tmp_path / "all.png")
     draw_curves([{"step": 1, "loss": 1.0}], tmp_path / "loss.png")
-    widths = [pixels(tmp_path / name).shape[1] for name in ("all.png", "loss.png")]
-    assert widths[0] == 3 * widths[1]  # losses, held-out, speed against losses alone
+    sizes = [pixels(tmp_path / name).shape[:2] for name in ("all.png", "loss.png")]
+    # Two rows of two, for losses, held-out figures and speed, against losses alone.
+    assert sizes[0] == (2 * sizes[1][0], 2 * sizes[1][1])
     with pytest.raises(ValueError, match="no loss"):
         draw_curves([{"step": 1}], tmp_path / "none.png")
 

@@ -41,6 +41,7 @@ class Figures:
     images: int = 0
     captions: int = 0
     regions: int = 0
+    images_with_regions: int = 0
     clipped_boxes: int = 0
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
     dropped_regions: Counter[str] = field(default_factory=Counter)
@@ -48,7 +49,7 @@ class Figures:
     examples: list[str] = field(default_factory=list)  # a few messages on dropped images
 
     def add(self, other: "Figures", *, max_examples: int = 20) -> None:
-        for name in ("images", "captions", "regions", "clipped_boxes"):
+        for name in ("images", "captions", "regions", "images_with_regions", "clipped_boxes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("dropped_images", "dropped_regions", "ignored_fields"):
             getattr(self, name).update(getattr(other, name))
@@ -86,6 +87,7 @@ def check_item(
     figures.images += 1
     figures.captions += len(captions)
     figures.regions += len(regions)
+    figures.images_with_regions += bool(regions)
     figures.ignored_fields.update(item.ignored)
     return Record(
         id=clean_text(item.id),

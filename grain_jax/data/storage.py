@@ -143,10 +143,32 @@ class RecordSource:
                 f"{sorted(builder.info.splits)}. Prepare it, or name another; without held-out "
                 'data: --config.data.eval_split="".'
             )
+        self._lengths = {name: info.num_examples for name, info in builder.info.splits.items()}
         self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
         return len(self._data)
+
+    @property
+    def num_with_regions(self) -> int | None:
+        """Records with at least one region, as `prepare` counted them; None for a part of a split,
+        and where no count of just these records is kept.
+        """
+        counted = 0
+        for name in self._split.split("+"):
+            report = tfds.core.Path(self._directory) / f"report-{name.strip()}.json"
+            try:
+                figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
+                images, regions = int(figures["images"]), int(figures["regions"])
+                with_regions = int(figures["images_with_regions"]) if regions else 0
+                stored = self._lengths[name.strip()]
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+            # A build that an older version began has not counted all of its images.
+            if images != stored or bool(regions) != bool(with_regions):
+                return None
+            counted += with_regions
+        return counted
 
     def __getitem__(self, index: int) -> Record:
         return decode_record(self._data[index])

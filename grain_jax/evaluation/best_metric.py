@@ -18,6 +18,7 @@ from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.encode import Encoder, ImageFeatures
 from grain_jax.evaluation.set_names import zero_shot_folders
 from grain_jax.evaluation.suite import best_metric_name, evaluate
+from grain_jax.training.learned import EVERYTHING, Learned
 
 # Last parts of the names of what only the data decides: no model is better by it.
 OF_THE_DATA = ("chance", "chance_R@1", "images", "texts", "box_recall_ceiling")
@@ -26,12 +27,13 @@ OF_THE_DATA = ("chance", "chance_R@1", "images", "texts", "box_recall_ceiling")
 class BlindEncoder(Encoder):
     """Stands for the model of a run where only the names of its metrics are wanted.
 
-    It gives every image and text the same embedding, without decoding or encoding any.
+    It gives every image and text the same embedding, without decoding or encoding any, and what
+    is not `learned` it leaves out, as the encoder of the run does.
     """
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, *, learned: Learned = EVERYTHING):
         self.preprocessing = Preprocessing.from_config(config.data, config.model.image_size)
-        self.truncated_texts = 0
+        self.truncated_texts, self.learned = 0, learned
         grain = config.model.kind == "grain"
         self._num_queries = config.model.decoder.num_queries if grain else None
 
@@ -43,28 +45,30 @@ class BlindEncoder(Encoder):
         image = np.ones((count, 1), np.float32)
         if queries is None:
             return ImageFeatures(image, None, None)
-        regions = np.ones((count, queries, 1), np.float32)
-        return ImageFeatures(image, regions, np.zeros((count, queries, 4), np.float32))
+        regions = np.ones((count, queries, 1), np.float32) if self.learned.regions else None
+        boxes = np.zeros((count, queries, 4), np.float32) if self.learned.boxes else None
+        return ImageFeatures(image, regions, boxes)
 
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
         """One number an embedding."""
         return np.ones((len(texts), 1), np.float32)
 
-    def with_params(self, params: Any) -> "BlindEncoder":
+    def with_params(self, params: Any, *, learned: Learned | None = None) -> "BlindEncoder":
         """Itself: it has no parameters."""
         return self
 
 
-def measured_during_training(config: TrainConfig) -> list[str]:
+def measured_during_training(config: TrainConfig, *, learned: Learned = EVERYTHING) -> list[str]:
     """Names of the metrics that an evaluation at an interval returns, in their order.
 
     Reads the texts and boxes that such an evaluation reads, and no pixel of files. Raises
     ValueError for data that cannot be evaluated on.
     """
-    return list(evaluate(BlindEncoder(config), config, final=False, note=lambda text: None))
+    encoder = BlindEncoder(config, learned=learned)
+    return list(evaluate(encoder, config, final=False, note=lambda text: None))
 
 
-def check_best_metric(config: TrainConfig) -> list[str]:
+def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> list[str]:
     """What the user should know about keep-best, as sentences without a full stop.
 
     Raises ValueError where the metric of keep-best is not measured during training, with the
@@ -73,7 +77,7 @@ def check_best_metric(config: TrainConfig) -> list[str]:
     if not (config.evaluation.every_steps and config.checkpoint.keep_best):
         return []
     name, given = best_metric_name(config), config.evaluation.best_metric
-    measured = measured_during_training(config)
+    measured = measured_during_training(config, learned=learned)
     choices = [known for known in measured if known.rpartition("/")[2] not in OF_THE_DATA]
     listed = ", ".join(choices)
     if name in choices:

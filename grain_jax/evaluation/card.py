@@ -1,89 +1,236 @@
-"""The card of one picture: what was asked of it, and the regions that answer."""
+"""The card of one image: labels with their probabilities, and the regions that texts match best."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from grain_jax.evaluation.pictures import COLOURS, FAINT, INK, MISSED, Canvas, NamedBox, draw_box
+from grain_jax.evaluation.canvas import ESCAPED, FAINT, INK, Canvas, Measure
+from grain_jax.evaluation.numbered_boxes import TAG, NumberedBox, colour_of, draw_boxes, draw_tag
 
 DPI = 120
 LONG_SIDE, MARGIN = 6.4, 0.12  # inches
-TEXT_SIZE, LINE = 10.0, 0.23  # points; inches
-BADGE = (0.21, 0.19)  # inches: width and height of a number on a box
-MAX_FOUND = 24  # lines under the picture
+TEXT_SIZE, SMALL, LINE = 10.0, 8.5, 0.2  # points; inches
+PROBABILITY, SCORE = 1.35, 0.65  # inches of the columns at the right
+CERTAIN, LIKELY = 0.5, 0.05  # confidence from which a label is bold, and from which it is not faint
+MAX_ENTRIES = 24  # texts under the image
+
+
+@dataclass(frozen=True)
+class CardLabel:
+    """A label with its probability among all that were asked; `match`: the description of it that
+    the image matches best, with its cosine.
+    """
+
+    label: str
+    probability: float
+    score: float
+    match: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class CardText:
+    """A text and its cosine with the region it matches best; without a box where there is none,
+    for the reason `why`.
+    """
+
+    text: str
+    cosine: float
+    xyxy: Float[np.ndarray, "4"] | None = None  # in [0, 1] of the image
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class CardSection:
+    """Texts under the image with the heading of their column."""
+
+    heading: str
+    texts: tuple[CardText, ...]
+
+
+@dataclass
+class _Line:
+    """A line of text on the card; `columns` are right-aligned at inches from the left edge."""
+
+    text: str = ""
+    left: float = MARGIN
+    size: float = TEXT_SIZE
+    colour: str = INK
+    weight: str = "normal"
+    columns: tuple[tuple[float, str], ...] = ()
+    tag: int | None = None
+    bar: tuple[float, float] | None = None  # probability, and that of chance
+    height: float = LINE
+    after: float = 0.0  # inches left below it
+
+
+def confidence(probability: float, num_labels: int) -> float:
+    """From 0 at chance (or below, or with a single label) to 1 where a label is certain."""
+    if num_labels < 2:
+        return 0.0
+    chance = 1 / num_labels
+    return max(0.0, (probability - chance) / (1 - chance))
 
 
 def draw_card(
     image: UInt8[np.ndarray, "H W 3"],
     *,
     title: str,
-    answers: Sequence[tuple[str, str]],
-    found: Sequence[NamedBox],
+    labels: Sequence[CardLabel],
+    num_labels: int,
+    sections: Sequence[CardSection],
     others_xyxy: Float[np.ndarray, "n 4"],
     view_xyxy: Float[np.ndarray, "4"],
     path: Path,
-    unfound: Sequence[tuple[str, float]] = (),
-    whole: Sequence[tuple[str, float]] = (),
 ) -> None:
-    """Writes one picture (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
+    """Writes one image (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
 
-    Above it `answers`, each with its figure; below it a line for every text and its score, under
-    the number and colour of its box, which texts may share; then the texts that were compared with
-    the `whole` picture, and those that are `unfound`, with scores too low for a box. Other regions
-    are grey and dashed, and what lies outside `view_xyxy`, which the model did not see, is pale.
+    Above it the highest-scoring of `num_labels` labels, bold where one is far above chance and
+    faint where it is near; below it the texts of each section in full, under the number of their
+    box, which texts may share. Other regions are grey and dashed, and what lies outside
+    `view_xyxy`, which the model did not see, is pale.
     """
     height, width = image.shape[:2]
     scale = LONG_SIDE / max(height, width)
-    # Of very long pictures, the short side stays wide enough to see.
+    # Of very long images, the short side stays wide enough to see.
     size = max(scale * width, 0.8), max(scale * height, 0.8)
-    boxes = list(dict.fromkeys(_corners(one) for one in found))  # in the order of their texts
-    shown = found[:MAX_FOUND]
-    boxless = [(f"whole picture: {text}", score, INK) for text, score in whole]
-    boxless += [(f"not found: {text}", score, FAINT) for text, score in unfound]
-    rest = boxless[: MAX_FOUND - len(shown)]
-    left_out = len(found) + len(boxless) - len(shown) - len(rest)
-    lines = len(shown) + len(rest) + bool(left_out)
-    top = MARGIN + LINE * (1 + len(answers)) + 0.1
-    page = LONG_SIDE + 2 * MARGIN, top + size[1] + 0.1 + LINE * lines + MARGIN
-    figure = Figure(figsize=page, dpi=DPI, facecolor="white")
-    canvas = Canvas(figure, FigureCanvasAgg(figure).get_renderer(), *page)
-    shortened = canvas.shortened(title, LONG_SIDE, size=11.0, weight="bold")
-    canvas.text(MARGIN, MARGIN + 0.16, shortened, size=11.0, weight="bold")
-    for number, (text, figures) in enumerate(answers, start=1):
-        baseline = MARGIN + 0.16 + number * LINE
-        weight = "bold" if number == 1 else "normal"
-        _draw_line(canvas, MARGIN, baseline, text, figures, weight=weight)
+    measure = Measure(DPI)
+    shortened = measure.shortened(title, LONG_SIDE, size=11.0, weight="bold")
+    above = [_Line(shortened, size=11.0, weight="bold", height=0.26)]
+    above += _label_lines(labels, num_labels, measure)
+    boxes: list[NumberedBox] = []
+    below = _section_lines(sections, boxes, measure)
+    if measure.escaped:
+        below.append(_Line(measure.shortened(ESCAPED, LONG_SIDE, size=SMALL), size=SMALL))
+    top = MARGIN + sum(line.height for line in above) + 0.06
+    page = (
+        LONG_SIDE + 2 * MARGIN,
+        top + size[1] + sum(line.height + line.after for line in below) + 2 * MARGIN,
+    )
+    canvas = Canvas.blank(*page, dpi=DPI)
+    _draw_lines(canvas, above, MARGIN)
     axes = canvas.panel(_shrunk(image), MARGIN + (LONG_SIDE - size[0]) / 2, top, size=size)
-    axes.set_aspect(size[1] / size[0])
     _pale_outside(axes, view_xyxy)
-    for box in others_xyxy:
-        draw_box(axes, box, MISSED, dashed=True)
-    for number, corners in enumerate(boxes):
-        draw_box(axes, np.array(corners), _colour(number), dashed=False)
-    for number, (x, y) in enumerate(_badge_places(boxes, size)):
-        _draw_badge(axes, x, y, str(number + 1), _colour(number), size)
-    baseline, left_of_texts = top + size[1] + 0.1 + 0.16, MARGIN + BADGE[0] + 0.1
-    for one in shown:
-        number = boxes.index(_corners(one))
-        shown_score = "" if one.score is None else f"{one.score:.2f}"
-        _draw_key(canvas, MARGIN, baseline, str(number + 1), _colour(number))
-        _draw_line(canvas, left_of_texts, baseline, ", ".join(one.texts), shown_score)
-        baseline += LINE
-    for text, score, colour in rest:
-        _draw_line(canvas, left_of_texts, baseline, text, f"{score:.2f}", colour=colour)
-        baseline += LINE
-    if left_out:
-        canvas.text(MARGIN, baseline, f"and {left_out} more", colour=FAINT)
-    figure.savefig(path, format="png")
+    others = [NumberedBox(box, dashed=True) for box in others_xyxy]
+    draw_boxes(axes, [*others, *boxes], size=size)
+    _draw_lines(canvas, below, top + size[1] + MARGIN)
+    canvas.figure.savefig(path, format="png")
+
+
+def _label_lines(labels: Sequence[CardLabel], num_labels: int, measure: Measure) -> list[_Line]:
+    if not labels:
+        return []
+    right = MARGIN + LONG_SIDE
+    of = f"highest-scoring of {num_labels:,} labels" if num_labels > 1 else "the only label"
+    columns = ((right - PROBABILITY, "score"), (right, "probability"))
+    lines = [_Line(of, size=SMALL, colour=FAINT, columns=columns)]
+    room = LONG_SIDE - PROBABILITY - SCORE
+    for one in labels:
+        sure = confidence(one.probability, num_labels)
+        weight = "bold" if sure >= CERTAIN else "normal"
+        colour = INK if sure >= LIKELY else FAINT
+        wrapped = measure.wrapped(one.label, room, size=TEXT_SIZE, weight=weight)
+        lines += [_Line(text, colour=colour, weight=weight) for text in wrapped]
+        first = lines[-len(wrapped)]
+        first.columns = (
+            (right - PROBABILITY, f"{one.score:.3f}"),
+            (right, f"{100 * one.probability:.1f} %"),
+        )
+        first.bar = (one.probability, 1 / num_labels)
+        if one.match is not None:
+            text = f"best-matching description: {one.match[0]} ({one.match[1]:.2f})"
+            for part in measure.wrapped(text, room - 0.15, size=SMALL, max_lines=3):
+                lines.append(
+                    _Line(part, left=MARGIN + 0.15, size=SMALL, colour=FAINT, height=0.165)
+                )
+    if num_labels > 1:
+        chance = f"chance: {100 / num_labels:.2g} % (the line across a bar)"
+        lines.append(_Line(chance, size=SMALL, colour=FAINT))
+    return lines
+
+
+def _section_lines(
+    sections: Sequence[CardSection], boxes: list[NumberedBox], measure: Measure
+) -> list[_Line]:
+    """The key; adds the boxes it numbers to `boxes`, one for texts that share one."""
+    right, left = MARGIN + LONG_SIDE, MARGIN + TAG[0] + 0.1
+    numbers: dict[tuple[float, ...], int] = {}
+    lines: list[_Line] = []
+    shown, total = 0, sum(len(section.texts) for section in sections)
+    for section in sections:
+        texts = section.texts[: MAX_ENTRIES - shown]
+        shown += len(texts)
+        if not texts:
+            continue
+        if lines:
+            lines[-1].after += 0.06
+        heading = measure.shortened(section.heading, LONG_SIDE - SCORE, size=SMALL)
+        cosine = ((right, "cosine"),)
+        lines.append(_Line(heading, size=SMALL, colour=FAINT, columns=cosine, height=0.22))
+        for one in texts:
+            tag = None
+            if one.xyxy is not None:
+                corners = tuple(one.xyxy.tolist())
+                if corners not in numbers:
+                    numbers[corners] = len(numbers) + 1
+                    number = numbers[corners]
+                    boxes.append(NumberedBox(one.xyxy, number, colour_of(number)))
+                tag = numbers[corners]
+            text = f"{one.why}: {one.text}" if one.why else one.text
+            colour = FAINT if one.why == NOT_FOUND else INK
+            wrapped = measure.wrapped(text, LONG_SIDE - SCORE - (left - MARGIN), size=TEXT_SIZE)
+            added = [_Line(part, left=left, colour=colour) for part in wrapped]
+            added[0].columns, added[0].tag = ((right, f"{one.cosine:.2f}"),), tag
+            added[-1].after = 0.03
+            lines += added
+    if total > shown:
+        lines.append(_Line(f"and {total - shown} more", colour=FAINT))
+    return lines
+
+
+NOT_FOUND, WHOLE = "not found", "whole image"  # why a text has no box
+
+
+def _draw_lines(canvas: Canvas, lines: Sequence[_Line], top: float) -> None:
+    for line in lines:
+        baseline = top + line.height - 0.05
+        styled: dict[str, Any] = {"size": line.size, "colour": line.colour, "weight": line.weight}
+        canvas.text(line.left, baseline, line.text, **styled)
+        for right, text in line.columns:
+            canvas.text(right, baseline, text, ha="right", **styled)
+        if line.tag is not None:
+            draw_tag(canvas, MARGIN, baseline, line.tag, colour_of(line.tag))
+        if line.bar is not None:
+            _draw_bar(canvas, baseline, *line.bar, colour=line.colour)
+        top += line.height + line.after
+
+
+def _draw_bar(
+    canvas: Canvas, baseline: float, probability: float, chance: float, *, colour: str
+) -> None:
+    """A bar as long as the probability, with chance as a line across it."""
+    left, length = MARGIN + LONG_SIDE - PROBABILITY + 0.12, PROBABILITY - 0.75
+
+    def add(x: float, width: float, tall: float, fill: str) -> None:
+        low = 1 - (baseline - 0.05 + tall / 2) / canvas.height
+        part = Rectangle(
+            (x / canvas.width, low),
+            width / canvas.width,
+            tall / canvas.height,
+            color=fill,
+            linewidth=0,
+        )
+        part.set_transform(canvas.figure.transFigure)
+        canvas.figure.add_artist(part)
+
+    add(left, length, 0.09, "#e3e5e8")
+    add(left, length * probability, 0.09, colour)
+    add(left + length * chance - 0.006, 0.012, 0.15, INK)
 
 
 def _shrunk(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -107,83 +254,3 @@ def _pale_outside(axes: Any, view_xyxy: Float[np.ndarray, "4"]) -> None:
                     (left, top), right - left, bottom - top, color="white", alpha=0.6, linewidth=0
                 )
             )
-
-
-def _corners(box: NamedBox) -> tuple[float, ...]:
-    return tuple(box.xyxy.tolist())
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _draw_line(
-    canvas: Canvas,
-    left: float,
-    baseline: float,
-    text: str,
-    figures: str,
-    *,
-    weight: str = "normal",
-    colour: str = INK,
-) -> None:
-    """A text, and its figure at the right edge of the card."""
-    right = MARGIN + LONG_SIDE
-    taken = canvas.inches(figures, FontProperties(size=TEXT_SIZE, weight=weight)) + 0.15
-    text = canvas.shortened(text, right - left - taken, size=TEXT_SIZE, weight=weight)
-    canvas.text(left, baseline, text, size=TEXT_SIZE, weight=weight, colour=colour)
-    canvas.text(right, baseline, figures, size=TEXT_SIZE, weight=weight, colour=colour, ha="right")
-
-
-def _badge_places(
-    boxes: Sequence[tuple[float, ...]], size: tuple[float, float]
-) -> list[tuple[float, float]]:
-    """Where each box's number goes, its top left corner in [0, 1] of the picture: at a corner of
-    the box, or along its edge, where no other number is yet.
-    """
-    wide, tall = BADGE[0] / size[0], BADGE[1] / size[1]
-    taken: list[tuple[float, float]] = []
-    for x0, y0, x1, y1 in boxes:
-        along = [x0 + step * wide for step in range(1, max(1, int((x1 - x0) / wide)))]
-        corners = [(x0, y0), (x1 - wide, y0), (x0, y1 - tall), (x1 - wide, y1 - tall)]
-        places = corners + [(x, y) for y in (y0, y1 - tall) for x in along]
-        # Where small boxes coincide, the nearest place.
-        grid = [(x * wide, y * tall) for y in range(int(1 / tall)) for x in range(int(1 / wide))]
-        places += sorted(grid, key=lambda place: math.dist(place, (x0, y0)))
-        inside = [(min(max(x, 0), 1 - wide), min(max(y, 0), 1 - tall)) for x, y in places]
-        free = [
-            (x, y)
-            for x, y in inside
-            if all(abs(x - a) >= wide - 1e-9 or abs(y - b) >= tall - 1e-9 for a, b in taken)
-        ]
-        taken.append((free or inside)[0])
-    return taken
-
-
-def _draw_badge(
-    axes: Any, x: float, y: float, number: str, colour: str, size: tuple[float, float]
-) -> None:
-    wide, tall = BADGE[0] / size[0], BADGE[1] / size[1]
-    axes.add_patch(Rectangle((x, y), wide, tall, color=colour, linewidth=0, zorder=4))
-    axes.text(
-        x + wide / 2,
-        y + tall / 2,
-        number,
-        size=8.5,
-        weight="bold",
-        color="white",
-        ha="center",
-        va="center_baseline",
-        zorder=5,
-    )
-
-
-def _draw_key(canvas: Canvas, left: float, baseline: float, number: str, colour: str) -> None:
-    """The badge of a box, beside its text."""
-    x, y = left / canvas.width, 1 - (baseline + 0.045) / canvas.height
-    wide, tall = BADGE[0] / canvas.width, BADGE[1] / canvas.height
-    badge = Rectangle((x, y), wide, tall, color=colour, linewidth=0)
-    badge.set_transform(canvas.figure.transFigure)
-    canvas.figure.add_artist(badge)
-    middle = left + BADGE[0] / 2
-    canvas.text(middle, baseline, number, size=8.5, colour="white", weight="bold", ha="center")

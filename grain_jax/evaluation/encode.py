@@ -24,6 +24,7 @@ from grain_jax.data.records import Record, Source
 from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.build import normalize_images
+from grain_jax.training.learned import EVERYTHING, Learned
 from grain_jax.training.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -46,7 +47,8 @@ class ImageFeatures:
     """What the model says about N images; float32, embeddings of unit length."""
 
     image: Float[np.ndarray, "N E"]
-    regions: Float[np.ndarray, "N Q E"] | None  # None for a model without decoder
+    # None for a model without decoder, and where this part of it was never trained.
+    regions: Float[np.ndarray, "N Q E"] | None
     boxes: Float[np.ndarray, "N Q 4"] | None  # cxcywh in [0, 1] of the image the model sees
 
     def rows(self, start: int, stop: int) -> "ImageFeatures":
@@ -75,10 +77,12 @@ class Encoder:
         num_threads: int = 2,
         mesh: Mesh | None = None,
         smallest_batch: int | None = None,
+        learned: Learned = EVERYTHING,
     ):
         """`batch_size` is global and rounded up to what the mesh divides; lengths are in tokens;
         `num_threads` decode images. What does not fill a batch is padded to `smallest_batch`
         (None: `batch_size`), doubled as often as it takes: each size is a compilation.
+        Features leave out regions or boxes that are not `learned`.
         """
         if batch_size < 1:
             raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}.")
@@ -87,6 +91,7 @@ class Encoder:
         self.model, self.params = model, params
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
         self.lengths = {"caption": caption_length, "description": description_length}
+        self.learned = learned
         self.truncated_texts = 0  # different texts that were longer than their length
         # Shared by the encoders of `with_params`, as tokens do not depend on the weights.
         self._kept_tokens: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, int]] = {}
@@ -105,10 +110,14 @@ class Encoder:
         self._encode_images = jax.jit(self._image_outputs, out_shardings=whole)
         self._encode_texts = jax.jit(self._text_outputs, out_shardings=whole)
 
-    def with_params(self, params: Any) -> "Encoder":
-        """The same encoder with other parameters of the same shapes; compiles nothing again."""
+    def with_params(self, params: Any, *, learned: Learned | None = None) -> "Encoder":
+        """The same encoder with other parameters of the same shapes; compiles nothing again.
+
+        `learned`: None, as it was.
+        """
         other = object.__new__(Encoder)
         other.__dict__.update(self.__dict__, params=params, truncated_texts=0)
+        other.learned = self.learned if learned is None else learned
         return other
 
     def images(
@@ -138,7 +147,11 @@ class Encoder:
         if regions[0] is None:
             features = ImageFeatures(joined(image), None, None)
         else:
-            features = ImageFeatures(joined(image), joined(regions), joined(boxes))
+            features = ImageFeatures(
+                joined(image),
+                joined(regions) if self.learned.regions else None,
+                joined(boxes) if self.learned.boxes else None,
+            )
         odd = _rows_not_finite(features.image, features.regions, features.boxes)
         if len(odd):
             raise ValueError(

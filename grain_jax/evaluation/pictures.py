@@ -1,41 +1,36 @@
-"""The picture of a run that shows what its regions found."""
+"""The sheet of a run that shows what its regions found: grounding.png and further pages."""
 
-import bisect
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Rectangle
 from scipy.optimize import linear_sum_assignment
 
 from grain_jax.data.records import Source
 from grain_jax.data.texts import normalize_text
 from grain_jax.data.transforms import FULL, decode_image
 from grain_jax.evaluation.annotations import read_annotations
+from grain_jax.evaluation.canvas import ESCAPED, FAINT, INK, MISSED, RIGHT, Canvas, Measure
 from grain_jax.evaluation.encode import Encoder, evenly_spaced
 from grain_jax.evaluation.grounding import IOU_HIT, cxcywh_to_xyxy, pairwise_iou
+from grain_jax.evaluation.numbered_boxes import TAG, NumberedBox, colour_of, draw_boxes, draw_tag
 
-# Told apart by colour-blind readers too, and visible on photographs.
-COLOURS = ("#e6194b", "#1f77ff", "#ffb000", "#00b894", "#c13bd8", "#ff7f50", "#12c2e9", "#8d6e63")
-MISSED = "#9aa0a6"  # a predicted box that overlaps no true box enough
-INK, FAINT, RIGHT = "#202124", "#6b7075", "#00805a"
 MAX_POOL = 2_000  # descriptions of the split that a query may choose from
-MAX_ROWS = 8  # boxes of a card
-CARDS_ACROSS = 3
-PANEL, LINE, MARGIN = 2.15, 0.155, 0.12  # inches: side of an image, height of a text line, gaps
-TEXT_SIZE, SCORE = 7.6, 0.5  # points of a line; inches that a score with its tick takes
-MAX_CHARACTERS = 200  # of a text: more than any line of a card holds
+MAX_ROWS = 8  # boxes of an example
+MAX_TEXTS = 6  # of one true box
+EXAMPLES_PER_PAGE = 3
+DPI = 100
+WIDTH, MARGIN, PANEL = 10.0, 0.15, 3.0  # inches: page, gaps, side of an image
+TEXT_SIZE, TITLE_SIZE, LINE = 10.5, 11.5, 0.2  # points; inches of a line
+SCORE = 0.72  # inches of a cosine with its tick
 LEGEND = (
-    "Left: ground truth. Right: what the model finds; each predicted box with the description, of "
-    "all in the split, that it matches best, and their cosine. Green with a tick: the true box's "
-    "own description. Grey and dashed: misses its true box (IoU below 0.5)."
+    "Left: annotated boxes. Right: predicted boxes, each with the description, of all in the "
+    "split, that its embedding matches best, and their cosine. Boxes of one number are a pair. "
+    "Tick: the predicted box has a description of the annotated one. Grey and dashed: the two "
+    "overlap too little (IoU below 0.5)."
 )
 
 
@@ -96,111 +91,148 @@ def grounding_examples(encoder: Encoder, source: Source, num_pictures: int) -> l
     return examples
 
 
-def draw_grounding(examples: Sequence[Example], path: Path) -> None:
-    """Writes a sheet of cards: ground truth on the left of each, predictions on the right.
+def draw_grounding(examples: Sequence[Example], path: Path) -> list[Path]:
+    """Writes pages of a few large examples each: `path`, then "<stem>-2.png" and so on; returns
+    them. Pages of an earlier, longer sheet are removed.
 
-    A line pairs a true box with the prediction matched to it. Where they overlap (IoU of at least
-    0.5) they share a colour, else the predicted one is grey and dashed; a tick says that its
-    description is the true box's own.
+    Annotated and predicted boxes that were matched to each other share a number. Where they
+    overlap (IoU of at least 0.5) they share a colour, else the predicted one is grey and dashed; a
+    tick says that its description is one of the annotated box's own.
     """
-    lines = max(len(_rows(example)) for example in examples)
-    card_width, card_height = 2 * PANEL + 3 * MARGIN, PANEL + (lines + 2.6) * LINE + MARGIN
-    across = min(CARDS_ACROSS, len(examples))
-    down = -(-len(examples) // across)
-    width = across * (card_width + MARGIN) + MARGIN
-    legend = textwrap.wrap(LEGEND, int(width * 13.5))
-    head = 0.25 + 0.18 * len(legend)
-    figure = Figure(figsize=(width, down * card_height + head), dpi=120, facecolor="white")
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    canvas = Canvas(figure, renderer, width, down * card_height + head)
-    for number, line in enumerate(legend):
-        canvas.text(2 * MARGIN, 0.3 + 0.18 * number, line, size=9.0, colour=FAINT)
-    for number, example in enumerate(examples):
-        left = MARGIN + (number % across) * (card_width + MARGIN)
-        top = head + (number // across) * card_height
-        _draw_card(canvas, example, left, top)
-    figure.savefig(path)
+    written = []
+    for start in range(0, len(examples), EXAMPLES_PER_PAGE):
+        page = start // EXAMPLES_PER_PAGE + 1
+        file = path if page == 1 else path.with_name(f"{path.stem}-{page}{path.suffix}")
+        _draw_page(examples[start : start + EXAMPLES_PER_PAGE], file)
+        written.append(file)
+    for old in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        if old not in written and old.stem.removeprefix(f"{path.stem}-").isdigit():
+            old.unlink()
+    return written
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """A figure in inches from its top left corner."""
+class _Line:
+    """A line of an example's key, `left` of the start of the texts in inches."""
 
-    figure: Figure
-    renderer: RendererAgg
-    width: float
-    height: float
+    text: str
+    colour: str = INK
+    weight: str = "normal"
+    indent: float = 0.0
+    tag: tuple[int, str] | None = None  # number and colour
+    score: str = ""
+    space: float = 0.0  # inches above it
 
-    def panel(
-        self,
-        image: np.ndarray,
-        left: float,
-        top: float,
-        *,
-        size: tuple[float, float] = (PANEL, PANEL),
-    ) -> Any:
-        """Axes with the picture, (0, 0) to (1, 1), in a place of `size` inches, (width, height)."""
-        low = 1 - (top + size[1]) / self.height
-        place = (left / self.width, low, size[0] / self.width, size[1] / self.height)
-        axes = self.figure.add_axes(place)
-        # Drawn pictures of few pixels stay crisp; photographs are smoothed.
-        smooth = "nearest" if max(image.shape[:2]) <= 96 else "lanczos"
-        axes.imshow(image, interpolation=smooth, extent=(0, 1, 1, 0))
-        axes.set_aspect(image.shape[0] / image.shape[1])
-        axes.set_axis_off()
-        return axes
 
-    def text(
-        self,
-        left: float,
-        baseline: float,
-        text: str,
-        *,
-        size: float = TEXT_SIZE,
-        colour: str = INK,
-        **options,
-    ) -> None:
-        x, y = left / self.width, 1 - baseline / self.height
-        options |= {"va": "baseline", "parse_math": False}  # captions hold prices, not formulas
-        self.figure.text(x, y, text, fontsize=size, color=colour, **options)
+@dataclass(frozen=True)
+class _Layout:
+    """An example with its boxes and its key, ready to be drawn."""
 
-    def shortened(
-        self, text: str, inches: float, *, size: float = TEXT_SIZE, weight: str = "normal"
-    ) -> str:
-        """The text on one line, cut where it would be wider than that many inches."""
-        font = FontProperties(size=size, weight=weight)
-        text = " ".join(text.split())[:MAX_CHARACTERS]
-        if self.inches(text, font) <= inches:
-            return text
+    example: Example
+    title: list[str]
+    true: list[NumberedBox]
+    predicted: list[NumberedBox]
+    key: list[_Line]
 
-        def too_wide(length: int) -> bool:
-            return self.inches(text[:length].rstrip() + " …", font) > inches
+    @property
+    def height(self) -> float:
+        key = sum(LINE + line.space for line in self.key)
+        return LINE * (1.15 * len(self.title) + 1) + max(PANEL, key) + 2 * MARGIN
 
-        length = bisect.bisect_left(range(1, len(text)), True, key=too_wide)
-        return text[:length].rstrip() + " …"
 
-    def inches(self, text: str, font: FontProperties) -> float:
-        """How wide the text is."""
-        width, _, _ = self.renderer.get_text_width_height_descent(text, font, ismath=False)
-        return width / self.figure.dpi
+def _draw_page(examples: Sequence[Example], path: Path) -> None:
+    measure = Measure(DPI)
+    legend = measure.wrapped(LEGEND, WIDTH - 2 * MARGIN, size=TEXT_SIZE)
+    layouts = [_laid_out(example, measure) for example in examples]
+    note = [ESCAPED] if measure.escaped else []
+    head = MARGIN + LINE * (len(legend) + len(note)) + 0.1
+    canvas = Canvas.blank(WIDTH, head + sum(layout.height for layout in layouts), dpi=DPI)
+    canvas.lines(MARGIN, MARGIN + 0.12, legend + note, step=LINE, size=TEXT_SIZE, colour=FAINT)
+    top = head
+    for layout in layouts:
+        _draw_example(canvas, layout, top)
+        top += layout.height
+    canvas.figure.savefig(path)
 
-    def entry(
-        self, left: float, baseline: float, box: NamedBox, colour: str, *, right: bool = False
-    ) -> None:
-        """A line of the legend: a square of the box's colour, its text, a tick, the score."""
-        side = 0.085
-        x, y = left / self.width, 1 - baseline / self.height
-        square = Rectangle((x, y), side / self.width, side / self.height, color=colour)
-        square.set_transform(self.figure.transFigure)
-        self.figure.add_artist(square)
-        room = PANEL - 0.13
-        if box.score is not None:
-            mark = "✓ " if right else ""
-            score = f"{mark}{box.score:.2f}"
-            self.text(left + PANEL, baseline, score, colour=RIGHT if right else FAINT, ha="right")
-            room -= SCORE
-        text = self.shortened(box.texts[0], room)
-        self.text(left + 0.13, baseline, text, colour=RIGHT if right else INK)
+
+def _draw_example(canvas: Canvas, layout: _Layout, top: float) -> None:
+    bold: dict[str, Any] = {"size": TITLE_SIZE, "weight": "bold"}
+    canvas.lines(MARGIN, top + 0.14, layout.title, step=LINE * 1.15, **bold)
+    top += LINE * (1.15 * len(layout.title) + 1)
+    left = MARGIN + 2 * (PANEL + MARGIN)
+    faint: dict[str, Any] = {"size": TEXT_SIZE, "colour": FAINT}
+    canvas.text(left + TAG[0] + 0.1, top - 0.06, "annotated → predicted", **faint)
+    canvas.text(WIDTH - MARGIN, top - 0.06, "cosine", ha="right", **faint)
+    for column, (name, boxes) in enumerate(
+        (("annotated", layout.true), ("predicted", layout.predicted))
+    ):
+        left = MARGIN + column * (PANEL + MARGIN)
+        axes = canvas.panel(layout.example.image, left, top, size=(PANEL, PANEL))
+        draw_boxes(axes, boxes, size=(PANEL, PANEL))
+        canvas.text(left, top - 0.06, name, **faint)
+    left, baseline = MARGIN + 2 * (PANEL + MARGIN), top + 0.14
+    for line in layout.key:
+        baseline += line.space
+        if line.tag is not None:
+            draw_tag(canvas, left, baseline, *line.tag)
+        styled: dict[str, Any] = {"size": TEXT_SIZE, "colour": line.colour, "weight": line.weight}
+        canvas.text(left + line.indent, baseline, line.text, **styled)
+        canvas.text(WIDTH - MARGIN, baseline, line.score, ha="right", **styled)
+        baseline += LINE
+
+
+def _laid_out(example: Example, measure: Measure) -> _Layout:
+    true: list[NumberedBox] = []
+    predicted: list[NumberedBox] = []
+    key: list[_Line] = []
+    for number, row in enumerate(_rows(example), start=1):
+        colour = colour_of(number)
+        found = row.true is not None and row.overlap >= IOU_HIT
+        if row.true is not None:
+            true.append(NumberedBox(row.true.xyxy, number, colour))
+        if row.predicted is not None:
+            shown = colour if found else MISSED
+            predicted.append(NumberedBox(row.predicted.xyxy, number, shown, dashed=not found))
+        key += _key(row, number, colour, measure, found=found)
+    title = measure.wrapped(
+        example.title, WIDTH - 2 * MARGIN, size=TITLE_SIZE, weight="bold", max_lines=2
+    )
+    return _Layout(example, title, true, predicted, key)
+
+
+def _key(
+    row: "_Row", number: int, colour: str, measure: Measure, *, found: bool
+) -> Iterator[_Line]:
+    """Lines of a pair: every text of the annotated box, then what was predicted there."""
+    indent = TAG[0] + 0.1
+    width = WIDTH - MARGIN - (MARGIN + 2 * (PANEL + MARGIN)) - indent
+    texts = () if row.true is None else row.true.texts
+    said = {normalize_text(text) for text in texts}
+    entries = [
+        (f"{chr(97 + i)}) {text}" if len(texts) > 1 else text)
+        for i, text in enumerate(texts[:MAX_TEXTS])
+    ]
+    if len(texts) > MAX_TEXTS:
+        entries.append(f"and {len(texts) - MAX_TEXTS} more")
+    tag: tuple[int, str] | None = (number, colour)
+    space = 0.08 if number > 1 else 0.0
+    for entry in entries or ["no annotated box"]:
+        for line in measure.wrapped(entry, width, size=TEXT_SIZE, max_lines=3):
+            faded = INK if entries else FAINT
+            yield _Line(line, colour=faded, indent=indent, tag=tag, space=space)
+            tag, space = None, 0.0
+    if row.predicted is None:
+        yield _Line("→ no box is left for it", colour=FAINT, indent=indent)
+        return
+    right = found and normalize_text(row.predicted.texts[0]) in said
+    colour = RIGHT if right else (INK if found else FAINT)
+    score = f"{'✓ ' if right else ''}{row.predicted.score or 0.0:.2f}"
+    lines = measure.wrapped(
+        f"→ {row.predicted.texts[0]}", width - SCORE, size=TEXT_SIZE, max_lines=3
+    )
+    for number_of_line, line in enumerate(lines):
+        shown = "" if number_of_line else score
+        yield _Line(line, colour=colour, indent=indent, score=shown)
 
 
 @dataclass(frozen=True)
@@ -231,43 +263,3 @@ def _rows(example: Example) -> list[_Row]:
     rows += [_Row(box, None, 0.0) for i, box in enumerate(true) if i not in pairs]
     rows = rows[: MAX_ROWS - (len(predicted) - len(pairs))]
     return rows + [_Row(None, p, 0.0) for i, p in enumerate(predicted) if i not in pairs.values()]
-
-
-def _draw_card(canvas: Canvas, example: Example, left: float, top: float) -> None:
-    title = canvas.shortened(example.title, 2 * PANEL + MARGIN, size=8.5, weight="bold")
-    canvas.text(left + MARGIN, top + LINE, title, size=8.5, weight="bold")
-    top += 1.6 * LINE
-    columns = (left + MARGIN, left + 2 * MARGIN + PANEL)
-    true_axes, predicted_axes = (canvas.panel(example.image, x, top) for x in columns)
-    for number, row in enumerate(_rows(example)):
-        baseline = top + PANEL + (1.1 + number) * LINE
-        colour = COLOURS[number % len(COLOURS)]
-        if row.true is not None:
-            draw_box(true_axes, row.true.xyxy, colour, dashed=False)
-            canvas.entry(columns[0], baseline, row.true, colour)
-        if row.predicted is not None:
-            found = row.true is not None and row.overlap >= IOU_HIT
-            said = {normalize_text(text) for text in row.true.texts} if row.true else set()
-            right = found and normalize_text(row.predicted.texts[0]) in said
-            shown = colour if found else MISSED
-            draw_box(predicted_axes, row.predicted.xyxy, shown, dashed=not found)
-            canvas.entry(columns[1], baseline, row.predicted, shown, right=right)
-
-
-def draw_box(axes: Any, xyxy: np.ndarray, colour: str, *, dashed: bool) -> None:
-    """Draws a box of fractions on the axes of `Canvas.panel`."""
-    x0, y0, x1, y1 = np.clip(xyxy, 0.004, 0.996)
-    for line, width in (("white", 3.0), (colour, 1.7)):  # a white rim, to be seen on any picture
-        axes.add_patch(
-            Rectangle(
-                (x0, y0),
-                x1 - x0,
-                y1 - y0,
-                fill=False,
-                edgecolor=line,
-                linewidth=width,
-                linestyle=(0, (3, 2)) if dashed else "solid",
-                zorder=2 if dashed else 3,  # what was found lies on top
-                alpha=0.75 if line == "white" else 1.0,
-            )
-        )

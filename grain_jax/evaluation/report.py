@@ -1,4 +1,4 @@
-"""What a run leaves behind for a reader: report.md, curves.png, grounding.png."""
+"""What a run leaves behind for a reader: report.md, curves.png, grounding.png and its pages."""
 
 import importlib.metadata
 import os
@@ -20,6 +20,7 @@ from grain_jax.evaluation.pictures import draw_grounding, grounding_examples
 from grain_jax.evaluation.set_names import zero_shot_folders
 from grain_jax.evaluation.suite import best_metric_name
 from grain_jax.evaluation.tables import headline, result_tables
+from grain_jax.training.learned import Learned, what_lacks
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -54,11 +55,11 @@ def write_report(
         draw_curves(records, folder / "curves.png")
         written.append(folder / "curves.png")
     if examples:
-        draw_grounding(examples, folder / "grounding.png")
-        written.append(folder / "grounding.png")
+        written += draw_grounding(examples, folder / "grounding.png")
     page = _page(
         config,
         results,
+        learned=encoder.learned,
         facts=facts or {},
         pictures=[path.name for path in written],
         sets={} if details is None else details.zero_shot_sets,
@@ -88,11 +89,12 @@ def _page(
     config: TrainConfig,
     results: Mapping[str, float],
     *,
+    learned: Learned,
     facts: Mapping[str, str],
     pictures: Sequence[str],
     sets: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    parts = [f"# {config.name}\n", f"{_what_ran(config)}\n"]
+    parts = [f"# {config.name}\n", f"{_what_ran(config, learned)}\n"]
     if sentence := headline(results):
         parts.append(f"**{sentence}**\n")
     tables = result_tables(results)
@@ -100,11 +102,10 @@ def _page(
     parts += [table.markdown() for table in tables] or ["Nothing was held out to measure.\n"]
     parts += _texts_of_sets(sets)
     if pictures:
-        titles = {"grounding.png": "What the regions found", "curves.png": "Training"}
         parts.append("## Pictures\n")
-        parts += [
-            f"### {titles[name]}\n\n![{titles[name]}]({name})\n" for name in reversed(pictures)
-        ]
+        for title, of_kind in (("What the regions found", "grounding"), ("Training", "curves")):
+            shown = [f"![{title}]({name})\n" for name in pictures if name.startswith(of_kind)]
+            parts += [f"### {title}\n", *shown] if shown else []
     parts.append("## The run\n")
     for title, entries in (
         ("Settings", _settings(config) | _looked_at(config)),
@@ -159,8 +160,11 @@ def _looked_at(config: TrainConfig) -> dict[str, str]:
     return entries | ({"best checkpoint by": metric} if metric else {})
 
 
-def _what_ran(config: TrainConfig) -> str:
-    kind = "GRAIN" if config.model.kind == "grain" else "CLIP (baseline, no regions)"
+def _what_ran(config: TrainConfig, learned: Learned) -> str:
+    kind = "CLIP (baseline, no regions)"
+    if config.model.kind == "grain":
+        lacking = what_lacks(learned)
+        kind = f"GRAIN (no {lacking})" if lacking else "GRAIN"
     data = (
         f"the procedural world ({config.data.world.level}, "
         f"{config.data.world.num_train_images:,} images)"

@@ -110,7 +110,8 @@ def best_metric_name(config: TrainConfig) -> str:
     if config.evaluation.best_metric:
         return config.evaluation.best_metric
     if config.data.source == "world":
-        alpha = min(config.evaluation.alphas) if config.model.kind == "grain" else 1.0
+        regions = config.model.kind == "grain" and config.loss.region_weight > 0
+        alpha = min(config.evaluation.alphas) if regions else 1.0
         return f"validation/description/alpha{alpha:g}"
     return f"{config.data.eval_split}/retrieval/mean_R@1" if config.data.eval_split else ""
 
@@ -139,14 +140,25 @@ def evaluate_grounding(
     *,
     details: ResultDetails | None = None,
 ) -> dict[str, float]:
-    """Box and phrase metrics of a model with regions; {} without regions or without true boxes."""
-    if features.boxes is None or features.regions is None or not truth.phrases:
+    """Box and phrase metrics of a model with trained boxes; {} without, or without true boxes.
+
+    A phrase is found by region embeddings, so they have to be trained too.
+    """
+    if features.boxes is None or not truth.phrases:
         return {}
     predicted = cxcywh_to_xyxy(features.boxes)
     boxes = box_scores(predicted, truth.boxes)
+    results = {
+        f"{prefix}/box_iou": boxes.iou,
+        f"{prefix}/box_recall": boxes.recall,
+        f"{prefix}/box_recall_ceiling": boxes.ceiling,
+    }
+    if features.regions is None:
+        return results
     embed = encoder.texts([phrase.text for phrase in truth.phrases], kind="description")
     chosen = chosen_queries(features.regions, embed, truth.phrases)
     images = np.array([phrase.image for phrase in truth.phrases], int)
+    hits = phrase_hits(predicted[images, chosen], truth.phrases)
     if details is not None and details.predictions is not None:
         details.predictions.grounding(
             prefix,
@@ -156,14 +168,7 @@ def evaluate_grounding(
             chosen_xyxy=predicted[images, chosen],
             cosines=(features.regions[images, chosen] * embed).sum(axis=1),
         )
-    return {
-        f"{prefix}/box_iou": boxes.iou,
-        f"{prefix}/box_recall": boxes.recall,
-        f"{prefix}/box_recall_ceiling": boxes.ceiling,
-        f"{prefix}/phrase_accuracy": float(
-            phrase_hits(predicted[images, chosen], truth.phrases).mean()
-        ),
-    }
+    return results | {f"{prefix}/phrase_accuracy": float(hits.mean())}
 
 
 def evaluate_retrieval(
@@ -196,7 +201,7 @@ def _world(
 
     size = encoder.preprocessing.image_size
     baseline = None
-    if final and config.model.kind == "grain":
+    if final and config.model.kind == "grain" and encoder.learned.boxes:
         baseline = _fitted_constants(
             open_source(config.data, config.data.train_split, image_size=size),
             encoder,

@@ -12,8 +12,14 @@ import numpy as np
 
 from grain_jax.data.checking import read_image_bytes
 from grain_jax.data.transforms import decode_image
-from grain_jax.evaluation.card import draw_card
-from grain_jax.evaluation.pictures import NamedBox
+from grain_jax.evaluation.card import (
+    NOT_FOUND,
+    WHOLE,
+    CardLabel,
+    CardSection,
+    CardText,
+    draw_card,
+)
 from grain_jax.inference.files import Target
 from grain_jax.inference.results import Classification, Grounding, SeenText
 
@@ -52,50 +58,63 @@ class Outcome:
 
 
 def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
-    """The card: the phrases that were asked for, and what tells the best label."""
+    """The card: labels, the phrases that were asked, and the descriptions of the first label."""
     file = answer.target.file
     image = decode_image(read_image_bytes(file, name=file.name))
     height, width = image.shape[:2]
     scale = np.array([width, height, width, height], np.float32)
-    seen: list[SeenText] = []
-    ranked: list[tuple[str, str]] = []
-    if answer.labels is not None:
-        ranked = [(one.label, f"{one.probability:.1%}") for one in answer.labels.ranked]
-        seen += answer.labels.ranked[0].seen
-    if answer.phrases is not None:
-        seen = [*answer.phrases.phrases, *seen]
-    seen = list(dict.fromkeys(seen))  # asked twice
-    whole = [(one.text, one.cosine) for one in seen if one.query is None]
-    missing = [one for one in seen if one.query is not None and one.cosine < min_cosine]
-    unfound = list(dict.fromkeys((one.text, one.cosine) for one in missing))
-    seen = [one for one in seen if has_box(one, min_cosine)]
-    queries = {one.query for one in seen}
+    labels = [] if answer.labels is None else answer.labels.ranked
+    phrases = () if answer.phrases is None else answer.phrases.phrases
+    described = tuple(one for one in labels[0].seen if one not in phrases) if labels else ()
+    queries = {one.query for one in (*phrases, *described) if has_box(one, min_cosine)}
     others = [
         box / scale
         for query, box in enumerate(() if answer.boxes_xyxy is None else answer.boxes_xyxy)
         if query not in queries
+    ]
+    sections = [
+        CardSection(
+            heading, tuple(_card_text(one, scale, min_cosine) for one in dict.fromkeys(seen))
+        )
+        for heading, seen in (
+            ("phrase", phrases),
+            (f"description of {labels[0].label!r}" if labels else "", described),
+        )
     ]
     path = out / answer.target.card
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_card(
         image,
         title=answer.target.file.name,
-        answers=ranked,
-        found=[
-            NamedBox(np.array(one.box_xyxy, np.float32) / scale, (one.text,), one.cosine)
-            for one in seen
+        labels=[
+            CardLabel(
+                one.label,
+                one.probability,
+                one.score,
+                (one.seen[0].text, one.seen[0].cosine) if one.seen else None,
+            )
+            for one in labels
         ],
+        num_labels=0 if answer.labels is None else answer.labels.num_labels,
+        sections=sections,
         others_xyxy=np.array(others, np.float32).reshape(-1, 4),
         view_xyxy=answer.view_xyxy / scale,
         path=path,
-        unfound=unfound,
-        whole=whole,
     )
+
+
+def _card_text(seen: SeenText, scale: np.ndarray, min_cosine: float) -> CardText:
+    if seen.query is None:
+        return CardText(seen.text, seen.cosine, why=WHOLE)
+    if seen.box_xyxy is not None and has_box(seen, min_cosine):
+        return CardText(seen.text, seen.cosine, np.array(seen.box_xyxy, np.float32) / scale)
+    return CardText(seen.text, seen.cosine, why="" if seen.box_xyxy is None else NOT_FOUND)
 
 
 def has_box(seen: SeenText, min_cosine: float) -> bool:
     """Whether it was seen in a region, and surely enough."""
-    return seen.query is not None and seen.cosine >= min_cosine
+    has_region = seen.query is not None and seen.box_xyxy is not None
+    return has_region and seen.cosine >= min_cosine
 
 
 def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
@@ -135,7 +154,7 @@ def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:
 
 def _seen_row(seen: SeenText, min_cosine: float) -> dict[str, str]:
     row = {"seen": seen.text, "cosine": f"{seen.cosine:.6f}"}
-    if not has_box(seen, min_cosine):
+    if seen.box_xyxy is None or not has_box(seen, min_cosine):
         return row
     corners = zip(("x0", "y0", "x1", "y1"), seen.box_xyxy, strict=True)
     return row | {name: f"{value:.1f}" for name, value in corners}

@@ -45,6 +45,7 @@ from grain_jax.inference.results import (
 )
 from grain_jax.interop.read import read_model
 from grain_jax.training.checkpoint import LoadedModel
+from grain_jax.training.learned import what_lacks
 
 BATCH_SIZE = 64  # pictures or texts at once
 ALPHA = 0.5  # share of the whole image where there are regions and descriptions
@@ -98,10 +99,15 @@ class Model:
             description_length=data.description_length,
             num_threads=data.num_threads,
             smallest_batch=1,
+            learned=loaded.learned,
         )
         self._note = note
         self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
         self._said: set[str] = set()  # notes, and unknown words
+        if loaded.config.model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+            drawn = "no box is shown" if not loaded.has_boxes else "boxes have no text"
+            used = "" if loaded.has_regions else ", alpha is 1"
+            self._say(f"This GRAIN model has no {lacking}: {drawn}{used}.")
 
     def __repr__(self) -> str:
         config = self.loaded.config
@@ -109,8 +115,8 @@ class Model:
 
     @property
     def has_regions(self) -> bool:
-        """False for a CLIP model."""
-        return self.loaded.config.model.kind == "grain"
+        """False for a CLIP model, and where region embeddings were never trained."""
+        return self.loaded.has_regions
 
     @property
     def default_alpha(self) -> float:
@@ -142,7 +148,7 @@ class Model:
         in every one of `templates` ("{}" takes the name; None: the model's own). With them the
         score is alpha x whole image + (1 - alpha) x regions; the whole image meets the
         descriptions, or with `by="name_and_regions"` the name (the official protocol). `alpha` is
-        0.5 if not given, and 1 for a CLIP model, which has no regions. Raises ValueError.
+        0.5 if not given, and 1 for a model without (trained) regions. Raises ValueError.
         """
         if labels is None:
             labels = tuple(checked_mapping(descriptions))
@@ -179,7 +185,7 @@ class Model:
                 for k in best
             ]
             height, width = embedded.sizes[n].tolist()
-            results.append(Classification(name, height, width, tuple(ranked)))
+            results.append(Classification(name, height, width, tuple(ranked), len(labels)))
         return results
 
     def ground(
@@ -192,12 +198,13 @@ class Model:
         """The region of each picture that is most similar to each phrase.
 
         There always is one: whether the phrase is true of the picture, the cosine has to tell.
-        Raises ValueError for a CLIP model.
+        Raises ValueError for a CLIP model, and where boxes or region embeddings were never trained.
         """
-        if not self.has_regions:
+        if not (self.has_regions and self.loaded.has_boxes):
             raise ValueError(
-                "This is a CLIP model, which has no regions to find a phrase in. Load a GRAIN "
-                "model, or compare whole pictures with texts: classify, embed_images, embed_texts."
+                f"This is {self._kind()}, which has no regions to find a phrase in. Load "
+                "another model, or compare whole pictures with texts: classify, embed_images, "
+                "embed_texts."
             )
         wanted = self._texts(checked_texts(phrases, "phrases"), kind="description")
         embedded = self._embedded(images, progress=progress)
@@ -319,6 +326,11 @@ class Model:
                 "descriptions and by='description'."
             )
 
+    def _kind(self) -> str:
+        if self.loaded.config.model.kind == "clip":
+            return "a CLIP model"
+        return f"a GRAIN model without {what_lacks(self.loaded.learned)}"
+
     def _alpha(self, alpha: float | None, *, described: bool) -> float:
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha is the share of the whole image, from 0 to 1; got {alpha:g}.")
@@ -329,7 +341,7 @@ class Model:
             )
         if alpha not in (None, 1) and not self.has_regions:
             raise ValueError(
-                f"alpha={alpha:g} needs regions, and this is a CLIP model; leave it out."
+                f"alpha={alpha:g} needs regions, and this is {self._kind()}; leave it out."
             )
         return self.default_alpha if alpha is None else alpha
 
@@ -337,7 +349,7 @@ class Model:
         self, embedded: ImageEmbeddings, n: int, texts: ClassTexts, k: int, *, alpha: float
     ) -> tuple[SeenText, ...]:
         """What tells class k in picture n, surest first."""
-        if alpha == 1 or embedded.regions is None or embedded.boxes_xyxy is None:
+        if alpha == 1 or embedded.regions is None:
             described = texts.descriptions[k]
             whole = self._texts(described, kind="caption") @ embedded.image[n]
             view = _box(embedded.view_xyxy[n])
@@ -348,7 +360,8 @@ class Model:
         else:
             described = texts.regions[k]
             cosines = embedded.regions[n] @ self._texts(described, kind="description").T
-            seen = _best_regions(described, cosines, embedded.boxes_xyxy[n])
+            boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
+            seen = _best_regions(described, cosines, boxes)
         return tuple(sorted(seen, key=lambda one: -one.cosine))
 
     def _texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
@@ -391,11 +404,15 @@ class Model:
 
 
 def _best_regions(
-    texts: Sequence[str], cosines: Float[np.ndarray, "Q T"], boxes_xyxy: Float[np.ndarray, "Q 4"]
+    texts: Sequence[str],
+    cosines: Float[np.ndarray, "Q T"],
+    boxes_xyxy: Float[np.ndarray, "Q 4"] | None,
 ) -> list[SeenText]:
+    """`boxes_xyxy`: None where the model's boxes were never trained."""
     queries = cosines.argmax(axis=0)
+    boxes = None if boxes_xyxy is None else [_box(boxes_xyxy[query]) for query in queries]
     return [
-        SeenText(text, float(cosines[query, t]), int(query), _box(boxes_xyxy[query]))
+        SeenText(text, float(cosines[query, t]), int(query), None if boxes is None else boxes[t])
         for t, (text, query) in enumerate(zip(texts, queries, strict=True))
     ]
 

@@ -24,7 +24,7 @@ class ImageEmbeddings:
     names: tuple[str, ...]  # file, or "picture 3" for what came without one
     sizes: Int[np.ndarray, "N 2"]  # height and width in pixels, upright
     image: Float[np.ndarray, "N E"]
-    regions: Float[np.ndarray, "N Q E"] | None  # None for a CLIP model
+    regions: Float[np.ndarray, "N Q E"] | None  # None for a CLIP model, or never trained
     boxes_xyxy: Float[np.ndarray, "N Q 4"] | None  # of the regions, in pixels of each picture
     view_xyxy: Float[np.ndarray, "N 4"]  # the part of each picture that the model saw, likewise
     skipped: tuple[Skipped, ...] = ()  # none of the N
@@ -40,7 +40,8 @@ class SeenText:
     text: str
     cosine: float
     query: int | None  # which region query of the model; None: compared with the whole picture
-    box_xyxy: Box  # pixels of the picture; of the whole, what the model saw of it
+    # Pixels of the picture; of the whole, what the model saw of it; None: boxes never trained.
+    box_xyxy: Box | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Classification:
     height: int
     width: int
     ranked: tuple[RankedLabel, ...]
+    num_labels: int  # that were asked for; `ranked` has the best of them
 
     @property
     def label(self) -> str:

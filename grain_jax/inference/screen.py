@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from grain_jax.evaluation.card import CERTAIN, confidence
 from grain_jax.inference.answers import Answer
 
 MAX_SHOWN = 20  # pictures on the screen; files hold all
@@ -21,12 +22,14 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
         (name, answer.labels) for name, answer in zip(names, shown, strict=True) if answer.labels
     ]
     if labelled:
-        table = Table("picture", "label", title="Labels", title_justify="left")
+        count = labelled[0][1].num_labels
+        title = f"Labels, of {count:,}: chance is a probability of {1 / count:.1%}"
+        table = Table("picture", "label", title=title, title_justify="left")
         for column in ("probability", "score"):
             table.add_column(column, justify="right")
         described = any(one.seen for _, labels in labelled for one in labels.ranked)
         if described:
-            table.add_column("seen best")
+            table.add_column("best-matching description")
         for name, labels in labelled:
             for rank, one in enumerate(labels.ranked):
                 cells = ["" if rank else name, one.label]
@@ -34,7 +37,8 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
                 if described:
                     best = one.seen[0] if one.seen else None
                     cells.append(f"{best.text} ({best.cosine:.2f})" if best else "")
-                table.add_row(*map(escape, cells), style=None if rank else "bold")
+                sure = confidence(one.probability, labels.num_labels) >= CERTAIN
+                table.add_row(*map(escape, cells), style="bold" if sure else None)
             table.add_section()
         output.print(table)
     phrased = [
@@ -46,7 +50,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
         table.add_column("box x0, y0, x1, y1, pixels")
         for name, grounding in phrased:
             for number, seen in enumerate(grounding.phrases):
-                corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy)
+                corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy or ())
                 if seen.cosine < min_cosine:
                     corners = "not found"
                 cells = ["" if number else name, seen.text, f"{seen.cosine:.2f}", corners]

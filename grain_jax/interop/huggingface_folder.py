@@ -109,6 +109,7 @@ def torch_model(loaded: LoadedModel, *, params: Params | None = None) -> Any:
         name_ensemble=loaded.config.evaluation.name_ensemble,
         region_score=loaded.config.evaluation.region_score,
         description_length=loaded.config.data.description_length,
+        **loaded.learned.metadata(),
         auto_map={
             "AutoConfig": "configuration_grain.GrainConfig",
             "AutoModel": "modeling_grain.GrainModel",

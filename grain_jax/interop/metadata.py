@@ -17,7 +17,11 @@ def portable_metadata(loaded: LoadedModel) -> dict[str, Any]:
         config.data.tokenizer = ""  # that of the export
     config.logging.compilation_cache = "auto"
     metadata = make_metadata(
-        config, tokenizer=loaded.tokenizer, preprocessing=loaded.preprocessing, num_images=0
+        config,
+        tokenizer=loaded.tokenizer,
+        preprocessing=loaded.preprocessing,
+        num_images=0,
+        learned=loaded.learned,
     )
     return metadata | {"templates": list(loaded.templates), "step": loaded.step}
 

@@ -8,6 +8,7 @@ from grain_jax.evaluation.curves import read_metrics
 from grain_jax.evaluation.tables import headline, result_tables
 from grain_jax.interop.parity import Difference
 from grain_jax.training.checkpoint import FOLDER, LoadedModel, complete_steps, read_metadata
+from grain_jax.training.learned import what_lacks
 
 METRICS = "metrics.jsonl"
 
@@ -71,6 +72,7 @@ def model_card(
     The license is left to whoever publishes. `differences`: those of the export.
     """
     config, grain = loaded.config, loaded.config.model.kind == "grain"
+    found = loaded.has_regions and loaded.has_boxes  # else there is nothing to ask of regions
     world = config.data.source == "world"
     # Words that the model knows: those of the world are few.
     first, second = (
@@ -84,14 +86,14 @@ def model_card(
         folder="FOLDER_OR_REPOSITORY",
         first=first,
         second=second,
-        by_description=described if grain else "",
+        by_description=described if loaded.has_regions else "",
         caption=config_caption(config),
-        more=', descriptions=["a red crest"]' if grain else "",
-        print_regions=_REGIONS.format(queries=config.model.decoder.num_queries) if grain else "",
+        more=', descriptions=["a red crest"]' if found else "",
+        print_regions=_REGIONS.format(queries=config.model.decoder.num_queries) if found else "",
     )
     parts = [
         _FRONT.format(tag="grain" if grain else "clip") + f"\n# {config.name}\n",
-        _what(config, ours=bool(_num_images(loaded, run))) + "\n",
+        _what(loaded, ours=bool(_num_images(loaded, run))) + "\n",
         use,
         "## Data\n\n" + _data(loaded, run) + "\n",
         "## Metrics\n\n" + _metrics(loaded, run),
@@ -106,8 +108,8 @@ def config_caption(config: TrainConfig) -> str:
     return "a bird with a red crest" if config.data.source == "world" else "a dog runs on grass"
 
 
-def _what(config: TrainConfig, *, ours: bool) -> str:
-    model = config.model
+def _what(loaded: LoadedModel, *, ours: bool) -> str:
+    model = loaded.config.model
     size = f"{model.image_size} px in patches of {model.vision.patch_size}"
     towers = (
         f"an image tower of depth {model.vision.depth} and width {model.vision.width}, a text "
@@ -121,6 +123,7 @@ def _what(config: TrainConfig, *, ours: bool) -> str:
         f"{decoder.num_queries} region queries say where a description is in the picture. "
         f"Pictures of {size}; {towers}, a decoder of depth {decoder.depth} and width "
         f"{decoder.width}. "
+        + (f"This one has no {lacking}. " if (lacking := what_lacks(loaded.learned)) else "")
         + ("Trained with grain_jax and converted from JAX." if ours else "Converted by grain_jax.")
     )
 
@@ -187,7 +190,10 @@ def _limits(loaded: LoadedModel) -> list[str]:
         "What the training texts leave out or get wrong about people and places, the model does "
         "too; it was not examined for bias.",
     ]
-    if model.kind == "grain":
+    if model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+        alpha = "" if loaded.has_regions else " `alpha` is 1."
+        limits.insert(2, f"It has no {lacking}: what it returns for them is noise.{alpha}")
+    elif model.kind == "grain":
         limits.insert(
             2,
             f"Every picture gets {model.decoder.num_queries} boxes, whatever it shows, and none "

@@ -114,7 +114,11 @@ def write_run(loaded: LoadedModel, folder: Path) -> None:
         lambda value, leaf: jax.device_put(value, leaf.sharding), loaded.params, abstract.params
     )
     metadata = checkpoint.make_metadata(
-        config, tokenizer=loaded.tokenizer, preprocessing=loaded.preprocessing, num_images=0
+        config,
+        tokenizer=loaded.tokenizer,
+        preprocessing=loaded.preprocessing,
+        num_images=0,
+        learned=loaded.learned,
     )
     metadata["templates"] = list(loaded.templates)
     checkpoints = Checkpoints(folder, config.checkpoint, metadata=metadata)

@@ -32,6 +32,7 @@ from grain_jax.data.tokenizer import Tokenizer, tokenizer_from_spec
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.data.world.language import PROMPT_TEMPLATES
 from grain_jax.models.build import build_model
+from grain_jax.training.learned import EVERYTHING, Learned, learned_before
 from grain_jax.training.sharding import parameter_shardings
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
@@ -50,6 +51,17 @@ class LoadedModel:
     preprocessing: Preprocessing
     templates: tuple[str, ...]  # prompts of zero-shot recognition by name, "{}" takes the name
     step: int
+    learned: Learned = EVERYTHING
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether its region embeddings can be compared with descriptions."""
+        return self.config.model.kind == "grain" and self.learned.regions
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether its boxes were trained."""
+        return self.config.model.kind == "grain" and self.learned.boxes
 
 
 def load(
@@ -84,6 +96,7 @@ def from_metadata(
         preprocessing=Preprocessing.from_spec(metadata["preprocessing"]),
         templates=tuple(metadata["templates"]),
         step=step,
+        learned=learned_before(metadata),
     )
 
 
@@ -92,7 +105,12 @@ class SaveFailed(RuntimeError):
 
 
 def make_metadata(
-    config: TrainConfig, *, tokenizer: Tokenizer, preprocessing: Preprocessing, num_images: int
+    config: TrainConfig,
+    *,
+    tokenizer: Tokenizer,
+    preprocessing: Preprocessing,
+    num_images: int,
+    learned: Learned = EVERYTHING,
 ) -> dict[str, Any]:
     """What `load` needs beside the weights; the size of the data and the code, as JSON."""
     world = config.data.source == "world"
@@ -100,6 +118,7 @@ def make_metadata(
         "config": json.loads(config_to_json(config)),
         "preprocessing": preprocessing.spec(),
         "num_images": num_images,
+        **learned.metadata(),
         "tokenizer": tokenizer.spec(),
         "templates": list(PROMPT_TEMPLATES if world else DEFAULT_TEMPLATES),
         "grain_jax": grain_jax.__version__,
@@ -201,6 +220,10 @@ class Checkpoints:
         """The highest value of the metric among the saved steps; -inf where none has one."""
         scores = _read_scores(self.folder).values()
         return max((score.get(self._metric, -math.inf) for score in scores), default=-math.inf)
+
+    def set_learned(self, learned: Learned) -> None:
+        """What the saves from here on say of the decoder."""
+        self._metadata = self._metadata | learned.metadata()
 
     @property
     def commit(self) -> str:

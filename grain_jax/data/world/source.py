@@ -102,6 +102,11 @@ class WorldSource:
             label=species.name,
         )
 
+    @property
+    def num_with_regions(self) -> int:
+        """Every picture is annotated, noisily or not."""
+        return len(self)
+
     def species_of(self, index: int) -> Species:
         """The species that record `index` is about, without drawing it."""
         species = self.species

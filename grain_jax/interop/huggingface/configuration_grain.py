@@ -67,6 +67,8 @@ class GrainConfig(PretrainedConfig):
         name_ensemble: str = "embedding",  # mean of unit length | "cosine": mean of the cosines
         region_score: str = "descriptions",  # mean of each one's best query | "queries"
         description_length: int | None = None,  # in tokens; None: as long as a text
+        regions_trained: bool = True,  # False: region embeddings are noise, and alpha is 1
+        boxes_trained: bool = True,  # False: so are the boxes
         **kwargs: Any,
     ) -> None:
         if kind not in KINDS:
@@ -84,6 +86,8 @@ class GrainConfig(PretrainedConfig):
         self.name_ensemble = name_ensemble
         self.region_score = region_score
         self.description_length = description_length
+        self.regions_trained = regions_trained
+        self.boxes_trained = boxes_trained
         super().__init__(**kwargs)
 
 

@@ -191,9 +191,9 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     label, of the embeddings or of the cosines as the model was evaluated. `descriptions`,
     {label: [text, ...]}, tell the labels instead of their names: the score is `alpha` x whole image
     + (1 - `alpha`) x regions, each a mean over the descriptions; `alpha` is 0.5 if not given, 1 for
-    a model without regions. Long texts are cut, and all are padded as the model needs it: there are
-    no `tokenizer_kwargs`. Texts are embedded once for all pictures of a call: weights must not
-    change until a generator is used up.
+    a model without trained regions. Long texts are cut, and all are padded as the model needs it:
+    there are no `tokenizer_kwargs`. Texts are embedded once for all pictures of a call: weights
+    must not change until a generator is used up.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -271,11 +271,13 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         descriptions: Mapping[str, Sequence[str]],
         alpha: float | None,
     ) -> tuple[list[str], dict[str, Any]]:
-        regions = self.model.config.kind == "grain"
+        regions = self.model.config.kind == "grain" and self.model.config.regions_trained
         if alpha is None:
             alpha = 0.5 if regions else 1.0
         if not 0 <= alpha <= 1 or (alpha != 1 and not regions):
-            needed = "a number from 0 to 1" if regions else "1, as this model has no regions"
+            needed = (
+                "a number from 0 to 1" if regions else "1, as this model has no trained regions"
+            )
             raise ValueError(f"alpha={alpha}; needed {needed}.")
         if odd := set(descriptions) ^ set(labels):
             raise ValueError(f"{odd.pop()!r} is a label or has descriptions, not both.")

@@ -1,0 +1,130 @@
+"""How many images of a split have a region, which is all that GRAIN's decoder can learn from."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from grain_jax.config import TrainConfig
+from grain_jax.data.records import Source
+
+SAMPLE_IMAGES = 1_000  # read where nobody has counted
+FEW = 0.05  # fraction of images with regions below which a run says so
+
+
+@runtime_checkable
+class CountsRegions(Protocol):
+    """A source that may know how many of its records have regions without reading them."""
+
+    @property
+    def num_with_regions(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class RegionCoverage:
+    """Images with at least one region (a box with its description) among those looked at."""
+
+    with_regions: int
+    counted: int  # images looked at, evenly spaced
+    total: int  # images of the split
+    any_regions: bool  # exact, also where `with_regions` of a sample is 0
+
+    @property
+    def fraction(self) -> float:
+        """Of the images looked at, from 0 to 1."""
+        return self.with_regions / max(self.counted, 1)
+
+    def sentence(self) -> str:
+        """For the screen: "12 % of images"."""
+        if not self.any_regions:
+            return "no image has one"
+        if not self.with_regions:
+            return f"fewer than 1 in {self.counted:,} images"
+        exact = self.counted == self.total
+        percent = f"{100 * self.fraction:.2g}" if self.fraction < 0.995 else "100"
+        if exact and self.with_regions < self.total and percent == "100":
+            percent = "99.9"
+        return f"{percent} % of images" + ("" if exact else f" (of {self.counted:,} looked at)")
+
+
+def region_coverage(source: Source) -> RegionCoverage:
+    """Counts by what the source knows, else by an evenly spaced sample of `SAMPLE_IMAGES`.
+
+    Where the sample has no region, the other records are read up to the first that has one: a split
+    is never taken for one without regions because they are rare.
+    """
+    total = len(source)
+    if isinstance(source, CountsRegions) and (known := source.num_with_regions) is not None:
+        return RegionCoverage(known, total, total, known > 0)
+    spaced = np.linspace(0, total - 1, min(total, SAMPLE_IMAGES)).round().astype(int).tolist()
+    found = sum(bool(source[index].regions) for index in spaced)
+    rest = sorted(set(range(total)).difference(spaced)) if not found else []
+    anywhere = found > 0 or any(source[index].regions for index in rest)
+    return RegionCoverage(found, len(spaced), total, anywhere)
+
+
+def needs_regions(config: TrainConfig) -> bool:
+    """Whether a setting of the run is about regions, so that they have to be looked for."""
+    return (
+        config.model.kind == "grain"
+        or config.loss.image_description_weight > 0
+        or config.data.region_caption_probability > 0
+    )
+
+
+def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
+    """Notes on a split where few images have regions. Raises ValueError where none has one and
+    `data.allow_no_regions` is off, or where the loss could not be computed.
+    """
+    data, loss, grain = config.data, config.loss, config.model.kind == "grain"
+    if not coverage.any_regions:
+        where = f"split {data.train_split!r}" + (
+            f" of {data.directory!r}" if data.directory else ""
+        )
+        missing = f"None of the {coverage.total:,} images of {where} has a region"
+        if loss.empty_batch == "nan" and (grain or loss.image_description_weight):
+            raise ValueError(
+                f'{missing}, and loss.empty_batch = "nan" makes every loss NaN; set '
+                'loss.empty_batch="zero".'
+            )
+        if not data.allow_no_regions:
+            raise ValueError(f"{missing} {_wasted(config)}")
+        return [_without_regions(config)]
+    notes = []
+    if grain and coverage.fraction < FEW:
+        images = coverage.fraction * config.batch_size
+        found = f"about {images:.1g}" if coverage.with_regions else "almost none"
+        notes.append(
+            f"few images have regions: of a batch of {config.batch_size:,}, {found} train boxes "
+            "and region embeddings"
+        )
+    return notes
+
+
+def _wasted(config: TrainConfig) -> str:
+    """What would learn nothing, and what to change."""
+    if config.model.kind == "grain":
+        return (
+            "(a box with a description), so GRAIN's boxes and region embeddings would learn "
+            "nothing. Give the data regions (docs/data-format.md), train the baseline that needs "
+            "none (--config.model.kind=clip), or, to train GRAIN's image embedding alone, set "
+            "--config.data.allow_no_regions=true."
+        )
+    setting = (
+        "loss.image_description_weight"
+        if config.loss.image_description_weight
+        else "data.region_caption_probability"
+    )
+    return (
+        f"(a box with a description), so {setting} would do nothing. Set it to 0, give the data "
+        "regions (docs/data-format.md), or set --config.data.allow_no_regions=true."
+    )
+
+
+def _without_regions(config: TrainConfig) -> str:
+    if config.model.kind != "grain":
+        return "no image has a region, so the settings on descriptions of regions do nothing"
+    return (
+        "no image has a region: only the image embedding learns, the checkpoint says so, and "
+        "alpha is 1 wherever the model is used"
+    )
