@@ -207,7 +207,7 @@ class EvaluationConfig:
     # For checkpoint.keep_best, so it needs every_steps; "" = the source's own choice. No test set,
     # unless zero_shot_during_training names it
     best_metric: str = ""
-    num_pictures: int = 12  # of grounding.png
+    num_pictures: int = 12  # of grounding.png and its further pages
 
 
 @dataclass

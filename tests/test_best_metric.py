@@ -12,6 +12,7 @@ from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldCon
 from grain_jax.evaluation import suite
 from grain_jax.evaluation.best_metric import check_best_metric, measured_during_training
 from grain_jax.evaluation.set_names import zero_shot_folders
+from grain_jax.training.learned import Learned
 
 FULL = (record("0", "red", "green", "blue"), record("1", "green", "red"), record("2", "blue"))
 SOURCES = {
@@ -74,6 +75,19 @@ def test_the_names_are_those_of_what_is_measured(source, kind, folders, monkeypa
     assert {"pets/name", "pets/description/alpha1", "val/name"} <= measured.keys()
     assert ("pets/name_and_regions/alpha0.3" in measured) == (kind == "grain")
     assert "val/description/alpha1" not in measured
+
+
+@pytest.mark.parametrize(
+    "learned", [Learned(regions=False, boxes=True), Learned(regions=False, boxes=False)]
+)
+def test_the_names_follow_what_the_decoder_learns(learned, folders):
+    config = make_config("world", zero_shot_during_training=folders)
+    encoder = toy_encoder(image_size=32)
+    encoder.learned = learned
+    measured = suite.evaluate(encoder, config, final=False)
+    assert measured_during_training(config, learned=learned) == list(measured)
+    assert ("validation/box_iou" in measured) == learned.boxes
+    assert "validation/phrase_accuracy" not in measured
 
 
 @pytest.mark.parametrize(

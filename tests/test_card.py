@@ -272,6 +272,13 @@ def test_curves_near_the_top_are_drawn_apart(drawn, tmp_path):
     assert shown[-1] == panel.transData.transform((0, 0))[1]  # 100 % on top
 
 
+def test_equal_curves_show_under_each_other(drawn, tmp_path):
+    curves.draw_curves(run_records(), tmp_path / "curves.png")
+    (panel,) = [axes for axes in drawn[0].axes if axes.get_yscale() == "symlog"]
+    widths = [line.get_linewidth() for line in panel.get_lines() if len(line.get_xdata()) == 3]
+    assert widths == [1.6, 1.6, 3.2, 1.6]  # alphas 1, 0, 0.5, and 0.25, which is equal to 0.5
+
+
 def test_a_colour_means_one_thing_in_all_panels():
     lines = [line for _, lines in curves._panels(run_records()) for line in lines]
     colour = {line.name: line.colour for line in lines}

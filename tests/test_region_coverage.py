@@ -5,16 +5,19 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from tiny_model import tiny_model
 from toy_encoder import ToySource, columns, record, toy_encoder, toy_model
 
 import grain_jax
 import grain_jax.predict
 import grain_jax.train
+from grain_jax import evaluate
 from grain_jax.config import LossConfig, TrainConfig, WorldConfig
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.region_coverage import (
@@ -35,7 +38,10 @@ from grain_jax.data.world import WorldSource
 from grain_jax.evaluation import report, suite
 from grain_jax.evaluation.annotations import read_annotations
 from grain_jax.inference.model import Model
+from grain_jax.interop import huggingface_folder
 from grain_jax.interop.metadata import portable_metadata
+from grain_jax.interop.model_card import model_card
+from grain_jax.interop.parity import Difference
 from grain_jax.predict import main as predict
 from grain_jax.training import checkpoint
 from grain_jax.training.learned import (
@@ -202,28 +208,47 @@ def test_grain_without_boxes_is_refused_before_anything_is_compiled(tmp_path, ca
 
 
 def test_grain_without_boxes_is_marked_in_its_checkpoint(tmp_path, capsys, monkeypatch):
-    data, run = prepared(tmp_path / "data", boxes=0), tmp_path / "run"
-    monkeypatch.setattr(grain_jax.train, "STEPS_WITHOUT_BOX", 2)
-    monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
-    assert train(run, data, "--config.data.allow_no_regions=true") == 0
+    """The loop is left out: what it adds, `_follow_regions`, has a test of its own."""
+    data, folder, runs = prepared(tmp_path / "data", boxes=0), tmp_path / "run", []
+    monkeypatch.setattr(grain_jax.train, "train", lambda run, screen, signals: runs.append(run))
+
+    def finish(run, screen, signals) -> None:
+        run.checkpoints.save(run.state, step=1)
+        run.checkpoints.wait()
+
+    monkeypatch.setattr(grain_jax.train, "finish", finish)
+    assert train(folder, data, "--config.data.allow_no_regions=true") == 0
     said = capsys.readouterr().out
     assert "no image has one" in said
-    assert "2 steps had no box to learn from" in said
-    stored = checkpoint.read_metadata(run / "checkpoints", 2)
+    assert "alpha is 1 wherever the model is used" in said
+    (run,) = runs
+    assert run.encoder.learned == NOTHING
+    stored = checkpoint.read_metadata(folder / "checkpoints", 1)
     assert (stored["regions_trained"], stored["boxes_trained"]) == (False, False)
+    loaded = checkpoint.load(folder)
+    assert not loaded.has_regions
+    assert not loaded.has_boxes
+    assert portable_metadata(loaded)["regions_trained"] is False  # of every export
+    again = dataclasses.replace(loaded, learned=EVERYTHING)
+    assert again.has_regions
+    assert again.has_boxes
 
+
+def test_a_model_that_never_saw_a_box_answers_by_the_whole_image():
     notes: list[str] = []
-    model = grain_jax.load(run, note=notes.append)
+    loaded = dataclasses.replace(toy_model().loaded, learned=NOTHING)
+    model = Model(loaded, note=notes.append)
     assert any("alpha is 1" in note for note in notes)
-    picture, described = png(0), {"crow": ["black"], "finch": ["red"]}
-    (answer,) = model.classify([picture], descriptions=described)
+    image, described = columns("red", "green", "blue"), {"crow": ["black"], "finch": ["red"]}
+    (answer,) = model.classify(image, descriptions=described)
+    (whole,) = toy_model(regions=False).classify(image, descriptions=described)
+    assert [one.score for one in answer.ranked] == [one.score for one in whole.ranked]
     assert answer.ranked[0].seen[0].query is None
     with pytest.raises(ValueError, match="GRAIN model without trained region embeddings"):
-        model.classify([picture], descriptions=described, alpha=0.5)
+        model.classify(image, descriptions=described, alpha=0.5)
     with pytest.raises(ValueError, match="no regions to find a phrase in"):
-        model.ground([picture], ["a red crest"])
-    assert model.embed_images([picture]).boxes_xyxy is None
-    assert portable_metadata(model.loaded)["regions_trained"] is False  # of every export
+        model.ground(image, ["a red crest"])
+    assert model.embed_images(image).boxes_xyxy is None
 
 
 def test_predict_draws_no_box_and_says_so(tmp_path, capsys, monkeypatch):
@@ -315,3 +340,62 @@ def test_the_report_names_what_is_missing():
     assert "GRAIN (no trained boxes)" in report._what_ran(config(), Learned(True, False))
     both = "GRAIN (no trained region embeddings or boxes)"
     assert both in report._what_ran(config(), NOTHING)
+
+
+def test_an_exported_pipeline_takes_the_whole_image_where_regions_never_learned():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers", minversion="5")
+    from grain_jax.interop.huggingface.configuration_grain import GrainConfig
+    from grain_jax.interop.huggingface.processing_grain import GrainZeroShotPipeline
+
+    def default_alpha(**settings: bool) -> float:
+        pipeline = object.__new__(GrainZeroShotPipeline)  # only what this default looks at
+        pipeline.model = SimpleNamespace(config=GrainConfig(description_length=8, **settings))
+        pipeline.tokenizer = lambda texts, **_: {"input_ids": texts}
+        _, described = pipeline._described(["a"], {"a": ["red"]}, None)
+        if described["alpha"] == 1:
+            with pytest.raises(ValueError, match="no trained regions"):
+                pipeline._described(["a"], {"a": ["red"]}, 0.5)
+        return described["alpha"]
+
+    assert default_alpha() == 0.5  # also of exports that are older than the setting
+    assert default_alpha(**Learned(regions=True, boxes=False).metadata()) == 0.5
+    assert default_alpha(**NOTHING.metadata()) == 1
+    folder_config = huggingface_folder.torch_model(
+        dataclasses.replace(tiny_model(), learned=NOTHING)
+    ).config
+    assert (folder_config.regions_trained, folder_config.boxes_trained) == (False, False)
+
+
+def test_the_model_card_says_so_and_asks_nothing_of_regions(tmp_path):
+    differences, whole = [Difference("random", "image_embeds", 1e-6, 1e-6)], tiny_model()
+
+    def card(learned: Learned) -> str:
+        loaded = dataclasses.replace(whole, learned=learned)
+        return model_card(loaded, tmp_path, differences, dtype="float32")
+
+    for text in ("alpha=0.5", "pred_boxes", "rank them by `description_scores`"):
+        assert text in card(EVERYTHING)
+        assert text not in card(NOTHING)
+    assert "It has no trained region embeddings or boxes" in card(NOTHING)
+    assert "`alpha` is 1" in card(NOTHING)
+    without_boxes = card(Learned(regions=True, boxes=False))
+    assert "alpha=0.5" in without_boxes
+    assert "pred_boxes" not in without_boxes
+
+
+def test_evaluate_says_which_figures_are_left_out(tmp_path, capsys, monkeypatch):
+    loaded = dataclasses.replace(toy_model().loaded, learned=NOTHING)
+    monkeypatch.setattr(evaluate, "read_model", lambda path, **_: loaded)
+    for label in ("red", "blue"):
+        (tmp_path / "birds" / label).mkdir(parents=True)
+        Image.fromarray(columns(label)).save(tmp_path / "birds" / label / "0.png")
+    described = tmp_path / "birds/descriptions.json"
+    described.write_text(json.dumps({"red": ["a red part"], "blue": ["a blue part"]}))
+    output = tmp_path / "results.json"
+    arguments = ["--checkpoint=run", f"--data={tmp_path / 'birds'}", f"--output={output}"]
+    assert evaluate.main([*arguments, f"--descriptions={described}"]) == 0
+    assert "no trained region embeddings or boxes" in capsys.readouterr().err
+    results = json.loads(output.read_text())["results"]
+    assert "birds/description/alpha1" in results
+    assert "birds/description/alpha0" not in results

@@ -11,7 +11,7 @@ from toy_encoder import ToySource, record, toy_encoder
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.transforms import decode_image
-from grain_jax.evaluation import report
+from grain_jax.evaluation import pictures, report
 from grain_jax.evaluation.curves import draw_curves, read_metrics
 from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.tables import headline, print_results, result_tables
@@ -152,6 +152,22 @@ def test_curves_are_drawn_from_what_there_is(tmp_path):
         draw_curves([{"step": 1}], tmp_path / "none.png")
 
 
+def test_each_labelled_set_has_a_curve_of_its_own():
+    sets = {"pets/name": 0.5, "birds/name": 0.25, "pets/description/alpha1": 0.75}
+    sets |= {"birds/description/alpha1": 0.125, "pets/chance": 0.1}
+    drawn = {
+        line.name: line.values[-1]
+        for _, lines in curves._panels([{"step": step} | sets for step in (1, 2)])
+        for line in lines
+    }
+    assert drawn == {
+        "by name, pets": 0.5,
+        "by name, birds": 0.25,
+        "alpha = 1, pets": 0.75,
+        "alpha = 1, birds": 0.125,
+    }
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     source = ToySource(record("0", "red", "green", "blue"), record("1", "green", "red", "blue"))
@@ -209,6 +225,17 @@ def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp
     looked = "dev, pets: every 500 steps, at most 2,000 images of each"
     assert f"| measured during training | {looked} |" in page
     assert "| best checkpoint by | pets/name |" in page
+
+
+def test_every_page_of_the_sheet_is_in_the_report(run, monkeypatch):
+    folder, config = run
+    monkeypatch.setattr(pictures, "EXAMPLES_PER_PAGE", 1)
+    written = report.write_report(folder, config, RESULTS, encoder=toy_encoder())
+    pages = ["grounding.png", "grounding-2.png"]
+    assert [path.name for path in written] == ["report.md", "curves.png", *pages]
+    page = (folder / "report.md").read_text()
+    assert all(f"![What the regions found]({name})" in page for name in pages)
+    assert page.index("grounding-2.png") < page.index("curves.png")
 
 
 def test_a_run_without_regions_or_results_still_reports(run):

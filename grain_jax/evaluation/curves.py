@@ -1,5 +1,6 @@
 """curves.png: how the figures of metrics.jsonl moved during a run."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -124,7 +125,7 @@ def _draw_panel(canvas: Canvas, title: str, lines: list[Line], left: float, top:
             shown,
             color=line.colour,
             linestyle=line.style,
-            linewidth=1.6,
+            linewidth=1.6 + 1.6 * sum(_coincide(line, other) for other in lines[number + 1 :]),
             marker=MARKERS[number % len(MARKERS)] if len(line.steps) <= 30 else None,
             markersize=4,
             markerfacecolor="white",
@@ -142,6 +143,13 @@ def _draw_panel(canvas: Canvas, title: str, lines: list[Line], left: float, top:
     axes.tick_params(colors=FAINT, length=0, labelsize=9)
     axes.minorticks_off()
     _name_lines(axes, lines, percent=percent)
+
+
+def _coincide(line: Line, other: Line) -> bool:
+    """Whether a stretch of one curve would hide the other, if they were as wide."""
+    values = dict(zip(other.steps, other.values, strict=True))
+    same = [values.get(step) == value for step, value in zip(line.steps, line.values, strict=True)]
+    return any(first and second for first, second in itertools.pairwise(same))
 
 
 def _stretch(axes: Any, largest_error: float) -> None:
