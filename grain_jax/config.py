@@ -197,12 +197,15 @@ class EvaluationConfig:
 
     every_steps: int = 0  # 0 = only at the end
     batch_size: int = 256
-    max_images: int = 1_000  # of the held-out split, during training; the end uses all
+    max_images: int = 1_000  # of each held-out set, during training; the end uses all
     alphas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
     region_score: str = "descriptions"  # mean of their best queries | "queries": official, reversed
     name_ensemble: str = "embedding"  # mean over templates, unit length | "cosine": official
-    zero_shot: tuple[str, ...] = ()  # folders with labels.csv to classify, at the end
-    # For checkpoint.keep_best, so it needs every_steps; "" = the source's own choice. No test set.
+    zero_shot: tuple[str, ...] = ()  # folders of labelled images to classify, at the end
+    # Folders to classify every `every_steps` too: test sets looked at while the model is made
+    zero_shot_during_training: tuple[str, ...] = ()
+    # For checkpoint.keep_best, so it needs every_steps; "" = the source's own choice. No test set,
+    # unless zero_shot_during_training names it
     best_metric: str = ""
     num_pictures: int = 12  # of grounding.png and its further pages
 

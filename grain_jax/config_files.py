@@ -6,7 +6,7 @@ import importlib.util
 import json
 import re
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,21 @@ def load_config(name: str) -> TrainConfig:
 
 
 def parse_arguments(
-    arguments: Sequence[str], flag_values: flags.FlagValues, *, default: str = "demo"
+    arguments: Sequence[str],
+    flag_values: flags.FlagValues,
+    *,
+    default: str = "demo",
+    note: Callable[[str], None] = lambda text: None,
 ) -> TrainConfig:
     """Parses `--config=...`, overrides `--config.a.b=...` and the flags of `flag_values`.
 
-    `arguments` is without the program's name. Raises ValueError in one line for anything mistyped.
+    `arguments` is without the program's name. Of a setting that is given more than once the last
+    counts, as scripts append to a command of their own; `note` is told so. Raises ValueError in one
+    line for anything mistyped, and for two files or other flags of which one would be lost.
     """
     name = default
     others = []
+    _check_repeated([_in_full(argument) for argument in arguments], note)
     pending = iter(_in_full(argument) for argument in arguments)
     for argument in pending:
         if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
@@ -140,6 +147,26 @@ def _assign(config: object, path: str, value: object) -> None:
     for section in sections:
         config = getattr(config, section)
     setattr(config, name, value)
+
+
+def _check_repeated(arguments: Sequence[str], note: Callable[[str], None]) -> None:
+    given: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        if not (match := re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)):
+            continue
+        flag, value = match[1], match[2]
+        if value is None:  # "--flag value", or a switch, of which "--noflag" is the other side
+            following = arguments[position + 1 : position + 2]
+            value = "" if not following or following[0].startswith("--") else following[0]
+            if re.match(r"no(config\.|\w+$)", flag):
+                flag, value = flag.removeprefix("no"), "false"
+        if given.setdefault(flag, value) == value:
+            continue
+        both = f"--{flag} is given twice, {given[flag]!r} and {value!r}"
+        if not flag.startswith("config."):
+            raise ValueError(f"{both}; give one of them.")
+        note(f"{both}: the last one counts")
+        given[flag] = value
 
 
 def _in_full(argument: str) -> str:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig
 
 CHOICES = {
     "model.kind": ("grain", "clip"),
@@ -111,6 +111,7 @@ def problems(config: TrainConfig, *, complete: bool = True) -> list[str]:
         *_transform_problems(config.data),
         *_split_problems(config.data),
         *_best_problems(config),
+        *_evaluation_problems(config),
     ]
 
 
@@ -316,8 +317,25 @@ def _best_problems(config: TrainConfig) -> Iterator[str]:
             "evaluation.every_steps = 0 measures only at the end; set it to the steps between "
             "evaluations."
         )
-    if name.startswith(("unseen", "seen")):
+    if config.data.source == "world" and name.startswith(("unseen/", "seen/")):
         yield (
             f"evaluation.best_metric = {name!r} is measured on a test set; choose a metric of the "
             "validation split."
         )
+
+
+def _evaluation_problems(config: TrainConfig) -> Iterator[str]:
+    settings, default = config.evaluation, EvaluationConfig()
+    if settings.zero_shot_during_training and not settings.every_steps:
+        yield (
+            "evaluation.zero_shot_during_training = "
+            f"{settings.zero_shot_during_training} is measured every evaluation.every_steps, and "
+            "that is 0: set it to the steps between evaluations, or name the folders in "
+            "evaluation.zero_shot, which is measured at the end."
+        )
+    for name in ("alphas", "region_score") if config.model.kind == "clip" else ():
+        if getattr(settings, name) != getattr(default, name):
+            yield (
+                f"evaluation.{name} = {getattr(settings, name)!r} is about regions, and "
+                'model.kind = "clip" has none; leave it out.'
+            )

@@ -11,27 +11,36 @@ What every figure means is said in `docs/evaluation.md`.
 """
 
 import argparse
+import contextlib
 import dataclasses
-import json
-import re
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
+from grain_jax.command_line import Parser
 from grain_jax.config import DataConfig, MeshConfig, TrainConfig
 from grain_jax.data.sources import open_source
+from grain_jax.evaluation import results_file
+from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.folders import load_zero_shot
+from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.report import hardware, versions
-from grain_jax.evaluation.suite import best_metric_name, evaluate, evaluate_records
+from grain_jax.evaluation.set_names import zero_shot_folders
+from grain_jax.evaluation.suite import (
+    best_metric_name,
+    evaluate,
+    evaluate_records,
+    score_zero_shot,
+)
 from grain_jax.evaluation.tables import print_results
-from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 from grain_jax.interop.read import read_model
-from grain_jax.training import checkpoint, environment
+from grain_jax.training import environment
 from grain_jax.training.learned import what_lacks
 from grain_jax.training.sharding import make_mesh
 
@@ -59,19 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         messages.print("Stopped; nothing was written.")
         return 130
-    path = _output_path(options, report)
     try:
         print_results(report["results"], output)
     finally:  # also where the reader of a pipe has gone
-        written = _write(report, path, messages)
-    if written:
-        output.print(f"Written to {path}", markup=False, highlight=False, soft_wrap=True)
-    return 0 if written else 1
+        said = _write(options, report, messages)
+    for line in said:
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if said else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m grain_jax.evaluate", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("evaluate", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="RUN", help="run folder, or other model (above)")
     which = parser.add_mutually_exclusive_group()
@@ -101,12 +108,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--name_ensemble", "--name-ensemble", choices=("embedding", "cosine"))
     add("--batch_size", "--batch-size", type=int, help="images at once (default: the run's)")
     add("--output", help="file of the results, JSON (default: one in the run's folder)")
+    add("--predictions", metavar="FILE", help="every single answer: .jsonl or .csv")
+    add("--overwrite", action="store_true", help="replace files of an earlier evaluation")
     return parser.parse_args(arguments)
 
 
 def _check(options: argparse.Namespace) -> None:
     """Turns paths into `Path`s and refuses what does not apply, before anything is loaded."""
-    for name in ("checkpoint", "data", "output"):
+    for name in ("checkpoint", "data", "output", "predictions"):
         given = getattr(options, name)
         if given is not None and "://" in given:
             raise ValueError(
@@ -121,10 +130,13 @@ def _check(options: argparse.Namespace) -> None:
         _refuse(options, OF_IMAGES, "labelled images")
     if kind == "records":
         _refuse(options, ZERO_SHOT, "zero-shot classification")
-    if options.output is not None and not options.output.parent.is_dir():
-        raise ValueError(
-            f"There is no folder {str(options.output.parent)!r} for --output; make it first."
-        )
+    for name in ("output", "predictions"):
+        if (path := getattr(options, name)) is not None:
+            results_file.check_place(name, path, overwrite=options.overwrite)
+    if options.output is None:
+        results_file.default_folder(options.checkpoint)
+    elif options.predictions is not None and _same(options.predictions, options.output):
+        raise ValueError("--output and --predictions name one file; give each its own.")
 
 
 def _kind(data: Path | None) -> str:
@@ -162,7 +174,8 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         config, evaluation=dataclasses.replace(config.evaluation, **settings)
     )
     kind, split = _kind(options.data), None
-    if kind == "own" and config.data.source == "records" and not config.evaluation.zero_shot:
+    labelled = zero_shot_folders(config, final=True)
+    if kind == "own" and config.data.source == "records" and not labelled:
         if not config.data.directory:
             raise ValueError(
                 f"{options.checkpoint} says nothing of data to evaluate it on; give some with "
@@ -174,7 +187,7 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
     if config.model.kind == "clip" and {"alphas", "region_score"} & set(settings):
         note("a CLIP model has no regions: --alphas and --region_score change none of its figures.")
     if options.best:
-        _note_choice(options, loaded.config, split, note)
+        _note_choice(options, loaded.config, split, labelled, note)
     encoder = Encoder(
         loaded.model,
         loaded.params,
@@ -189,14 +202,20 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
     )
     if config.model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
-    if kind == "own":
-        results = evaluate(encoder, config, final=True, note=note)
-        if not results:
-            raise ValueError("This run has no evaluation split or images of its own; give --data.")
-    elif split is not None:
-        results = _records(encoder, config.data, options.data, split, _tasks(options))
-    else:
-        results = _images(options, encoder, config, loaded.templates, note)
+    details = ResultDetails()
+    with contextlib.ExitStack() as files:
+        if options.predictions is not None and jax.process_index() == 0:
+            details.predictions = files.enter_context(PredictionsFile(options.predictions))
+        if kind == "own":
+            results = evaluate(encoder, config, final=True, note=note, details=details)
+            if not results:
+                raise ValueError(
+                    "This run has no evaluation split or images of its own; give --data."
+                )
+        elif split is not None:
+            results = _records(encoder, config.data, options, split, details)
+        else:
+            results = _images(options, encoder, config, loaded.templates, note, details)
     if encoder.truncated_texts:
         note(
             f"{encoder.truncated_texts} texts were longer than the {config.data.caption_length} "
@@ -204,12 +223,18 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
             "and cut."
         )
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
-    return {
-        "checkpoint": str(options.checkpoint),
+    report = {
+        "checkpoint": _named(options.checkpoint),
         "step": loaded.step,
-        "data": str(options.data) if options.data else "the run's own",
+        "data": _named(options.data) if options.data else "the run's own",
         "split": split,
-        "settings": shown if split is None else {"tasks": _tasks(options)},
+        "settings": shown if split is None else {"tasks": list(_tasks(options))},
+        "zero_shot_sets": details.zero_shot_sets,
+        "splits": details.splits,
+    }
+    return {
+        **report,
+        "inputs_sha256": results_file.inputs_sha256(report),
         "results": results,
         "versions": versions(),
         "hardware": hardware(),
@@ -217,13 +242,21 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
 
 
 def _note_choice(
-    options: argparse.Namespace, config: TrainConfig, split: str | None, note: Callable[[str], None]
+    options: argparse.Namespace,
+    config: TrainConfig,
+    split: str | None,
+    labelled: Mapping[str, str],
+    note: Callable[[str], None],
 ) -> None:
     """Says so where the figures are of the very data that the best checkpoint was chosen on."""
     metric = best_metric_name(config)
-    chosen_on = metric.partition("/")[0]
+    chosen_on = next(
+        (name for name in labelled if metric.startswith(f"{name}/")), metric.partition("/")[0]
+    )
     same = options.data is None
-    if split is not None and config.data.source == "records":
+    if options.data is not None and chosen_on in labelled:
+        same = _same(options.data, Path(labelled[chosen_on]))
+    elif split is not None and config.data.source == "records":
         folder = Path(config.data.directory).resolve()
         same = (
             options.data.resolve() == folder
@@ -242,6 +275,7 @@ def _images(
     config: TrainConfig,
     templates: Sequence[str],
     note: Callable[[str], None],
+    details: ResultDetails,
 ) -> dict[str, float]:
     dataset = load_zero_shot(
         options.data,
@@ -255,14 +289,8 @@ def _images(
     )
     if not any(dataset.descriptions.values()):
         _refuse(options, OF_DESCRIPTIONS, "descriptions, which these images lack (--descriptions)")
-    return evaluate_zero_shot(
-        encoder,
-        dataset,
-        alphas=config.evaluation.alphas,
-        name_ensemble=config.evaluation.name_ensemble,
-        region_score=config.evaluation.region_score,
-        details=True,
-    )
+    dataset = dataclasses.replace(dataset, name=os.path.basename(os.path.abspath(options.data)))
+    return score_zero_shot(encoder, dataset, config, final=True, details=details)
 
 
 def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
@@ -270,8 +298,13 @@ def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _records(
-    encoder: Encoder, data: DataConfig, folder: Path, split: str, tasks: Sequence[str]
+    encoder: Encoder,
+    data: DataConfig,
+    options: argparse.Namespace,
+    split: str,
+    details: ResultDetails,
 ) -> dict[str, float]:
+    folder, tasks = options.data, _tasks(options)
     if unknown := [task for task in tasks if task not in RECORD_TASKS]:
         raise ValueError(
             f"Prepared records can be asked for {' and '.join(RECORD_TASKS)}, not {unknown[0]!r}; "
@@ -284,7 +317,9 @@ def _records(
         training = open_source(data, data.train_split, image_size=size)
     except ValueError:  # a folder of test data only: no boxes to fit the baseline to
         training = None
-    results = evaluate_records(encoder, source, split, tasks=tasks, training=training)
+    results = evaluate_records(
+        encoder, source, split, tasks=tasks, training=training, details=details
+    )
     if not results:
         raise ValueError(
             f"Split {split!r} of {str(folder)!r} and this model have nothing to compare for "
@@ -294,39 +329,30 @@ def _records(
     return results
 
 
-def _output_path(options: argparse.Namespace, report: dict[str, Any]) -> Path:
-    """By default a file of the run's folder that other data, splits and steps do not overwrite.
-
-    Beside a checkpoint that is a file; here, for one from the hub.
-    """
-    if options.output is not None:
-        return options.output
-    folder, model = options.checkpoint, ""
-    if not folder.is_dir():
-        name = folder.stem if folder.exists() else folder.name  # of the hub's, dots and all
-        folder, model = (folder.parent if folder.exists() else Path()), name
-    elif folder.name == checkpoint.FOLDER:
-        folder = folder.parent
-    data = options.data.resolve().name if options.data else ""
-    parts = [
-        "evaluation",
-        model,
-        data,
-        report["split"] or "",
-        options.tasks or "",
-        f"step{report['step']}",
-    ]
-    name = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-") for part in parts if part)
-    return folder / f"{name}.json"
+def _same(first: Path, second: Path) -> bool:
+    return first.resolve() == second.expanduser().resolve()
 
 
-def _write(report: dict[str, Any], path: Path, messages: Console) -> bool:
+def _named(path: Path) -> str:
+    """In full, so that it can be found from elsewhere; a name on the hub as it is."""
+    return str(path.absolute()) if path.exists() else str(path)
+
+
+def _write(options: argparse.Namespace, report: dict[str, Any], messages: Console) -> list[str]:
+    """What was written, as lines to print; [] and a message where it could not be."""
     try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
+        path = options.output
+        if path is None:
+            folder = results_file.default_folder(options.checkpoint)
+            path = folder / results_file.default_name(
+                options.checkpoint, report, data=options.data, tasks=options.tasks or ""
+            )
+        path, new = results_file.write_results(report, path, overwrite=options.overwrite)
+    except (OSError, ValueError) as error:
         _say_error(messages, f"the results could not be written: {error}. Give another --output.")
-        return False
-    return True
+        return []
+    said = [f"Written to {path}" if new else f"{path} holds these results already."]
+    return said + ([f"Predictions: {options.predictions}"] if options.predictions else [])
 
 
 def _say_error(messages: Console, text: str) -> None:

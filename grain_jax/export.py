@@ -27,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from grain_jax.command_line import Parser
 from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -201,8 +202,7 @@ def _print(title: str, differences: Sequence[Difference]) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m grain_jax.export", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("export", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, metavar="RUN", help="run folder, or other model")
     which = parser.add_mutually_exclusive_group()

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from grain_jax.command_line import Parser
 from grain_jax.evaluation.folders import bind_descriptions, check_templates, read_texts
 from grain_jax.inference.answers import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.inference.files import Target, check_outputs, find_pictures
@@ -99,8 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m grain_jax.predict", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("predict", __doc__)
     add = parser.add_argument
     add("images", nargs="+", metavar="PICTURE", help="files, folders, quoted globs")
     add("--checkpoint", required=True, metavar="RUN", help="run folder, or another model")

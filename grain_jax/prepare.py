@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from grain_jax.command_line import Parser
 from grain_jax.data.building import Plan, Progress, build_split
 from grain_jax.data.checking import Figures
 from grain_jax.data.importers import IMPORTERS
@@ -59,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m grain_jax.prepare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("prepare", __doc__)
     parser.add_argument("--from", dest="format", required=True, choices=sorted(IMPORTERS))
     parser.add_argument("--input", type=Path, required=True, help="file or folder of the format")
     parser.add_argument("--images", type=Path, required=True, help="folder that paths start from")

@@ -34,6 +34,8 @@ from grain_jax.data.region_coverage import check_regions, needs_regions, region_
 from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluation.best_metric import check_best_metric
+from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
@@ -62,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     options = _flags()
     try:
-        config = parse_arguments(sys.argv[1:] if arguments is None else arguments, options)
+        config = parse_arguments(
+            sys.argv[1:] if arguments is None else arguments,
+            options,
+            note=lambda text: print(f"Note: {text}.", file=sys.stderr),
+        )
         if options["help"].value:
             print((__doc__ or "").strip())
             return 0
@@ -173,7 +179,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
     if coverage is not None:
         notes += check_regions(config, coverage)
     preprocessing = Preprocessing.from_config(config.data, size)
-    check_inputs(config)
+    check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
     steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
 
     # Model, optimizer, and where their arrays live.
@@ -214,6 +220,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
             notes += origin.sentences(config.init)
     checkpoints.set_learned(learned)
     will_learn = learned | learns(config, any_regions=coverage is None or coverage.any_regions)
+    notes += check_best_metric(config, learned=will_learn)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
 
@@ -352,11 +359,19 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
     encoder = run.encoder.with_params(run.state.inference_params, learned=run.learned)
     with sharding.use_mesh(run.mesh), signals.interrupting():
         try:
-            results = evaluate(encoder, run.config, final=True, note=screen.say)
+            details = ResultDetails()
+            results = evaluate(encoder, run.config, final=True, note=screen.say, details=details)
         except ValueError as error:
             raise RunStopped(f"the final evaluation failed: {error} {run.kept()}") from error
         run.log.write(int(run.state.step), results)
-        written = write_report(run.workdir, run.config, results, encoder=encoder, facts=_facts(run))
+        written = write_report(
+            run.workdir,
+            run.config,
+            results,
+            encoder=encoder,
+            facts=_facts(run),
+            details=details,
+        )
     print_results(results, screen.console)
     for path in [*written, run.workdir / metrics.FILE, run.checkpoints.folder]:
         screen.say(str(path))
@@ -410,12 +425,12 @@ def _score(run: Run, step: int) -> float | None:
         raise RunStopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
     run.log.write(step, results)
     name = best_metric_name(run.config)
-    if name and name not in results:
+    if name and name not in results and run.config.checkpoint.keep_best:
         run.checkpoints.save(run.state, step=step)
         run.checkpoints.wait()
         raise RunStopped(
-            f"evaluation.best_metric = {name!r} is not measured during training; choose one of "
-            f"{', '.join(sorted(results))}, or none. {run.kept()}"
+            f"{name!r}, by which keep-best goes, could be measured when the run began and cannot "
+            f"any more: the data has changed. {run.kept()}"
         )
     return results.get(name)
 

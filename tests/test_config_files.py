@@ -48,6 +48,33 @@ def test_a_file_with_a_variant_and_overrides_in_any_order():
     assert config.data.mean == (0.5, 0.5, 0.5)
 
 
+def test_no_value_is_dropped_without_a_word(tmp_path):
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    notes: list[str] = []
+    given = (
+        *("--config.seed=1", "--config.seed=1", "--config.epochs", "3", "--config.epochs=4"),
+        *("--config.logging.tensorboard", "--noconfig.logging.tensorboard", "--workdir=a"),
+        *("--config.optim.lr=1e-3", "--config.optim.learning_rate=2e-3"),
+    )
+    config = parse_arguments(given, values, note=notes.append)
+    assert (config.seed, config.epochs, config.optim.learning_rate) == (1, 4.0, 2e-3)
+    assert [note.partition(" is given")[0] for note in notes] == [
+        "--config.epochs",
+        "--config.logging.tensorboard",
+        "--config.optim.learning_rate",
+    ]
+    assert notes[0].endswith("twice, '3' and '4': the last one counts")
+    for twice in (
+        ["--workdir=a", "--workdir", "b"],
+        ["--config=demo", "--config=demo:clip"],
+        ["--config", "demo", "--config", "demo:clip"],
+    ):
+        with pytest.raises(ValueError, match="is given twice"):
+            parse(*twice)
+    assert parse("--workdir=a", "--workdir=a") == demo.get_config()
+
+
 def test_the_learning_rate_has_a_short_name():
     assert parse("--config.optim.lr=3e-4").optim.learning_rate == 3e-4
     assert parse("--config.optim.lr", "2e-4").optim.learning_rate == 2e-4

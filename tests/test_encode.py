@@ -163,6 +163,31 @@ def test_images_are_decoded_by_the_threads_asked_for(monkeypatch):
     assert asked == [5]
 
 
+def test_texts_are_tokenized_once_for_all_intervals(monkeypatch):
+    asked = []
+    encoder = toy_encoder()
+    encode = encoder.tokenizer.encode
+
+    def spy(texts, length):
+        asked.append((*texts, length))
+        return encode(texts, length)
+
+    monkeypatch.setattr(encoder.tokenizer, "encode", spy)
+    texts = ["red", "a blue thing and another long one that is cut"]
+    first = encoder.texts(texts, kind="caption")
+    later = encoder.with_params(encoder.params)
+    np.testing.assert_array_equal(later.texts(texts, kind="caption"), first)
+    assert later.truncated_texts == encoder.truncated_texts == 1
+    assert len(asked) == 1
+    encoder.texts(texts, kind="description")  # of another length
+    encoder.texts(texts[:1], kind="caption")
+    assert len(asked) == 3
+    monkeypatch.setattr("grain_jax.evaluation.encode.MAX_TOKEN_BYTES", 0)
+    for _ in range(2):
+        encoder.texts(["blue"], kind="caption")
+    assert len(asked) == 5  # nothing more is kept
+
+
 class Diverged(ToyModel):
     """Divides by what it sees: nothing, in a black region or in a text without a colour."""
 

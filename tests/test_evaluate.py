@@ -1,3 +1,5 @@
+import csv
+import hashlib
 import io
 import json
 from types import SimpleNamespace
@@ -22,7 +24,8 @@ def run(tmp_path, monkeypatch):
     was asked for is noted.
     """
     folder = tmp_path / "run"
-    folder.mkdir()
+    (folder / "checkpoints" / "7").mkdir(parents=True)
+    (folder / "checkpoints" / "7" / "_CHECKPOINT_METADATA").touch()
     asked = []
     config = TrainConfig(
         data=DataConfig(
@@ -98,22 +101,29 @@ def figures(path) -> dict[str, float]:
     return json.loads(path.read_text())["results"]
 
 
+def written(folder, name: str = "evaluation_"):
+    """The file of results whose name begins so; there is no other."""
+    (path,) = folder.glob(f"{name}*.json")
+    return path
+
+
 def test_labelled_images_are_classified(run, images, capsys):
     status = evaluate.main(
         [f"--checkpoint={run.folder}", f"--data={images}", "--alphas=1,0", "--step=7"]
     )
     assert status == 0
-    results = figures(run.folder / "evaluation_colours_step7.json")
+    path = written(run.folder, "evaluation_colours_step7_")
+    results = figures(path)
     assert results["colours/name"] == 1.0
     assert results["colours/description/alpha0"] == 1.0
     assert results["colours/description/alpha1"] == 0.0  # the whole says another colour
     assert run.asked == [(run.folder, 7, False)]
-    report = json.loads((run.folder / "evaluation_colours_step7.json").read_text())
+    report = json.loads(path.read_text())
     assert report["step"] == 7
     assert report["settings"]["alphas"] == [1.0, 0.0]
     printed = capsys.readouterr().out
     assert "Zero-shot classification" in printed
-    assert f"Written to {run.folder / 'evaluation_colours_step7.json'}" in printed
+    assert f"Written to {path}" in printed
 
 
 def test_prepared_records_are_retrieved_and_grounded(run, records):
@@ -125,13 +135,21 @@ def test_prepared_records_are_retrieved_and_grounded(run, records):
     assert results["dev/phrase_accuracy"] == 1.0
     assert results["dev/constant_box_recall"] == 1.0
     assert run.asked == [(run.folder, None, True)]
-    assert evaluate.main([*arguments, "--tasks=grounding", f"--output={output}"]) == 0
+    arguments += ["--tasks=grounding", f"--output={output}"]
+    assert evaluate.main(arguments) == 1  # it exists
+    assert figures(output) == results
+    assert evaluate.main([*arguments, "--overwrite"]) == 0
     assert not any("retrieval" in key for key in figures(output))
 
 
 def test_without_data_the_run_is_measured_as_at_its_end(run, capsys):
-    assert evaluate.main([f"--checkpoint={run.folder}"]) == 0
-    results = figures(run.folder / "evaluation_step7.json")
+    lines = run.folder / "all.jsonl"
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--predictions={lines}"]) == 0
+    results = figures(written(run.folder, "evaluation_step7_"))
+    answers = [json.loads(line) for line in lines.read_text().splitlines()]
+    own = [one for one in answers if (one["set"], one["method"]) == ("unseen", "name")]
+    assert len({one["image"] for one in own}) == 25
+    assert np.mean([one["correct"] for one in own]) == pytest.approx(results["unseen/name"])
     assert results["unseen/classes"] == 50
     assert "headline/alpha" in results
     assert "best alpha on the validation species" in capsys.readouterr().out
@@ -139,7 +157,6 @@ def test_without_data_the_run_is_measured_as_at_its_end(run, capsys):
 
 def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
     arguments = [f"--checkpoint={run.folder}/checkpoints", "--data=.", "--batch_size=4"]
-    (run.folder / "checkpoints").mkdir()
     monkeypatch.chdir(records)
     load = evaluate.read_model
     monkeypatch.setattr(
@@ -147,10 +164,8 @@ def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
     )
     for options in (["--split=dev"], ["--split=train[:1]", "--tasks=grounding"]):
         assert evaluate.main([*arguments, *options]) == 0
-    assert sorted(path.name for path in run.folder.glob("*.json")) == [
-        "evaluation_records_dev_step7.json",
-        "evaluation_records_train-1_grounding_step7.json",
-    ]
+    for name in ("evaluation_records_dev_step7_", "evaluation_records_train-1_grounding_step7_"):
+        assert figures(written(run.folder, name))
 
 
 def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
@@ -161,9 +176,14 @@ def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
     )
 
 
-def test_results_that_cannot_be_written_are_still_printed(run, records, capsys):
+def test_results_that_cannot_be_written_are_still_printed(run, records, capsys, monkeypatch):
+    def full(partial, path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("grain_jax.evaluation.results_file.os.replace", full)
     arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
-    assert evaluate.main([*arguments, f"--output={run.folder}"]) == 1  # a folder, no file
+    assert evaluate.main(arguments) == 1
+    assert list(run.folder.glob("evaluation_*")) == []  # no part of it either
     printed = capsys.readouterr()
     assert "100.0" in printed.out
     assert "Written" not in printed.out
@@ -177,7 +197,7 @@ def test_results_that_nobody_reads_are_still_written(run, records, monkeypatch):
     monkeypatch.setattr(evaluate, "print_results", closed)
     with pytest.raises(SystemExit):
         evaluate.main([f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"])
-    assert figures(run.folder / "evaluation_records_dev_step7.json")
+    assert figures(written(run.folder, "evaluation_records_dev_step7_"))
 
 
 def test_figures_of_the_data_that_chose_the_checkpoint_are_called_so(run, records, capsys):
@@ -238,11 +258,18 @@ def test_a_clip_run_says_that_it_has_no_regions(run, images, capsys):
         (["--checkpoint=gs://bucket/run"], "not 'gs://bucket/run'; copy or mount it here first."),
         (["--data=s3://bucket/images"], "--data takes a folder or file of this machine"),
         (["--output=nowhere/out.json"], "no folder 'nowhere' for --output"),
+        (["--output={images}"], "is a folder; needed a file"),
+        (["--output={records}/dataset_info.json"], "exists; give another file, or --overwrite"),
+        (["--predictions={records}/dataset_info.json"], "exists; give another file"),
+        (["--predictions={records}/a.txt"], "should end in .jsonl or .csv"),
+        (["--predictions=a.csv", "--output=./a.csv"], "name one file; give each its own"),
     ],
 )
 def test_mistakes_are_one_line(run, images, records, arguments, message, capsys):
     given = [text.format(images=images, records=records) for text in arguments]
-    assert evaluate.main([f"--checkpoint={run.folder}", *given]) == 1
+    if not given[0].startswith("--checkpoint"):
+        given.insert(0, f"--checkpoint={run.folder}")
+    assert evaluate.main(given) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("Error: ")
     assert message in " ".join(printed.err.split())
@@ -279,3 +306,138 @@ def test_alphas_outside_the_range_are_refused(run, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([f"--checkpoint={run.folder}", "--alphas=2"])
     assert "numbers from 0 to 1" in capsys.readouterr().err
+
+
+def test_other_texts_and_images_get_a_file_of_their_own(run, images, tmp_path, capsys):
+    """What made the figures is named with its hash, and no result replaces another."""
+    arguments = [f"--checkpoint={run.folder}", f"--data={images}"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"red": ["blue part"]}))
+    templates = tmp_path / "t.txt"
+    templates.write_text("one {}\n")
+    for options in ([], [f"--descriptions={other}"], [f"--templates={templates}"], ["--alphas=1"]):
+        assert evaluate.main([*arguments, *options]) == 0
+    found = [json.loads(path.read_text()) for path in run.folder.glob("evaluation_colours_*.json")]
+    assert len({report["inputs_sha256"] for report in found}) == 4
+    sets = [report["zero_shot_sets"]["colours"] for report in found]
+    files = {one["descriptions"]["file"]: one for one in sets}
+    assert files.keys() == {str(images / "descriptions.json"), str(other)}
+    told = files[str(other)]["descriptions"]
+    assert told["file_sha256"] == hashlib.sha256(other.read_bytes()).hexdigest()
+    assert (told["count"], told["classes_with_any"]) == (1, 1)
+    assert {one["templates"]["file"] for one in sets} == {None, str(templates)}
+    assert {tuple(one["templates"]["texts"]) for one in sets} == {("a {} thing",), ("one {}",)}
+    assert "description (1 of 3 described)" in capsys.readouterr().out
+
+    # The same folder with other texts and other images in it.
+    (images / "descriptions.json").write_text(json.dumps({"red": ["red part"]}))
+    assert evaluate.main(arguments) == 0
+    (images / "red" / "2.png").write_bytes(png("red", "red", "red"))
+    assert evaluate.main(arguments) == 0
+    assert len(list(run.folder.glob("evaluation_colours_*.json"))) == 6
+
+
+def test_the_same_evaluation_again_leaves_one_file(run, images, capsys):
+    arguments = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main(arguments) == 0
+    path = written(run.folder)
+    first = path.read_text()
+    assert evaluate.main(arguments) == 0
+    assert f"{path} holds these results already" in capsys.readouterr().out
+    assert written(run.folder).read_text() == first
+
+    # Another training in the same folder: other figures of the same inputs are kept beside.
+    report = json.loads(first)
+    report["results"]["colours/name"] = 0.5
+    path.write_text(json.dumps(report))
+    assert evaluate.main(arguments) == 0
+    assert figures(path)["colours/name"] == 0.5
+    assert figures(path.with_name(f"{path.stem}-2.json"))["colours/name"] == 1.0
+    assert evaluate.main([*arguments, "--overwrite"]) == 0
+    assert figures(path)["colours/name"] == 1.0
+
+
+def test_nothing_is_written_beside_a_model_of_others(run, images, tmp_path, monkeypatch, capsys):
+    load = evaluate.read_model
+    monkeypatch.setattr(evaluate, "read_model", lambda path, **_: load(run.folder, best=False))
+    exported, here = tmp_path / "export", tmp_path / "here"
+    for folder in (exported, here):
+        folder.mkdir()
+    (exported / "weights.pth").write_bytes(b"")
+    monkeypatch.chdir(here)
+    for model in (exported, exported / "weights.pth", "owner/name.v1"):
+        assert evaluate.main([f"--checkpoint={model}", f"--data={images}"]) == 0
+    assert sorted(path.name.rpartition("_")[0] for path in here.iterdir()) == [
+        "evaluation_export_colours_step7",
+        "evaluation_name.v1_colours_step7",
+        "evaluation_weights_colours_step7",
+    ]
+    assert [path.name for path in exported.iterdir()] == ["weights.pth"]
+    monkeypatch.chdir(exported)
+    assert evaluate.main(["--checkpoint=.", f"--data={images}"]) == 1
+    assert "that of the model '.', into which no result is written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_every_answer_can_be_had_and_their_mean_is_the_figure(
+    run, images, records, tmp_path, suffix
+):
+    results: dict[str, float] = {}
+    lines: list[dict[str, str]] = []
+    for name, options in (("a", [f"--data={images}"]), ("b", [f"--data={records}", "--split=dev"])):
+        path = tmp_path / f"{name}.{suffix}"
+        given = [f"--checkpoint={run.folder}", *options, f"--predictions={path}"]
+        assert evaluate.main([*given, f"--output={tmp_path / name}.json"]) == 0
+        results |= figures(tmp_path / f"{name}.json")
+        with path.open(newline="", encoding="utf-8") as file:
+            lines += list(csv.DictReader(file)) if suffix == "csv" else map(json.loads, file)
+    metrics = {
+        "image_to_text": "retrieval/image_to_text/R@1",
+        "text_to_image": "retrieval/text_to_image/R@1",
+        "phrase": "phrase_accuracy",
+    }
+    correct: dict[str, list[float]] = {}
+    for line in lines:
+        metric = f"{line['set']}/{metrics.get(line['method'], line['method'])}"
+        correct.setdefault(metric, []).append(float(line["correct"]))
+    for metric, values in correct.items():
+        assert np.mean(values) == pytest.approx(results[metric], abs=1e-5), metric
+    assert {"colours/name", "colours/description/alpha0", "dev/phrase_accuracy"} <= correct.keys()
+    one = next(line for line in lines if line["image"] == "red/1.png" and line["method"] == "name")
+    assert (one["label"], one["predicted"]) == ("red", "red")
+    top = json.loads(one["top5"]) if suffix == "csv" else one["top5"]
+    assert top[0][0] == "red"
+    assert len(top) == 3
+    caption = next(line for line in lines if line["method"] == "text_to_image")
+    assert (caption["text"], float(caption["rank"])) == ("a red thing", 1.0)
+    phrase = next(line for line in lines if line["method"] == "phrase")
+    assert float(phrase["iou"]) == 1.0
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_predictions_of_a_failed_evaluation_are_not_there(run, images, tmp_path):
+    (images / "red" / "1.png").write_bytes(b"no picture")
+    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 1
+    assert not list(tmp_path.glob("all.csv*"))
+
+
+def test_two_runs_at_once_are_refused(run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([f"--checkpoint={run.folder}", "--checkpoint", "other"])
+    assert stopped.value.code == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"--checkpoint is given twice, '{run.folder}' and 'other'" in printed
+    assert "run the command once for each" in printed
+    assert run.asked == []
+
+
+def test_a_checkpoint_chosen_on_labelled_images_is_flattered_by_them(run, images, capsys):
+    run.config.evaluation.zero_shot_during_training = (str(images),)
+    run.config.evaluation.best_metric = "colours/name"
+    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main([*given, "--best"]) == 0
+    assert "figures of 'colours' flatter it" in " ".join(capsys.readouterr().err.split())
+    run.config.evaluation.best_metric = "validation/box_recall"
+    assert evaluate.main([*given, "--best"]) == 0
+    assert "flatter" not in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import re
@@ -8,9 +9,11 @@ from rich.console import Console
 from toy_encoder import ToySource, record, toy_encoder
 
 from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation import pictures, report
 from grain_jax.evaluation.curves import draw_curves, read_metrics
+from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.tables import headline, print_results, result_tables
 
 RESULTS = {
@@ -71,6 +74,27 @@ def test_tables_hold_every_kind_of_result():
     assert result_tables({}) == []
 
 
+def test_rows_by_description_say_how_many_classes_have_one():
+    results = {
+        "pets/chance": 0.01,
+        "pets/classes": 100.0,
+        "pets/undescribed_classes": 88.0,
+        "pets/name": 0.5,
+        "pets/description/alpha1": 0.5,
+        "pets/name_and_regions/alpha0.5": 0.5,
+    }
+    (table,) = result_tables(results)
+    assert [row[1] for row in table.rows] == [
+        "name",
+        "description (12 of 100 described)",
+        "name + regions (12 of 100 described)",
+    ]
+    assert "without descriptions are scored by their name" in table.meaning
+    (table,) = result_tables(results | {"pets/undescribed_classes": 0.0})
+    assert [row[1] for row in table.rows] == ["name", "description", "name + regions"]
+    assert "without descriptions" not in table.meaning
+
+
 def test_in_a_file_no_row_is_broken_and_on_a_terminal_none_is_wider():
     def printed(**options) -> list[str]:
         console = Console(file=io.StringIO(), width=40, **options)
@@ -128,6 +152,22 @@ def test_curves_are_drawn_from_what_there_is(tmp_path):
         draw_curves([{"step": 1}], tmp_path / "none.png")
 
 
+def test_each_labelled_set_has_a_curve_of_its_own():
+    sets = {"pets/name": 0.5, "birds/name": 0.25, "pets/description/alpha1": 0.75}
+    sets |= {"birds/description/alpha1": 0.125, "pets/chance": 0.1}
+    drawn = {
+        line.name: line.values[-1]
+        for _, lines in curves._panels([{"step": step} | sets for step in (1, 2)])
+        for line in lines
+    }
+    assert drawn == {
+        "by name, pets": 0.5,
+        "by name, birds": 0.25,
+        "alpha = 1, pets": 0.75,
+        "alpha = 1, birds": 0.125,
+    }
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     source = ToySource(record("0", "red", "green", "blue"), record("1", "green", "red", "blue"))
@@ -161,6 +201,30 @@ def test_the_report_says_what_ran_and_what_came_out(run):
         assert text in page, text
     for name in ("curves.png", "grounding.png"):
         assert pixels(folder / name).std() > 5
+
+
+def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp_path):
+    folder, config = run
+    config.evaluation.every_steps, config.evaluation.max_images = 500, 2_000
+    config.evaluation.zero_shot_during_training = ("some/pets",)
+    config.evaluation.best_metric = "pets/name"
+    texts = tmp_path / "told.json"
+    texts.write_text("{}")
+    dataset = ZeroShotSet(
+        "pets",
+        ToySource(record("0", "red", label="cat")),
+        ("cat", "dog"),
+        descriptions={"cat": ("whiskers", "fur")},
+        text_files={"descriptions": str(texts)},
+    )
+    details = ResultDetails(zero_shot_sets={"pets": describe_set(dataset)})
+    report.write_report(folder, config, {}, encoder=toy_encoder(), details=details)
+    page = (folder / "report.md").read_text()
+    short = hashlib.sha256(b"{}").hexdigest()[:8]
+    assert f"| pets | 1 | 2 | 1 | 2: `told.json` ({short}) |" in page
+    looked = "dev, pets: every 500 steps, at most 2,000 images of each"
+    assert f"| measured during training | {looked} |" in page
+    assert "| best checkpoint by | pets/name |" in page
 
 
 def test_every_page_of_the_sheet_is_in_the_report(run, monkeypatch):

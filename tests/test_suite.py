@@ -37,6 +37,15 @@ def test_pictures_of_the_world_are_drawn_once_a_run():
     assert suite._interval_set.cache_info().misses == 1
 
 
+def test_more_pictures_than_memory_allows_are_drawn_when_needed(monkeypatch):
+    encoder, config = toy_encoder(image_size=32), world_config()
+    kept = suite.evaluate(encoder, config, final=False)
+    suite._interval_set.cache_clear()
+    monkeypatch.setattr(suite, "MAX_DRAWN_BYTES", 25 * 32 * 32 * 3 - 1)
+    assert suite.evaluate(encoder, config, final=False) == kept
+    suite._interval_set.cache_clear()
+
+
 def test_the_end_measures_everything_with_baselines_and_intervals(monkeypatch):
     opened: list[str] = []
 
@@ -177,7 +186,7 @@ def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
     from test_zero_shot import bird_set
 
     config = records_config()
-    config.evaluation.zero_shot = (str(tmp_path),)
+    config.evaluation.zero_shot = (str(tmp_path / "birds"),)
     asked = []
 
     def load(folder, note):
@@ -189,7 +198,7 @@ def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
         key.startswith("birds") for key in suite.evaluate(toy_encoder(), config, final=False)
     )
     results = suite.evaluate(toy_encoder(), config, final=True)
-    assert asked == [str(tmp_path)]
+    assert asked == [str(tmp_path / "birds")]
     alone = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=config.evaluation.alphas)
     for key, value in alone.items():
         assert results[key] == pytest.approx(value)

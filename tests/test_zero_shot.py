@@ -6,7 +6,7 @@ from toy_encoder import ToySource, record, toy_encoder
 
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.ranking import hit_chance, wilson_interval
-from grain_jax.evaluation.zero_shot import accuracy, evaluate_zero_shot
+from grain_jax.evaluation.zero_shot import accuracy, evaluate_zero_shot, subset
 
 
 def test_accuracy_by_hand():
@@ -126,3 +126,45 @@ def test_labels_must_be_classes():
         )
     with pytest.raises(ValueError, match="Unknown way"):
         evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(1.0,), by=("guess",))
+
+
+def labelled_set(counts: dict[str, int]) -> ZeroShotSet:
+    """Images of each class, those of all classes in turn as labels.csv may have them."""
+    most = max(counts.values())
+    labels = [name for i in range(most) for name, count in counts.items() if i < count]
+    records = (record(str(i), "red", label=label) for i, label in enumerate(labels))
+    return ZeroShotSet("some", ToySource(*records), tuple(counts))
+
+
+def test_a_subset_keeps_every_class_its_share():
+    def kept(dataset: ZeroShotSet, limit: int) -> list[str]:
+        chosen = subset(dataset, limit).source
+        assert [chosen[i].label for i in range(len(chosen))] == list(chosen.labels)
+        ids = [chosen[i].id for i in range(len(chosen))]
+        assert len(set(ids)) == limit
+        assert ids == [subset(dataset, limit).source[i].id for i in range(limit)]
+        return sorted(chosen.labels)
+
+    balanced = labelled_set({"a": 8, "b": 8, "c": 8})
+    assert kept(balanced, 6) == ["a", "a", "b", "b", "c", "c"]
+    assert kept(balanced, 3) == ["a", "b", "c"]
+    assert kept(balanced, 2) == ["a", "c"]  # of all three classes, which stay in the running
+    assert subset(balanced, 2).class_names == ("a", "b", "c")
+    assert kept(labelled_set({"a": 2, "b": 8}), 5) == ["a", "b", "b", "b", "b"]
+    assert subset(balanced, 24) is balanced
+
+
+def test_scores_are_looked_at_in_blocks(monkeypatch):
+    whole = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True)
+    monkeypatch.setattr("grain_jax.evaluation.zero_shot.MAX_SCORES", 4)  # two images of two classes
+    seen: list[tuple[str, int, int]] = []
+
+    def note(method, start, scores, labels):
+        assert scores.shape == (len(labels), 2)
+        seen.append((method, start, len(labels)))
+
+    blocks = evaluate_zero_shot(
+        toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True, on_scores=note
+    )
+    assert blocks == pytest.approx(whole)
+    assert [(start, count) for method, start, count in seen if method == "name"] == [(0, 2), (2, 1)]

@@ -3,7 +3,7 @@ model sees.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,7 @@ class Annotations:
     captions: list[list[str]]
     boxes: list[Float[np.ndarray, "_ 4"]]  # xyxy; equal boxes once, however many phrases share them
     phrases: list[Phrase]  # each different phrase of an image once, with every box it may mean
+    ids: list[str] = field(default_factory=list)  # of the records
 
 
 def read_annotations(
@@ -32,9 +33,10 @@ def read_annotations(
     all of its captions. Boxes outside the centre crop of "crop" are left out, those on its edge are
     cut. Raises ValueError where the size of an image, which "crop" needs, cannot be read.
     """
-    captions, boxes, phrases = [], [], []
+    captions, boxes, phrases, ids = [], [], [], []
     for i in range(len(source)):
         record = source[i]
+        ids.append(record.id)
         texts = [c.text for c in record.captions if c.source == caption_source]
         captions.append(texts or [caption.text for caption in record.captions])
         own: dict[str, tuple[str, list[np.ndarray]]] = {}  # by text up to case and spacing
@@ -43,7 +45,7 @@ def read_annotations(
         every = [box for _, group in own.values() for box in group]
         boxes.append(np.unique(every, axis=0) if every else np.zeros((0, 4), np.float32))
         phrases += [Phrase(i, text, np.unique(group, axis=0)) for text, group in own.values()]
-    return Annotations(captions, boxes, phrases)
+    return Annotations(captions, boxes, phrases, ids)
 
 
 def _visible_regions(

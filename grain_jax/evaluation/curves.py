@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ FOLLOWED = {  # held-out metric without its split -> likewise
     "box_recall": ("box recall", BOXES, "-"),
     "phrase_accuracy": ("phrase right", REGIONS, "-"),
     "retrieval/mean_R@1": ("retrieval, mean R@1", IMAGE, "-"),
+    "name": ("by name", WHOLE, "-"),  # of labelled images that are looked at during training
 }
 STYLES = ("-", "--", ":", "-.")  # of mixtures of image and regions
 MARKERS = "osD^vP*X"
@@ -98,7 +100,7 @@ def _panels(records: Records) -> list[tuple[str, list[Line]]]:
     return [
         ("Losses", [line for line in losses if line.steps]),
         ("Held-out accuracy by description, %", _described(records)),
-        ("Held-out boxes, phrases and retrieval, %", _followed(records)),
+        ("Other held-out figures, %", _followed(records)),
         ("Images per second", [speed] if speed.steps else []),
     ]
 
@@ -218,14 +220,20 @@ def _described(records: Records) -> list[Line]:
 
 def _followed(records: Records) -> list[Line]:
     """The other figures that a run is followed by, those measured at more than one step."""
-    lines = []
+    found = []
     for name in dict.fromkeys(name for entry in records for name in entry):
-        if (followed := FOLLOWED.get(name.partition("/")[2])) is None:
-            continue
+        split, _, metric = name.partition("/")
         steps, values = _series(records, name)
-        if len(steps) > 1:
-            title, colour, style = followed
-            lines.append(Line(title, steps, values, colour, style))
+        if metric in FOLLOWED and len(steps) > 1:
+            found.append((split, metric, steps, values))
+    counts, seen = Counter(metric for _, metric, *_ in found), Counter[str]()
+    lines = []
+    for split, metric, steps, values in found:
+        title, colour, style = FOLLOWED[metric]
+        own = f"{title}, {split}" if counts[metric] > 1 or metric == "name" else title
+        style = style if not seen[metric] else STYLES[seen[metric] % len(STYLES)]
+        lines.append(Line(own, steps, values, colour, style))
+        seen[metric] += 1
     return lines
 
 

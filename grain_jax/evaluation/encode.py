@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from grain_jax.data.pipeline import evaluation_batches
 from grain_jax.data.records import Record, Source
@@ -35,6 +35,7 @@ from grain_jax.training.sharding import (
 )
 
 SHORTEST_LENGTH = 16  # token lengths that get a compilation: this, doubled, up to the full length
+MAX_TOKEN_BYTES = 1 << 26  # of the tokens that are kept
 DIVERGED = (
     "The weights have diverged: evaluate an earlier checkpoint (--step), and train on with a lower "
     "optim.learning_rate or with optim.clip_grad_norm=1."
@@ -49,6 +50,15 @@ class ImageFeatures:
     # None for a model without decoder, and where this part of it was never trained.
     regions: Float[np.ndarray, "N Q E"] | None
     boxes: Float[np.ndarray, "N Q 4"] | None  # cxcywh in [0, 1] of the image the model sees
+
+    def rows(self, start: int, stop: int) -> "ImageFeatures":
+        """Those of some images in a row."""
+        image, regions, boxes = (
+            None if part is None else part[start:stop]
+            for part in (self.image, self.regions, self.boxes)
+        )
+        assert image is not None
+        return ImageFeatures(image, regions, boxes)
 
 
 class Encoder:
@@ -83,6 +93,8 @@ class Encoder:
         self.lengths = {"caption": caption_length, "description": description_length}
         self.learned = learned
         self.truncated_texts = 0  # different texts that were longer than their length
+        # Shared by the encoders of `with_params`, as tokens do not depend on the weights.
+        self._kept_tokens: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, int]] = {}
         self._num_threads = num_threads
         self._mesh = mesh
         self._sharding = None if mesh is None else batch_sharding(mesh)
@@ -157,10 +169,8 @@ class Encoder:
         if len(texts) == 0:
             raise ValueError("There are no texts to encode.")
         row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        tokens, truncated = self.tokenizer.encode(list(row), self.lengths[kind])
-        self.truncated_texts += int(truncated.sum())
-        if not isinstance(self.tokenizer, PaddedTokenizer):
-            tokens = tokens[:, : _trimmed_length(tokens)]
+        tokens, truncated = self._tokens(tuple(row), kind)
+        self.truncated_texts += truncated
         outputs = []
         for start in range(0, len(tokens), self.batch_size):
             block = tokens[start : start + self.batch_size]
@@ -178,6 +188,22 @@ class Encoder:
                 f"{len(row)} texts). {DIVERGED}"
             )
         return embed[[row[text] for text in texts]]
+
+    def _tokens(self, texts: tuple[str, ...], kind: str) -> tuple[Int[np.ndarray, "T L"], int]:
+        """Tokens without columns of padding, and how many texts were cut.
+
+        Kept, as far as MAX_TOKEN_BYTES go: the intervals of a run ask for the same texts.
+        """
+        if (kept := self._kept_tokens.get((kind, texts))) is not None:
+            return kept
+        tokens, truncated = self.tokenizer.encode(list(texts), self.lengths[kind])
+        if not isinstance(self.tokenizer, PaddedTokenizer):
+            tokens = tokens[:, : _trimmed_length(tokens)].copy()
+        made = tokens, int(truncated.sum())
+        held = sum(other.nbytes for other, _ in self._kept_tokens.values())
+        if held + tokens.nbytes <= MAX_TOKEN_BYTES:
+            self._kept_tokens[kind, texts] = made
+        return made
 
     def _run(self, encode: Callable[..., Any], batch: Any) -> Any:
         with contextlib.nullcontext() if self._mesh is None else use_mesh(self._mesh):

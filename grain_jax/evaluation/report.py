@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,8 +14,11 @@ from grain_jax import __version__
 from grain_jax.config import TrainConfig
 from grain_jax.data.sources import open_source
 from grain_jax.evaluation.curves import draw_curves, read_metrics
+from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder, errors_about
 from grain_jax.evaluation.pictures import draw_grounding, grounding_examples
+from grain_jax.evaluation.set_names import zero_shot_folders
+from grain_jax.evaluation.suite import best_metric_name
 from grain_jax.evaluation.tables import headline, result_tables
 from grain_jax.training.learned import Learned, what_lacks
 
@@ -28,11 +32,13 @@ def write_report(
     *,
     encoder: Encoder,
     facts: Mapping[str, str] | None = None,
+    details: ResultDetails | None = None,
 ) -> list[Path]:
     """Writes the pictures that there is something to draw for, then `report.md`; returns all paths.
 
-    `results` are those of `suite.evaluate(final=True)`, `facts` what only the caller knows (times,
-    parameters, commit). Every process must call it (pictures run the model); the first one writes.
+    `results` are those of `suite.evaluate(final=True)`, `details` what it was told to fill, `facts`
+    what only the caller knows (times, parameters, commit). Every process must call it (pictures run
+    the model); the first one writes.
     """
     folder = Path(run_folder)
     written = []
@@ -56,6 +62,7 @@ def write_report(
         learned=encoder.learned,
         facts=facts or {},
         pictures=[path.name for path in written],
+        sets={} if details is None else details.zero_shot_sets,
     )
     (folder / "report.md").write_text(page, encoding="utf-8")
     return [folder / "report.md", *written]
@@ -85,6 +92,7 @@ def _page(
     learned: Learned,
     facts: Mapping[str, str],
     pictures: Sequence[str],
+    sets: Mapping[str, Mapping[str, Any]],
 ) -> str:
     parts = [f"# {config.name}\n", f"{_what_ran(config, learned)}\n"]
     if sentence := headline(results):
@@ -92,6 +100,7 @@ def _page(
     tables = result_tables(results)
     parts.append("## Results\n")
     parts += [table.markdown() for table in tables] or ["Nothing was held out to measure.\n"]
+    parts += _texts_of_sets(sets)
     if pictures:
         parts.append("## Pictures\n")
         for title, of_kind in (("What the regions found", "grounding"), ("Training", "curves")):
@@ -99,7 +108,7 @@ def _page(
             parts += [f"### {title}\n", *shown] if shown else []
     parts.append("## The run\n")
     for title, entries in (
-        ("Settings", _settings(config)),
+        ("Settings", _settings(config) | _looked_at(config)),
         ("Facts", dict(facts)),
         ("Hardware", hardware()),
         ("Versions", versions()),
@@ -109,6 +118,46 @@ def _page(
             parts.append(f"### {title}\n\n| | |\n| --- | --- |\n{rows}\n")
     parts.append("All settings: `config.json`. All figures: `metrics.jsonl`.\n")
     return "\n".join(parts)
+
+
+def _texts_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which files the texts of labelled images came from; [] where none came from a file."""
+    roles = ("classes", "templates", "descriptions")
+    rows = []
+    for name, told in sets.items():
+        if any(told[role]["file"] for role in ("images", *roles)):
+            cells = [_file_cell(told[role]) for role in roles]
+            rows.append(f"| {name} | {told['images']['count']:,} | " + " | ".join(cells) + " |")
+    if not rows:
+        return []
+    head = f"| set | images | {' | '.join(roles)} |\n| --- | --- | --- | --- | --- |\n"
+    meaning = "Where the texts of the classes came from, with the SHA-256 of each file."
+    return ["### Texts of the sets\n", f"{meaning}\n", head + "\n".join(rows) + "\n"]
+
+
+def _file_cell(told: Mapping[str, Any]) -> str:
+    """The texts' number and file: `12: d.json (0a1b2c3d)`."""
+    if not told["count"]:
+        return "-"
+    if told["file"] is None:
+        return f"{told['count']:,}"
+    return f"{told['count']:,}: `{Path(told['file']).name}` ({told['file_sha256'][:8]})"
+
+
+def _looked_at(config: TrainConfig) -> dict[str, str]:
+    """What was measured before the end, and what decided on the best checkpoint."""
+    settings = config.evaluation
+    if not settings.every_steps:
+        return {}
+    names = [*zero_shot_folders(config, final=False)]
+    split = "validation species" if config.data.source == "world" else config.data.eval_split
+    sets = ", ".join([*([split] if split else []), *names]) or "nothing"
+    entries = {
+        "measured during training": f"{sets}: every {settings.every_steps:,} steps, at most "
+        f"{settings.max_images:,} images of each"
+    }
+    metric = best_metric_name(config) if config.checkpoint.keep_best else ""
+    return entries | ({"best checkpoint by": metric} if metric else {})
 
 
 def _what_ran(config: TrainConfig, learned: Learned) -> str:

@@ -7,7 +7,8 @@ and are right for every image that has them. Every caption is a query of its own
 drawn at random (their expected value is counted).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -71,18 +72,49 @@ def retrieval(
     return results
 
 
-def _recall(queries, items, query_rows, item_rows) -> dict[int, np.ndarray]:
-    """Chance of a hit for each query; pair c says that item `item_rows[c]` is right for
-    `query_rows[c]`.
+@dataclass(frozen=True)
+class Ranked:
+    """How Q queries found what is right for them; exact ties are drawn at random."""
+
+    best: Int[np.ndarray, "Q"]  # the item most similar to each
+    score: Float[np.ndarray, "Q"]  # its similarity
+    rank: Float[np.ndarray, "Q"]  # of the best right item, from 1; the expected one among ties
+    hit: Float[np.ndarray, "Q"]  # chance that the first item is right
+
+
+def ranked(queries, items, query_rows, item_rows) -> Ranked:
+    """Every query with its best item and the rank of the first right one; pair c says that item
+    `item_rows[c]` is right for `query_rows[c]`.
     """
+    parts = []
+    for _, scores, correct in _similarities(queries, items, query_rows, item_rows):
+        best = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)  # [n, 1]
+        tied = scores == best
+        wrong_tied, right_tied = (tied & ~correct).sum(axis=1), (tied & correct).sum(axis=1)
+        rank = 1 + (scores > best).sum(axis=1) + wrong_tied / (right_tied + 1)
+        hit = hit_chance(scores, correct, (1,))[1]
+        parts.append((scores.argmax(axis=1), scores.max(axis=1), rank, hit))
+    return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _recall(queries, items, query_rows, item_rows) -> dict[int, np.ndarray]:
+    """Chance of a hit for each query; pairs as in `ranked`."""
+    hits = {k: np.empty(len(queries)) for k in KS}
+    for block, scores, correct in _similarities(queries, items, query_rows, item_rows):
+        for k, values in hit_chance(scores, correct, KS).items():
+            hits[k][block] = values
+    return hits
+
+
+def _similarities(
+    queries, items, query_rows, item_rows
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Block of queries, their similarity to all items, and which of these are right for them."""
     order = np.argsort(query_rows, kind="stable")
     query_rows, item_rows = query_rows[order], item_rows[order]
-    hits = {k: np.empty(len(queries)) for k in KS}
     for start in range(0, len(queries), CHUNK_ROWS):
         block = slice(start, min(start + CHUNK_ROWS, len(queries)))
         first, last = np.searchsorted(query_rows, (block.start, block.stop))
         correct = np.zeros((block.stop - start, len(items)), bool)
         correct[query_rows[first:last] - start, item_rows[first:last]] = True
-        for k, values in hit_chance(queries[block] @ items.T, correct, KS).items():
-            hits[k][block] = values
-    return hits
+        yield block, queries[block] @ items.T, correct

@@ -1,7 +1,8 @@
 """What a run is measured by: during training on held-out data, and at its end on the test sets.
 
-Nothing of a test set is looked at before the end: keep-best and the headline's alpha are decided on
-the validation species of the world, or on the evaluation split of records.
+No test set is looked at before the end unless the user names it in
+`evaluation.zero_shot_during_training`. Without that, keep-best and the headline's alpha are decided
+on the validation species of the world, or on the evaluation split of records.
 """
 
 import dataclasses
@@ -21,7 +22,14 @@ from grain_jax.evaluation.constant_boxes import (
     fit_constant_boxes,
     score_constant_boxes,
 )
-from grain_jax.evaluation.encode import Encoder, ImageFeatures, errors_about, evenly_spaced
+from grain_jax.evaluation.details import ResultDetails, describe_set
+from grain_jax.evaluation.encode import (
+    Encoder,
+    ImageFeatures,
+    Selection,
+    errors_about,
+    evenly_spaced,
+)
 from grain_jax.evaluation.folders import load_zero_shot
 from grain_jax.evaluation.grounding import (
     box_scores,
@@ -30,9 +38,11 @@ from grain_jax.evaluation.grounding import (
     phrase_hits,
 )
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
-from grain_jax.evaluation.zero_shot import evaluate_zero_shot
+from grain_jax.evaluation.set_names import zero_shot_folders
+from grain_jax.evaluation.zero_shot import WAYS, LabelledSelection, evaluate_zero_shot, subset
 
 BASELINE_IMAGES = 500  # training images that the constant boxes are fitted to
+MAX_DRAWN_BYTES = 1 << 30  # of drawn pictures that are kept; more of them are drawn when needed
 WAYS_OF_SPLIT = {  # held-out names were never heard: those of "unseen" show what chance looks like
     "validation": ("description",),
     "seen": ("name", "description", "name_and_regions"),
@@ -46,35 +56,49 @@ def evaluate(
     *,
     final: bool,
     note: Callable[[str], None] = print,
+    details: ResultDetails | None = None,
 ) -> dict[str, float]:
     """Flat metrics, shares in [0, 1], such as "unseen/description/alpha0" or
     "dev/retrieval/mean_R@1".
 
-    `final=False` (at intervals): at most `evaluation.max_images` of the held-out data.
-    `final=True`: everything, with intervals, baselines and the folders of `evaluation.zero_shot`.
-    Every process of a multi-host run must call it. Raises ValueError, with the name of the data and
-    of the image, where one cannot be decoded or the model's embeddings are not finite.
+    `final=False` (at intervals): at most `evaluation.max_images` of the held-out data, and of each
+    folder of `evaluation.zero_shot_during_training`. `final=True`: everything, with intervals,
+    baselines and the folders of `evaluation.zero_shot`. `details` is told of what the metrics were
+    measured on, and every answer. Every process of a multi-host run must call it. Raises
+    ValueError, with the name of the data and of the image, where one cannot be decoded or the
+    model's embeddings are not finite.
     """
     match config.data.source:
         case "world":
-            results = _world(encoder, config, final=final)
+            results = _world(encoder, config, final=final, details=details)
         case "records":
-            results = _records(encoder, config, final=final)
+            results = _records(encoder, config, final=final, details=details)
         case unknown:
             raise ValueError(f"Unknown data.source {unknown!r}; choose 'world' or 'records'.")
-    if final:
-        for folder in config.evaluation.zero_shot:
-            results |= _zero_shot(encoder, load_zero_shot(folder, note=note), config, details=True)
+    for name, folder in zero_shot_folders(config, final=final).items():
+        if final:
+            dataset = dataclasses.replace(load_zero_shot(folder, note=note), name=name)
+        else:
+            dataset = _interval_folder(folder, name, config.evaluation.max_images)
+        results |= score_zero_shot(encoder, dataset, config, final=final, details=details)
     return results
 
 
-def check_inputs(config: TrainConfig) -> None:
-    """Raises ValueError at the start of a run for data that its end would fail to find."""
+def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda text: None) -> None:
+    """Raises ValueError at the start of a run for data that its end would fail to find.
+
+    `note` is told what a reader of the zero-shot figures should know.
+    """
     if config.data.eval_split or config.data.source == "world":
         split = config.data.eval_split if config.data.source == "records" else "validation"
-        open_source(config.data, split, image_size=config.model.image_size)
-    for folder in config.evaluation.zero_shot:
-        load_zero_shot(folder, note=lambda _: None)
+        source = open_source(config.data, split, image_size=config.model.image_size)
+        if not len(source):
+            raise ValueError(
+                f"data.eval_split = {split!r} holds no image to evaluate on; name another split, "
+                'or none: --config.data.eval_split="".'
+            )
+    for folder in zero_shot_folders(config, final=True).values():
+        load_zero_shot(folder, note=note)
 
 
 def best_metric_name(config: TrainConfig) -> str:
@@ -109,7 +133,12 @@ def headline(results: dict[str, float], alphas: Sequence[float]) -> dict[str, fl
 
 
 def evaluate_grounding(
-    features: ImageFeatures, truth: Annotations, encoder: Encoder, prefix: str
+    features: ImageFeatures,
+    truth: Annotations,
+    encoder: Encoder,
+    prefix: str,
+    *,
+    details: ResultDetails | None = None,
 ) -> dict[str, float]:
     """Box and phrase metrics of a model with trained boxes; {} without, or without true boxes.
 
@@ -130,11 +159,25 @@ def evaluate_grounding(
     chosen = chosen_queries(features.regions, embed, truth.phrases)
     images = np.array([phrase.image for phrase in truth.phrases], int)
     hits = phrase_hits(predicted[images, chosen], truth.phrases)
+    if details is not None and details.predictions is not None:
+        details.predictions.grounding(
+            prefix,
+            truth.phrases,
+            ids=truth.ids,
+            chosen=chosen,
+            chosen_xyxy=predicted[images, chosen],
+            cosines=(features.regions[images, chosen] * embed).sum(axis=1),
+        )
     return results | {f"{prefix}/phrase_accuracy": float(hits.mean())}
 
 
 def evaluate_retrieval(
-    features: ImageFeatures, truth: Annotations, encoder: Encoder, prefix: str
+    features: ImageFeatures,
+    truth: Annotations,
+    encoder: Encoder,
+    prefix: str,
+    *,
+    details: ResultDetails | None = None,
 ) -> dict[str, float]:
     """Recall both ways over the images that have captions; {} when fewer than two have any."""
     captioned = [i for i, texts in enumerate(truth.captions) if texts]
@@ -142,14 +185,18 @@ def evaluate_retrieval(
         return {}
     texts, text_rows, image_rows = unique_texts([truth.captions[i] for i in captioned])
     embed = encoder.texts(texts, kind="caption")
-    recalls = retrieval(
-        features.image[captioned], embed, text_rows=text_rows, image_rows=image_rows
-    )
+    image, pairs = features.image[captioned], {"text_rows": text_rows, "image_rows": image_rows}
+    recalls = retrieval(image, embed, **pairs)
+    if details is not None and details.predictions is not None:
+        ids = [truth.ids[i] for i in captioned]
+        details.predictions.retrieval(prefix, image, embed, ids=ids, texts=texts, **pairs)
     recalls |= {"images": float(len(captioned)), "texts": float(len(texts))}
     return {f"{prefix}/retrieval/{name}": value for name, value in recalls.items()}
 
 
-def _world(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, float]:
+def _world(
+    encoder: Encoder, config: TrainConfig, *, final: bool, details: ResultDetails | None
+) -> dict[str, float]:
     from grain_jax.data.world import part_of_description
 
     size = encoder.preprocessing.image_size
@@ -170,25 +217,38 @@ def _world(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, f
             dataset = _interval_set(world, split, config.evaluation.max_images, size)
         with errors_about(f"Split {split!r} of the world"):
             features = encoder.images(dataset.source)
-        results |= _zero_shot(
-            encoder, dataset, config, features=features, by=WAYS_OF_SPLIT[split], details=final
+        results |= score_zero_shot(
+            encoder,
+            dataset,
+            config,
+            final=final,
+            details=details,
+            features=features,
+            by=WAYS_OF_SPLIT[split],
         )
         truth = read_annotations(dataset.source, encoder.preprocessing, caption_source="synthetic")
-        results |= evaluate_grounding(features, truth, encoder, split)
-        results |= evaluate_retrieval(features, truth, encoder, split)
+        results |= evaluate_grounding(features, truth, encoder, split, details=details)
+        results |= evaluate_retrieval(features, truth, encoder, split, details=details)
         if baseline is not None and truth.phrases:
             results |= score_constant_boxes(baseline, truth, split)
     return results | (headline(results, config.evaluation.alphas) if final else {})
 
 
 def _drawn_set(world: WorldConfig, split: str, limit: int | None, image_size: int) -> ZeroShotSet:
-    """A set of the world, at most `limit` of its images, each drawn once."""
-    from grain_jax.data.world import world_zero_shot_sets
+    """A set of the world, at most `limit` of its images, each drawn once if memory allows."""
+    from grain_jax.data.world import WorldSource, world_zero_shot_sets
 
-    dataset = world_zero_shot_sets(world, image_size)[split]
-    source = dataset.source if limit is None else evenly_spaced(dataset.source, limit)
-    drawn = InMemory(tuple(source[i] for i in range(len(source))))
-    return dataclasses.replace(dataset, source=drawn)
+    dataset, whole = (
+        world_zero_shot_sets(world, image_size)[split],
+        WorldSource(world, split, image_size),
+    )
+    source = whole if limit is None else evenly_spaced(whole, limit)
+    if len(source) * 3 * image_size**2 <= MAX_DRAWN_BYTES:
+        drawn = InMemory(tuple(source[i] for i in range(len(source))))
+        return dataclasses.replace(dataset, source=drawn)
+    indices = source.indices if isinstance(source, Selection) else range(len(source))
+    labels = tuple(whole.species_of(i).name for i in indices)
+    return dataclasses.replace(dataset, source=LabelledSelection(whole, indices, labels))
 
 
 @functools.lru_cache(maxsize=1)
@@ -197,7 +257,18 @@ def _interval_set(world: str, split: str, limit: int, image_size: int) -> ZeroSh
     return _drawn_set(WorldConfig(**json.loads(world)), split, limit, image_size)
 
 
-def _records(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str, float]:
+@functools.lru_cache(maxsize=32)
+def _interval_folder(folder: str, name: str, limit: int) -> ZeroShotSet:
+    """Kept, so that an interval of training lists no files again. Its images are not: they are
+    read and decoded each time, as those of the training data are.
+    """
+    dataset = load_zero_shot(folder, note=lambda text: None)
+    return subset(dataclasses.replace(dataset, name=name), limit)
+
+
+def _records(
+    encoder: Encoder, config: TrainConfig, *, final: bool, details: ResultDetails | None
+) -> dict[str, float]:
     split, size = config.data.eval_split, encoder.preprocessing.image_size
     if not split:
         return {}
@@ -205,7 +276,7 @@ def _records(encoder: Encoder, config: TrainConfig, *, final: bool) -> dict[str,
     if not final:
         return evaluate_records(encoder, evenly_spaced(source, config.evaluation.max_images), split)
     training = open_source(config.data, config.data.train_split, image_size=size)
-    return evaluate_records(encoder, source, split, training=training)
+    return evaluate_records(encoder, source, split, training=training, details=details)
 
 
 def evaluate_records(
@@ -215,6 +286,7 @@ def evaluate_records(
     *,
     tasks: Sequence[str] = ("retrieval", "grounding"),
     training: Source | None = None,
+    details: ResultDetails | None = None,
 ) -> dict[str, float]:
     """Retrieval and grounding under "<prefix>/...", of what the records and the model have; with
     `training` also what constant boxes, fitted to its regions, would score.
@@ -222,11 +294,13 @@ def evaluate_records(
     with errors_about(f"Split {prefix!r}"):
         truth = read_annotations(source, encoder.preprocessing, caption_source="original")
         features = encoder.images(source)
+    if details is not None:
+        details.add_split(prefix, source)
     results: dict[str, float] = {}
     if "retrieval" in tasks:
-        results |= evaluate_retrieval(features, truth, encoder, prefix)
+        results |= evaluate_retrieval(features, truth, encoder, prefix, details=details)
     if "grounding" in tasks:
-        results |= evaluate_grounding(features, truth, encoder, prefix)
+        results |= evaluate_grounding(features, truth, encoder, prefix, details=details)
         if training is not None and f"{prefix}/box_iou" in results and features.boxes is not None:
             baseline = _fitted_constants(training, encoder, num_boxes=features.boxes.shape[1])
             results |= {} if baseline is None else score_constant_boxes(baseline, truth, prefix)
@@ -247,14 +321,32 @@ def _fitted_constants(
     return fit_constant_boxes(truth, num_boxes, part_of=part_of) if truth.phrases else None
 
 
-def _zero_shot(encoder: Encoder, dataset: ZeroShotSet, config: TrainConfig, **options):
+def score_zero_shot(
+    encoder: Encoder,
+    dataset: ZeroShotSet,
+    config: TrainConfig,
+    *,
+    final: bool,
+    details: ResultDetails | None = None,
+    features: ImageFeatures | None = None,
+    by: Sequence[str] = WAYS,
+) -> dict[str, float]:
+    """`evaluate_zero_shot` as the settings of the run have it."""
+    on_scores = None
+    if details is not None:
+        details.zero_shot_sets[dataset.name] = describe_set(dataset)
+        if details.predictions is not None:
+            on_scores = details.predictions.of_set(dataset)
     return evaluate_zero_shot(
         encoder,
         dataset,
         alphas=config.evaluation.alphas,
+        by=by,
         name_ensemble=config.evaluation.name_ensemble,
         region_score=config.evaluation.region_score,
-        **options,
+        features=features,
+        details=final,
+        on_scores=on_scores,
     )
 
 

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from grain_jax.evaluation.retrieval import KS
 
 Results = Mapping[str, float]
+UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
 UNBROKEN = 10_000  # columns: more than any table has
 WAY_TITLES = {
     "name": "name",
@@ -86,14 +87,16 @@ def _zero_shot(results: Results) -> Table:
                 ends = [f"{name}/name" if alpha == "1" else "" for alpha in alphas]
             if any(key in results for key in ends):
                 cells = [_accuracy(results, key) for key in ends]
-                rows.append((_set_title(results, name), title, *cells, _chance(results, name)))
+                told = title if way == "name" else title + _described(results, name)
+                rows.append((_set_title(results, name), told, *cells, _chance(results, name)))
     return Table(
         "Zero-shot classification: top-1 accuracy, %",
         ("set", "told by", *(f"alpha = {alpha}" for alpha in alphas), "chance"),
         tuple(rows),
         "Alpha is the weight of the whole image: at 1 the image embedding decides alone, as in "
         "CLIP, at 0 the regions do. By description means without the name; names of unseen "
-        "species were never heard. With the half width of the 95 % interval (Wilson, over images).",
+        "species were never heard. With the half width of the 95 % interval (Wilson, over images)."
+        + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
     )
 
 
@@ -101,6 +104,15 @@ def _set_title(results: Results, name: str) -> str:
     if f"{name}/classes" not in results:
         return name
     return f"{name} ({results[f'{name}/classes']:g} classes)"
+
+
+def _described(results: Results, name: str) -> str:
+    """How many classes have descriptions, where not all of them do."""
+    without = results.get(f"{name}/undescribed_classes", 0)
+    if not without:
+        return ""
+    classes = results[f"{name}/classes"]
+    return f" ({classes - without:g} of {classes:g} described)"
 
 
 def _chance(results: Results, name: str) -> str:

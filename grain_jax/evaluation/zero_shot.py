@@ -2,6 +2,7 @@
 mixed in.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,10 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.data.records import ZeroShotSet
-from grain_jax.evaluation.encode import Encoder, ImageFeatures, errors_about
+from grain_jax.evaluation.encode import Encoder, ImageFeatures, Selection, errors_about
 from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance, wilson_interval
 from grain_jax.evaluation.scorers import (
     ClassTexts,
+    TextBank,
     class_texts,
     global_scores,
     mixed_scores,
@@ -22,6 +24,8 @@ from grain_jax.evaluation.scorers import (
 )
 
 EncodeTexts = Callable[..., Float[np.ndarray, "T E"]]  # called as `Encoder.texts` is
+OnScores = Callable[[str, int, Float[np.ndarray, "n K"], Int[np.ndarray, "n"]], None]
+MAX_SCORES = 1 << 22  # of one method, held at once
 WAYS = ("name", "description", "name_and_regions")
 
 
@@ -40,24 +44,38 @@ class Accuracy:
 
 def accuracy(scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> Accuracy:
     """Accuracy of the best-scored class; exact ties count as a draw among the tied classes."""
-    num_images, num_classes = scores.shape
-    if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"Labels must be of 1 or more images, each in [0, {num_classes}).")
-    top1, top5 = np.empty(num_images), np.empty(num_images)
-    for start in range(0, num_images, CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        correct = labels[rows, None] == np.arange(num_classes)[None]
-        hits = hit_chance(scores[rows], correct, (1, 5))
-        top1[rows], top5[rows] = hits[1], hits[5]
-    counts = np.bincount(labels, minlength=num_classes)
-    per_class = np.bincount(labels, weights=top1, minlength=num_classes)[counts > 0]
-    rate = float(top1.mean())
-    return Accuracy(
-        rate,
-        float(top5.mean()),
-        float((per_class / counts[counts > 0]).mean()),
-        *wilson_interval(rate, num_images),
-    )
+    hits = _Hits(labels, scores.shape[1])
+    for start in range(0, len(scores), CHUNK_ROWS):
+        hits.add(start, scores[start : start + CHUNK_ROWS])
+    return hits.accuracy()
+
+
+class _Hits:
+    """Chances of a hit, gathered block by block of images, so that no N x K scores are kept."""
+
+    def __init__(self, labels: Int[np.ndarray, "N"], num_classes: int):
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"Labels must be of 1 or more images, each in [0, {num_classes}).")
+        self._labels, self._num_classes = labels, num_classes
+        self._top1, self._top5 = np.zeros(len(labels)), np.zeros(len(labels))
+
+    def add(self, start: int, scores: Float[np.ndarray, "n K"]) -> None:
+        """Scores of the images from `start` on."""
+        rows = slice(start, start + len(scores))
+        correct = self._labels[rows, None] == np.arange(self._num_classes)[None]
+        hits = hit_chance(scores, correct, (1, 5))
+        self._top1[rows], self._top5[rows] = hits[1], hits[5]
+
+    def accuracy(self) -> Accuracy:
+        counts = np.bincount(self._labels, minlength=self._num_classes)
+        per_class = np.bincount(self._labels, weights=self._top1, minlength=self._num_classes)
+        rate, seen = float(self._top1.mean()), counts > 0
+        return Accuracy(
+            rate,
+            float(self._top5.mean()),
+            float((per_class[seen] / counts[seen]).mean()),
+            *wilson_interval(rate, len(self._labels)),
+        )
 
 
 def evaluate_zero_shot(
@@ -70,6 +88,7 @@ def evaluate_zero_shot(
     region_score: str = "descriptions",
     features: ImageFeatures | None = None,
     details: bool = False,
+    on_scores: OnScores | None = None,
 ) -> dict[str, float]:
     """Accuracies in [0, 1] of the set under "<set>/name" and "<set>/description/alpha<a>", and
     "<set>/chance". "name_and_regions" in `by` adds "<set>/name_and_regions/alpha<a>" for 0 < a < 1:
@@ -77,7 +96,9 @@ def evaluate_zero_shot(
 
     A model without regions, and a set without descriptions, report what they have: alpha = 1, or
     names only. With `details` each accuracy brings its /top5, /per_class, /low and /high.
-    `features` saves encoding the images again.
+    `features` saves encoding the images again. `on_scores` is called with the method
+    ("description/alpha0.5"), the index of the first image of a block, the block's scores
+    [n, K] and its true classes [n].
     """
     if unknown := set(by) - set(WAYS):
         raise ValueError(f"Unknown way to classify {unknown.pop()!r}; choose among {WAYS}.")
@@ -87,19 +108,25 @@ def evaluate_zero_shot(
     if features is None:
         with errors_about(f"Zero-shot set {dataset.name!r}"):
             features = encoder.images(dataset.source)
+    banks = encode_banks(encoder.texts, texts, by=by, regions=features.regions is not None)
+    hits: dict[str, _Hits] = {}
+    rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
+    for start in range(0, len(labels), rows):
+        scores = banks.scores(
+            features.rows(start, start + rows),
+            alphas=alphas,
+            by=by,
+            name_ensemble=name_ensemble,
+            region_score=region_score,
+        )
+        for method, values in scores.items():
+            hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
+            if on_scores is not None:
+                on_scores(method, start, values, labels[start : start + rows])
     prefix = dataset.name
-    scores = class_scores(
-        encoder.texts,
-        texts,
-        features,
-        alphas=alphas,
-        by=by,
-        name_ensemble=name_ensemble,
-        region_score=region_score,
-    )
     results = {f"{prefix}/chance": 1.0 / len(position)}
-    for way, values in scores.items():
-        key, measured = f"{prefix}/{way}", accuracy(values, labels)
+    for method, found in hits.items():
+        key, measured = f"{prefix}/{method}", found.accuracy()
         results[key] = measured.top1
         if details:
             for detail in ("top5", "per_class", "low", "high"):
@@ -109,6 +136,62 @@ def evaluate_zero_shot(
         results[f"{prefix}/classes"] = float(len(position))
         results[f"{prefix}/undescribed_classes"] = float(len(texts.undescribed))
     return results
+
+
+@dataclass(frozen=True)
+class ClassBanks:
+    """The encoded texts of K classes, as far as model, texts and methods have use for them."""
+
+    names: TextBank | None
+    descriptions: TextBank | None
+    regions: TextBank | None
+
+    def scores(
+        self,
+        features: ImageFeatures,
+        *,
+        alphas: Sequence[float],
+        by: Sequence[str],
+        name_ensemble: str,
+        region_score: str,
+    ) -> dict[str, Float[np.ndarray, "N K"]]:
+        """Scores of N images; see `class_scores`."""
+        scores: dict[str, np.ndarray] = {}
+        regions = None
+        if features.regions is not None and self.regions is not None:
+            regions = region_scores(features.regions, self.regions, reduction=region_score)
+        if self.names is not None:
+            named = global_scores(features.image, self.names, ensemble=name_ensemble)
+            if "name" in by:
+                scores["name"] = named
+            if regions is not None and "name_and_regions" in by:
+                for alpha in (alpha for alpha in alphas if 0 < alpha < 1):
+                    mixed = mixed_scores(named, regions, alpha)
+                    scores[f"name_and_regions/alpha{alpha:g}"] = mixed
+        if self.descriptions is not None:
+            whole = global_scores(features.image, self.descriptions, ensemble="cosine")
+            for alpha in alphas if regions is not None else (1.0,):
+                mixed = whole if regions is None else mixed_scores(whole, regions, alpha)
+                scores[f"description/alpha{alpha:g}"] = mixed
+        return scores
+
+
+def encode_banks(
+    encode_texts: EncodeTexts, texts: ClassTexts, *, by: Sequence[str], regions: bool
+) -> ClassBanks:
+    """Encodes what the methods `by` compare images with; `regions`: whether the model has any."""
+    described = len(texts.undescribed) < len(texts.names)
+    return ClassBanks(
+        names=text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
+        if {"name", "name_and_regions"} & set(by)
+        else None,
+        descriptions=text_bank(lambda t: encode_texts(t, kind="caption"), texts.descriptions)
+        if described and "description" in by
+        else None,
+        regions=text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
+        if described and regions
+        else None,
+    )
 
 
 def class_scores(
@@ -125,27 +208,34 @@ def class_scores(
     "name_and_regions/alpha<a>": what `evaluate_zero_shot` measures, as far as model and texts have
     it.
     """
-    scores: dict[str, np.ndarray] = {}
-    described = len(texts.undescribed) < len(texts.names)
-    regions = None
-    if features.regions is not None and described:
-        bank = text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
-        regions = region_scores(features.regions, bank, reduction=region_score)
-    if {"name", "name_and_regions"} & set(by):
-        bank = text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
-        named = global_scores(features.image, bank, ensemble=name_ensemble)
-        if "name" in by:
-            scores["name"] = named
-        if regions is not None and "name_and_regions" in by:
-            for alpha in (alpha for alpha in alphas if 0 < alpha < 1):
-                scores[f"name_and_regions/alpha{alpha:g}"] = mixed_scores(named, regions, alpha)
-    if described and "description" in by:
-        bank = text_bank(lambda t: encode_texts(t, kind="caption"), texts.descriptions)
-        whole = global_scores(features.image, bank, ensemble="cosine")
-        for alpha in alphas if regions is not None else (1.0,):
-            mixed = whole if regions is None else mixed_scores(whole, regions, alpha)
-            scores[f"description/alpha{alpha:g}"] = mixed
-    return scores
+    banks = encode_banks(encode_texts, texts, by=by, regions=features.regions is not None)
+    return banks.scores(
+        features, alphas=alphas, by=by, name_ensemble=name_ensemble, region_score=region_score
+    )
+
+
+def subset(dataset: ZeroShotSet, limit: int) -> ZeroShotSet:
+    """The set with at most `limit` of its images, and all of its classes.
+
+    The same images each time: evenly spaced over the images in the order of their classes, so that
+    every class keeps its share (to one image), and classes beyond `limit` take turns.
+    """
+    if len(dataset.source) <= limit:
+        return dataset
+    position = {name: k for k, name in enumerate(dataset.class_names)}
+    labels = label_indices(dataset, position)
+    by_class = np.argsort(labels, kind="stable")
+    middles = (np.arange(limit) + 0.5) * len(labels) / limit  # of as many equal stretches
+    chosen = np.sort(by_class[middles.astype(int)]).tolist()
+    names = tuple(dataset.class_names[labels[i]] for i in chosen)
+    return dataclasses.replace(dataset, source=LabelledSelection(dataset.source, chosen, names))
+
+
+@dataclass(frozen=True)
+class LabelledSelection(Selection):
+    """Some records of a source with their labels, which then need no reading."""
+
+    labels: Sequence[str]
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ def portable_metadata(loaded: LoadedModel) -> dict[str, Any]:
     """A checkpoint's metadata without the folders of the machine it was trained on."""
     config = copy.deepcopy(loaded.config)
     config.data.directory, config.init, config.evaluation.zero_shot = "", "", ()
+    config.evaluation.zero_shot_during_training = ()
     if config.data.tokenizer not in ("clip", "world"):
         config.data.tokenizer = ""  # that of the export
     config.logging.compilation_cache = "auto"

@@ -6,13 +6,13 @@ zero-shot set with `labels.csv`, `classes.txt` and `descriptions.json` as
 `python -m grain_jax.evaluate --data` reads it.
 """
 
-import argparse
 import csv
 import json
 from pathlib import Path
 
 from PIL import Image
 
+from grain_jax.command_line import Parser
 from grain_jax.config import WorldConfig
 from grain_jax.data.records import Record, Source
 from grain_jax.data.world.source import WorldSource, world_zero_shot_sets
@@ -20,7 +20,7 @@ from grain_jax.data.world.source import WorldSource, world_zero_shot_sets
 
 def main() -> None:
     """Writes the files and says what they are."""
-    parser = argparse.ArgumentParser(prog="python -m grain_jax.data.world", description=__doc__)
+    parser = Parser("data.world", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write, made if missing")
     parser.add_argument("--train", type=int, default=400, help="training images")
     parser.add_argument("--held_out", type=int, default=100, help="images of each held-out set")

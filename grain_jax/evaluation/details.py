@@ -1,0 +1,90 @@
+"""What a result says beside its metrics: which texts and images they were measured on."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grain_jax.data.records import Source, ZeroShotSet
+from grain_jax.evaluation.predictions import PredictionsFile
+from grain_jax.evaluation.zero_shot import Labelled
+
+
+@dataclass
+class ResultDetails:
+    """Filled while a model is evaluated; both may stay empty."""
+
+    predictions: PredictionsFile | None = None  # where every single answer goes, if anywhere
+    zero_shot_sets: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `describe_set`
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> number of images
+
+    def add_split(self, name: str, source: Source) -> None:
+        """Notes a split of records that was measured."""
+        self.splits[name] = {"images": len(source)}
+
+
+def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
+    """Names, counts and SHA-256 of the images, classes, templates and descriptions of a set.
+
+    "file" and "file_sha256" are those of the file that the texts were read from, None where there
+    was none: classes are then the labels of the images, templates those of the model. "sha256" is
+    of the texts themselves, as they were compared with the images. Of images, it is of their names
+    and labels; None for sets that are drawn. Raises OSError for a file that has gone.
+    """
+    described = [name for name in dataset.class_names if _has_description(dataset, name)]
+    texts = {name: list(dataset.descriptions.get(name, ())) for name in dataset.class_names}
+    whole = {name: list(dataset.global_texts.get(name, ())) for name in dataset.class_names}
+    files = getattr(dataset.source, "files", None)
+    labels = dataset.source.labels if isinstance(dataset.source, Labelled) else ()
+    images = {
+        "count": len(dataset.source),
+        **_file(dataset, "labels"),
+        "sha256": None if files is None else sha256_of([list(files), list(labels)]),
+    }
+    return {
+        "images": images,
+        "classes": {
+            "count": len(dataset.class_names),
+            **_file(dataset, "classes"),
+            "sha256": sha256_of(list(dataset.class_names)),
+        },
+        "templates": {
+            "count": len(dataset.templates),
+            **_file(dataset, "templates"),
+            "sha256": sha256_of(list(dataset.templates)),
+            "texts": list(dataset.templates),
+        },
+        "descriptions": {
+            "count": sum(map(len, texts.values())),
+            "classes_with_any": len(described),
+            **_file(dataset, "descriptions"),
+            "sha256": sha256_of([texts, whole]) if described else None,
+            "template": dataset.description_template,
+        },
+    }
+
+
+def sha256_of(content: Any) -> str:
+    """Hexadecimal SHA-256 of what JSON can hold, its keys in order."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _has_description(dataset: ZeroShotSet, name: str) -> bool:
+    every: Sequence[str] = (
+        *dataset.descriptions.get(name, ()),
+        *dataset.global_texts.get(name, ()),
+    )
+    return any(text.strip() for text in every)
+
+
+def _file(dataset: ZeroShotSet, role: str) -> dict[str, str | None]:
+    if (name := dataset.text_files.get(role)) is None:
+        return {"file": None, "file_sha256": None}
+    path = Path(name)
+    return {
+        "file": str(path.absolute()),
+        "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }

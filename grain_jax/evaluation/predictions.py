@@ -1,0 +1,166 @@
+"""The single answers behind the metrics: one line an image, query or phrase, as JSON or CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.data.records import Source, ZeroShotSet
+from grain_jax.evaluation.grounding import Phrase, pairwise_iou, phrase_hits
+from grain_jax.evaluation.ranking import hit_chance
+from grain_jax.evaluation.retrieval import ranked
+from grain_jax.evaluation.zero_shot import OnScores
+
+SUFFIXES = (".jsonl", ".csv")
+TOP = 5  # best classes that a line of zero-shot classification lists
+COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
+    *("task", "set", "method", "image", "text", "label", "predicted", "score", "correct"),
+    *("rank", "iou", "query", "box_xyxy", "top5"),
+)
+
+
+class PredictionsFile:
+    """Writes lines beside `path`, which gets them at the end of a block: all of them, or none.
+
+    The mean of "correct" over the lines of one task, set and method is the metric itself: exact
+    ties are worth their chance. Raises ValueError for another suffix than .jsonl or .csv, OSError
+    where it cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{str(path)!r} should end in {' or '.join(SUFFIXES)}.")
+        self.path = path
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._lines: TextIO = self._partial.open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        )
+        self._table = None
+        if path.suffix == ".csv":
+            self._table = csv.DictWriter(self._lines, COLUMNS, restval="")
+            self._table.writeheader()
+
+    def __enter__(self) -> "PredictionsFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._lines.close()
+        if kind is None:
+            os.replace(self._partial, self.path)
+        self._partial.unlink(missing_ok=True)
+
+    def of_set(self, dataset: ZeroShotSet) -> OnScores:
+        """What `evaluate_zero_shot` is to call: a line for every image and method."""
+        ids, names = record_ids(dataset.source), dataset.class_names
+
+        def write(
+            method: str, start: int, scores: Float[np.ndarray, "n K"], labels: Int[np.ndarray, "n"]
+        ) -> None:
+            right = labels[:, None] == np.arange(len(names))[None]
+            hits = hit_chance(scores, right, (1,))[1]
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+            for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
+                top = [[names[k], _rounded(scores[row, k])] for k in order]
+                self._write(
+                    task="zero_shot",
+                    set=dataset.name,
+                    method=method,
+                    image=ids[start + row],
+                    label=names[label],
+                    predicted=top[0][0],
+                    score=top[0][1],
+                    correct=_rounded(hits[row]),
+                    top5=top,
+                )
+
+        return write
+
+    def retrieval(
+        self,
+        split: str,
+        image: Float[np.ndarray, "N E"],
+        text: Float[np.ndarray, "T E"],
+        *,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        text_rows: Int[np.ndarray, "C"],
+        image_rows: Int[np.ndarray, "C"],
+    ) -> None:
+        """A line for every image that looks for its texts, and every caption for its image."""
+        found = ranked(image, text, image_rows, text_rows)
+        for row, name in enumerate(ids):
+            self._write(
+                task="retrieval",
+                set=split,
+                method="image_to_text",
+                image=name,
+                predicted=texts[found.best[row]],
+                score=_rounded(found.score[row]),
+                correct=_rounded(found.hit[row]),
+                rank=_rounded(found.rank[row]),
+            )
+        found = ranked(text, image, text_rows, image_rows)
+        for row, image_row in zip(text_rows.tolist(), image_rows.tolist(), strict=True):
+            self._write(
+                task="retrieval",
+                set=split,
+                method="text_to_image",
+                image=ids[image_row],
+                text=texts[row],
+                predicted=ids[found.best[row]],
+                score=_rounded(found.score[row]),
+                correct=_rounded(found.hit[row]),
+                rank=_rounded(found.rank[row]),
+            )
+
+    def grounding(
+        self,
+        split: str,
+        phrases: Sequence[Phrase],
+        *,
+        ids: Sequence[str],
+        chosen: Int[np.ndarray, "T"],
+        chosen_xyxy: Float[np.ndarray, "T 4"],
+        cosines: Float[np.ndarray, "T"],
+    ) -> None:
+        """A line for every phrase: the query that answers it, and the best IoU of its box."""
+        hits = phrase_hits(chosen_xyxy, phrases)
+        for row, phrase in enumerate(phrases):
+            iou = pairwise_iou(chosen_xyxy[row][None], phrase.boxes).max(initial=0.0)
+            self._write(
+                task="grounding",
+                set=split,
+                method="phrase",
+                image=ids[phrase.image],
+                text=phrase.text,
+                score=_rounded(cosines[row]),
+                correct=_rounded(hits[row]),
+                iou=_rounded(iou),
+                query=int(chosen[row]),
+                box_xyxy=[_rounded(value) for value in chosen_xyxy[row]],
+            )
+
+    def _write(self, **line: Any) -> None:
+        if self._table is None:
+            self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        else:
+            for name in ("top5", "box_xyxy"):  # JSON in their cell
+                if name in line:
+                    line[name] = json.dumps(line[name], ensure_ascii=False)
+            self._table.writerow(line)
+
+
+def record_ids(source: Source) -> list[str]:
+    """The name of every record; of image files without reading them."""
+    files = getattr(source, "files", None)
+    return [source[i].id for i in range(len(source))] if files is None else list(files)
+
+
+def _rounded(value: Any) -> float:
+    """With the six digits that float32 has."""
+    return float(f"{float(value):.6g}")

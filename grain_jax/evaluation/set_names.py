@@ -1,0 +1,57 @@
+"""What the zero-shot sets of a run are called in its metrics."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from grain_jax.config import TrainConfig
+
+WORLD_NAMES = ("validation", "seen", "unseen", "headline")  # of metrics of the procedural world
+
+
+def zero_shot_folders(config: TrainConfig, *, final: bool) -> dict[str, str]:
+    """Name in the metrics -> folder of the labelled images that are classified, at the end or at
+    intervals.
+
+    A set is called as its folder is. Where two folders have one name, or the name of a split of
+    the run's own data, the folders above are put in front: "flowers-val". Raises ValueError for a
+    folder that is given twice.
+    """
+    settings = config.evaluation
+    every: dict[Path, str] = {}
+    for setting in ("zero_shot", "zero_shot_during_training"):
+        given = [_full(folder) for folder in getattr(settings, setting)]
+        if twice := [str(path) for i, path in enumerate(given) if path in given[:i]]:
+            raise ValueError(f"evaluation.{setting} names the folder {twice[0]!r} twice.")
+        every |= dict(zip(given, getattr(settings, setting), strict=True))
+    world = config.data.source == "world"
+    own = WORLD_NAMES if world else (config.data.eval_split,)
+    names = _distinct_names(list(every), taken=own)
+    during = {_full(folder) for folder in settings.zero_shot_during_training}
+    return {
+        name: every[path]
+        for path, name in zip(every, names, strict=True)
+        if final or path in during
+    }
+
+
+def _full(folder: str) -> Path:
+    """From the root, but through the links that the user named: they are what a set is called."""
+    return Path(os.path.abspath(os.path.expanduser(folder)))
+
+
+def _distinct_names(paths: Sequence[Path], *, taken: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell it from the others and from what is `taken`."""
+    parts = [[part for part in path.parts if part != os.sep] or ["root"] for path in paths]
+    depths = [1] * len(paths)
+    while True:
+        names = ["-".join(own[-depth:]) for own, depth in zip(parts, depths, strict=True)]
+        counts = Counter([*names, *taken])
+        longer = [i for i, name in enumerate(names) if counts[name] > 1]
+        if not longer:
+            return names
+        if all(depths[i] > len(parts[i]) for i in longer):  # "a-b/c" and "a/b-c"
+            return [f"{name}-{i + 1}" if i in longer else name for i, name in enumerate(names)]
+        for i in longer:
+            depths[i] += 1
