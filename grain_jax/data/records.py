@@ -68,6 +68,9 @@ class ZeroShotSet:
     # class name -> texts about the whole image, made from the class's descriptions by the source;
     # empty: every description in `description_template`
     global_texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # what its labels and texts were read from: "labels", "classes", "templates" or "descriptions"
+    # -> path of the file, without "#key"; absent where no file was read
+    text_files: dict[str, str] = field(default_factory=dict)
 
 
 @no_type_check  # under tree_map its leaves become device arrays, shardings or shape structs

@@ -66,7 +66,8 @@ def load_zero_shot(
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
     files, labels = _labelled_files(root)
-    source = classes or _beside(root, "classes.json", "classes.txt")
+    text_files = {"labels": _beside(root, "labels.csv")}
+    text_files["classes"] = source = classes or _beside(root, "classes.json", "classes.txt")
     names = _names_of_labels(labels, read_texts(source) if source else None, source)
     if not keep_names:
         names = _cleaned(names, note)
@@ -81,9 +82,9 @@ def load_zero_shot(
     if len(used) < len(class_names):
         unseen = len(class_names) - len(used)
         note(f"{root.name}: {unseen} of {len(class_names)} classes have no images.")
-    source = templates or _beside(root, "templates.json", "templates.txt")
+    text_files["templates"] = source = templates or _beside(root, "templates.json", "templates.txt")
     prompts = check_templates(read_texts(source), source) if source else tuple(default_templates)
-    source = descriptions or _beside(root, "descriptions.json")
+    text_files["descriptions"] = source = descriptions or _beside(root, "descriptions.json")
     described = (
         bind_descriptions(read_texts(source), names, source, root.name, note) if source else {}
     )
@@ -94,6 +95,7 @@ def load_zero_shot(
         templates=prompts,
         descriptions=described,
         description_template=description_template,
+        text_files={role: file.partition("#")[0] for role, file in text_files.items() if file},
     )
 
 
