@@ -81,7 +81,9 @@ def spaced_words(label: str) -> str:
 def _check_names(given: Mapping[str, Any], source: str, hint: str) -> None:
     for label, name in given.items():
         if not isinstance(name, str) or not name.strip():
-            several = " It lists several; choose one." if isinstance(name, list) else ""
+            several = (
+                " It lists several; choose one." if isinstance(name, list) and not hint else ""
+            )
             raise ValueError(
                 f"{source!r} gives label {label!r} no name (one string) to call it by{hint}."
                 f"{several}"
@@ -253,6 +255,8 @@ def _refuse_unnamed(
         return
     free = [name for name in given if name not in found.values()]
     proposed = {label: nearest_name(label, free) or "?" for label in unnamed[:SHOWN]}
+    if len(unnamed) == len(free) == 1 and len(given) == len(labels):
+        proposed = {unnamed[0]: free[0]}
     what = "a key" if isinstance(given, dict) else "a name"
     nearest = "; ".join(
         f"{label!r}: " + (f"{name!r}" if name != "?" else "none is near")
