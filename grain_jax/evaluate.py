@@ -26,6 +26,7 @@ from grain_jax.command_line import Parser
 from grain_jax.config import DataConfig, MeshConfig, TrainConfig
 from grain_jax.data.sources import open_source
 from grain_jax.evaluation import results_file
+from grain_jax.evaluation.class_names import BINDINGS
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.folders import load_zero_shot
@@ -48,7 +49,8 @@ RECORD_TASKS = ("retrieval", "grounding")
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_score", "name_ensemble")
-OF_IMAGES = ("classes", "templates", "descriptions", "description_template", "keep_names")
+OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
+OF_IMAGES = ("classes", "templates", "descriptions", "description_template", *OF_NAMES)
 OF_RECORDS = ("split", "tasks")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_score")
 
@@ -87,8 +89,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", help="labelled images, or prepared records (default: the run's own)")
     add("--split", help="of prepared records (default: the run's evaluation split)")
     add("--tasks", help="of prepared records: retrieval,grounding (default: both)")
-    add("--classes", help="names: .txt, or .json list or {label: name}")
-    add("--templates", help='prompts with one "{}": .txt or .json; file.json#key')
+    add("--classes", help="names: .json {label: name}, or a list in .json, .txt, .md#heading")
+    add("--templates", help='prompts with one "{}": .txt, .json or .md; file.json#key')
     add("--descriptions", help=".json {class: [description, ...]}")
     add(
         "--description_template",
@@ -102,6 +104,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         default=None,
         help="leave underscores in names",
+    )
+    add(
+        "--classes_by",
+        "--classes-by",
+        choices=BINDINGS,
+        help="how a list of names is bound to labels (default: name)",
+    )
+    add(
+        "--allow_equal_names",
+        "--allow-equal-names",
+        action="store_true",
+        default=None,
+        help="classes may have the same name; their scores by name tie",
     )
     add("--alphas", type=_numbers, help="weights of the whole image, e.g. 1,0.5,0")
     add("--region_score", "--region-score", choices=("descriptions", "queries"))
@@ -223,6 +238,7 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
             "and cut."
         )
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
+    shown |= {name: getattr(options, name) for name in OF_NAMES if getattr(options, name)}
     report = {
         "checkpoint": _named(options.checkpoint),
         "step": loaded.step,
@@ -285,6 +301,8 @@ def _images(
         description_template=options.description_template or "{}",
         default_templates=templates,
         keep_names=bool(options.keep_names),
+        classes_by=options.classes_by or BINDINGS[0],
+        allow_equal_names=bool(options.allow_equal_names),
         note=note,
     )
     if not any(dataset.descriptions.values()):

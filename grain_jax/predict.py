@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from grain_jax.command_line import Parser
-from grain_jax.evaluation.folders import bind_descriptions, check_templates, read_texts
+from grain_jax.evaluation.class_texts import bind_descriptions, check_templates
+from grain_jax.evaluation.image_folder import printable
+from grain_jax.evaluation.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.answers import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.inference.files import Target, check_outputs, find_pictures
 from grain_jax.inference.model import BATCH_SIZE, WAYS, Model, load
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.width = PIPE_WIDTH
 
     def say(text: str, style: str | None = None) -> None:
-        messages.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        messages.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     noted: set[str] = set()
 
@@ -85,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 batch_size=options.batch_size,
                 note=note,
             )
+            if len(question.labels) == 1:
+                note(
+                    f"{question.labels[0]!r} is the only label, so its probability is 100 % "
+                    "whatever a picture shows."
+                )
             try:
                 _look(model, targets, question, options, outcome, messages)
             finally:  # what was done is not lost where, say, the disk is full of cards
@@ -107,7 +114,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     which.add_argument("--best", action="store_true", help="the one keep-best kept")
-    add("--labels", help='"a,b,c", or a file: .txt (one a line) or .json (list); file.json#key')
+    add("--labels", help='"a,b,c", or a file: .txt (one a line), .json, .md; file.json#key')
     add("--descriptions", help=".json {label: [description, ...]}; alone, its keys are the labels")
     add("--phrases", help='what to find: "a;b", or a file as for --labels')
     add("--templates", help='prompts with one "{}" for the label: .txt or .json')
@@ -186,7 +193,8 @@ def _question(options: argparse.Namespace, note: Callable[[str], None]) -> Quest
         raise ValueError("--templates goes with --labels; give them or leave it out.")
     templates = None
     if options.templates is not None:
-        templates = check_templates(read_texts(options.templates), options.templates)
+        given = read_texts(options.templates, "templates")
+        templates = check_templates(given, options.templates)
     return Question(labels, described, templates, phrases)
 
 
@@ -194,14 +202,19 @@ def _texts(given: str | None, separator: str, option: str) -> tuple[str, ...]:
     """The texts of an option: in it, or in the file it names."""
     if given is None:
         return ()
-    name = given.partition("#")[0]
-    if Path(name).suffix in (".txt", ".json") or os.path.isfile(name):  # false of long texts too
-        content = read_texts(given)
+    name = split_entry(given)[0]
+    if (
+        os.path.isfile(name)
+        or Path(name).suffix.lower() in SUFFIXES
+        or _names_file(given, separator)
+    ):
+        content = read_texts(given, "classes" if option == "--labels" else "")
         if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
-            raise ValueError(f"{option}: {given!r} must hold a list of texts.")
+            hint = entries_hint(content)
+            raise ValueError(f"{option}: {given!r} must hold a list of texts{hint}.")
     else:
         content = given.split(separator)
-        if Path(name).suffix in LISTS:
+        if Path(name).suffix.lower() in LISTS:
             raise ValueError(f"{option}: {given!r} is no file of .txt or .json; needed one.")
     texts = tuple(text.strip() for text in content if text.strip())
     if not texts:
@@ -209,6 +222,17 @@ def _texts(given: str | None, separator: str, option: str) -> tuple[str, ...]:
     if repeated := [text for i, text in enumerate(texts) if text in texts[:i]]:
         raise ValueError(f"{option} holds {repeated[0]!r} more than once.")
     return texts
+
+
+def _names_file(given: str, separator: str) -> bool:
+    """Whether it can only be meant as a file's path, though there is no such file: "a.txt",
+    "a.json#key", and "lists/a" where there is a folder "lists".
+    """
+    stem = given.rpartition("#")[0]
+    if any(Path(name).suffix.lower() in SUFFIXES for name in (given, stem)):
+        return True
+    folder = os.path.dirname(given)
+    return bool(folder) and separator not in given and os.path.isdir(folder)
 
 
 def _look(

@@ -126,6 +126,45 @@ def test_labelled_images_are_classified(run, images, capsys):
     assert f"Written to {path}" in printed
 
 
+def test_classes_of_one_name_tie_and_the_result_says_so(run, images, capsys):
+    """Two classes called red: an image of either is right in half of the draws."""
+    (images / "descriptions.json").unlink()
+    (images / "classes.json").write_text(
+        json.dumps({"red": "red", "blue": "red", "green": "green"})
+    )
+    (images / "blue" / "1.png").write_bytes(png("red", "red", "red"))
+    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main(given) == 1
+    assert "--allow_equal_names" in capsys.readouterr().err
+    assert evaluate.main([*given, "--allow-equal-names"]) == 0
+    assert "2 of 3 classes share their name" in capsys.readouterr().err
+    report = json.loads((run.folder / "evaluation_colours_step7.json").read_text())
+    assert report["settings"]["allow_equal_names"] is True
+    assert report["results"]["colours/name"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert report["results"]["colours/name/top5"] == 1.0
+    assert report["results"]["colours/chance"] == pytest.approx(1 / 3)
+    assert report["results"]["colours/classes"] == 3
+
+
+def test_a_list_of_names_is_bound_as_asked(run, images, tmp_path):
+    (tmp_path / "l.txt").write_text("blue thing\ngreen thing\nsun\n")
+    given = [f"--checkpoint={run.folder}", f"--data={images}", f"--classes={tmp_path / 'l.txt'}"]
+    (images / "descriptions.json").unlink()
+    assert evaluate.main(given) == 1
+    assert evaluate.main([*given, "--classes-by=order"]) == 0
+    report = json.loads((run.folder / "evaluation_colours_step7.json").read_text())
+    assert report["settings"]["classes_by"] == "order"
+    # The toy knows no sun, so that the red image is as like to all three.
+    assert report["results"]["colours/name"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+
+
+@pytest.mark.parametrize("damage", [b"", png("red", "green", "green")[:60]])
+def test_empty_and_cut_images_are_named(run, images, damage, capsys):
+    (images / "red" / "1.png").write_bytes(damage)
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 1
+    assert "Zero-shot set 'colours': Image 'red/1.png' " in capsys.readouterr().err
+
+
 def test_prepared_records_are_retrieved_and_grounded(run, records):
     output = run.folder / "out.json"
     arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
@@ -253,6 +292,9 @@ def test_a_clip_run_says_that_it_has_no_regions(run, images, capsys):
         (["--data={images}/red", "--alphas=1"], "no labelled images"),
         (["--split=dev"], "--split goes with prepared records"),
         (["--keep_names"], "--keep_names goes with labelled images"),
+        (["--classes_by=order"], "--classes_by goes with labelled images"),
+        (["--data={records}", "--allow_equal_names"], "--allow_equal_names goes with labelled"),
+        (["--data={images}", "--classes_by=order"], "only where they are a list; there is no file"),
         (["--description_template=a {{}}"], "--description_template goes with labelled images"),
         (["--checkpoint=elsewhere"], "holds no run"),
         (["--checkpoint=gs://bucket/run"], "not 'gs://bucket/run'; copy or mount it here first."),

@@ -258,6 +258,73 @@ def test_cards_of_a_former_call_are_no_pictures(pictures):
     assert nothing == []
 
 
+def test_links_are_followed_and_lost_ones_named(asked, pictures, capsys):
+    (pictures / "links").mkdir()
+    (pictures / "links" / "folder").symlink_to(pictures / "other")
+    (pictures / "links" / "one.png").symlink_to(pictures / "in/a.png")
+    (pictures / "links" / "round").symlink_to(pictures / "links")
+    found, nothing = find_pictures(["links"], None)
+    assert [str(target.file) for target in found] == ["links/folder/a.jpg", "links/one.png"]
+    assert nothing == []
+    (pictures / "links" / "lost.png").symlink_to("gone.png")
+    (pictures / "links" / "x.heic").write_bytes(b"")
+    assert call("links", "--labels=red,blue") == 3
+    printed = capsys.readouterr().err
+    assert "Skipped links/lost.png: the link leads nowhere." in printed
+    assert "Skipped links/x.heic: this format is not read; convert it, say to PNG." in printed
+    assert "2 pictures, 2 skipped." in printed
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(pictures):
+    (pictures / "set [1]").mkdir()
+    for name in ("a [2].png", "b.png"):
+        (pictures / "in/a.png").rename(pictures / "set [1]" / name)
+        (pictures / "set [1]" / name).write_bytes((pictures / "set [1]" / name).read_bytes())
+        (pictures / "in/a.png").write_bytes((pictures / "set [1]" / name).read_bytes())
+    for given, count in (("set [1]", 2), ("set [1]/*.png", 2), ("set [1]/a [2].png", 1)):
+        assert len(find_pictures([given], None)[0]) == count
+    assert len(find_pictures([str(pictures / "set [1]" / "?.png")], None)[0]) == 1
+    assert find_pictures(["set [2]/*.png"], None)[1] == [
+        ("set [2]/*.png", "there is no such file or folder.")
+    ]
+
+
+def test_file_names_that_are_not_utf8_are_written_readably(asked, pictures):
+    odd = os.fsdecode(b"in/caf\xe9.png")
+    (pictures / "in/a.png").rename(odd)
+    assert call("in", "--labels=red,blue", "--csv=out.csv", "--json=out.json", "--out=cards") == 0
+    assert rows(pictures / "out.csv")[0]["file"] == r"in/caf\xe9.png"
+    report = json.loads((pictures / "out.json").read_text(encoding="utf-8"))
+    assert report["pictures"][0]["file"] == r"in/caf\xe9.png"
+
+
+def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, pictures, capsys):
+    folder = pictures / "lists #1"
+    folder.mkdir()
+    (folder / "l.txt").write_text("red, dark\nblue\n")
+    (folder / "l.json").write_text(json.dumps({"C#": ["red", "blue"]}))
+    (folder / "p.md").write_text("# A\n```\nclasses = ['red', 'blue']\ntemplates = ['a {}']\n```\n")
+    for given, labels in (
+        ("lists #1/l.txt", {"red, dark", "blue"}),
+        ("lists #1/l.json#C#", {"red", "blue"}),
+        ("lists #1/p.md#A", {"red", "blue"}),
+    ):
+        assert call("in/a.png", f"--labels={given}", "--csv=o.csv", "--overwrite") == 0
+        assert {row["text"] for row in rows(pictures / "o.csv")} == labels
+    assert call("in/a.png", "--labels=red,blue", "--templates=lists #1/p.md#A") == 0
+    capsys.readouterr()
+    for gone in ("lists #1/gone", "lists #1/gone.json#C#", "lists #1/L.TXT", "lists #2/l.md#A"):
+        assert call("in/a.png", f"--labels={gone}") == 1
+        assert f"There is no file {gone!r}" in capsys.readouterr().err
+    assert call("in/a.png", "--phrases=lists #1/p.md#A") == 1
+    assert "class names and templates only" in capsys.readouterr().err
+
+
+def test_one_label_alone_says_that_it_is_certain(asked, pictures, capsys):
+    assert call("in/a.png", "--labels=either/or") == 0
+    assert "'either/or' is the only label" in capsys.readouterr().err
+
+
 def test_names_differ_where_case_is_not_told_apart(pictures):
     (pictures / "A.PNG").write_bytes(b"")
     (pictures / "a-2.bmp").write_bytes(b"")

@@ -99,6 +99,24 @@ def ragged_bank(generator: np.random.Generator) -> TextBank:
     return TextBank(embed, tuple(np.array(r) for r in ([0, 3, 4], [8], [1, 2, 0, 7], [5, 6])))
 
 
+@pytest.mark.parametrize("ensemble", ["embedding", "cosine"])
+def test_classes_with_the_same_texts_tie_to_the_bit(ensemble):
+    # 65 columns apart: a matrix product may compute the last ones in another way than the first.
+    generator = np.random.default_rng(0)
+    bank = TextBank(unit(generator, 67, 48), tuple(np.array(r) for r in (
+        *([0, 1, 2], [3]), *([k] for k in range(4, 67)), [2, 0, 1], [3]
+    )))  # fmt: skip
+    image, regions = unit(generator, 37, 48), unit(generator, 6 * 5, 48).reshape(6, 5, 48)
+    for scores in (
+        global_scores(image, bank, ensemble=ensemble),
+        region_scores(regions, bank, reduction="descriptions"),
+        region_scores(regions, bank, reduction="queries"),
+    ):
+        np.testing.assert_array_equal(scores[:, 0], scores[:, -2])
+        np.testing.assert_array_equal(scores[:, 1], scores[:, -1])
+        assert len(np.unique(scores[0])) == 65
+
+
 def test_global_scores_against_loops():
     generator = np.random.default_rng(0)
     bank, image = ragged_bank(generator), unit(generator, 6, 5)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from grain_jax.data.checking import MAX_IMAGE_BYTES
 from grain_jax.evaluation.folders import load_zero_shot
+from grain_jax.evaluation.scorers import class_texts
 
 
 def save_image(path, value: int = 128):
@@ -131,12 +132,80 @@ def test_a_key_given_twice_is_refused(table):
     refused(table, "'owl' appears twice")
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "/etc/hosts", "link.png"])
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/hosts", "images/../../outside.png"])
 def test_paths_that_leave_the_folder_are_refused(table, name):
     save_image(table.parent / "outside.png")
-    (table / "link.png").symlink_to(table.parent / "outside.png")
     write_table(table, [(name, "n1")])
     refused(table, "leads out of")
+
+
+def test_links_of_a_table_are_followed_as_those_of_class_folders(table):
+    save_image(table.parent / "outside.png", 9)
+    (table / "link.png").symlink_to(table.parent / "outside.png")
+    (table / "linked").symlink_to(table.parent)
+    write_table(table, [("link.png", "n1"), ("linked/outside.png", "n2")])
+    source = load_zero_shot(table, note=lambda _: None).source
+    assert source[0].image == source[1].image == (table.parent / "outside.png").read_bytes()
+    (table.parent / "outside.png").unlink()
+    refused(table, "2 of 2 images .* 'link.png' first")
+
+
+def test_files_of_a_table_are_found_in_either_composition(table):
+    save_image(table / "images" / "cafe\u0301.png")
+    write_table(table, [("images/caf\u00e9.png", "n1"), ("images/a.png", "n2")])
+    source = load_zero_shot(table, note=lambda _: None).source
+    assert source[0].image == (table / "images" / "cafe\u0301.png").read_bytes()
+    write_table(table, [("images/caf\u00e9.png", "n1"), ("images/cafe\u0301.png", "n2")])
+    refused(table, "a second time, with its accents")
+
+
+def test_classes_of_one_name_are_told_apart_by_label(table):
+    (table / "classes.json").write_text(json.dumps({"n1": "shades", "n2": "shades", "n3": "Owl"}))
+    (table / "descriptions.json").write_text(json.dumps({"shades": ["dark"], "n3": ["wise"]}))
+    refused(table, "3 classes have only 2 different names: 'shades'.*--allow_equal_names")
+    notes: list[str] = []
+    dataset = load_zero_shot(table, allow_equal_names=True, note=notes.append)
+    assert dataset.class_names == ("shades (n1)", "shades (n2)", "Owl")
+    assert [dataset.source[k].label for k in range(3)] == [
+        *("shades (n1)", "shades (n2)", "shades (n1)"),
+    ]
+    assert dataset.descriptions == {
+        "shades (n1)": ("dark",),
+        "shades (n2)": ("dark",),
+        "Owl": ("wise",),
+    }
+    texts = class_texts(dataset)
+    assert texts.names[0] == texts.names[1] == ("a photo of a shades.",)
+    assert "2 of 3 classes share their name with another ('shades' first)" in notes[0]
+
+
+def test_published_texts_of_eurosat_are_read_and_bound(tmp_path):
+    root = tmp_path / "EuroSAT"
+    for label in ("AnnualCrop", "HerbaceousVegetation", "SeaLake"):
+        save_image(root / label / "1.jpg")
+    lists = {"eurosat": ["annual crop land", "brushland or shrubland", "lake or sea"]}
+    (tmp_path / "en_classnames.json").write_text(json.dumps(lists))
+    (tmp_path / "templates.json").write_text(json.dumps({"eurosat": ["a photo of {c}."]}))
+    (tmp_path / "prompts.md").write_text(
+        "## EuroSAT\n```bash\nclasses = ['lake or sea', 'annual crop land', 'brushland or "
+        "shrubland']\ntemplates = [\n    'a photo of {}.',\n]\n```\n"
+    )
+    for classes, templates, by in (
+        ("en_classnames.json#eurosat", "templates.json#eurosat", "order"),
+        ("en_classnames.json#eurosat", "templates.json#eurosat", "elimination"),
+        ("prompts.md#EuroSAT", "prompts.md#EuroSAT", "elimination"),
+    ):
+        dataset = load_zero_shot(
+            root,
+            classes=f"{tmp_path}/{classes}",
+            templates=f"{tmp_path}/{templates}",
+            classes_by=by,
+            note=lambda _: None,
+        )
+        assert dataset.source.labels == tuple(lists["eurosat"])
+        assert dataset.templates == ("a photo of {}.",)
+    refused(root, "--classes_by=elimination", classes=f"{tmp_path}/prompts.md#EuroSAT")
+    refused(root, "not in the order", classes=f"{tmp_path}/prompts.md#EuroSAT", classes_by="order")
 
 
 def test_files_that_are_too_large_or_gone_are_refused_by_name(table, monkeypatch):
@@ -176,4 +245,4 @@ def test_broken_text_files_are_refused(table, tmp_path):
     refused(table, "no entry 'b'", templates=f"{tmp_path / 't.json'}#b")
     refused(table, "list of templates", templates=str(tmp_path / "t.json"))
     (tmp_path / "t.yaml").write_text("- {}")
-    refused(table, "json or .txt", templates=str(tmp_path / "t.yaml"))
+    refused(table, "end in .txt, .json or .md", templates=str(tmp_path / "t.yaml"))

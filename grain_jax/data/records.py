@@ -71,6 +71,9 @@ class ZeroShotSet:
     # what its labels and texts were read from: "labels", "classes", "templates" or "descriptions"
     # -> path of the file, without "#key"; absent where no file was read
     text_files: dict[str, str] = field(default_factory=dict)
+    # class name -> what prompts call it, for classes that share a name with another and are told
+    # apart by their labels
+    name_texts: dict[str, str] = field(default_factory=dict)
 
 
 @no_type_check  # under tree_map its leaves become device arrays, shardings or shape structs

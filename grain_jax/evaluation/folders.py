@@ -1,22 +1,30 @@
 """Zero-shot sets from disk: an image folder (one subfolder a class) or `labels.csv`, and their
-class texts.
-
-Everything is bound by name. Published class texts hold traps that this file turns into errors or
-notes: keys in another order than the classes, classes without descriptions, names with underscores,
-files that cover many more classes.
+class texts. Everything is bound by name, before any image is read.
 """
 
-import csv
-import json
-from collections.abc import Callable, Sequence
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from grain_jax.data.checking import MAX_IMAGE_BYTES, Dropped, read_image_file
+from grain_jax.data.checking import MAX_IMAGE_BYTES, Dropped, read_image_bytes
 from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from grain_jax.evaluation.class_folders import (
+    LAYOUTS,
+    ClassFolders,
+    layout_hint,
+    read_class_folders,
+)
+from grain_jax.evaluation.class_names import (
+    clean_names,
+    name_key,
+    names_of_labels,
+)
+from grain_jax.evaluation.class_texts import bind_descriptions, check_templates
+from grain_jax.evaluation.image_folder import printable
+from grain_jax.evaluation.labels_table import NAME, FilesOnDisk, read_labels_table
+from grain_jax.evaluation.text_files import read_texts, split_entry
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,9 @@ class ImageFiles:
         return len(self.files)
 
     def __getitem__(self, index: int, /) -> Record:
-        name = self.files[index]
+        name = printable(self.files[index])
         try:
-            image = read_image_file(name, self.root)
+            image = read_image_bytes(self.root / self.files[index], name=name)
         except Dropped as error:
             raise ValueError(f"Image {error} Replace it, or take it out of the set.") from error
         return Record(id=name, image=image, label=self.labels[index])
@@ -51,261 +59,182 @@ def load_zero_shot(
     description_template: str = "{}",
     default_templates: Sequence[str] = DEFAULT_TEMPLATES,
     keep_names: bool = False,
+    classes_by: str = "name",
+    allow_equal_names: bool = False,
     note: Callable[[str], None] = print,
 ) -> ZeroShotSet:
     """The set in `folder`: `labels.csv` (columns file,label) or one subfolder a class.
 
-    `classes`: .txt (a name a line) or .json (list of names, or {label: name}); by default
-    `classes.json` or `classes.txt` of the folder, else the labels are the names. `templates`: .txt
-    or .json list with one "{}" (or "{c}") each. `descriptions`: .json {label or name: [description,
-    ...]}. All three: `file.json#key` picks one entry of a file for many sets, and a file of that
-    name in the folder is found by itself. Underscores in names become spaces unless `keep_names`.
-    `note` is told what a reader of the figures should know. Raises ValueError.
+    Args:
+        classes: names of the labels: .json {label: name}, or a list of names in .json, .txt (one a
+            line) or .md (CLIP's `prompts.md`). By default `classes.json` or `classes.txt` of the
+            folder, else the labels are the names.
+        templates: a list, likewise, of prompts with one "{}" (or "{c}") each.
+        descriptions: .json {label or name: [description, ...]}. Of all three, `file.json#key`
+            takes one entry of a file for many sets, and a file of that name in the folder is found
+            by itself.
+        keep_names: leave underscores and HTML entities in names, which else become what they mean.
+        classes_by: how a list of names is bound to labels: by "name", by the "order" of the sorted
+            labels, or by name and the last pair by "elimination".
+        allow_equal_names: classes may have one name; they are told apart by their labels, and by
+            name their scores tie.
+        note: told what a reader of the figures should know.
+
+    Raises ValueError for what would make a figure wrong: see `docs/evaluation.md`.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
-    files, labels = _labelled_files(root)
-    text_files = {"labels": _beside(root, "labels.csv")}
-    text_files["classes"] = source = classes or _beside(root, "classes.json", "classes.txt")
-    names = _names_of_labels(labels, read_texts(source) if source else None, source)
-    if not keep_names:
-        names = _cleaned(names, note)
-    class_names = tuple(dict.fromkeys(names.values()))
-    if len(class_names) != len(names):
-        twice = sorted(n for n in class_names if list(names.values()).count(n) > 1)
+    title = printable(root.resolve().name) or "root"  # "." has no name of its own
+    text_files = {"labels": _beside(root, NAME)}
+    text_files["classes"] = classes or _beside(root, "classes.json", "classes.txt")
+    text_files["templates"] = templates or _beside(root, "templates.json", "templates.txt")
+    text_files["descriptions"] = descriptions or _beside(root, "descriptions.json")
+    source = text_files["classes"]
+    images = _labelled_images(root, title, note, named=bool(source))
+    given = read_texts(source, "classes") if source else None
+    try:
+        names = names_of_labels(images.classes, given, source, note, binding=classes_by)
+    except ValueError as error:
+        raise ValueError(f"{error}{layout_hint(root, images)}") from error
+    spoken = clean_names(names, note, keep=keep_names)
+    names, name_texts = _told_apart(spoken, title, note, allow_equal=allow_equal_names)
+    if len(names) < 2:
         raise ValueError(
-            f"{len(names)} classes have only {len(class_names)} different names: {twice[0]!r} is "
-            "used more than once. Give each its own with a {label: name} JSON in --classes."
+            f"{str(root)!r} has only one class, {next(iter(names))!r}: there is nothing to choose "
+            f"among, and every figure would be 100 %. {LAYOUTS}"
         )
-    used = {names[label] for label in labels}
-    if len(used) < len(class_names):
-        unseen = len(class_names) - len(used)
-        note(f"{root.name}: {unseen} of {len(class_names)} classes have no images.")
-    text_files["templates"] = source = templates or _beside(root, "templates.json", "templates.txt")
-    prompts = check_templates(read_texts(source), source) if source else tuple(default_templates)
-    text_files["descriptions"] = source = descriptions or _beside(root, "descriptions.json")
+    _note_empty(title, images, names, note)
+    source = text_files["templates"]
+    prompts = (
+        check_templates(read_texts(source, "templates"), source)
+        if source
+        else tuple(default_templates)
+    )
+    source = text_files["descriptions"]
     described = (
-        bind_descriptions(read_texts(source), names, source, root.name, note) if source else {}
+        bind_descriptions(read_texts(source), names, source, title, note, name_texts=name_texts)
+        if source
+        else {}
     )
     return ZeroShotSet(
-        name=root.name,
-        source=ImageFiles(root, files, tuple(names[label] for label in labels)),
-        class_names=class_names,
+        name=title,
+        source=ImageFiles(root, images.files, tuple(names[label] for label in images.labels)),
+        class_names=tuple(names.values()),
         templates=prompts,
         descriptions=described,
         description_template=description_template,
-        text_files={role: file.partition("#")[0] for role, file in text_files.items() if file},
+        name_texts=name_texts,
+        text_files={role: split_entry(file)[0] for role, file in text_files.items() if file},
     )
 
 
-def _labelled_files(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    table = root / "labels.csv"
-    if table.exists():
-        pairs = _table(table)
-    else:
-        pairs = [
-            (path.relative_to(root).as_posix(), path.relative_to(root).parts[0])
-            for path in sorted(root.glob("*/**/*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        ]
-    if not pairs:
+def _labelled_images(
+    root: Path, title: str, note: Callable[[str], None], *, named: bool
+) -> ClassFolders:
+    """The images with their labels. `named`: a file says which classes there are. Raises
+    ValueError.
+    """
+    if (root / NAME).is_file():
+        return _listed_images(root)
+    images = read_class_folders(root)
+    with_images = sorted(set(images.labels))
+    if not with_images:
+        tables = sorted(path.name for path in root.glob("*.[cCtT][sS][vV]"))
+        other = f" It is to be called {NAME!r}, not {tables[0]!r}." if tables else ""
+        noted = "".join(f" {text}" for text in images.notes)
+        raise ValueError(f"{str(root)!r} holds no labelled images. {LAYOUTS}{other}{noted}")
+    if len(with_images) == 1 and not named:
         raise ValueError(
-            f"{str(root)!r} holds no labelled images: give it a labels.csv (columns file,label) "
-            "or one subfolder of images for each class."
+            f"{str(root)!r} has images in only one subfolder, {with_images[0]!r}: with one class "
+            "there is nothing to choose among, and every figure would be 100 %. "
+            f"{LAYOUTS}{layout_hint(root, images)}"
         )
-    inside = root.resolve()
-    missing = []
+    for text in images.notes:
+        note(f"{title}: {text}")
+    return images
+
+
+def _listed_images(root: Path) -> ClassFolders:
+    pairs = read_labels_table(root / NAME)
+    if not pairs:
+        raise ValueError(f"{str(root / NAME)!r} lists no labelled images.")
+    on_disk = FilesOnDisk(root)
+    missing: list[str] = []
+    files: dict[str, str] = {}  # as on disk -> as in the table
     for name, _ in pairs:
-        path = (root / name).resolve()
-        if Path(name).is_absolute() or not path.is_relative_to(inside):
-            raise ValueError(f"{name!r} leads out of {str(root)!r}; images must lie inside it.")
-        if not path.is_file():
+        found = on_disk.find(name)
+        if found is None:
             missing.append(name)
-        elif path.stat().st_size > MAX_IMAGE_BYTES:
+        elif found in files:
             raise ValueError(
-                f"Image {name!r} of {str(root)!r} is larger than {MAX_IMAGE_BYTES} bytes. Shrink "
-                "it, or take it out of the set."
+                f"{str(root / NAME)!r} lists {printable(found)!r} a second time, with its accents "
+                "written in another way."
             )
+        else:
+            files[found] = name
+            if (root / found).stat().st_size > MAX_IMAGE_BYTES:
+                raise ValueError(
+                    f"Image {printable(name)!r} of {str(root)!r} is larger than {MAX_IMAGE_BYTES} "
+                    "bytes. Shrink it, or take it out of the set."
+                )
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(pairs)} images of {str(root)!r} do not exist, "
-            f"{missing[0]!r} first."
+            f"{printable(missing[0])!r} first."
         )
-    files, labels = zip(*pairs, strict=True)
-    return files, labels
+    labels = tuple(label for _, label in pairs)
+    return ClassFolders(tuple(files), labels, tuple(sorted(set(labels))))
 
 
-def _table(path: Path) -> list[tuple[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        if not {"file", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{str(path)!r} needs the columns file,label in its first line; "
-                f"it has {reader.fieldnames}."
-            )
-        pairs = [((row["file"] or "").strip(), (row["label"] or "").strip()) for row in reader]
-    seen: set[str] = set()
-    for number, (name, label) in enumerate(pairs, start=2):
-        if not name or not label:
-            raise ValueError(f"Line {number} of {str(path)!r} lacks a file or a label.")
-        if name in seen:
-            raise ValueError(f"Line {number} of {str(path)!r} lists {name!r} a second time.")
-        seen.add(name)
-    return pairs
+def _told_apart(
+    spoken: Mapping[str, str], title: str, note: Callable[[str], None], *, allow_equal: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Label -> class name, each once, and class name -> what it is called where that differs.
 
-
-def _names_of_labels(labels: Sequence[str], given: Any, source: str) -> dict[str, str]:
-    """label -> class name, for every class (also those without an image)."""
-    unique = sorted(set(labels))
-    if given is None:
-        return {label: label for label in unique}
-    if isinstance(given, dict):
-        names = {str(label): name for label, name in given.items()}
-    elif isinstance(given, list):
-        by_key = {_key(name): name for name in map(str, given)}
-        if len(by_key) != len(given):
-            keys = [_key(str(name)) for name in given]
-            twice = next(n for n in map(str, given) if keys.count(_key(n)) > 1)
-            raise ValueError(f"{source!r} lists class {twice!r} more than once.")
-        found = {label: by_key[_key(label)] for label in unique if _key(label) in by_key}
-        rest = {name: name for name in by_key.values() if name not in found.values()}
-        names = found | rest
-    else:
-        raise ValueError(f"{source!r} must hold a list of names or an object {{label: name}}.")
-    if odd := [
-        label for label, name in names.items() if not isinstance(name, str) or not name.strip()
-    ]:
-        raise ValueError(
-            f"{source!r} gives label {odd[0]!r} no name (one string) to call it by"
-            f"{_entries(given)}."
-        )
-    if unnamed := [label for label in unique if label not in names]:
-        raise ValueError(
-            f"Label {unnamed[0]!r} has no class name in {source!r} ({len(unnamed)} of "
-            f"{len(unique)} labels lack one); add it."
-        )
-    return names
-
-
-def _cleaned(names: dict[str, str], note: Callable[[str], None]) -> dict[str, str]:
-    cleaned = {label: " ".join(name.replace("_", " ").split()) for label, name in names.items()}
-    changed = [(name, cleaned[label]) for label, name in names.items() if cleaned[label] != name]
-    if changed:
-        before, after = changed[0]
-        note(
-            f"{len(changed)} of {len(names)} class names had underscores or odd spaces cleaned, as "
-            f"{before!r} -> {after!r} (--keep_names leaves them)."
-        )
-    return cleaned
-
-
-def check_templates(given: Any, source: str) -> tuple[str, ...]:
-    """The prompts that `read_texts` read in `source`. Raises ValueError."""
-    if not isinstance(given, list) or not given or not all(isinstance(t, str) for t in given):
-        raise ValueError(
-            f"{source!r} must hold a list of templates, such as 'a photo of a {{}}.'"
-            f"{_entries(given)}."
-        )
-    templates = tuple(template.replace("{c}", "{}") for template in given)
-    if odd := [template for template in templates if template.count("{}") != 1]:
-        raise ValueError(
-            f"Template {odd[0]!r} of {source!r} needs exactly one '{{}}' for the name."
-        )
-    return templates
-
-
-def bind_descriptions(
-    given: Any, names: dict[str, str], source: str, title: str, note: Callable[[str], None]
-) -> dict[str, tuple[str, ...]]:
-    """Class name -> descriptions, from what `read_texts` read in `source`; keys may be labels or
-    names of `names`, in any case and spacing. Raises ValueError.
+    Raises ValueError for names that are equal to a reader, unless `allow_equal`.
     """
-    if not isinstance(given, dict):
-        raise ValueError(f"{source!r} must hold an object {{class: [description, ...]}}.")
-    by_key = {_key(text): name for label, name in names.items() for text in (label, name)}
-    found: dict[str, tuple[str, ...]] = {}
-    others = 0
-    for key, texts in given.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(
-                f"The descriptions of {key!r} in {source!r} must be a list of strings."
-            )
-        name = by_key.get(_key(key))
-        if name is None:
-            others += 1
-        elif name in found:
-            raise ValueError(
-                f"{source!r} describes class {name!r} more than once (again as {key!r})."
-            )
-        else:
-            found[name] = tuple(text.strip() for text in texts if text.strip())
-    if not found:
+    labels_of: dict[str, list[str]] = defaultdict(list)
+    for label, name in spoken.items():
+        labels_of[name_key(name)].append(label)
+    equal = [labels for labels in labels_of.values() if len(labels) > 1]
+    if not equal:
+        return dict(spoken), {}
+    first, second = equal[0][:2]
+    if not allow_equal:
+        unlike = spoken[first] != spoken[second] or name_key(first) == name_key(second)
         raise ValueError(
-            f"No key of {source!r} is a class of {title!r}: keys are like "
-            f"{next(iter(given), '')!r}, classes like {next(iter(names.values()))!r}. Keys must be "
-            "class names or labels."
+            f"{len(spoken)} classes have only {len(labels_of)} different names: "
+            f"{spoken[first]!r} is used more than once (labels {first!a} and {second!a}"
+            f"{', alike but for case, spacing or composed letters' * unlike}). Give each its own "
+            "with a {label: name} JSON in --classes, or let them be equal with "
+            "--allow_equal_names."
         )
-    classes = len(set(names.values()))
-    empty = [name for name in names.values() if not found.get(name)]
-    if empty:
-        note(undescribed_note(title, empty, classes))
-    if others:
-        note(f"{title}: {others} of {len(given)} entries of the descriptions are of other classes.")
-    return found
-
-
-def undescribed_note(title: str, undescribed: Sequence[str], num_classes: int) -> str:
-    """What a reader should know of classes without descriptions."""
-    return (
-        f"{title}: {len(undescribed)} of {num_classes} classes have no description "
-        f"({undescribed[0]!r} first) and are scored by their name instead."
+    names = dict(spoken)
+    name_texts: dict[str, str] = {}
+    for label in (label for labels in equal for label in labels):
+        names[label] = f"{spoken[label]} ({label})"
+        name_texts[names[label]] = spoken[label]
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{title}: a class is called like another with its label; rename it.")
+    note(
+        f"{title}: {len(name_texts)} of {len(names)} classes share their name with another "
+        f"({spoken[first]!r} first). By name their scores tie, and a tie counts as its expected "
+        "value."
     )
+    return names, name_texts
 
 
-def _entries(given: Any) -> str:
-    """A hint where the content is an object of lists: a file for many sets."""
-    if not isinstance(given, dict) or not all(isinstance(v, list) for v in given.values()):
-        return ""
-    return f"; pick one entry with 'file.json#key': {', '.join(sorted(given)[:20])}"
-
-
-def read_texts(source: str) -> Any:
-    """Content of a .json or .txt (list of lines) file; `file.json#key` one entry of an object."""
-    name, _, entry = source.partition("#")
-    path = Path(name)
-    if not path.is_file():
-        raise ValueError(f"There is no file {name!r}.")
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    if path.suffix != ".json":
-        raise ValueError(f"{name!r} should end in .json or .txt.")
-    try:
-        content = json.loads(text, object_pairs_hook=_unique_keys)
-    except ValueError as error:
-        raise ValueError(f"{name!r} is not valid JSON: {error}") from error
-    if not entry:
-        return content
-    if not isinstance(content, dict) or entry not in content:
-        known = ", ".join(sorted(content)[:20]) if isinstance(content, dict) else "none: a list"
-        raise ValueError(f"{name!r} has no entry {entry!r}; it has {known}.")
-    return content[entry]
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
-    return content
+def _note_empty(
+    title: str, images: ClassFolders, names: Mapping[str, str], note: Callable[[str], None]
+) -> None:
+    used = set(images.labels)
+    if empty := [name for label, name in names.items() if label not in used]:
+        note(
+            f"{title}: {len(empty)} of {len(names)} classes have no images ({empty[0]!r} first); "
+            "they stay among those to choose from."
+        )
 
 
 def _beside(root: Path, *names: str) -> str:
-    return next((str(root / name) for name in names if (root / name).is_file()), "")
-
-
-def _key(text: str) -> str:
-    """What names are compared by: case, underscores and spacing do not matter."""
-    return " ".join(text.replace("_", " ").casefold().split())
+    return next((str(root / name) for name in names if os.path.isfile(root / name)), "")

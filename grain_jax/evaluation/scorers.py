@@ -42,7 +42,7 @@ def class_texts(dataset: ZeroShotSet) -> ClassTexts:
             f"Zero-shot set {dataset.name!r} lists class {repeated[0]!r} more than once; classes "
             "are told apart by name, so give each its own."
         )
-    for texts in (dataset.descriptions, dataset.global_texts):
+    for texts in (dataset.descriptions, dataset.global_texts, dataset.name_texts):
         if unknown := sorted(set(texts) - set(names)):
             raise ValueError(
                 f"Zero-shot set {dataset.name!r} describes {unknown[0]!r}, which is not among its "
@@ -59,15 +59,16 @@ def class_texts(dataset: ZeroShotSet) -> ClassTexts:
             )
     by_name, by_description, by_region, undescribed = [], [], [], []
     for name in names:
-        prompts = tuple(_fill(template, name, name) for template in dataset.templates)
+        called = dataset.name_texts.get(name, name)
+        prompts = tuple(_fill(template, called, called) for template in dataset.templates)
         described = _told(dataset.descriptions.get(name, ()))
         whole = _told(dataset.global_texts.get(name, ()))
         if not described and not whole:
             undescribed.append(name)
-        filled = tuple(_fill(dataset.description_template, text, name) for text in described)
+        filled = tuple(_fill(dataset.description_template, text, called) for text in described)
         by_name.append(prompts)
         by_description.append(whole or filled or prompts)
-        by_region.append(described or (name,))
+        by_region.append(described or (called,))
     return ClassTexts(tuple(by_name), tuple(by_description), tuple(by_region), tuple(undescribed))
 
 
@@ -75,10 +76,27 @@ def class_texts(dataset: ZeroShotSet) -> ClassTexts:
 class TextBank:
     """Embeddings of the texts of K classes: each different text once, and which rows belong to
     which class.
+
+    Classes with the same texts are scored once: computed apart, their scores differ in the last bit
+    wherever a matrix product treats their columns unlike, and would not tie.
     """
 
     embed: Float[np.ndarray, "T E"]
     members: tuple[Int[np.ndarray, "_"], ...]  # of class k: rows of `embed`, at least one
+
+    @property
+    def distinct(self) -> tuple[tuple[Int[np.ndarray, "_"], ...], Int[np.ndarray, "K"]]:
+        """The members of classes that differ, and which of them each class has."""
+        position: dict[bytes, int] = {}
+        first: list[np.ndarray] = []
+        of_class = np.empty(len(self.members), int)
+        for k, rows in enumerate(self.members):
+            key = np.sort(rows).tobytes()
+            if key not in position:
+                position[key] = len(first)
+                first.append(rows)
+            of_class[k] = position[key]
+        return tuple(first), of_class
 
     def __post_init__(self):
         for position, rows in enumerate(self.members):
@@ -104,7 +122,8 @@ def global_scores(
     - "embedding": the mean text embedding scaled back to unit length (CLIP's prompt ensemble);
     - "cosine": the mean of the cosines, so without scaling back (official GRAIN; Menon & Vondrick).
     """
-    vectors = np.stack([bank.embed[rows].mean(axis=0) for rows in bank.members])  # [K, E]
+    members, of_class = bank.distinct
+    vectors = np.stack([bank.embed[rows].mean(axis=0) for rows in members])  # [distinct, E]
     match ensemble:
         case "embedding":
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -112,7 +131,7 @@ def global_scores(
             pass  # a mean of cosines is the cosine-like product with the mean embedding
         case _:
             raise ValueError(f"Unknown text ensemble {ensemble!r}; choose 'embedding' or 'cosine'.")
-    return image @ vectors.T
+    return _of_classes(image @ vectors.T, of_class)
 
 
 def region_scores(
@@ -130,8 +149,9 @@ def region_scores(
         raise ValueError(
             f"Unknown region score {reduction!r}; choose 'descriptions' or 'queries' (official)."
         )
-    rows = np.concatenate(bank.members)
-    counts = np.array([len(members) for members in bank.members])
+    members, of_class = bank.distinct
+    rows = np.concatenate(members)
+    counts = np.array([len(rows) for rows in members])
     starts = np.cumsum(counts) - counts
     num_images, num_queries, width = regions.shape
     step = max(1, MAX_CELLS // max(1, num_queries * max(len(bank.embed), len(rows))))
@@ -145,7 +165,13 @@ def region_scores(
         else:
             best = np.maximum.reduceat(similarity[:, :, rows], starts, axis=2)  # [n, Q, K]
             scores[start : start + step] = best.mean(axis=1)
-    return scores
+    return _of_classes(scores, of_class)
+
+
+def _of_classes(
+    scores: Float[np.ndarray, "N distinct"], of_class: Int[np.ndarray, "K"]
+) -> Float[np.ndarray, "N K"]:
+    return scores if len(of_class) == scores.shape[1] else scores[:, of_class]
 
 
 def mixed_scores(

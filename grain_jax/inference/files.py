@@ -2,11 +2,11 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grain_jax.evaluation.folders import IMAGE_SUFFIXES
+from grain_jax.evaluation.image_folder import IMAGE_SUFFIXES, FolderContent, read_folder
 
 
 @dataclass(frozen=True)
@@ -28,40 +28,63 @@ def find_pictures(
     nothing: list[tuple[str, str]] = []
     seen: set[Path] = set()
     taken: set[str] = set()
+
+    def take(file: Path, name: Path) -> None:
+        if (resolved := file.resolve()) not in seen:
+            seen.add(resolved)
+            targets.append(Target(file, _card_name(name, taken)))
+
     for one in given:
-        found, reason = 0, "there is no such file or folder."
-        for path in _matches(one):
-            for file, name in _files(path, out):
-                found += 1
-                if (resolved := file.resolve()) not in seen:
-                    seen.add(resolved)
-                    targets.append(Target(file, _card_name(name, taken)))
-            reason = f"the folder holds no pictures ({', '.join(IMAGE_SUFFIXES)})."
-        if not found:
-            nothing.append((one, reason))
+        matches = _matches(one)
+        if not matches:
+            nothing.append((one, "there is no such file or folder."))
+        for path in matches:
+            if not path.is_dir():
+                take(path, Path(path.name))
+                continue
+            content = read_folder(path)
+            images = [Path(name) for name in content.images if not _written(path / name, path, out)]
+            for image in images:
+                take(path / image, image)
+            unreadable = _unreadable(content)
+            nothing += [(str(path / name), reason) for name, reason in unreadable]
+            if not images and not unreadable and len(matches) == 1:
+                suffixes = ", ".join(IMAGE_SUFFIXES)
+                nothing.append((one, f"the folder holds no pictures ({suffixes})."))
     return targets, nothing
 
 
 def _matches(given: str) -> list[Path]:
-    if os.path.exists(given):
+    """What the path or glob names. What exists to the letter, such as a folder "set [1]", is no
+    pattern.
+    """
+    if os.path.lexists(given):
         return [Path(given)]
-    return [Path(match) for match in sorted(glob.glob(given, recursive=True))]
+    literal, *parts = Path(given).parts
+    if not os.path.lexists(literal):
+        literal, parts = "", [literal, *parts]
+    while parts and os.path.lexists(os.path.join(literal, parts[0])):
+        literal, parts = os.path.join(literal, parts[0]), parts[1:]
+    pattern = os.path.join(glob.escape(literal), *parts)
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
 
 
-def _files(path: Path, out: Path | None) -> Iterator[tuple[Path, Path]]:
-    """The file, or every picture of the folder, with what it is called below --out."""
-    if not path.is_dir():
-        yield path, Path(path.name)
-        return
-    written = {out.resolve()} if out is not None else set()
-    written -= {path.resolve(), *path.resolve().parents}  # cards beside or above are no reason
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or file.suffix.lower() not in IMAGE_SUFFIXES or not file.is_file():
-            continue
-        if not written.intersection(file.resolve().parents):
-            yield file, name
+def _unreadable(content: FolderContent) -> list[tuple[str, str]]:
+    """What of a folder was meant to be looked at and cannot be, with the reason."""
+    return [
+        *((name, "the link leads nowhere.") for name in content.broken),
+        *((name, "the folder cannot be read.") for name in content.denied),
+        *((name, "this format is not read; convert it, say to PNG.") for name in content.unread),
+    ]
+
+
+def _written(file: Path, folder: Path, out: Path | None) -> bool:
+    """Whether it lies in `out`, and that is inside the folder: cards beside or above are no reason
+    to leave anything out.
+    """
+    if out is None or out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        return False
+    return out.resolve() in file.resolve().parents
 
 
 def _card_name(name: Path, taken: set[str]) -> Path:

@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import Window
+from grain_jax.evaluation.class_texts import undescribed_note
 from grain_jax.evaluation.encode import Encoder, ImageFeatures
-from grain_jax.evaluation.folders import undescribed_note
 from grain_jax.evaluation.grounding import cxcywh_to_xyxy
 from grain_jax.evaluation.scorers import ClassTexts, class_texts
 from grain_jax.evaluation.zero_shot import class_scores
