@@ -34,6 +34,8 @@ from grain_jax.interop import parity
 from grain_jax.interop.parity import Difference, Inputs, Outputs
 from grain_jax.interop.read import read_model, write_run
 from grain_jax.models.build import normalize_images
+from grain_jax.paths import path_option
+from grain_jax.terminal import escape_unprintable
 from grain_jax.training.checkpoint import LoadedModel
 
 NUM_INPUTS = 8  # pictures, and texts, of each comparison
@@ -48,6 +50,7 @@ Note = Callable[[str], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 the user has something to change."""
+    escape_unprintable()
     options = _parse(arguments)
     console = Console(stderr=True)
     try:
@@ -204,12 +207,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m grain_jax.export", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--checkpoint", required=True, type=Path, metavar="RUN", help="run folder, or other model")
+    add(
+        "--checkpoint",
+        required=True,
+        type=path_option,
+        metavar="RUN",
+        help="run folder, or other model",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     which.add_argument("--best", action="store_true", help="the one keep-best kept")
     add("--to", required=True, choices=tuple(WRITERS), help="format")
-    add("--out", required=True, type=Path, help="new folder to write")
+    add("--out", required=True, type=path_option, help="new folder to write")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
     return parser.parse_args(arguments)
 

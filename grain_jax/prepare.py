@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,10 +21,13 @@ from rich.table import Table
 from grain_jax.data.building import Plan, Progress, build_split
 from grain_jax.data.checking import Figures
 from grain_jax.data.importers import IMPORTERS
+from grain_jax.paths import path_option
+from grain_jax.terminal import escape_unprintable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 the user has something to change, 130 interrupted."""
+    escape_unprintable()
     options = _parse(arguments)
     plan = Plan(
         format=options.format,
@@ -62,9 +64,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m grain_jax.prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--from", dest="format", required=True, choices=sorted(IMPORTERS))
-    parser.add_argument("--input", type=Path, required=True, help="file or folder of the format")
-    parser.add_argument("--images", type=Path, required=True, help="folder that paths start from")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument(
+        "--input", type=path_option, required=True, help="file or folder of the format"
+    )
+    parser.add_argument(
+        "--images", type=path_option, required=True, help="folder that paths start from"
+    )
+    parser.add_argument("--out", type=path_option, required=True, help="folder of the data set")
     parser.add_argument("--split", default="train", help="name of this part (default: train)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"

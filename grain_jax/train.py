@@ -39,6 +39,7 @@ from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
 from grain_jax.evaluation.tables import print_results
 from grain_jax.interop import start
 from grain_jax.models.build import build_model
+from grain_jax.terminal import escape_unprintable
 from grain_jax.training import environment, metrics, sharding
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
 from grain_jax.training.metrics import MetricsLog, Summary, Window
@@ -56,6 +57,7 @@ class RunStopped(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    escape_unprintable()
     options = _flags()
     try:
         config = parse_arguments(sys.argv[1:] if arguments is None else arguments, options)

@@ -148,7 +148,9 @@ def _build_rest(
         raise ValueError(f"No image is left ({reasons}), first: {figures.examples[0]}")
     figures = Figures()  # again in input order, which the examples should have
     for shard in shards:
-        figures.add(Figures.from_json(json.loads(shard.figures_path.read_text())["figures"]))
+        figures.add(
+            Figures.from_json(json.loads(shard.figures_path.read_text(encoding="utf-8"))["figures"])
+        )
     _adopt(shards, plan, identity, figures)
     return figures
 
@@ -255,7 +257,7 @@ def _encoded(shard: _Shard, plan: Plan, importer: Importer, figures: Figures) ->
 
 def _adopt(shards: list[_Shard], plan: Plan, identity: dict[str, Any], figures: Figures) -> None:
     """Moves shards to their final names and writes the metadata. Killed midway, it runs again."""
-    done = [json.loads(shard.figures_path.read_text()) for shard in shards]
+    done = [json.loads(shard.figures_path.read_text(encoding="utf-8")) for shard in shards]
     kept = [(shard, d) for shard, d in zip(shards, done, strict=True) if d["records"]]
     for number, (shard, _) in enumerate(kept):
         if shard.path.exists():
@@ -277,7 +279,7 @@ def _list_splits(out: Path) -> None:
     """Makes the metadata list every split that has a report."""
     splits = {}
     for path in sorted(out.glob("report-*.json")):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         shards = SplitShards(tuple(report["records"]), report["bytes"])
         splits[path.stem.removeprefix("report-")] = shards
     if stored_splits(out) != splits:  # else it stays as it is, for those who are reading it
@@ -290,7 +292,7 @@ def _locked(path: Path, *, taken: str = "") -> Iterator[None]:
 
     Where another process has it: waits, or raises ValueError with the message `taken`.
     """
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
         except BlockingIOError:
@@ -310,10 +312,10 @@ def _remove_work(plan: Plan) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _write_json(path: Path, value: Any) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1))
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
     os.replace(partial, path)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int, UInt32
 
 from grain_jax.config import DataConfig
 from grain_jax.data.texts import clean_text
+from grain_jax.paths import expand_home
 
 Encoded = tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T"]]
 
@@ -263,6 +264,7 @@ def _load_fast(name_or_folder: str) -> Any:
             f"Tokenizer {name_or_folder!r} needs transformers: "
             "pip install 'grain_jax[tokenizers]'; or set data.tokenizer to 'clip'."
         ) from error
+    name_or_folder = expand_home(name_or_folder)
     try:
         if _is_whole(Path(name_or_folder)):
             loaded = PreTrainedTokenizerFast.from_pretrained(name_or_folder)

@@ -15,6 +15,7 @@ from typing import Any
 
 from grain_jax.data.checking import MAX_IMAGE_BYTES, Dropped, read_image_file
 from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
+from grain_jax.paths import user_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -62,7 +63,7 @@ def load_zero_shot(
     name in the folder is found by itself. Underscores in names become spaces unless `keep_names`.
     `note` is told what a reader of the figures should know. Raises ValueError.
     """
-    root = Path(folder)
+    root = user_path(folder)
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
     files, labels = _labelled_files(root)
@@ -272,7 +273,7 @@ def _entries(given: Any) -> str:
 def read_texts(source: str) -> Any:
     """Content of a .json or .txt (list of lines) file; `file.json#key` one entry of an object."""
     name, _, entry = source.partition("#")
-    path = Path(name)
+    path = user_path(name)
     if not path.is_file():
         raise ValueError(f"There is no file {name!r}.")
     text = path.read_text(encoding="utf-8-sig")

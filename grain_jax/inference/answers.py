@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.data.checking import read_image_bytes
+from grain_jax.data.texts import clean_text
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation.card import draw_card
 from grain_jax.evaluation.pictures import NamedBox
@@ -29,6 +30,8 @@ COLUMNS = (
     *("x0", "y0", "x1", "y1"),
     "card",
 )
+# Of file names that are not UTF-8: `\\udcff` for the byte ff, which JSON reads back as the name.
+ESCAPED = "backslashreplace"
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_card(
         image,
-        title=answer.target.file.name,
+        title=clean_text(answer.target.file.name),  # which is UTF-8
         answers=ranked,
         found=[
             NamedBox(np.array(one.box_xyxy, np.float32) / scale, (one.text,), one.cosine)
@@ -100,7 +103,7 @@ def has_box(seen: SeenText, min_cosine: float) -> bool:
 
 def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
     """A line for every label and phrase of each picture."""
-    with path.open("w", newline="", encoding="utf-8") as lines:
+    with path.open("w", newline="", encoding="utf-8", errors=ESCAPED) as lines:
         writer = csv.DictWriter(lines, COLUMNS, restval="")
         writer.writeheader()
         for answer in answers:
@@ -119,7 +122,7 @@ def write_json(
         "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8", errors=ESCAPED)
 
 
 def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grain_jax.evaluation.folders import IMAGE_SUFFIXES
+from grain_jax.paths import expand_home
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def find_pictures(
 
 
 def _matches(given: str) -> list[Path]:
+    given = expand_home(given)
     if os.path.exists(given):
         return [Path(given)]
     return [Path(match) for match in sorted(glob.glob(given, recursive=True))]

@@ -39,6 +39,7 @@ from grain_jax.interop.pretrained import (
     read_open_clip,
 )
 from grain_jax.interop.pretrained_images import HUGGINGFACE_CONFIG
+from grain_jax.paths import user_path
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import Checkpoints, LoadedModel
 from grain_jax.training.optimizer import make_optimizer
@@ -62,7 +63,8 @@ def read_model(
     With a `mesh`, the parameters of a run are split over it, those of other formats copied to all
     its devices. Raises ValueError for what is not there, is not known, or does not fit together.
     """
-    path, name = Path(path), str(path)
+    path = user_path(path)
+    name = str(path)
     if (path / checkpoint.FOLDER).is_dir() or checkpoint.complete_steps(path):
         return checkpoint.load(path, step=step, best=best, mesh=mesh)
     if step is not None or best:

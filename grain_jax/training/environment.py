@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from absl import logging as absl_logging
 
+from grain_jax.paths import expand_home, user_path
+
 PROFILED_STEPS = 5
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -58,9 +60,20 @@ def cache_compilations(setting: str) -> None:
     if setting == "auto":
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        setting = str(Path(base) / "grain_jax" / "compiled")
-    jax.config.update("jax_compilation_cache_dir", None if setting == "off" else setting)
+        setting = _user_cache()
+    folder = None if setting == "off" else expand_home(setting)
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _user_cache() -> str:
+    """The folder for compiled programs in the user's cache; "off" without a home folder, as in a
+    container that runs under a number that no account has: a restart compiles again there.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
+    except ValueError:
+        return "off"
+    return os.path.join(base, "grain_jax", "compiled")
 
 
 def local_folder(name: str) -> Path:
@@ -69,7 +82,7 @@ def local_folder(name: str) -> Path:
         raise ValueError(
             f"--workdir={name} is an address, needed a folder; mount the bucket and give its path."
         )
-    return Path(name)
+    return user_path(name)
 
 
 class Profiler:

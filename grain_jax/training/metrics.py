@@ -175,11 +175,11 @@ def _start_wandb(folder: Path, config: TrainConfig, logging: LoggingConfig) -> A
         ) from error
     identity = folder / "wandb_id"  # so that a resumed run goes on in the same curve
     if not identity.exists():
-        identity.write_text(uuid.uuid4().hex)
+        identity.write_text(uuid.uuid4().hex, encoding="utf-8")
     return wandb.init(
         project=logging.wandb_project,
         name=config.name,
-        id=identity.read_text(),
+        id=identity.read_text(encoding="utf-8"),
         resume="allow",
         dir=str(folder),
         config=asdict(config),
