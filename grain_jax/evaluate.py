@@ -24,6 +24,7 @@ from rich.console import Console
 
 from grain_jax.config import DataConfig, MeshConfig, TrainConfig
 from grain_jax.data.sources import open_source
+from grain_jax.disk import write_whole
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.folders import load_zero_shot
 from grain_jax.evaluation.report import hardware, versions
@@ -320,7 +321,7 @@ def _output_path(options: argparse.Namespace, report: dict[str, Any]) -> Path:
 
 def _write(report: dict[str, Any], path: Path, messages: Console) -> bool:
     try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(report, indent=2) + "\n")
     except OSError as error:
         _say_error(messages, f"the results could not be written: {error}. Give another --output.")
         return False

@@ -21,6 +21,7 @@ from rich.table import Table
 from grain_jax.data.building import Plan, Progress, build_split
 from grain_jax.data.checking import Figures
 from grain_jax.data.importers import IMPORTERS
+from grain_jax.disk import disk_trouble
 from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = _build(plan, options.workers, console)
     except (ValueError, OSError) as error:
         message = f"Error: {error}"
+        if disk_trouble(error):
+            message += " The same command continues once it can write; finished shards are kept."
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except BrokenProcessPool:

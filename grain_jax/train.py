@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 finish(run, screen, signals)
         except StopRequested:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")
-        except (RunStopped, SaveFailed) as error:
+        except (RunStopped, SaveFailed, OSError) as error:  # OSError: a disk full of logs
             screen.stop()
             screen.say(f"Stopped: {error}", style="red")
             return 1

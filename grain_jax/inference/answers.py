@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from grain_jax.data.checking import read_image_bytes
 from grain_jax.data.texts import clean_text
 from grain_jax.data.transforms import decode_image
+from grain_jax.disk import whole_file, write_whole
 from grain_jax.evaluation.card import draw_card
 from grain_jax.evaluation.pictures import NamedBox
 from grain_jax.inference.files import Target
@@ -80,20 +82,21 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
     ]
     path = out / answer.target.card
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_card(
-        image,
-        title=clean_text(answer.target.file.name),  # which is UTF-8
-        answers=ranked,
-        found=[
-            NamedBox(np.array(one.box_xyxy, np.float32) / scale, (one.text,), one.cosine)
-            for one in seen
-        ],
-        others_xyxy=np.array(others, np.float32).reshape(-1, 4),
-        view_xyxy=answer.view_xyxy / scale,
-        path=path,
-        unfound=unfound,
-        whole=whole,
-    )
+    with whole_file(path) as written:
+        draw_card(
+            image,
+            title=clean_text(answer.target.file.name),  # which is UTF-8
+            answers=ranked,
+            found=[
+                NamedBox(np.array(one.box_xyxy, np.float32) / scale, (one.text,), one.cosine)
+                for one in seen
+            ],
+            others_xyxy=np.array(others, np.float32).reshape(-1, 4),
+            view_xyxy=answer.view_xyxy / scale,
+            path=written,
+            unfound=unfound,
+            whole=whole,
+        )
 
 
 def has_box(seen: SeenText, min_cosine: float) -> bool:
@@ -103,13 +106,14 @@ def has_box(seen: SeenText, min_cosine: float) -> bool:
 
 def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
     """A line for every label and phrase of each picture."""
-    with path.open("w", newline="", encoding="utf-8", errors=ESCAPED) as lines:
-        writer = csv.DictWriter(lines, COLUMNS, restval="")
-        writer.writeheader()
-        for answer in answers:
-            card = str(answer.target.card) if cards else ""
-            for row in _rows(answer, min_cosine):
-                writer.writerow({"file": str(answer.target.file), "card": card} | row)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, COLUMNS, restval="")
+    writer.writeheader()
+    for answer in answers:
+        card = str(answer.target.card) if cards else ""
+        for row in _rows(answer, min_cosine):
+            writer.writerow({"file": str(answer.target.file), "card": card} | row)
+    write_whole(path, lines.getvalue(), errors=ESCAPED)
 
 
 def write_json(
@@ -122,7 +126,7 @@ def write_json(
         "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8", errors=ESCAPED)
+    write_whole(path, text + "\n", errors=ESCAPED)
 
 
 def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:

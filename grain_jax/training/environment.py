@@ -1,9 +1,11 @@
 """The process around a run: folder, quiet libraries, compiled programs on disk, profiler."""
 
 import contextlib
+import logging
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,42 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def quiet_libraries() -> None:
-    """Keeps Orbax and TFDS, which log through absl, from talking over the progress bar."""
+    """Keeps Orbax and TFDS, which log through absl, from talking over the progress bar.
+
+    A save that fails, on a full disk say, is raised by Orbax, and told by this project in one
+    sentence; Orbax and TensorStore print over a thousand lines of tracebacks besides.
+    """
     absl_logging.set_verbosity(absl_logging.ERROR)
+    logger = absl_logging.get_absl_logger()
+    if not any(isinstance(one, _WithoutTracebacks) for one in logger.filters):
+        logger.addFilter(_WithoutTracebacks())
+        logging.getLogger("asyncio").addFilter(_WithoutTracebacks())
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+
+
+class _WithoutTracebacks(logging.Filter):
+    """Drops what Orbax logs of an exception that it raises too, and what asyncio says of the other
+    writes of that save, which failed alike.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told = f"{os.sep}orbax{os.sep}" in record.pathname
+        told |= "exception was never retrieved" in str(record.msg)
+        return not (record.exc_info and told)
+
+
+class _WithoutClosedLoops:
+    """Leaves out what TensorStore's threads print for each write that had not ended when another
+    one failed, and Orbax with it: that the event loop which waited for it is closed.
+    """
+
+    def __init__(self, shown: Callable[[Any], Any]) -> None:
+        self._shown = shown
+
+    def __call__(self, unraisable: Any, /) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._shown(unraisable)
 
 
 def restart_with_huge_pages() -> None:
