@@ -9,7 +9,7 @@ run continues when the same command is given again; further splits go into the s
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from rich.console import Console
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split=options.split,
         max_image_side=options.max_image_side,
         on_error=options.on_error,
+        captions_from_regions=options.captions_from_regions,
     )
     console = Console(stderr=True)
     try:
@@ -93,6 +94,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="stop",
         help="at an entry that cannot be read: stop, naming it (default), or skip and count it",
     )
+    parser.add_argument(
+        "--captions_from_regions",
+        "--captions-from-regions",
+        action="store_true",
+        help="give images without a caption one of what their regions show (default: drop them)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -123,6 +130,13 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     table.add_row("captions", f"{figures.captions:,}")
     table.add_row("regions", f"{figures.regions:,}")
     table.add_row("boxes clipped to the picture", f"{figures.clipped_boxes:,}")
+    for row, count in (
+        ("captions made of regions", figures.captions_from_regions),
+        ("pictures of several frames, first kept", figures.several_frames),
+        ("images under an id that another has", figures.repeated_ids),
+    ):
+        if count:
+            table.add_row(row, f"{count:,}")
     for title, counts in (
         ("images dropped", figures.dropped_images),
         ("regions dropped", figures.dropped_regions),
@@ -133,6 +147,8 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     console.print(table)
     for message in figures.examples:
         console.print(f"  dropped: {message}", markup=False, highlight=False, soft_wrap=True)
+    for warning in _warnings(figures):
+        console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(
         f"To use it: --config.data.source=records --config.data.directory={plan.out}; "
         "data.train_split and data.eval_split name the splits.",
@@ -140,6 +156,29 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _warnings(figures: Figures) -> Iterator[str]:
+    """What the counts say about mistakes in the input."""
+    dropped = figures.dropped_regions
+    odd = dropped["empty box"] + dropped["box out of range"]
+    for kind, count in figures.misread_boxes.most_common(1):
+        # Of boxes by width and height many pass for corners; of those in other units next to none.
+        whole = odd if kind == "x, y, width, height" else figures.regions + odd
+        if count >= whole / 2:
+            yield (
+                f"{count:,} of {odd:,} boxes that were dropped would fit as {kind}. Needed are x0, "
+                'y0, x1, y1: fractions from 0 to 1, or pixels with "bbox_unit": "pixel". If so, '
+                "the boxes that were kept are wrong too."
+            )
+    if figures.repeated_ids:
+        yield (
+            f"{figures.repeated_ids:,} images have an id that an earlier one has. Put all captions "
+            "and regions of an image into one line: as several images they are negatives of each "
+            "other, in training and in retrieval."
+        )
+    if not figures.regions:
+        yield "no region was kept: GRAIN learns nothing about boxes from this split."
 
 
 if __name__ == "__main__":

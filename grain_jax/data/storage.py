@@ -246,6 +246,11 @@ def shard_path(directory: Path, split: str, shard: int, num_shards: int) -> Path
     return directory / f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
 
 
+def shard_paths(directory: Path, split: str) -> list[Path]:
+    """All shards of a split, those that no metadata lists too."""
+    return sorted(directory.glob(f"{NAME}-{split}.array_record-[0-9]*-of-[0-9]*"))
+
+
 def write_metadata(directory: Path, splits: Mapping[str, SplitShards]) -> None:
     """Makes the shards in `directory` a data set with these splits; replaces earlier metadata, each
     file at once.
