@@ -31,6 +31,7 @@ from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.disk import disk_trouble, is_partial, whole_folder
+from grain_jax.extras import how_to_install
 from grain_jax.interop import parity
 from grain_jax.interop.parity import Difference, Inputs, Outputs
 from grain_jax.interop.read import read_model, write_run
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_error(console, str(error))
         return 1
     except ImportError as error:
-        text = f"Error: {error}. Install what exports need: pip install 'grain_jax[torch]'"
+        text = f"Error: {error}. Install what exports need: {how_to_install('torch')}"
         console.print(text, style="red", markup=False, soft_wrap=True)
         return 1
     except Exception as error:  # torch and safetensors have errors of their own for a full disk

@@ -315,9 +315,7 @@ def test_boxes_of_a_picture_of_another_shape_are_refused(folder: Path) -> None:
         return entry(0, **more)
 
     write(folder / "in.jsonl", size(40, 60))
-    with pytest.raises(
-        ValueError, match=r"40 x 60 pixels .* has 60 x 40, .* its EXIF orient"
-    ):
+    with pytest.raises(ValueError, match=r"40 x 60 pixels .* has 60 x 40, .* its EXIF orient"):
         build_split(plan(folder), workers=1)
     write(folder / "in.jsonl", size(100, 60))
     with pytest.raises(ValueError, match=r"of another shape\. \(--on-error=skip"):

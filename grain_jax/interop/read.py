@@ -25,6 +25,7 @@ from grain_jax.config import DecoderConfig, MeshConfig, ModelConfig, TextConfig,
 from grain_jax.config_files import config_to_json
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.extras import how_to_install
 from grain_jax.interop.files import read_json
 from grain_jax.interop.huggingface_folder import read_folder
 from grain_jax.interop.metadata import exported_model
@@ -207,7 +208,7 @@ def _download(name: str) -> Path:
     except ImportError as error:
         raise ValueError(
             f"There is no folder {name}; to look for it on the Hugging Face hub: "
-            "pip install 'grain_jax[tokenizers]'."
+            f"{how_to_install('tokenizers')}"
         ) from error
     repository, _, revision = name.partition("@")
     download = functools.partial(snapshot_download, repository, ignore_patterns=["*/*"])
