@@ -216,7 +216,7 @@ class LoggingConfig:
 
     every_steps: int = 50
     tensorboard: bool = True
-    wandb: bool = False  # needs `pip install grain_jax[wandb]`
+    wandb: bool = False  # needs the package wandb
     wandb_project: str = "grain_jax"
     compilation_cache: str = "auto"  # a folder | "auto" (user cache) | "off"
     profile_step: int = -1  # write a profiler trace of 5 steps from here; -1 = none

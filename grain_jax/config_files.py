@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from grain_jax import demo
 from grain_jax.config import TrainConfig
 from grain_jax.config_rules import leaves
+from grain_jax.paths import expand_home
 
 SHORT_NAMES = {"optim.lr": "optim.learning_rate"}  # understood on the command line too
 
@@ -28,6 +29,7 @@ def load_config(name: str) -> TrainConfig:
     path, _, variant = name.partition(":")
     if path == "demo":
         return demo.get_config(variant)
+    path = expand_home(path)
     if not Path(path).is_file():
         nearby = ", ".join(file.name for file in sorted(Path(path).parent.glob("*.py"))) or "none"
         raise ValueError(

@@ -41,6 +41,8 @@ from grain_jax.evaluation.suite import (
 )
 from grain_jax.evaluation.tables import print_results
 from grain_jax.interop.read import read_model
+from grain_jax.paths import user_path
+from grain_jax.terminal import escape_unprintable
 from grain_jax.training import environment
 from grain_jax.training.learned import what_lacks
 from grain_jax.training.sharding import make_mesh
@@ -57,6 +59,7 @@ OF_DESCRIPTIONS = ("description_template", "alphas", "region_score")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 the user has something to change, 130 interrupted."""
+    escape_unprintable()
     options = _parse(arguments)
     messages, output = Console(stderr=True), Console()
     if not output.is_terminal:
@@ -137,7 +140,7 @@ def _check(options: argparse.Namespace) -> None:
                 f"--{name} takes a folder or file of this machine, not {given!r}; copy or mount it "
                 "here first."
             )
-        setattr(options, name, None if given is None else Path(given))
+        setattr(options, name, None if given is None else user_path(given))
     kind = _kind(options.data)
     if kind != "records":
         _refuse(options, OF_RECORDS, "prepared records")
@@ -273,7 +276,7 @@ def _note_choice(
     if options.data is not None and chosen_on in labelled:
         same = _same(options.data, Path(labelled[chosen_on]))
     elif split is not None and config.data.source == "records":
-        folder = Path(config.data.directory).resolve()
+        folder = user_path(config.data.directory).resolve()
         same = (
             options.data.resolve() == folder
             and split.partition("[")[0] == chosen_on.partition("[")[0]

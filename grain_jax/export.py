@@ -31,10 +31,15 @@ from grain_jax.command_line import Parser
 from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.disk import disk_trouble, is_partial, whole_folder
+from grain_jax.extras import how_to_install
 from grain_jax.interop import parity
 from grain_jax.interop.parity import Difference, Inputs, Outputs
 from grain_jax.interop.read import read_model, write_run
 from grain_jax.models.build import normalize_images
+from grain_jax.paths import path_option
+from grain_jax.terminal import escape_unprintable
+from grain_jax.training import environment
 from grain_jax.training.checkpoint import LoadedModel
 
 NUM_INPUTS = 8  # pictures, and texts, of each comparison
@@ -49,35 +54,50 @@ Note = Callable[[str], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 the user has something to change."""
+    escape_unprintable()
     options = _parse(arguments)
     console = Console(stderr=True)
+    environment.quiet_libraries()
     try:
         loaded = _load(options)
         note = functools.partial(console.print, markup=False, soft_wrap=True)
-        WRITERS[options.to](loaded, options, note)
+        with whole_folder(options.out) as folder:
+            WRITERS[options.to](loaded, options, folder, note)
     except (ValueError, OSError) as error:
-        console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        _say_error(console, str(error))
         return 1
     except ImportError as error:
-        text = f"Error: {error}. Install what exports need: pip install 'grain_jax[torch]'"
+        text = f"Error: {error}. Install what exports need: {how_to_install('torch')}"
         console.print(text, style="red", markup=False, soft_wrap=True)
+        return 1
+    except Exception as error:  # torch and safetensors have errors of their own for a full disk
+        if (trouble := disk_trouble(error)) is None:
+            raise
+        _say_error(console, f"--out={options.out} could not be written: {trouble}")
         return 1
     print(f"Written to {options.out}")
     return 0
 
 
+def _say_error(console: Console, text: str) -> None:
+    console.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
+
+
 def _load(options: argparse.Namespace) -> LoadedModel:
     if options.dtype != "float32" and options.to != "huggingface":
         raise ValueError(f"--dtype={options.dtype} is for --to=huggingface; official is float32.")
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+    out = options.out
+    if out.exists() and not (out.is_dir() and all(map(is_partial, out.iterdir()))):
         raise ValueError(f"--out={options.out} is there already; give a new folder.")
     return read_model(options.checkpoint, step=options.step, best=options.best)
 
 
-def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
+def _write_official(
+    loaded: LoadedModel, options: argparse.Namespace, out: Path, note: Note
+) -> None:
     from grain_jax.interop import huggingface_folder, official_files
 
-    config, path = loaded.config.model, options.out / official_files.OFFICIAL_FILE
+    config, path = loaded.config.model, out / official_files.OFFICIAL_FILE
     official_files.save_official(loaded, path)
     read = read_model(path).params
     if not jax.tree.all(jax.tree.map(np.array_equal, read, loaded.params)):
@@ -87,7 +107,7 @@ def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note
     ours = functools.partial(parity.our_outputs(config), loaded.params)
     differences = _compare(ours, model, _inputs(loaded, note))
     _print("Difference from the model, float32", differences)
-    parity.write_parity(differences, options.out)
+    parity.write_parity(differences, out)
     if name := official_files.constructor(config):
         queries = config.decoder.num_queries + 1
         decoder = f" and ObjDecoder(num_queries={queries}, ...)" if config.kind == "grain" else ""
@@ -106,41 +126,43 @@ def _write_official(loaded: LoadedModel, options: argparse.Namespace, note: Note
         )
 
 
-def _write_huggingface(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
+def _write_huggingface(
+    loaded: LoadedModel, options: argparse.Namespace, out: Path, note: Note
+) -> None:
     from transformers.utils import logging
 
     from grain_jax.interop import huggingface_folder
     from grain_jax.interop.model_card import model_card
 
     logging.disable_progress_bar()
-    huggingface_folder.write_folder(loaded, options.out, dtype=options.dtype)
+    huggingface_folder.write_folder(loaded, out, dtype=options.dtype)
     inputs, ours = _inputs(loaded, note), parity.our_outputs(loaded.config.model)
-    _compare_tokens(loaded, options.out)
+    _compare_tokens(loaded, out)
     # What a reader of the folder gets, against parameters that went through the same rounding.
     params = huggingface_folder.rounded(loaded.params, options.dtype)
-    model = huggingface_folder.read_model(options.out, dtype="float32")
+    model = huggingface_folder.read_model(out, dtype="float32")
     differences = _compare(functools.partial(ours, params), model, inputs)
     _print("Difference from the model, float32", differences)
     rounding: list[Difference] = []
     if options.dtype != "float32":
-        model = huggingface_folder.read_model(options.out, dtype=options.dtype)
+        model = huggingface_folder.read_model(out, dtype=options.dtype)
         rounding = _compare(functools.partial(ours, loaded.params), model, inputs)
         _print(f"What {options.dtype} changes; no limit on this", rounding)
-    parity.write_parity(differences, options.out, rounding=rounding)
+    parity.write_parity(differences, out, rounding=rounding)
     card = model_card(loaded, options.checkpoint, differences, dtype=options.dtype)
-    (options.out / "README.md").write_text(card, encoding="utf-8")
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_run(loaded: LoadedModel, options: argparse.Namespace, note: Note) -> None:
-    write_run(loaded, options.out)
-    again = read_model(options.out)
+def _write_run(loaded: LoadedModel, options: argparse.Namespace, out: Path, note: Note) -> None:
+    write_run(loaded, out)
+    again = read_model(out)
     if not jax.tree.all(jax.tree.map(np.array_equal, again.params, loaded.params)):
-        raise ValueError(f"{options.out} does not read back to the same weights; please report it.")
+        raise ValueError(f"{out} does not read back to the same weights; please report it.")
     note(f"python -m grain_jax.evaluate --checkpoint={options.out} --data=... measures it;")
     note(f"python -m grain_jax.train --config=... --config.init={options.out} trains from it.")
 
 
-WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Note], None]] = {
+WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Path, Note], None]] = {
     "huggingface": _write_huggingface,
     "official": _write_official,
     "run": _write_run,
@@ -204,12 +226,18 @@ def _print(title: str, differences: Sequence[Difference]) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("export", __doc__)
     add = parser.add_argument
-    add("--checkpoint", required=True, type=Path, metavar="RUN", help="run folder, or other model")
+    add(
+        "--checkpoint",
+        required=True,
+        type=path_option,
+        metavar="RUN",
+        help="run folder, or other model",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
     which.add_argument("--best", action="store_true", help="the one keep-best kept")
     add("--to", required=True, choices=tuple(WRITERS), help="format")
-    add("--out", required=True, type=Path, help="new folder to write")
+    add("--out", required=True, type=path_option, help="new folder to write")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
     return parser.parse_args(arguments)
 

@@ -31,6 +31,8 @@ from grain_jax.inference.files import Target, check_outputs, find_pictures
 from grain_jax.inference.model import BATCH_SIZE, WAYS, Model, load
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
 from grain_jax.inference.screen import print_answers
+from grain_jax.paths import path_option
+from grain_jax.terminal import escape_unprintable
 from grain_jax.training import environment
 
 LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 the user has something to change, 3 some pictures were
     skipped, 130 interrupted.
     """
+    escape_unprintable()
     options = _parse(arguments)
     messages, output = Console(stderr=True), Console()
     if not output.is_terminal:
@@ -135,9 +138,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="least cosine of a text and a region to give its box (default: any)",
     )
     add("--top", type=_count, default=5, help="labels a picture (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="a picture of each with its boxes")
-    add("--csv", type=Path, metavar="FILE", help="a line for every answer")
-    add("--json", type=Path, metavar="FILE", help="all answers with all boxes")
+    add("--out", type=path_option, metavar="DIR", help="a picture of each with its boxes")
+    add("--csv", type=path_option, metavar="FILE", help="a line for every answer")
+    add("--json", type=path_option, metavar="FILE", help="all answers with all boxes")
     add("--overwrite", action="store_true", help="replace what --out, --csv, --json wrote before")
     add(
         "--batch_size",

@@ -9,9 +9,8 @@ run continues when the same command is given again; further splits go into the s
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,10 +22,14 @@ from grain_jax.command_line import Parser
 from grain_jax.data.building import Plan, Progress, build_split
 from grain_jax.data.checking import Figures
 from grain_jax.data.importers import IMPORTERS
+from grain_jax.disk import disk_trouble
+from grain_jax.paths import path_option
+from grain_jax.terminal import escape_unprintable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 the user has something to change, 130 interrupted."""
+    escape_unprintable()
     options = _parse(arguments)
     plan = Plan(
         format=options.format,
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split=options.split,
         max_image_side=options.max_image_side,
         on_error=options.on_error,
+        captions_from_regions=options.captions_from_regions,
     )
     console = Console(stderr=True)
     try:
@@ -43,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = _build(plan, options.workers, console)
     except (ValueError, OSError) as error:
         message = f"Error: {error}"
+        if disk_trouble(error):
+            message += " The same command continues once it can write; finished shards are kept."
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except BrokenProcessPool:
@@ -62,9 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("prepare", __doc__)
     parser.add_argument("--from", dest="format", required=True, choices=sorted(IMPORTERS))
-    parser.add_argument("--input", type=Path, required=True, help="file or folder of the format")
-    parser.add_argument("--images", type=Path, required=True, help="folder that paths start from")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument(
+        "--input", type=path_option, required=True, help="file or folder of the format"
+    )
+    parser.add_argument(
+        "--images", type=path_option, required=True, help="folder that paths start from"
+    )
+    parser.add_argument("--out", type=path_option, required=True, help="folder of the data set")
     parser.add_argument("--split", default="train", help="name of this part (default: train)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
@@ -83,6 +93,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=("stop", "skip"),
         default="stop",
         help="at an entry that cannot be read: stop, naming it (default), or skip and count it",
+    )
+    parser.add_argument(
+        "--captions_from_regions",
+        "--captions-from-regions",
+        action="store_true",
+        help="give images without a caption one of what their regions show (default: drop them)",
     )
     return parser.parse_args(arguments)
 
@@ -116,6 +132,13 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     if figures.images_with_regions or not figures.regions:  # else of an older version's report
         table.add_row("images with regions", f"{figures.images_with_regions:,}")
     table.add_row("boxes clipped to the picture", f"{figures.clipped_boxes:,}")
+    for row, count in (
+        ("captions made of regions", figures.captions_from_regions),
+        ("pictures of several frames, first kept", figures.several_frames),
+        ("images under an id that another has", figures.repeated_ids),
+    ):
+        if count:
+            table.add_row(row, f"{count:,}")
     for title, counts in (
         ("images dropped", figures.dropped_images),
         ("regions dropped", figures.dropped_regions),
@@ -126,6 +149,8 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     console.print(table)
     for message in figures.examples:
         console.print(f"  dropped: {message}", markup=False, highlight=False, soft_wrap=True)
+    for warning in _warnings(figures):
+        console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(
         f"To use it: --config.data.source=records --config.data.directory={plan.out}; "
         "data.train_split and data.eval_split name the splits.",
@@ -133,6 +158,29 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _warnings(figures: Figures) -> Iterator[str]:
+    """What the counts say about mistakes in the input."""
+    dropped = figures.dropped_regions
+    odd = dropped["empty box"] + dropped["box out of range"]
+    for kind, count in figures.misread_boxes.most_common(1):
+        # Of boxes by width and height many pass for corners; of those in other units next to none.
+        whole = odd if kind == "x, y, width, height" else figures.regions + odd
+        if count >= whole / 2:
+            yield (
+                f"{count:,} of {odd:,} boxes that were dropped would fit as {kind}. Needed are x0, "
+                'y0, x1, y1: fractions from 0 to 1, or pixels with "bbox_unit": "pixel". If so, '
+                "the boxes that were kept are wrong too."
+            )
+    if figures.repeated_ids:
+        yield (
+            f"{figures.repeated_ids:,} images have an id that an earlier one has. Put all captions "
+            "and regions of an image into one line: as several images they are negatives of each "
+            "other, in training and in retrieval."
+        )
+    if not figures.regions:
+        yield "no region was kept: GRAIN learns nothing about boxes from this split."
 
 
 if __name__ == "__main__":

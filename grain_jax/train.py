@@ -42,6 +42,7 @@ from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
 from grain_jax.evaluation.tables import print_results
 from grain_jax.interop import start
 from grain_jax.models.build import build_model
+from grain_jax.terminal import escape_unprintable
 from grain_jax.training import environment, metrics, sharding
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
 from grain_jax.training.learned import NOTHING, Learned, learned_before, learned_in, learns
@@ -62,6 +63,7 @@ class RunStopped(RuntimeError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    escape_unprintable()
     options = _flags()
     try:
         config = parse_arguments(
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 finish(run, screen, signals)
         except StopRequested:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")
-        except (RunStopped, SaveFailed) as error:
+        except (RunStopped, SaveFailed, OSError) as error:  # OSError: a disk full of logs
             screen.stop()
             screen.say(f"Stopped: {error}", style="red")
             return 1

@@ -79,7 +79,7 @@ def test_wandb_without_the_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = tiny_config()
     config.logging.wandb = True
-    with pytest.raises(ValueError, match=r"grain_jax\[wandb\]"):
+    with pytest.raises(ValueError, match=r"pip install .*\[wandb\]"):
         MetricsLog(tmp_path, config, start_step=0)
 
 

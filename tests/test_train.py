@@ -167,7 +167,7 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
         (["--config.model.text.vocab_size=20"], "raise the latter"),
         (["--config.batch_size=64"], "fewer than one batch"),
         (["--config.model.image_size=33"], "no multiple of model.vision.patch_size"),
-        (["--config.logging.wandb=true"], r"grain_jax[wandb]"),
+        (["--config.logging.wandb=true"], "[wandb]"),
         (["--config.evaluation.zero_shot=nowhere"], "nowhere"),
         (
             [

@@ -1,13 +1,16 @@
 """Builds one split of a prepared data set: in parallel, and so that it can be killed and continued.
 
 The input is cut into shards of consecutive entries. Each is written whole or not at all under
-`OUT/.building/<split>/`, with its figures beside it; a later run of the same plan keeps what is
-there. At the end the shards move to their final names and the metadata of all splits is written,
-by one process at a time: several may build splits of one folder at once.
+`OUT/.building/<split>/`, with its figures beside it, under a name that tells what it was made of; a
+later run keeps those of entries and options that are still the same, so that a corrected input
+costs the shards it changes. At the end the shards move to their final names and the metadata of all
+splits is written, by one process at a time: several may build splits of one folder at once.
 """
 
+import array
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -21,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grain_jax.data.checking import Dropped, Figures, check_item
 from grain_jax.data.importers import IMPORTERS, BadItem, Importer
 from grain_jax.data.processes import end_with_parent
@@ -28,6 +33,7 @@ from grain_jax.data.storage import (
     SplitShards,
     encode_record,
     shard_path,
+    shard_paths,
     stored_splits,
     write_metadata,
     write_shard,
@@ -37,12 +43,14 @@ logger = logging.getLogger(__name__)
 
 MAX_SHARDS = 1_000
 MIN_SHARD = 500  # entries; small enough that a killed run loses little
+MOVING = "moving.json"  # beside the shards: the plan whose shards move to their final names
+CHECKS = 1  # to be raised with what is checked or stored: unfinished shards are then made again
 LOCK = ".lock"  # in the folder, held while its metadata is changed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is built from what; a run continues another only where all of it is the same."""
+    """What is built from what."""
 
     format: str
     input: Path
@@ -51,6 +59,7 @@ class Plan:
     split: str = "train"
     max_image_side: int = 0  # 0: pictures are stored as they are
     on_error: str = "stop"  # at an entry that cannot be read: "stop" | "skip"
+    captions_from_regions: bool = False  # where an image has no caption of its own
 
     def validate(self) -> None:
         """Raises ValueError."""
@@ -87,6 +96,11 @@ class _Shard:
     @property
     def figures_path(self) -> Path:
         return self.path.with_suffix(".json")
+
+    @property
+    def ids_path(self) -> Path:
+        """Of a number for each record's id."""
+        return self.path.with_suffix(".ids")
 
 
 def report_path(out: Path, split: str) -> Path:
@@ -132,13 +146,13 @@ def _build_rest(
         with _locked(plan.out / LOCK):
             _list_splits(plan.out)
         return Figures.from_json(report["figures"])
-    if (earlier := _read_json(folder / "plan.json")) is not None:
-        _require_same(earlier, identity, plan, folder)
-    else:
-        _write_json(folder / "plan.json", identity)
-    shards = _cut(len(importer), folder)
+    shards = _cut(plan, importer, folder)
+    # Of a run that was killed while it moved its shards, which are not where they were any more.
+    moved = _read_json(folder / MOVING) == json.loads(json.dumps(identity))
+    if not moved:
+        (folder / MOVING).unlink(missing_ok=True)
     figures, entries = Figures(), 0
-    for shard, part in _build_shards(shards, plan, importer, workers):
+    for shard, part in _build_shards(shards, plan, importer, workers, moved=moved):
         figures.add(part)
         entries += shard.stop - shard.start
         progress(Progress(entries, len(importer), figures))
@@ -148,9 +162,19 @@ def _build_rest(
         raise ValueError(f"No image is left ({reasons}), first: {figures.examples[0]}")
     figures = Figures()  # again in input order, which the examples should have
     for shard in shards:
-        figures.add(Figures.from_json(json.loads(shard.figures_path.read_text())["figures"]))
+        figures.add(
+            Figures.from_json(json.loads(shard.figures_path.read_text(encoding="utf-8"))["figures"])
+        )
+    figures.repeated_ids = _count_repeated(shards)
+    _write_json(folder / MOVING, identity)
     _adopt(shards, plan, identity, figures)
     return figures
+
+
+def _count_repeated(shards: list[_Shard]) -> int:
+    ids = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
+    everything = np.concatenate(ids)
+    return int(everything.size - np.unique(everything).size)
 
 
 def _identity(plan: Plan, importer: Importer) -> dict[str, Any]:
@@ -158,8 +182,14 @@ def _identity(plan: Plan, importer: Importer) -> dict[str, Any]:
         "from": plan.format,
         "input": importer.fingerprint(),
         "images": str(plan.images.resolve()),
-        "max_image_side": plan.max_image_side,
+        **_options(plan),
     }
+
+
+def _options(plan: Plan) -> dict[str, Any]:
+    """The options that records depend on; one that is off is left out, as earlier versions did."""
+    asked = {"captions_from_regions": True} if plan.captions_from_regions else {}
+    return {"max_image_side": plan.max_image_side} | asked
 
 
 def _require_same(
@@ -167,28 +197,38 @@ def _require_same(
 ) -> None:
     identity = json.loads(json.dumps(identity))
     if earlier != identity:
-        different = [name for name in identity if earlier.get(name) != identity[name]]
+        names = {**earlier, **identity}
+        different = [name for name in names if earlier.get(name) != identity.get(name)]
         raise ValueError(
-            f"{where} belongs to split {plan.split!r} built from something else (different: "
-            f"{', '.join(different)}). Choose another --split or --out, or delete {plan.out}."
+            f"Split {plan.split!r} in {plan.out} is finished, and was built from something else "
+            f"(different: {', '.join(different)}). Choose another --split or --out. To build this "
+            f"split anew in its place, delete {where}; other splits stay as they are."
         )
 
 
-def _cut(count: int, folder: Path) -> list[_Shard]:
+def _cut(plan: Plan, importer: Importer, folder: Path) -> list[_Shard]:
+    count = len(importer)
     size = max(MIN_SHARD, -(-count // MAX_SHARDS))
-    return [
-        _Shard(number, start, min(start + size, count), folder / f"{number:05d}.array_record")
-        for number, start in enumerate(range(0, count, size))
-    ]
+    made_by = [CHECKS, plan.format, str(plan.images.resolve()), _options(plan)]
+    shards = []
+    for number, start in enumerate(range(0, count, size)):
+        stop = min(start + size, count)
+        made_of = json.dumps([*made_by, importer.checksum(start, stop), stop - start])
+        key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        shards.append(_Shard(number, start, stop, folder / f"{number:05d}-{key}.array_record"))
+    return shards
 
 
 def _build_shards(
-    shards: list[_Shard], plan: Plan, importer: Importer, workers: int
+    shards: list[_Shard], plan: Plan, importer: Importer, workers: int, *, moved: bool
 ) -> Iterator[tuple[_Shard, Figures]]:
-    """Each shard with its figures as it is there: those of an earlier run first."""
+    """Each shard with its figures as it is there: those of an earlier run first. `moved`: which may
+    have taken them to their final names.
+    """
     missing = []
     for shard in shards:
-        if (done := _read_json(shard.figures_path)) is not None:
+        done = _read_json(shard.figures_path)
+        if done is not None and (moved or shard.path.exists()):
             yield shard, Figures.from_json(done["figures"])
         else:
             missing.append(shard)
@@ -225,8 +265,9 @@ def _build_in_worker(shard: _Shard) -> Figures:
 
 
 def _build_shard(shard: _Shard, plan: Plan, importer: Importer) -> Figures:
-    figures = Figures()
-    written = write_shard(shard.path, _encoded(shard, plan, importer, figures))
+    figures, ids = Figures(), array.array("Q")
+    written = write_shard(shard.path, _encoded(shard, plan, importer, figures, ids))
+    shard.ids_path.write_bytes(ids.tobytes())
     # The figures come last: a shard without them is written again.
     _write_json(
         shard.figures_path,
@@ -235,12 +276,18 @@ def _build_shard(shard: _Shard, plan: Plan, importer: Importer) -> Figures:
     return figures
 
 
-def _encoded(shard: _Shard, plan: Plan, importer: Importer, figures: Figures) -> Iterator[bytes]:
+def _encoded(
+    shard: _Shard, plan: Plan, importer: Importer, figures: Figures, ids: "array.array[int]"
+) -> Iterator[bytes]:
     for index in range(shard.start, shard.stop):
         try:
             item = importer[index]
             record = check_item(
-                item, plan.images, max_image_side=plan.max_image_side, figures=figures
+                item,
+                plan.images,
+                max_image_side=plan.max_image_side,
+                captions_from_regions=plan.captions_from_regions,
+                figures=figures,
             )
         except BadItem as error:
             if plan.on_error == "stop":
@@ -250,16 +297,21 @@ def _encoded(shard: _Shard, plan: Plan, importer: Importer, figures: Figures) ->
         except Dropped as error:
             figures.drop_image(error.reason, str(error))
             continue
+        digest = hashlib.sha256(record.id.encode()).digest()
+        ids.append(int.from_bytes(digest[:8], "little"))
         yield encode_record(record)
 
 
 def _adopt(shards: list[_Shard], plan: Plan, identity: dict[str, Any], figures: Figures) -> None:
     """Moves shards to their final names and writes the metadata. Killed midway, it runs again."""
-    done = [json.loads(shard.figures_path.read_text()) for shard in shards]
+    done = [json.loads(shard.figures_path.read_text(encoding="utf-8")) for shard in shards]
     kept = [(shard, d) for shard, d in zip(shards, done, strict=True) if d["records"]]
+    places = set()
     for number, (shard, _) in enumerate(kept):
+        place = shard_path(plan.out, plan.split, number, len(kept))
+        places.add(place)
         if shard.path.exists():
-            os.replace(shard.path, shard_path(plan.out, plan.split, number, len(kept)))
+            os.replace(shard.path, place)
     report = {
         "plan": identity,
         "figures": figures.to_json(),
@@ -270,6 +322,8 @@ def _adopt(shards: list[_Shard], plan: Plan, identity: dict[str, Any], figures: 
         # The report first: whatever ends here, each later run lists every split that has one.
         _write_json(report_path(plan.out, plan.split), report)
         _list_splits(plan.out)
+    for stale in set(shard_paths(plan.out, plan.split)) - places:
+        stale.unlink()  # of what was built in this split's place before
     _remove_work(plan)
 
 
@@ -277,7 +331,7 @@ def _list_splits(out: Path) -> None:
     """Makes the metadata list every split that has a report."""
     splits = {}
     for path in sorted(out.glob("report-*.json")):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         shards = SplitShards(tuple(report["records"]), report["bytes"])
         splits[path.stem.removeprefix("report-")] = shards
     if stored_splits(out) != splits:  # else it stays as it is, for those who are reading it
@@ -290,7 +344,7 @@ def _locked(path: Path, *, taken: str = "") -> Iterator[None]:
 
     Where another process has it: waits, or raises ValueError with the message `taken`.
     """
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
         except BlockingIOError:
@@ -310,10 +364,10 @@ def _remove_work(plan: Plan) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _write_json(path: Path, value: Any) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1))
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
     os.replace(partial, path)

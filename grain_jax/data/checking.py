@@ -6,6 +6,7 @@ Nothing is dropped without being counted under a reason that the closing report 
 import io
 import posixpath
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from grain_jax.data.importers import ImportedImage, ImportedRegion
+from grain_jax.data.importers import BadItem, ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption, Record, Region
-from grain_jax.data.texts import clean_text
+from grain_jax.data.texts import clean_text, normalize_text
 from grain_jax.data.transforms import IMAGE_FORMATS, Bbox, ImageError, decode_image
 
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -43,16 +44,21 @@ class Figures:
     regions: int = 0
     images_with_regions: int = 0
     clipped_boxes: int = 0
+    captions_from_regions: int = 0  # images whose caption is made of their regions' descriptions
+    several_frames: int = 0  # pictures with more than one frame or page, the first of which is kept
+    repeated_ids: int = 0  # images under an id that an earlier one has
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
     dropped_regions: Counter[str] = field(default_factory=Counter)
-    ignored_fields: Counter[str] = field(default_factory=Counter)
+    ignored_fields: Counter[str] = field(default_factory=Counter)  # of dropped images too
+    misread_boxes: Counter[str] = field(default_factory=Counter)  # dropped; what they would fit as
     examples: list[str] = field(default_factory=list)  # a few messages on dropped images
 
     def add(self, other: "Figures", *, max_examples: int = 20) -> None:
-        for name in ("images", "captions", "regions", "images_with_regions", "clipped_boxes"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("dropped_images", "dropped_regions", "ignored_fields"):
-            getattr(self, name).update(getattr(other, name))
+        for name, value in vars(other).items():
+            if isinstance(value, int):
+                setattr(self, name, getattr(self, name) + value)
+            elif isinstance(value, Counter):
+                getattr(self, name).update(value)
         self.examples = (self.examples + other.examples)[:max_examples]
 
     def drop_image(self, reason: str, message: str) -> None:
@@ -63,32 +69,59 @@ class Figures:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Figures":
-        counters = ("dropped_images", "dropped_regions", "ignored_fields")
-        return cls(**{**stored, **{name: Counter(stored[name]) for name in counters}})
+        """Also of reports that earlier versions wrote, without the later fields."""
+        blank = vars(cls())
+        values: dict[str, Any] = {
+            name: Counter(value) if isinstance(blank[name], Counter) else value
+            for name, value in stored.items()
+        }
+        return cls(**values)
 
 
 def check_item(
-    item: ImportedImage, images: Path, *, max_image_side: int, figures: Figures
+    item: ImportedImage,
+    images: Path,
+    *,
+    max_image_side: int,
+    captions_from_regions: bool = False,
+    figures: Figures,
 ) -> Record:
-    """The record of an imported image; counts its regions in `figures`. Raises `Dropped`."""
+    """The record of an imported image; counts its regions in `figures`.
+
+    `captions_from_regions`: an image without a caption gets one of its regions' descriptions.
+    Raises `Dropped`, and `BadItem` where pixel boxes are those of another picture.
+    """
+    figures.ignored_fields.update(item.ignored)
     data = read_image_file(item.image, images)
     try:
         pixels = decode_image(data)  # all of it: a truncated file shows only at its end
     except ImageError as error:
         raise Dropped("corrupt image", f"{item.image}: {error}") from None
+    height, width = pixels.shape[:2]
+    if item.regions and item.box_unit == "pixel" and item.size is not None:
+        check_size(item.size, (width, height), item.image)
     texts = [(clean_text(caption.text), caption.source) for caption in item.captions]
     captions = tuple(Caption(text, source) for text, source in texts if 0 < len(text) <= MAX_TEXT)
-    if not captions:
-        raise Dropped("no caption", f"{item.image}: no caption of 1 to {MAX_TEXT} characters.")
-    height, width = pixels.shape[:2]
+    if not captions and not (captions_from_regions and item.regions):
+        message = f"{item.image}: no caption of 1 to {MAX_TEXT} characters."
+        if item.regions:
+            message += " --captions_from_regions makes one of what its regions show."
+        raise Dropped("no caption", message)
     unit = item.size or (width, height)
     checked = (check_region(region, item.box_unit, unit, figures) for region in item.regions)
     regions = tuple(region for region in checked if region is not None)
+    if not captions:
+        captions = region_captions(regions)
+        if not captions:
+            raise Dropped(
+                "no caption", f"{item.image}: no caption, and none of its regions is kept."
+            )
+        figures.captions_from_regions += 1
     figures.images += 1
     figures.captions += len(captions)
     figures.regions += len(regions)
     figures.images_with_regions += bool(regions)
-    figures.ignored_fields.update(item.ignored)
+    figures.several_frames += has_several_frames(data)
     return Record(
         id=clean_text(item.id),
         image=stored_image(data, pixels, max_image_side),
@@ -96,6 +129,40 @@ def check_item(
         regions=regions,
         label=clean_text(item.label or "") or None,
     )
+
+
+def check_size(given: tuple[int, int], picture: tuple[int, int], name: str) -> None:
+    """Raises `BadItem` unless `picture` can be a resized picture of the size `given`, both (width,
+    height): boxes in its pixels would lie elsewhere.
+    """
+    if abs(given[0] * picture[1] - given[1] * picture[0]) <= max(*given, *picture):  # rounding
+        return
+    turned = " Boxes are those of the picture as it is shown, after its EXIF orientation."
+    raise BadItem(
+        f"{name}: its boxes refer to {given[0]} x {given[1]} pixels ('width' x 'height'), and the "
+        f"picture has {picture[0]} x {picture[1]}, of another shape."
+        f"{turned if given[::-1] == picture else ''}"
+    )
+
+
+def region_captions(regions: Sequence[Region]) -> tuple[Caption, ...]:
+    """One caption that names what the regions show, each description once, best score first; () for
+    none. Its source is "regions".
+    """
+    best_first = sorted(regions, key=lambda region: -region.score)
+    texts = {normalize_text(region.description): region.description for region in best_first[::-1]}
+    whole = ", ".join(dict.fromkeys(texts[normalize_text(r.description)] for r in best_first))
+    cut = whole[:MAX_TEXT].rpartition(", ")[0] if len(whole) > MAX_TEXT else whole
+    return (Caption(cut, "regions"),) if cut else ()
+
+
+def has_several_frames(data: bytes) -> bool:
+    """Whether an image that decodes is an animation or has pages. An MPO is one photograph."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    except Exception:  # a damaged later frame leaves the first as good as it is
+        return False
 
 
 def read_image_file(relative: str, images: Path) -> bytes:
@@ -153,6 +220,7 @@ def check_region(
     x0, y0, x1, y1 = region.box_xyxy
     if x1 <= x0 or y1 <= y0:
         figures.dropped_regions["empty box"] += 1
+        _count_misread(region, unit, size, figures)
         return None
     description = clean_text(region.description)
     if not description:
@@ -165,6 +233,7 @@ def check_region(
     slack = PIXEL_TOLERANCE if unit == "pixel" else FRACTION_TOLERANCE
     if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
         figures.dropped_regions["box out of range"] += 1
+        _count_misread(region, unit, size, figures)
         return None
     bbox: Bbox = (y0 / height, x0 / width, y1 / height, x1 / width)
     clipped: Bbox = (max(bbox[0], 0.0), max(bbox[1], 0.0), min(bbox[2], 1.0), min(bbox[3], 1.0))
@@ -174,3 +243,23 @@ def check_region(
         return None
     figures.clipped_boxes += clipped != bbox
     return Region(clipped, description, region.score)
+
+
+def _count_misread(
+    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+) -> None:
+    """Counts each other way of writing boxes that a dropped box would fit."""
+    x0, y0, x1, y1 = region.box_xyxy
+    width, height = size
+    sides = (width, height) if unit == "pixel" else (1, 1)
+    if min(region.box_xyxy) < 0:
+        return
+    if min(x1, y1) > 0 and x0 + x1 <= sides[0] * 1.01 and y0 + y1 <= sides[1] * 1.01:
+        figures.misread_boxes["x, y, width, height"] += 1
+    if x0 < x1 and y0 < y1 and unit == "fraction":
+        if max(region.box_xyxy) <= 100:
+            figures.misread_boxes["percent"] += 1
+        if x1 <= width and y1 <= height:
+            figures.misread_boxes["pixels"] += 1
+        if max(region.box_xyxy) <= 1000:
+            figures.misread_boxes["thousandths"] += 1

@@ -19,7 +19,9 @@ class Caption:
     """A text about the whole image."""
 
     text: str
-    source: str = "original"  # "original" (found with the image) | "synthetic" (written by an MLLM)
+    # "original" (found with the image) | "synthetic" (written by an MLLM) | "regions" (made by
+    # `prepare --captions_from_regions` of their descriptions)
+    source: str = "original"
 
 
 @dataclass(frozen=True)

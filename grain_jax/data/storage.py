@@ -5,6 +5,7 @@ TensorFlow users) can open it too: `tfds.builder_from_directory(folder)`. Shards
 number of processes and become a data set when the metadata lists them.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -226,23 +227,50 @@ def stored_splits(directory: Path) -> dict[str, SplitShards]:
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
-    """Writes one shard whole or not at all: `path` appears when it is complete."""
+    """Writes one shard whole or not at all: `path` appears when it is complete.
+
+    Raises OSError, with what the disk said, where it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # 1: random access
     count = size = 0
     try:
-        for record in records:
-            writer.write(record)
-            count, size = count + 1, size + len(record)
-    finally:
-        writer.close()
-    os.replace(partial, path)
+        with _written(partial):
+            writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # 1: random access
+        try:
+            for record in records:
+                with _written(partial):
+                    writer.write(record)
+                count, size = count + 1, size + len(record)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # of the same disk
+                writer.close()
+            raise
+        with _written(partial):
+            writer.close()
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return SplitShards((count,), size)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """array_record's errors, all of them RuntimeError, as OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path.parent} cannot be written to: {error}") from error
 
 
 def shard_path(directory: Path, split: str, shard: int, num_shards: int) -> Path:
     """Where TFDS looks for a shard."""
     return directory / f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
+
+
+def shard_paths(directory: Path, split: str) -> list[Path]:
+    """All shards of a split, those that no metadata lists too."""
+    return sorted(directory.glob(f"{NAME}-{split}.array_record-[0-9]*-of-[0-9]*"))
 
 
 def write_metadata(directory: Path, splits: Mapping[str, SplitShards]) -> None:

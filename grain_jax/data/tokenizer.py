@@ -19,6 +19,8 @@ from jaxtyping import Bool, Int, UInt32
 
 from grain_jax.config import DataConfig
 from grain_jax.data.texts import clean_text
+from grain_jax.extras import how_to_install
+from grain_jax.paths import expand_home
 
 Encoded = tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T"]]
 
@@ -261,8 +263,9 @@ def _load_fast(name_or_folder: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"Tokenizer {name_or_folder!r} needs transformers: "
-            "pip install 'grain_jax[tokenizers]'; or set data.tokenizer to 'clip'."
+            f"{how_to_install('tokenizers')}; or set data.tokenizer to 'clip'."
         ) from error
+    name_or_folder = expand_home(name_or_folder)
     try:
         if _is_whole(Path(name_or_folder)):
             loaded = PreTrainedTokenizerFast.from_pretrained(name_or_folder)
@@ -341,7 +344,7 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
                 import tokenizers
             except ImportError as error:
                 raise ValueError(
-                    "This checkpoint's tokenizer needs: pip install 'grain_jax[tokenizers]'."
+                    f"This checkpoint's tokenizer needs: {how_to_install('tokenizers')}"
                 ) from error
             try:
                 tokenizer = tokenizers.Tokenizer.from_str(spec["tokenizer"])

@@ -6,14 +6,16 @@ boxes need to know. Normalisation (mean, std) happens on the device, from uint8.
 
 import dataclasses
 import io
+import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from grain_jax.config_rules import CHOICES
@@ -84,10 +86,42 @@ def decode_image(image: bytes | Pixels) -> Pixels:
     """RGB uint8 [H, W, 3] of encoded bytes, upright (EXIF orientation applied); an array comes back
     as it is.
 
-    CMYK, gray, 16 bit and palette pictures are converted; transparency is shown on white. Raises
-    `ImageError`.
+    CMYK, Lab, gray, 16 bit and palette pictures are converted; transparency is shown on white; of
+    several frames or pages the first is taken. Colour profiles and PNG's gamma are not applied.
+    Raises `ImageError`.
     """
     return image if isinstance(image, np.ndarray) else np.asarray(_open_rgb(image))
+
+
+# First bytes of what is often found under the name of an image, and what to do.
+_NOT_IMAGES = (
+    (rb"\s*<(!doctype html|html|head|body)", "an HTML page, so the download failed"),
+    (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG drawing"),
+    (rb"\s*<\?xml", "an XML text, so the download failed"),
+    (rb"\s*[{\[]", "a JSON text, so the download failed"),
+    (rb"version https://git-lfs", "a Git LFS pointer; fetch the files with `git lfs pull`"),
+    (rb"....ftyp(avif|avis)", "an AVIF picture; convert it to JPEG or PNG"),
+    (rb"....ftyp", "a HEIC picture or a video; convert it to JPEG or PNG"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture; convert it to JPEG or PNG"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture; convert it to JPEG or PNG"),
+    (rb"%PDF", "a PDF document"),
+    (rb"%!PS", "an EPS drawing"),
+    (rb"8BPS", "a Photoshop file; convert it to JPEG or PNG"),
+    (rb"\x1f\x8b", "gzip-compressed; decompress it"),
+    (rb"PK\x03\x04", "a zip archive; unpack it"),
+    (rb"\0+\Z", "all zero bytes, so the copy or download failed"),
+)
+
+
+def _not_an_image(data: bytes) -> str:
+    known = ", ".join(IMAGE_FORMATS)
+    if not data:
+        return "The file is empty (0 bytes)."
+    start = data[:1024]
+    for pattern, what in _NOT_IMAGES:
+        if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
+            return f"{len(data)} bytes are not an image of these: {known}. It is {what}."
+    return f"{len(data)} bytes are not an image of these: {known}."
 
 
 def _open(data: bytes) -> Image.Image:
@@ -95,8 +129,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
-        known = ", ".join(IMAGE_FORMATS)
-        raise ImageError(f"{len(data)} bytes are not an image of these: {known}.") from error
+        raise ImageError(_not_an_image(data)) from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(f"Cannot read the image: {type(error).__name__}: {error}") from error
     width, height = picture.size
@@ -105,6 +138,7 @@ def _open(data: bytes) -> Image.Image:
     return picture
 
 
+_IMAGE_WIDTH, _IMAGE_LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC = 256, 257, 258, 262  # TIFF tags
 _TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -130,26 +164,58 @@ def _open_rgb(data: bytes) -> Image.Image:
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """RGB with the EXIF orientation applied, as `decode_image` gives it. Raises `ImageError`."""
     try:
+        # The orientation is read after loading: Pillow turns a TIFF upright while it loads, and
+        # then forgets the tag; read before, it would be applied twice.
+        picture.load()
         turn = _TURNS.get(_orientation(picture))
         picture = _to_rgb(picture)
         return picture if turn is None else picture.transpose(turn)
+    except ImageError:
+        raise
     except Exception as error:  # as above
         raise ImageError(f"Cannot decode the image: {type(error).__name__}: {error}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    """A loaded picture as RGB."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
-        picture.load()
         return picture
-    if picture.mode.startswith("I"):  # 16 bit gray, which Pillow would clip instead of scaling
-        values = np.asarray(picture).astype(np.int64)
-        gray = values >> 8 if values.max() > 255 else values
-        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith(("I", "F")):  # which Pillow would clip instead of scaling
+        return Image.fromarray(_eight_bits(picture)).convert("RGB")
+    if picture.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        picture = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB") or picture
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> UInt8[np.ndarray, "H W"]:
+    """Gray of more than 8 bits, scaled by its depth, not by its content. Raises `ImageError`.
+
+    Files of 32 bits do not say which value is white: 1 of fractions, else 255, else 65,535.
+    """
+    values = np.asarray(picture)
+    tags = getattr(picture, "tag_v2", {})  # of a TIFF
+    if picture.mode.startswith("I;16") or picture.format == "PNG":
+        bits = min(int(tags.get(_BITS_PER_SAMPLE, (16,))[0]), 16)
+        levels = values.astype(np.int64)
+        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only up to 8 bits
+            levels = (1 << bits) - 1 - levels
+        gray = levels >> (bits - 8)
+        if "transparency" in picture.info:
+            gray = np.where(values == picture.info["transparency"], 255, gray)
+        return gray.clip(0, 255).astype(np.uint8)
+    low, high = float(values.min()), float(values.max())  # NaN where there is one
+    if not (math.isfinite(low) and math.isfinite(high)) or high > 65_535:
+        raise ImageError(
+            f"Its 32 bit values reach from {low:g} to {high:g}, needed 0 to 1, 255 or 65535; "
+            "convert it to 8 or 16 bits."
+        )
+    white = 1.0 if picture.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0
+    return (values.astype(np.float64) * (255.0 / white)).clip(0, 255).round().astype(np.uint8)
 
 
 def fit_image(
@@ -182,6 +248,10 @@ def image_shape(image: bytes | Pixels) -> tuple[int, int]:
         return image.shape[0], image.shape[1]
     picture = _open(image)
     width, height = picture.size
+    if picture.format == "TIFF":
+        # As stored; whether `size` is upright already depends on Pillow's version.
+        tags = getattr(picture, "tag_v2", {})
+        width, height = tags[_IMAGE_WIDTH], tags[_IMAGE_LENGTH]
     swapped = _orientation(picture) in (5, 6, 7, 8)
     return (width, height) if swapped else (height, width)
 

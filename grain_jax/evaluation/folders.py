@@ -25,6 +25,7 @@ from grain_jax.evaluation.class_texts import bind_descriptions, check_templates
 from grain_jax.evaluation.image_folder import printable
 from grain_jax.evaluation.labels_table import NAME, FilesOnDisk, read_labels_table
 from grain_jax.evaluation.text_files import read_texts, split_entry
+from grain_jax.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def load_zero_shot(
 
     Raises ValueError for what would make a figure wrong: see `docs/evaluation.md`.
     """
-    root = Path(folder)
+    root = user_path(folder)
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
     title = printable(root.resolve().name) or "root"  # "." has no name of its own

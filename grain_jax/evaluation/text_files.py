@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from grain_jax.paths import expand_home
+
 SUFFIXES = (".txt", ".json", ".md")
 MAX_BYTES = 256 * 2**20  # of a text file; descriptions of 21,000 classes take about 20 MB
 MAX_MARKDOWN_BYTES = 8 * 2**20  # parsed as Python, which takes about 100 times as much memory
@@ -23,6 +25,7 @@ def split_entry(source: str) -> tuple[str, str]:
     A file that exists is taken as it is. Otherwise the last "#" with a file before it separates
     them, as folders, files and entries may all have a "#" in their names.
     """
+    source = expand_home(source)
     end = len(source)
     while not os.path.isfile(source) and (end := source.rfind("#", 0, end)) >= 0:
         if os.path.isfile(source[:end]):

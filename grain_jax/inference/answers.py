@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 
 from grain_jax.data.checking import read_image_bytes
 from grain_jax.data.transforms import decode_image
+from grain_jax.disk import whole_file, write_whole
 from grain_jax.evaluation.card import (
     NOT_FOUND,
     WHOLE,
@@ -36,6 +38,8 @@ COLUMNS = (
     *("x0", "y0", "x1", "y1"),
     "card",
 )
+# Of file names that are not UTF-8: `\\udcff` for the byte ff, which JSON reads back as the name.
+ESCAPED = "backslashreplace"
 
 
 @dataclass(frozen=True)
@@ -84,24 +88,25 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
     ]
     path = out / answer.target.card
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_card(
-        image,
-        title=printable(answer.target.file.name),
-        labels=[
-            CardLabel(
-                one.label,
-                one.probability,
-                one.score,
-                (one.seen[0].text, one.seen[0].cosine) if one.seen else None,
-            )
-            for one in labels
-        ],
-        num_labels=0 if answer.labels is None else answer.labels.num_labels,
-        sections=sections,
-        others_xyxy=np.array(others, np.float32).reshape(-1, 4),
-        view_xyxy=answer.view_xyxy / scale,
-        path=path,
-    )
+    with whole_file(path) as written:
+        draw_card(
+            image,
+            title=printable(answer.target.file.name),
+            labels=[
+                CardLabel(
+                    one.label,
+                    one.probability,
+                    one.score,
+                    (one.seen[0].text, one.seen[0].cosine) if one.seen else None,
+                )
+                for one in labels
+            ],
+            num_labels=0 if answer.labels is None else answer.labels.num_labels,
+            sections=sections,
+            others_xyxy=np.array(others, np.float32).reshape(-1, 4),
+            view_xyxy=answer.view_xyxy / scale,
+            path=written,
+        )
 
 
 def _card_text(seen: SeenText, scale: np.ndarray, min_cosine: float) -> CardText:
@@ -120,13 +125,14 @@ def has_box(seen: SeenText, min_cosine: float) -> bool:
 
 def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
     """A line for every label and phrase of each picture."""
-    with path.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, COLUMNS, restval="")
-        writer.writeheader()
-        for answer in answers:
-            card = printable(str(answer.target.card)) if cards else ""
-            for row in _rows(answer, min_cosine):
-                writer.writerow({"file": printable(str(answer.target.file)), "card": card} | row)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, COLUMNS, restval="")
+    writer.writeheader()
+    for answer in answers:
+        card = printable(str(answer.target.card)) if cards else ""
+        for row in _rows(answer, min_cosine):
+            writer.writerow({"file": printable(str(answer.target.file)), "card": card} | row)
+    write_whole(path, lines.getvalue(), errors=ESCAPED)
 
 
 def write_json(
@@ -141,7 +147,7 @@ def write_json(
         ],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n", errors=ESCAPED)
 
 
 def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:

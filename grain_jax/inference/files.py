@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grain_jax.evaluation.image_folder import IMAGE_SUFFIXES, FolderContent, read_folder
+from grain_jax.paths import expand_home
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def _matches(given: str) -> list[Path]:
     """What the path or glob names. What exists to the letter, such as a folder "set [1]", is no
     pattern.
     """
+    given = expand_home(given)
     if os.path.lexists(given):
         return [Path(given)]
     literal, *parts = Path(given).parts

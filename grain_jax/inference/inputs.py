@@ -20,6 +20,7 @@ from grain_jax.data.transforms import (
     image_shape,
     upright_rgb,
 )
+from grain_jax.paths import user_path
 
 Picture = Image.Image | np.ndarray | str | Path | bytes
 PICTURES = "a file's path, its bytes, a PIL image or a uint8 array [H, W, 3]"
@@ -71,7 +72,7 @@ class PictureSource:
             raise ImageError(f"a {type(picture).__name__} is no picture; needed {PICTURES}.")
         if "://" in str(picture):
             raise ImageError("a file of this machine is needed; download it first.")
-        path = Path(picture)
+        path = user_path(picture)
         if not os.path.isfile(path):  # unlike Path.is_file, false of names that are too long
             raise ImageError("it is a folder." if os.path.isdir(path) else "there is no such file.")
         return read_image_bytes(path, name=path.name)

@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from grain_jax.extras import how_to_install
+
 MAX_BYTES = 16 * 2**30  # of a file of weights
 MAX_JSON_BYTES = 64 * 2**20
 
@@ -72,7 +74,7 @@ def read_torch(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"{path} is a torch file: pip install 'grain_jax[torch]', or give safetensors."
+            f"{path} is a torch file; give safetensors, or {how_to_install('torch')}"
         ) from error
     _check_size(path, max_bytes)
     try:

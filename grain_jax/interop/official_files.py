@@ -52,7 +52,8 @@ def save_official(loaded: LoadedModel, path: Path) -> None:
     if config.kind == "clip":
         del parts[DECODER]
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(parts, path)
+    with path.open("wb") as file:  # which, unlike torch's own, says why it cannot be written
+        torch.save(parts, file)
 
 
 def constructor(config: ModelConfig) -> str:

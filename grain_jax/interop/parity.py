@@ -132,8 +132,8 @@ def write_parity(
     if beyond := [found for found in differences if not found.within]:
         named = ", ".join(f"{d.output} on {d.inputs} inputs by {d.absolute:.2g}" for d in beyond)
         raise ValueError(
-            f"The export differs from the model by more than {TOLERANCE:g}: {named}. Do not use "
-            f"{folder}; please report this."
+            f"The export differs from the model by more than {TOLERANCE:g}: {named}. "
+            "Nothing of it is kept; please report this."
         )
 
 

@@ -25,6 +25,7 @@ from grain_jax.config import DecoderConfig, MeshConfig, ModelConfig, TextConfig,
 from grain_jax.config_files import config_to_json
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.extras import how_to_install
 from grain_jax.interop.files import read_json
 from grain_jax.interop.huggingface_folder import read_folder
 from grain_jax.interop.metadata import exported_model
@@ -39,6 +40,7 @@ from grain_jax.interop.pretrained import (
     read_open_clip,
 )
 from grain_jax.interop.pretrained_images import HUGGINGFACE_CONFIG
+from grain_jax.paths import user_path
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import Checkpoints, LoadedModel
 from grain_jax.training.optimizer import make_optimizer
@@ -62,7 +64,8 @@ def read_model(
     With a `mesh`, the parameters of a run are split over it, those of other formats copied to all
     its devices. Raises ValueError for what is not there, is not known, or does not fit together.
     """
-    path, name = Path(path), str(path)
+    path = user_path(path)
+    name = str(path)
     if (path / checkpoint.FOLDER).is_dir() or checkpoint.complete_steps(path):
         return checkpoint.load(path, step=step, best=best, mesh=mesh)
     if step is not None or best:
@@ -209,7 +212,7 @@ def _download(name: str) -> Path:
     except ImportError as error:
         raise ValueError(
             f"There is no folder {name}; to look for it on the Hugging Face hub: "
-            "pip install 'grain_jax[tokenizers]'."
+            f"{how_to_install('tokenizers')}"
         ) from error
     repository, _, revision = name.partition("@")
     download = functools.partial(snapshot_download, repository, ignore_patterns=["*/*"])

@@ -32,6 +32,7 @@ from grain_jax.data.tokenizer import Tokenizer, tokenizer_from_spec
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.data.world.language import PROMPT_TEMPLATES
 from grain_jax.models.build import build_model
+from grain_jax.paths import user_path
 from grain_jax.training.learned import EVERYTHING, Learned, learned_before
 from grain_jax.training.sharding import parameter_shardings
 from grain_jax.training.state import TrainState, abstract_boxed_params
@@ -72,7 +73,7 @@ def load(
     Reads neither optimizer nor data. With a `mesh`, parameters are split over it as in training.
     Raises ValueError where there is no such checkpoint.
     """
-    folder = _checkpoint_folder(Path(path))
+    folder = _checkpoint_folder(user_path(path))
     step = _choose_step(folder, step, best=best)
 
     def params(config: TrainConfig) -> Any:
@@ -129,7 +130,7 @@ def make_metadata(
 
 def read_metadata(folder: Path, step: int) -> dict[str, Any]:
     """The metadata stored with a step of a `checkpoints/` folder."""
-    return json.loads((folder / str(step) / METADATA / METADATA).read_text())
+    return json.loads((folder / str(step) / METADATA / METADATA).read_text(encoding="utf-8"))
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -274,7 +275,11 @@ def best_step(folder: Path) -> int | None:
 def _read_scores(folder: Path) -> dict[int, dict[str, float]]:
     """Complete step -> its metric by name, for the steps that have one."""
     files = {step: folder / str(step) / "metrics" / "metrics" for step in complete_steps(folder)}
-    return {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
+    return {
+        step: json.loads(file.read_text(encoding="utf-8"))
+        for step, file in files.items()
+        if file.exists()
+    }
 
 
 @contextlib.contextmanager

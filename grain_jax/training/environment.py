@@ -1,22 +1,60 @@
 """The process around a run: folder, quiet libraries, compiled programs on disk, profiler."""
 
 import contextlib
+import logging
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging as absl_logging
 
+from grain_jax.paths import expand_home, user_path
+
 PROFILED_STEPS = 5
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def quiet_libraries() -> None:
-    """Keeps Orbax and TFDS, which log through absl, from talking over the progress bar."""
+    """Keeps Orbax and TFDS, which log through absl, from talking over the progress bar.
+
+    A save that fails, on a full disk say, is raised by Orbax, and told by this project in one
+    sentence; Orbax and TensorStore print over a thousand lines of tracebacks besides.
+    """
     absl_logging.set_verbosity(absl_logging.ERROR)
+    logger = absl_logging.get_absl_logger()
+    if not any(isinstance(one, _WithoutTracebacks) for one in logger.filters):
+        logger.addFilter(_WithoutTracebacks())
+        logging.getLogger("asyncio").addFilter(_WithoutTracebacks())
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+
+
+class _WithoutTracebacks(logging.Filter):
+    """Drops what Orbax logs of an exception that it raises too, and what asyncio says of the other
+    writes of that save, which failed alike.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told = f"{os.sep}orbax{os.sep}" in record.pathname
+        told |= "exception was never retrieved" in str(record.msg)
+        return not (record.exc_info and told)
+
+
+class _WithoutClosedLoops:
+    """Leaves out what TensorStore's threads print for each write that had not ended when another
+    one failed, and Orbax with it: that the event loop which waited for it is closed.
+    """
+
+    def __init__(self, shown: Callable[[Any], Any]) -> None:
+        self._shown = shown
+
+    def __call__(self, unraisable: Any, /) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._shown(unraisable)
 
 
 def restart_with_huge_pages() -> None:
@@ -58,9 +96,20 @@ def cache_compilations(setting: str) -> None:
     if setting == "auto":
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        setting = str(Path(base) / "grain_jax" / "compiled")
-    jax.config.update("jax_compilation_cache_dir", None if setting == "off" else setting)
+        setting = _user_cache()
+    folder = None if setting == "off" else expand_home(setting)
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _user_cache() -> str:
+    """The folder for compiled programs in the user's cache; "off" without a home folder, as in a
+    container that runs under a number that no account has: a restart compiles again there.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
+    except ValueError:
+        return "off"
+    return os.path.join(base, "grain_jax", "compiled")
 
 
 def local_folder(name: str) -> Path:
@@ -69,7 +118,7 @@ def local_folder(name: str) -> Path:
         raise ValueError(
             f"--workdir={name} is an address, needed a folder; mount the bucket and give its path."
         )
-    return Path(name)
+    return user_path(name)
 
 
 class Profiler:

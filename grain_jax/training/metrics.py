@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 
 from grain_jax.config import LoggingConfig, TrainConfig
 from grain_jax.data.records import Batch
+from grain_jax.extras import how_to_install
 from grain_jax.training.step import Metrics
 
 FILE = "metrics.jsonl"
@@ -170,16 +171,16 @@ def _start_wandb(folder: Path, config: TrainConfig, logging: LoggingConfig) -> A
         import wandb
     except ImportError as error:
         raise ValueError(
-            "logging.wandb is on and wandb is not installed: `pip install grain_jax[wandb]`, or "
-            "--config.logging.wandb=false."
+            "logging.wandb is on and wandb is not installed; --config.logging.wandb=false, or "
+            f"{how_to_install('wandb')}"
         ) from error
     identity = folder / "wandb_id"  # so that a resumed run goes on in the same curve
     if not identity.exists():
-        identity.write_text(uuid.uuid4().hex)
+        identity.write_text(uuid.uuid4().hex, encoding="utf-8")
     return wandb.init(
         project=logging.wandb_project,
         name=config.name,
-        id=identity.read_text(),
+        id=identity.read_text(encoding="utf-8"),
         resume="allow",
         dir=str(folder),
         config=asdict(config),

@@ -9,6 +9,8 @@ first of equals): short ones are often pronouns. Regions come in the order in wh
 first mention them, which is what training keeps where there are more than M.
 """
 
+import contextlib
+import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -69,6 +71,15 @@ class Flickr30kEntities:
     def fingerprint(self) -> dict[str, object]:
         checksum = zlib.crc32(" ".join(self._ids).encode())
         return {"path": str(self._folder.resolve()), "ids": len(self), "crc32": checksum}
+
+    def checksum(self, start: int, stop: int) -> str:
+        digest = hashlib.sha256()
+        for name in self._ids[start:stop]:
+            digest.update(name.encode("utf-8", "replace"))
+            for folder, suffix in (("Sentences", ".txt"), ("Annotations", ".xml")):
+                with contextlib.suppress(OSError):  # one that is missing is said when it is read
+                    digest.update((self._folder / folder / f"{name}{suffix}").read_bytes())
+        return digest.hexdigest()
 
 
 def _read(path: Path) -> str:

@@ -48,5 +48,11 @@ class Importer(Protocol):
     def __getitem__(self, index: int, /) -> ImportedImage: ...
 
     def fingerprint(self) -> dict[str, object]:
-        """JSON that changes with the input: a half-done run continues only on the same."""
+        """JSON that changes with the input: a finished split is not built again from the same."""
+        ...
+
+    def checksum(self, start: int, stop: int) -> str:
+        """Changes with what is read of the entries from `start` to before `stop`: a half-done run
+        keeps the shards of entries that are still the same.
+        """
         ...

@@ -1,6 +1,8 @@
 """One JSON object a line, one line an image. The format is described in `docs/data-format.md`."""
 
 import array
+import difflib
+import hashlib
 import json
 import math
 import zlib
@@ -14,6 +16,45 @@ MAX_LINE_BYTES = 4 * 2**20
 CAPTION_SOURCES = ("original", "synthetic")
 BOX_UNITS = ("fraction", "pixel")
 FIELDS = {"image", "id", "captions", "regions", "label", "bbox_unit", "width", "height"}
+CAPTION_FIELDS, REGION_FIELDS = {"text", "source"}, {"bbox", "description", "score"}
+# What other tools call them. One of these without ours is taken for a mistake, not for a field that
+# nothing reads.
+OTHER_NAMES = {
+    "image": (
+        *("file_name", "filename", "file", "path", "filepath", "image_path", "image_file"),
+        *("img", "img_path"),
+    ),
+    "captions": (
+        "caption",
+        "text",
+        "texts",
+        "sentence",
+        "sentences",
+        "title",
+        "alt_text",
+        "prompt",
+    ),
+    "regions": ("region", "box", "boxes", "bbox", "bboxes", "objects", "annotations", "phrases"),
+    "bbox_unit": ("unit", "box_unit", "bbox_units", "bbox_mode", "bbox_format"),
+    "bbox": ("box", "xyxy", "bounding_box", "coordinates", "xywh"),
+    "description": (
+        *("descriptions", "phrase", "text", "caption", "label", "name", "category", "class"),
+    ),
+    "score": ("confidence", "conf", "scores", "logit"),
+}
+CLOSE = 0.8  # of difflib; "captoins" is 0.88 close to "captions"
+# How a file begins that is not lines of JSON.
+NOT_LINES = (
+    (b"\x1f\x8b", "compressed with gzip; decompress it first: gunzip -k FILE"),
+    (b"BZh", "compressed with bzip2; decompress it first: bunzip2 -k FILE"),
+    (b"\xfd7zXZ", "compressed with xz; decompress it first: unxz -k FILE"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first: unzstd FILE"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"PAR1", "a Parquet table; write one JSON object a line"),
+    (b"\xff\xfe", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
+    (b"\xfe\xff", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
+    (b"[", "one JSON list; write its elements one a line: jq -c '.[]' FILE"),
+)
 
 
 class JsonLines:
@@ -22,6 +63,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise ValueError(f"--input={path} is not a file; it needs one JSON object a line.")
+        _check_kind(path)
         self._path = path
         self._starts, self._numbers = array.array("q"), array.array("q")
         start = number = checksum = 0
@@ -60,13 +102,41 @@ class JsonLines:
     def fingerprint(self) -> dict[str, object]:
         return {"path": str(self._path.resolve()), "lines": len(self), "crc32": self._checksum}
 
+    def checksum(self, start: int, stop: int) -> str:
+        digest = hashlib.sha256()
+        with self._path.open("rb") as file:
+            file.seek(self._starts[start])
+            left = (self._starts[stop] if stop < len(self) else 2**63) - self._starts[start]
+            while left > 0 and (piece := file.read(min(left, MAX_LINE_BYTES))):
+                digest.update(piece)
+                left -= len(piece)
+        return digest.hexdigest()
+
+
+def _check_kind(path: Path) -> None:
+    """Raises ValueError for a file that holds something else than lines of JSON."""
+    with path.open("rb") as file:
+        start = file.read(256).lstrip()
+    for begin, what in NOT_LINES:
+        if start.startswith(begin):
+            raise ValueError(f"--input={path} is {what.replace('FILE', str(path))}.")
+    if start.rstrip() == b"{" or start.startswith((b"{\n", b"{\r\n")):
+        raise ValueError(
+            f"--input={path} is one JSON object over several lines; it needs one object a line, "
+            "one line an image."
+        )
+
 
 def parse_line(line: bytes) -> ImportedImage:
     """One line as an image. Raises `BadItem`, without a place."""
     try:
-        entry = json.loads(line)
+        entry = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
+    except BadItem:
+        raise
     except UnicodeDecodeError as error:
-        raise BadItem(f"not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        raise BadItem(
+            f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8."
+        ) from None
     except json.JSONDecodeError as error:
         raise BadItem(f"not JSON: {error.msg} at column {error.colno}.") from None
     except RecursionError:
@@ -75,22 +145,62 @@ def parse_line(line: bytes) -> ImportedImage:
         raise BadItem(f"not JSON that can be read: {error}.") from None
     if not isinstance(entry, dict):
         raise BadItem(f"needs an object with 'image' and 'captions', got {_shown(entry)}.")
+    if {"images", "annotations"} <= set(entry):
+        raise BadItem("this is a COCO file as a whole; needed one line an image.")
     image = _text(entry, "image")
     if not image:
+        _check_names(entry, FIELDS, ("image",))
         raise BadItem("'image' is missing: the path of the picture inside the images folder.")
+    _check_names(entry, FIELDS, ("captions", "regions", "bbox_unit"))
+    captions, regions = _list(entry, "captions"), _list(entry, "regions")
     unit = entry.get("bbox_unit", "fraction")
     if unit not in BOX_UNITS:
         raise BadItem(f"'bbox_unit' must be one of {BOX_UNITS}, got {_shown(unit)}.")
     return ImportedImage(
         id=_text(entry, "id") or image,
         image=image,
-        captions=tuple(_caption(value, i) for i, value in enumerate(_list(entry, "captions"))),
-        regions=tuple(_region(value, i) for i, value in enumerate(_list(entry, "regions"))),
+        captions=tuple(_caption(value, i) for i, value in enumerate(captions)),
+        regions=tuple(_region(value, i) for i, value in enumerate(regions)),
         label=_text(entry, "label"),
         box_unit=unit,
         size=_size(entry, unit),
-        ignored=tuple(sorted(set(entry) - FIELDS)),
+        ignored=tuple(
+            [
+                *sorted(set(entry) - FIELDS),
+                *(f"captions: {name}" for name in _others(captions, CAPTION_FIELDS)),
+                *(f"regions: {name}" for name in _others(regions, REGION_FIELDS)),
+            ]
+        ),
     )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadItem(f"{_shown(twice)} is given twice; JSON would keep the last one alone.")
+    return entry
+
+
+def _others(values: list[Any], known: set[str]) -> list[str]:
+    return sorted({name for value in values if isinstance(value, dict) for name in value} - known)
+
+
+def _check_names(
+    entry: dict[str, Any], known: set[str], needed: tuple[str, ...], where: str = ""
+) -> None:
+    """Raises `BadItem` where one of `needed` is absent, and there under another name."""
+    others = [name for name in entry if name not in known]
+    for name in needed:
+        if entry.get(name) not in (None, [], ""):
+            continue
+        same = [other for other in others if other.casefold() in (name, *OTHER_NAMES[name])]
+        if found := same or difflib.get_close_matches(name, others, n=1, cutoff=CLOSE):
+            raise BadItem(
+                f"{where}has no {name!r}; it has {_shown(found[0])}. Rename it to {name!r} (see "
+                "docs/data-format.md), or take it out."
+            )
 
 
 def _shown(value: Any) -> str:
@@ -139,6 +249,8 @@ def _caption(value: Any, index: int) -> Caption:
 def _region(value: Any, index: int) -> ImportedRegion:
     if not isinstance(value, dict):
         raise BadItem(f"regions[{index}] must be an object, got {_shown(value)}.")
+    needed = tuple(name for name in sorted(REGION_FIELDS) if name not in value)
+    _check_names(value, REGION_FIELDS, needed, f"regions[{index}] ")
     bbox = value.get("bbox")
     numbers = [_number(v) for v in bbox] if isinstance(bbox, list) else []
     x0, y0, x1, y1 = numbers if len(numbers) == 4 else (None,) * 4

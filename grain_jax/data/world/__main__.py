@@ -16,12 +16,17 @@ from grain_jax.command_line import Parser
 from grain_jax.config import WorldConfig
 from grain_jax.data.records import Record, Source
 from grain_jax.data.world.source import WorldSource, world_zero_shot_sets
+from grain_jax.paths import path_option
+from grain_jax.terminal import escape_unprintable
 
 
 def main() -> None:
     """Writes the files and says what they are."""
+    escape_unprintable()
     parser = Parser("data.world", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, made if missing")
+    parser.add_argument(
+        "--out", type=path_option, required=True, help="folder to write, made if missing"
+    )
     parser.add_argument("--train", type=int, default=400, help="training images")
     parser.add_argument("--held_out", type=int, default=100, help="images of each held-out set")
     parser.add_argument("--image_size", type=int, default=96, help="pixels a side")
@@ -48,7 +53,7 @@ def main() -> None:
 def write_jsonl(source: Source, out: Path, split: str) -> None:
     """The records as `out/<split>.jsonl`, their pictures as PNG files in `out/images/<split>`."""
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
-    with (out / f"{split}.jsonl").open("w") as lines:
+    with (out / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
         for index in range(len(source)):
             record = source[index]
             name = f"{split}/{index:05d}.png"
@@ -60,15 +65,16 @@ def write_zero_shot_set(config: WorldConfig, image_size: int, out: Path) -> None
     """The unseen species as a folder with `labels.csv` (file,label), class names, descriptions."""
     dataset = world_zero_shot_sets(config, image_size)["unseen"]
     (out / "images").mkdir(parents=True, exist_ok=True)
-    with (out / "labels.csv").open("w", newline="") as file:
+    with (out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "label"])
         for index in range(len(dataset.source)):
             record = dataset.source[index]
             _save(record, out / "images" / f"{index:05d}.png")
             table.writerow([f"images/{index:05d}.png", record.label])
-    (out / "classes.txt").write_text("\n".join(dataset.class_names) + "\n")
-    (out / "descriptions.json").write_text(json.dumps(dataset.descriptions, indent=1) + "\n")
+    (out / "classes.txt").write_text("\n".join(dataset.class_names) + "\n", encoding="utf-8")
+    described = json.dumps(dataset.descriptions, indent=1) + "\n"
+    (out / "descriptions.json").write_text(described, encoding="utf-8")
 
 
 def _save(record: Record, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 from transformers import BatchFeature, ZeroShotImageClassificationPipeline
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -345,6 +345,7 @@ def upright_rgb(image: Picture) -> Image.Image:
     image = _opened(image)
     if not isinstance(image, Image.Image):
         return _of_array(np.asarray(image))
+    image.load()  # first: Pillow turns a TIFF upright while it loads, and forgets the tag then
     turn = TURNS.get(_orientation(image))
     image = _of_mode(image)
     return image if turn is None else image.transpose(turn)
@@ -380,12 +381,31 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _of_mode(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # which Pillow would clip instead of scaling
-        values = np.asarray(image).astype(np.int64)
-        gray = values >> 8 if values.max() > 255 else values
-        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith(("I", "F")):  # which Pillow would clip instead of scaling
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Gray of more than 8 bits, scaled by its depth: of 32 bits, 1, 255 or 65,535 is white."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})  # tags of a TIFF
+    if image.mode.startswith("I;16") or image.format == "PNG":
+        bits = min(int(tags.get(258, (16,))[0]), 16)
+        levels = values.astype(np.int64)
+        levels = (1 << bits) - 1 - levels if tags.get(262) == 0 else levels  # 0 is white
+        gray = levels >> (bits - 8)
+        if "transparency" in image.info:
+            gray = np.where(values == image.info["transparency"], 255, gray)
+        return gray.clip(0, 255).astype(np.uint8)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all() or high > 65_535:
+        raise ValueError(f"Values from {low:g} to {high:g}; needed 0 to 1, 255 or 65535.")
+    white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0
+    return (values.astype(np.float64) * (255.0 / white)).clip(0, 255).round().astype(np.uint8)

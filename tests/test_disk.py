@@ -1,0 +1,200 @@
+"""Full disks, quotas and missing rights: one sentence, no traceback, nothing half written.
+
+A limit on the size of files stands for the full disk: libraries meet both in the same place.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import tiny_model
+from tiny_run import TinyRun, tiny_config
+from toy_encoder import columns, toy_model
+
+from grain_jax import evaluate, export, predict, prepare
+from grain_jax.data.storage import RecordSource, write_shard
+from grain_jax.disk import disk_trouble, is_partial, whole_folder, write_whole
+from grain_jax.training import environment
+from grain_jax.training.checkpoint import Checkpoints, SaveFailed
+
+TOO_LARGE = os.strerror(errno.EFBIG)
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_prepare_says_it_and_goes_on_later(tmp_path: Path, capsys) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    lines = '{"image": "a.png", "captions": ["x"]}\n' * 20
+    (tmp_path / "in.jsonl").write_text(lines, encoding="utf-8")
+    command = [
+        *("--from=jsonl", f"--input={tmp_path / 'in.jsonl'}", f"--images={tmp_path}"),
+        *(f"--out={tmp_path / 'out'}", "--workers=1"),
+    ]
+    with largest_file(20_000):
+        assert prepare.main(command) == 1
+    error = capsys.readouterr().err
+    assert TOO_LARGE in error
+    assert "The same command continues" in error
+    assert list((tmp_path / "out").rglob("*.partial")) == []
+    assert prepare.main(command) == 0
+    assert len(RecordSource(tmp_path / "out", "train")) == 20
+
+
+def test_a_shard_of_records_that_fail_is_not_a_full_disk(tmp_path: Path) -> None:
+    def records() -> Iterator[bytes]:
+        yield b"x"
+        raise RuntimeError("of the caller")
+
+    with pytest.raises(RuntimeError, match="of the caller"):
+        write_shard(tmp_path / "a", records())
+    with pytest.raises(OSError, match="cannot be written to"):
+        write_shard(tmp_path / "gone" / "a", [b"x"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def of_torch() -> Exception:
+    """As torch raises it: what it writes to the file comes first."""
+    error = RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 640 vs 534")
+    error.__context__ = OSError(errno.EFBIG, TOO_LARGE)
+    return error
+
+
+class OfSafetensors(Exception):
+    """safetensors' own kind, of no other."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        of_torch(),
+        OfSafetensors(f"Error while serializing: I/O error: {TOO_LARGE} (os error 27)"),
+        OSError(errno.EFBIG, TOO_LARGE),
+    ],
+)
+def test_export_says_what_libraries_say_otherwise(tmp_path, monkeypatch, capsys, error) -> None:
+    def write(loaded, options, folder: Path, note) -> None:
+        (folder / "config.json").touch()
+        raise error
+
+    monkeypatch.setitem(export.WRITERS, "official", write)
+    monkeypatch.setattr(export, "_load", lambda options: tiny_model())
+    out = tmp_path / "new" / "out"
+    assert export.main(["--checkpoint=run", "--to=official", f"--out={out}"]) == 1
+    assert TOO_LARGE in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
+
+
+def test_export_to_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch, capfd) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(export, "_load", lambda options: tiny_model())
+    out = tmp_path / "new" / "out"
+    command = ["--checkpoint=run", "--to=official", f"--out={out}"]
+    with largest_file(8_000):
+        assert export.main(command) == 1
+    error = capfd.readouterr().err
+    assert TOO_LARGE in error
+    assert error.count("\n") < 4, error
+    assert list(out.parent.iterdir()) == []
+
+
+def test_predict_says_it_and_keeps_what_was_there(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "load", lambda path, **_: toy_model())
+    Image.fromarray(columns("red", "blue")).save("a.png")
+    options = "a.png", "--checkpoint=run", "--labels=red,blue", "--overwrite"
+    for output in ("--csv=a.csv", "--json=a.json", "--out=cards"):
+        assert predict.main([*options, output]) == 0
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with largest_file(40):
+            assert predict.main([*options, output]) == 1
+        assert TOO_LARGE in capsys.readouterr().err
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == before
+
+
+def test_evaluate_says_it(tmp_path: Path, capsys) -> None:
+    console = evaluate.Console(stderr=True)
+    with largest_file(100):
+        assert not evaluate._write({"results": "x" * 200}, tmp_path / "a.json", console)
+    assert TOO_LARGE in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_fails_is_one_sentence(tmp_path: Path, capfd) -> None:
+    environment.quiet_libraries()
+    config = tiny_config()
+    state = TinyRun(config).state
+    checkpoints = Checkpoints(tmp_path, config.checkpoint, metadata={"a": 1})
+
+    def save() -> None:
+        checkpoints.save(state, step=1)
+        checkpoints.wait()
+
+    with largest_file(8_000):
+        with pytest.raises(SaveFailed, match=TOO_LARGE):
+            save()
+        checkpoints.close()
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert printed.out == ""
+
+
+def test_what_a_disk_refuses_is_told_from_other_errors() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y")
+    assert disk_trouble(full) == "[Errno 28] No space left on device: '/x/y'"
+    behind = RuntimeError("unexpected pos 640 vs 534")
+    behind.__context__ = full
+    assert disk_trouble(behind) == "[Errno 28] No space left on device: '/x/y'"
+    assert disk_trouble(RuntimeError("I/O error: Disk quota exceeded (os error 122)"))
+    assert disk_trouble(RuntimeError("shapes differ")) is None
+    assert disk_trouble(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+
+    def interrupted() -> None:
+        with whole_folder(out) as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list((tmp_path / "a").iterdir()) == []
+    with whole_folder(out) as folder:
+        (folder / "x").touch()
+        assert is_partial(folder)
+        assert not out.exists()
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    number = mounted.stat().st_ino
+    with whole_folder(mounted) as folder:
+        (folder / "x").touch()
+    assert [path.name for path in mounted.iterdir()] == ["x"]
+    assert mounted.stat().st_ino == number
+
+
+def test_a_file_is_written_whole(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", json.dumps({"a": 1}))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text(encoding="utf-8") == '{"a": 1}'
+    write_whole(Path("/dev/null"), "x")
+    assert Path("/dev/null").is_char_device()
