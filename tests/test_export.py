@@ -163,10 +163,11 @@ def test_official_and_back_to_the_bit(golden_file):
     jax.tree.map(np.testing.assert_array_equal, back, official_golden.params())
 
 
-def test_a_file_of_a_distributed_run_is_read(golden_file, tmp_path):
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module.", "module._orig_mod."])
+def test_a_file_of_a_distributed_or_compiled_run_is_read(golden_file, tmp_path, wrapper):
     content = torch.load(golden_file, weights_only=True)
     for part in ("backbone_state_dict", "state_dict"):
-        content[part] = {f"module.{name}": tensor for name, tensor in content[part].items()}
+        content[part] = {f"{wrapper}{name}": tensor for name, tensor in content[part].items()}
     torch.save(content, tmp_path / "ddp.pth")
     back = read_model(tmp_path / "ddp.pth").params
     jax.tree.map(np.testing.assert_array_equal, back, official_golden.params())

@@ -71,7 +71,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"grain_jax.json is not whole: KeyError\('tokenizer'\)"):
         read_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="is a text, not weights"):
         read_model(tmp_path)
 
 
@@ -136,6 +136,7 @@ def test_the_table_of_names_has_the_parts_of_pretrained_towers():
 
 
 CLIP, TIMM = json.dumps({"model_type": "clip"}), json.dumps({"architecture": "vit"})
+SPLIT = json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}})
 HUB = {  # files of a repository, and those of them that a download brings
     "both": (
         {"config.json": CLIP, "model.safetensors": "", "pytorch_model.bin": ""}
@@ -145,6 +146,11 @@ HUB = {  # files of a repository, and those of them that a download brings
     "old": (
         {"config.json": CLIP, "pytorch_model.bin": "", "onnx/model.json": "{}", "vocab.txt": ""},
         {"config.json", "pytorch_model.bin", "vocab.txt"},
+    ),
+    "split": (
+        {"config.json": CLIP, "a.safetensors": "", "b.safetensors": "", "c.safetensors": ""}
+        | {"model.safetensors.index.json": SPLIT, "pytorch_model.bin": ""},
+        {"config.json", "model.safetensors.index.json", "a.safetensors", "b.safetensors"},
     ),
     "timm": (  # its config.json and model.safetensors are of another library
         {"config.json": TIMM, "model.safetensors": "", "open_clip_config.json": "{}"}

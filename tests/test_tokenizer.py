@@ -79,7 +79,7 @@ def test_clip_ids_are_the_published_ones() -> None:
 
 def test_clip_resolves_entities_and_white_space() -> None:
     encode = ClipTokenizer().encode
-    ids, _ = encode(["a &amp;amp; b\n\tc", "a & b c", "a \ud800 b", "a ? b"], 10)
+    ids, _ = encode(["a &amp;amp; b\n\tc", "a & b c", "a \ud800 b", "a \ufffd b"], 10)
     np.testing.assert_array_equal(ids[0], ids[1])
     np.testing.assert_array_equal(ids[2], ids[3])  # a lone surrogate, which UTF-8 cannot hold
 

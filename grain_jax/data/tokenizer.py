@@ -6,7 +6,6 @@ padding is 0, and end-of-text is the highest id of the vocabulary, so that `argm
 downloads or re-reads anything.
 """
 
-import html
 import json
 import re
 import zlib
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt32
 
 from grain_jax.config import DataConfig
-from grain_jax.data.texts import clean_text
+from grain_jax.data.text_normalization import ENTITIES, FTFY, entities, normalization
 from grain_jax.extras import how_to_install
 from grain_jax.paths import expand_home
 
@@ -39,14 +38,6 @@ class Tokenizer(Protocol):
     def spec(self) -> dict[str, Any]:
         """JSON that `tokenizer_from_spec` rebuilds this tokenizer from."""
         ...
-
-
-def _clean(text: str) -> str:
-    """HTML entities resolved (twice, as web text needs) and white space collapsed.
-
-    The official cleaning also runs `ftfy`; mojibake is left alone here.
-    """
-    return clean_text(html.unescape(html.unescape(text)))
 
 
 def _pad(tokens: Sequence[Sequence[int]], length: int, start: int | None, end: int) -> Encoded:
@@ -82,34 +73,39 @@ def token_keys(ids: Int[np.ndarray, "T L"], *, pad_id: int = 0) -> UInt32[np.nda
 class ClipTokenizer:
     """CLIP's byte-pair encoding, lower-cased; the vocabulary comes with `instant-clip-tokenizer`.
 
-    Same ids as the official tokenizer, up to `ftfy` and to a literal "<|endoftext|>" in a text,
-    which is spelled out here instead of ending the text.
+    The ids of OpenAI's tokenizer and open_clip's, with two exceptions: a literal "<|endoftext|>" in
+    a text is spelled out here instead of ending the text, and an apostrophe before a long s
+    (U+017F) is not taken for "'s".
     """
 
     vocab_size = 49408
     pad_id = 0
 
-    def __init__(self) -> None:
+    def __init__(self, text_normalization: str = FTFY) -> None:
+        """Raises ValueError for a `text_normalization` that is not known."""
         import instant_clip_tokenizer
 
+        self.text_normalization = text_normalization
+        self._clean = normalization(text_normalization)
         self._tokenizer = instant_clip_tokenizer.Tokenizer()
         self._start = self._tokenizer.start_of_text()
         self._end = self._tokenizer.end_of_text()
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        tokens = [self._tokenizer.encode(_clean(text)) for text in texts]
-        return _pad(tokens, length, self._start, self._end)
+        cleaned = [_SPECIAL.sub("< ", self._clean(text)) for text in texts]
+        return _pad([self._tokenizer.encode(t) for t in cleaned], length, self._start, self._end)
 
     def spec(self) -> dict[str, Any]:
-        return {"kind": "clip"}
+        return {"kind": "clip", "text_normalization": self.text_normalization}
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return (
-            ClipTokenizer,
-            (),
-        )  # the Rust object cannot be pickled; loader processes make their own
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        # The Rust object cannot be pickled; loader processes make their own.
+        return ClipTokenizer, (self.text_normalization,)
 
 
+# `instant-clip-tokenizer` takes these for its special tokens; a space never changes what "<" and a
+# letter after it become.
+_SPECIAL = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -168,7 +164,7 @@ class HuggingFaceTokenizer:
         return cls(loaded.backend_tokenizer, start=start, end=loaded.eos_token_id)
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        cleaned = [_clean(text) for text in texts]
+        cleaned = [entities(text) for text in texts]
         encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
         # A literal end-of-text inside a text would be pooled at; drop it.
         tokens = [[i for i in item.ids if i != self._end] for item in encoded]
@@ -222,7 +218,7 @@ class PaddedTokenizer:
                 f"{length - room} special tokens; raise data.caption_length or "
                 "data.description_length."
             )
-        cleaned = [_clean(text) for text in texts]
+        cleaned = [entities(text) for text in texts]
         encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         truncated = np.zeros(len(texts), bool)
@@ -335,8 +331,8 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
     kind.
     """
     match spec.get("kind"):
-        case "clip":
-            return ClipTokenizer()
+        case "clip":  # of before it was recorded: without ftfy
+            return ClipTokenizer(spec.get("text_normalization", ENTITIES))
         case "words":
             return WordTokenizer(spec["words"])
         case "huggingface" | "padded":

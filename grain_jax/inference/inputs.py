@@ -109,7 +109,7 @@ def checked_texts(texts: Sequence[str], what: str) -> Sequence[str]:
     return texts
 
 
-def checked_mapping(descriptions: Any) -> Mapping[str, Sequence[str]]:
+def checked_mapping(descriptions: Any) -> Mapping[str, Any]:
     """Raises ValueError unless it is a mapping."""
     if not isinstance(descriptions, Mapping):
         given = "neither" if descriptions is None else f"a {type(descriptions).__name__}"
@@ -120,7 +120,7 @@ def checked_mapping(descriptions: Any) -> Mapping[str, Sequence[str]]:
 
 
 def checked_descriptions(
-    descriptions: Mapping[str, Sequence[str]] | None, labels: Sequence[str]
+    descriptions: Mapping[str, Any] | None, labels: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """{} for none; raises ValueError for labels that are not given, and for what is no text."""
     if descriptions is None:
@@ -132,8 +132,14 @@ def checked_descriptions(
                 f"descriptions has {label!r}, which is not among the {len(labels)} labels"
                 f"{f'; is it {near[0]!r}?' if near else '.'}"
             )
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"The descriptions of {label!r} must be a list of texts.")
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            kind = type(texts).__name__
+            given = (
+                f"a dictionary with the keys {list(texts)[:3]}" if kind == "dict" else repr(texts)
+            )
+            raise ValueError(
+                f"The descriptions of {label!r} must be a list of texts; got {given[:100]}."
+            )
     if not any(text.strip() for texts in descriptions.values() for text in texts):
         raise ValueError("descriptions holds no text; leave it out to classify by name.")
     return {label: tuple(texts) for label, texts in descriptions.items()}

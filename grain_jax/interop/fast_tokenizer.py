@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from grain_jax.data.text_normalization import ENTITIES, FTFY
 from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.interop.clip_vocabulary import (
     END_OF_TEXT,
@@ -15,6 +16,12 @@ from grain_jax.interop.clip_vocabulary import (
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # As Python's `str.split` has it, which four control characters more belong to.
 WHITE_SPACE = r"[\s\x1c-\x1f]+"
+# A capital sigma that ends its word, past what Unicode ignores there, an apostrophe for one.
+LAST_SIGMA = (
+    r"(?<=\p{L})Σ(?![\p{Mn}\p{Me}\p{Cf}\p{Lm}\p{Sk}'.:·\x{2018}\x{2019}\x{2024}\x{2027}]*\p{L})"
+)
+RECORD = "text_normalization"  # in tokenizer_config.json
+FULL_WIDTH = {0x3000, *range(0xFF01, 0xFF5F)}  # of ASCII
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 OWN_END = "<|end_of_text_of_grain|>"  # where the end-of-text is ours: nothing that a text holds
 
@@ -24,18 +31,22 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
 
     For CLIP up to letters that came with Unicode 15 and later, which its library does not know.
 
-    It adds start and end of text, and cuts to `max_length` where asked for truncation. HTML
-    entities ("&amp;"), which ours resolves, stay as they are written. Padding differs from ours,
-    and changes nothing: the text tower is causal and pools at the first end-of-text. Raises
-    ValueError for a tokenizer that has no such form.
+    It adds start and end of text, and cuts to `max_length` where asked for truncation. Alone it
+    does all of `text_normalization` that its own normalizer can: HTML entities ("&amp;"), broken
+    encodings and half-width katakana, which ours resolves, stay as they are written. The exported
+    processor resolves them before: tokenizer_config.json has `text_normalization`.
+    Padding differs from ours, and changes nothing: the text tower is causal and pools at the first
+    end-of-text. Raises ValueError for a tokenizer that has no such form.
     """
     from transformers import PreTrainedTokenizerFast
 
     spec = tokenizer.spec()
     names: tuple[str | None, str, str, str | None]  # start, end, padding, unknown
+    how = ENTITIES
     match spec["kind"]:
         case "clip":
-            backend, names = _clip(), (START_OF_TEXT, END_OF_TEXT, END_OF_TEXT, END_OF_TEXT)
+            how = spec["text_normalization"]
+            backend, names = _clip(how), (START_OF_TEXT, END_OF_TEXT, END_OF_TEXT, END_OF_TEXT)
         case "words":
             backend, names = _words(spec["words"]), (START, END, PAD, UNKNOWN)
         case "padded":
@@ -43,6 +54,7 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
         case _:
             backend, names = _own(spec)
     start, end, pad, unknown = names
+    recorded = {} if spec["kind"] == "words" else {RECORD: how}
     # In a text for CLIP or of words, "<|endoftext|>" is text; other tokenizers keep their ways.
     literal = spec["kind"] in ("clip", "words")
     return PreTrainedTokenizerFast(
@@ -57,6 +69,7 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
         truncation_side="right",
         split_special_tokens=literal,
         clean_up_tokenization_spaces=False,
+        **recorded,
     )
 
 
@@ -74,10 +87,11 @@ def _padded(spec: dict[str, Any], max_length: int) -> Any:
         model_input_names=["input_ids", "attention_mask"],
         padding_side="left" if spec["pad_left"] else "right",
         truncation_side="right",
+        **{RECORD: ENTITIES},
     )
 
 
-def _clip() -> Any:
+def _clip(text_normalization: str) -> Any:
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
@@ -93,8 +107,9 @@ def _clip() -> Any:
     backend = Backend(model)
     backend.normalizer = normalizers.Sequence(
         [
+            *(_as_ftfy() if text_normalization == FTFY else []),
             normalizers.Replace(Regex(WHITE_SPACE), " "),
-            normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"),  # `Lowercase` knows no place
+            normalizers.Replace(Regex(LAST_SIGMA), "ς"),  # `Lowercase` knows no place
             normalizers.Lowercase(),
         ]
     )
@@ -112,6 +127,26 @@ def _clip() -> Any:
         [AddedToken(name, normalized=False, special=True) for name in (START_OF_TEXT, END_OF_TEXT)]
     )
     return _framed(backend, START_OF_TEXT, END_OF_TEXT)
+
+
+def _as_ftfy() -> list[Any]:
+    """What `ftfy.fix_text` does character by character; full-width letters for Latin alone."""
+    from ftfy import chardata
+    from tokenizers import Regex, normalizers
+
+    plain = {chr(code): bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
+    plain = {control: text for control, text in plain.items() if text}  # Windows has some unused
+    plain |= {chr(code): text for code, text in chardata.LIGATURES.items()}
+    plain |= {chr(code): text for code, text in chardata.WIDTH_MAP.items() if code in FULL_WIDTH}
+    controls = "".join(rf"\x{{{code:x}}}" for code in chardata.CONTROL_CHARS)
+    return [
+        *(normalizers.Replace(letter, text) for letter, text in plain.items()),
+        normalizers.Replace(Regex(r"[\x{2bc}\x{2018}-\x{201b}]"), "'"),
+        normalizers.Replace(Regex(r"[\x{201c}-\x{201f}]"), '"'),
+        normalizers.Replace(Regex(r"\x1b\[[\d;]*[a-zA-Z]"), ""),
+        normalizers.Replace(Regex(f"[{controls}]"), ""),
+        normalizers.NFC(),
+    ]
 
 
 def _words(words: list[str]) -> Any:

@@ -1,48 +1,18 @@
-"""Weights and settings that others wrote: size limits, no pickle, errors that name the file."""
+"""Files that others wrote: size limits, nothing in them executed, errors that name the file."""
 
 import json
+import pickle
+import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from grain_jax.extras import how_to_install
+from grain_jax.interop.file_kinds import other_kind
 
 MAX_BYTES = 16 * 2**30  # of a file of weights
 MAX_JSON_BYTES = 64 * 2**20
-
-
-def read_weights(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The first of the named files that is there, as float32 arrays. Raises ValueError."""
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            continue
-        return read_safetensors(path) if path.suffix == ".safetensors" else _state_dict(path)
-    split = [path.name for path in sorted(folder.glob("*.index.json"))]
-    hint = f" {split[0]} says that they are split, which is not read." if split else ""
-    raise ValueError(f"{folder} has no weights; looked for {', '.join(names)}.{hint}")
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of any float type as float32, others as they are. Raises ValueError."""
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file  # unlike numpy's, it knows bfloat16
-
-    _check_size(path)
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
-    return {
-        name: np.asarray(value, np.float32)
-        if jnp.issubdtype(value.dtype, jnp.floating)
-        else np.asarray(value)
-        for name, value in tensors.items()
-    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,17 +40,19 @@ def read_torch(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
 
     Tensors must be stored in full: a file of a few bytes can claim one of terabytes.
     """
+    if other := other_kind(path):
+        raise ValueError(f"{path} {other}.")
+    check_size(path, max_bytes)
     try:
         import torch
     except ImportError as error:
         raise ValueError(
             f"{path} is a torch file; give safetensors, or {how_to_install('torch')}"
         ) from error
-    _check_size(path, max_bytes)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
-        raise ValueError(f"{path} cannot be read safely: {error}") from error
+        raise ValueError(f"{path} cannot be read safely: {_reason(error)}") from None
     for name, tensor in _tensors(content, "", torch.Tensor):
         if tensor.layout is not torch.strided or tensor.is_meta:
             raise ValueError(f"{path}: {name} is no tensor that is stored as plain numbers.")
@@ -97,25 +69,29 @@ def _tensors(content: Any, name: str, kind: type) -> Iterator[tuple[str, Any]]:
             yield from _tensors(value, f"{name}[{key!r}]", kind)
 
 
+def _reason(error: Exception) -> str:
+    """Without torch's advice, which is to load again unsafely."""
+    text = str(error)
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return (
+            f"it holds {found[1]}, an object of Python that only running code of the file makes. "
+            "Save the state dict alone where it was trained: torch.save(model.state_dict(), FILE)."
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "it holds more than tensors, or is damaged. Save the state dict alone where it was "
+            "trained: torch.save(model.state_dict(), FILE)."
+        )
+    first = " ".join(text.partition("\n")[0].split())[:200]
+    return f"it is damaged, or is not a file of torch ({first or type(error).__name__})."
+
+
 def _is_zip(path: Path) -> bool:
     """Whether torch can map the file; files of before torch 1.6 are read as a whole."""
     return zipfile.is_zipfile(path)
 
 
-def _check_size(path: Path, max_bytes: int = MAX_BYTES) -> None:
+def check_size(path: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Raises ValueError for a larger file."""
     if (size := path.stat().st_size) > max_bytes:
         raise ValueError(f"{path} has {size / 2**30:.1f} GiB; expected at most {max_bytes >> 30}.")
-
-
-def _state_dict(path: Path) -> dict[str, np.ndarray]:
-    content = read_torch(path)
-    import torch  # it is there, as the file was read
-
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # of a training checkpoint
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, needed a state dict.")
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if odd := [name for name in tensors if not isinstance(name, str)]:
-        raise ValueError(f"{path} has a tensor called {odd[0]!r}, needed a name.")
-    return {name.removeprefix("module."): value.float().numpy() for name, value in tensors.items()}

@@ -17,10 +17,11 @@ import numpy as np
 
 from grain_jax.config import TrainConfig
 from grain_jax.interop.fast_tokenizer import fast_tokenizer
-from grain_jax.interop.files import read_json, read_weights
+from grain_jax.interop.files import read_json
 from grain_jax.interop.metadata import exported_model, portable_metadata
 from grain_jax.interop.official import Params, from_official, to_official
 from grain_jax.interop.parity import Inputs, Outputs
+from grain_jax.interop.weight_files import read_weights
 from grain_jax.training.checkpoint import LoadedModel
 
 CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")

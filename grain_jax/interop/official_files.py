@@ -1,9 +1,10 @@
 """Checkpoint files of the official code, and back.
 
 Such a file holds two state dicts, `backbone_state_dict` of a `CLIP_VIT*` and `state_dict` of an
-`ObjDecoder`, both as `DistributedDataParallel` or the bare module names them. Files of ours have a
-third entry that the official code does not look at: what no tensor of its modules can say (numbers
-of heads, tokenizer, preprocessing) and the scale of region logits, of which it has only one.
+`ObjDecoder`, as the bare modules name them or as `DistributedDataParallel` and `torch.compile` do.
+Files of ours have a third entry that the official code does not look at: what no tensor of its
+modules can say (numbers of heads, tokenizer, preprocessing) and the scale of region logits, of
+which it has only one.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, vision_vari
 from grain_jax.interop.files import read_torch
 from grain_jax.interop.metadata import portable_metadata
 from grain_jax.interop.official import to_official
+from grain_jax.interop.wrapped_names import unwrapped_names
 from grain_jax.training.checkpoint import LoadedModel
 
 BACKBONE, DECODER = "backbone_state_dict", "state_dict"
 OFFICIAL_FILE = "checkpoint.pth"  # in the folder of an export
 OURS, METADATA = "grain_jax", "metadata"
 REGION_SCALE = "region_logit_scale"
-WRAPPER = "module."  # of DistributedDataParallel
 MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
 NOT_OF_THE_MODEL = {"position_init", "init", "token_init_std", "dropout", "num_queries"}
@@ -94,11 +95,11 @@ def read_official(path: Path) -> OfficialFile:
             f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}. Weights of "
             "open_clip need its open_clip_config.json beside them: no shape tells the activation."
         )
-    found = {
-        f"{part}.{name.removeprefix(WRAPPER)}": _array(path, f"{key}[{name!r}]", tensor)
-        for part, key in (("backbone", BACKBONE), ("decoder", DECODER))
-        for name, tensor in _mapping(path, key, content.get(key, {})).items()
-    }
+    found = {}
+    for part, key in (("backbone", BACKBONE), ("decoder", DECODER)):
+        given = _mapping(path, key, content.get(key, {}))
+        for name, bare in unwrapped_names(given, f"{path}: {key}").items():
+            found[f"{part}.{bare}"] = _array(path, f"{key}[{name!r}]", given[name])
     ours = _mapping(path, OURS, content.get(OURS, {}))
     if REGION_SCALE in ours:
         name = f"{OURS}[{REGION_SCALE!r}]"

@@ -29,7 +29,7 @@ from grain_jax.data.tokenizer import (
     Tokenizer,
 )
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.interop.files import present, read_json, read_weights
+from grain_jax.interop.files import present, read_json
 from grain_jax.interop.official import Params, from_official
 from grain_jax.interop.pretrained_images import (
     HUGGINGFACE_CONFIG,
@@ -37,6 +37,7 @@ from grain_jax.interop.pretrained_images import (
     open_clip_preprocessing,
 )
 from grain_jax.interop.pretrained_names import from_huggingface, from_open_clip
+from grain_jax.interop.weight_files import read_weights
 from grain_jax.models.build import build_model
 from grain_jax.training.checkpoint import LoadedModel
 
@@ -202,7 +203,10 @@ def _loaded(
 ) -> LoadedModel:
     tokenizer = _tokenizer(folder, model)
     if odd := [name for name in left if not name.endswith(NOT_OURS)]:
-        raise ValueError(f"{folder}: unknown tensor {odd[0]} ({len(odd)} in all).")
+        raise ValueError(
+            f"{folder}: unknown tensor {odd[0]} ({len(odd)} in all), which no CLIP or SigLIP has "
+            "that is read here."
+        )
     scale = state.get("backbone.logit_scale")
     if scale is not None:
         if not abs(float(scale)) <= MAX_LOG_SCALE:

@@ -40,6 +40,7 @@ from grain_jax.interop.pretrained import (
     read_open_clip,
 )
 from grain_jax.interop.pretrained_images import HUGGINGFACE_CONFIG
+from grain_jax.interop.weight_files import INDEX, part_names
 from grain_jax.paths import user_path
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import Checkpoints, LoadedModel
@@ -51,6 +52,7 @@ KINDS = (
     "a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip"
 )
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+PART = re.compile(r"-\d{5}-of-\d{5}\.\w+$|\.index\.json$")  # of weights in several files
 HUB_SETTINGS = ("*.json", "*.txt", "*.model")
 OUR_FOLDERS = ("runs", "exports")  # a mistake in "runs/demo" is no model of a user called "runs"
 OFFICIAL_TEXT_HEAD, OFFICIAL_DECODER_HEADS = 64, 8  # no shape tells them
@@ -85,7 +87,7 @@ def _read_other(path: Path, name: str) -> LoadedModel:
     if path.is_file():
         if (path.parent / OPEN_CLIP_CONFIG).is_file():  # a training checkpoint of open_clip
             return read_open_clip(path.parent, weights=(path.name,))
-        if path.suffix == ".safetensors" or path.name in WEIGHTS:
+        if path.suffix == ".safetensors" or path.name in WEIGHTS or PART.search(path.name):
             raise ValueError(
                 f"{name} is a file of weights alone; give its folder, {str(path.parent)!r}, which "
                 "says what they are."
@@ -102,7 +104,22 @@ def _read_other(path: Path, name: str) -> LoadedModel:
     if (path / OPEN_CLIP_CONFIG).is_file():
         return read_open_clip(path)
     what = "There is no" if not path.exists() else "There is no model that is known in"
-    raise ValueError(f"{what} {name}; needed {KINDS}.")
+    raise ValueError(f"{what} {name}; needed {KINDS}.{_hint(path)}")
+
+
+def _hint(path: Path) -> str:
+    """What makes one file of the weights that a training framework left in several."""
+    if (path / "zero_to_fp32.py").is_file():
+        return (
+            " It is a checkpoint of DeepSpeed, whose own zero_to_fp32.py, beside the weights, makes"
+            " one file of them."
+        )
+    if (path / ".metadata").is_file() and any(path.glob("*.distcp")):
+        return (
+            " It is a distributed checkpoint of torch: python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE makes one file."
+        )
+    return ""
 
 
 def write_run(loaded: LoadedModel, folder: Path) -> None:
@@ -223,6 +240,9 @@ def _download(name: str) -> Path:
         for file in _weights(folder):
             download(revision=folder.name, allow_patterns=[file])
             if (folder / file).is_file():
+                break
+            if (index := folder / f"{file}{INDEX}").is_file():  # it came with the settings
+                download(revision=folder.name, allow_patterns=list(part_names(index)))
                 break
     except Exception as error:  # the transport below the hub's client has errors of its own
         raise ValueError(

@@ -74,12 +74,18 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
     A run that has a checkpoint is past its start: what came along is in there, and the weights need
     not be there any more. Raises ValueError for weights that do not fit the settings.
     """
-    if not config.init:
-        return Pretrained(config)
     folder = workdir / checkpoint.FOLDER
-    if steps := checkpoint.complete_steps(folder):
+    steps = checkpoint.complete_steps(folder)
+    if not config.init and not steps:
+        return Pretrained(config)
+    if steps:
         saved = checkpoint.read_metadata(folder, steps[-1])
         before = config_from_json(json.dumps(saved["config"]))
+        if not config.init:
+            # The tokenizer that it has: an older version may have cleaned texts in another way.
+            same = not before.init and _same_tokenizer(config, before)
+            own = tokenizer_from_spec(saved["tokenizer"]) if same else None
+            return Pretrained(config, tokenizer=own)
         if before.init != config.init:
             return Pretrained(config)  # which is refused, with all else that changed
         adopted = saved.get("adopted", ())
@@ -102,6 +108,13 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
                 "the words are those of the weights, another world's: what it has not is unknown"
             )
     return Pretrained(config, trained, trained.tokenizer, tuple(came_along), notes)
+
+
+def _same_tokenizer(config: TrainConfig, before: TrainConfig) -> bool:
+    """Whether a run goes on with the tokenizer it has; the world's follows from its settings."""
+    names = (config.data.tokenizer, before.data.tokenizer)
+    pooling = (config.model.text.pooling, before.model.text.pooling)
+    return len(set(names)) == len(set(pooling)) == 1 and "world" not in names
 
 
 def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:

@@ -3,8 +3,14 @@
 Image processor, processor and pipeline are one file, as saving a processor saves its file alone.
 """
 
+import html
 import os
+import re
+import reprlib
+import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +20,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms
 from transformers import BatchFeature, ZeroShotImageClassificationPipeline
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -29,8 +36,15 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
 }
 
 PIPELINE_ARGUMENTS = frozenset(
-    {"candidate_labels", "hypothesis_template", "timeout", "descriptions", "alpha"}
+    {"candidate_labels", "hypothesis_template", "timeout", "descriptions", "alpha", "on_error"}
 )
+ON_ERROR = ("raise", "skip")
+NUM_KEPT = 4  # lists of texts whose embeddings a pipeline keeps
+SAMPLED = 16  # numbers of each tensor that tell whether weights were changed
+NORMALIZATION = "text_normalization"  # in tokenizer_config.json
+# Texts that "ftfy" leaves to the tokenizer's own normalizer: printable ASCII without "&", and marks
+# that no broken encoding is made of alone.
+PLAIN = re.compile(r"[\t\n\r !-%'-~\u2013\u2014\u2018-\u201f\u2026]*")
 Picture = Any  # path, PIL image, or array [H, W, 3] or [H, W] of uint8
 
 
@@ -76,7 +90,10 @@ class GrainImageProcessor(BaseImageProcessor):
         several = images if batch or isinstance(images, list | tuple) else [images]
         if len(several) == 0:
             raise ValueError("There are no images; give at least one.")
-        pixels = np.stack([self._pixels(upright_rgb(image)) for image in several])
+        upright = [
+            _read(image, f"Image {i + 1} of {len(several)}") for i, image in enumerate(several)
+        ]
+        pixels = np.stack([self._pixels(image) for image in upright])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def seen_area(self, height: int, width: int) -> tuple[float, float, float, float]:
@@ -100,7 +117,7 @@ class GrainImageProcessor(BaseImageProcessor):
 class GrainProcessor(ProcessorMixin):
     """Pictures, texts and descriptions of regions to all that the model takes.
 
-    Texts are cut where the model's evaluation cuts them, and padded.
+    Texts are cleaned as in training, cut where the model's evaluation cuts them, and padded.
     """
 
     def __init__(
@@ -149,10 +166,12 @@ class GrainProcessor(ProcessorMixin):
         }
         data: dict[str, Any] = {}
         if text is not None:
+            text = normalized(text, self.tokenizer)
             data |= self.tokenizer(text, max_length=max_length or limit, **settings)
         if descriptions is not None:
             length = max_length or self.description_length or limit
             several = [descriptions] if isinstance(descriptions, str) else list(descriptions)
+            several = normalized(several, self.tokenizer)
             tokens = self.tokenizer(several, max_length=length, **settings)
             data["description_ids"] = tokens["input_ids"]
         if images is not None:
@@ -192,29 +211,38 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     {label: [text, ...]}, tell the labels instead of their names: the score is `alpha` x whole image
     + (1 - `alpha`) x regions, each a mean over the descriptions; `alpha` is 0.5 if not given, 1 for
     a model without trained regions. Long texts are cut, and all are padded as the model needs it:
-    there are no `tokenizer_kwargs`. Texts are embedded once for all pictures of a call: weights
-    must not change until a generator is used up.
+    there are no `tokenizer_kwargs`.
+
+    Texts are embedded once, and again when the weights, their type or their device have changed
+    (told by the version that torch counts and a sample of each tensor: not by a change of single
+    numbers through `.data`). A picture that cannot be read is named in a ValueError; with
+    `on_error="skip"` it is named in a warning, and its place has an empty list.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._encoded: dict[Any, Any] = {}  # texts of this call
+        self._encoded: OrderedDict[Any, Any] = OrderedDict()  # embeddings of the last texts
+        self._tokens: OrderedDict[Any, Any] = OrderedDict()  # and their tokens
         super().__init__(*args, **kwargs)
 
     def check_model_type(self, supported_models: Any) -> None:
         """Every model that names this class in its configuration is meant for it."""
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
-        """Raises ValueError for what does not go together, TypeError for unknown arguments.
+        """[{"label", "score"}, ...] of a picture, best first; a list of these for several.
 
-        What is not given is as the pipeline was made with; descriptions go without a template.
+        Raises ValueError for what does not go together, TypeError for unknown arguments. What is
+        not given is as the pipeline was made with; descriptions go without a template.
         """
-        self._encoded = {}
         made: dict[str, Any] = self._preprocess_params
         if kwargs.get("descriptions") is not None:
             kwargs.setdefault("hypothesis_template", None)
         if candidate_labels is None:
-            described = kwargs.get("descriptions") or made.get("descriptions") or ()
-            candidate_labels = made.get("candidate_labels") or list(described)
+            described = kwargs.get("descriptions", made.get("descriptions"))
+            if described is not None:
+                _check_descriptions(described)
+            candidate_labels = made.get("candidate_labels") or list(described or ())
+        if isinstance(image, list | tuple):  # for a message about one of them
+            image = [_Numbered(one, i + 1, len(image)) for i, one in enumerate(image)]
         return super().__call__(image, candidate_labels, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict]:
@@ -232,28 +260,42 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         timeout: float | None = None,
         descriptions: Mapping[str, Sequence[str]] | None = None,
         alpha: float | None = None,
+        on_error: str = "raise",
     ) -> Any:
-        """Raises ValueError without labels, or for a template without one "{}"."""
-        if isinstance(candidate_labels, str) or not candidate_labels:
-            raise ValueError(f"candidate_labels must be a list of texts; got {candidate_labels!r}.")
-        described = None
+        """Raises ValueError without labels, for a template without one "{}", and for a picture that
+        cannot be read, unless `on_error` is "skip".
+        """
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error={on_error!r}; choose one of {ON_ERROR}.")
+        _check_labels(candidate_labels)
         if descriptions is None:
             if alpha is not None:
                 raise ValueError("alpha weighs the image against regions: give descriptions.")
             texts = self._prompts(candidate_labels, hypothesis_template)
+            asked = _Asked(self._ids(texts, self.tokenizer.model_max_length))
         else:
             if hypothesis_template is not None:
                 raise ValueError("hypothesis_template is for names; descriptions stand as given.")
-            texts, described = self._described(candidate_labels, descriptions, alpha)
-        # Before the base class does, which drops transparency and clips 16 bits.
-        file = isinstance(image, str) and os.path.isfile(image)  # no URL, nor base64
-        if file or isinstance(image, Image.Image):
-            image = upright_rgb(image)
-        settings = {"truncation": True, "padding": self._padding()}
-        inputs = super().preprocess(image, texts, "{}", timeout=timeout, tokenizer_kwargs=settings)
-        inputs["candidate_labels"] = candidate_labels
-        inputs["described"] = [described]
-        return inputs
+            asked = self._described(candidate_labels, descriptions, alpha)
+        failed = None
+        try:
+            image = self._picture(image, timeout)
+        except ValueError as error:
+            if on_error == "raise":
+                raise
+            failed, image = str(error), Image.new("RGB", (8, 8))
+        inputs = self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
+        return inputs | {"candidate_labels": candidate_labels, "asked": asked, "failed": failed}
+
+    def _picture(self, image: Any, timeout: float | None) -> Image.Image:
+        """Raises ValueError that names it."""
+        name = "The image"
+        if isinstance(image, _Numbered):
+            name = f"Image {image.number} of {image.count}"
+            image = image.image
+        # A URL or base64 goes to transformers, which drops transparency and clips 16 bits.
+        known = not isinstance(image, str) or os.path.isfile(image)
+        return _read(image if known else lambda: load_image(image, timeout=timeout), name, image)
 
     def _padding(self) -> str:
         return "max_length" if self.model.config.text["pooling"] == "last" else "longest"
@@ -270,7 +312,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         labels: Sequence[str],
         descriptions: Mapping[str, Sequence[str]],
         alpha: float | None,
-    ) -> tuple[list[str], dict[str, Any]]:
+    ) -> "_Asked":
         regions = self.model.config.kind == "grain" and self.model.config.regions_trained
         if alpha is None:
             alpha = 0.5 if regions else 1.0
@@ -279,65 +321,213 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
                 "a number from 0 to 1" if regions else "1, as this model has no trained regions"
             )
             raise ValueError(f"alpha={alpha}; needed {needed}.")
+        _check_descriptions(descriptions)
         if odd := set(descriptions) ^ set(labels):
             raise ValueError(f"{odd.pop()!r} is a label or has descriptions, not both.")
-        for label in labels:
-            if isinstance(descriptions[label], str) or not descriptions[label]:
-                raise ValueError(f"descriptions[{label!r}] must be a list of texts, not empty.")
         texts = [text for label in labels for text in descriptions[label]]
-        length = self.model.config.description_length or self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            texts,
-            padding=self._padding(),
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
+        limit = self.tokenizer.model_max_length
+        return _Asked(
+            ids=self._ids(texts, limit),
+            region_ids=self._ids(texts, self.model.config.description_length or limit),
+            counts=[len(descriptions[label]) for label in labels],
+            alpha=alpha,
         )
-        counts = [len(descriptions[label]) for label in labels]
-        return texts, {"ids": tokens["input_ids"], "counts": counts, "alpha": alpha}
+
+    def _ids(self, texts: Sequence[str], length: int) -> Any:
+        """[N, L] token ids, made once for the pictures that share the texts."""
+        key = (length, tuple(texts))
+
+        def tokens() -> Any:
+            settings = {"padding": self._padding(), "truncation": True, "return_tensors": "pt"}
+            cleaned = normalized(list(texts), self.tokenizer)
+            return self.tokenizer(cleaned, max_length=length, **settings)["input_ids"]
+
+        return _kept(self._tokens, key, tokens)
 
     def _forward(self, model_inputs: Any) -> Any:
-        labels, texts = model_inputs.pop("candidate_labels"), model_inputs.pop("text_inputs")[0]
-        described = model_inputs.pop("described")[0]
-        if isinstance(texts, list | tuple):  # a batch, whose pictures share their labels
-            texts, described = texts[0], described[0]
-        num_labels = len(labels[0] if isinstance(labels[0], list | tuple) else labels)
+        labels, failed = model_inputs.pop("candidate_labels"), model_inputs.pop("failed")
+        asked = model_inputs.pop("asked")
+        batch = isinstance(asked, list)  # whose pictures share their labels
+        asked = asked[0] if batch else asked
+        num_labels = len(labels[0] if batch else labels)
         output = self.model(**model_inputs)
-        if described is None:
-            prompts = self._embeds(texts["input_ids"]).unflatten(0, (-1, num_labels)).mean(dim=0)
+        if asked.counts is None:
+            prompts = self._embeds(asked.ids).unflatten(0, (-1, num_labels)).mean(dim=0)
             if self.model.config.name_ensemble == "embedding":
                 prompts = F.normalize(prompts, dim=-1)
             scores = output.image_embeds @ prompts.T
         else:
-            scores = self._mixed(output, texts["input_ids"], described)
-        return {"candidate_labels": labels, "logits": self.model.logit_factor() * scores}
+            scores = self._mixed(output, asked)
+        logits = self.model.logit_factor() * scores
+        return {"candidate_labels": labels, "logits": logits, "failed": failed}
+
+    def postprocess(self, model_outputs: Any) -> Any:
+        """Labels with their scores, best first; [] for a picture that was skipped."""
+        if failed := model_outputs.pop("failed"):
+            warnings.warn(f"Skipped: {failed}", stacklevel=2)
+            return []
+        return super().postprocess(model_outputs)
 
     def _embeds(self, ids: Any) -> Any:
-        """[N, L] token ids to [N, E], once for all pictures of a call."""
-        key = (tuple(ids.shape), ids.cpu().numpy().tobytes())
-        if key not in self._encoded:
-            features = self.model.get_text_features(ids.to(self.model.device)).pooler_output
-            self._encoded[key] = F.normalize(features.float(), dim=-1)
-        return self._encoded[key]
+        """[N, L] token ids to [N, E], once while the weights stay as they are."""
+        key = (tuple(ids.shape), ids.numpy().tobytes(), self._weights())
 
-    def _mixed(self, output: Any, ids: Any, described: Mapping[str, Any]) -> Any:
-        """[B, K]: `ids` of all descriptions for the whole image, `described` for the regions."""
-        counts, alpha = described["counts"], described["alpha"]
+        def embeds() -> Any:
+            features = self.model.get_text_features(ids.to(self.model.device)).pooler_output
+            return F.normalize(features.float(), dim=-1)
+
+        return _kept(self._encoded, key, embeds)
+
+    def _weights(self) -> Any:
+        """What tells the weights of the text tower, and how they compute, from others."""
+        state = (self.model.training, torch.is_autocast_enabled(self.model.device.type))
+        told, samples = [], []
+        for name, tensor in self.model.named_parameters():
+            if name.startswith(("backbone.visual.", "decoder.")):
+                continue
+            version = 0 if tensor.is_inference() else tensor._version
+            told.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
+            flat = tensor.detach().reshape(-1)
+            samples.append(flat[:: max(1, len(flat) // SAMPLED)].float())
+        sample = torch.cat(samples).cpu().numpy().tobytes() if samples else b""
+        return id(self.model), state, tuple(told), sample
+
+    def _mixed(self, output: Any, asked: Any) -> Any:
+        """[B, K]: `asked.ids` of all descriptions for the whole image, `region_ids` for regions."""
+        counts, alpha = asked.counts, asked.alpha
 
         def by_label(values: Any, reduce: Any) -> Any:
             return torch.stack([reduce(part) for part in values.split(counts, dim=-1)], dim=-1)
 
         if alpha > 0:
-            cosines = output.image_embeds @ self._embeds(ids).T
+            cosines = output.image_embeds @ self._embeds(asked.ids).T
             whole = by_label(cosines, lambda x: x.mean(dim=-1))
         if alpha == 1:
             return whole
-        cosines = output.region_embeds @ self._embeds(described["ids"]).T  # [B, Q, M]
+        cosines = output.region_embeds @ self._embeds(asked.region_ids).T  # [B, Q, M]
         if self.model.config.region_score == "descriptions":  # each has to be found somewhere
             regions = by_label(cosines.amax(dim=1), lambda x: x.mean(dim=-1))
         else:  # each query has to explain itself
             regions = by_label(cosines, lambda x: x.amax(dim=-1)).mean(dim=1)
         return regions if alpha == 0 else alpha * whole + (1 - alpha) * regions
+
+
+@dataclass(frozen=True, eq=False)
+class _Numbered:
+    """A picture of a list, and its place there."""
+
+    image: Any
+    number: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Tokens of what a picture is asked for; a type of its own, which stays on the CPU."""
+
+    ids: Any  # [N, L] prompts or descriptions
+    region_ids: Any = None  # [M, L] descriptions as they are cut for regions
+    counts: list[int] | None = None  # of descriptions, for each label
+    alpha: float | None = None
+
+
+def _kept(kept: OrderedDict[Any, Any], key: Any, make: Any) -> Any:
+    """The value of `key`, made where it is not among the last few."""
+    if key not in kept:
+        kept[key] = make()
+        while len(kept) > NUM_KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _check_labels(labels: Any) -> None:
+    """Raises ValueError unless they are a list of texts."""
+    if isinstance(labels, Mapping):
+        raise ValueError(
+            "candidate_labels must be a list of texts; got a dictionary. Descriptions of labels go "
+            "by their name: descriptions={label: [text, ...]}."
+        )
+    if isinstance(labels, str) or not isinstance(labels, list | tuple) or not labels:
+        raise ValueError(f"candidate_labels must be a list of texts; got {labels!r}.")
+    _check_texts("candidate_labels", labels)
+
+
+def _check_descriptions(descriptions: Any) -> None:
+    """Raises ValueError unless it is {label: [text, ...]}, with a text for every label."""
+    if not isinstance(descriptions, Mapping):
+        kind = type(descriptions).__name__
+        raise ValueError(f"descriptions must be {{label: [text, ...]}}; got a {kind}.")
+    if not descriptions:
+        raise ValueError("descriptions has no labels; needed {label: [text, ...]}.")
+    _check_texts("The labels of descriptions", list(descriptions))
+    for label, texts in descriptions.items():
+        name = f"descriptions[{label!r}]"
+        if isinstance(texts, Mapping):
+            keys = ", ".join(map(repr, list(texts)[:3]))
+            raise ValueError(
+                f"{name} must be a list of texts; got a dictionary with the keys {keys}. Give the "
+                f"texts that are meant, as [{name}[{next(iter(texts), 'KEY')!r}], ...]."
+            )
+        if not isinstance(texts, list | tuple):
+            shown = reprlib.repr(texts)
+            raise ValueError(f"{name} must be a list of texts; got {shown}.")
+        if not texts:
+            raise ValueError(f"{name} must be a list of texts, not empty.")
+        _check_texts(name, texts)
+
+
+def _check_texts(name: str, texts: Sequence[Any]) -> None:
+    for position, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            shown = reprlib.repr(text)
+            raise ValueError(f"{name} must be a list of texts; number {position + 1} is {shown}.")
+
+
+def normalized(texts: Any, tokenizer: Any) -> Any:
+    """A text, or each of several, as in training, as far as the tokenizer does not do it itself.
+
+    Raises ImportError where that needs `ftfy` and it is not there.
+    """
+    how = tokenizer.init_kwargs.get(NORMALIZATION)
+    if how is None:
+        return texts
+    if how not in ("ftfy", "entities"):
+        raise ValueError(
+            f"{NORMALIZATION}={how!r} of the tokenizer is not known to this processor."
+        )
+    return (
+        _normalized(texts, how) if isinstance(texts, str) else [_normalized(t, how) for t in texts]
+    )
+
+
+def _normalized(text: str, how: str) -> str:
+    if not isinstance(text, str) or PLAIN.fullmatch(text):
+        return text
+    if how == "ftfy":
+        try:
+            import ftfy
+        except ImportError as error:
+            raise ImportError(
+                f"This model was trained on texts cleaned by ftfy, which may change "
+                f"{reprlib.repr(text)}: pip install ftfy. Texts of plain ASCII without '&' go "
+                "without it."
+            ) from error
+        text = ftfy.fix_text(text)
+    text = html.unescape(html.unescape(text))
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _read(image: Any, place: str, given: Any = None) -> Image.Image:
+    """`upright_rgb` of a picture, or of what a function gives. Raises ValueError that names it."""
+    try:
+        return upright_rgb(image() if callable(image) else image)
+    except Exception as error:  # of Pillow, the file system or a download
+        given = image if given is None else given
+        file = given if isinstance(given, str | Path) else getattr(given, "filename", "")
+        name = f"{place} ({reprlib.repr(str(file))})" if file else place
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{name} cannot be read: {why}") from error
 
 
 def upright_rgb(image: Picture) -> Image.Image:
