@@ -195,6 +195,23 @@ def test_profiles_and_gamma_leave_the_numbers_alone() -> None:
     assert decode_image(plain)[0, 0].tolist() == [200, 100, 50]
 
 
+def test_the_exported_processor_decodes_alike() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from grain_jax.interop.huggingface import processing_grain
+
+    pixels = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+    files = [turned(Image.fromarray(pixels), "TIFF", orientation) for orientation in SHOWN]
+    files += [tiff(U16, 16, photometric=0), tiff(np.array([0, 15, 255], "u1"), 12)]
+    files += [tiff(np.array([0, 0.2, 1], "<f4"), 32, sample_format=3)]
+    files += [encoded(Image.fromarray(U16[None, :2]), "PNG")]
+    for data in files:
+        opened = Image.open(io.BytesIO(data))
+        opened.getexif()
+        theirs = np.asarray(processing_grain.upright_rgb(opened))
+        np.testing.assert_array_equal(theirs, decode_image(data))
+
+
 # Shapes and damage
 
 

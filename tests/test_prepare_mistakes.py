@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import random
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def test_links_in_a_circle_are_missing_files(folder: Path) -> None:
     (folder / "0.png").symlink_to("0.png")
     write(folder / "in.jsonl", entry(0), entry(1))
     assert build_split(plan(folder), workers=1).dropped_images == {"missing file": 1}
+
+
+def test_a_place_that_cannot_hold_a_data_set_is_refused(folder: Path) -> None:
+    write(folder / "in.jsonl", entry(0))
+    (folder / "loop").symlink_to("loop")
+    for place in ("0.png", "loop"):
+        with pytest.raises(ValueError, match=f"{place} is not a folder"):
+            build_split(plan(folder, out=folder / place), workers=1)
+    latin = folder / os.fsdecode(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"caf\\udce9.* is not UTF-8"):
+        build_split(plan(folder, out=latin), workers=1)
 
 
 # Trying again

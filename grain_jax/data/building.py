@@ -67,6 +67,16 @@ class Plan:
             raise ValueError(f"Unknown --from={self.format}; choose one of {sorted(IMPORTERS)}.")
         if not self.images.is_dir():
             raise ValueError(f"--images={self.images} is not a folder.")
+        if os.path.lexists(self.out) and not self.out.is_dir():
+            raise ValueError(
+                f"--out={self.out} is not a folder; give a new one, or an earlier --out."
+            )
+        try:
+            os.fspath(self.out).encode()
+        except UnicodeEncodeError:  # array_record opens no file there
+            raise ValueError(
+                f"--out={self.out!r} is not UTF-8; give a folder whose whole path is."
+            ) from None
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split) or self.split == "all":
             raise ValueError(
                 f"--split={self.split!r} must be lower-case letters, digits and '_', not 'all'."
