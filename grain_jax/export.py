@@ -34,6 +34,7 @@ from grain_jax.interop import parity
 from grain_jax.interop.parity import Difference, Inputs, Outputs
 from grain_jax.interop.read import read_model, write_run
 from grain_jax.models.build import normalize_images
+from grain_jax.training import environment
 from grain_jax.training.checkpoint import LoadedModel
 
 NUM_INPUTS = 8  # pictures, and texts, of each comparison
@@ -47,9 +48,16 @@ Note = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 the user has something to change."""
+    """Returns the exit status: 0 done, 1 the user has something to change, 2 a mistyped option or
+    no device.
+    """
     options = _parse(arguments)
     console = Console(stderr=True)
+    try:
+        environment.open_devices()
+    except ValueError as error:
+        console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
     try:
         loaded = _load(options)
         note = functools.partial(console.print, markup=False, soft_wrap=True)

@@ -162,9 +162,10 @@ def set_cpu_devices(config: TrainConfig) -> None:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices(config))
 
 
-def check_batch(config: TrainConfig, mesh: Mesh) -> None:
+def check_batch(config: TrainConfig, num_devices: int) -> None:
     """Raises ValueError unless every device gets equally many rows of every micro-batch."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    data, fsdp, _ = mesh_shape(config.mesh, num_devices)
+    shards = data * fsdp
     if config.batch_size % (shards * config.optim.accumulate):
         raise ValueError(
             f"batch_size = {config.batch_size} in optim.accumulate = {config.optim.accumulate} "
