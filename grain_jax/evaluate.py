@@ -4,6 +4,10 @@ python -m grain_jax.evaluate --checkpoint=RUN                 (what the run itse
 python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or one subfolder a class)
 python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
 
+On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
+(--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
+without). Each scores its share of the images; the first one prints and writes.
+
 RUN may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip: a
 folder, or a name on the Hugging Face hub.
 
@@ -13,6 +17,7 @@ What every figure means is said in `docs/evaluation.md`.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +48,7 @@ from grain_jax.evaluation.tables import print_results
 from grain_jax.interop.read import read_model
 from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training import environment
+from grain_jax.training import environment, processes, slow_compile
 from grain_jax.training.learned import what_lacks
 from grain_jax.training.sharding import make_mesh
 
@@ -58,21 +63,39 @@ OF_DESCRIPTIONS = ("description_template", "alphas", "region_score")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 the user has something to change, 130 interrupted."""
+    """Returns the exit status: 0 done, 1 the user has something to change, 2 a mistyped option or
+    no device, 130 interrupted.
+    """
     escape_unprintable()
     options = _parse(arguments)
-    messages, output = Console(stderr=True), Console()
+    try:
+        processes.join_processes(
+            distributed=options.distributed,
+            coordinator=options.coordinator,
+            num_processes=options.num_processes,
+            process_id=options.process_id,
+        )
+        environment.open_devices()
+    except ValueError as error:
+        return processes.refused(error)
+    messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
     if not output.is_terminal:
         output.width = PIPE_WIDTH
     try:
-        _check(options)
+        with processes.errors_in_all():
+            _check(options)
         report = _evaluate(options, messages)
     except (ValueError, OSError) as error:
-        _say_error(messages, str(error))
-        return 1
+        say = functools.partial(_say_error, Console(stderr=True))
+        return processes.refused(error, status=1, say=say)
     except KeyboardInterrupt:
         messages.print("Stopped; nothing was written.")
-        return 130
+        return processes.interrupted()
+    except Exception as error:
+        processes.leave_over(error)
+        raise
+    if not processes.speaks():
+        return 0
     try:
         print_results(report["results"], output)
     finally:  # also where the reader of a pipe has gone
@@ -128,6 +151,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", help="file of the results, JSON (default: one in the run's folder)")
     add("--predictions", metavar="FILE", help="every single answer: .jsonl or .csv")
     add("--overwrite", action="store_true", help="replace files of an earlier evaluation")
+    processes.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -382,4 +406,5 @@ def _say_error(messages: Console, text: str) -> None:
 
 if __name__ == "__main__":
     environment.restart_with_huge_pages()
+    slow_compile.hide_alarm()
     sys.exit(main())

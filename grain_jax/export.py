@@ -53,11 +53,18 @@ Note = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 the user has something to change."""
+    """Returns the exit status: 0 done, 1 the user has something to change, 2 a mistyped option or
+    no device.
+    """
     escape_unprintable()
     options = _parse(arguments)
     console = Console(stderr=True)
     environment.quiet_libraries()
+    try:
+        environment.open_devices()
+    except ValueError as error:
+        console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
     try:
         loaded = _load(options)
         note = functools.partial(console.print, markup=False, soft_wrap=True)

@@ -5,9 +5,9 @@ python -m grain_jax.predict PICTURES --checkpoint=RUN --descriptions=birds.json 
 python -m grain_jax.predict bird.jpg --checkpoint=RUN --phrases="a red crest;a long beak" --out=DIR
 
 PICTURES is any number of files, folders (with their subfolders) and quoted globs.
-Exit status: 0 all done, 1 nothing done or something to change, 2 a mistyped option, 3 done but for
-pictures that could not be read, each of which is named, 130 interrupted. What is scored how:
-`docs/use.md`.
+Exit status: 0 all done, 1 nothing done or something to change, 2 a mistyped option or no device, 3
+done but for pictures that could not be read, each of which is named, 130 interrupted. What is
+scored how: `docs/use.md`.
 """
 
 import argparse
@@ -69,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             noted.add(text)
             say(f"Note: {text}")
 
+    try:
+        environment.open_devices()
+    except ValueError as error:
+        say(f"Error: {error}", style="red")
+        return 2
     outcome = Outcome()
     try:
         question = _question(options, note)

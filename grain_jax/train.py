@@ -6,6 +6,9 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--config.SETTING=VALUE .
 --config.A.B=X  override of any setting; --print_config lists them all
 --workdir       folder of the run (default: runs/<name>); the same command again goes on with it
 --print_config  print the resolved configuration and exit
+--check         check settings and data, say what would start, and exit; needs no GPU or TPU
+--check_devices=16 or 2x8   with --check: also that the mesh fits 16 devices, or 2 nodes of 8
+--change_schedule   go on with other `steps` or `epochs` where the learning rate would jump
 --distributed   join the processes that JAX detects (Slurm and TPU pods on GKE join without it)
 --coordinator=HOST:PORT --num_processes=N --process_id=I   join N processes by hand
 
@@ -17,6 +20,7 @@ On a CPU under Linux the command starts itself again with huge pages, which XLA'
 less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
 """
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -30,76 +34,114 @@ from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import config_to_json, parse_arguments
 from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
 from grain_jax.data.records import Batch, Source
-from grain_jax.data.region_coverage import check_regions, needs_regions, region_coverage
-from grain_jax.data.sources import open_source
-from grain_jax.data.tokenizer import build_tokenizer
-from grain_jax.data.transforms import Preprocessing
-from grain_jax.evaluation.best_metric import check_best_metric
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
-from grain_jax.evaluation.suite import best_metric_name, check_inputs, evaluate
+from grain_jax.evaluation.suite import best_metric_name, evaluate
 from grain_jax.evaluation.tables import print_results
 from grain_jax.interop import start
 from grain_jax.models.build import build_model
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training import environment, metrics, sharding
+from grain_jax.train_inputs import (
+    check,
+    fitting_loader,
+    open_inputs,
+    regions_row,
+    resume_notes,
+    run_folder,
+)
+from grain_jax.training import (
+    checkpoint,
+    environment,
+    lock,
+    metrics,
+    processes,
+    sharding,
+    slow_compile,
+)
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
-from grain_jax.training.learned import NOTHING, Learned, learned_before, learned_in, learns
+from grain_jax.training.learned import NOTHING, Learned, learned_in
 from grain_jax.training.metrics import MetricsLog, Summary, Window
-from grain_jax.training.optimizer import make_optimizer, make_schedule, num_steps, num_warmup_steps
-from grain_jax.training.processes import StopRequested, StopSignals, join_processes
+from grain_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+)
+from grain_jax.training.processes import StopRequested, StopSignals
 from grain_jax.training.progress import Screen, duration, introduction
-from grain_jax.training.resume import changed_settings, check_same_data
-from grain_jax.training.state import TrainState, abstract_state, count_parameters, new_state
+from grain_jax.training.state import (
+    TrainState,
+    abstract_state,
+    count_parameters,
+    new_state,
+)
 from grain_jax.training.step import TrainStep, make_train_step
 
 STEPS_WITHOUT_BOX = 200  # in a row, of GRAIN, after which the run says so
 
 
 class RunStopped(RuntimeError):
-    """The run cannot go on; the message says why and what to change."""
+    """The run cannot go on; the message says why and what to change. Raised in every process."""
+
+
+class StoppedAlone(RunStopped):
+    """The run cannot go on, and where there are other processes, they do not know it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
     options = _flags()
-    try:
-        config = parse_arguments(
-            sys.argv[1:] if arguments is None else arguments,
-            options,
-            note=lambda text: print(f"Note: {text}.", file=sys.stderr),
-        )
-        if options["help"].value:
-            print((__doc__ or "").strip())
-            return 0
-        validate(config, complete=not config.init)  # the rest comes with the weights
-        if options["print_config"].value:
-            print(config_to_json(config), end="")
-            if config.init:
-                print(f"Note: settings of {config.init} come to these.", file=sys.stderr)
-            return 0
-        # Nothing before these lines may touch a device: they decide which devices there are.
-        join_processes(
-            distributed=bool(options["distributed"].value),
-            coordinator=str(options["coordinator"].value),
-            num_processes=options["num_processes"].value,
-            process_id=options["process_id"].value,
-        )
-        sharding.set_cpu_devices(config)
-        environment.quiet_libraries()
-        environment.cache_compilations(config.logging.compilation_cache)
-        screen = Screen()
-        workdir = environment.local_folder(options["workdir"].value or f"runs/{config.name}")
-        run = set_up(config, workdir, screen)
-    except (ValueError, OSError) as error:  # what the user gave; nothing has been trained yet
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted before the first step.", file=sys.stderr)
-        return 130
+    with contextlib.ExitStack() as held:
+        try:
+            config = parse_arguments(
+                sys.argv[1:] if arguments is None else arguments,
+                options,
+                note=lambda text: print(f"Note: {text}.", file=sys.stderr),
+            )
+            if options["help"].value:
+                print((__doc__ or "").strip())
+                return 0
+            validate(config, complete=not config.init)  # the rest comes with the weights
+            if options["print_config"].value:
+                print(config_to_json(config), end="")
+                if config.init:
+                    print(f"Note: settings of {config.init} come to these.", file=sys.stderr)
+                return 0
+            workdir = environment.local_folder(options["workdir"].value or f"runs/{config.name}")
+            change_schedule = bool(options["change_schedule"].value)
+            devices = str(options["check_devices"].value)
+            if options["check"].value or devices:
+                check(config, workdir, devices=devices, change_schedule=change_schedule)
+                return 0
+            # Nothing before these lines may touch a device: they decide which devices there are.
+            processes.join_processes(
+                distributed=bool(options["distributed"].value),
+                coordinator=str(options["coordinator"].value),
+                num_processes=options["num_processes"].value,
+                process_id=options["process_id"].value,
+            )
+            sharding.set_cpu_devices(config)
+            environment.quiet_libraries()
+            environment.cache_compilations(config.logging.compilation_cache)
+            environment.open_devices()
+            screen = Screen()
+            with processes.errors_in_all():
+                if processes.speaks():  # for all of them
+                    held.enter_context(lock.locked(workdir, note=screen.note))
+            run = set_up(config, workdir, screen, change_schedule=change_schedule)
+        except (ValueError, OSError) as error:  # what the user gave; nothing has been trained yet
+            return processes.refused(error)
+        except KeyboardInterrupt:
+            print("Interrupted before the first step.", file=sys.stderr)
+            return processes.interrupted()
+        except Exception as error:
+            processes.leave_over(error)
+            raise
+        return run_to_end(run, screen)
 
+
+def run_to_end(run: "Run", screen: Screen) -> int:
+    """Trains, evaluates and reports; returns the exit status."""
     with StopSignals() as signals:
         try:
             train(run, screen, signals)
@@ -109,12 +151,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")
         except (RunStopped, SaveFailed, OSError) as error:  # OSError: a disk full of logs
             screen.stop()
+            if processes.are_many() and isinstance(error, StoppedAlone | SaveFailed | OSError):
+                print(f"Process {jax.process_index()} stopped: {error}", file=sys.stderr)
+                processes.leave(1)
             screen.say(f"Stopped: {error}", style="red")
             return 1
         except KeyboardInterrupt:
             screen.stop()
             screen.say(f"Aborted; {run.kept()}")
-            return 130
+            return processes.interrupted()
+        except Exception as error:
+            processes.leave_over(error)  # before the rest, which waits for saves of all processes
+            raise
         finally:
             screen.stop()
             run.close()
@@ -157,80 +205,63 @@ class Run:
         self.checkpoints.close()
 
 
-def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
-    """Opens devices, data, model and run folder; ValueError for what the user must change."""
-    # Weights to start from, and the settings that come with them.
-    given = start.pretrained(config, workdir)
-    config, notes = given.config, [*given.notes]
-    validate(config)
+def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedule: bool) -> Run:
+    """Opens devices, data, model and run folder; ValueError for what the user must change.
+
+    Whatever one process alone may fail in is raised in all, between what they do together.
+    """
+    newest = checkpoint.latest_in_all(workdir)
+    inputs = open_inputs(config, workdir, newest)
+    config, source, tokenizer, notes = inputs.config, inputs.source, inputs.tokenizer, inputs.notes
+    if newest is not None:
+        notes += resume_notes(inputs, workdir, newest, change_schedule=change_schedule)
+    start_step = newest or 0
 
     # Devices and mesh.
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config, mesh)
-
-    # Data. A batch is a function of the step, so there is no loader state to restore.
-    size = config.model.image_size
-    source = open_source(config.data, config.data.train_split, image_size=size)
-    tokenizer = given.tokenizer or build_tokenizer(config.data, pooling=config.model.text.pooling)
-    if tokenizer.vocab_size > config.model.text.vocab_size:
-        raise ValueError(
-            f"data.tokenizer = {config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, "
-            f"model.text.vocab_size = {config.model.text.vocab_size}; raise the latter."
-        )
-    coverage = region_coverage(source) if needs_regions(config) else None
-    if coverage is not None:
-        notes += check_regions(config, coverage)
-    preprocessing = Preprocessing.from_config(config.data, size)
-    check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
-    steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
+    with processes.errors_in_all():
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch(config, mesh.size)
 
     # Model, optimizer, and where their arrays live.
-    model = build_model(config.model)
-    optimizer = make_optimizer(config.optim)
-    schedule = make_schedule(config.optim, steps=steps, warmup_steps=warmup_steps)
-    abstract = abstract_state(model, optimizer, config, mesh)
-    train_step = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
+    with processes.errors_in_all():
+        model = build_model(config.model)
+        optimizer = make_optimizer(config.optim)
+        schedule = make_schedule(config.optim, steps=inputs.steps, warmup_steps=inputs.warmup_steps)
+        abstract = abstract_state(model, optimizer, config, mesh)
+        train_step = make_train_step(
+            model, optimizer, schedule, config, mesh=mesh, abstract=abstract
+        )
 
     # Start, in this order: the newest whole checkpoint of the run folder, else a new state from the
     # seed, with the weights of `init` where it names some. All are placed as this mesh wants them.
     metadata = make_metadata(
         config,
         tokenizer=tokenizer,
-        preprocessing=preprocessing,
+        preprocessing=inputs.preprocessing,
         num_images=len(source),
         learned=NOTHING,
     )
-    metadata["adopted"] = list(given.adopted)
+    metadata["adopted"] = list(inputs.adopted)
     checkpoints = Checkpoints(
         workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
     )
-    newest = checkpoints.latest()
-    start_step, learned = newest or 0, NOTHING
     if newest is not None:
-        saved = checkpoints.metadata(start_step)
-        check_same_data(saved, len(source), workdir)
-        changed = changed_settings(saved["config"], config, workdir)
-        notes += [f"changed: {setting}" for setting in changed]
-        state = checkpoints.restore(start_step, abstract)
-        learned = learned_before(saved)
+        state = checkpoints.restore(newest, abstract)
     else:
         state = new_state(model, optimizer, config, abstract)
-        if given.trained is not None:
-            state, origin = start.start_from(given.trained, state, config)
-            if given.trained.config.model.kind == "grain":
-                learned = given.trained.learned
+        if inputs.trained is not None:
+            with processes.errors_in_all():
+                state, origin = start.start_from(inputs.trained, state, config)
             notes += origin.sentences(config.init)
-    checkpoints.set_learned(learned)
-    will_learn = learned | learns(config, any_regions=coverage is None or coverage.any_regions)
-    notes += check_best_metric(config, learned=will_learn)
-    if warmup_steps >= steps:
-        notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
+    checkpoints.set_learned(inputs.learned)
 
+    loader, loader_notes = fitting_loader(config.data)
+    notes += loader_notes
     batches = training_batches(
         source,
-        config.data,
+        loader,
         tokenizer,
-        image_size=size,
+        image_size=config.model.image_size,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
@@ -240,25 +271,26 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         model,
         state.inference_params,
         tokenizer=tokenizer,
-        preprocessing=preprocessing,
+        preprocessing=inputs.preprocessing,
         batch_size=config.evaluation.batch_size,
         caption_length=config.data.caption_length,
         description_length=config.data.description_length,
         mesh=mesh,
         num_threads=config.data.num_threads,
-        learned=will_learn,
+        learned=inputs.will_learn,
     )
     # From here on the run folder is this run's.
-    log = MetricsLog(workdir, config, start_step=start_step)
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(config_to_json(config), encoding="utf-8")
+    with processes.errors_in_all():
+        log = MetricsLog(workdir, config, start_step=start_step)
+        if processes.speaks():
+            (workdir / "config.json").write_text(config_to_json(config), encoding="utf-8")
     run = Run(
         config=config,
         workdir=workdir,
         mesh=mesh,
         source=source,
-        steps=steps,
-        last_step=min(steps, config.stop_at_step or steps),
+        steps=inputs.steps,
+        last_step=min(inputs.steps, config.stop_at_step or inputs.steps),
         start_step=start_step,
         train_step=train_step,
         state=state,
@@ -270,16 +302,16 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         best=checkpoints.best_score(),
         log=log,
         seconds=log.seconds_before,
-        learned=learned,
+        learned=inputs.learned,
         last_box_step=start_step,
     )
     screen.table(
-        introduction(config, mesh, state.params, num_images=len(source), steps=steps)
-        | ({} if coverage is None else {"regions": coverage.sentence()})
-        | {"run folder": str(workdir) + (f", resumed at step {start_step}" if start_step else "")}
+        introduction(config, mesh, state.params, num_images=len(source), steps=inputs.steps)
+        | regions_row(inputs)
+        | {"run folder": run_folder(workdir, newest)}
     )
     for note in notes:
-        screen.say(f"Note: {note}.")
+        screen.note(note)
     return run
 
 
@@ -298,8 +330,8 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
     for step in range(run.start_step + 1, run.last_step + 1):
         try:
             batch = next(run.batches)
-        except ValueError as error:  # the data, found out only now
-            raise RunStopped(f"{error} {run.kept()}") from error
+        except ValueError as error:  # the data, found out only now, by this process alone
+            raise StoppedAlone(f"{error} {run.kept()}") from error
 
         profiler.before(step)
         with sharding.use_mesh(run.mesh):
@@ -351,7 +383,7 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
 def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
     """Evaluates the trained weights on everything held out; writes and prints the report."""
     report = run.workdir / "report.md"
-    if run.start_step >= run.last_step and report.exists():
+    if run.start_step >= run.last_step and processes.from_first(report.exists()):
         screen.say(
             f"This run is finished (step {run.start_step}); its report is {report}. For a new run "
             "give another --workdir."
@@ -364,7 +396,8 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
             details = ResultDetails()
             results = evaluate(encoder, run.config, final=True, note=screen.say, details=details)
         except ValueError as error:
-            raise RunStopped(f"the final evaluation failed: {error} {run.kept()}") from error
+            stopped = _stopped_by(error)
+            raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
         run.log.write(int(run.state.step), results)
         written = write_report(
             run.workdir,
@@ -422,9 +455,10 @@ def _score(run: Run, step: int) -> float | None:
         with sharding.use_mesh(run.mesh):
             results = evaluate(encoder, run.config, final=False, note=lambda _: None)
     except ValueError as error:
-        run.checkpoints.save(run.state, step=step)
-        run.checkpoints.wait()
-        raise RunStopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
+        if (stopped := _stopped_by(error)) is RunStopped:  # a save takes all processes
+            run.checkpoints.save(run.state, step=step)
+            run.checkpoints.wait()
+        raise stopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
     run.log.write(step, results)
     name = best_metric_name(run.config)
     if name and name not in results and run.config.checkpoint.keep_best:
@@ -434,7 +468,14 @@ def _score(run: Run, step: int) -> float | None:
             f"{name!r}, by which keep-best goes, could be measured when the run began and cannot "
             f"any more: the data has changed. {run.kept()}"
         )
-    return results.get(name)
+    # The last bit may differ between machines, and a save that only some begin waits for ever.
+    return processes.from_first(results.get(name))
+
+
+def _stopped_by(error: ValueError) -> type[RunStopped]:
+    """How to stop after an evaluation's error: with all processes, or alone."""
+    known_to_all = isinstance(error, processes.FailedInAll) or not processes.are_many()
+    return RunStopped if known_to_all else StoppedAlone
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -455,13 +496,14 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean("help", False, "", flag_values=values)
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_boolean("print_config", False, "", flag_values=values)
-    flags.DEFINE_boolean("distributed", False, "", flag_values=values)
-    flags.DEFINE_string("coordinator", "", "", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "", flag_values=values)
+    flags.DEFINE_boolean("check", False, "", flag_values=values)
+    flags.DEFINE_string("check_devices", "", "", flag_values=values)
+    flags.DEFINE_boolean("change_schedule", False, "", flag_values=values)
+    processes.define_flags(values)
     return values
 
 
 if __name__ == "__main__":
     environment.restart_with_huge_pages()
+    slow_compile.hide_alarm()
     sys.exit(main())

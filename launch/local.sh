@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Several training processes on this machine's CPU, to try what many machines do.
+# Several processes on this machine's CPU, to try what many machines do.
 #
 #   launch/local.sh [--dry-run] NUM_PROCESSES [arguments of grain_jax.train ...]
 #
-# Each process gets one host device (override with --config.mesh.cpu_devices=N). Ctrl-C saves and
-# stops all of them. PORT (default 12355) is where they meet; PYTHON is the interpreter.
+# Each training process gets one host device (override with --config.mesh.cpu_devices=N). Ctrl-C
+# saves and stops all of them. --dry-run checks settings and data, and prints the commands.
+# In the environment: PORT (default 12355), where they meet; PYTHON, the interpreter; MODULE, what
+# runs (default grain_jax.train; grain_jax.evaluate takes its own arguments).
 set -euo pipefail
 
 dry_run=false
@@ -18,13 +20,19 @@ if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
 fi
 count=$1
 shift
+module=${MODULE:-grain_jax.train}
+check=$(dirname "${BASH_SOURCE[0]}")/check.sh
+
+arguments=("$@")
+if [[ "$module" == grain_jax.train ]]; then arguments=(--config.mesh.cpu_devices=1 "$@"); fi
+if $dry_run; then bash "$check" "$module" "" "$@"; fi # how many devices each has is a setting
 
 pids=()
 for ((i = 0; i < count; i++)); do
-  command=("${PYTHON:-python}" -m grain_jax.train --config.mesh.cpu_devices=1 "$@"
+  command=("${PYTHON:-python}" -m "$module" ${arguments[@]+"${arguments[@]}"}
     --coordinator="localhost:${PORT:-12355}" --num_processes="$count" --process_id="$i")
   if $dry_run; then
-    echo "JAX_PLATFORMS=cpu ${command[*]}"
+    echo "JAX_PLATFORMS=cpu$(printf ' %q' "${command[@]}")"
   else
     JAX_PLATFORMS=cpu "${command[@]}" &
     pids+=($!)

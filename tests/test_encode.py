@@ -116,18 +116,19 @@ def test_empty_sources_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("damaged", "others", "message"),
-    [(True, [True, False], "'broken' cannot"), (False, [False, True], "Process 1 could not")],
+    ("damaged", "other", "message"),
+    [(True, b"", "'broken' cannot"), (False, b"it is damaged", "process 1: it is damaged")],
 )
 def test_what_one_process_cannot_decode_stops_all_after_the_last_batch(
-    monkeypatch, damaged, others, message
+    monkeypatch, damaged, other, message
 ):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     gathered = []
 
     def gather(own):
-        gathered.append(bool(own))
-        return np.array(others)
+        gathered.append(bool(own.any()))
+        return np.stack([own, np.frombuffer(other.ljust(len(own), b"\0"), np.uint8)])
 
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     encoder = toy_encoder()

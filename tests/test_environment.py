@@ -1,12 +1,17 @@
-"""The process around a run: huge pages by one restart."""
+"""The process around a run: huge pages by one restart, and devices that are not there."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+import grain_jax.evaluate
+import grain_jax.export
+import grain_jax.predict
+import grain_jax.train
 from grain_jax.training import environment
 
 COMMAND = """
@@ -100,3 +105,62 @@ def test_a_failed_restart_goes_on_with_small_pages(
 
     monkeypatch.setattr(os, "execv", fail)
     environment.restart_with_huge_pages()
+
+
+COMMANDS = {
+    grain_jax.train: ["--config=demo:smoke"],
+    grain_jax.evaluate: ["--checkpoint=RUN"],
+    grain_jax.predict: ["a.jpg", "--checkpoint=RUN", "--labels=a,b"],
+    grain_jax.export: ["--checkpoint=RUN", "--to=official", "--out=OUT"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    ("platforms", "visible", "message"),
+    [
+        ("cuda", None, 'pip install -e ".[cuda]"'),
+        ("cuda", "7", "CUDA_VISIBLE_DEVICES='7' leaves only these"),
+        ("tpu", None, "Needed a TPU VM"),
+        ("cdua", None, "name cpu, cuda or tpu in it"),
+    ],
+)
+def test_every_command_says_that_no_device_is_there(
+    command: object,
+    platforms: str,
+    visible: str | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def devices() -> None:
+        raise AssertionError  # all that JAX says without its plugin for CUDA
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.chdir(tmp_path)
+    assert command.main(COMMANDS[command]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error.startswith(f"Error: No device was found (JAX_PLATFORMS={platforms}). ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jax_itself_finds_no_gpu_where_none_is_visible(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "grain_jax.train", "--config=demo:smoke"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "Error: No device was found (JAX_PLATFORMS=cuda)" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,9 +1,12 @@
 """A run that is killed, stopped or changed goes on exactly, or says why it cannot."""
 
+import dataclasses
+import json
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,9 +15,10 @@ import tiny_world
 from training_process import ARGUMENTS, STEPS, lines, run, start, undisturbed_run
 
 import grain_jax.train
-from grain_jax.config_files import config_from_json
+from grain_jax.config_files import config_from_json, config_to_json
 from grain_jax.training import checkpoint
 from grain_jax.training.processes import StopRequested, StopSignals
+from grain_jax.training.resume import check_schedule
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
@@ -72,16 +76,78 @@ def test_a_change_the_weights_or_batches_do_not_survive_is_refused(change, messa
 def test_other_changes_are_allowed_and_told(tmp_path):
     workdir = tmp_path / "longer"
     shutil.copytree(undisturbed_run(), workdir)
-    status, output = run(
-        workdir, f"--config.steps={STEPS + 2}", "--config.optim.learning_rate=1e-4"
+    arguments = (f"--config.steps={STEPS + 2}", "--config.optim.learning_rate=1e-4")
+    status, output = run(workdir, *arguments)
+    assert status == 2, output
+    assert "has finished its 12 steps, and with 14 its learning rate would go from 1e-05 to" in (
+        output
     )
+    assert f"--config.init={workdir}" in output
+    assert lines(workdir) == lines(undisturbed_run())
+    status, output = run(workdir, *arguments, "--change_schedule")
     assert status == 0, output
+    assert "the learning rate of step 13 was to be 1e-05 and is 1.6" in output
     assert f"changed: steps: {STEPS} -> {STEPS + 2}" in output
     was = tiny_world.get_config().optim.learning_rate
     assert f"changed: optim.learning_rate: {was:g} -> 0.0001" in output
     assert lines(workdir)[-1]["step"] == STEPS + 2
     saved = config_from_json((workdir / "config.json").read_text())
     assert saved.optim.learning_rate == 1e-4
+
+
+def saved_as(config, num_images=1000):
+    """What a checkpoint of this run holds."""
+    return {"config": json.loads(config_to_json(config)), "num_images": num_images}
+
+
+def cosine_run(**settings):
+    config = tiny_world.get_config()
+    config.batch_size, config.optim.warmup_steps = 10, 100
+    config.steps, config.optim.learning_rate, config.optim.final_learning_rate = 1000, 1e-3, 1e-5
+    return dataclasses.replace(config, **settings)
+
+
+def check(before, after, step, *, allowed=False):
+    return check_schedule(saved_as(before), after, step=step, workdir=Path("W"), allowed=allowed)
+
+
+def test_the_same_schedule_goes_on_without_a_word():
+    run = cosine_run()
+    for step in (1, 500, 1000):
+        assert check(run, cosine_run(), step) == []
+        assert check(run, cosine_run(stop_at_step=step), step) == []
+    assert check(run, cosine_run(steps=0, epochs=10.0), 1000) == []  # as many steps
+
+
+@pytest.mark.parametrize(
+    ("given", "step", "message"),
+    [
+        ({"steps": 2000}, 1000, "finished its 1000 steps, .* 2000 .* from 1e-05 to 0.00054"),
+        ({"steps": 1001}, 1000, "finished its 1000 steps"),
+        ({"steps": 0, "epochs": 20.0}, 1000, "finished its 1000 steps, and with 2000"),
+        ({"steps": 2000}, 950, "at step 950 of 1000 steps, .* from 1.75e-05 to 0.00058"),
+        ({"steps": 400}, 500, "at step 500 of 1000, past the 400 .*stop_at_step"),
+        ({"steps": 500}, 500, "past the 500"),
+    ],
+)
+def test_other_steps_that_would_restart_the_learning_rate_are_refused(given, step, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        check(cosine_run(), cosine_run(**given), step)
+    assert "--change_schedule" in str(raised.value)
+    check(cosine_run(), cosine_run(**given), step, allowed=True)
+
+
+def test_other_steps_that_change_little_are_told_with_both_rates():
+    assert check(cosine_run(), cosine_run(steps=1100), 50) == []  # still warming up
+    (note,) = check(cosine_run(), cosine_run(steps=2000), 400)
+    assert note == "the learning rate of step 401 was to be 0.000752 and is 0.00094"
+
+
+def test_a_learning_rate_that_was_set_is_meant():
+    higher = cosine_run()
+    higher.optim.learning_rate = 1e-2
+    (note,) = check(cosine_run(), higher, 400)
+    assert note == "the learning rate of step 401 was to be 0.000752 and is 0.0075"
 
 
 def send(number):

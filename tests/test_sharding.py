@@ -1,5 +1,6 @@
 """Where arrays live: mesh sizes, parameter shardings, and losses that no mesh changes."""
 
+import dataclasses
 import inspect
 
 import jax
@@ -89,6 +90,104 @@ def test_a_mesh_that_does_not_fit_is_refused():
         sharding.mesh_shape(MeshConfig(data=-1, tensor=3), 8)
 
 
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """As much of a device as placing it in a mesh looks at."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str
+    device_kind: str
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+def gpus(num_slices, processes_of_slice, devices_of_process=1):
+    """As Slurm starts them; a slice is a node, or an NVLink domain over several."""
+    size = processes_of_slice * devices_of_process
+    return [
+        FakeDevice(i, i // devices_of_process, i // size, "gpu", "NVIDIA H100 80GB HBM3")
+        for i in range(num_slices * size)
+    ]
+
+
+def hosts(num_slices):
+    return [FakeDevice(i << 17, i, i, "cpu", "cpu") for i in range(num_slices)]
+
+
+def tpus(num_slices):
+    """Slices of 2 x 4 chips of two hosts each, as v6e-8 has them."""
+    return [
+        FakeDevice(
+            100_000 * part + chip,
+            2 * part + chip // 4,
+            part,
+            "tpu",
+            "TPU v6 lite",
+            (chip % 2, chip // 2, 0),
+        )
+        for part in range(num_slices)
+        for chip in range(8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "config", "shape"),
+    [
+        (gpus(2, 8), MeshConfig(), (16, 1, 1)),
+        (gpus(2, 8), MeshConfig(fsdp=8), (2, 8, 1)),
+        (gpus(4, 4), MeshConfig(fsdp=2, tensor=2), (4, 2, 2)),
+        (gpus(2, 18, 4), MeshConfig(fsdp=72), (2, 72, 1)),  # two NVLink domains of 18 nodes
+        (hosts(2), MeshConfig(), (2, 1, 1)),
+        (tpus(2), MeshConfig(fsdp=4), (4, 4, 1)),
+        (tpus(3), MeshConfig(fsdp=4, tensor=2), (3, 4, 2)),
+    ],
+)
+def test_only_data_crosses_between_slices(devices, config, shape):
+    # The order in which processes report their devices says nothing of the slices.
+    shuffled = [devices[i] for i in np.random.default_rng(0).permutation(len(devices))]
+    for given in (devices, shuffled):
+        mesh = sharding.make_mesh(config, given)
+        assert mesh.devices.shape == shape
+        assert set(mesh.devices.flat) == set(devices)
+        for group in mesh.devices:  # fsdp x tensor
+            assert len({device.slice_index for device in group.flat}) == 1
+        along = [group.flat[0].slice_index for group in mesh.devices]
+        assert along == sorted(along)  # slice after slice: neighbours along data are close
+
+
+def test_a_slice_over_several_hosts_is_one():
+    """Two nodes that NVLink joins have one index: fsdp over both is what they are there for."""
+    nodes = gpus(1, 8)
+    assert sharding.make_mesh(MeshConfig(data=1, fsdp=8), nodes).devices.shape == (1, 8, 1)
+
+
+def test_fsdp_and_tensor_that_would_cross_slices_are_refused():
+    for config in (MeshConfig(data=1, fsdp=16), MeshConfig(fsdp=4, tensor=4)):
+        with pytest.raises(ValueError, match=r"16 devices into each fsdp x tensor.*divisor of 8"):
+            sharding.make_mesh(config, gpus(2, 8))
+    with pytest.raises(ValueError, match=r"2 slices .* of 6.*divisor of 6"):
+        sharding.make_mesh(MeshConfig(fsdp=4), gpus(2, 6))
+    with pytest.raises(ValueError, match="divisor of 1 and"):
+        sharding.make_mesh(MeshConfig(data=1, fsdp=2), hosts(2))
+
+
+def test_unequal_slices_and_processes_are_refused_with_their_sizes():
+    with pytest.raises(ValueError, match="8 in slice 0, 7 in slice 1"):
+        sharding.make_mesh(MeshConfig(), gpus(2, 8)[:-1])
+    with pytest.raises(ValueError, match="2 of process 0, 1 of process 1"):
+        sharding.make_mesh(MeshConfig(), gpus(1, 2, 2)[:-1])
+
+
+def test_a_grid_of_chips_that_the_sizes_do_not_fit_is_refused():
+    side = [
+        FakeDevice(i, i // 4, 0, "tpu", "TPU v4", (i % 4, i // 4, 0)) for i in range(16)
+    ]  # 4 x 4 chips
+    with pytest.raises(ValueError, match=r"data=2 x fsdp=8 x tensor=1 cannot be laid over"):
+        sharding.make_mesh(MeshConfig(fsdp=8), side)
+
+
 def test_a_parameter_that_cannot_be_split_is_named():
     config = tiny_config()
     config.model.vision.num_heads = config.model.decoder.num_heads = 2
@@ -98,12 +197,11 @@ def test_a_parameter_that_cannot_be_split_is_named():
 
 def test_a_batch_that_cannot_be_split_is_refused():
     config = tiny_config()
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:8])
     config.optim.accumulate = 2
-    sharding.check_batch(config, mesh)
+    sharding.check_batch(config, 8)
     config.optim.accumulate = 4
     with pytest.raises(ValueError, match="multiple of 32"):
-        sharding.check_batch(config, mesh)
+        sharding.check_batch(config, 8)
 
 
 def test_host_devices_are_as_many_as_the_mesh_names():

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import grain_jax.train
+from grain_jax.config import DataConfig
 from grain_jax.config_files import config_from_json
-from grain_jax.training import checkpoint
+from grain_jax.train_inputs import fitting_loader
+from grain_jax.training import checkpoint, environment
 
 CONFIG = Path(__file__).parent / "tiny_world.py"
 
@@ -185,6 +187,50 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, arguments, me
     assert message in error
     assert error.count("\n") == 1
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_check_says_what_would_start_and_writes_nothing(tmp_path, capsys):
+    arguments = ("--check", "--check_devices=2x4", "--config.data.num_workers=16")
+    arguments += ("--config.data.cache=none",)
+    assert train(tmp_path / "run", *arguments) == 0
+    output = capsys.readouterr().out
+    assert "8 steps of batch 16" in output
+    assert "48 images of world/train" in output
+    assert "Nothing was started" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_check_of_a_run_that_is_there_knows_where_it_stands(finished, capsys):
+    assert train(finished, "--check", "--config.steps=90") == 2
+    assert "has finished its 60 steps" in capsys.readouterr().err
+    config = config_from_json((finished / "config.json").read_text())
+    assert train(finished, "--check", *overrides(config)) == 0
+    output = capsys.readouterr().out.replace("\n", "")
+    assert "resumed at step 60" in output
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ("3", "multiple of 3"),
+        ("2x8", "divisor of 8"),
+        ("many", "needed a number as 16, or 2x8"),
+    ],
+)
+def test_a_check_refuses_devices_that_the_mesh_does_not_fit(tmp_path, capsys, devices, message):
+    fsdp = ("--config.mesh.fsdp=16",) if devices == "2x8" else ()
+    assert train(tmp_path / "run", f"--check_devices={devices}", *fsdp) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_more_loader_processes_than_cpus(monkeypatch):
+    monkeypatch.setattr(environment, "usable_cpus", lambda: 3)
+    data, notes = fitting_loader(DataConfig(num_workers=16))
+    assert data.num_workers == 3
+    assert "num_workers = 16" in notes[0]
+    assert "3 are started" in notes[0]
+    for fits in (0, 3):
+        assert fitting_loader(DataConfig(num_workers=fits)) == (DataConfig(num_workers=fits), [])
 
 
 def test_help_and_print_config(capsys):

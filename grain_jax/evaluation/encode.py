@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
@@ -25,6 +24,7 @@ from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.build import normalize_images
 from grain_jax.training.learned import EVERYTHING, Learned
+from grain_jax.training.processes import raise_in_all
 from grain_jax.training.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -138,7 +138,7 @@ class Encoder:
             done += size
             if on_batch is not None:
                 on_batch(min(done, len(source)))
-        _raise_everywhere(failures)
+        raise_in_all(failures[0] if failures else None)
 
         def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
             return np.concatenate(parts)[: len(source)]
@@ -153,11 +153,13 @@ class Encoder:
                 joined(boxes) if self.learned.boxes else None,
             )
         odd = _rows_not_finite(features.image, features.regions, features.boxes)
+        failure = None
         if len(odd):
-            raise ValueError(
+            failure = ValueError(
                 f"What the model says about image {source[int(odd[0])].id!r} is not finite ("
                 f"{len(odd)} of {len(source)} images). {DIVERGED}"
             )
+        raise_in_all(failure)
         return features
 
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
@@ -182,11 +184,13 @@ class Encoder:
             outputs.append(embed[: len(block)])
         embed = np.concatenate(outputs)
         odd = _rows_not_finite(embed)
+        failure = None
         if len(odd):
-            raise ValueError(
+            failure = ValueError(
                 f"The embedding of text {list(row)[odd[0]]!r} is not finite ({len(odd)} of "
                 f"{len(row)} texts). {DIVERGED}"
             )
+        raise_in_all(failure)
         return embed[[row[text] for text in texts]]
 
     def _tokens(self, texts: tuple[str, ...], kind: str) -> tuple[Int[np.ndarray, "T L"], int]:
@@ -269,17 +273,6 @@ class Encoder:
 
     def _place(self, local: np.ndarray, size: int) -> np.ndarray | jax.Array:
         return local if self._sharding is None else put_rows(local, self._sharding, size)
-
-
-def _raise_everywhere(failures: Sequence[ValueError]) -> None:
-    """Raises in every process what went wrong in one."""
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(bool(failures)))
-        if failed.any() and not failures:
-            culprits = np.nonzero(failed)[0].tolist()
-            raise ValueError(f"Process {culprits[0]} could not decode an image; it says which.")
-    if failures:
-        raise failures[0]
 
 
 @dataclass(frozen=True)

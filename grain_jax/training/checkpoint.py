@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,13 @@ from grain_jax.data.world.language import PROMPT_TEMPLATES
 from grain_jax.models.build import build_model
 from grain_jax.paths import user_path
 from grain_jax.training.learned import EVERYTHING, Learned, learned_before
+from grain_jax.training.processes import errors_in_all, from_first
 from grain_jax.training.sharding import parameter_shardings
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
 FOLDER = "checkpoints"
 METADATA = "metadata"
+SECONDS_TO_SHOW = 60  # that a shared file system may take to show a file to another machine
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,35 @@ def complete_steps(folder: Path) -> list[int]:
     )
 
 
+def latest_in_all(run_folder: Path) -> int | None:
+    """The newest whole step of a run folder, the same in every process; None for a new run.
+
+    Process 0 decides. Where the file system shows it to another only later, that one waits. Raises
+    ValueError where it does not come: the processes have different folders under this name.
+    """
+    folder = run_folder.absolute() / FOLDER
+    own = complete_steps(folder)
+    step = from_first(own[-1] if own else None)
+    with errors_in_all():
+        deadline = time.monotonic() + SECONDS_TO_SHOW
+        while complete_steps(folder)[-1:] != ([] if step is None else [step]):
+            if time.monotonic() > deadline:
+                here = complete_steps(folder)[-1:] or "none"
+                raise ValueError(
+                    f"The newest checkpoint in {folder} is {'none' if step is None else step} for "
+                    f"process 0, and {here} here, {SECONDS_TO_SHOW} s later; needed one --workdir "
+                    "that all machines see."
+                )
+            time.sleep(0.2)
+    return step
+
+
 class Checkpoints:
     """Saves and restores the state of a run; keeps the newest and the best by a held-out metric.
 
-    Every process of a run makes the same calls; each writes and reads its own shards. Scores are
-    stored under the name of their `metric`; those of another, of an earlier start, do not count.
+    Every process of a run makes the same calls, with the same scores, as a save waits for all of
+    them; each writes and reads its own shards. Scores are stored under the name of their `metric`;
+    those of another, of an earlier start, do not count.
     """
 
     def __init__(
@@ -194,7 +221,7 @@ class Checkpoints:
         Raises `SaveFailed` where this or an earlier save failed.
         """
         self.check()
-        if step in self._manager.all_steps():
+        if from_first(step in self._manager.all_steps()):
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()} | {
             METADATA: ocp.args.JsonSave(self._metadata)
@@ -218,9 +245,13 @@ class Checkpoints:
         )
 
     def best_score(self) -> float:
-        """The highest value of the metric among the saved steps; -inf where none has one."""
+        """The highest value of the metric among the saved steps; -inf where none has one.
+
+        As process 0 reads it, for all of them.
+        """
         scores = _read_scores(self.folder).values()
-        return max((score.get(self._metric, -math.inf) for score in scores), default=-math.inf)
+        values = (score.get(self._metric, -math.inf) for score in scores)
+        return from_first(max(values, default=-math.inf))
 
     def set_learned(self, learned: Learned) -> None:
         """What the saves from here on say of the decoder."""

@@ -88,6 +88,50 @@ def _offers_huge_pages() -> bool:
     return False
 
 
+def open_devices() -> None:
+    """Finds the devices, before anything else asks for them.
+
+    Raises ValueError where those that JAX_PLATFORMS asks for are not there.
+    """
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX itself says no more than that
+        reason = f" JAX says: {error}" if str(error) else ""
+        raise ValueError(
+            f"No device was found (JAX_PLATFORMS={asked or 'not set'}). {_advice(asked)} "
+            f"JAX_PLATFORMS=cpu computes on the CPU.{reason}"
+        ) from error
+
+
+def _advice(platforms: str) -> str:
+    """What to look at where JAX finds nothing of these platforms."""
+    if "tpu" in platforms:
+        return (
+            'Needed a TPU VM, the extra for it (pip install -e ".[tpu]"), and no other process '
+            "that holds the TPU."
+        )
+    if not any(name in platforms for name in ("cuda", "gpu", "rocm")):
+        return "Unset JAX_PLATFORMS, or name cpu, cuda or tpu in it."
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return (
+            f"CUDA_VISIBLE_DEVICES={visible!r} leaves only these of the GPUs; needed numbers that "
+            'nvidia-smi lists, and the extra for CUDA (pip install -e ".[cuda]").'
+        )
+    return (
+        "Needed a GPU that nvidia-smi lists, and the extra for CUDA (pip install -e "
+        '".[cuda]", or ".[cuda12]" for older drivers).'
+    )
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on: what the batch job or container gives, not the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
 def cache_compilations(setting: str) -> None:
     """Keeps compiled programs on disk, so that a restart need not compile again.
 

@@ -48,6 +48,12 @@ def make_schedule(config: OptimConfig, *, steps: int, warmup_steps: int) -> Sche
     return schedule
 
 
+def learning_rate(config: OptimConfig, step: int, *, steps: int, warmup_steps: int) -> float:
+    """That of `make_schedule` after `step` steps, for people to read."""
+    schedule = make_schedule(config, steps=steps, warmup_steps=warmup_steps)
+    return float(schedule(jnp.asarray(step, jnp.int32)))
+
+
 def decay_mask(params: Any, groups: str) -> Any:
     """True for each parameter that weight decay applies to.
 

@@ -1,18 +1,35 @@
-"""Many machines: when this process is one of several, and how they stop together.
+"""Several processes: when this one is one of them, how they agree, and how they stop together.
 
 `jax.distributed.initialize` raises on a single machine, so it is called only when asked for or when
 the environment says that this process is one of several.
+
+What decides whether something collective runs (a save, an evaluation, a restore) must be the same
+in every process, and files, clocks and the last bit of a float are not. Such a decision is that of
+process 0 (`from_first`); an error that one process alone may meet is raised in all
+(`errors_in_all`). Where neither holds, the process that fails leaves at once (`leave`), which ends
+the others too: waiting for them would be waiting for ever.
 """
 
+import argparse
+import json
 import os
 import signal
+import sys
+import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import jax
+import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
+
+_MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one program is compiled
+_in_agreement = False  # within `errors_in_all`, whose outermost block alone talks to the others
+
+Value = TypeVar("Value")
 
 
 def is_one_of_many(environment: Mapping[str, str]) -> bool:
@@ -44,12 +61,165 @@ def join_processes(
     if not given and not distributed and not is_one_of_many(os.environ):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if given:
-        jax.distributed.initialize(
-            coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+    try:
+        if given:
+            jax.distributed.initialize(
+                coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+            )
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        how = "" if given else " Outside of Slurm, Open MPI and TPU, give --coordinator, "
+        raise ValueError(
+            f"This process could not join the others ({error})."
+            + (how and f"{how}--num_processes and --process_id.")
+        ) from error
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds --distributed, --coordinator, --num_processes and --process_id to an absl command."""
+    flags.DEFINE_boolean("distributed", False, "", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "", flag_values=values)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the same options, with the same meaning, to an argparse command."""
+    several = parser.add_argument_group("several processes, as for grain_jax.train")
+    several.add_argument(
+        "--distributed", action="store_true", help="join the processes that JAX detects"
+    )
+    several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
+    for name in ("num_processes", "process_id"):
+        dashed = f"--{name.replace('_', '-')}"
+        several.add_argument(f"--{name}", dashed, type=int, metavar="N")
+
+
+def are_many() -> bool:
+    """Whether there are other processes. Touches no device where this one has joined none."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def from_first(value: Value) -> Value:
+    """What process 0 was given: a number, text, list or None, as JSON; every process calls it."""
+    if not are_many():
+        return value
+    text = json.dumps(value).encode()
+    told = multihost_utils.broadcast_one_to_all(_padded(text))
+    return json.loads(bytes(told).rstrip(b"\0"))
+
+
+class FailedInAll(ValueError):
+    """An error that one process met and every process raises; `elsewhere`: in another than this."""
+
+    def __init__(self, message: str, *, elsewhere: bool) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
+@contextmanager
+def errors_in_all() -> Iterator[None]:
+    """Raises in every process the ValueError or OSError that one of them meets within.
+
+    Every process enters it, and nothing collective may run within, as a process that fails stops
+    taking part. It may be nested; the outermost counts. With other processes it raises
+    `FailedInAll`, alone the error itself. Also a decorator.
+    """
+    global _in_agreement
+    if _in_agreement or not are_many():
+        yield
+        return
+    _in_agreement = True
+    failure: ValueError | OSError | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        failure = error
+    finally:
+        _in_agreement = False
+    raise_in_all(failure)
+
+
+def raise_in_all(failure: ValueError | OSError | None) -> None:
+    """Raises this process's failure, or that of another; every process calls it, most with None.
+
+    With other processes it raises `FailedInAll`, alone the failure itself.
+    """
+    if not are_many():
+        if failure is not None:
+            raise failure
+        return
+    text = b"" if failure is None else str(failure).encode() or type(failure).__name__.encode()
+    told = multihost_utils.process_allgather(_padded(text))
+    if failure is not None:
+        raise FailedInAll(str(failure), elsewhere=False) from failure
+    for number, row in enumerate(told):
+        if message := bytes(row).rstrip(b"\0").decode(errors="replace"):
+            raise FailedInAll(f"process {number}: {message}", elsewhere=True)
+
+
+def speaks() -> bool:
+    """Whether this process prints and writes: the first of all."""
+    return not are_many() or jax.process_index() == 0
+
+
+def refused(error: Exception, *, status: int = 2, say: Callable[[str], None] | None = None) -> int:
+    """Says what the user must change, by `say` or to stderr; returns the exit status.
+
+    Of an error that is raised in all, the process that met it and the first one speak. One that the
+    others do not know of ends this process at once.
+    """
+    in_all = isinstance(error, FailedInAll)
+    if not (isinstance(error, FailedInAll) and error.elsewhere) or speaks():
+        if say is None:
+            print(f"Error: {error}", file=sys.stderr)
+        else:
+            say(str(error))
+    if jax.distributed.is_initialized() and not in_all:
+        leave(status)
+    return status
+
+
+def leave_over(error: Exception) -> None:
+    """Ends this process at once over an error that nobody expected, if there are others.
+
+    Those may wait for it in something collective, and end as soon as it is gone. Alone it returns.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        reason = str(error).partition("\n")[0][:300]
+        print(
+            f"Stopped: another process has left or cannot be reached ({reason}).", file=sys.stderr
         )
     else:
-        jax.distributed.initialize()
+        traceback.print_exception(error)
+    leave(1)
+
+
+def interrupted() -> int:
+    """The exit status of Ctrl-C; at once where there are other processes to wait for."""
+    if jax.distributed.is_initialized():
+        leave(128 + signal.SIGINT)
+    return 128 + signal.SIGINT
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process alone and at once, after what it had to say; the others end over it.
+
+    Without a goodbye: the orderly end of `jax.distributed` waits for processes that are waiting for
+    this one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _padded(text: bytes) -> np.ndarray:
+    if len(text) > _MESSAGE_BYTES:
+        text = text[:_MESSAGE_BYTES]
+    return np.frombuffer(text.ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
 
 
 class StopRequested(Exception):
@@ -64,7 +234,8 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._received: signal.Signals | None = None
+        self._received: signal.Signals | None = None  # with other processes: agreed on by all
+        self._asked: signal.Signals | None = None  # of this process alone
         self._may_interrupt = False
         self._many = jax.process_count() > 1
         self._before: dict[signal.Signals, Any] = {}
@@ -82,7 +253,7 @@ class StopSignals:
         """Whether to stop after `step`; the same answer in every process."""
         if self._many:
             if multihost_utils.reached_preemption_sync_point(step):
-                self._received = self._received or signal.SIGTERM
+                self._received = self._asked or signal.SIGTERM
                 return True
             return False
         return self._received is not None
@@ -109,9 +280,11 @@ class StopSignals:
         return 128 + self._received if self._received else 0
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
-        self._received = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C aborts
-        if self._many:
+        self._asked = signal.Signals(number)
+        if self._many:  # JAX tells all of them; until they agree on a step, nothing has changed
             os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._received = self._asked
         if self._may_interrupt:
             raise StopRequested

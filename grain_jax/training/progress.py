@@ -45,6 +45,10 @@ class Screen:
         """One line, as it is: never broken, never coloured by its content."""
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Something to know that stops nothing; `text` is a sentence without its full stop."""
+        self.say(f"Note: {text}.")
+
     def table(self, rows: Mapping[str, str]) -> None:
         """What runs, as two columns."""
         grid = Table.grid(padding=(0, 2))
@@ -99,33 +103,47 @@ def introduction(
     config: TrainConfig, mesh: Mesh, params: Any, *, num_images: int, steps: int
 ) -> dict[str, str]:
     """What is trained on what, and where: the lines at the start of a run."""
-    model, data, batch = config.model, config.data, config.batch_size
     kinds = ", ".join(sorted({device.device_kind for device in mesh.devices.flat}))
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    logits = _size(4 * num_logits(config) / shards)
+    return (
+        {"devices": f"{mesh.size} x {kinds}{processes}; mesh {axes}"}
+        | what_trains(config, params, num_images=num_images, steps=steps)
+        | {"logits": f"{logits} a device, of the whole batch in float32"}
+    )
+
+
+def what_trains(config: TrainConfig, params: Any, *, num_images: int, steps: int) -> dict[str, str]:
+    """The lines of `introduction` that are the same on any devices; `params` may be abstract."""
+    model, data, batch = config.model, config.data, config.batch_size
     parts = ", ".join(
         f"{name} {count_parameters(part) / 1e6:.2f} M"
         for name, part in sorted(params.items())
         if count_parameters(part) >= 1e4
     )
     folder = f" in {data.directory}" if data.directory else f", {data.world.level} world"
-    regions = batch * data.max_regions
-    logits = batch * batch
-    if model.kind == "grain" and config.loss.region_weight:
-        logits += regions * regions
-    if config.loss.image_description_weight:
-        logits += batch * regions
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return {
-        "devices": f"{mesh.size} x {kinds}{processes}; mesh {axes}",
         "model": f"{'GRAIN' if model.kind == 'grain' else 'CLIP'}, "
         f"{count_parameters(params) / 1e6:.2f} M parameters ({parts}), computing in {model.dtype}",
         "data": f"{num_images:,} images of {data.source}/{data.train_split}{folder}",
         "training": f"{steps:,} steps of batch {batch:,} "
         f"({steps * batch / num_images:.1f} epochs)"
         + (f" in {config.optim.accumulate} micro-batches" if config.optim.accumulate > 1 else ""),
-        "logits": f"{_size(4 * logits / shards)} a device, of the whole batch in float32",
     }
+
+
+def num_logits(config: TrainConfig) -> int:
+    """Pairs that the losses of a batch compare."""
+    batch = config.batch_size
+    regions = batch * config.data.max_regions
+    logits = batch * batch
+    if config.model.kind == "grain" and config.loss.region_weight:
+        logits += regions * regions
+    if config.loss.image_description_weight:
+        logits += batch * regions
+    return logits
 
 
 def _size(num_bytes: float) -> str:

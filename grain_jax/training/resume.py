@@ -1,11 +1,15 @@
 """Which settings may change when a run goes on."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from grain_jax.config import TrainConfig
 from grain_jax.config_files import config_from_json, differences
+from grain_jax.training.optimizer import learning_rate, num_steps, num_warmup_steps
+
+RATE_JUMP = 2.0  # times the learning rate: more than this at once undoes what a schedule has done
 
 FIXED = (
     "seed",
@@ -50,3 +54,45 @@ def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: Pat
             "these. Set them back to go on with it, or start a new run with another --workdir."
         )
     return [f"{path}: {old} -> {new}" for path, (old, new) in changed.items()]
+
+
+def check_schedule(
+    saved: dict[str, Any], config: TrainConfig, *, step: int, workdir: Path, allowed: bool
+) -> list[str]:
+    """What another number of steps does to the learning rate at `step`, as sentences to show.
+
+    `saved` is what was stored with `step`. Raises ValueError, unless it is `allowed`
+    (--change_schedule), where `steps` or `epochs` have changed and the run had come to the end of
+    its schedule, is past the new end, or would go on with more than `RATE_JUMP` times the learning
+    rate. `optim.learning_rate` and its like may change: whoever sets them means the rate.
+    """
+    before, num_images = config_from_json(json.dumps(saved["config"])), saved["num_images"]
+    old_steps, new_steps = num_steps(before, num_images), num_steps(config, num_images)
+    old_rate = _rate(before, step, steps=old_steps, num_images=num_images)
+    new_rate = _rate(config, step, steps=new_steps, num_images=num_images)
+    change = f"the learning rate of step {step + 1} was to be {old_rate:.3g} and is {new_rate:.3g}"
+    # With the old peak and warm-up: what the other number of steps does by itself.
+    by_steps = _rate(before, step, steps=new_steps, num_images=num_images)
+    if new_steps != old_steps and not allowed:
+        if new_steps <= step:
+            raise ValueError(
+                f"{workdir} is at step {step} of {old_steps}, past the {new_steps} steps that are "
+                "given now, so nothing would be trained and the learning rate never reach its end. "
+                "Give the former number again, with --config.stop_at_step to end early, or add "
+                "--change_schedule to take the weights as they are."
+            )
+        if step >= old_steps or by_steps > RATE_JUMP * old_rate:
+            state = "has finished its" if step >= old_steps else f"is at step {step} of"
+            raise ValueError(
+                f"{workdir} {state} {old_steps} steps, and with {new_steps} its learning rate "
+                f"would go from {old_rate:.3g} to {new_rate:.3g}: another schedule, begun in its "
+                "middle, not a longer training. To train these weights further, start a new run "
+                f"from them, with a warm-up of its own: --config.init={workdir} and another "
+                "--workdir. To change the schedule of this run all the same, add --change_schedule."
+            )
+    return [] if math.isclose(old_rate, new_rate, rel_tol=1e-3) else [change]
+
+
+def _rate(config: TrainConfig, step: int, *, steps: int, num_images: int) -> float:
+    warmup_steps = num_warmup_steps(config, num_images)
+    return learning_rate(config.optim, step, steps=steps, warmup_steps=warmup_steps)

@@ -3,6 +3,10 @@
 Mesh axes: "data" copies the model and splits the batch, "fsdp" splits batch, parameters and
 optimizer, "tensor" splits the inside of each layer. `LOGICAL_RULES` is the only table that maps the
 names on the model's parameters and activations to these.
+
+A slice is what a fast interconnect joins: a TPU slice, a GPU node or NVLink domain, a CPU host. XLA
+numbers them (`slice_index`; by boot id on GPU and CPU). Between slices lies the network, which only
+"data" crosses.
 """
 
 import bisect
@@ -17,6 +21,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.linen import spmd
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grain_jax.config import MeshConfig, TrainConfig
@@ -52,10 +57,83 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all of all processes)."""
+    """The mesh over `devices` (default: all of all processes).
+
+    Raises ValueError where the sizes do not fit the devices, where fsdp or tensor would cross
+    between slices, and where slices or processes have different numbers of devices.
+    """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = _slices(devices)
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        if len(slices) > 1:
+            return Mesh(_over_slices(shape, slices), AXES, axis_types=types)
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:  # a TPU's grid that these sizes would have to split
+        raise ValueError(
+            f"The mesh data={shape[0]} x fsdp={shape[1]} x tensor={shape[2]} cannot be laid over "
+            "this TPU's grid of chips; choose sizes that are products of its sides, or fsdp and "
+            f"tensor of 1. JAX says: {error}"
+        ) from error
+
+
+def check_slices(config: MeshConfig, *, num_slices: int, slice_size: int) -> None:
+    """Raises ValueError where `make_mesh` would, on `num_slices` slices of `slice_size` devices."""
+    shape = mesh_shape(config, num_slices * slice_size)
+    inside = shape[1] * shape[2]
+    if num_slices > 1 and slice_size % inside:
+        raise ValueError(
+            f"The mesh data={shape[0]} x fsdp={shape[1]} x tensor={shape[2]} puts {inside} devices "
+            f"into each fsdp x tensor group, and the {num_slices * slice_size} devices are "
+            f"{num_slices} slices (GPU nodes, TPU slices or hosts) of {slice_size}: such a group "
+            "would cross the network between them, which only data may. Make mesh.fsdp x "
+            f"mesh.tensor a divisor of {slice_size} and leave mesh.data at -1."
+        )
+
+
+def _slices(devices: Sequence[Any]) -> list[list[Any]]:
+    """The devices of each slice, in the order of the slices' numbers.
+
+    Devices without a number form one slice. Raises ValueError where slices, or the processes that
+    drive the devices, have different numbers of devices.
+    """
+    by_slice: dict[int, list[Any]] = {}
+    by_process: dict[int, int] = {}
+    for device in devices:
+        number = getattr(device, "slice_index", None)
+        by_slice.setdefault(0 if number is None else number, []).append(device)
+        by_process[device.process_index] = by_process.get(device.process_index, 0) + 1
+    slices = [by_slice[number] for number in sorted(by_slice)]
+    if len({len(part) for part in slices}) > 1:
+        listed = ", ".join(f"{len(by_slice[number])} in slice {number}" for number in by_slice)
+        raise ValueError(
+            f"The slices (GPU nodes, TPU slices or hosts) have different numbers of devices: "
+            f"{listed}. Needed the same number in each; look at CUDA_VISIBLE_DEVICES and the "
+            "launcher's options."
+        )
+    if len(set(by_process.values())) > 1:
+        listed = ", ".join(f"{count} of process {process}" for process, count in by_process.items())
+        raise ValueError(
+            f"The processes have different numbers of devices: {listed}. Needed the same number "
+            "each; look at CUDA_VISIBLE_DEVICES and the launcher's options."
+        )
+    return slices
+
+
+def _over_slices(shape: tuple[int, int, int], slices: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Devices in the mesh's shape: slice after slice along data, fsdp and tensor within each."""
+    count, size = len(slices), len(slices[0])
+    check_slices(MeshConfig(*shape), num_slices=count, slice_size=size)
+    data, fsdp, tensor = shape
+    devices = [device for part in slices for device in part]
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // count, fsdp, tensor),
+        (count, 1, 1),
+        devices,
+        # As `jax.make_mesh` does: a v5e slice is a grid of two dimensions.
+        allow_split_physical_axes=devices[0].device_kind in ("TPU v5 lite", "TPU v5e"),
+    )
 
 
 @contextlib.contextmanager
@@ -84,9 +162,10 @@ def set_cpu_devices(config: TrainConfig) -> None:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices(config))
 
 
-def check_batch(config: TrainConfig, mesh: Mesh) -> None:
+def check_batch(config: TrainConfig, num_devices: int) -> None:
     """Raises ValueError unless every device gets equally many rows of every micro-batch."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    data, fsdp, _ = mesh_shape(config.mesh, num_devices)
+    shards = data * fsdp
     if config.batch_size % (shards * config.optim.accumulate):
         raise ValueError(
             f"batch_size = {config.batch_size} in optim.accumulate = {config.optim.accumulate} "
