@@ -28,8 +28,9 @@ from absl import flags
 
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import config_to_json, parse_arguments
+from grain_jax.data.batch import Batch
 from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
-from grain_jax.data.records import Batch, Source
+from grain_jax.data.records import Source
 from grain_jax.data.sources import open_source
 from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -219,6 +220,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen) -> Run:
         description_length=config.data.description_length,
         mesh=mesh,
         num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
     )
     # From here on the run folder is this run's.
     log = MetricsLog(workdir, config, start_step=start_step)

@@ -8,7 +8,7 @@ number of processes and become a data set when the metadata lists them.
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -150,6 +150,10 @@ class RecordSource:
 
     def __getitem__(self, index: int) -> Record:
         return decode_record(self._data[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """`self[i]` for each of `indices`, read in one call."""
+        return [decode_record(example) for example in self._data.__getitems__(list(indices))]
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return RecordSource, (self._directory, self._split)  # a process opens its own files
