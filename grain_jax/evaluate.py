@@ -239,6 +239,7 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         caption_length=config.data.caption_length,
         description_length=config.data.description_length,
         num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
         mesh=mesh,
         learned=loaded.learned,
     )

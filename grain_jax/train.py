@@ -32,8 +32,9 @@ from absl import flags
 
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import config_to_json, parse_arguments
+from grain_jax.data.batch import Batch
 from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
-from grain_jax.data.records import Batch, Source
+from grain_jax.data.records import Source
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
@@ -278,6 +279,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         mesh=mesh,
         num_threads=config.data.num_threads,
         learned=inputs.will_learn,
+        num_workers=config.data.num_workers,
     )
     # From here on the run folder is this run's.
     with processes.errors_in_all():

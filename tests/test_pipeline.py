@@ -21,12 +21,13 @@ from PIL import Image
 
 from grain_jax.config import DataConfig
 from grain_jax.data import memory
+from grain_jax.data.batch import Batch
 from grain_jax.data.pipeline import (
     evaluation_batches,
     prefetch_to_device,
     training_batches,
 )
-from grain_jax.data.records import Batch, Caption, Record, Region
+from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.texts import choose_caption
 from grain_jax.data.tokenizer import WordTokenizer, token_keys
 from grain_jax.data.transforms import Preprocessing

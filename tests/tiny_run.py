@@ -16,7 +16,7 @@ from grain_jax.config import (
     TrainConfig,
     VisionConfig,
 )
-from grain_jax.data.records import Batch
+from grain_jax.data.batch import Batch
 from grain_jax.models.build import build_model
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.sharding import make_mesh, put_batch, use_mesh

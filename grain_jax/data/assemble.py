@@ -1,4 +1,4 @@
-"""One process's rows of one batch, from nothing but (seed, step)."""
+"""Rows of one batch, from nothing but (seed, step)."""
 
 import dataclasses
 import logging
@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from grain_jax.config import DataConfig
 from grain_jax.data.memory import memory_limit
-from grain_jax.data.records import Record, Region, Source
+from grain_jax.data.records import Record, Region, Source, read_records
 from grain_jax.data.texts import choose_caption
 from grain_jax.data.tokenizer import Tokenizer, token_keys
 from grain_jax.data.transforms import (
     ImageError,
     Pixels,
+    Preprocessing,
     Square,
     Window,
     bbox_to_cxcywh,
@@ -107,8 +109,70 @@ class ImageCache:
         return False
 
 
+def row_dtype(config: DataConfig, image_size: int) -> np.dtype:
+    """One row of a batch: a field for each field of `Batch`, of the same name."""
+    size, limit = image_size, config.max_regions
+    return np.dtype(
+        [
+            ("images", np.uint8, (size, size, 3)),
+            ("captions", np.int32, (config.caption_length,)),
+            ("caption_key", np.uint32),
+            ("descriptions", np.int32, (limit, config.description_length)),
+            ("description_key", np.uint32, (limit,)),
+            ("boxes", np.float32, (limit, 4)),
+            ("region_mask", np.bool_, (limit,)),
+            ("index", np.int32),
+            ("replaced", np.bool_),
+            ("truncated", np.int32),
+        ]
+    )
+
+
+class ImageMaker:
+    """Part of a batch of images to evaluate on -> its squares, uint8 [N, S, S, 3].
+
+    Numbers and parts as of `BatchMaker`. Raises ValueError for an image that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        parts: int,
+    ) -> None:
+        self._source = source
+        self._preprocessing = preprocessing
+        self._indices = indices
+        self._batch_size = batch_size
+        self._parts = parts
+
+    def __call__(self, number: int) -> UInt8[np.ndarray, "N S S 3"]:
+        batch, part = divmod(number, self._parts)
+        rows = self._indices[batch * self._batch_size : (batch + 1) * self._batch_size]
+        chosen = np.array_split(rows, self._parts)[part]
+        size = self._preprocessing.image_size
+        images = np.empty((len(chosen), size, size, 3), np.uint8)
+        for row, record in enumerate(read_records(self._source, chosen.tolist())):
+            try:
+                images[row] = self._preprocessing(record.image)
+            except ImageError as error:
+                raise ValueError(
+                    f"Image {record.id!r} cannot be evaluated on: {error} Take it out of the set, "
+                    "or prepare the set again, which drops such images."
+                ) from error
+        return images
+
+
 class BatchMaker:
-    """step -> arrays of the fields of `Batch`. Pickled to the loader's processes."""
+    """Part of a batch -> its rows. Pickled to the loader's processes.
+
+    The rows of a batch are made in `parts` of nearly equal size: part p of step k is number
+    `k * parts + p`. With `packed` a part is one array of `row_dtype`, which takes one segment of
+    shared memory; otherwise a dictionary of arrays by field.
+    """
 
     def __init__(
         self,
@@ -121,6 +185,8 @@ class BatchMaker:
         batch_size: int,
         seed: int,
         rows: Sequence[int],
+        parts: int = 1,
+        packed: bool = False,
     ) -> None:
         self._source = source
         self._order = order  # global position -> record index
@@ -129,26 +195,45 @@ class BatchMaker:
         self._image_size = image_size
         self._batch_size = batch_size
         self._seed = seed
-        self._rows = rows
+        self._parts = np.array_split(np.asarray(rows), parts)
+        self._packed = packed
         in_memory = config.cache == "memory"
         self._cache = ImageCache(source, config, image_size) if in_memory else None
         self._replacement: dict[int, int] = {}  # of records that failed before
 
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        config, count, limit = self._config, len(self._rows), self._config.max_regions
-        images = np.empty((count, self._image_size, self._image_size, 3), np.uint8)
-        index = np.zeros(count, np.int32)
-        replaced = np.zeros(count, bool)
-        boxes = np.zeros((count, limit, 4), np.float32)
-        mask = np.zeros((count, limit), bool)
-        description_key = np.zeros((count, limit), np.uint32)
+    def __call__(self, number: int) -> dict[str, np.ndarray] | np.ndarray:
+        step, part = divmod(number, len(self._parts))
+        rows = self._parts[part]
+        fields = row_dtype(self._config, self._image_size)
+        if self._packed:
+            packed = np.zeros(len(rows), fields)
+            self._fill({name: packed[name] for name in fields.names or ()}, step, rows)
+            return packed
+        arrays = {
+            name: np.zeros((len(rows), *fields[name].shape), fields[name].base)
+            for name in fields.names or ()
+        }
+        self._fill(arrays, step, rows)
+        return arrays
+
+    def _fill(self, out: dict[str, np.ndarray], step: int, rows: np.ndarray) -> None:
+        """Writes the `rows` of `step` into arrays of zeros."""
+        config = self._config
+        positions = [step * self._batch_size + int(number) for number in rows]
+        wanted = [int(self._order[position]) for position in positions]
+        first = [self._replacement.get(index, index) for index in wanted]
+        records: list[Record | None] = [None] * len(rows)
+        if self._cache is None:
+            records = [*read_records(self._source, first)]
         captions: list[str] = []
         descriptions: list[str] = []
-        for row, number in enumerate(self._rows):
-            position = step * self._batch_size + number
-            wanted = int(self._order[position])
-            used, record, window, rng = self._place_image(images[row], wanted, position)
-            index[row], replaced[row] = used, used != wanted
+        mask = out["region_mask"]
+        for row, position in enumerate(positions):
+            used, record, window, rng = self._place_image(
+                out["images"][row], wanted[row], first[row], records[row], position
+            )
+            records[row] = None  # its encoded image is not needed any more
+            out["index"][row], out["replaced"][row] = used, used != wanted[row]
             visible = [
                 Region(bbox, region.description, region.score)
                 for region in record.regions
@@ -156,50 +241,41 @@ class BatchMaker:
             ]
             chosen = select_regions(
                 visible,
-                limit=limit,
+                limit=config.max_regions,
                 nms_iou=config.region_nms_iou,
                 unique_descriptions=config.unique_descriptions,
             )
             for slot, region in enumerate(chosen):
-                boxes[row, slot] = bbox_to_cxcywh(region.bbox)
+                out["boxes"][row, slot] = bbox_to_cxcywh(region.bbox)
                 descriptions.append(region.description)
             mask[row, : len(chosen)] = True
             captions.append(choose_caption(record, visible, config, rng))
-        caption_ids, cut = self._tokenizer.encode(captions, config.caption_length)
-        truncated = cut.astype(np.int32)
-        description_ids = np.zeros((count, limit, config.description_length), np.int32)
+        ids, cut = self._tokenizer.encode(captions, config.caption_length)
+        out["captions"][:] = ids
+        out["caption_key"][:] = token_keys(ids, pad_id=self._tokenizer.pad_id)
+        out["truncated"][:] = cut.astype(np.int32)
         if descriptions:
             ids, cut = self._tokenizer.encode(descriptions, config.description_length)
-            description_ids[mask] = ids
-            description_key[mask] = token_keys(ids, pad_id=self._tokenizer.pad_id)
-            np.add.at(truncated, np.nonzero(mask)[0], cut.astype(np.int32))
-        return {
-            "images": images,
-            "captions": caption_ids,
-            "caption_key": token_keys(caption_ids, pad_id=self._tokenizer.pad_id),
-            "descriptions": description_ids,
-            "description_key": description_key,
-            "boxes": boxes,
-            "region_mask": mask,
-            "index": index,
-            "replaced": replaced,
-            "truncated": truncated,
-        }
+            out["descriptions"][mask] = ids
+            out["description_key"][mask] = token_keys(ids, pad_id=self._tokenizer.pad_id)
+            np.add.at(out["truncated"], np.nonzero(mask)[0], cut.astype(np.int32))
 
     def _place_image(
-        self, out: Square, wanted: int, position: int
+        self, out: Square, wanted: int, first: int, read: Record | None, position: int
     ) -> tuple[int, Record, Window, random.Random]:
         """Writes the square of record `wanted`, or of its replacement, into `out`.
+
+        `first` is the record to try first, and `read` that record where it has been read already.
 
         The replacement depends on `wanted` alone, and the generator starts afresh at each attempt:
         a process that already knows that a record is bad makes the same sample as one that finds
         out.
         """
-        used = self._replacement.get(wanted, wanted)
+        used = first
         for attempt in range(_MAX_REPLACEMENTS):
             rng = random.Random(self._seed << 64 | position)
             try:
-                record, image = self._read(used)
+                record, image = self._read(used, None if attempt else read)
                 window = training_window(self._config, image, rng)
                 out[:] = fit_image(
                     image,
@@ -221,8 +297,8 @@ class BatchMaker:
             "prepare the data set again with `python -m grain_jax.prepare`."
         )
 
-    def _read(self, index: int) -> tuple[Record, bytes | Pixels]:
+    def _read(self, index: int, read: Record | None) -> tuple[Record, bytes | Pixels]:
         if self._cache is not None:
             return self._cache.read(index)
-        record = self._source[index]
+        record = self._source[index] if read is None else read
         return record, record.image

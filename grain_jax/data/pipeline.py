@@ -6,7 +6,6 @@ nothing but the step is needed to resume, and each process makes its own rows of
 batch however many processes there are.
 """
 
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +18,18 @@ from jaxtyping import Int, UInt8
 
 from grain_jax.config import DataConfig
 from grain_jax.config_rules import loader_problems
-from grain_jax.data.assemble import BatchMaker
-from grain_jax.data.processes import end_with_parent
-from grain_jax.data.records import Batch, Source
+from grain_jax.data import processes
+from grain_jax.data.assemble import BatchMaker, ImageMaker, row_dtype
+from grain_jax.data.batch import Batch
+from grain_jax.data.loader_plan import PER_QUEUE, LoaderPlan, check_shared_memory, plan_loader
+from grain_jax.data.records import Source
 from grain_jax.data.tokenizer import Tokenizer
-from grain_jax.data.transforms import ImageError, Preprocessing
+from grain_jax.data.transforms import Preprocessing
 
-_MAX_STEPS = 2**40  # more than any run; grain wants a length
+_MOST = 2**50  # parts of batches, more than any run has; grain wants a length
+
+_EVALUATION_PREFETCH = 2  # batches of images made ahead
+_IMAGES_PER_WORKER = 1_000  # of an evaluation: with fewer, threads are done before a process is up
 
 DeviceBatch = TypeVar("DeviceBatch")
 
@@ -49,6 +53,9 @@ def training_batches(
     rows = range(batch_size) if rows is None else rows
     _check(source, config, batch_size, rows)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    dtype = row_dtype(config, image_size)
+    plan = plan_loader(config, rows=len(rows), row_bytes=dtype.itemsize)
+    check_shared_memory(plan)
     maker = BatchMaker(
         source=source,
         order=order,
@@ -58,50 +65,80 @@ def training_batches(
         batch_size=batch_size,
         seed=seed,
         rows=rows,
+        parts=plan.parts,
+        packed=plan.num_workers > 0,
     )
-    # An element is a whole batch: handing single small samples between threads costs more than
-    # making them.
-    steps = grain.MapDataset.range(start_step, start_step + _MAX_STEPS).map(maker)
-    share = -(-config.prefetch_batches // max(config.num_workers, 1))  # batches, of each process
-    batches = steps.to_iter_dataset(
-        grain.ReadOptions(
-            num_threads=config.num_threads,
-            prefetch_buffer_size=max(share, config.num_threads),  # a thread holds what it makes
-        )
+    first = start_step * plan.parts
+    elements = _elements(grain.MapDataset.range(first, first + _MOST).map(maker), plan)
+    return BatchIterator(elements, plan)
+
+
+def _elements(parts: Any, plan: LoaderPlan) -> Any:
+    """Iterator over a MapDataset whose items are made ahead as the plan says."""
+    dataset = parts.to_iter_dataset(
+        grain.ReadOptions(num_threads=plan.num_threads, prefetch_buffer_size=plan.buffer)
     )
-    if config.num_workers:
+    if plan.num_workers:
         if not flags.FLAGS.is_parsed():  # grain reads its flags, which only an absl app has parsed
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(
+        dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
-                num_workers=config.num_workers, per_worker_buffer_size=share
+                num_workers=plan.num_workers, per_worker_buffer_size=PER_QUEUE
             ),
-            worker_init_fn=_start_worker,
+            worker_init_fn=processes.start_worker,
         )
-    return BatchIterator(iter(batches), copy=config.num_workers > 0)
+    return iter(dataset)
 
 
-def _start_worker(index: int, count: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+def _following(elements: Any, plan: LoaderPlan, *, started: bool) -> Any:
+    """The next element. Raises `LoaderProcessDied` where a process ended instead of making it."""
+    try:
+        if started:
+            return next(elements)
+        return processes.first_element(elements, plan.num_workers)
+    except RuntimeError as error:
+        if plan.num_workers and (death := processes.died(error)) is not None:
+            raise death from error
+        raise
 
 
 class BatchIterator(Iterator[Batch]):
-    """Iterator over batches; `close()` (or a `with` block) ends its threads and processes."""
+    """Iterator over batches; `close()` (or a `with` block) ends its threads and processes.
 
-    def __init__(self, elements: Any, *, copy: bool) -> None:
+    `next` raises ValueError for data that no batch can be made of, and `LoaderProcessDied`.
+    """
+
+    def __init__(self, elements: Any, plan: LoaderPlan) -> None:
+        self.plan = plan
         self._elements = elements
-        self._copy = copy
+        self._started = False
         self._closed = False
 
     def __next__(self) -> Batch:
         if self._closed:
             raise StopIteration
-        arrays = next(self._elements)
-        if self._copy:  # arrays of workers live in shared memory, which a copy releases at once
-            arrays = {name: np.array(value) for name, value in arrays.items()}
-        return Batch(**arrays)
+        if self.plan.parts == 1 and not self.plan.num_workers:
+            return Batch(**self._part())  # nothing to put together
+        out: dict[str, np.ndarray] = {}
+        row = 0
+        for _ in range(self.plan.parts):
+            part = self._part()
+            names = part.dtype.names if isinstance(part, np.ndarray) else part
+            for name in names:
+                values = part[name]
+                if name not in out:
+                    out[name] = np.empty((self.plan.rows, *values.shape[1:]), values.dtype)
+                out[name][row : row + len(values)] = values
+            row += len(values)
+            # The parts of processes lie in shared memory, which is free again once nothing refers
+            # to it.
+            del part, values
+        return Batch(**out)
+
+    def _part(self) -> Any:
+        part = _following(self._elements, self.plan, started=self._started)
+        self._started = True
+        return part
 
     def close(self) -> None:
         """Safe to call twice."""
@@ -185,33 +222,46 @@ def evaluation_batches(
     *,
     indices: Sequence[int] | None = None,
     num_threads: int = 2,
+    num_workers: int = 0,
 ) -> Iterator[tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N"]]]:
     """(images, their indices) in order, all of `source` or the given `indices` of it.
 
-    The last batch may be smaller. Raises ValueError on an image that cannot be decoded: a figure
-    should not silently leave one out.
+    The last batch may be smaller. `num_workers` processes help with sets that are worth starting
+    them for, unless `source` says of itself that it is `in_memory` (which each of them would get a
+    copy of). Raises ValueError on an image that cannot be decoded: a figure should not silently
+    leave one out. Raises `LoaderProcessDied` where a process ended on its own.
     """
-    chosen = list(range(len(source)) if indices is None else indices)
-
-    def make(start: int) -> tuple[np.ndarray, np.ndarray]:
-        part = chosen[start : start + batch_size]
-        return np.stack([_prepared(source, i, preprocessing) for i in part]), np.array(part)
-
-    batches = grain.MapDataset.range(0, len(chosen), batch_size).map(make)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
-    elements = iter(batches.to_iter_dataset(options))
+    chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+    count = min(batch_size, len(chosen))
+    if not count:
+        return
+    workers = 0 if getattr(source, "in_memory", False) else num_workers
+    plan = plan_loader(
+        DataConfig(
+            num_workers=min(workers, len(chosen) // _IMAGES_PER_WORKER),
+            num_threads=num_threads,
+            prefetch_batches=_EVALUATION_PREFETCH,
+        ),
+        rows=count,
+        row_bytes=preprocessing.image_size**2 * 3,
+    )
+    check_shared_memory(plan)
+    bounds = np.arange(0, len(chosen), count)
+    make = ImageMaker(source, preprocessing, chosen, batch_size=count, parts=plan.parts)
+    elements = _elements(grain.MapDataset.range(len(bounds) * plan.parts).map(make), plan)
+    started = False
     try:
-        yield from elements
+        for start in bounds:
+            rows = chosen[start : start + count]
+            size = preprocessing.image_size
+            images = np.empty((len(rows), size, size, 3), np.uint8)
+            row = 0
+            for _ in range(plan.parts):
+                part = _following(elements, plan, started=started)
+                started = True
+                images[row : row + len(part)] = part
+                row += len(part)
+                del part
+            yield images, rows
     finally:
         elements.close()
-
-
-def _prepared(source: Source, index: int, preprocessing: Preprocessing) -> np.ndarray:
-    record = source[index]
-    try:
-        return preprocessing(record.image)
-    except ImageError as error:
-        raise ValueError(
-            f"Image {record.id!r} cannot be evaluated on: {error} Take it out of the set, or "
-            "prepare the set again, which drops such images."
-        ) from error

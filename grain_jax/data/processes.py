@@ -1,11 +1,95 @@
-"""Worker processes that do not outlive a parent which was killed and could not end them."""
+"""Loader processes: how they start, what ends them, and what their end is called.
 
+Imported by each of them, so it imports nothing that they do not need.
+"""
+
+import contextlib
 import multiprocessing
 import os
+import re
+import signal
+import sys
 import threading
 import time
+import types
+from collections.abc import Iterator
+from typing import Any
 
-_SECONDS_TO_STOP = 20  # of a worker that was told to
+_SECONDS_TO_START = 10  # of all processes, once the first has delivered
+_SECONDS_TO_STOP = 20  # of a process that was told to
+_EXIT_CODE = re.compile(r"exit code (-?\d+)")
+_REASONS = {
+    signal.SIGKILL: (
+        "was killed, as Linux does when memory runs out: lower data.num_workers or "
+        "data.prefetch_batches, or give the container or job more memory"
+    ),
+    signal.SIGBUS: (
+        "ended by a bus error, as happens when the shared memory in /dev/shm is full: make it "
+        "larger (docker run --shm-size=8g), or lower data.prefetch_batches or data.num_workers"
+    ),
+    signal.SIGSEGV: (
+        "ended by a segmentation fault, which a damaged image or file can cause in a library that "
+        "reads it: data.num_workers=0 shows which"
+    ),
+}
+
+
+class LoaderProcessDied(ValueError):
+    """A loader process ended on its own; the message names the reason and what to change.
+
+    A ValueError, as a damaged data set is one: who reads data is ready for those.
+    """
+
+
+def died(error: Exception) -> LoaderProcessDied | None:
+    """What grain's error about a process that ended means; None for any other error."""
+    found = _EXIT_CODE.search(str(error))
+    if not isinstance(error, RuntimeError) or found is None:
+        return None
+    code = int(found[1])
+    reason = f"ended with exit code {code}; its own message stands above"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code)
+            reason = _REASONS.get(name, f"ended by {name.name}")
+    return LoaderProcessDied(f"A process of the data loader {reason}.")
+
+
+def start_worker(index: int, count: int) -> None:
+    """Runs first in each loader process, number `index` of `count`."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+def first_element(elements: Iterator[Any], num_workers: int) -> Any:
+    """The first of `elements`, for which `num_workers` processes are started.
+
+    A process that is spawned imports the program's main module again: that of grain_jax.train
+    brings all that trains, and none of it makes batches. So there is no main module meanwhile. What
+    a script of the user's defines in its own reaches the processes all the same, by value.
+    """
+    if not num_workers:
+        return next(elements)
+    others = set(multiprocessing.active_children())
+    with _without_main_module():
+        element = next(elements)
+        deadline = time.monotonic() + _SECONDS_TO_START
+        while time.monotonic() < deadline:
+            if len(set(multiprocessing.active_children()) - others) >= num_workers:
+                break
+            time.sleep(0.01)
+    return element
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def end_with_parent() -> None:

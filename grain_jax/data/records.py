@@ -1,15 +1,15 @@
-"""The record of one image, the batch a step consumes, and what every source of records promises.
+"""The record of one image, and what every source of records promises.
 
 Contract: a source is a random-access sequence. `source[i]` is a pure function of `i`, so a batch is
 a pure function of the step and a restart needs no loader state.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, no_type_check, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import flax.struct
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8, UInt32
+from jaxtyping import UInt8
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)  # prompts of zero-shot sets and runs without their own
 
@@ -78,23 +78,7 @@ class ZeroShotSet:
     name_texts: dict[str, str] = field(default_factory=dict)
 
 
-@no_type_check  # under tree_map its leaves become device arrays, shardings or shape structs
-@flax.struct.dataclass
-class Batch:
-    """What one training step consumes; every shape static.
-
-    `caption_key` and `description_key` are hashes of the tokens: texts that the model cannot tell
-    apart have equal keys, which is how the losses find duplicates. Padded regions have
-    `region_mask` False, zero boxes, zero keys and all-zero tokens.
-    """
-
-    images: UInt8[np.ndarray, "B H W 3"]  # normalised on the device
-    captions: Int[np.ndarray, "B L"]  # int32 token ids, 0 after end-of-text
-    caption_key: UInt32[np.ndarray, "B"]
-    descriptions: Int[np.ndarray, "B M L"]
-    description_key: UInt32[np.ndarray, "B M"]
-    boxes: Float[np.ndarray, "B M 4"]  # float32 cxcywh in [0, 1]
-    region_mask: Bool[np.ndarray, "B M"]
-    index: Int[np.ndarray, "B"]  # int32 index of the record in its source
-    replaced: Bool[np.ndarray, "B"]  # True where a corrupt image was replaced by another
-    truncated: Int[np.ndarray, "B"]  # int32 number of texts of this sample cut to the static length
+def read_records(source: Source, indices: Sequence[int]) -> list[Record]:
+    """`source[i]` for each of `indices`: in one call where the source has `__getitems__`."""
+    read_all = getattr(source, "__getitems__", None)
+    return [source[i] for i in indices] if read_all is None else list(read_all(indices))

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -173,6 +173,10 @@ class RecordSource:
 
     def __getitem__(self, index: int) -> Record:
         return decode_record(self._data[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """`self[i]` for each of `indices`, read in one call."""
+        return [decode_record(example) for example in self._data.__getitems__(list(indices))]
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return RecordSource, (self._directory, self._split)  # a process opens its own files

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from grain_jax.data.pipeline import evaluation_batches
-from grain_jax.data.records import Record, Source
+from grain_jax.data.records import Record, Source, read_records
 from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.build import normalize_images
@@ -75,14 +75,16 @@ class Encoder:
         caption_length: int,
         description_length: int,
         num_threads: int = 2,
+        num_workers: int = 0,
         mesh: Mesh | None = None,
         smallest_batch: int | None = None,
         learned: Learned = EVERYTHING,
     ):
         """`batch_size` is global and rounded up to what the mesh divides; lengths are in tokens;
-        `num_threads` decode images. What does not fill a batch is padded to `smallest_batch`
-        (None: `batch_size`), doubled as often as it takes: each size is a compilation.
-        Features leave out regions or boxes that are not `learned`.
+        `num_threads` decode images, in each of `num_workers` processes where there are any. What
+        does not fill a batch is padded to `smallest_batch` (None: `batch_size`), doubled as often
+        as it takes: each size is a compilation. Features leave out regions or boxes that are not
+        `learned`.
         """
         if batch_size < 1:
             raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}.")
@@ -95,7 +97,7 @@ class Encoder:
         self.truncated_texts = 0  # different texts that were longer than their length
         # Shared by the encoders of `with_params`, as tokens do not depend on the weights.
         self._kept_tokens: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, int]] = {}
-        self._num_threads = num_threads
+        self._num_threads, self._num_workers = num_threads, num_workers
         self._mesh = mesh
         self._sharding = None if mesh is None else batch_sharding(mesh)
         shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -249,7 +251,12 @@ class Encoder:
         ]
         side, most = self.preprocessing.image_size, len(self._local_rows(self.batch_size))
         decoded = evaluation_batches(
-            source, self.preprocessing, most, indices=own, num_threads=self._num_threads
+            source,
+            self.preprocessing,
+            most,
+            indices=own,
+            num_threads=self._num_threads,
+            num_workers=self._num_workers,
         )
         for size in sizes.values():
             padded = np.zeros((len(self._local_rows(size)), side, side, 3), np.uint8)
@@ -287,6 +294,15 @@ class Selection:
 
     def __getitem__(self, index: int, /) -> Record:
         return self.source[int(self.indices[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """`self[i]` for each of `indices`, in one call where the source has one."""
+        return read_records(self.source, [int(self.indices[i]) for i in indices])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the records are kept in the memory of this process."""
+        return getattr(self.source, "in_memory", False)
 
 
 def evenly_spaced(source: Source, limit: int) -> Source:

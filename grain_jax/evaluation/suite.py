@@ -355,6 +355,7 @@ class InMemory:
     """Records that are kept, so that a drawn picture is drawn once in a run."""
 
     records: tuple[Record, ...]
+    in_memory = True
 
     def __len__(self) -> int:
         return len(self.records)

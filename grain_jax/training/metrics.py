@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 
 from grain_jax.config import LoggingConfig, TrainConfig
-from grain_jax.data.records import Batch
+from grain_jax.data.batch import Batch
 from grain_jax.extras import how_to_install
 from grain_jax.training.step import Metrics
 

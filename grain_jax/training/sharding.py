@@ -25,7 +25,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grain_jax.config import MeshConfig, TrainConfig
-from grain_jax.data.records import Batch
+from grain_jax.data.batch import Batch
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")

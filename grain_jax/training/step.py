@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from grain_jax.config import TrainConfig
-from grain_jax.data.records import Batch
+from grain_jax.data.batch import Batch
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import DTYPES, normalize_images
 from grain_jax.models.outputs import Output

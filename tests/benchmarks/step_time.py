@@ -17,7 +17,7 @@ from absl import flags
 
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import parse_arguments
-from grain_jax.data.records import Batch
+from grain_jax.data.batch import Batch
 from grain_jax.models.build import ImageTextModel, build_model, normalize_images
 from grain_jax.models.packing import capacity
 from grain_jax.training import sharding

@@ -1,0 +1,115 @@
+"""How much a loader holds: the parts that a batch is made in, and the memory of all of them.
+
+grain hands elements from its threads and processes through queues of its own, whose sizes do not
+depend on each other, so a whole batch as an element means many batches in memory. Here an element
+is a part of a batch, so small that all that may exist at once make up `data.prefetch_batches`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from grain_jax.config import DataConfig
+
+SHARED_MEMORY = Path("/dev/shm")
+# Elements of a process besides those that its threads make. All are in shared memory: one waits for
+# the queue to the parent and one is in it; in the parent one waits for a buffer and one is in it.
+_QUEUED = 4
+PER_QUEUE = 1  # places in each of those queues
+
+
+@dataclass(frozen=True)
+class LoaderPlan:
+    """What a loader of `rows` rows a batch holds."""
+
+    rows: int  # of a batch that this process makes
+    row_bytes: int
+    num_workers: int
+    num_threads: int  # of each process
+    parts: int  # elements that a batch is made in
+    buffer: int  # elements that the threads of one process make ahead
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of the largest part."""
+        return -(-self.rows // self.parts)
+
+    @property
+    def elements(self) -> int:
+        """Elements that exist at most before a batch is handed over."""
+        if self.num_workers:
+            return self.num_workers * (self.num_threads + _QUEUED)
+        return self.buffer
+
+    @property
+    def bytes_ahead(self) -> int:
+        """Bytes of all of them."""
+        return self.elements * self.part_rows * self.row_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of shared memory among them, with the element that is being copied."""
+        if not self.num_workers:
+            return 0
+        return (self.num_workers * _QUEUED + 1) * self.part_rows * self.row_bytes
+
+    @property
+    def sentence(self) -> str:
+        """For the introduction of a run."""
+        who = f"{self.num_threads} threads"
+        if self.num_workers:
+            who = f"{self.num_workers} processes with {who} each"
+        held = f"{size(self.bytes_ahead)} of batches ahead"
+        shared = f", {size(self.shared_bytes)} in shared memory" if self.num_workers else ""
+        return f"{who}, {held}{shared}"
+
+
+def plan_loader(config: DataConfig, *, rows: int, row_bytes: int) -> LoaderPlan:
+    """The plan that keeps to `config.prefetch_batches`.
+
+    Raises ValueError where more processes are asked for than rows can be shared out to.
+    """
+    workers, threads, ahead = config.num_workers, config.num_threads, config.prefetch_batches
+    at_once = workers * (threads + _QUEUED) if workers else threads
+    if workers and at_once > ahead * rows:
+        most = ahead * rows // (threads + _QUEUED)
+        raise ValueError(
+            f"data.num_workers = {workers} processes hold {at_once} parts of a batch, and "
+            f"data.prefetch_batches = {ahead} batches of {rows} images (of this process) have only "
+            f"{ahead * rows} images; set data.num_workers to at most {most}."
+        )
+    parts = min(-(-at_once // ahead), rows)
+    return LoaderPlan(
+        rows=rows,
+        row_bytes=row_bytes,
+        num_workers=workers,
+        num_threads=threads,
+        parts=parts,
+        buffer=threads if workers else max(parts * ahead, threads),
+    )
+
+
+def check_shared_memory(plan: LoaderPlan, folder: Path = SHARED_MEMORY) -> None:
+    """Raises ValueError where the shared memory that the plan needs is not there.
+
+    A process that writes where there is none is ended by a bus error, without a word of why.
+    Systems without `folder` (macOS) have no such limit.
+    """
+    if not plan.num_workers or not folder.is_dir():
+        return
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if plan.shared_bytes > free:
+        raise ValueError(
+            f"The data loader needs {size(plan.shared_bytes)} of shared memory for "
+            f"data.num_workers = {plan.num_workers} and data.prefetch_batches, and {folder} has "
+            f"{size(free)} free. Make it larger (docker run --shm-size="
+            f"{-(-2 * plan.shared_bytes // 2**30)}g; Kubernetes: an emptyDir of medium Memory "
+            f"mounted at {folder}), lower data.prefetch_batches, or set data.num_workers=0, whose "
+            "threads need none."
+        )
+
+
+def size(count: int) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,98 @@
+"""Speed and memory of the loader: JPEG records to batches, by number of processes.
+
+    python tests/benchmarks/loader.py [--workers=0,1,2] [--batch_size=256] [--batches=12]
+
+Writes 512 JPEG files of 256 x 256 pixels into a temporary data set. Per line: images/s after the
+first batch, and while nobody takes a batch: bytes in /dev/shm and the memory that belongs to each
+process alone (unique set size). The main module imports grain_jax.train, as training does.
+"""
+
+import argparse
+import io
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import grain_jax.train  # noqa: F401, which a process of the loader would import again
+from grain_jax.config import DataConfig
+from grain_jax.data import storage
+from grain_jax.data.pipeline import training_batches
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.tokenizer import build_tokenizer
+
+IMAGES = 512
+
+
+def main() -> None:
+    """Prints one line a number of processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", default="0,1,2")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batches", type=int, default=12)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        source = storage.RecordSource(folder, "train")
+        for workers in map(int, options.workers.split(",")):
+            measure(source, workers, options.batch_size, options.batches)
+
+
+def write(folder: Path) -> None:
+    """A data set of smooth noise, which JPEG makes some 20 kB of."""
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(IMAGES):
+        coarse = Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8))
+        out = io.BytesIO()
+        coarse.resize((256, 256), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        regions = tuple(Region((0.1, 0.1, 0.5, 0.5), f"a blue part {k}") for k in range(i % 6))
+        record = Record(str(i), out.getvalue(), (Caption(f"picture {i} of some noise"),), regions)
+        records.append(storage.encode_record(record))
+    path = storage.shard_path(folder, "train", 0, 1)
+    storage.write_metadata(folder, {"train": storage.write_shard(path, records)})
+
+
+def measure(source: storage.RecordSource, workers: int, batch_size: int, batches: int) -> None:
+    """Prints speed and memory with so many processes."""
+    config = DataConfig(source="records", num_workers=workers)
+    shared = {file.name for file in Path("/dev/shm").glob("psm_*")}
+    with training_batches(
+        source,
+        config,
+        build_tokenizer(config),
+        image_size=224,
+        batch_size=batch_size,
+        seed=0,
+    ) as made:
+        next(made)
+        start = time.perf_counter()
+        for _ in range(batches):
+            next(made)
+        speed = batches * batch_size / (time.perf_counter() - start)
+        time.sleep(5)  # until no more is made ahead
+        files = [f for f in Path("/dev/shm").glob("psm_*") if f.name not in shared]
+        held = sum(file.stat().st_size for file in files) / 2**20
+        alone = [unique_memory(process.pid or 0) for process in multiprocessing.active_children()]
+        print(
+            f"workers {workers}: {speed:.0f} images/s; {len(files)} segments, {held:.0f} MiB "
+            f"shared; MiB of each process alone: {', '.join(f'{m:.0f}' for m in alone) or '-'}",
+            flush=True,
+        )
+
+
+def unique_memory(process: int) -> float:
+    """MiB that no other process shares, without the shared memory of batches."""
+    kept = 0
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("Private_Clean", "Private_Dirty"):
+            kept += int(rest.split()[0])
+    return kept / 2**10
+
+
+if __name__ == "__main__":
+    main()
