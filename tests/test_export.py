@@ -197,6 +197,7 @@ def test_what_no_official_tensor_says_comes_back_too(kind, tmp_path):
     """Heads, words, cut, prompts, and a scale of regions, in an entry that official code skips."""
     loaded = tiny_model(kind=kind, region_logit_scale="own", decoder__num_heads=2)
     loaded.config.data.directory = "/somewhere/private"
+    loaded.config.evaluation.zero_shot_during_training = ("/somewhere/private/birds",)
     loaded.params["region_logit_scale"] = np.float32(3.25)
     official_files.save_official(loaded, tmp_path / "checkpoint.pth")
     again = read_model(tmp_path)

@@ -11,7 +11,7 @@ from toy_encoder import ToySource, record, toy_encoder
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.transforms import decode_image
-from grain_jax.evaluation import pictures, report
+from grain_jax.evaluation import curves, pictures, report
 from grain_jax.evaluation.curves import draw_curves, read_metrics
 from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.tables import headline, print_results, result_tables
