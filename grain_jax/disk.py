@@ -73,7 +73,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
-        os.replace(partial, path)
+        if partial.exists():  # nothing may have been worth writing
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
