@@ -162,3 +162,14 @@ def test_a_sheet_has_a_few_large_examples_a_page(tmp_path):
     (tmp_path / "grounding-mine.png").write_bytes(b"")
     assert draw_grounding([example(2, 2)], path) == [path]
     assert {file.name for file in tmp_path.iterdir()} == {"grounding.png", "grounding-mine.png"}
+
+
+@pytest.mark.parametrize(("shape", "ratio"), [((30, 60), 2.0), ((60, 30), 0.5), ((9, 9), 1.0)])
+def test_an_image_keeps_its_aspect(drawn, tmp_path, shape, ratio):
+    image = np.zeros((*shape, 3), np.uint8)
+    draw_grounding([dataclasses.replace(example(2, 3), image=image)], tmp_path / "sheet.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    for axes in figure.axes:
+        place = axes.get_window_extent()
+        assert place.width / place.height == pytest.approx(ratio, rel=0.01)

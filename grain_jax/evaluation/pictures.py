@@ -135,9 +135,16 @@ class _Layout:
     key: list[_Line]
 
     @property
+    def size(self) -> tuple[float, float]:
+        """Inches of the image, its longer side that of a panel; a very long one stays visible."""
+        height, width = self.example.image.shape[:2]
+        scale = PANEL / max(height, width)
+        return max(scale * width, 0.8), max(scale * height, 0.8)
+
+    @property
     def height(self) -> float:
         key = sum(LINE + line.space for line in self.key)
-        return LINE * (1.15 * len(self.title) + 1) + max(PANEL, key) + 2 * MARGIN
+        return LINE * (1.15 * len(self.title) + 1) + max(self.size[1], key) + 2 * MARGIN
 
 
 def _draw_page(examples: Sequence[Example], path: Path) -> None:
@@ -167,8 +174,8 @@ def _draw_example(canvas: Canvas, layout: _Layout, top: float) -> None:
         (("annotated", layout.true), ("predicted", layout.predicted))
     ):
         left = MARGIN + column * (PANEL + MARGIN)
-        axes = canvas.panel(layout.example.image, left, top, size=(PANEL, PANEL))
-        draw_boxes(axes, boxes, size=(PANEL, PANEL))
+        axes = canvas.panel(layout.example.image, left, top, size=layout.size)
+        draw_boxes(axes, boxes, size=layout.size)
         canvas.text(left, top - 0.06, name, **faint)
     left, baseline = MARGIN + 2 * (PANEL + MARGIN), top + 0.14
     for line in layout.key:
@@ -214,7 +221,7 @@ def _key(
     ]
     if len(texts) > MAX_TEXTS:
         entries.append(f"and {len(texts) - MAX_TEXTS} more")
-    tag: tuple[int, str] | None = (number, colour)
+    tag: tuple[int, str] | None = (number, colour if texts else MISSED)
     space = 0.08 if number > 1 else 0.0
     for entry in entries or ["no annotated box"]:
         for line in measure.wrapped(entry, width, size=TEXT_SIZE, max_lines=3):
