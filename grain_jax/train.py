@@ -26,6 +26,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import flags
@@ -33,7 +34,12 @@ from absl import flags
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import config_to_json, parse_arguments
 from grain_jax.data.batch import Batch
-from grain_jax.data.pipeline import DevicePrefetch, prefetch_to_device, training_batches
+from grain_jax.data.pipeline import (
+    DevicePrefetch,
+    prefetch_to_device,
+    training_batches,
+    void_batch,
+)
 from grain_jax.data.records import Source
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
@@ -192,6 +198,13 @@ class Run:
     learned: Learned  # what of the decoder has been taught so far
     last_box_step: int  # the newest log line whose steps had a box
 
+    def void_batch(self) -> Batch:
+        """A batch whose rows of this process are without a record."""
+        size, total = self.config.model.image_size, self.config.batch_size
+        rows = sharding.local_rows(sharding.batch_sharding(self.mesh), total)
+        local = void_batch(self.config.data, size, len(rows))
+        return sharding.put_batch(local, self.mesh, batch_size=total)
+
     def kept(self) -> str:
         """What the same command would go on from."""
         step = self.checkpoints.latest()
@@ -310,7 +323,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     screen.table(
         introduction(config, mesh, state.params, num_images=len(source), steps=inputs.steps)
         | regions_row(inputs)
-        | {"run folder": run_folder(workdir, newest)}
+        | {"loader": batches.plan.sentence, "run folder": run_folder(workdir, newest)}
     )
     for note in notes:
         screen.note(note)
@@ -329,11 +342,20 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
     if run.start_step < run.last_step and jax.process_index() == 0:
         (run.workdir / "report.md").unlink(missing_ok=True)  # of a shorter run: no longer true
     screen.start(done=run.start_step, steps=run.last_step)
+    failure: ValueError | None = None  # of the data, found out only now, by this process alone
     for step in range(run.start_step + 1, run.last_step + 1):
-        try:
-            batch = next(run.batches)
-        except ValueError as error:  # the data, found out only now, by this process alone
-            raise StoppedAlone(f"{error} {run.kept()}") from error
+        if failure is None:
+            try:
+                batch = next(run.batches)
+            except ValueError as error:
+                failure = error
+                if not processes.are_many():
+                    _stop_over_data(run, window, screen, done=step - 1, reason=str(error))
+                # The others wait for this process in every step, so it goes on with steps that
+                # change nothing in any of them, until all have agreed on one to stop after.
+                print(f"Process {jax.process_index()}: {error}", file=sys.stderr)
+                signals.ask()
+                batch = run.void_batch()
 
         profiler.before(step)
         with sharding.use_mesh(run.mesh):
@@ -350,6 +372,16 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
         evaluation_steps = config.evaluation.every_steps
         evaluate_now = not stop and evaluation_steps > 0 and step % evaluation_steps == 0
         if not (save or evaluate_now or step % config.logging.every_steps == 0):
+            continue
+        if processes.are_many() and (done := int(run.state.step)) < step:
+            if stop or step == run.last_step:
+                _stop_over_data(
+                    run,
+                    window,
+                    screen,
+                    done=done,
+                    reason="A process has no more data; it says why.",
+                )
             continue
         summary = window.close(batch_size=config.batch_size, wait_seconds=run.batches.wait_seconds)
         _log(run, summary, screen)
@@ -380,6 +412,25 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
     profiler.stop()
     screen.stop()
     run.checkpoints.wait()
+
+
+def _stop_over_data(
+    run: Run, window: Window, screen: Screen, *, done: int, reason: str
+) -> NoReturn:
+    """Logs and saves what was trained up to step `done`; raises `RunStopped`, in every process."""
+    screen.stop()
+    streak = 0
+    if window.drop_after(done):
+        summary = window.close(
+            batch_size=run.config.batch_size, wait_seconds=run.batches.wait_seconds
+        )
+        _log(run, summary, screen)
+        streak = summary.streak
+    if done > (processes.from_first(run.checkpoints.latest()) or 0) and not streak:
+        screen.say(f"The data has failed after step {done}: saving before stopping ...")
+        run.checkpoints.save(run.state, step=done)
+    run.checkpoints.wait()
+    raise RunStopped(f"{reason} {run.kept()}")
 
 
 def finish(run: Run, screen: Screen, signals: StopSignals) -> None:

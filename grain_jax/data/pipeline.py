@@ -167,6 +167,17 @@ def _check(source: Source, config: DataConfig, batch_size: int, rows: Sequence[i
         raise ValueError("\n".join(found))
 
 
+def void_batch(config: DataConfig, image_size: int, num_rows: int) -> Batch:
+    """Rows without a record (index -1), with which a training step changes nothing."""
+    dtype = row_dtype(config, image_size)
+    rows = {
+        name: np.zeros((num_rows, *dtype[name].shape), dtype[name].base)
+        for name in dtype.names or ()
+    }
+    rows["index"] -= 1
+    return Batch(**rows)
+
+
 class DevicePrefetch(Iterator[DeviceBatch], Generic[DeviceBatch]):
     """Batches put on the device ahead of their use; `wait_seconds` is the time spent on the host.
 

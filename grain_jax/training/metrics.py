@@ -52,6 +52,13 @@ class Window:
         self._steps.append((step, metrics, index))
         self._timed_steps += 1
 
+    def drop_after(self, step: int) -> bool:
+        """Forgets the steps after `step`; whether any are left."""
+        dropped = [entry for entry in self._steps if entry[0] > step]
+        self._steps = self._steps[: len(self._steps) - len(dropped)]
+        self._timed_steps = max(self._timed_steps - len(dropped), 0)
+        return bool(self._steps)
+
     def restart_clock(self, *, wait_seconds: float) -> None:
         """Leaves the time up to now out: the first step of a run is mostly its compilation."""
         self._timed_steps, self._wait_before = 0, wait_seconds

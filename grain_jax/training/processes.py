@@ -258,6 +258,10 @@ class StopSignals:
             return False
         return self._received is not None
 
+    def ask(self) -> None:
+        """Asks all processes to stop, in one of several whose data has failed."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
     @contextmanager
     def interrupting(self) -> Iterator[None]:
         """Within it a signal raises `StopRequested`; not with other processes, who would wait."""

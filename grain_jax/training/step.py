@@ -51,17 +51,20 @@ def make_train_step(
 
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grad_norm = optax.tree.norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # A process whose data has failed sends rows without a record until all have stopped; such
+        # a step changes nothing and is not counted.
+        void = (batch.index < 0).any()
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~void
         rate = schedule(state.step)
         updated = _update(optimizer, state, grads, rate=rate, factors=factors, config=config)
         # A bad step changes nothing but the counters.
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
-        bad = (~good).astype(jnp.int32)
+        bad = (~good & ~void).astype(jnp.int32)
         new_state = dataclasses.replace(
             kept,
-            step=state.step + 1,
+            step=state.step + (~void).astype(jnp.int32),
             skipped=state.skipped + bad,
-            bad_streak=jnp.where(good, 0, state.bad_streak + 1),
+            bad_streak=jnp.where(good, 0, state.bad_streak + bad),
         )
         one = jnp.ones((), jnp.float32)
         metrics = metrics | {
