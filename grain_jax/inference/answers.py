@@ -13,7 +13,6 @@ import numpy as np
 from grain_jax.data.checking import read_image_bytes
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation.card import draw_card
-from grain_jax.evaluation.image_folder import printable
 from grain_jax.evaluation.pictures import NamedBox
 from grain_jax.inference.files import Target
 from grain_jax.inference.results import Classification, Grounding, SeenText
@@ -80,7 +79,7 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_card(
         image,
-        title=printable(answer.target.file.name),
+        title=answer.target.file.name,
         answers=ranked,
         found=[
             NamedBox(np.array(one.box_xyxy, np.float32) / scale, (one.text,), one.cosine)
@@ -105,9 +104,9 @@ def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards
         writer = csv.DictWriter(lines, COLUMNS, restval="")
         writer.writeheader()
         for answer in answers:
-            card = printable(str(answer.target.card)) if cards else ""
+            card = str(answer.target.card) if cards else ""
             for row in _rows(answer, min_cosine):
-                writer.writerow({"file": printable(str(answer.target.file)), "card": card} | row)
+                writer.writerow({"file": str(answer.target.file), "card": card} | row)
 
 
 def write_json(
@@ -117,9 +116,7 @@ def write_json(
     report = {
         **asked,
         "pictures": [_entry(answer, min_cosine, cards=cards) for answer in outcome.answers],
-        "skipped": [
-            {"file": printable(name), "reason": reason} for name, reason in outcome.skipped
-        ],
+        "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
@@ -150,12 +147,12 @@ def _seen_entry(seen: SeenText, min_cosine: float) -> dict[str, Any]:
 
 
 def _entry(answer: Answer, min_cosine: float, *, cards: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"file": printable(str(answer.target.file))}
+    entry: dict[str, Any] = {"file": str(answer.target.file)}
     for result in (answer.labels, answer.phrases):
         if result is not None:
             entry |= {"height": result.height, "width": result.width}
     if cards:
-        entry["card"] = printable(str(answer.target.card))
+        entry["card"] = str(answer.target.card)
     if answer.labels is not None:
         entry["labels"] = [
             dataclasses.asdict(one) | {"seen": [_seen_entry(text, min_cosine) for text in one.seen]}
