@@ -24,7 +24,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from grain_jax.command_line import Parser
 from grain_jax.evaluation.class_texts import bind_descriptions, check_templates
-from grain_jax.evaluation.image_folder import printable
 from grain_jax.evaluation.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.answers import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.inference.files import Target, check_outputs, find_pictures
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.width = PIPE_WIDTH
 
     def say(text: str, style: str | None = None) -> None:
-        messages.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+        messages.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     noted: set[str] = set()
 

@@ -289,15 +289,6 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(pictures):
     ]
 
 
-def test_file_names_that_are_not_utf8_are_written_readably(asked, pictures):
-    odd = os.fsdecode(b"in/caf\xe9.png")
-    (pictures / "in/a.png").rename(odd)
-    assert call("in", "--labels=red,blue", "--csv=out.csv", "--json=out.json", "--out=cards") == 0
-    assert rows(pictures / "out.csv")[0]["file"] == r"in/caf\xe9.png"
-    report = json.loads((pictures / "out.json").read_text(encoding="utf-8"))
-    assert report["pictures"][0]["file"] == r"in/caf\xe9.png"
-
-
 def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, pictures, capsys):
     folder = pictures / "lists #1"
     folder.mkdir()

@@ -22,7 +22,6 @@ from grain_jax.evaluation.card import (
     CardText,
     draw_card,
 )
-from grain_jax.evaluation.image_folder import printable
 from grain_jax.inference.files import Target
 from grain_jax.inference.results import Classification, Grounding, SeenText
 
@@ -91,7 +90,7 @@ def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
     with whole_file(path) as written:
         draw_card(
             image,
-            title=printable(answer.target.file.name),
+            title=answer.target.file.name,
             labels=[
                 CardLabel(
                     one.label,
@@ -129,9 +128,9 @@ def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards
     writer = csv.DictWriter(lines, COLUMNS, restval="")
     writer.writeheader()
     for answer in answers:
-        card = printable(str(answer.target.card)) if cards else ""
+        card = str(answer.target.card) if cards else ""
         for row in _rows(answer, min_cosine):
-            writer.writerow({"file": printable(str(answer.target.file)), "card": card} | row)
+            writer.writerow({"file": str(answer.target.file), "card": card} | row)
     write_whole(path, lines.getvalue(), errors=ESCAPED)
 
 
@@ -142,9 +141,7 @@ def write_json(
     report = {
         **asked,
         "pictures": [_entry(answer, min_cosine, cards=cards) for answer in outcome.answers],
-        "skipped": [
-            {"file": printable(name), "reason": reason} for name, reason in outcome.skipped
-        ],
+        "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     write_whole(path, text + "\n", errors=ESCAPED)
@@ -175,12 +172,12 @@ def _seen_entry(seen: SeenText, min_cosine: float) -> dict[str, Any]:
 
 
 def _entry(answer: Answer, min_cosine: float, *, cards: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"file": printable(str(answer.target.file))}
+    entry: dict[str, Any] = {"file": str(answer.target.file)}
     for result in (answer.labels, answer.phrases):
         if result is not None:
             entry |= {"height": result.height, "width": result.width}
     if cards:
-        entry["card"] = printable(str(answer.target.card))
+        entry["card"] = str(answer.target.card)
     if answer.labels is not None:
         entry["labels"] = [
             dataclasses.asdict(one) | {"seen": [_seen_entry(text, min_cosine) for text in one.seen]}

@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from grain_jax.evaluation.card import CERTAIN, confidence
-from grain_jax.evaluation.image_folder import printable
 from grain_jax.inference.answers import Answer
 
 MAX_SHOWN = 20  # pictures on the screen; files hold all
@@ -66,4 +65,4 @@ def _short_names(files: Sequence[Path]) -> list[str]:
     """The files without the folders that all of them lie in."""
     parents = [file.absolute().parent for file in files]
     shared = os.path.commonpath(parents) if parents else ""
-    return [printable(str(file.absolute().relative_to(shared))) for file in files]
+    return [str(file.absolute().relative_to(shared)) for file in files]
