@@ -19,6 +19,7 @@ ENDLESS = (
     "--config.checkpoint.every_steps=100000",
     "--config.logging.every_steps=1",
     "--config.data.num_workers=1",
+    "--config.data.cache=none",
 )
 
 
