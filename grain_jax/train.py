@@ -235,7 +235,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
             notes += origin.sentences(config.init)
 
     loader, loader_notes = fitting_loader(config.data)
-    notes += loader_notes
+    notes += [*loader_notes, *environment.missing_gpu_notes()]
     batches = training_batches(
         source,
         loader,
