@@ -270,7 +270,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     checkpoints.set_learned(inputs.learned)
 
     loader, loader_notes = fitting_loader(config.data)
-    notes += loader_notes
+    notes += [*loader_notes, *environment.missing_gpu_notes()]
     batches = training_batches(
         source,
         loader,

@@ -150,6 +150,16 @@ def test_every_command_says_that_no_device_is_there(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_gpus_that_are_named_and_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for value, told in (("7", True), ("", False), ("-1", False)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert bool(environment.missing_gpu_notes()) == told
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # meant
+    assert environment.missing_gpu_notes() == []
+
+
 def test_jax_itself_finds_no_gpu_where_none_is_visible(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "grain_jax.train", "--config=demo:smoke"],

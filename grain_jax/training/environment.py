@@ -104,6 +104,18 @@ def open_devices() -> None:
         ) from error
 
 
+def missing_gpu_notes() -> list[str]:
+    """For the screen: that GPUs are named, and JAX went for the CPU; it says so only in its log."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    wanted = visible not in ("", "-1", "NoDevFiles") and not os.environ.get("JAX_PLATFORMS")
+    if not wanted or jax.default_backend() != "cpu":
+        return []
+    return [
+        f"CUDA_VISIBLE_DEVICES={visible} names GPUs and JAX found none, so this computes on the "
+        "CPU; JAX_PLATFORMS=cuda makes that an error"
+    ]
+
+
 def _advice(platforms: str) -> str:
     """What to look at where JAX finds nothing of these platforms."""
     if "tpu" in platforms:
