@@ -74,15 +74,19 @@ class ImageTextModel(nn.Module):
         descriptions: Integer[Array, "B M L2"] | None = None,
         *,
         train: bool = False,
+        auxiliary_boxes: bool = False,
     ) -> Output:
-        """Normalised images and token ids to all that the losses need; `train`: with dropout."""
+        """Normalised images and token ids to all that the losses need.
+
+        `train`: with dropout. `auxiliary_boxes`: boxes of the earlier decoder layers too.
+        """
         description_embed = description_kept = None
         if descriptions is not None:
             description_embed, description_kept = self._encode_descriptions(descriptions)
         scale = self._scale(self.logit_scale)
         own = self.config.region_logit_scale == "own"
         return Output(
-            image=self.encode_images(images, train=train),
+            image=self.encode_images(images, train=train, auxiliary_boxes=auxiliary_boxes),
             caption_embed=self.text(captions),
             description_embed=description_embed,
             description_kept=description_kept,
@@ -90,8 +94,14 @@ class ImageTextModel(nn.Module):
             region_logit_scale=self._scale(self.region_logit_scale) if own else scale,
         )
 
-    def encode_images(self, images: Float[Array, "B H W 3"], *, train: bool = False) -> ImageOutput:
-        """Normalised images to embeddings and, for GRAIN, regions."""
+    def encode_images(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool = False,
+        auxiliary_boxes: bool = False,
+    ) -> ImageOutput:
+        """Normalised images to embeddings and, for GRAIN, regions; arguments as of a call."""
         tokens = self.vision(images)
         if self.config.kind == "clip":
             pooled = (
@@ -99,7 +109,7 @@ class ImageTextModel(nn.Module):
             )
             projected = pooled @ self.image_projection.astype(tokens.dtype)
             return ImageOutput(tokens=tokens, image_embed=projected.astype(jnp.float32))
-        decoded = self.decoder(tokens, train=train)
+        decoded = self.decoder(tokens, train=train, auxiliary_boxes=auxiliary_boxes)
         return ImageOutput(
             tokens=tokens,
             image_embed=decoded.image_embed,

@@ -341,9 +341,10 @@ def apply_layers(
 ) -> tuple[Array, Any]:
     """Runs `depth` layers, called inside a compact module; `shared` is given to every layer.
 
-    A layer maps (x, *shared) to (x, output). Returns the last x and the stacked outputs. Parameters
-    are `layer_0`, `layer_1`, ..., or with `scan` one `layers` stacked on a first axis. `remat`:
-    "none", or recompute all but matmul outputs ("dots") or all ("full") in the backward pass.
+    A layer maps (x, *shared) to (x, output). Returns the last x and the outputs, layers on a second
+    axis after the batch (None where the layers have none). Parameters are `layer_0`, `layer_1`,
+    ..., or with `scan` one `layers` stacked on a first axis. `remat`: "none", or recompute all but
+    matmul outputs ("dots") or all ("full") in the backward pass.
     """
     if remat != "none":
         if remat not in REMAT_POLICIES:
@@ -355,6 +356,7 @@ def apply_layers(
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
+            out_axes=1,
             length=depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -363,4 +365,4 @@ def apply_layers(
     for i in range(depth):
         x, output = layer(**fields, name=f"layer_{i}")(x, *shared)
         outputs.append(output)
-    return x, jax.tree.map(lambda *values: jnp.stack(values), *outputs)
+    return x, jax.tree.map(lambda *values: jnp.stack(values, axis=1), *outputs)

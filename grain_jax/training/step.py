@@ -109,6 +109,7 @@ def batch_loss(
             captions,
             descriptions if needs_descriptions else None,
             train=True,
+            auxiliary_boxes=config.loss.auxiliary_box_weight > 0,
             rngs={"dropout": key},
         )
         # The losses need no tokens, and stacked over micro-batches they would be the largest array.
