@@ -83,15 +83,14 @@ class ImageTextModel(nn.Module):
         description_embed = description_kept = None
         if descriptions is not None:
             description_embed, description_kept = self._encode_descriptions(descriptions)
-        scale = self._scale(self.logit_scale)
-        own = self.config.region_logit_scale == "own"
+        scale, region_scale = self.logit_scales()
         return Output(
             image=self.encode_images(images, train=train, auxiliary_boxes=auxiliary_boxes),
             caption_embed=self.text(captions),
             description_embed=description_embed,
             description_kept=description_kept,
             logit_scale=scale,
-            region_logit_scale=self._scale(self.region_logit_scale) if own else scale,
+            region_logit_scale=region_scale,
         )
 
     def encode_images(
@@ -121,6 +120,12 @@ class ImageTextModel(nn.Module):
     def encode_texts(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
         """Token ids to embeddings, not normalised."""
         return self.text(tokens)
+
+    def logit_scales(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The scales of images and of regions, the same unless regions learn one of their own."""
+        scale = self._scale(self.logit_scale)
+        own = self.config.region_logit_scale == "own"
+        return scale, self._scale(self.region_logit_scale) if own else scale
 
     def _encode_descriptions(self, tokens: Array) -> tuple[Array, Array | None]:
         batch, regions, length = tokens.shape

@@ -196,7 +196,8 @@ class RegionDecoder(nn.Module):
 
         query_init = named(normal(1.0), None, "embed")
         query = self.param("query", query_init, (num_queries + 1, width), jnp.float32)
-        x = jnp.zeros((tokens.shape[0], num_queries + 1, width), self.dtype)
+        # Of the memory, so that a scan over layers finds it on the same devices from the start.
+        x = jnp.zeros_like(memory[:, :1]) + jnp.zeros((1, num_queries + 1, width), self.dtype)
         x, layers = apply_layers(
             DecoderLayer,
             x,
