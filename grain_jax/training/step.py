@@ -85,6 +85,8 @@ def make_train_step(
             "replaced_images": (batch.replaced.sum().astype(jnp.float32), one),
             "truncated_texts": (batch.truncated.sum().astype(jnp.float32), one),
         }
+        if config.model.text.pooling == "end":  # the others' texts fill all positions
+            metrics = metrics | text_use(batch)
         return new_state, metrics
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -94,6 +96,25 @@ def make_train_step(
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def text_use(batch: Any) -> Metrics:
+    """Fractions of what the text tower could be given that is text and not padding.
+
+    Of a caption's positions, of a real description's positions, and of the places for descriptions:
+    what data.caption_length, data.description_length and model.description_capacity could spare.
+    """
+
+    def fraction(values: Array, weight: Array | None = None) -> tuple[Array, Array]:
+        total = values.sum(dtype=jnp.float32)
+        return total, jnp.asarray(values.size, jnp.float32) if weight is None else weight
+
+    positions = batch.region_mask.sum(dtype=jnp.float32) * batch.descriptions.shape[2]
+    return {
+        "caption_positions_used": fraction(batch.captions != 0),
+        "description_positions_used": fraction(batch.descriptions != 0, positions),
+        "descriptions_used": fraction(batch.region_mask),
+    }
 
 
 def batch_loss(
