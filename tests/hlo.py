@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     "collective-broadcast",
@@ -54,6 +56,25 @@ def instructions(text: str) -> list[Instruction]:
         for computation, body in lines.items()
         for line in body
     ]
+
+
+def groups(instruction: Instruction) -> list[list[int]]:
+    """Devices that a collective exchanges among; the pairs of a permutation."""
+    if found := re.search(
+        r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", instruction.text
+    ):
+        lists = re.findall(r"\{([\d,]+)\}", found[1])
+        return [[int(device) for device in group.split(",")] for group in lists]
+    iota = re.search(
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", instruction.text
+    )
+    if iota is None:
+        raise ValueError(f"No groups of devices in {instruction.text[:200]}")
+    shape, sizes = ([int(n) for n in part.split(",")] for part in iota.groups()[:2])
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    if iota[3]:
+        devices = devices.transpose([int(axis) for axis in iota[3].split(",")])
+    return devices.reshape(shape).tolist()
 
 
 def _loop_bodies(text: str) -> list[str]:
