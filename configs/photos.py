@@ -81,5 +81,6 @@ def get_config(variant: str = "") -> TrainConfig:
         case "clip":
             config.name, config.model.kind = "photos_clip", "clip"
             config.loss.image_description_weight = 0.0
+            config.model.region_logit_scale = "shared"
             return config
     raise ValueError(f"Unknown variant {variant!r}; choose '' or 'clip'.")

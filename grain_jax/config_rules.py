@@ -236,6 +236,7 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
             "earlier decoder layers, and model.decoder.depth = 1 has none; raise the depth or "
             "set the weight to 0."
         )
+    yield from _idle_problems(config)
     if config.batch_size % config.optim.accumulate:
         yield (
             f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "
@@ -254,6 +255,30 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
     axes.pop("cpu_devices")
     if 0 in axes.values() or list(axes.values()).count(-1) > 1:
         yield f"mesh: given {axes}; sizes are 1 or more, and at most one may be -1 (what is left)."
+
+
+def _idle_problems(config: TrainConfig) -> Iterator[str]:
+    """Settings that were changed and that nothing would read."""
+    clip, own = config.model.kind == "clip", config.model.region_logit_scale == "own"
+    descriptions = not clip and config.loss.region_weight > 0
+    if clip and config.loss.auxiliary_box_weight:
+        yield (
+            f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs boxes of the "
+            'region decoder, and model.kind = "clip" has none; set it to 0 or model.kind="grain".'
+        )
+    if own and not descriptions:
+        reason = 'model.kind = "clip"' if clip else "loss.region_weight = 0"
+        yield (
+            'model.region_logit_scale = "own" is learned by the region loss, and with '
+            f'{reason} there is none; set model.region_logit_scale="shared".'
+        )
+    capacity = config.model.description_capacity
+    if capacity != 1 and not descriptions and not config.loss.image_description_weight:
+        yield (
+            f"model.description_capacity = {capacity:g} limits the descriptions that are encoded, "
+            "and no loss reads any; set it to 1, or give loss.image_description_weight (or, with "
+            'model.kind="grain", loss.region_weight) a value.'
+        )
 
 
 def _loader_problems(data: DataConfig) -> Iterator[str]:

@@ -76,6 +76,7 @@ def get_config(variant: str = "") -> TrainConfig:
             return config
         case "clip":
             config.name, config.model.kind = "demo_clip", "clip"
+            config.model.region_logit_scale = "shared"
             config.loss.image_description_weight = 0.0
             return config
         case "smoke":

@@ -79,6 +79,7 @@ def apply(params, *, train=False, rngs=None, **changes):
         jnp.asarray(golden["in.text"]),
         jnp.asarray(golden["in.descriptions"]),
         train=train,
+        auxiliary_boxes=True,
         rngs=rngs,
     )
 

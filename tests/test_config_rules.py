@@ -58,6 +58,26 @@ def changed(config: TrainConfig, **changes: object) -> TrainConfig:
             {"model__kind": "clip", "evaluation__region_score": "queries"},
             "evaluation.region_score = 'queries' is about regions",
         ),
+        (
+            records_config,
+            {"model__kind": "clip", "loss__auxiliary_box_weight": 1.0},
+            "region decoder",
+        ),
+        (
+            records_config,
+            {"model__kind": "clip", "model__region_logit_scale": "own"},
+            'model.kind = "clip"',
+        ),
+        (
+            records_config,
+            {"loss__region_weight": 0.0, "model__region_logit_scale": "own"},
+            "loss.region_weight = 0",
+        ),
+        (
+            records_config,
+            {"model__kind": "clip", "model__description_capacity": 0.6},
+            "no loss reads any",
+        ),
         (records_config, {"data__directory": ""}, "--config.data.directory=DIR"),
         (records_config, {"data__tokenizer": "world"}, "transformers tokenizer"),
         (records_config, {"data__eval_split": "train"}, "nothing would be held out"),

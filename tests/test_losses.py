@@ -25,7 +25,7 @@ def make_output(seed: int = 0) -> Output:
     def boxes(*shape):
         return jnp.asarray(rng.uniform(0.2, 0.6, (*shape, 4)), jnp.float32)
 
-    image = ImageOutput(normal(B, 2, E), normal(B, E), normal(B, Q, E), boxes(B, Q), boxes(A, B, Q))
+    image = ImageOutput(normal(B, 2, E), normal(B, E), normal(B, Q, E), boxes(B, Q), boxes(B, A, Q))
     return Output(
         image=image,
         caption_embed=normal(B, E),
@@ -106,7 +106,7 @@ def test_each_auxiliary_layer_is_matched_on_its_own():
     (_, metrics), _ = every_variant(output, targets)["everything"]
     sums = 0.0
     for layer in range(A):
-        image = dataclasses.replace(output.image, boxes=output.image.auxiliary_boxes[layer])
+        image = dataclasses.replace(output.image, boxes=output.image.auxiliary_boxes[:, layer])
         single = dataclasses.replace(output, image=image)
         (_, terms), _ = every_variant(single, targets)["default"]
         sums += float(terms["box_l1"][0] + terms["box_giou"][0])

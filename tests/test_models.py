@@ -81,7 +81,7 @@ def test_shapes_of_published_sizes(size, kind, scan):
     model = build_model(config)
     output = jax.eval_shape(
         lambda p, images, captions, descriptions: model.apply(
-            {"params": p}, images, captions, descriptions
+            {"params": p}, images, captions, descriptions, auxiliary_boxes=True
         ),
         abstract_params(config),
         jax.ShapeDtypeStruct((4, 224, 224, 3), jnp.float32),
@@ -98,7 +98,7 @@ def test_shapes_of_published_sizes(size, kind, scan):
     if kind == "grain":
         assert output.image.region_embed.shape == (4, 5, 512)
         assert output.image.boxes.shape == (4, 5, 4)
-        assert output.image.auxiliary_boxes.shape == (5, 4, 5, 4)
+        assert output.image.auxiliary_boxes.shape == (4, 5, 5, 4)
     else:
         assert output.image.boxes is None
         assert output.image.region_embed is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import official_golden
 import pytest
 
 from grain_jax.config import TextConfig
+from grain_jax.models import layers
 from grain_jax.models.build import abstract_params, build_model
 from grain_jax.models.positions import grid_positions
 
@@ -143,3 +145,41 @@ def test_wrong_sizes_are_explained(small):
         build_model(replace(CONFIG, text=TextConfig(width=50, num_heads=4)))
     with pytest.raises(ValueError, match="attention"):
         build_model(replace(CONFIG, attention="flash"))
+
+
+class FakeDevice:
+    """What is asked of a device: its platform, its client's version and its capability."""
+
+    def __init__(self, platform, version, capability=None):
+        self.platform = platform
+        self.client = types.SimpleNamespace(platform_version=version)
+        if capability is not None:
+            self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (FakeDevice("gpu", "PJRT C API\ncuda 13000", "9.0"), True),
+        (FakeDevice("gpu", "cuda 12090", "8.0"), True),
+        (FakeDevice("gpu", "cuda 12090", "12.0"), True),
+        (FakeDevice("gpu", "cuda 12090", "7.5"), False),
+        (FakeDevice("gpu", "rocm 60200", "9.0"), False),
+        (FakeDevice("gpu", "", "gfx90a"), False),
+        (FakeDevice("gpu", "cuda 12090"), False),
+        (FakeDevice("cpu", "", None), False),
+        (FakeDevice("tpu", "", "9.0"), False),
+    ],
+)
+def test_flash_attention_is_for_nvidia_gpus_that_have_it(device, expected):
+    assert layers._has_flash(device) is expected
+
+
+def test_auto_attention_falls_back_on_an_old_gpu(monkeypatch):
+    old = FakeDevice("gpu", "cuda 12090", "7.5")
+    old.device_kind = "Tesla T4"
+    monkeypatch.setattr(layers.jax, "devices", lambda: [old])
+    x = jnp.ones((1, 2, 1, 8), jnp.bfloat16)
+    assert layers.attend(x, x, x).shape == x.shape
+    with pytest.raises(ValueError, match=r"8\.0 or newer.*Tesla T4"):
+        layers.attend(x, x, x, implementation="cudnn")

@@ -56,7 +56,7 @@ def variants(result):
         ("out.image_embed", lambda o: o.image.image_embed),
         ("out.region_embed", lambda o: o.image.region_embed),
         ("out.boxes_cxcywh", lambda o: o.image.boxes),
-        ("out.aux_boxes_cxcywh", lambda o: o.image.auxiliary_boxes),
+        ("out.aux_boxes_cxcywh", lambda o: o.image.auxiliary_boxes.swapaxes(0, 1)),
     ],
 )
 def test_forward(result, name, field):

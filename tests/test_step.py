@@ -4,12 +4,14 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import TinyRun, random_batch, tiny_config
 
 from grain_jax.config import MeshConfig
 from grain_jax.training.sharding import put_batch, use_mesh
+from grain_jax.training.step import text_use
 
 
 def same(tree, other):
@@ -46,6 +48,17 @@ def test_micro_batches_change_neither_loss_nor_gradient(whole_batch, k, devices)
         jax.tree.leaves(gradient), jax.tree.leaves(run.state.opt_state[1].mu), strict=True
     ):
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_text_that_is_padding_is_measured(whole_batch):
+    _, _, history, _ = whole_batch
+    batch = random_batch()
+    assert history[0]["caption_positions_used"] == 1.0
+    assert history[0]["description_positions_used"] == pytest.approx(1.0)
+    assert history[0]["descriptions_used"] == pytest.approx(batch.region_mask.mean())
+    half = batch.replace(captions=np.where(np.arange(8) < 2, batch.captions, 0))
+    total, weight = text_use(jax.tree.map(jnp.asarray, half))["caption_positions_used"]
+    assert float(total) / float(weight) == 0.25
 
 
 def without_regions(batch):

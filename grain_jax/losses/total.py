@@ -121,7 +121,7 @@ def _match_iou(predicted: Array, target: Array, mask: Array) -> tuple[Array, Arr
 
 
 def _auxiliary_loss(
-    layers: Float[Array, "A B Q 4"], target: Array, mask: Array, config: LossConfig
+    layers: Float[Array, "B A Q 4"], target: Array, mask: Array, config: LossConfig
 ) -> tuple[Array, Metrics]:
     """The box loss of each earlier layer, matched on its own, summed over layers as DETR does."""
 
@@ -129,6 +129,6 @@ def _auxiliary_loss(
         query = _matched_queries(predicted, target, mask, config)
         return box_loss(_take(predicted, query), target, mask, empty=config.empty_batch)
 
-    losses, terms = jax.vmap(layer_loss)(layers)
+    losses, terms = jax.vmap(layer_loss, in_axes=1)(layers)
     total = sum((total.sum() for total, _ in terms.values()), jnp.zeros((), jnp.float32))
     return losses.sum(), {"auxiliary_box": (total, mask.sum(dtype=jnp.float32))}

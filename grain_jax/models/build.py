@@ -74,24 +74,33 @@ class ImageTextModel(nn.Module):
         descriptions: Integer[Array, "B M L2"] | None = None,
         *,
         train: bool = False,
+        auxiliary_boxes: bool = False,
     ) -> Output:
-        """Normalised images and token ids to all that the losses need; `train`: with dropout."""
+        """Normalised images and token ids to all that the losses need.
+
+        `train`: with dropout. `auxiliary_boxes`: boxes of the earlier decoder layers too.
+        """
         description_embed = description_kept = None
         if descriptions is not None:
             description_embed, description_kept = self._encode_descriptions(descriptions)
-        scale = self._scale(self.logit_scale)
-        own = self.config.region_logit_scale == "own"
+        scale, region_scale = self.logit_scales()
         return Output(
-            image=self.encode_images(images, train=train),
+            image=self.encode_images(images, train=train, auxiliary_boxes=auxiliary_boxes),
             caption_embed=self.text(captions),
             description_embed=description_embed,
             description_kept=description_kept,
             logit_scale=scale,
-            region_logit_scale=self._scale(self.region_logit_scale) if own else scale,
+            region_logit_scale=region_scale,
         )
 
-    def encode_images(self, images: Float[Array, "B H W 3"], *, train: bool = False) -> ImageOutput:
-        """Normalised images to embeddings and, for GRAIN, regions."""
+    def encode_images(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool = False,
+        auxiliary_boxes: bool = False,
+    ) -> ImageOutput:
+        """Normalised images to embeddings and, for GRAIN, regions; arguments as of a call."""
         tokens = self.vision(images)
         if self.config.kind == "clip":
             pooled = (
@@ -99,7 +108,7 @@ class ImageTextModel(nn.Module):
             )
             projected = pooled @ self.image_projection.astype(tokens.dtype)
             return ImageOutput(tokens=tokens, image_embed=projected.astype(jnp.float32))
-        decoded = self.decoder(tokens, train=train)
+        decoded = self.decoder(tokens, train=train, auxiliary_boxes=auxiliary_boxes)
         return ImageOutput(
             tokens=tokens,
             image_embed=decoded.image_embed,
@@ -111,6 +120,12 @@ class ImageTextModel(nn.Module):
     def encode_texts(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
         """Token ids to embeddings, not normalised."""
         return self.text(tokens)
+
+    def logit_scales(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The scales of images and of regions, the same unless regions learn one of their own."""
+        scale = self._scale(self.logit_scale)
+        own = self.config.region_logit_scale == "own"
+        return scale, self._scale(self.region_logit_scale) if own else scale
 
     def _encode_descriptions(self, tokens: Array) -> tuple[Array, Array | None]:
         batch, regions, length = tokens.shape
@@ -137,6 +152,10 @@ def build_model(config: ModelConfig) -> ImageTextModel:
     whole = copy.deepcopy(config)
     if 0 < whole.vision.patch_size < whole.image_size:
         whole.image_size -= whole.image_size % whole.vision.patch_size
+    # What only a new run is refused: models are stored with settings that nothing in them reads.
+    whole.description_capacity = 1.0
+    if whole.kind == "clip":
+        whole.region_logit_scale = "shared"
     validate(TrainConfig(model=whole, data=shortest))
     return ImageTextModel(copy.deepcopy(config))
 

@@ -98,6 +98,7 @@ class DecoderLayer(nn.Module):
     initializers: BlockInit
     dropout: float
     train: bool
+    outputs: bool = False  # keep every layer's output, not only the last
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -107,8 +108,11 @@ class DecoderLayer(nn.Module):
         query: Float[Array, "1 T D"],
         memory: Float[Array, "B P D"],
         memory_key: Float[Array, "B P D"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
-        """Returns x twice: to carry on, and as this layer's output. `query`: learned positions."""
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
+        """Returns x to carry on, and again as this layer's output if `outputs`, else None.
+
+        `query`: learned positions.
+        """
 
         def norm(name: str, x: Array) -> Array:
             return LayerNorm(NORM_EPS, dtype=self.dtype, name=name)(x)
@@ -137,7 +141,7 @@ class DecoderLayer(nn.Module):
         )
         x = x + drop(mlp(norm("norm3", x)))
         x = constrain(x, "batch", None, None)
-        return x, x
+        return x, x if self.outputs else None
 
 
 class BoxHead(nn.Module):
@@ -169,8 +173,17 @@ class RegionDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "B P C"], *, train: bool = False) -> DecoderOutput:
-        """`train` turns dropout on, which then needs the "dropout" random stream."""
+    def __call__(
+        self,
+        tokens: Float[Array, "B P C"],
+        *,
+        train: bool = False,
+        auxiliary_boxes: bool = False,
+    ) -> DecoderOutput:
+        """Embeddings and boxes; with `auxiliary_boxes`, the boxes of the earlier layers too.
+
+        `train` turns dropout on, which then needs the "dropout" random stream.
+        """
         config, width = self.config, self.config.width
         num_queries, init = config.num_queries, uniform(tokens.shape[-1] ** -0.5)
         memory = Linear((width,), ("embed", None), init, dtype=self.dtype, name="input")(tokens)
@@ -183,8 +196,9 @@ class RegionDecoder(nn.Module):
 
         query_init = named(normal(1.0), None, "embed")
         query = self.param("query", query_init, (num_queries + 1, width), jnp.float32)
-        x = jnp.zeros((tokens.shape[0], num_queries + 1, width), self.dtype)
-        _, layers = apply_layers(
+        # Of the memory, so that a scan over layers finds it on the same devices from the start.
+        x = jnp.zeros_like(memory[:, :1]) + jnp.zeros((1, num_queries + 1, width), self.dtype)
+        x, layers = apply_layers(
             DecoderLayer,
             x,
             query[None].astype(self.dtype),
@@ -198,9 +212,14 @@ class RegionDecoder(nn.Module):
             initializers=xavier_init(width, config.mlp_dim, torch_mlp_bias=True),
             dropout=config.dropout,
             train=train,
+            outputs=auxiliary_boxes,
             dtype=self.dtype,
         )
-        layers = LayerNorm(NORM_EPS, dtype=self.dtype, name="norm")(layers)  # [A+1, B, Q+1, D]
+        # Batch first, as everywhere: `affine` merges the leading axes, and a batch that is not the
+        # first of them could only be split after every device had all of it.
+        if layers is None:
+            layers = x[:, None]
+        layers = LayerNorm(NORM_EPS, dtype=self.dtype, name="norm")(layers)  # [B, A+1, Q+1, D]
         boxes = BoxHead(self.dtype, name="box_head")(layers[:, :, :num_queries])
 
         def projection(name: str) -> Array:
@@ -209,11 +228,11 @@ class RegionDecoder(nn.Module):
 
         to_image = projection("image_projection")
         to_region = to_image if config.share_projection else projection("region_projection")
-        image_embed = layers[-1, :, num_queries] @ to_image
-        region_embed = jnp.einsum("bqd,de->bqe", layers[-1, :, :num_queries], to_region)
+        image_embed = layers[:, -1, num_queries] @ to_image
+        region_embed = jnp.einsum("bqd,de->bqe", layers[:, -1, :num_queries], to_region)
         return DecoderOutput(
             image_embed=image_embed.astype(jnp.float32),
             region_embed=region_embed.astype(jnp.float32),
-            boxes=boxes[-1],
-            auxiliary_boxes=boxes[:-1],
+            boxes=boxes[:, -1],
+            auxiliary_boxes=boxes[:, :-1] if auxiliary_boxes else None,
         )

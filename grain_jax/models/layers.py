@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 Initializer = Callable[..., Array]
 AxisNames = tuple[str | None, ...]
 AttentionKind = Literal["auto", "xla", "cudnn"]
+FLASH_CAPABILITY = 8.0  # compute capability of the oldest NVIDIA GPU with cudnn's flash attention
 
 
 def uniform(bound: float) -> Initializer:
@@ -204,22 +205,39 @@ def attend(
 
     `implementation`: "xla", "cudnn" (flash attention on NVIDIA GPUs, half precision only), or
     "auto": cudnn where it applies, else XLA's own fusion. Raises ValueError for cudnn elsewhere.
+    cudnn's kernels need an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or newer.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    flash = half and fits and jax.default_backend() == "gpu"
+    flash = half and fits and _has_flash(jax.devices()[0])
     if implementation == "auto":
         implementation = "cudnn" if flash else "xla"
     elif implementation == "cudnn" and not flash:
         raise ValueError(
-            "model.attention='cudnn' needs an NVIDIA GPU, half precision and a head size that is a "
-            f"multiple of 8 up to 128; this is {jax.default_backend()}, {query.dtype} and "
-            f"{query.shape[-1]}. Use 'auto', or change the model."
+            "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or newer, half "
+            "precision and a head size that is a multiple of 8 up to 128; this is "
+            f"{jax.devices()[0].device_kind}, {query.dtype} and {query.shape[-1]}. Use 'auto', or "
+            "change the model."
         )
     with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation=implementation
         )
+
+
+def _has_flash(device: Any) -> bool:
+    """Whether cudnn's flash attention runs on a JAX device; no on CPU, TPU, ROCm and older cards.
+
+    ROCm has no compute capability, or names it as "gfx90a".
+    """
+    if device.platform not in ("gpu", "cuda"):
+        return False
+    if "rocm" in str(getattr(device.client, "platform_version", "")).lower():
+        return False
+    try:
+        return float(device.compute_capability) >= FLASH_CAPABILITY
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 class SelfAttention(nn.Module):
@@ -341,9 +359,10 @@ def apply_layers(
 ) -> tuple[Array, Any]:
     """Runs `depth` layers, called inside a compact module; `shared` is given to every layer.
 
-    A layer maps (x, *shared) to (x, output). Returns the last x and the stacked outputs. Parameters
-    are `layer_0`, `layer_1`, ..., or with `scan` one `layers` stacked on a first axis. `remat`:
-    "none", or recompute all but matmul outputs ("dots") or all ("full") in the backward pass.
+    A layer maps (x, *shared) to (x, output). Returns the last x and the outputs, layers on a second
+    axis after the batch (None where the layers have none). Parameters are `layer_0`, `layer_1`,
+    ..., or with `scan` one `layers` stacked on a first axis. `remat`: "none", or recompute all but
+    matmul outputs ("dots") or all ("full") in the backward pass.
     """
     if remat != "none":
         if remat not in REMAT_POLICIES:
@@ -355,6 +374,7 @@ def apply_layers(
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
+            out_axes=1,
             length=depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -363,4 +383,4 @@ def apply_layers(
     for i in range(depth):
         x, output = layer(**fields, name=f"layer_{i}")(x, *shared)
         outputs.append(output)
-    return x, jax.tree.map(lambda *values: jnp.stack(values), *outputs)
+    return x, jax.tree.map(lambda *values: jnp.stack(values, axis=1), *outputs)

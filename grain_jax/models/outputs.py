@@ -22,7 +22,7 @@ class DecoderOutput:
     image_embed: Leaf  # [B, E]
     region_embed: Leaf  # [B, Q, E]
     boxes: Leaf  # [B, Q, 4]
-    auxiliary_boxes: Leaf  # [A, B, Q, 4] of the A earlier layers
+    auxiliary_boxes: Leaf | None = None  # [B, A, Q, 4] of the A earlier layers, if asked for
 
 
 @flax.struct.dataclass
@@ -33,7 +33,7 @@ class ImageOutput:
     image_embed: Leaf  # [B, E]
     region_embed: Leaf | None = None  # [B, Q, E]
     boxes: Leaf | None = None  # [B, Q, 4]
-    auxiliary_boxes: Leaf | None = None  # [A, B, Q, 4] of the A earlier decoder layers
+    auxiliary_boxes: Leaf | None = None  # [B, A, Q, 4] of the A earlier layers, if asked for
 
 
 @flax.struct.dataclass

@@ -62,6 +62,9 @@ class TextTransformer(nn.Module):
             jnp.float32,
         )
         mlp_dim = round(config.width * config.mlp_ratio)
+        # A row of the table whole, a split of rows over "vocab" kept: looked up in columns, the
+        # rows found would have to be put together for the whole batch on every device.
+        table = constrain(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
         x = x + position[None, :length].astype(self.dtype)
         x = constrain(x, "batch", None, None)

@@ -42,6 +42,11 @@ LOGICAL_RULES = (
 )
 
 
+# A parameter with fewer numbers than this beside its "embed" axis (norms, biases, the queries) is
+# whole on every device of "fsdp": it saves nothing, and each would be a collective of its own.
+NARROW = 8
+
+
 def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     """Sizes of (data, fsdp, tensor) with -1 filled in. Raises ValueError when they do not fit."""
     sizes = [config.data, config.fsdp, config.tensor]
@@ -187,9 +192,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Shardings of parameters from their logical names; `boxed` are those of an abstract init.
 
-    Raises ValueError naming a parameter that the mesh cannot split evenly.
+    Narrow ones (see `NARROW`) are not split over "fsdp". Raises ValueError naming a parameter that
+    the mesh cannot split evenly.
     """
-    shardings = spmd.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, LOGICAL_RULES)
+    names = jax.tree.map(_without_narrow, nn.get_partition_spec(boxed), nn.unbox(boxed))
+    shardings = spmd.logical_to_mesh_sharding(names, mesh, LOGICAL_RULES)
 
     def check(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
         for size, axes in zip(leaf.shape, sharding.spec, strict=False):
@@ -204,6 +211,18 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
 
     jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
     return shardings
+
+
+def _without_narrow(names: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
+    """Logical names of a parameter, without "embed" where it is narrow."""
+    others = [
+        size
+        for name, size in zip(names, leaf.shape, strict=False)
+        if name not in ("embed", "layers")
+    ]
+    if math.prod(others) >= NARROW:
+        return names
+    return PartitionSpec(*(None if name == "embed" else name for name in names))
 
 
 @functools.lru_cache(maxsize=16)

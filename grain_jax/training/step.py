@@ -1,6 +1,7 @@
 """One training step: a single jitted function, no host callback, no look at the result."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax.linen import spmd
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -17,7 +17,9 @@ from grain_jax.data.batch import Batch
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import DTYPES, normalize_images
 from grain_jax.models.outputs import Output
-from grain_jax.training.optimizer import Schedule, clamp_logit_scales, rate_factors
+from grain_jax.models.packing import capacity, pack, unpack
+from grain_jax.training.micro_batches import encode_in_parts
+from grain_jax.training.optimizer import LOGIT_SCALES, Schedule, clamp_logit_scales, rate_factors
 from grain_jax.training.sharding import batch_sharding, replicated
 from grain_jax.training.state import TrainState
 
@@ -67,10 +69,17 @@ def make_train_step(
             bad_streak=jnp.where(good, 0, state.bad_streak + bad),
         )
         one = jnp.ones((), jnp.float32)
-        metrics = metrics | {
-            "grad_norm": (grad_norm, one),
-            "logit_scale": (jnp.exp(state.params["logit_scale"]), one),
-        }
+        metrics = (
+            metrics
+            | {
+                "grad_norm": (grad_norm, one),
+            }
+            | {
+                name: (jnp.exp(state.params[name]), one)
+                for name in LOGIT_SCALES
+                if name in state.params
+            }
+        )
         metrics = jax.tree.map(lambda value: jnp.where(good, value, 0.0), metrics)
         metrics = metrics | {
             "learning_rate": (rate, one),
@@ -79,6 +88,8 @@ def make_train_step(
             "replaced_images": (batch.replaced.sum().astype(jnp.float32), one),
             "truncated_texts": (batch.truncated.sum().astype(jnp.float32), one),
         }
+        if config.model.text.pooling == "end":  # the others' texts fill all positions
+            metrics = metrics | text_use(batch)
         return new_state, metrics
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -90,42 +101,39 @@ def make_train_step(
     )
 
 
+def text_use(batch: Any) -> Metrics:
+    """Fractions of what the text tower could be given that is text and not padding.
+
+    Of a caption's positions, of a real description's positions, and of the places for descriptions:
+    what data.caption_length, data.description_length and model.description_capacity could spare.
+    """
+
+    def fraction(values: Array, weight: Array | None = None) -> tuple[Array, Array]:
+        total = values.sum(dtype=jnp.float32)
+        return total, jnp.asarray(values.size, jnp.float32) if weight is None else weight
+
+    positions = batch.region_mask.sum(dtype=jnp.float32) * batch.descriptions.shape[2]
+    return {
+        "caption_positions_used": fraction(batch.captions != 0),
+        "description_positions_used": fraction(batch.descriptions != 0, positions),
+        "descriptions_used": fraction(batch.region_mask),
+    }
+
+
 def batch_loss(
     model: nn.Module, params: Any, batch: Any, config: TrainConfig, *, rng: Array
 ) -> tuple[Array, Metrics]:
     """Loss of a `Batch` of device arrays with its (sum, weight) terms.
 
-    Micro-batches do not change it: with `optim.accumulate` = k > 1 the batch is encoded
-    in k parts, one after the other, and the backward pass encodes each part again (GradCache, arXiv
-    2101.06983). Activations of one part at a time, negatives of the whole batch, exact gradient.
+    Micro-batches do not change it: with `optim.accumulate` = k > 1 the batch is encoded in k parts
+    (see `micro_batches`). Activations of one part at a time, negatives of the whole batch, exact
+    gradient, and descriptions packed as those of the whole batch.
     """
-    regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
-    needs_descriptions = regions_learn or config.loss.image_description_weight > 0
-
-    def encode(images: Array, captions: Array, descriptions: Array, key: Array) -> Output:
-        pixels = normalize_images(
-            images, config.data.mean, config.data.std, DTYPES[config.model.dtype]
-        )
-        output: Any = model.apply(
-            {"params": params},
-            pixels,
-            captions,
-            descriptions if needs_descriptions else None,
-            train=True,
-            rngs={"dropout": key},
-        )
-        # The losses need no tokens, and stacked over micro-batches they would be the largest array.
-        return dataclasses.replace(output, image=dataclasses.replace(output.image, tokens=None))
-
-    inputs = (batch.images, batch.captions, batch.descriptions)
-    k = config.optim.accumulate
-    if k == 1:
-        output = encode(*inputs, rng)
+    encode = functools.partial(_encode, model, config)
+    if config.optim.accumulate == 1:
+        output = encode(params, (batch.images, batch.captions, batch.descriptions), rng)
     else:
-        micro_batches = tuple(_split(values, k) for values in inputs)
-        keys = jax.random.split(rng, k)
-        stacked = jax.lax.map(lambda part: jax.checkpoint(encode)(*part), (*micro_batches, keys))
-        output = _join_output(stacked)
+        output = _encode_in_parts(encode, model, params, batch, config, rng=rng)
     return total_loss(
         output,
         caption_key=batch.caption_key,
@@ -134,6 +142,75 @@ def batch_loss(
         region_mask=batch.region_mask,
         config=config.loss,
     )
+
+
+def _encode(
+    model: nn.Module,
+    config: TrainConfig,
+    params: Any,
+    inputs: tuple[Array, Array, Array | None],
+    key: Array,
+) -> Output:
+    """Images, captions and, where the loss needs them, descriptions to what the losses take."""
+    images, captions, descriptions = inputs
+    pixels = normalize_images(images, config.data.mean, config.data.std, DTYPES[config.model.dtype])
+    output: Any = model.apply(
+        {"params": params},
+        pixels,
+        captions,
+        descriptions if _needs_descriptions(config) else None,
+        train=True,
+        auxiliary_boxes=config.loss.auxiliary_box_weight > 0,
+        rngs={"dropout": key},
+    )
+    # The losses need no tokens, and stacked over micro-batches they would be the largest array.
+    return dataclasses.replace(output, image=dataclasses.replace(output.image, tokens=None))
+
+
+def _encode_in_parts(
+    encode: Callable[..., Output],
+    model: Any,
+    params: Any,
+    batch: Any,
+    config: TrainConfig,
+    *,
+    rng: Array,
+) -> Output:
+    k, regions = config.optim.accumulate, batch.descriptions.shape[1]
+    texts, place, kept = None, None, None
+    if _needs_descriptions(config):
+        texts = batch.descriptions.reshape(-1, batch.descriptions.shape[2])
+        rows = capacity(config.model.description_capacity, len(texts), num_parts=k)
+        if rows < len(texts):
+            texts, place, kept = pack(texts, rows=rows)
+
+    def encode_part(params: Any, inputs: tuple[Any, ...], key: Array) -> tuple[Output, Any]:
+        images, captions, texts = inputs
+        output = encode(params, (images, captions, None), key)
+        embed = None
+        if texts is not None:
+            embed = model.apply({"params": params}, texts, method="encode_texts")
+        # Not rows: read from the parameters below.
+        return dataclasses.replace(output, logit_scale=None, region_logit_scale=None), embed
+
+    inputs = (batch.images, batch.captions, texts)
+    output, embed = encode_in_parts(encode_part, params, inputs, rng, num_parts=k)
+    if place is not None and kept is not None:
+        embed = unpack(embed, place, kept)
+        kept = kept.reshape(-1, regions)
+    scale, region_scale = model.apply({"params": params}, method="logit_scales")
+    return dataclasses.replace(
+        output,
+        description_embed=None if embed is None else embed.reshape(-1, regions, embed.shape[-1]),
+        description_kept=kept,
+        logit_scale=scale,
+        region_logit_scale=region_scale,
+    )
+
+
+def _needs_descriptions(config: TrainConfig) -> bool:
+    regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
+    return regions_learn or config.loss.image_description_weight > 0
 
 
 def _update(
@@ -161,34 +238,3 @@ def _update(
         decay = jnp.minimum(config.optim.ema_decay, (1.0 + count) / (10.0 + count))
         ema_params = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema_params, params)
     return dataclasses.replace(state, params=params, opt_state=opt_state, ema_params=ema_params)
-
-
-def _split(values: Array, k: int) -> Array:
-    """[B, ...] to [k, B/k, ...]: every k-th row, so that each part spans all devices as it lies."""
-    parts = values.reshape(values.shape[0] // k, k, *values.shape[1:]).swapaxes(0, 1)
-    return spmd.with_logical_constraint(parts, (None, "batch", *(None,) * (values.ndim - 1)))
-
-
-def _join(parts: Array, *, axis: int = 0) -> Array:
-    """Undoes `_split`; the rows are on `axis` of a part."""
-    rows = jnp.moveaxis(parts, 0, axis + 1)  # [..., B/k, k, ...]
-    size = rows.shape[axis] * rows.shape[axis + 1]
-    return rows.reshape(*rows.shape[:axis], size, *rows.shape[axis + 2 :])
-
-
-def _join_output(stacked: Output) -> Output:
-    image = stacked.image
-    auxiliary = image.auxiliary_boxes
-    joined = jax.tree.map(_join, dataclasses.replace(image, auxiliary_boxes=None))
-    if auxiliary is not None:
-        boxes = _join(auxiliary, axis=1)
-        joined = dataclasses.replace(joined, auxiliary_boxes=boxes)
-    return Output(
-        image=joined,
-        caption_embed=_join(stacked.caption_embed),
-        description_embed=jax.tree.map(_join, stacked.description_embed),
-        description_kept=jax.tree.map(_join, stacked.description_kept),
-        # Equal in all parts; the mean gives each its share of the gradient.
-        logit_scale=stacked.logit_scale.mean(),
-        region_logit_scale=stacked.region_logit_scale.mean(),
-    )
