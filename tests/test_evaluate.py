@@ -138,7 +138,7 @@ def test_classes_of_one_name_tie_and_the_result_says_so(run, images, capsys):
     assert "--allow_equal_names" in capsys.readouterr().err
     assert evaluate.main([*given, "--allow-equal-names"]) == 0
     assert "2 of 3 classes share their name" in capsys.readouterr().err
-    report = json.loads((run.folder / "evaluation_colours_step7.json").read_text())
+    report = json.loads(written(run.folder, "evaluation_colours_step7_").read_text())
     assert report["settings"]["allow_equal_names"] is True
     assert report["results"]["colours/name"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert report["results"]["colours/name/top5"] == 1.0
@@ -152,7 +152,7 @@ def test_a_list_of_names_is_bound_as_asked(run, images, tmp_path):
     (images / "descriptions.json").unlink()
     assert evaluate.main(given) == 1
     assert evaluate.main([*given, "--classes-by=order"]) == 0
-    report = json.loads((run.folder / "evaluation_colours_step7.json").read_text())
+    report = json.loads(written(run.folder, "evaluation_colours_step7_").read_text())
     assert report["settings"]["classes_by"] == "order"
     # The toy knows no sun, so that the red image is as like to all three.
     assert report["results"]["colours/name"] == pytest.approx((1 + 1 + 1 / 3) / 3)
