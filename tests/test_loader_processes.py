@@ -16,7 +16,7 @@ from PIL import Image
 from telling_source import Telling
 from test_pipeline import CONFIG, TOKENIZER, Pictures, assert_equal, batches
 
-from grain_jax.data import loader_plan, processes
+from grain_jax.data import loader_plan, pipeline, processes
 from grain_jax.data.loader_plan import check_shared_memory, plan_loader
 from grain_jax.data.pipeline import evaluation_batches, training_batches
 from grain_jax.data.records import Record
@@ -167,6 +167,21 @@ class Photographs:
         out = io.BytesIO()
         Image.new("RGB", (8, 8), (index // 256, index % 256, 0)).save(out, "PNG")
         return Record(f"image-{index}", out.getvalue() if index != 2_000 else b"no image")
+
+
+def test_evaluation_takes_no_more_processes_than_are_of_use(monkeypatch) -> None:
+    """Their number was chosen for training: here it is never an error."""
+    for free, images, expected in ((2**40, 50_000, 5), (2**40, 2_500, 2), (4096, 50_000, 0)):
+        found = os.statvfs_result((4096, 4096, 1, 1, free // 4096, 0, 0, 0, 0, 255))
+        monkeypatch.setattr(loader_plan.os, "statvfs", lambda _, found=found: found)
+        plan = pipeline._evaluation_plan(
+            dataclasses.replace(CONFIG, num_threads=2, prefetch_batches=2),
+            workers=16,
+            images=images,
+            rows=16,
+            row_bytes=150_528,
+        )
+        assert plan.num_workers == expected
 
 
 def test_evaluation_with_processes_reads_every_image_once_and_in_order() -> None:

@@ -71,8 +71,7 @@ def plan_loader(config: DataConfig, *, rows: int, row_bytes: int) -> LoaderPlan:
     """
     workers, threads, ahead = config.num_workers, config.num_threads, config.prefetch_batches
     at_once = workers * (threads + _QUEUED) if workers else threads
-    if workers and at_once > ahead * rows:
-        most = ahead * rows // (threads + _QUEUED)
+    if workers > (most := most_workers(config, rows)):
         raise ValueError(
             f"data.num_workers = {workers} processes hold {at_once} parts of a batch, and "
             f"data.prefetch_batches = {ahead} batches of {rows} images (of this process) have only "
@@ -87,6 +86,11 @@ def plan_loader(config: DataConfig, *, rows: int, row_bytes: int) -> LoaderPlan:
         parts=parts,
         buffer=threads if workers else max(parts * ahead, threads),
     )
+
+
+def most_workers(config: DataConfig, rows: int) -> int:
+    """Processes that `config.prefetch_batches` batches of `rows` rows can be shared out to."""
+    return config.prefetch_batches * rows // (config.num_threads + _QUEUED)
 
 
 def check_shared_memory(plan: LoaderPlan, folder: Path = SHARED_MEMORY) -> None:

@@ -6,6 +6,7 @@ nothing but the step is needed to resume, and each process makes its own rows of
 batch however many processes there are.
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,13 @@ from grain_jax.config_rules import loader_problems
 from grain_jax.data import processes
 from grain_jax.data.assemble import BatchMaker, ImageMaker, row_dtype
 from grain_jax.data.batch import Batch
-from grain_jax.data.loader_plan import PER_QUEUE, LoaderPlan, check_shared_memory, plan_loader
+from grain_jax.data.loader_plan import (
+    PER_QUEUE,
+    LoaderPlan,
+    check_shared_memory,
+    most_workers,
+    plan_loader,
+)
 from grain_jax.data.records import Source
 from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -246,17 +253,13 @@ def evaluation_batches(
     count = min(batch_size, len(chosen))
     if not count:
         return
-    workers = 0 if getattr(source, "in_memory", False) else num_workers
-    plan = plan_loader(
-        DataConfig(
-            num_workers=min(workers, len(chosen) // _IMAGES_PER_WORKER),
-            num_threads=num_threads,
-            prefetch_batches=_EVALUATION_PREFETCH,
-        ),
+    plan = _evaluation_plan(
+        DataConfig(num_threads=num_threads, prefetch_batches=_EVALUATION_PREFETCH),
+        workers=0 if getattr(source, "in_memory", False) else num_workers,
+        images=len(chosen),
         rows=count,
         row_bytes=preprocessing.image_size**2 * 3,
     )
-    check_shared_memory(plan)
     bounds = np.arange(0, len(chosen), count)
     make = ImageMaker(source, preprocessing, chosen, batch_size=count, parts=plan.parts)
     elements = _elements(grain.MapDataset.range(len(bounds) * plan.parts).map(make), plan)
@@ -276,3 +279,18 @@ def evaluation_batches(
             yield images, rows
     finally:
         elements.close()
+
+
+def _evaluation_plan(
+    config: DataConfig, *, workers: int, images: int, rows: int, row_bytes: int
+) -> LoaderPlan:
+    """With as many of the `workers` as are of use and have room: they were chosen for training."""
+    workers = min(workers, images // _IMAGES_PER_WORKER, most_workers(config, rows))
+    config = dataclasses.replace(config, num_workers=workers)
+    plan = plan_loader(config, rows=rows, row_bytes=row_bytes)
+    try:
+        check_shared_memory(plan)
+    except ValueError:
+        config = dataclasses.replace(config, num_workers=0)
+        plan = plan_loader(config, rows=rows, row_bytes=row_bytes)
+    return plan
