@@ -24,23 +24,17 @@ import contextlib
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 from absl import flags
 
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config_files import config_to_json, parse_arguments
-from grain_jax.data.batch import Batch
 from grain_jax.data.pipeline import (
-    DevicePrefetch,
     prefetch_to_device,
     training_batches,
-    void_batch,
 )
-from grain_jax.data.records import Source
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
@@ -49,14 +43,6 @@ from grain_jax.evaluation.tables import print_results
 from grain_jax.interop import start
 from grain_jax.models.build import build_model
 from grain_jax.terminal import escape_unprintable
-from grain_jax.train_inputs import (
-    check,
-    fitting_loader,
-    open_inputs,
-    regions_row,
-    resume_notes,
-    run_folder,
-)
 from grain_jax.training import (
     checkpoint,
     environment,
@@ -67,31 +53,37 @@ from grain_jax.training import (
     slow_compile,
 )
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
-from grain_jax.training.learned import NOTHING, Learned, learned_in
-from grain_jax.training.metrics import MetricsLog, Summary, Window
+from grain_jax.training.inputs import (
+    check,
+    fitting_loader,
+    open_inputs,
+    regions_row,
+    resume_notes,
+    run_folder,
+)
+from grain_jax.training.learned import NOTHING
+from grain_jax.training.metrics import MetricsLog, Window
 from grain_jax.training.optimizer import (
     make_optimizer,
     make_schedule,
 )
 from grain_jax.training.processes import StopRequested, StopSignals
-from grain_jax.training.progress import Screen, duration, introduction
+from grain_jax.training.progress import Screen, introduction
+from grain_jax.training.run import (
+    Run,
+    RunStopped,
+    StoppedAlone,
+    facts,
+    log_window,
+    score,
+    stop_over_data,
+    stopped_by,
+)
 from grain_jax.training.state import (
-    TrainState,
     abstract_state,
-    count_parameters,
     new_state,
 )
-from grain_jax.training.step import TrainStep, make_train_step
-
-STEPS_WITHOUT_BOX = 200  # in a row, of GRAIN, after which the run says so
-
-
-class RunStopped(RuntimeError):
-    """The run cannot go on; the message says why and what to change. Raised in every process."""
-
-
-class StoppedAlone(RunStopped):
-    """The run cannot go on, and where there are other processes, they do not know it."""
+from grain_jax.training.step import make_train_step
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,7 +143,8 @@ def run_to_end(run: "Run", screen: Screen) -> int:
     """Trains, evaluates and reports; returns the exit status."""
     with StopSignals() as signals:
         try:
-            train(run, screen, signals)
+            with environment.Profiler(run.workdir, run.config.logging.profile_step) as profiler:
+                train(run, screen, signals, profiler)
             if not signals.exit_status:
                 finish(run, screen, signals)
         except StopRequested:
@@ -176,53 +169,10 @@ def run_to_end(run: "Run", screen: Screen) -> int:
         return signals.exit_status
 
 
-@dataclass
-class Run:
-    """What `set_up` opens; `state`, `best` and `seconds` change while it trains."""
-
-    config: TrainConfig
-    workdir: Path
-    mesh: jax.sharding.Mesh
-    source: Source
-    steps: int  # of the whole schedule
-    last_step: int  # where this run ends: `steps`, or earlier at `stop_at_step`
-    start_step: int
-    train_step: TrainStep
-    state: TrainState
-    batches: DevicePrefetch[Batch]
-    encoder: Encoder
-    checkpoints: Checkpoints
-    best: float  # highest held-out score that was saved
-    log: MetricsLog
-    seconds: float  # of training, earlier starts included
-    learned: Learned  # what of the decoder has been taught so far
-    last_box_step: int  # the newest log line whose steps had a box
-
-    def void_batch(self) -> Batch:
-        """A batch whose rows of this process are without a record."""
-        size, total = self.config.model.image_size, self.config.batch_size
-        rows = sharding.local_rows(sharding.batch_sharding(self.mesh), total)
-        local = void_batch(self.config.data, size, len(rows))
-        return sharding.put_batch(local, self.mesh, batch_size=total)
-
-    def kept(self) -> str:
-        """What the same command would go on from."""
-        step = self.checkpoints.latest()
-        if step is None:
-            return f"nothing is saved in {self.workdir} yet."
-        return f"step {step} is saved in {self.workdir}, and the same command goes on from it."
-
-    def close(self) -> None:
-        """Ends loader threads, log files and the saving in the background."""
-        self.batches.close()
-        self.log.close()
-        self.checkpoints.close()
-
-
 def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedule: bool) -> Run:
     """Opens devices, data, model and run folder; ValueError for what the user must change.
 
-    Whatever one process alone may fail in is raised in all, between what they do together.
+    What one process alone may fail in is raised in all, between what they do together.
     """
     newest = checkpoint.latest_in_all(workdir)
     inputs = open_inputs(config, workdir, newest)
@@ -292,7 +242,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         mesh=mesh,
         num_threads=config.data.num_threads,
         learned=inputs.will_learn,
-        num_workers=config.data.num_workers,
+        num_workers=loader.num_workers,
     )
     # From here on the run folder is this run's.
     with processes.errors_in_all():
@@ -330,7 +280,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     return run
 
 
-def train(run: Run, screen: Screen, signals: StopSignals) -> None:
+def train(run: Run, screen: Screen, signals: StopSignals, profiler: environment.Profiler) -> None:
     """The loop: batch -> step -> log -> evaluate -> save -> stop.
 
     The order is part of restarting. A line is in the log before the checkpoint that makes it final,
@@ -338,7 +288,6 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
     as one that was not.
     """
     config, window = run.config, Window()
-    profiler = environment.Profiler(run.workdir, config.logging.profile_step)
     if run.start_step < run.last_step and jax.process_index() == 0:
         (run.workdir / "report.md").unlink(missing_ok=True)  # of a shorter run: no longer true
     screen.start(done=run.start_step, steps=run.last_step)
@@ -350,7 +299,7 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
             except ValueError as error:
                 failure = error
                 if not processes.are_many():
-                    _stop_over_data(run, window, screen, done=step - 1, reason=str(error))
+                    stop_over_data(run, window, screen, done=step - 1, failure=error)
                 # The others wait for this process in every step, so it goes on with steps that
                 # change nothing in any of them, until all have agreed on one to stop after.
                 print(f"Process {jax.process_index()}: {error}", file=sys.stderr)
@@ -375,32 +324,26 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
             continue
         if processes.are_many() and (done := int(run.state.step)) < step:
             if stop or step == run.last_step:
-                _stop_over_data(
-                    run,
-                    window,
-                    screen,
-                    done=done,
-                    reason="A process has no more data; it says why.",
-                )
+                stop_over_data(run, window, screen, done=done, failure=failure)
             continue
         summary = window.close(batch_size=config.batch_size, wait_seconds=run.batches.wait_seconds)
-        _log(run, summary, screen)
+        log_window(run, summary, screen)
 
         with window.paused():
-            score = None
+            measured = None
             if evaluate_now:
                 try:
                     with signals.interrupting():
-                        score = _score(run, step)
+                        measured = score(run, step)
                 except StopRequested:
                     stop = save = True
-            better = score is not None and score > run.best and config.checkpoint.keep_best
+            better = measured is not None and measured > run.best and config.checkpoint.keep_best
 
             # Nothing is saved within a streak of bad steps: weights that may be unable to take any
             # step would push good checkpoints out.
             if (save or better) and not summary.streak:
-                run.checkpoints.save(run.state, step=step, score=score)
-                run.best = max(run.best, -math.inf if score is None else score)
+                run.checkpoints.save(run.state, step=step, score=measured)
+                run.best = max(run.best, -math.inf if measured is None else measured)
             run.checkpoints.check()
 
         if stop:
@@ -409,28 +352,8 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
             run.checkpoints.wait()
             screen.say(f"Stopped; {run.kept()}")
             break
-    profiler.stop()
     screen.stop()
     run.checkpoints.wait()
-
-
-def _stop_over_data(
-    run: Run, window: Window, screen: Screen, *, done: int, reason: str
-) -> NoReturn:
-    """Logs and saves what was trained up to step `done`; raises `RunStopped`, in every process."""
-    screen.stop()
-    streak = 0
-    if window.drop_after(done):
-        summary = window.close(
-            batch_size=run.config.batch_size, wait_seconds=run.batches.wait_seconds
-        )
-        _log(run, summary, screen)
-        streak = summary.streak
-    if done > (processes.from_first(run.checkpoints.latest()) or 0) and not streak:
-        screen.say(f"The data has failed after step {done}: saving before stopping ...")
-        run.checkpoints.save(run.state, step=done)
-    run.checkpoints.wait()
-    raise RunStopped(f"{reason} {run.kept()}")
 
 
 def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
@@ -448,100 +371,21 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
         try:
             details = ResultDetails()
             results = evaluate(encoder, run.config, final=True, note=screen.say, details=details)
+            run.log.write(int(run.state.step), results)
+            written = write_report(
+                run.workdir,
+                run.config,
+                results,
+                encoder=encoder,
+                facts=facts(run),
+                details=details,
+            )
         except ValueError as error:
-            stopped = _stopped_by(error)
+            stopped = stopped_by(error)
             raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
-        run.log.write(int(run.state.step), results)
-        written = write_report(
-            run.workdir,
-            run.config,
-            results,
-            encoder=encoder,
-            facts=_facts(run),
-            details=details,
-        )
     print_results(results, screen.console)
     for path in [*written, run.workdir / metrics.FILE, run.checkpoints.folder]:
         screen.say(str(path))
-
-
-def _log(run: Run, summary: Summary, screen: Screen) -> None:
-    """Writes a window's line; names the images of skipped steps; stops after too many in a row."""
-    run.seconds += summary.seconds
-    epoch = summary.step * run.config.batch_size / len(run.source)
-    run.log.write(summary.step, summary.values | {"epoch": epoch, metrics.SECONDS: run.seconds})
-    left = (run.last_step - summary.step) * summary.seconds_per_step
-    screen.figures(summary.step, summary.values, seconds_left=left)
-    for step, rows in summary.bad_batches.items():
-        ids = [run.source[int(row)].id for row in rows]
-        run.log.write(step, {"bad_batch_index": rows.tolist(), "bad_batch_ids": ids})
-        shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
-        screen.say(f"Step {step} skipped, loss or gradient not finite. Its images: {shown}")
-    _follow_regions(run, summary, screen)
-    if replaced := int(summary.values["replaced_images"]):
-        screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")
-    if summary.streak >= run.config.optim.max_bad_steps:
-        run.checkpoints.wait()
-        raise RunStopped(
-            f"loss or gradient was not finite for {summary.streak} steps in a row, up to step "
-            f"{summary.step}. Lower optim.learning_rate, set optim.clip_grad_norm=1, or look at "
-            f"the images named in {run.workdir / metrics.FILE}; {run.kept()}"
-        )
-
-
-def _follow_regions(run: Run, summary: Summary, screen: Screen) -> None:
-    """Keeps what the steps have taught of the decoder, and says where they had no box for long."""
-    run.learned = run.learned | learned_in(summary.values, run.config)
-    run.checkpoints.set_learned(run.learned)
-    if run.config.model.kind != "grain" or "box_l1" in summary.values:
-        run.last_box_step = summary.step
-    elif (steps := summary.step - run.last_box_step) >= STEPS_WITHOUT_BOX:
-        run.last_box_step = summary.step
-        run.log.write(summary.step, {"steps_without_boxes": steps})
-        screen.say(f"Up to step {summary.step}, {steps} steps had no box to learn from.")
-
-
-def _score(run: Run, step: int) -> float | None:
-    """Measures what is held out, and returns what decides on keep-best; None without such data."""
-    encoder = run.encoder.with_params(run.state.inference_params)
-    try:
-        with sharding.use_mesh(run.mesh):
-            results = evaluate(encoder, run.config, final=False, note=lambda _: None)
-    except ValueError as error:
-        if (stopped := _stopped_by(error)) is RunStopped:  # a save takes all processes
-            run.checkpoints.save(run.state, step=step)
-            run.checkpoints.wait()
-        raise stopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
-    run.log.write(step, results)
-    name = best_metric_name(run.config)
-    if name and name not in results and run.config.checkpoint.keep_best:
-        run.checkpoints.save(run.state, step=step)
-        run.checkpoints.wait()
-        raise RunStopped(
-            f"{name!r}, by which keep-best goes, could be measured when the run began and cannot "
-            f"any more: the data has changed. {run.kept()}"
-        )
-    # The last bit may differ between machines, and a save that only some begin waits for ever.
-    return processes.from_first(results.get(name))
-
-
-def _stopped_by(error: ValueError) -> type[RunStopped]:
-    """How to stop after an evaluation's error: with all processes, or alone."""
-    known_to_all = isinstance(error, processes.FailedInAll) or not processes.are_many()
-    return RunStopped if known_to_all else StoppedAlone
-
-
-def _facts(run: Run) -> dict[str, str]:
-    shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    return {
-        "training images": f"{len(run.source):,}",
-        "steps": f"{int(run.state.step):,} of {run.steps:,}",
-        "training time": f"{duration(run.seconds)}, without compiling and evaluating",
-        "parameters": f"{count_parameters(run.state.params):,}",
-        "skipped steps": str(int(run.state.skipped)),
-        "mesh": shape,
-        "commit": run.checkpoints.commit or "of an installed package",
-    }
 
 
 def _flags() -> flags.FlagValues:

@@ -9,6 +9,7 @@ from toy_encoder import ToyModel, ToySource, record, toy_encoder
 from grain_jax.config import MeshConfig
 from grain_jax.data.pipeline import evaluation_batches
 from grain_jax.evaluation.encode import Selection, errors_about, evenly_spaced
+from grain_jax.training.processes import FailedInAll
 from grain_jax.training.sharding import make_mesh
 
 
@@ -215,3 +216,13 @@ def test_what_is_not_finite_is_named_with_its_data():
     encoder.texts(["red"], kind="caption")
     with pytest.raises(ValueError, match=r"text 'nothing' is not finite \(1 of 2 texts\)"):
         encoder.texts(["red", "nothing"], kind="caption")
+
+
+def test_an_error_that_every_process_knows_of_stays_one() -> None:
+    """Training saves in all of them over such an error, and in none over another."""
+    with (
+        pytest.raises(FailedInAll, match="Split 'a': process 1: bad") as raised,
+        errors_about("Split 'a'"),
+    ):
+        raise FailedInAll("process 1: bad", elsewhere=True)
+    assert raised.value.elsewhere

@@ -134,6 +134,17 @@ def test_threads_change_nothing() -> None:
     assert_equal(batches(source, 6, one), batches(source, 6, many))
 
 
+class Broken(Pictures):
+    """Pictures on a disk that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def __getitem__(self, index: int) -> Record:
+        raise self.error
+
+
 class Meeting(Pictures):
     """Pictures that are read only once `count` threads are reading."""
 
@@ -423,3 +434,12 @@ def test_evaluation_batches_are_in_order_and_whole() -> None:
 def test_evaluation_refuses_to_leave_an_image_out() -> None:
     with pytest.raises(ValueError, match="'picture-6' cannot be evaluated on"):
         list(evaluation_batches(Pictures(10, bad=(6,)), Preprocessing(image_size=8), 4))
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("Corrupted")])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_cannot_be_read_is_one_kind_of_error(error: Exception, workers: int) -> None:
+    """So that a run saves before it stops, whichever library met it."""
+    config = dataclasses.replace(CONFIG, num_workers=workers)
+    with pytest.raises(ValueError, match=f"could not be read .*{type(error).__name__}"):
+        batches(Broken(error), 4, config)

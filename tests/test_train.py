@@ -10,8 +10,8 @@ from PIL import Image
 import grain_jax.train
 from grain_jax.config import DataConfig
 from grain_jax.config_files import config_from_json
-from grain_jax.train_inputs import fitting_loader
 from grain_jax.training import checkpoint, environment
+from grain_jax.training.inputs import fitting_loader
 
 CONFIG = Path(__file__).parent / "tiny_world.py"
 
@@ -198,6 +198,12 @@ def test_a_check_says_what_would_start_and_writes_nothing(tmp_path, capsys):
     assert "48 images of world/train" in output
     assert "Nothing was started" in output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_check_finds_a_mesh_that_cannot_split_a_parameter(tmp_path, capsys):
+    arguments = ("--check", "--check_devices=16", "--config.mesh.tensor=16")
+    assert train(tmp_path / "run", *arguments) == 2
+    assert "mesh.tensor = 16 cannot split parameter" in capsys.readouterr().err
 
 
 def test_a_check_of_a_run_that_is_there_knows_where_it_stands(finished, capsys):

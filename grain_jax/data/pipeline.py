@@ -98,15 +98,21 @@ def _elements(parts: Any, plan: LoaderPlan) -> Any:
 
 
 def _following(elements: Any, plan: LoaderPlan, *, started: bool) -> Any:
-    """The next element. Raises `LoaderProcessDied` where a process ended instead of making it."""
+    """The next element. Raises ValueError where the data cannot be read, as `LoaderProcessDied`
+    where a process ended instead.
+    """
     try:
         if started:
             return next(elements)
         return processes.first_element(elements, plan.num_workers)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, KeyError) as error:
         if plan.num_workers and (death := processes.died(error)) is not None:
             raise death from error
-        raise
+        # A file that is damaged or gone: array_record and TFDS have no one type for it.
+        raise ValueError(
+            f"The data could not be read ({type(error).__name__}: {error}). Look at the disk or "
+            "network it lies on, or prepare it again."
+        ) from error
 
 
 class BatchIterator(Iterator[Batch]):

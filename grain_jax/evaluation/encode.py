@@ -24,7 +24,7 @@ from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.build import normalize_images
 from grain_jax.training.learned import EVERYTHING, Learned
-from grain_jax.training.processes import raise_in_all
+from grain_jax.training.processes import FailedInAll, raise_in_all
 from grain_jax.training.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -319,6 +319,8 @@ def errors_about(name: str) -> Iterator[None]:
     """Puts the name of the data in front of what is wrong with it."""
     try:
         yield
+    except FailedInAll as error:  # whose type says that every process knows of it
+        raise FailedInAll(f"{name}: {error}", elsewhere=error.elsewhere) from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

@@ -185,6 +185,12 @@ class Profiler:
         self._first, self._last = first_step, max(first_step, 1) + PROFILED_STEPS - 1
         self._tracing = False
 
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
     def before(self, step: int) -> None:
         """Call before each step (counted from 1)."""
         if self._first >= 0 and step == max(self._first, 1):

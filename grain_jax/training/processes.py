@@ -106,6 +106,8 @@ def from_first(value: Value) -> Value:
     if not are_many():
         return value
     text = json.dumps(value).encode()
+    if len(text) > _MESSAGE_BYTES:
+        raise AssertionError(f"{len(text)} bytes to tell all, more than {_MESSAGE_BYTES}")
     told = multihost_utils.broadcast_one_to_all(_padded(text))
     return json.loads(bytes(told).rstrip(b"\0"))
 

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from flax.linen import spmd
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.data.batch import Batch
@@ -114,13 +114,13 @@ def _slices(devices: Sequence[Any]) -> list[list[Any]]:
         listed = ", ".join(f"{len(by_slice[number])} in slice {number}" for number in by_slice)
         raise ValueError(
             f"The slices (GPU nodes, TPU slices or hosts) have different numbers of devices: "
-            f"{listed}. Needed the same number in each; look at CUDA_VISIBLE_DEVICES and the "
+            f"{listed}. Expected the same number in each; look at CUDA_VISIBLE_DEVICES and the "
             "launcher's options."
         )
     if len(set(by_process.values())) > 1:
         listed = ", ".join(f"{count} of process {process}" for process, count in by_process.items())
         raise ValueError(
-            f"The processes have different numbers of devices: {listed}. Needed the same number "
+            f"The processes have different numbers of devices: {listed}. Expected the same number "
             "each; look at CUDA_VISIBLE_DEVICES and the launcher's options."
         )
     return slices
@@ -189,7 +189,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
+def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of parameters from their logical names; `boxed` are those of an abstract init.
 
     Narrow ones (see `NARROW`) are not split over "fsdp". Raises ValueError naming a parameter that

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import AbstractMesh
 
 from grain_jax.config import DataConfig, TrainConfig, validate
 from grain_jax.data.records import Source
@@ -128,10 +129,11 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
     Raises ValueError for what the user must change.
     """
     jax.config.update("jax_platforms", "cpu")  # a login node has nothing else
+    num_slices = slice_size = 1
     if devices:
         match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", devices)
         if match is None:
-            raise ValueError(f"--check_devices={devices!r}: needed a number as 16, or 2x8.")
+            raise ValueError(f"--check_devices={devices!r}: expected a number such as 16, or 2x8.")
         num_slices, slice_size = int(match[1] or 1), int(match[2])
         sharding.check_slices(config.mesh, num_slices=num_slices, slice_size=slice_size)
         sharding.check_batch(config, num_slices * slice_size)
@@ -141,7 +143,11 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
     if newest is not None:
         notes += resume_notes(inputs, workdir, newest, change_schedule=change_schedule)
     model = build_model(config.model)
-    params = nn.unbox(abstract_boxed_params(model, config))
+    boxed = abstract_boxed_params(model, config)
+    if devices:
+        shape = sharding.mesh_shape(config.mesh, num_slices * slice_size)
+        sharding.parameter_shardings(boxed, AbstractMesh(shape, sharding.AXES))
+    params = nn.unbox(boxed)
     rate_factors(params, config.optim.rate_factors)
     screen = Screen()
     rows = what_trains(config, params, num_images=len(inputs.source), steps=inputs.steps)
