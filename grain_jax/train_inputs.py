@@ -19,6 +19,7 @@ from grain_jax.data.region_coverage import (
     region_coverage,
 )
 from grain_jax.data.sources import open_source
+from grain_jax.data.text_lengths import text_length_notes
 from grain_jax.data.tokenizer import Tokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.best_metric import check_best_metric
@@ -89,6 +90,8 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     will_learn = learned | learns(config, any_regions=coverage is None or coverage.any_regions)
     notes += check_best_metric(config, learned=will_learn)
     steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
+    if newest is None:  # a run that goes on keeps its lengths
+        notes += text_length_notes(source, config, tokenizer)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
     return Inputs(
