@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 
 from grain_jax.config import DataConfig, TrainConfig, validate
+from grain_jax.config_rules import unread_notes
 from grain_jax.data.records import Source
 from grain_jax.data.region_coverage import (
     RegionCoverage,
@@ -63,6 +64,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     given = start.pretrained(config, workdir)
     config, notes = given.config, [*given.notes]
     validate(config)
+    notes += unread_notes(config)
 
     # Data. A batch is a function of the step, so there is no loader state to restore.
     size = config.model.image_size
@@ -94,6 +96,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
         notes += text_length_notes(source, config, tokenizer)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
+    notes += _late_notes(config, start_step=newest or 0, steps=steps)
     return Inputs(
         config=config,
         trained=given.trained,
@@ -108,6 +111,22 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
         will_learn=will_learn,
         notes=notes,
     )
+
+
+def _late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]:
+    """On settings that name a step which does not come."""
+    notes, last = [], min(steps, config.stop_at_step or steps)
+    if config.stop_at_step > steps:
+        notes.append(
+            f"without effect, as the run has {steps} steps: stop_at_step = {config.stop_at_step}"
+        )
+    profiled = config.logging.profile_step
+    if profiled >= 0 and not start_step < max(profiled, 1) <= last:
+        notes.append(
+            f"without effect, as steps {start_step + 1} to {last} are trained: "
+            f"logging.profile_step = {profiled}, so no trace is written"
+        )
+    return notes
 
 
 @processes.errors_in_all()
