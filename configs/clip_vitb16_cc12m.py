@@ -11,6 +11,8 @@ SUN397 41.8, R@1 on COCO 32.8 to text and 22.5 to image (github.com/bethgelab/
 frequency_determines_performance, template ensemble); ImageNet 40.2 % (LaCLIP's README).
 Web images: prepare them with `--max_image_side=256`. A core decodes 101 images/s with a short side
 of 800 pixels, 488 with 256.
+Text lengths are not measured: the annotations of this set were not at hand. The first lines of a
+run, and `--check`, name the length that your captions need.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig, vision_variant

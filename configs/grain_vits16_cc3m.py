@@ -13,8 +13,9 @@ Web images: prepare them with `--max_image_side=256`. A core decodes 101 images/
 of 800 pixels, 488 with 256.
 Text lengths are not measured: the annotations of this set were not at hand. Padding costs: captions
 of 40 tokens, descriptions of 16 and model.description_capacity=0.6 take GRAIN ViT-B/16 from 165.6
-to 131.1 GFLOP an image. metrics.jsonl has what is used, as `caption_positions_used`,
-`description_positions_used` and `descriptions_used`; shorten while `truncated_texts` stays near 0.
+to 131.1 GFLOP an image. The first lines of a run, and `--check`, name the lengths and the
+capacity that your annotations need; metrics.jsonl has what is used, as `caption_positions_used`,
+`description_positions_used` and `descriptions_used`.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, vision_variant

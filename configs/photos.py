@@ -3,8 +3,9 @@ r"""A small GRAIN on a few thousand photographs with captions and boxes, on two 
     python -m grain_jax.train --config=configs/photos.py --config.data.directory=DIR --workdir=RUN
 
 Pictures are flipped at random: set data.flip_probability=0 where texts say left and right. Captions
-are cut to 30 words or parts of words, descriptions to 8: raise data.caption_length and
-data.description_length where the log's `truncated_texts` is not near 0.
+are cut to 30 words or parts of words, descriptions to 8: the first lines of a run, and `--check`,
+say how many of your texts are cut, and which data.caption_length, data.description_length and
+model.description_capacity your annotations need.
 
 DIR is what `python -m grain_jax.prepare` wrote, with the splits `train` and `validation`.
 Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).

@@ -271,13 +271,14 @@ def faithful_loss() -> LossConfig:
     )
 
 
-def validate(config: TrainConfig, *, complete: bool = True) -> None:
+def validate(config: TrainConfig, *, complete: bool = True, new_run: bool = True) -> None:
     """Raises one ValueError that names all that is wrong with `config`, and what to change.
 
     Without `complete` each setting is checked by itself: others have still to come, with weights.
+    Without `new_run` settings that nothing reads are let pass, as models are stored with such.
     What depends on the data, the tokenizer or the devices is checked where those are opened.
     """
     from grain_jax.config_rules import problems  # here, as the rules are about the classes above
 
-    if found := problems(config, complete=complete):
+    if found := problems(config, complete=complete, new_run=new_run):
         raise ValueError("\n".join(found))

@@ -1,5 +1,7 @@
 """Configurations from the command line, and to and from JSON."""
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -19,6 +21,10 @@ from grain_jax.config_rules import leaves
 from grain_jax.paths import expand_home
 
 SHORT_NAMES = {"optim.lr": "optim.learning_rate"}  # understood on the command line too
+
+TEXT_LISTS = [
+    path for path, (_, declared) in leaves(TrainConfig()).items() if declared == tuple[str, ...]
+]
 
 
 def load_config(name: str) -> TrainConfig:
@@ -77,6 +83,12 @@ def parse_arguments(
             others.append(argument)
         if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             _check_path(match[1])
+        if match := re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL):
+            path, given = match[1], match[2]
+            if path in TEXT_LISTS and (given := next(pending, None) if given is None else given):
+                others[-1] = f"--config.{path}={texts_as_typed(path, given)!r}"
+            elif path in TEXT_LISTS and given is not None:
+                others[-1] = f"--config.{path}=()"
     config = load_config(name)
     argv = ["train", *others]
     config_flags.DEFINE_config_dataclass("config", config, flag_values=flag_values, sys_argv=argv)
@@ -90,6 +102,30 @@ def parse_arguments(
     for path, (value, declared) in leaves(config).items():
         _assign(config, path, _as_declared(value, declared))
     return config
+
+
+def texts_as_typed(path: str, given: str) -> tuple[str, ...]:
+    """The texts of a list on the command line: one as it is, or all of them as `("a","b")`.
+
+    Raises ValueError for a comma without quotes, which may part two texts or belong to one (folders
+    have commas in their names), and for a list that cannot be read.
+    """
+    quoted = given.strip()[:1] in tuple("([\"'")
+    if not quoted and "," not in given:
+        return (given,)
+    if quoted:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(given.strip())
+            values = (value,) if isinstance(value, str) else value
+            if isinstance(values, tuple | list) and all(isinstance(v, str) for v in values):
+                return tuple(values)
+    bare = given.strip("()[] ").replace('"', "").replace("'", "")
+    several = ",".join(f'"{part.strip()}"' for part in bare.split(",") if part.strip())
+    raise ValueError(
+        f"--config.{path}={given}: needed one text without a comma, or quotes around each of them. "
+        f"Several: --config.{path}='({several},)'. One with a comma in it: "
+        f"--config.{path}='(\"{bare}\",)'."
+    )
 
 
 def config_to_json(config: TrainConfig) -> str:

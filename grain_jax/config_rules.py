@@ -2,12 +2,14 @@
 
 import dataclasses
 import difflib
+import fnmatch
 import math
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig
+from grain_jax.unread_settings import UNREAD, Unread
 
 CHOICES = {
     "model.kind": ("grain", "clip"),
@@ -96,10 +98,11 @@ def leaves(config: object, prefix: str = "") -> dict[str, tuple[object, object]]
     return found
 
 
-def problems(config: TrainConfig, *, complete: bool = True) -> list[str]:
+def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True) -> list[str]:
     """Everything wrong with `config` by itself: given, needed, what to change.
 
-    Without `complete` how settings go together is left for later.
+    Without `complete` how settings go together is left for later. Without `new_run` settings that
+    nothing reads are let pass: models are stored with such.
     """
     found = _bounds(leaves(config))
     if not complete:
@@ -107,6 +110,8 @@ def problems(config: TrainConfig, *, complete: bool = True) -> list[str]:
     return found or [
         *_model_problems(config),
         *_run_problems(config),
+        *(_idle_problems(config) if new_run else ()),
+        *(_unread_problems(config) if new_run else ()),
         *_loader_problems(config.data),
         *_transform_problems(config.data),
         *_split_problems(config.data),
@@ -236,7 +241,6 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
             "earlier decoder layers, and model.decoder.depth = 1 has none; raise the depth or "
             "set the weight to 0."
         )
-    yield from _idle_problems(config)
     if config.batch_size % config.optim.accumulate:
         yield (
             f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "
@@ -255,6 +259,38 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
     axes.pop("cpu_devices")
     if 0 in axes.values() or list(axes.values()).count(-1) > 1:
         yield f"mesh: given {axes}; sizes are 1 or more, and at most one may be -1 (what is left)."
+
+
+def _unread_problems(config: TrainConfig) -> Iterator[str]:
+    for rule, changed in _unread(config):
+        if rule.refused:
+            for path, value in changed.items():
+                yield f"{path} = {value!r} has no effect: {rule.reason}; {rule.change}."
+
+
+def unread_notes(config: TrainConfig) -> list[str]:
+    """For the screen: settings that were changed, do nothing and are not refused, by reason."""
+    return [
+        f"without effect, as {rule.reason}: "
+        + ", ".join(f"{path} = {value!r}" for path, value in changed.items())
+        for rule, changed in _unread(config)
+        if not rule.refused
+    ]
+
+
+def _unread(config: TrainConfig) -> Iterator[tuple[Unread, dict[str, object]]]:
+    """The rules that hold, each with those of its settings that differ from their defaults."""
+    given, default = leaves(config), leaves(TrainConfig())
+    for rule in UNREAD:
+        if rule.when(config):
+            changed = {
+                path: value
+                for pattern in rule.settings
+                for path in fnmatch.filter(given, pattern)
+                if (value := given[path][0]) not in (default[path][0], *rule.harmless)
+            }
+            if changed:
+                yield rule, changed
 
 
 def _idle_problems(config: TrainConfig) -> Iterator[str]:

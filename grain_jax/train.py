@@ -221,6 +221,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
 
     loader, loader_notes = fitting_loader(config.data)
     notes += [*loader_notes, *environment.missing_gpu_notes()]
+    notes += sharding.cpu_devices_notes(config)
     batches = training_batches(
         source,
         loader,

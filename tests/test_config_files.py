@@ -48,6 +48,44 @@ def test_a_file_with_a_variant_and_overrides_in_any_order():
     assert config.data.mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("/data/pets", ("/data/pets",)),
+        ("/data/a set (1)", ("/data/a set (1)",)),  # blanks and brackets of a name
+        ("2024", ("2024",)),
+        ("'/data/flowers,old'", ("/data/flowers,old",)),
+        ('("/data/flowers,old",)', ("/data/flowers,old",)),
+        ('("/data/flowers,old", "pets")', ("/data/flowers,old", "pets")),
+        ('["a","b"]', ("a", "b")),
+        ("()", ()),
+        ("", ()),
+    ],
+)
+def test_a_list_of_texts_is_read_as_typed(given, expected):
+    for path in ("zero_shot", "zero_shot_during_training"):
+        setting = f"--config.evaluation.{path}"
+        for arguments in ([f"{setting}={given}"], [setting, given]):
+            config = parse(*arguments, "--config.seed=3")
+            assert (getattr(config.evaluation, path), config.seed) == (expected, 3)
+
+
+@pytest.mark.parametrize(
+    "given", ["a,b", "/data/a,b", "(a,b)", '("a",b)', '("a",3)', '("a"', "{}x,"]
+)
+def test_a_comma_that_may_mean_two_things_is_refused_with_both(given):
+    for path in ("evaluation.zero_shot", "optim.rate_factors"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"--config.{path}={given}: needed")
+        ) as error:
+            parse(f"--config.{path}={given}")
+        message = str(error.value)
+        assert "\n" not in message
+        if given == "/data/a,b":  # both as they can be typed
+            assert f"""--config.{path}='("/data/a","b",)'""" in message
+            assert f"""--config.{path}='("/data/a,b",)'""" in message
+
+
 def test_no_value_is_dropped_without_a_word(tmp_path):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "", flag_values=values)

@@ -50,12 +50,20 @@ def changed(config: TrainConfig, **changes: object) -> TrainConfig:
         ),
         (
             demo.get_config,
-            {"model__kind": "clip", "evaluation__alphas": (0.5,)},
+            {
+                "model__kind": "clip",
+                "model__region_logit_scale": "shared",
+                "evaluation__alphas": (0.5,),
+            },
             "evaluation.alphas = (0.5,) is about regions",
         ),
         (
             demo.get_config,
-            {"model__kind": "clip", "evaluation__region_score": "queries"},
+            {
+                "model__kind": "clip",
+                "model__region_logit_scale": "shared",
+                "evaluation__region_score": "queries",
+            },
             "evaluation.region_score = 'queries' is about regions",
         ),
         (

@@ -190,6 +190,10 @@ def train(workdir: Path, data: Path, *arguments: str) -> int:
             f"--workdir={workdir}",
             *("--config.logging.compilation_cache=off", "--config.mesh.cpu_devices=1"),
             *("--config.data.source=records", f"--config.data.directory={data}"),
+            *(
+                "--config.data.world.num_train_images=16000",
+                "--config.data.world.num_eval_images=1500",
+            ),
             *("--config.data.tokenizer=clip", "--config.model.text.vocab_size=49408"),
             *("--config.data.eval_split=", "--config.batch_size=8", "--config.steps=2"),
             *("--config.checkpoint.every_steps=1", "--config.checkpoint.keep=9"),

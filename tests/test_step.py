@@ -54,6 +54,7 @@ def test_the_text_that_is_padding_is_measured(whole_batch):
     _, _, history, _ = whole_batch
     batch = random_batch()
     assert history[0]["caption_positions_used"] == 1.0
+    assert "region_logit_scale" not in history[0]  # shared: there is one
     assert history[0]["description_positions_used"] == pytest.approx(1.0)
     assert history[0]["descriptions_used"] == pytest.approx(batch.region_mask.mean())
     half = batch.replace(captions=np.where(np.arange(8) < 2, batch.captions, 0))
@@ -170,5 +171,11 @@ def test_a_step_in_bfloat16_with_scanned_recomputed_layers_on_a_mesh():
         history = run.train([random_batch(0), random_batch(1)])
     assert all(metrics["bad_steps"] == 0 for metrics in history)
     assert all(math.isfinite(metrics["loss"]) for metrics in history)
+    # The scale that regions learn by themselves is logged, each step's own.
+    scales = [metrics["region_logit_scale"] for metrics in history]
+    assert scales[0] != scales[1]
+    learned = float(np.exp(jax.device_get(run.state.params["region_logit_scale"])))
+    assert scales[1] != pytest.approx(history[1]["logit_scale"], rel=1e-6)
+    assert scales[1] == pytest.approx(learned, rel=1e-2)  # of before its step
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(run.state.params)}
     assert kinds == {"float32"}

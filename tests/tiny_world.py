@@ -10,6 +10,8 @@ def get_config(variant: str = "") -> TrainConfig:
     config.name = "tiny"
     model = config.model
     model.kind = variant or "grain"
+    if model.kind == "clip":
+        model.region_logit_scale = "shared"
     model.image_size, model.embed_dim = 32, 16
     model.vision.width, model.vision.depth, model.vision.num_heads = 16, 1, 2
     model.text.width, model.text.depth, model.text.num_heads = 16, 1, 2

@@ -72,6 +72,12 @@ def needs_regions(config: TrainConfig) -> bool:
     )
 
 
+def needs_descriptions(config: TrainConfig) -> bool:
+    """Whether a loss reads the descriptions of regions, so that the text tower encodes them."""
+    regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
+    return regions_learn or config.loss.image_description_weight > 0
+
+
 def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
     """Notes on a split where few images have regions. Raises ValueError where none has one and
     `data.allow_no_regions` is off, or where the loss could not be computed.

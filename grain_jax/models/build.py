@@ -152,11 +152,7 @@ def build_model(config: ModelConfig) -> ImageTextModel:
     whole = copy.deepcopy(config)
     if 0 < whole.vision.patch_size < whole.image_size:
         whole.image_size -= whole.image_size % whole.vision.patch_size
-    # What only a new run is refused: models are stored with settings that nothing in them reads.
-    whole.description_capacity = 1.0
-    if whole.kind == "clip":
-        whole.region_logit_scale = "shared"
-    validate(TrainConfig(model=whole, data=shortest))
+    validate(TrainConfig(model=whole, data=shortest), new_run=False)
     return ImageTextModel(copy.deepcopy(config))
 
 

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from grain_jax.config import DataConfig, TrainConfig, validate
+from grain_jax.config_rules import unread_notes
 from grain_jax.data.records import Source
 from grain_jax.data.region_coverage import (
     RegionCoverage,
@@ -20,6 +21,7 @@ from grain_jax.data.region_coverage import (
     region_coverage,
 )
 from grain_jax.data.sources import open_source
+from grain_jax.data.text_lengths import text_length_notes
 from grain_jax.data.tokenizer import Tokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.best_metric import check_best_metric
@@ -63,6 +65,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     given = start.pretrained(config, workdir)
     config, notes = given.config, [*given.notes]
     validate(config)
+    notes += unread_notes(config)
 
     # Data. A batch is a function of the step, so there is no loader state to restore.
     size = config.model.image_size
@@ -90,8 +93,11 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     will_learn = learned | learns(config, any_regions=coverage is None or coverage.any_regions)
     notes += check_best_metric(config, learned=will_learn)
     steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
+    if newest is None:  # a run that goes on keeps its lengths
+        notes += text_length_notes(source, config, tokenizer)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
+    notes += _late_notes(config, start_step=newest or 0, steps=steps)
     return Inputs(
         config=config,
         trained=given.trained,
@@ -106,6 +112,22 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
         will_learn=will_learn,
         notes=notes,
     )
+
+
+def _late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]:
+    """On settings that name a step which does not come."""
+    notes, last = [], min(steps, config.stop_at_step or steps)
+    if config.stop_at_step > steps:
+        notes.append(
+            f"without effect, as the run has {steps} steps: stop_at_step = {config.stop_at_step}"
+        )
+    profiled = config.logging.profile_step
+    if profiled >= 0 and not start_step < max(profiled, 1) <= last:
+        notes.append(
+            f"without effect, as steps {start_step + 1} to {last} are trained: "
+            f"logging.profile_step = {profiled}, so no trace is written"
+        )
+    return notes
 
 
 @processes.errors_in_all()

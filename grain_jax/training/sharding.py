@@ -167,6 +167,18 @@ def set_cpu_devices(config: TrainConfig) -> None:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices(config))
 
 
+def cpu_devices_notes(config: TrainConfig) -> list[str]:
+    """For the screen: that mesh.cpu_devices was given and there are other devices."""
+    wanted, devices = config.mesh.cpu_devices, jax.local_devices()
+    if not wanted or (devices[0].platform == "cpu" and len(devices) == wanted):
+        return []
+    there = f"{len(devices)} of {devices[0].platform}"
+    return [
+        f"without effect, as this process has other devices ({there}): "
+        f"mesh.cpu_devices = {wanted}, which is for a CPU whose number of devices is not set before"
+    ]
+
+
 def check_batch(config: TrainConfig, num_devices: int) -> None:
     """Raises ValueError unless every device gets equally many rows of every micro-batch."""
     data, fsdp, _ = mesh_shape(config.mesh, num_devices)

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from grain_jax.config import TrainConfig
 from grain_jax.data.batch import Batch
+from grain_jax.data.region_coverage import needs_descriptions
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import DTYPES, normalize_images
 from grain_jax.models.outputs import Output
@@ -158,7 +159,7 @@ def _encode(
         {"params": params},
         pixels,
         captions,
-        descriptions if _needs_descriptions(config) else None,
+        descriptions if needs_descriptions(config) else None,
         train=True,
         auxiliary_boxes=config.loss.auxiliary_box_weight > 0,
         rngs={"dropout": key},
@@ -178,7 +179,7 @@ def _encode_in_parts(
 ) -> Output:
     k, regions = config.optim.accumulate, batch.descriptions.shape[1]
     texts, place, kept = None, None, None
-    if _needs_descriptions(config):
+    if needs_descriptions(config):
         texts = batch.descriptions.reshape(-1, batch.descriptions.shape[2])
         rows = capacity(config.model.description_capacity, len(texts), num_parts=k)
         if rows < len(texts):
@@ -206,11 +207,6 @@ def _encode_in_parts(
         logit_scale=scale,
         region_logit_scale=region_scale,
     )
-
-
-def _needs_descriptions(config: TrainConfig) -> bool:
-    regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
-    return regions_learn or config.loss.image_description_weight > 0
 
 
 def _update(
