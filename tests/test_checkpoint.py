@@ -12,7 +12,7 @@ from grain_jax.config import CheckpointConfig, MeshConfig
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.data.world.language import PROMPT_TEMPLATES
-from grain_jax.training import checkpoint
+from grain_jax.training import checkpoint, sharding
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 
 
@@ -58,10 +58,30 @@ def test_restore_on_other_devices_is_exact(on_8, saved, shape, devices):
     )
     restored = saved[1].restore(2, other.abstract)
     same(restored, on_8.state)
-    for leaf, wanted in zip(
-        jax.tree.leaves(restored), jax.tree.leaves(other.abstract), strict=True
-    ):
+    assert_placed_as(restored, other.abstract)
+
+
+def assert_placed_as(state, abstract):
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_small_vectors_that_were_saved_split_over_fsdp_come_back_whole(on_8, tmp_path, monkeypatch):
+    """Runs of before had every parameter with an "embed" axis split over "fsdp"."""
+    start = jax.device_get(on_8.state)
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "NARROW", 0)
+        before = TinyRun(on_8.config, mesh=MeshConfig(2, 2, 2), devices=8, start=start)
+    for params in (before.state.params, before.state.opt_state[1].mu, before.state.ema_params):
+        assert not params["vision"]["norm"]["scale"].sharding.is_fully_replicated
+    settings = CheckpointConfig(asynchronous=False)
+    checkpoints = Checkpoints(tmp_path, settings, metadata=metadata(on_8.config))
+    checkpoints.save(before.state, step=2)
+    restored = checkpoints.restore(2, on_8.abstract)
+    checkpoints.close()
+    same(restored, start)
+    assert_placed_as(restored, on_8.abstract)
+    assert restored.params["vision"]["norm"]["scale"].sharding.is_fully_replicated
 
 
 def test_8_devices_then_1_train_on_as_8(on_8, saved):

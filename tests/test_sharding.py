@@ -34,12 +34,13 @@ def test_every_mesh_of_8_trains_as_one_device(one_device, shape):
     assert_trains_as(run, *one_device)
 
 
-def test_dropout_scanned_and_recomputed_layers_are_the_same_on_a_mesh():
+def test_dropout_scanned_and_recomputed_layers_are_the_same_in_micro_batches_on_a_mesh():
     config = tiny_config()
     config.model.decoder.dropout = 0.3
     config.model.vision.depth = 2
     config.model.scan_layers, config.model.remat = True, "dots"
-    runs = [TinyRun(config), TinyRun(config, mesh=MeshConfig(2, 2, 2), devices=8)]
+    in_parts = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=2))
+    runs = [TinyRun(config), TinyRun(in_parts, mesh=MeshConfig(2, 2, 2), devices=8)]
     # JAX's own attention promotes, and recomputing traces it again outside of our exception for it.
     with jax.numpy_dtype_promotion("standard"):
         history = runs[0].train(BATCHES)

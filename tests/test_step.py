@@ -20,9 +20,9 @@ def same(tree, other):
 
 @pytest.fixture(scope="module")
 def whole_batch():
-    """One step on whole batches, with every optional loss on."""
+    """One step on whole batches, with dropout and every optional loss on."""
     config = tiny_config()
-    config.model.decoder.depth = 2
+    config.model.decoder.depth, config.model.decoder.dropout = 2, 0.1
     config.loss.image_description_weight = 1.0
     config.loss.auxiliary_box_weight = 1.0
     run = TinyRun(config)
@@ -31,14 +31,15 @@ def whole_batch():
     return config, start, history, jax.device_get(run.state.opt_state[1].mu)
 
 
-@pytest.mark.parametrize(("k", "devices"), [(4, 1), (2, 4)])
-def test_micro_batches_change_neither_loss_nor_gradient(whole_batch, k, devices):
+@pytest.mark.parametrize(("k", "shape"), [(4, (1, 1, 1)), (2, (8, 1, 1)), (2, (4, 2, 1))])
+def test_micro_batches_on_any_mesh_change_neither_loss_nor_gradient(whole_batch, k, shape):
+    """Not those of dropout either."""
     config, start, history, gradient = whole_batch
     optim = dataclasses.replace(config.optim, accumulate=k)
     run = TinyRun(
         dataclasses.replace(config, optim=optim),
-        mesh=MeshConfig(),
-        devices=devices,
+        mesh=MeshConfig(*shape),
+        devices=math.prod(shape),
         start=start,
     )
     found = run.train([random_batch()])

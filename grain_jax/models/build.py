@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, UInt8
+from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from grain_jax.config import DataConfig, ModelConfig, TrainConfig, validate
 from grain_jax.models.decoder import RegionDecoder
@@ -75,17 +75,22 @@ class ImageTextModel(nn.Module):
         *,
         train: bool = False,
         auxiliary_boxes: bool = False,
+        rows: Int[Array, "B"] | None = None,
     ) -> Output:
         """Normalised images and token ids to all that the losses need.
 
-        `train`: with dropout. `auxiliary_boxes`: boxes of the earlier decoder layers too.
+        `train`: with dropout, whose masks are functions of `rows`, the numbers of the rows in the
+        global batch (default: their places here). `auxiliary_boxes`: boxes of the earlier decoder
+        layers too.
         """
         description_embed = description_kept = None
         if descriptions is not None:
             description_embed, description_kept = self._encode_descriptions(descriptions)
         scale, region_scale = self.logit_scales()
         return Output(
-            image=self.encode_images(images, train=train, auxiliary_boxes=auxiliary_boxes),
+            image=self.encode_images(
+                images, train=train, auxiliary_boxes=auxiliary_boxes, rows=rows
+            ),
             caption_embed=self.text(captions),
             description_embed=description_embed,
             description_kept=description_kept,
@@ -99,6 +104,7 @@ class ImageTextModel(nn.Module):
         *,
         train: bool = False,
         auxiliary_boxes: bool = False,
+        rows: Int[Array, "B"] | None = None,
     ) -> ImageOutput:
         """Normalised images to embeddings and, for GRAIN, regions; arguments as of a call."""
         tokens = self.vision(images)
@@ -108,7 +114,7 @@ class ImageTextModel(nn.Module):
             )
             projected = pooled @ self.image_projection.astype(tokens.dtype)
             return ImageOutput(tokens=tokens, image_embed=projected.astype(jnp.float32))
-        decoded = self.decoder(tokens, train=train, auxiliary_boxes=auxiliary_boxes)
+        decoded = self.decoder(tokens, train=train, auxiliary_boxes=auxiliary_boxes, rows=rows)
         return ImageOutput(
             tokens=tokens,
             image_embed=decoded.image_embed,

@@ -11,9 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grain_jax.config import DecoderConfig
+from grain_jax.models.dropout import Dropout
 from grain_jax.models.layers import (
     BlockInit,
     LayerNorm,
@@ -49,6 +50,7 @@ class Attention(nn.Module):
         query_input: Float[Array, "B T D"],
         key_input: Float[Array, "B S D"],
         value_input: Float[Array, "B S D"],
+        rows: Int[Array, "B"] | None = None,  # their numbers in the global batch, for dropout
     ) -> Float[Array, "B T D"]:
         width = query_input.shape[-1]
         shape = (self.num_heads, 3, width // self.num_heads)
@@ -75,7 +77,7 @@ class Attention(nn.Module):
             logits = jnp.einsum(
                 "btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32
             ) * (query.shape[-1] ** -0.5)
-            weights = nn.Dropout(self.dropout, deterministic=False)(jax.nn.softmax(logits))
+            weights = Dropout(self.dropout, deterministic=False)(jax.nn.softmax(logits), rows)
             mixed = jnp.einsum("bnts,bsnh->btnh", weights.astype(self.dtype), value)
         else:  # so few queries that flash attention has nothing to save
             mixed = attend(query, key, value, implementation="xla")
@@ -108,17 +110,18 @@ class DecoderLayer(nn.Module):
         query: Float[Array, "1 T D"],
         memory: Float[Array, "B P D"],
         memory_key: Float[Array, "B P D"],
+        rows: Int[Array, "B"],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
         """Returns x to carry on, and again as this layer's output if `outputs`, else None.
 
-        `query`: learned positions.
+        `query`: learned positions. `rows`: numbers of the rows in the global batch, for dropout.
         """
 
         def norm(name: str, x: Array) -> Array:
             return LayerNorm(NORM_EPS, dtype=self.dtype, name=name)(x)
 
         def drop(x: Array) -> Array:
-            return nn.Dropout(self.dropout, deterministic=not self.train)(x)
+            return Dropout(self.dropout, deterministic=not self.train)(x, rows)
 
         def attention(name: str) -> Attention:
             return Attention(
@@ -127,9 +130,9 @@ class DecoderLayer(nn.Module):
 
         y = norm("norm1", x)
         positioned = y + query
-        x = x + drop(attention("self_attention")(positioned, positioned, y))
+        x = x + drop(attention("self_attention")(positioned, positioned, y, rows))
         y = norm("norm2", x) + query
-        x = x + drop(attention("cross_attention")(y, memory_key, memory))
+        x = x + drop(attention("cross_attention")(y, memory_key, memory, rows))
         mlp = Mlp(
             self.mlp_dim,
             "relu",
@@ -139,7 +142,7 @@ class DecoderLayer(nn.Module):
             self.dtype,
             name="mlp",
         )
-        x = x + drop(mlp(norm("norm3", x)))
+        x = x + drop(mlp(norm("norm3", x), rows))
         x = constrain(x, "batch", None, None)
         return x, x if self.outputs else None
 
@@ -179,12 +182,16 @@ class RegionDecoder(nn.Module):
         *,
         train: bool = False,
         auxiliary_boxes: bool = False,
+        rows: Int[Array, "B"] | None = None,
     ) -> DecoderOutput:
         """Embeddings and boxes; with `auxiliary_boxes`, the boxes of the earlier layers too.
 
-        `train` turns dropout on, which then needs the "dropout" random stream.
+        `train` turns dropout on, which then needs the "dropout" random stream. Its masks are
+        functions of `rows`, the rows' numbers in the global batch (default: their places here).
         """
         config, width = self.config, self.config.width
+        rows = jnp.arange(tokens.shape[0], dtype=jnp.int32) if rows is None else rows
+        rows = constrain(rows, "batch")  # and so each device draws masks of its own rows
         num_queries, init = config.num_queries, uniform(tokens.shape[-1] ** -0.5)
         memory = Linear((width,), ("embed", None), init, dtype=self.dtype, name="input")(tokens)
         memory = LayerNorm(NORM_EPS, dtype=self.dtype, name="input_norm")(memory)
@@ -204,6 +211,7 @@ class RegionDecoder(nn.Module):
             query[None].astype(self.dtype),
             memory,
             memory_key,
+            rows,
             depth=config.depth,
             scan=self.scan_layers,
             remat=self.remat,

@@ -15,7 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import spmd
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from grain_jax.models.dropout import Dropout
 
 Initializer = Callable[..., Array]
 AxisNames = tuple[str | None, ...]
@@ -289,7 +291,10 @@ class Mlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], rows: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """`rows`: each row's number in the global batch, for dropout (default: its place)."""
         width = x.shape[-1]
         x = Linear(
             (self.hidden,),
@@ -300,7 +305,7 @@ class Mlp(nn.Module):
             name="fc1",
         )(x)
         x = activation_fn(self.activation)(constrain(x, "batch", None, "mlp"))
-        x = nn.Dropout(self.dropout, deterministic=not self.train)(x)
+        x = Dropout(self.dropout, deterministic=not self.train)(x, rows)
         return Linear(
             (width,),
             ("mlp", "embed"),

@@ -27,33 +27,29 @@ AXIS = "data"
 def encode_in_parts(
     encode: Callable[..., Any], params: Any, inputs: Any, rng: Array, *, num_parts: int
 ) -> Any:
-    """`encode(params, inputs, key)` of every part, rows joined in the order of `inputs`.
+    """`encode(params, inputs, rng)` of every part, rows joined in the order of `inputs`.
 
     Leaves of `inputs` and of what `encode` returns have rows first; their numbers of rows divide by
-    `num_parts` and by the devices that share them. Each part draws from a key of its own, and so
-    does each device of "data": dropout depends on the size of that axis here, and only here.
+    `num_parts` and by the devices that share them. All parts get the same `rng`.
     """
     parts = jax.tree.map(lambda values: _split(values, num_parts), inputs)
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else mesh.shape[AXIS]
-    keys = jax.random.split(rng, (num_parts, shards))
 
-    def run(params: Any, parts: Any, keys: Array) -> Any:
-        one_part = jax.checkpoint(lambda part, key: encode(params, part, key[0]))
-        return jax.lax.map(lambda values: one_part(*values), (parts, keys))
+    def run(params: Any, parts: Any, rng: Array) -> Any:
+        return jax.lax.map(jax.checkpoint(lambda part: encode(params, part, rng)), parts)
 
-    def run_on_shard(params: Any, parts: Any, keys: Array) -> Any:
+    def run_on_shard(params: Any, parts: Any, rng: Array) -> Any:
         with nn.logical_axis_rules(_rules_within()):
-            return run(jax.lax.pcast(params, AXIS, to="varying"), parts, keys)
+            return run(jax.lax.pcast(params, AXIS, to="varying"), parts, rng)
 
-    if shards > 1:
-        rows = PartitionSpec(None, AXIS)
+    if not mesh.empty and mesh.shape[AXIS] > 1:
+        whole, rows = PartitionSpec(), PartitionSpec(None, AXIS)
         run_on_mesh: Any = jax.shard_map(
-            run_on_shard, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, axis_names={AXIS}
+            run_on_shard, in_specs=(whole, rows, whole), out_specs=rows, axis_names={AXIS}
         )
-        stacked = run_on_mesh(params, parts, keys)
+        stacked = run_on_mesh(params, parts, rng)
     else:
-        stacked = run(params, parts, keys)
+        stacked = run(params, parts, rng)
     return jax.tree.map(_join, stacked)
 
 

@@ -126,13 +126,14 @@ def batch_loss(
 ) -> tuple[Array, Metrics]:
     """Loss of a `Batch` of device arrays with its (sum, weight) terms.
 
-    Micro-batches do not change it: with `optim.accumulate` = k > 1 the batch is encoded in k parts
-    (see `micro_batches`). Activations of one part at a time, negatives of the whole batch, exact
-    gradient, and descriptions packed as those of the whole batch.
+    Neither micro-batches nor the mesh change it: with `optim.accumulate` = k > 1 the batch is
+    encoded in k parts (see `micro_batches`). Activations of one part at a time, negatives of the
+    whole batch, exact gradient, and descriptions packed and dropout drawn as those of the whole
+    batch.
     """
     encode = functools.partial(_encode, model, config)
     if config.optim.accumulate == 1:
-        output = encode(params, (batch.images, batch.captions, batch.descriptions), rng)
+        output = encode(params, (batch.images, batch.captions, batch.descriptions, None), rng)
     else:
         output = _encode_in_parts(encode, model, params, batch, config, rng=rng)
     return total_loss(
@@ -149,11 +150,14 @@ def _encode(
     model: nn.Module,
     config: TrainConfig,
     params: Any,
-    inputs: tuple[Array, Array, Array | None],
-    key: Array,
+    inputs: tuple[Array, Array, Array | None, Array | None],
+    rng: Array,
 ) -> Output:
-    """Images, captions and, where the loss needs them, descriptions to what the losses take."""
-    images, captions, descriptions = inputs
+    """Images, captions and, where the loss needs them, descriptions to what the losses take.
+
+    The last of `inputs` are the rows' numbers in the global batch; None where it is whole.
+    """
+    images, captions, descriptions, rows = inputs
     pixels = normalize_images(images, config.data.mean, config.data.std, DTYPES[config.model.dtype])
     output: Any = model.apply(
         {"params": params},
@@ -162,7 +166,8 @@ def _encode(
         descriptions if needs_descriptions(config) else None,
         train=True,
         auxiliary_boxes=config.loss.auxiliary_box_weight > 0,
-        rngs={"dropout": key},
+        rows=rows,
+        rngs={"dropout": rng},
     )
     # The losses need no tokens, and stacked over micro-batches they would be the largest array.
     return dataclasses.replace(output, image=dataclasses.replace(output.image, tokens=None))
@@ -185,23 +190,23 @@ def _encode_in_parts(
         if rows < len(texts):
             texts, place, kept = pack(texts, rows=rows)
 
-    def encode_part(params: Any, inputs: tuple[Any, ...], key: Array) -> tuple[Output, Any]:
-        images, captions, texts = inputs
-        output = encode(params, (images, captions, None), key)
+    def encode_part(params: Any, inputs: tuple[Any, ...], rng: Array) -> tuple[Any, ...]:
+        images, captions, texts, rows = inputs
+        output = encode(params, (images, captions, None, rows), rng)
         embed = None
         if texts is not None:
             embed = model.apply({"params": params}, texts, method="encode_texts")
-        # Not rows: read from the parameters below.
-        return dataclasses.replace(output, logit_scale=None, region_logit_scale=None), embed
+        return output.image, output.caption_embed, embed
 
-    inputs = (batch.images, batch.captions, texts)
-    output, embed = encode_in_parts(encode_part, params, inputs, rng, num_parts=k)
+    inputs = (batch.images, batch.captions, texts, jnp.arange(len(batch.images), dtype=jnp.int32))
+    image, caption_embed, embed = encode_in_parts(encode_part, params, inputs, rng, num_parts=k)
     if place is not None and kept is not None:
         embed = unpack(embed, place, kept)
         kept = kept.reshape(-1, regions)
     scale, region_scale = model.apply({"params": params}, method="logit_scales")
-    return dataclasses.replace(
-        output,
+    return Output(
+        image=image,
+        caption_embed=caption_embed,
         description_embed=None if embed is None else embed.reshape(-1, regions, embed.shape[-1]),
         description_kept=kept,
         logit_scale=scale,

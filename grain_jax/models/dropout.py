@@ -1,0 +1,35 @@
+"""Dropout that depends on a row's place in the batch and not on which device has it, or when."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Dropout(nn.Module):
+    """Zeros numbers with probability `rate` and scales the others by 1 / (1 - rate).
+
+    The mask of a row is drawn from the module's "dropout" key and the row's number alone. So a
+    batch has the same masks whole, in micro-batches, and split over any mesh, and a device draws
+    those of its own rows.
+    """
+
+    rate: float  # in [0, 1]
+    deterministic: bool  # True: returns its input
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B *shape"], rows: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B *shape"]:
+        """`rows`: each row's number in the global batch (default: its place in `x`)."""
+        if self.deterministic or self.rate == 0.0:
+            return x
+        if self.rate == 1.0:  # 1 / 0 would make the gradient NaN
+            return jnp.zeros_like(x)
+        rows = jnp.arange(x.shape[0], dtype=jnp.int32) if rows is None else rows
+        key, keep = self.make_rng("dropout"), 1.0 - self.rate
+
+        def mask(row: Array) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, row), keep, x.shape[1:])
+
+        return jnp.where(jax.vmap(mask)(rows), x / keep, jnp.zeros_like(x))
