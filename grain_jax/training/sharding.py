@@ -40,10 +40,9 @@ LOGICAL_RULES = (
     ("joint", None),
     ("layers", None),
 )
-
-
-# A parameter with fewer numbers than this beside its "embed" axis (norms, biases, the queries) is
-# whole on every device of "fsdp": it saves nothing, and each would be a collective of its own.
+# A parameter with fewer numbers than this beside its "embed" axis is whole on every device of
+# "fsdp": norms, biases, the last layer of the box head, and the queries where there are few. It
+# saves nothing to split them, and each would be a collective of its own.
 NARROW = 8
 
 
@@ -208,7 +207,11 @@ def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     the mesh cannot split evenly.
     """
     names = jax.tree.map(_without_narrow, nn.get_partition_spec(boxed), nn.unbox(boxed))
-    shardings = spmd.logical_to_mesh_sharding(names, mesh, LOGICAL_RULES)
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        spmd.logical_to_mesh(names, LOGICAL_RULES),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
 
     def check(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
         for size, axes in zip(leaf.shape, sharding.spec, strict=False):
