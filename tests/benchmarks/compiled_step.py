@@ -133,13 +133,13 @@ def print_collectives(found: Iterable[hlo.Instruction], mesh: Mesh) -> None:
     print("  largest:")
     everything = [one for several in rows.values() for one in several]
     for one in sorted(everything, key=num_bytes, reverse=True)[:5]:
-        name = re.search(r'op_name="([^"]*)"', one.text)
+        name = re.search(r'op_name="(?:jit\(step\)/)?([^"]{,80})', one.text)
         shapes = [f"{kind}{list(shape)}" for kind, shape in one.shapes]
         more = f" and {len(shapes) - 2} more" if len(shapes) > 2 else ""
         place = "in loops" if one.in_loop else "outside"
         print(
             f"    {num_bytes(one) / MIB:.2f} MiB {one.opcode} over {axes_of(one, mesh)}, {place}: "
-            f"{' '.join(shapes[:2])}{more} {name[1][-110:] if name else ''}"
+            f"{' '.join(shapes[:2])}{more} {name[1] if name else ''}"
         )
 
 
