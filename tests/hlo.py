@@ -14,7 +14,13 @@ COLLECTIVES = (
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8}
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)")
+CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|called_computations|"
+    r"true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+LOOP = re.compile(r"\bbody=%?([\w.\-]+)")
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -26,6 +32,7 @@ class Instruction:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]  # dtype and dimensions of each
     in_loop: bool  # within the body of a loop, so once a turn
     text: str
+    turns: int | None = 1  # of all loops around it together; None where XLA does not say
 
     @property
     def collective(self) -> str:
@@ -36,8 +43,12 @@ class Instruction:
     @property
     def num_bytes(self) -> int:
         """Of what it makes; of an asynchronous collective, without its operands."""
-        sizes = [BYTES.get(kind, 4) * math.prod(shape) for kind, shape in self.shapes]
-        return max(sizes) if self.opcode.endswith("-start") else sum(sizes)
+        shapes = self.shapes
+        if self.opcode.endswith("-start") and self.collective != "all-reduce":
+            # Operands, then results, then perhaps scalars of its own.
+            arrays = [shape for shape in shapes if shape[1]]
+            shapes = tuple(arrays[len(arrays) // 2 :])
+        return sum(BYTES.get(kind, 4) * math.prod(shape) for kind, shape in shapes)
 
 
 def instructions(text: str) -> list[Instruction]:
@@ -50,9 +61,15 @@ def instructions(text: str) -> list[Instruction]:
             lines[name] = []
         elif name and INSTRUCTION.match(line):
             lines[name].append(line)
-    in_loop = set(_reached(lines, _loop_bodies(text)))
+    turns: dict[str, int | None] = {}
+    for line in text.splitlines():
+        if loop := LOOP.search(line):
+            length = TURNS.search(line)
+            for reached in _reached(lines, [loop[1]]):
+                around = turns.get(reached, 1)
+                turns[reached] = around * int(length[1]) if length and around else None
     return [
-        _instruction(line, in_loop=computation in in_loop)
+        _instruction(line, in_loop=computation in turns, turns=turns.get(computation, 1))
         for computation, body in lines.items()
         for line in body
     ]
@@ -65,20 +82,44 @@ def groups(instruction: Instruction) -> list[list[int]]:
     ):
         lists = re.findall(r"\{([\d,]+)\}", found[1])
         return [[int(device) for device in group.split(",")] for group in lists]
-    iota = re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", instruction.text
-    )
+    if found := re.search(r"replica_groups=(mesh\[[^{]*)\{([^}]*)\}", instruction.text):
+        return _groups_of_axes(found[1], found[2])
+    iota = re.search(rf"replica_groups=\[([\d,]+)\]<={IOTA}", instruction.text)
     if iota is None:
         raise ValueError(f"No groups of devices in {instruction.text[:200]}")
-    shape, sizes = ([int(n) for n in part.split(",")] for part in iota.groups()[:2])
-    devices = np.arange(math.prod(sizes)).reshape(sizes)
-    if iota[3]:
-        devices = devices.transpose([int(axis) for axis in iota[3].split(",")])
-    return devices.reshape(shape).tolist()
+    return _iota(*iota.groups()[1:]).reshape(_sizes(iota[1])).tolist()
 
 
-def _loop_bodies(text: str) -> list[str]:
-    return re.findall(r"\bbody=%?([\w.\-]+)", text)
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """Devices in the order that "[4,2]T(1,0)" stands for."""
+    devices = np.arange(math.prod(_sizes(shape))).reshape(_sizes(shape))
+    return devices.transpose(_sizes(order)) if order else devices
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in text.split(",")]
+
+
+def _groups_of_axes(mesh: str, axes: str) -> list[list[int]]:
+    """Groups of devices that differ along `axes`, "'a'" or a part "'a':(1)2", of a mesh as
+    "mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0))".
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    order = re.search(rf"device_ids=\({IOTA}\)", mesh)
+    flat = _iota(order[1], order[2]) if order else np.arange(math.prod(sizes.values()))
+    parts = {
+        name: (int(before or 1), int(size or sizes[name]))
+        for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
+    }
+    # Each axis as three: what comes before the part that is gone over, the part, what comes after.
+    split, gone_over = [], []
+    for name, size in sizes.items():
+        before, part = parts.get(name, (1, 1))
+        gone_over.append(len(split) + 1)
+        split += [before, part, size // (before * part)]
+    kept = [axis for axis in range(len(split)) if axis not in gone_over]
+    devices = flat.reshape(split).transpose(kept + gone_over)
+    return devices.reshape(-1, math.prod(part for _, part in parts.values())).tolist()
 
 
 def _reached(lines: dict[str, list[str]], names: list[str]) -> Iterator[str]:
@@ -89,14 +130,16 @@ def _reached(lines: dict[str, list[str]], names: list[str]) -> Iterator[str]:
             continue
         seen.add(name)
         yield name
-        names += [called for line in lines.get(name, ()) for called in CALLED.findall(line)]
+        for line in lines.get(name, ()):
+            for called in CALLED.findall(line):
+                names += re.findall(r"[\w.\-]+", called)
 
 
-def _instruction(line: str, *, in_loop: bool) -> Instruction:
+def _instruction(line: str, *, in_loop: bool, turns: int | None) -> Instruction:
     found = INSTRUCTION.match(line)
     assert found is not None  # as `instructions` looked
     shapes = tuple(
         (kind, tuple(int(size) for size in sizes.split(",") if size))
         for kind, sizes in SHAPE.findall(found[2])
     )
-    return Instruction(found[3], shapes, in_loop, line.strip())
+    return Instruction(found[3], shapes, in_loop, line.strip(), turns)

@@ -220,7 +220,7 @@ def test_a_check_of_a_run_that_is_there_knows_where_it_stands(finished, capsys):
     [
         ("3", "multiple of 3"),
         ("2x8", "divisor of 8"),
-        ("many", "needed a number as 16, or 2x8"),
+        ("many", "expected a number such as 16, or 2x8"),
     ],
 )
 def test_a_check_refuses_devices_that_the_mesh_does_not_fit(tmp_path, capsys, devices, message):

@@ -1,0 +1,67 @@
+"""The reader of compiled programs: how XLA writes groups, loops and asynchronous work."""
+
+import hlo
+import pytest
+
+PROGRAM = """HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+}
+
+%second (p: f32[4]) -> f32[4] {
+  %reduced = f32[4]{0} all-reduce(%p), channel_id=2, replica_groups=[2,2]<=[4], to_apply=%add
+}
+
+%turn (state: (f32[4])) -> (f32[4]) {
+  %chosen = f32[4]{0} conditional(%c), branch_computations={%add, %second}
+}
+
+%turn_of_unknown (state: (f32[4])) -> (f32[4]) {
+  %moved = f32[4]{0} collective-permute(%p), channel_id=3, source_target_pairs={{0,1},{1,0}}
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %loop = (f32[4]) while(%t), body=%turn, backend_config={"known_trip_count":{"n":"4"}}
+  %other = (f32[4]) while(%t), body=%turn_of_unknown
+  ROOT %gathered = (f32[2]{0}, f32[8]{0}, u32[]) all-gather-start(%p), channel_id=4
+}
+"""
+
+
+def test_a_collective_in_any_branch_within_a_loop_is_in_the_loop_and_counts_its_turns():
+    found = {one.collective: one for one in hlo.instructions(PROGRAM) if one.collective}
+    assert {name: (one.in_loop, one.turns) for name, one in found.items()} == {
+        "all-reduce": (True, 4),
+        "collective-permute": (True, None),
+        "all-gather": (False, 1),
+    }
+    assert found["all-gather"].num_bytes == 8 * 4
+
+
+def test_an_asynchronous_reduction_of_several_arrays_makes_all_of_them():
+    line = "  %r = (f32[4]{0}, bf16[6]{0}) all-reduce-start(%p)"
+    assert (
+        hlo.instructions(f"ENTRY %main (p: f32[4]) -> f32[4] {{\n{line}\n}}")[0].num_bytes
+        == 4 * 4 + 6 * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("{{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+        ("mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+        ("mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+        ("mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+    ],
+)
+def test_groups_are_read_in_each_form(written, groups):
+    text = f"%r = f32[4] all-reduce(%p), channel_id=1, replica_groups={written}, to_apply=%add"
+    instruction = hlo.Instruction("all-reduce", (("f32", (4,)),), False, text)
+    assert hlo.groups(instruction) == groups
