@@ -120,7 +120,10 @@ LINE = '{"image": "é.png", "captions": ["é"]}'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(LINE.encode(), mtime=0), "compressed with gzip; decompress it first: gunzip"),
+        (
+            gzip.compress(LINE.encode(), mtime=0),
+            "compressed with gzip; decompress it first: gunzip",
+        ),
         (LINE.encode("utf-16"), "in UTF-16; convert it: iconv -f UTF-16"),
         (f"[{LINE}]".encode(), "one JSON list; write its elements one a line: jq"),
         (json.dumps(json.loads(LINE), indent=1).encode(), "one JSON object over several lines"),
