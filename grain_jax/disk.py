@@ -12,19 +12,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-TROUBLES = (
+WRITING = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no space: of the disk, the user, one file
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    errno.EROFS,
 )
+TROUBLES = (*WRITING, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def disk_trouble(error: BaseException) -> str | None:
     """What the disk refused, where that is why `error` was raised, by any library; else None."""
-    causes: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in causes:
-        causes.append(one)
-        one = one.__cause__ or one.__context__
+    causes = _causes(error)
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in TROUBLES:
             return str(cause)
@@ -32,6 +29,32 @@ def disk_trouble(error: BaseException) -> str | None:
         if any(os.strerror(code) in str(cause) for code in TROUBLES):
             return str(cause)
     return None
+
+
+def cannot_write(error: BaseException, folder: Path) -> bool:
+    """Whether `error` says that the disk refused to write to `folder`, rather than to read."""
+    if (trouble := disk_trouble(error)) is None:
+        return False
+    where = folder.absolute()
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in WRITING:
+            return True
+        if isinstance(cause, OSError) and isinstance(cause.filename, str | bytes):
+            path = Path(os.fsdecode(cause.filename)).absolute()
+            return path.is_relative_to(where) or where.is_relative_to(
+                path
+            )  # the latter: to make it
+    return str(folder) in str(error) or any(os.strerror(code) in trouble for code in WRITING)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The exception itself, and those that it was raised from or after."""
+    causes: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in causes:
+        causes.append(one)
+        one = one.__cause__ or one.__context__
+    return causes
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from grain_jax.command_line import Parser
 from grain_jax.data.building import Plan, Progress, build_split
 from grain_jax.data.checking import Figures
 from grain_jax.data.importers import IMPORTERS
-from grain_jax.disk import disk_trouble
+from grain_jax.disk import cannot_write
 from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = _build(plan, options.workers, console)
     except (ValueError, OSError) as error:
         message = f"Error: {error}"
-        if disk_trouble(error):
+        if cannot_write(error, plan.out):
             message += " The same command continues once it can write; finished shards are kept."
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return 1

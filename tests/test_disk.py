@@ -21,7 +21,7 @@ from toy_encoder import columns, toy_model
 
 from grain_jax import evaluate, export, predict, prepare
 from grain_jax.data.storage import RecordSource, write_shard
-from grain_jax.disk import disk_trouble, is_partial, whole_folder, write_whole
+from grain_jax.disk import cannot_write, disk_trouble, is_partial, whole_folder, write_whole
 from grain_jax.training import environment
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 
@@ -55,6 +55,37 @@ def test_prepare_says_it_and_goes_on_later(tmp_path: Path, capsys) -> None:
     assert list((tmp_path / "out").rglob("*.partial")) == []
     assert prepare.main(command) == 0
     assert len(RecordSource(tmp_path / "out", "train")) == 20
+
+
+DENIED = errno.EACCES, os.strerror(errno.EACCES)
+
+
+def test_prepare_tells_reading_from_writing(tmp_path: Path, monkeypatch, capsys) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    command = ["--from=jsonl", f"--input={source}", f"--images={tmp_path}", f"--out={out}"]
+    for path, advice in ((source, False), (out / "a", True), (tmp_path / "outer", False)):
+
+        def denied(*_, path=path, **__) -> None:
+            raise PermissionError(*DENIED, str(path))
+
+        monkeypatch.setattr(prepare, "build_split", denied)
+        assert prepare.main(command) == 1
+        error = capsys.readouterr().err
+        assert f"{DENIED[1]}: '{path}'" in error
+        assert ("continues once it can write" in error) == advice
+
+
+def test_what_cannot_be_written_lies_in_the_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("a/out")
+    assert cannot_write(OSError(*DENIED, "a/out/x"), out)
+    assert cannot_write(OSError(*DENIED, str(tmp_path / "a")), out)  # where it would be made
+    assert not cannot_write(OSError(*DENIED, "a/in"), out)
+    assert not cannot_write(OSError(errno.EIO, os.strerror(errno.EIO)), out)  # no path is named
+    assert cannot_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), out)  # nor is here
+    assert cannot_write(OSError(f"{out} cannot be written to: {DENIED[1]}"), out)
+    assert cannot_write(OSError(f"cannot be written to: {TOO_LARGE}"), out)
+    assert not cannot_write(ValueError("a/out is wrong"), out)
 
 
 def test_a_shard_of_records_that_fail_is_not_a_full_disk(tmp_path: Path) -> None:

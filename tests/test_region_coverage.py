@@ -41,7 +41,7 @@ from grain_jax.inference.model import Model
 from grain_jax.interop import huggingface_folder
 from grain_jax.interop.metadata import portable_metadata
 from grain_jax.interop.model_card import model_card
-from grain_jax.interop.parity import Difference
+from grain_jax.interop.parity import Difference, random_inputs
 from grain_jax.predict import main as predict
 from grain_jax.training import checkpoint
 from grain_jax.training.learned import (
@@ -355,12 +355,13 @@ def test_an_exported_pipeline_takes_the_whole_image_where_regions_never_learned(
     def default_alpha(**settings: bool) -> float:
         pipeline = object.__new__(GrainZeroShotPipeline)  # only what this default looks at
         pipeline.model = SimpleNamespace(config=GrainConfig(description_length=8, **settings))
-        pipeline.tokenizer = lambda texts, **_: {"input_ids": texts}
-        _, described = pipeline._described(["a"], {"a": ["red"]}, None)
-        if described["alpha"] == 1:
+        pipeline.tokenizer = SimpleNamespace(model_max_length=8)
+        pipeline._ids = lambda texts, length: texts
+        alpha = pipeline._described(["a"], {"a": ["red"]}, None).alpha
+        if alpha == 1:
             with pytest.raises(ValueError, match="no trained regions"):
                 pipeline._described(["a"], {"a": ["red"]}, 0.5)
-        return described["alpha"]
+        return alpha
 
     assert default_alpha() == 0.5  # also of exports that are older than the setting
     assert default_alpha(**Learned(regions=True, boxes=False).metadata()) == 0.5
@@ -369,6 +370,34 @@ def test_an_exported_pipeline_takes_the_whole_image_where_regions_never_learned(
         dataclasses.replace(tiny_model(), learned=NOTHING)
     ).config
     assert (folder_config.regions_trained, folder_config.boxes_trained) == (False, False)
+
+
+def test_an_exported_model_gives_no_output_that_it_never_learned():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers", minversion="5")
+    loaded = tiny_model()
+    inputs = random_inputs(loaded.config.model, count=1)
+    pixels = torch.from_numpy(inputs.pixels.transpose(0, 3, 1, 2).copy())
+    tokens = torch.from_numpy(inputs.tokens.astype(np.int64))
+    names = {"region_embeds", "description_scores", "pred_boxes"}
+
+    def given(learned: Learned | None) -> set[str]:
+        model = huggingface_folder.torch_model(
+            dataclasses.replace(loaded, learned=learned or NOTHING)
+        )
+        if learned is None:  # an export from before these settings
+            stored = model.config.to_dict()
+            del stored["regions_trained"], stored["boxes_trained"]
+            model.config = type(model.config).from_dict(stored)
+        assert names <= set(huggingface_folder.torch_outputs(model, inputs))  # is compared
+        return names & set(model(pixel_values=pixels, description_ids=tokens))
+
+    assert given(None) == given(EVERYTHING) == names
+    assert given(Learned(regions=True, boxes=False)) == names - {"pred_boxes"}
+    assert given(Learned(regions=False, boxes=True)) == {"pred_boxes"}
+    assert given(NOTHING) == set()
+    with pytest.raises(ValueError, match="the boxes of this model were never trained"):
+        huggingface_folder.processor(loaded).boxes_in_pixels(None, [(10, 10)])
 
 
 def test_the_model_card_says_so_and_asks_nothing_of_regions(tmp_path):

@@ -4,6 +4,7 @@ Beside what transformers reads lies `grain_jax.json`, a checkpoint's metadata, w
 needs to give the very model back.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -164,18 +165,26 @@ def processor(loaded: LoadedModel) -> Any:
 
 
 def torch_outputs(model: Any, inputs: Inputs) -> Outputs:
-    """What a `GrainModel` says, under the names of `interop.parity.our_outputs`."""
+    """All that a `GrainModel` computes, what it never learned too, under the names of
+    `interop.parity.our_outputs`.
+    """
     import torch
 
+    own = model.config
+    model.config = copy.deepcopy(own)
+    model.config.regions_trained = model.config.boxes_trained = True
     pixels = torch.from_numpy(inputs.pixels.transpose(0, 3, 1, 2).copy())
     tokens = torch.from_numpy(inputs.tokens.astype(np.int64))
-    with torch.no_grad():
-        found = dict(model(pixel_values=pixels, input_ids=tokens, description_ids=tokens))
-        found["image_features"] = model.get_image_features(pixels).pooler_output
-        found["text_features"] = model.get_text_features(tokens).pooler_output
-        found["logit_scale"] = model.logit_factor()
-        if model.config.kind == "grain":
-            found["region_logit_scale"] = model.region_logit_factor()
+    try:
+        with torch.no_grad():
+            found = dict(model(pixel_values=pixels, input_ids=tokens, description_ids=tokens))
+            found["image_features"] = model.get_image_features(pixels).pooler_output
+            found["text_features"] = model.get_text_features(tokens).pooler_output
+            found["logit_scale"] = model.logit_factor()
+            if model.config.kind == "grain":
+                found["region_logit_scale"] = model.region_logit_factor()
+    finally:
+        model.config = own
     return {name: value.float().numpy() for name, value in found.items()}
 
 

@@ -67,8 +67,8 @@ class GrainConfig(PretrainedConfig):
         name_ensemble: str = "embedding",  # mean of unit length | "cosine": mean of the cosines
         region_score: str = "descriptions",  # mean of each one's best query | "queries"
         description_length: int | None = None,  # in tokens; None: as long as a text
-        regions_trained: bool = True,  # False: region embeddings are noise, and alpha is 1
-        boxes_trained: bool = True,  # False: so are the boxes
+        regions_trained: bool = True,  # False: region embeddings are noise, and None
+        boxes_trained: bool = True,  # False: likewise the boxes
         **kwargs: Any,
     ) -> None:
         if kind not in KINDS:

@@ -391,14 +391,14 @@ def _exact(device: str) -> AbstractContextManager[Any]:
 def _refuse(asked: dict[str, bool | None]) -> None:
     """What `CLIPModel` takes and this model has not, unless it is off."""
     if unknown := sorted(set(asked) - set(NOT_GIVEN)):
-        raise TypeError(f"{unknown[0]!r} is no argument of a GrainModel.")
+        raise TypeError(f"{unknown[0]!r} is not an argument of a GrainModel.")
     if on := [name for name, value in asked.items() if value]:
         raise ValueError(f"{on[0]}={asked[on[0]]}: {NOT_GIVEN[on[0]]}; leave it out.")
 
 
 @dataclass
 class GrainOutput(ModelOutput):
-    """Embeddings have unit length, in float32; what was not asked for is None."""
+    """Embeddings have unit length, in float32. What was not asked for or never trained is None."""
 
     loss: Tensor | None = None  # image against text, both ways, with `return_loss`
     logits_per_image: Tensor | None = None  # [B, N]
@@ -522,7 +522,10 @@ class GrainModel(PreTrainedModel):
         return_loss: bool | None = None,
         **asked: bool | None,
     ) -> GrainOutput:
-        """Whatever the given inputs allow. `description_ids`: texts to compare regions with.
+        """All outputs that the inputs allow. `description_ids`: texts to compare regions with.
+
+        Regions or boxes are None where `config.regions_trained` or `config.boxes_trained` is False:
+        they would be noise. Set it to True to train them.
 
         `attention_mask` changes nothing, as above. `return_loss`: the contrastive loss of image i
         and text i, with the other pairs of this batch as negatives; boxes and regions have none.
@@ -536,6 +539,8 @@ class GrainModel(PreTrainedModel):
         image = regions = boxes = text = described = scores = logits = loss = None
         if pixel_values is not None:
             image, regions, boxes = self._images(self.backbone.visual(pixel_values))
+            regions = regions if self.config.regions_trained else None
+            boxes = boxes if self.config.boxes_trained else None
             image = F.normalize(image.float(), dim=-1)
             regions = None if regions is None else F.normalize(regions.float(), dim=-1)
         if input_ids is not None:

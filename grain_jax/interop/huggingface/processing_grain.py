@@ -184,8 +184,14 @@ class GrainProcessor(ProcessorMixin):
         """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) [Q, 4] of each picture.
 
         Of each of `pictures`, or of its (height, width), as it is seen upright: cameras store many
-        turned. Boxes stay within what the model saw. Raises ValueError for another number.
+        turned. Boxes stay within what the model saw. Raises ValueError for another number, and for
+        None, which a model whose boxes were never trained gives.
         """
+        if pred_boxes is None:
+            raise ValueError(
+                "pred_boxes is None: the boxes of this model were never trained (boxes_trained in "
+                "its config.json), or it was given no images."
+            )
         if len(pictures) != len(pred_boxes):
             raise ValueError(f"Boxes of {len(pred_boxes)} pictures, and {len(pictures)} pictures.")
         found = []
