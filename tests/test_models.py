@@ -16,6 +16,7 @@ from grain_jax.config import DecoderConfig, LossConfig, ModelConfig, vision_vari
 from grain_jax.interop.official import stack_layers, unstack_layers
 from grain_jax.losses.total import total_loss
 from grain_jax.models.build import abstract_params, build_model, normalize_images
+from grain_jax.models.dropout import Dropout
 from grain_jax.models.layers import activation_fn
 from grain_jax.models.positions import grid_positions
 
@@ -221,6 +222,20 @@ def test_dropout_acts_in_training_only(params, plain):
         assert np.abs(values[1] - values[2]).max() > 1e-3
         np.testing.assert_array_equal(values[1], values[3])
     np.testing.assert_allclose(off.tokens, a.tokens, atol=1e-5)  # the towers have none
+
+
+def test_dropout_of_a_row_is_that_of_its_number():
+    def dropped(rows, *, rate=0.5):
+        x = jnp.ones((len(rows), 3, 40))
+        key = {"dropout": jax.random.key(0)}
+        return np.asarray(Dropout(rate, deterministic=False).apply({}, x, rows, rngs=key))
+
+    whole = dropped(jnp.arange(6))
+    np.testing.assert_array_equal(dropped(jnp.array([4, 1])), whole[[4, 1]])
+    assert len(np.unique(whole.reshape(6, -1), axis=0)) == 6
+    assert set(np.unique(whole)) == {0.0, 2.0}
+    assert whole.mean() == pytest.approx(1.0, abs=0.15)
+    assert not dropped(jnp.arange(2), rate=1.0).any()
 
 
 def test_a_built_model_does_not_follow_its_config():

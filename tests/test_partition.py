@@ -16,26 +16,22 @@ from grain_jax.training.sharding import batch_sharding, use_mesh
 BATCH, EMBED, REGIONS, QUERIES = 304, 13, 3, 5
 
 
-def config_of(*, accumulate: int = 1, large: bool = False) -> TrainConfig:
-    """Every loss is on and every earlier layer's boxes are made where `large`."""
+def config_of(*, accumulate: int = 1, scan_layers: bool = False) -> TrainConfig:
     config = tiny_config()
     config.batch_size, config.optim.accumulate = BATCH, accumulate
+    config.model.scan_layers = scan_layers
     config.model.embed_dim, config.model.image_size = EMBED, 24
     config.data.caption_length, config.data.description_length = 7, 5
     config.model.vision = dataclasses.replace(config.model.vision, num_heads=2)
     config.model.text = dataclasses.replace(config.model.text, num_heads=2, width=48)
     config.model.decoder = dataclasses.replace(
         config.model.decoder,
-        depth=3 if large else 2,
+        depth=2,
         num_heads=2,
         width=32,
         mlp_dim=64,
         num_queries=QUERIES,
     )
-    if large:
-        config.model.scan_layers, config.model.remat = True, "dots"
-        config.model.decoder.dropout, config.model.description_capacity = 0.1, 0.7
-        config.loss.auxiliary_box_weight = 1.0
     return config
 
 
@@ -82,13 +78,17 @@ def per_row(shape: tuple[int, ...], *, shards: int) -> int | None:
 @pytest.mark.parametrize(
     ("shape", "config"),
     [
-        ((8, 1, 1), config_of()),
         ((4, 2, 1), config_of()),
+        ((1, 8, 1), config_of(scan_layers=True)),
+        ((4, 1, 2), config_of(scan_layers=True)),
     ],
 )
 def test_no_device_has_more_of_the_whole_batch_than_embeddings_keys_and_masks(shape, config):
-    shards = shape[0] * shape[1]
-    for instruction in compiled(shape, config):
+    assert_own_rows(compiled(shape, config), shards=shape[0] * shape[1])
+
+
+def assert_own_rows(instructions: list[hlo.Instruction], *, shards: int) -> None:
+    for instruction in instructions:
         for _, dimensions in instruction.shapes:
             found = per_row(dimensions, shards=shards)
             assert found is None or found <= EMBED * REGIONS, instruction.text[:300]
@@ -96,14 +96,12 @@ def test_no_device_has_more_of_the_whole_batch_than_embeddings_keys_and_masks(sh
             assert len(whole) < 2, instruction.text[:300]  # logits of all with all
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_micro_batches_exchange_nothing_over_data_until_they_are_done(shape):
     """Groups of the collectives in a loop are of "fsdp" and "tensor": 8 / data devices at most."""
-    found = [
-        instruction
-        for instruction in compiled(shape, config_of(accumulate=2))
-        if instruction.collective and instruction.in_loop
-    ]
+    instructions = compiled(shape, config_of(accumulate=2))
+    assert_own_rows(instructions, shards=shape[0] * shape[1])
+    found = [each for each in instructions if each.collective and each.in_loop]
     if shape[0] == 8:
         assert found == []
     for instruction in found:

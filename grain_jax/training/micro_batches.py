@@ -40,7 +40,7 @@ def encode_in_parts(
 
     def run_on_shard(params: Any, parts: Any, rng: Array) -> Any:
         with nn.logical_axis_rules(_rules_within()):
-            return run(jax.lax.pcast(params, AXIS, to="varying"), parts, rng)
+            return run(_varying(params), parts, rng)
 
     if not mesh.empty and mesh.shape[AXIS] > 1:
         whole, rows = PartitionSpec(), PartitionSpec(None, AXIS)
@@ -51,6 +51,14 @@ def encode_in_parts(
     else:
         stacked = run(params, parts, rng)
     return jax.tree.map(_join, stacked)
+
+
+def _varying(params: Any) -> Any:
+    """Parameters as each device of "data" has them; the transpose sums their gradients."""
+    lax: Any = jax.lax
+    if hasattr(lax, "pcast"):
+        return lax.pcast(params, AXIS, to="varying")
+    return lax.pvary(params, AXIS)  # its name in jax 0.8
 
 
 def _rules_within() -> tuple[tuple[str, Any], ...]:
