@@ -20,6 +20,38 @@ class Parser(argparse.ArgumentParser):
             self.register("action", name, _StoreOnce)
 
 
+def share_option(text: str) -> float:
+    """A number from 0 to 1, as a type of argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # NaN too
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0 to 1")
+    return value
+
+
+def shares_option(text: str) -> tuple[float, ...]:
+    """Numbers from 0 to 1 with commas between them, as a type of argparse."""
+    try:
+        return tuple(share_option(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} should be numbers from 0 to 1, as in 1,0.5,0"
+        ) from None
+
+
+def count_option(text: str) -> int:
+    """A whole number of at least 1, as a type of argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
+    return value
+
+
 class _StoreOnce(argparse.Action):
     """Stores a value; an error where there was one."""
 

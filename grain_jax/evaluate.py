@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from grain_jax.command_line import Parser
+from grain_jax.command_line import Parser, count_option, shares_option
 from grain_jax.config import DataConfig, MeshConfig, TrainConfig
 from grain_jax.data.sources import open_source
 from grain_jax.evaluation import results_file
@@ -35,7 +34,7 @@ from grain_jax.evaluation.class_names import BINDINGS
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.folders import load_zero_shot
-from grain_jax.evaluation.predictions import PredictionsFile
+from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.set_names import zero_shot_folders
 from grain_jax.evaluation.suite import (
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with processes.errors_in_all():
             _check(options)
-        report = _evaluate(options, messages)
+        report, unwritten = _evaluate(options, messages)
     except (ValueError, OSError) as error:
         say = functools.partial(_say_error, Console(stderr=True))
         return processes.refused(error, status=1, say=say)
@@ -100,9 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_results(report["results"], output)
     finally:  # also where the reader of a pipe has gone
         said = _write(options, report, messages)
+        if unwritten is not None:
+            _say_error(
+                messages,
+                f"the predictions could not be written: {unwritten}. Give another --predictions.",
+            )
+        elif said and options.predictions:
+            said.append(f"Predictions: {options.predictions}")
     for line in said:
         output.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 0 if said else 1
+    return 0 if said and unwritten is None else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -144,10 +150,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=None,
         help="classes may have the same name; their scores by name tie",
     )
-    add("--alphas", type=_numbers, help="weights of the whole image, e.g. 1,0.5,0")
+    add("--alphas", type=shares_option, help="weights of the whole image, e.g. 1,0.5,0")
     add("--region_score", "--region-score", choices=("descriptions", "queries"))
     add("--name_ensemble", "--name-ensemble", choices=("embedding", "cosine"))
-    add("--batch_size", "--batch-size", type=int, help="images at once (default: the run's)")
+    add(
+        "--batch_size",
+        "--batch-size",
+        type=count_option,
+        help="images at once (default: the run's)",
+    )
     add("--output", help="file of the results, JSON (default: one in the run's folder)")
     add("--predictions", metavar="FILE", help="every single answer: .jsonl or .csv")
     add("--overwrite", action="store_true", help="replace files of an earlier evaluation")
@@ -175,6 +186,10 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
             results_file.check_place(name, path, overwrite=options.overwrite)
+    if options.predictions is not None:
+        check_suffix(options.predictions)
+    if kind == "records":
+        _tasks(options)
     if options.output is None:
         results_file.default_folder(options.checkpoint)
     elif options.predictions is not None and _same(options.predictions, options.output):
@@ -193,14 +208,11 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], needs: str) -> No
         raise ValueError(f"--{given[0]} goes with {needs}; leave it out or change --data.")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    alphas = tuple(float(part) for part in text.split(","))
-    if not all(0 <= alpha <= 1 for alpha in alphas):
-        raise argparse.ArgumentTypeError(f"{text!r} should be numbers from 0 to 1")
-    return alphas
+def _evaluate(
+    options: argparse.Namespace, messages: Console
+) -> tuple[dict[str, Any], OSError | None]:
+    """The report, and why the predictions could not be written where they could not."""
 
-
-def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
     def note(text: str) -> None:
         messages.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -226,8 +238,10 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         _refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
     if kind == "records":
         split = options.split or config.data.eval_split or "validation"
-    if config.model.kind == "clip" and {"alphas", "region_score"} & set(settings):
-        note("a CLIP model has no regions: --alphas and --region_score change none of its figures.")
+    is_clip = config.model.kind == "clip"
+    if {"alphas", "region_score"} & set(settings) and (is_clip or not loaded.learned.regions):
+        lacking = "a CLIP model has no" if is_clip else "this GRAIN model has no trained"
+        note(f"{lacking} regions: --alphas and --region_score change none of its figures.")
     if options.best:
         _note_choice(options, loaded.config, split, labelled, note)
     encoder = Encoder(
@@ -276,13 +290,13 @@ def _evaluate(options: argparse.Namespace, messages: Console) -> dict[str, Any]:
         "zero_shot_sets": details.zero_shot_sets,
         "splits": details.splits,
     }
-    return {
-        **report,
+    report |= {
         "inputs_sha256": results_file.inputs_sha256(report),
         "results": results,
         "versions": versions(),
         "hardware": hardware(),
     }
+    return report, details.predictions.failure if details.predictions else None
 
 
 def _note_choice(
@@ -299,7 +313,7 @@ def _note_choice(
     )
     same = options.data is None
     if options.data is not None and chosen_on in labelled:
-        same = _same(options.data, Path(labelled[chosen_on]))
+        same = _same(options.data, user_path(labelled[chosen_on]))
     elif split is not None and config.data.source == "records":
         folder = user_path(config.data.directory).resolve()
         same = (
@@ -335,12 +349,18 @@ def _images(
     )
     if not any(dataset.descriptions.values()):
         _refuse(options, OF_DESCRIPTIONS, "descriptions, which these images lack (--descriptions)")
-    dataset = dataclasses.replace(dataset, name=os.path.basename(os.path.abspath(options.data)))
     return score_zero_shot(encoder, dataset, config, final=True, details=details)
 
 
 def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(options.tasks.split(",")) if options.tasks else RECORD_TASKS
+    """Raises ValueError for an unknown one."""
+    tasks = tuple(options.tasks.split(",")) if options.tasks else RECORD_TASKS
+    if unknown := [task for task in tasks if task not in RECORD_TASKS]:
+        raise ValueError(
+            f"Prepared records can be asked for {' and '.join(RECORD_TASKS)}, not {unknown[0]!r}; "
+            "zero-shot classification takes labelled images."
+        )
+    return tasks
 
 
 def _records(
@@ -351,11 +371,6 @@ def _records(
     details: ResultDetails,
 ) -> dict[str, float]:
     folder, tasks = options.data, _tasks(options)
-    if unknown := [task for task in tasks if task not in RECORD_TASKS]:
-        raise ValueError(
-            f"Prepared records can be asked for {' and '.join(RECORD_TASKS)}, not {unknown[0]!r}; "
-            "zero-shot classification takes labelled images."
-        )
     data = dataclasses.replace(data, source="records", directory=str(folder))
     size = encoder.preprocessing.image_size
     source = open_source(data, split, image_size=size)
@@ -376,7 +391,7 @@ def _records(
 
 
 def _same(first: Path, second: Path) -> bool:
-    return first.resolve() == second.expanduser().resolve()
+    return first.resolve() == second.resolve()
 
 
 def _named(path: Path) -> str:
@@ -397,8 +412,7 @@ def _write(options: argparse.Namespace, report: dict[str, Any], messages: Consol
     except (OSError, ValueError) as error:
         _say_error(messages, f"the results could not be written: {error}. Give another --output.")
         return []
-    said = [f"Written to {path}" if new else f"{path} holds these results already."]
-    return said + ([f"Predictions: {options.predictions}"] if options.predictions else [])
+    return [f"Written to {path}" if new else f"{path} holds these results already."]
 
 
 def _say_error(messages: Console, text: str) -> None:

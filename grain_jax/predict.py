@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from grain_jax.command_line import Parser
+from grain_jax.command_line import Parser, count_option, share_option
 from grain_jax.evaluation.class_texts import bind_descriptions, check_templates
 from grain_jax.evaluation.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.answers import Answer, Outcome, draw_answer, write_csv, write_json
@@ -132,7 +132,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="what the whole image meets (default: %(default)s)",
     )
     add(
-        "--alpha", type=_share, help="weight of the whole image, 0 to 1 (default: 0.5 with regions)"
+        "--alpha",
+        type=share_option,
+        help="weight of the whole image, 0 to 1 (default: 0.5 with regions)",
     )
     add(
         "--min_cosine",
@@ -141,7 +143,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=-1.0,
         help="least cosine of a text and a region to give its box (default: any)",
     )
-    add("--top", type=_count, default=5, help="labels a picture (default: %(default)s)")
+    add("--top", type=count_option, default=5, help="labels a picture (default: %(default)s)")
     add("--out", type=path_option, metavar="DIR", help="a picture of each with its boxes")
     add("--csv", type=path_option, metavar="FILE", help="a line for every answer")
     add("--json", type=path_option, metavar="FILE", help="all answers with all boxes")
@@ -149,23 +151,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--batch_size",
         "--batch-size",
-        type=_count,
+        type=count_option,
         default=BATCH_SIZE,
         help="pictures at once (default: %(default)s)",
     )
     return parser.parse_args(arguments)
-
-
-def _share(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} should be from 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} should be at least 1")
-    return value
 
 
 def _question(options: argparse.Namespace, note: Callable[[str], None]) -> Question:

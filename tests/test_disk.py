@@ -22,6 +22,8 @@ from toy_encoder import columns, toy_model
 from grain_jax import evaluate, export, predict, prepare
 from grain_jax.data.storage import RecordSource, write_shard
 from grain_jax.disk import cannot_write, disk_trouble, is_partial, whole_folder, write_whole
+from grain_jax.evaluation.predictions import PredictionsFile
+from grain_jax.evaluation.results_file import write_results
 from grain_jax.training import environment
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 
@@ -167,6 +169,31 @@ def test_evaluate_says_it(tmp_path: Path, capsys) -> None:
         assert not evaluate._write(options, {"results": "x" * 200}, console)
     assert TOO_LARGE in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_replace_the_target_of_a_link_and_no_device(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old", encoding="utf-8")
+    (tmp_path / "link.json").symlink_to("real.json")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    write_results({"results": {}}, tmp_path / "link.json", overwrite=True)
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text(encoding="utf-8")) == {"results": {}}
+    reader = os.open(tmp_path / "pipe.jsonl", os.O_RDONLY | os.O_NONBLOCK)
+    with PredictionsFile(tmp_path / "pipe.jsonl") as file:
+        file._write(correct=1.0)
+    assert os.read(reader, 100) == b'{"correct": 1.0}\n'
+    os.close(reader)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("num_lines", [2, 5_000])  # that fail at the end, and in between
+def test_a_full_disk_keeps_all_but_the_predictions(tmp_path: Path, num_lines: int) -> None:
+    (tmp_path / "a.csv").write_text("old", encoding="utf-8")
+    with largest_file(100), PredictionsFile(tmp_path / "a.csv") as file:
+        for _ in range(num_lines):
+            file._write(task="zero_shot", text="x" * 100)
+    assert TOO_LARGE in str(file.failure)
+    assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_checkpoint_that_fails_is_one_sentence(tmp_path: Path, capfd) -> None:

@@ -2,6 +2,8 @@ import csv
 import hashlib
 import io
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +17,7 @@ from grain_jax.data.pipeline import evaluation_batches
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.storage import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.training.learned import EVERYTHING
+from grain_jax.training.learned import EVERYTHING, NOTHING
 
 
 @pytest.fixture
@@ -276,6 +278,18 @@ def test_a_clip_run_says_that_it_has_no_regions(run, images, capsys):
     assert "no regions" in capsys.readouterr().err
 
 
+def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkeypatch, capsys):
+    loaded = evaluate.read_model(run.folder)
+    loaded.learned = NOTHING
+    monkeypatch.setattr(evaluate, "read_model", lambda path, **options: loaded)
+    arguments = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main(arguments) == 0
+    assert "--alphas" not in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--region_score=queries"]) == 0
+    noted = "this GRAIN model has no trained regions: --alphas and --region_score change none"
+    assert noted in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -344,10 +358,67 @@ def test_a_damaged_image_is_named_with_its_set(run, images, capsys):
     assert "Take it out of the set" in printed
 
 
-def test_alphas_outside_the_range_are_refused(run, capsys):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--alphas=2", "'2' should be numbers from 0 to 1, as in 1,0.5,0"),
+        ("--alphas=1,x", "'1,x' should be numbers from 0 to 1"),
+        ("--alphas=nan", "'nan' should be numbers from 0 to 1"),
+        ("--batch_size=0", "'0' should be a whole number of at least 1"),
+        ("--batch_size=x", "'x' should be a whole number of at least 1"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(run, option, message, capsys):
     with pytest.raises(SystemExit):
-        evaluate.main([f"--checkpoint={run.folder}", "--alphas=2"])
-    assert "numbers from 0 to 1" in capsys.readouterr().err
+        evaluate.main([f"--checkpoint={run.folder}", option])
+    assert message in capsys.readouterr().err
+    assert run.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--predictions=x.txt"], "should end in .jsonl or .csv"),
+        (["--data={records}", "--tasks=zero_shot"], "not 'zero_shot'"),
+        (["--output={locked}/a.json"], "a.json cannot be written to"),
+        (["--predictions={locked}/a.csv"], "a.csv cannot be written to"),
+    ],
+)
+def test_mistakes_are_found_before_the_model_is_loaded(
+    run, records, tmp_path, monkeypatch, arguments, message, capsys
+):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    access = os.access  # root may write anywhere, whatever the mode says
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: locked != Path(path) and access(path, mode)
+    )
+    given = [text.format(records=records, locked=locked) for text in arguments]
+    assert evaluate.main([f"--checkpoint={run.folder}", *given]) == 1
+    assert message in capsys.readouterr().err
+    assert run.asked == []
+
+
+def test_a_set_has_one_name(run, images, tmp_path, capsys):
+    """In notes, in metrics and in the name of the file: that of the link, not of its target."""
+    (tmp_path / "link").symlink_to(images)
+    (images / "stray.png").write_bytes(png("red", "red", "red"))  # which gives a note
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={tmp_path / 'link'}"]) == 0
+    assert "Note: link: 1 images lie in no class folder" in capsys.readouterr().err
+    assert "link/name" in figures(written(run.folder, "evaluation_link_"))
+
+
+def test_a_run_notes_a_set_by_its_name_in_the_metrics(run, images, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/colours").symlink_to(images)
+    (images / "stray.png").write_bytes(png("red", "red", "red"))
+    run.config.evaluation.zero_shot = (str(images), str(tmp_path / "other/colours"))
+    assert evaluate.main([f"--checkpoint={run.folder}"]) == 0
+    names = [f"{tmp_path.name}-colours", "other-colours"]
+    printed = capsys.readouterr().err
+    for name in names:
+        assert f"Note: {name}: 1 images lie in no class folder" in printed
+        assert f"{name}/name" in figures(written(run.folder))
 
 
 def test_other_texts_and_images_get_a_file_of_their_own(run, images, tmp_path, capsys):
@@ -462,6 +533,23 @@ def test_predictions_of_a_failed_evaluation_are_not_there(run, images, tmp_path)
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 1
     assert not list(tmp_path.glob("all.csv*"))
+
+
+def test_results_are_kept_where_predictions_find_the_disk_full(
+    run, images, tmp_path, monkeypatch, capsys
+):
+    def full(self, **line):
+        self.failure = OSError(28, "No space left on device")
+
+    monkeypatch.setattr("grain_jax.evaluation.predictions.PredictionsFile._write", full)
+    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 1
+    printed = capsys.readouterr()
+    assert "the predictions could not be written: [Errno 28] No space left" in printed.err
+    assert "Zero-shot classification" in printed.out
+    assert "Predictions:" not in printed.out
+    assert figures(written(run.folder))["colours/name"] == 1.0
+    assert not list(tmp_path.glob("*all*"))
 
 
 def test_two_runs_at_once_are_refused(run, capsys):

@@ -137,11 +137,29 @@ def test_wrong_descriptions_are_named(classify, given, named):
         (["red", ["blue"]], r"number 2 is \['blue'\]"),
         (["red", ""], "number 2 is ''"),
         ({"red"}, "must be a list of texts; got {'red'}"),
+        (["red", "blue", "red"], "candidate_labels has 'red' more than once"),
     ],
 )
 def test_wrong_labels_are_named(classify, given, named):
     with pytest.raises(ValueError, match=named):
         classify(picture(), given)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"descriptions": DESCRIBED, "alpha": "0.5"}, "alpha='0.5'; needed a number from 0 to 1"),
+        ({"descriptions": DESCRIBED, "alpha": True}, "alpha=True; needed a number"),
+        (
+            {"hypothesis_template": 3},
+            "hypothesis_template must be a text or a list .* got 3",
+        ),
+        ({"hypothesis_template": ["{}", 3]}, "hypothesis_template must be .*; number 2 is 3"),
+    ],
+)
+def test_wrong_options_are_named(classify, options, named):
+    with pytest.raises(ValueError, match=named):
+        classify(picture(), ["red", "blue"], **options)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ PLAIN = [("a.png", "cat"), ("b.png", "dog")]
 def read(folder, content: str | bytes) -> list[tuple[str, str]]:
     path = folder / "labels.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_labels_table(path)
+    return read_labels_table(path, note=lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,24 @@ def test_labels_keep_separators_and_quotes(tmp_path):
 def test_what_is_damaged_is_refused_with_its_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, content)
+
+
+SWALLOWED = 'file,label,note\na.png,cat,"nice\nb.png,dog,\nc.png,dog,ends"\nd.png,dog,\n'
+
+
+def test_rows_inside_a_quote_are_refused_where_they_list_images(tmp_path):
+    (tmp_path / "c.png").touch()
+    with pytest.raises(ValueError, match=r"Line 2 .* closed in line 4, .*line 4 .* 'c\.png'"):
+        read(tmp_path, SWALLOWED)
+
+
+def test_cells_of_several_lines_are_noted(tmp_path):
+    (tmp_path / "labels.csv").write_text(SWALLOWED, encoding="utf-8")
+    notes: list[str] = []
+    pairs = read_labels_table(tmp_path / "labels.csv", note=notes.append)
+    assert pairs == [("a.png", "cat"), ("d.png", "dog")]
+    assert len(notes) == 1
+    assert "1 of 2 entries have a cell of several lines (lines 2 to 4)" in notes[0]
 
 
 def test_windows_paths_and_names_that_only_look_odd_are_read(tmp_path):

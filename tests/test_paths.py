@@ -135,6 +135,11 @@ def test_no_option_takes_a_bare_path() -> None:
             assert given.get("type") != "Path", place
 
 
+def test_only_paths_expands_a_tilde() -> None:
+    """Else a process without a home folder makes one called "~"."""
+    assert [place for place, _ in calls("expanduser") if not place.startswith("paths.py")] == []
+
+
 def test_text_files_have_an_encoding_whatever_the_locale() -> None:
     """Without one, LC_ALL=C writes ASCII, and fails at the first caption with an accent."""
     bare = []

@@ -351,10 +351,24 @@ def test_mistakes_are_one_line(asked, pictures, arguments, message, capsys):
     assert printed.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--alpha=2", "--top=0", "--batch_size=0", "--by=guess"])
-def test_values_out_of_range_are_refused(option):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--alpha=2", "'2' should be a number from 0 to 1"),
+        ("--alpha=abc", "'abc' should be a number from 0 to 1"),
+        ("--top=0", "'0' should be a whole number of at least 1"),
+        ("--batch_size=1.5", "'1.5' should be a whole number of at least 1"),
+        ("--by=guess", "invalid choice: 'guess'"),
+    ],
+)
+def test_values_out_of_range_are_refused(option, message, capsys):
     with pytest.raises(SystemExit):
         main(["in/a.png", "--checkpoint=run", "--labels=a", option])
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_text_names_no_picture(pictures):
+    assert find_pictures([""], None) == ([], [("''", "there is no such file or folder.")])
 
 
 def test_what_was_done_before_ctrl_c_is_kept(asked, pictures, monkeypatch, capsys):

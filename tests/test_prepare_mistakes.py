@@ -100,6 +100,14 @@ def test_fields_that_nothing_reads_are_no_mistake() -> None:
     assert item.ignored == ("caption", "licence", "url", "regions: id", "regions: label")
 
 
+@pytest.mark.parametrize(
+    "empty", [{"regions": [], "annotations": []}, {"objects": None}, {"unit": "", "boxes": {}}]
+)
+def test_empty_fields_of_other_tools_are_no_mistake(empty: dict) -> None:
+    line = {"image": "a", "captions": ["x"], **empty}
+    assert parse_line(json.dumps(line).encode()).regions == ()
+
+
 def test_fields_of_dropped_images_are_counted(folder: Path, capsys) -> None:
     gone = {"image": "gone.png", "captions": ["x"], "licence": 1}
     write(folder / "in.jsonl", entry(0), gone)
@@ -184,6 +192,39 @@ def test_a_corrected_input_is_taken_and_costs_what_it_changes(
     assert made == [f"{i}.png" for i in range(8, 12)]  # the shards before are kept
     source = RecordSource(folder / "out", "train")
     assert [source[i].id for i in range(12)] == [f"{i}.png" for i in range(12)]
+
+
+@pytest.mark.parametrize("content", [None, b"broken"])
+def test_images_that_were_mended_are_taken(folder: Path, monkeypatch, content) -> None:
+    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    good = (folder / "1.png").read_bytes()
+    for name in ("1.png", "5.png"):
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+    write(folder / "in.jsonl", *(entry(i) for i in range(11)), {"image": "11.png", "caption": "x"})
+    with pytest.raises(ValueError, match=r"in\.jsonl:12"):
+        build_split(plan(folder), workers=1)
+    (folder / "1.png").write_bytes(good)
+    made = []
+    encode = building.encode_record
+    monkeypatch.setattr(building, "encode_record", lambda r: made.append(r.id) or encode(r))
+    write(folder / "in.jsonl", *(entry(i) for i in range(12)))
+    figures = build_split(plan(folder), workers=1)
+    assert (figures.images, figures.dropped_images.total()) == (11, 1)
+    assert made == [f"{i}.png" for i in (*range(4), *range(8, 12))]  # not where 5.png is missing
+
+
+def test_what_was_skipped_stops_a_run_that_is_to_stop(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    write(folder / "in.jsonl", {"image": 3}, *(entry(i) for i in range(7)))
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_adopt", None)
+        with pytest.raises(TypeError):
+            build_split(plan(folder, on_error="skip"), workers=1)
+    (folder / "out/.building/train/moving.json").unlink()
+    with pytest.raises(ValueError, match=r"in\.jsonl:1:"):
+        build_split(plan(folder), workers=1)
 
 
 def test_other_options_take_no_shard_of_an_unfinished_run(folder: Path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from grain_jax.data.checking import MAX_IMAGE_BYTES
 from grain_jax.evaluation.folders import load_zero_shot
 from grain_jax.evaluation.scorers import class_texts
+from grain_jax.evaluation.set_names import folder_name
 
 
 def save_image(path, value: int = 128):
@@ -43,6 +44,16 @@ def test_names_come_by_label_and_are_cleaned_aloud(table):
     assert any("1 of 3 classes have no images" in note for note in notes)
     kept = load_zero_shot(table, keep_names=True, note=notes.append)
     assert "sea_horse" in kept.class_names
+
+
+def test_a_set_is_called_as_its_folder_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("gone")
+    (tmp_path / "caf\udce9").mkdir()
+    assert folder_name(".") == tmp_path.name
+    assert folder_name(tmp_path / "link") == "link"
+    assert folder_name("/") == "root"
+    assert folder_name("caf\udce9") == r"caf\xe9"
 
 
 def test_an_image_folder_takes_its_subfolders_as_classes(tmp_path):

@@ -2,9 +2,10 @@
 
 The input is cut into shards of consecutive entries. Each is written whole or not at all under
 `OUT/.building/<split>/`, with its figures beside it, under a name that tells what it was made of; a
-later run keeps those of entries and options that are still the same, so that a corrected input
-costs the shards it changes. At the end the shards move to their final names and the metadata of all
-splits is written, by one process at a time: several may build splits of one folder at once.
+later run keeps those of entries, options and left-out images that are still the same, so that a
+corrected input costs the shards it changes. At the end the shards move to their final names and the
+metadata of all splits is written, by one process at a time: several may build splits of one folder
+at once.
 """
 
 import array
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from grain_jax.data.checking import Dropped, Figures, check_item
+from grain_jax.data.checking import Dropped, Figures, check_item, image_state
 from grain_jax.data.importers import IMPORTERS, BadItem, Importer
 from grain_jax.data.processes import end_with_parent
 from grain_jax.data.storage import (
@@ -38,13 +39,15 @@ from grain_jax.data.storage import (
     write_metadata,
     write_shard,
 )
+from grain_jax.disk import write_whole
 
 logger = logging.getLogger(__name__)
 
 MAX_SHARDS = 1_000
 MIN_SHARD = 500  # entries; small enough that a killed run loses little
 MOVING = "moving.json"  # beside the shards: the plan whose shards move to their final names
-CHECKS = 1  # to be raised with what is checked or stored: unfinished shards are then made again
+UNREADABLE = "unreadable entry"  # the reason of a dropped image whose entry is at fault
+CHECKS = 2  # to be raised with what is checked or stored: unfinished shards are then made again
 LOCK = ".lock"  # in the folder, held while its metadata is changed
 
 
@@ -238,7 +241,7 @@ def _build_shards(
     missing = []
     for shard in shards:
         done = _read_json(shard.figures_path)
-        if done is not None and (moved or shard.path.exists()):
+        if done is not None and (moved or (shard.path.exists() and _is_current(done, plan))):
             yield shard, Figures.from_json(done["figures"])
         else:
             missing.append(shard)
@@ -259,6 +262,15 @@ def _build_shards(
             raise
 
 
+def _is_current(done: dict[str, Any], plan: Plan) -> bool:
+    """Whether a shard would leave out the same entries again: their images may have been mended
+    since, and entries that cannot be read may have become an error.
+    """
+    if plan.on_error == "stop" and UNREADABLE in done["figures"]["dropped_images"]:
+        return False
+    return all(image_state(name, plan.images) == state for name, state in done["left_out"].items())
+
+
 _worker_state: tuple[Plan, Importer] | None = None  # of a worker process
 
 
@@ -276,20 +288,33 @@ def _build_in_worker(shard: _Shard) -> Figures:
 
 def _build_shard(shard: _Shard, plan: Plan, importer: Importer) -> Figures:
     figures, ids = Figures(), array.array("Q")
-    written = write_shard(shard.path, _encoded(shard, plan, importer, figures, ids))
+    left_out: dict[str, list[int] | None] = {}
+    written = write_shard(shard.path, _encoded(shard, plan, importer, figures, ids, left_out))
     shard.ids_path.write_bytes(ids.tobytes())
     # The figures come last: a shard without them is written again.
     _write_json(
         shard.figures_path,
-        {"figures": figures.to_json(), "records": written.lengths[0], "bytes": written.num_bytes},
+        {
+            "figures": figures.to_json(),
+            "records": written.lengths[0],
+            "bytes": written.num_bytes,
+            "left_out": left_out,
+        },
     )
     return figures
 
 
 def _encoded(
-    shard: _Shard, plan: Plan, importer: Importer, figures: Figures, ids: "array.array[int]"
+    shard: _Shard,
+    plan: Plan,
+    importer: Importer,
+    figures: Figures,
+    ids: "array.array[int]",
+    left_out: dict[str, list[int] | None],
 ) -> Iterator[bytes]:
+    """The records of a shard. Fills the other arguments; `left_out`: image -> its state."""
     for index in range(shard.start, shard.stop):
+        item = None
         try:
             item = importer[index]
             record = check_item(
@@ -302,14 +327,16 @@ def _encoded(
         except BadItem as error:
             if plan.on_error == "stop":
                 raise ValueError(f"{error} (--on-error=skip leaves such entries out.)") from None
-            figures.drop_image("unreadable entry", str(error))
-            continue
+            figures.drop_image(UNREADABLE, str(error))
         except Dropped as error:
             figures.drop_image(error.reason, str(error))
+        else:
+            digest = hashlib.sha256(record.id.encode()).digest()
+            ids.append(int.from_bytes(digest[:8], "little"))
+            yield encode_record(record)
             continue
-        digest = hashlib.sha256(record.id.encode()).digest()
-        ids.append(int.from_bytes(digest[:8], "little"))
-        yield encode_record(record)
+        if item is not None:
+            left_out[item.image] = image_state(item.image, plan.images)
 
 
 def _adopt(shards: list[_Shard], plan: Plan, identity: dict[str, Any], figures: Figures) -> None:
@@ -378,6 +405,4 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(value, indent=1))

@@ -4,7 +4,6 @@ Nothing is dropped without being counted under a reason that the closing report 
 """
 
 import io
-import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from grain_jax.data.image_paths import path_inside
 from grain_jax.data.importers import BadItem, ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.texts import clean_text, normalize_text
@@ -166,15 +166,23 @@ def has_several_frames(data: bytes) -> bool:
 
 
 def read_image_file(relative: str, images: Path) -> bytes:
-    """The bytes of a file inside the images folder. Raises `Dropped`.
-
-    Absolute paths and ".." that leave the folder are refused. Symbolic links inside it are
-    followed: who fills the folder decides.
-    """
-    path = posixpath.normpath(relative.replace("\\", "/"))
-    if path.startswith(("/", "../")) or path == ".." or path[1:2] == ":":
-        raise Dropped("path outside the images folder", f"{relative!r} leaves the images folder.")
+    """The bytes of a file inside the images folder, found by `path_inside`. Raises `Dropped`."""
+    try:
+        path = path_inside(relative, images)
+    except ValueError as error:
+        raise Dropped("path outside the images folder", str(error)) from None
     return read_image_bytes(images / path, name=relative)
+
+
+def image_state(relative: str, images: Path) -> list[int] | None:
+    """What changes with an image file: its size in bytes, and when it and its rights were changed,
+    in nanoseconds; None where no such file can be reached.
+    """
+    try:
+        status = (images / path_inside(relative, images)).stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def read_image_bytes(path: Path, *, name: str) -> bytes:

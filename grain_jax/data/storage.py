@@ -21,6 +21,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 
 from grain_jax.data.records import Caption, Record, Region
+from grain_jax.disk import whole_file
+from grain_jax.paths import expand_home
 
 NAME = "grain_records"  # of the TFDS data set
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -112,7 +114,7 @@ class RecordSource:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
-        self._directory, self._split = os.path.expanduser(os.fspath(directory)), split
+        self._directory, self._split = expand_home(os.fspath(directory)), split
         if not self._directory:
             raise ValueError(
                 "data.source='records' needs data.directory: a folder that "
@@ -235,9 +237,8 @@ def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
 
     Raises OSError, with what the disk said, where it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     count = size = 0
-    try:
+    with whole_file(path) as partial:
         with _written(partial):
             writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # 1: random access
         try:
@@ -251,10 +252,6 @@ def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
             raise
         with _written(partial):
             writer.close()
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return SplitShards((count,), size)
 
 

@@ -24,6 +24,7 @@ from grain_jax.evaluation.class_names import (
 from grain_jax.evaluation.class_texts import bind_descriptions, check_templates
 from grain_jax.evaluation.image_folder import printable
 from grain_jax.evaluation.labels_table import NAME, FilesOnDisk, read_labels_table
+from grain_jax.evaluation.set_names import folder_name
 from grain_jax.evaluation.text_files import read_texts, split_entry
 from grain_jax.paths import user_path
 
@@ -54,6 +55,7 @@ class ImageFiles:
 def load_zero_shot(
     folder: str | Path,
     *,
+    name: str = "",
     classes: str = "",
     templates: str = "",
     descriptions: str = "",
@@ -67,6 +69,7 @@ def load_zero_shot(
     """The set in `folder`: `labels.csv` (columns file,label) or one subfolder a class.
 
     Args:
+        name: what it is called in notes and metrics; by default as its folder is.
         classes: names of the labels: .json {label: name}, or a list of names in .json, .txt (one a
             line) or .md (CLIP's `prompts.md`). By default `classes.json` or `classes.txt` of the
             folder, else the labels are the names.
@@ -86,7 +89,7 @@ def load_zero_shot(
     root = user_path(folder)
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
-    title = printable(root.resolve().name) or "root"  # "." has no name of its own
+    title = name or folder_name(root)
     text_files = {"labels": _beside(root, NAME)}
     text_files["classes"] = classes or _beside(root, "classes.json", "classes.txt")
     text_files["templates"] = templates or _beside(root, "templates.json", "templates.txt")
@@ -137,7 +140,7 @@ def _labelled_images(
     ValueError.
     """
     if (root / NAME).is_file():
-        return _listed_images(root)
+        return _listed_images(root, title, note)
     images = read_class_folders(root)
     with_images = sorted(set(images.labels))
     if not with_images:
@@ -156,8 +159,8 @@ def _labelled_images(
     return images
 
 
-def _listed_images(root: Path) -> ClassFolders:
-    pairs = read_labels_table(root / NAME)
+def _listed_images(root: Path, title: str, note: Callable[[str], None]) -> ClassFolders:
+    pairs = read_labels_table(root / NAME, note=lambda text: note(f"{title}: {text}"))
     if not pairs:
         raise ValueError(f"{str(root / NAME)!r} lists no labelled images.")
     on_disk = FilesOnDisk(root)

@@ -6,28 +6,32 @@ Read strictly: one stray quote would otherwise make one label of all lines after
 import csv
 import io
 import os
-import posixpath
-import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
+from grain_jax.data.image_paths import path_inside
 from grain_jax.evaluation.text_files import read_text_file
 
 NAME = "labels.csv"
 COLUMNS = ("file", "label")
 SEPARATORS = (",", ";", "\t")  # Excel writes ";" where "," is the decimal point
 MAX_BYTES = 1 << 30
+SHOWN = 3  # entries that a note lists
 
 
-def read_labels_table(path: Path) -> list[tuple[str, str]]:
+def read_labels_table(path: Path, *, note: Callable[[str], None] = print) -> list[tuple[str, str]]:
     """(file, label) of each line; files are relative to the folder of the table, inside it, and
-    no file comes twice. Raises ValueError naming the line.
+    no file comes twice. `note` is told of cells of several lines.
+
+    Raises ValueError naming the line.
     """
     text = read_text_file(path, max_bytes=MAX_BYTES)
     separator, columns = _header(text, path)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
-    )
+    lines = io.StringIO(text, newline="").readlines()
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
+    on_disk = FilesOnDisk(path.parent)
+    several: list[str] = []  # lines that one cell holds
     pairs: list[tuple[str, str]] = []
     seen: dict[str, int] = {}
     line, header = 1, True  # `line`: where the cells that are read next begin
@@ -36,7 +40,18 @@ def read_labels_table(path: Path) -> list[tuple[str, str]]:
             if any(cell.strip() for cell in cells) and header:
                 header = False
             elif any(cell.strip() for cell in cells):
-                file, label = _cells(cells, columns, f"Line {line} of {str(path)!r}")
+                where = f"Line {line} of {str(path)!r}"
+                file, label = _cells(cells, columns, path, where)
+                for number in range(line + 1, reader.line_num + 1):
+                    swallowed = _file_of_line(lines[number - 1], separator, columns, path)
+                    if swallowed and on_disk.find(swallowed):
+                        raise ValueError(
+                            f"{where} opens a quote that is closed in line {reader.line_num}, and "
+                            f"line {number} in between lists the image {swallowed!r}. Close the "
+                            f"quote in line {line}, or write it as two of them in quotes."
+                        )
+                if reader.line_num > line:
+                    several.append(f"{line} to {reader.line_num}")
                 if file in seen:
                     raise ValueError(
                         f"Line {line} of {str(path)!r} lists {file!r} a second time, first in "
@@ -52,7 +67,22 @@ def read_labels_table(path: Path) -> list[tuple[str, str]]:
             if '"' in text
             else f"Line {line} of {str(path)!r} is not valid CSV: {error}."
         ) from None
+    if several:
+        shown = ", ".join(several[:SHOWN]) + (", ..." if len(several) > SHOWN else "")
+        note(
+            f"{str(path)!r}: {len(several)} of {len(pairs)} entries have a cell of several lines "
+            f"(lines {shown}); each counts as one image."
+        )
     return pairs
+
+
+def _file_of_line(line: str, separator: str, columns: list[str], path: Path) -> str:
+    """The file that a line would list if no quote were open before it; "" for none."""
+    try:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        return _cells(cells, columns, path, "")[0]
+    except (ValueError, csv.Error):
+        return ""
 
 
 def _header(text: str, path: Path) -> tuple[str, list[str]]:
@@ -74,8 +104,8 @@ def _header(text: str, path: Path) -> tuple[str, list[str]]:
     return separator, columns
 
 
-def _cells(cells: list[str], columns: list[str], where: str) -> tuple[str, str]:
-    """The file and the label of a line. Raises ValueError."""
+def _cells(cells: list[str], columns: list[str], path: Path, where: str) -> tuple[str, str]:
+    """The file and the label of a line of the table `path`. Raises ValueError."""
     if len(cells) > len(columns):
         raise ValueError(
             f"{where} has {len(cells)} cells for {len(columns)} columns. Put a label that contains "
@@ -90,20 +120,13 @@ def _cells(cells: list[str], columns: list[str], where: str) -> tuple[str, str]:
             f"{where} opens a quote that is closed in a later line, so that a file or label has "
             "several lines. Close it in its own."
         )
-    return _inside(file, where), label
-
-
-def _inside(file: str, where: str) -> str:
-    """The path with "/" and without "." or ".."; as in prepared data, it must stay in the folder,
-    while links in the folder are followed: who fills the folder decides.
-    """
-    path = posixpath.normpath(file if os.sep == "\\" else file.replace("\\", "/"))
-    if path.startswith(("/", "../")) or path in (".", "..") or re.match("[A-Za-z]:/", path):
-        raise ValueError(
-            f"{where}: {file!r} leads out of the folder; images must lie inside it, where links "
-            "are followed."
-        )
-    return path
+    try:
+        inside = path_inside(file, path.parent)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if inside == ".":
+        raise ValueError(f"{where}: {file!r} is the folder itself; needed the file of an image.")
+    return inside, label
 
 
 class FilesOnDisk:

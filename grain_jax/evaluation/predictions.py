@@ -1,16 +1,18 @@
 """The single answers behind the metrics: one line an image, query or phrase, as JSON or CSV."""
 
+import contextlib
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.data.records import Source, ZeroShotSet
+from grain_jax.disk import whole_file
 from grain_jax.evaluation.grounding import Phrase, pairwise_iou, phrase_hits
 from grain_jax.evaluation.ranking import hit_chance
 from grain_jax.evaluation.retrieval import ranked
@@ -24,35 +26,50 @@ COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does 
 )
 
 
+def check_suffix(path: Path) -> None:
+    """Raises ValueError for another suffix than .jsonl or .csv."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{str(path)!r} should end in {' or '.join(SUFFIXES)}.")
+
+
 class PredictionsFile:
     """Writes lines beside `path`, which gets them at the end of a block: all of them, or none.
 
     The mean of "correct" over the lines of one task, set and method is the metric itself: exact
     ties are worth their chance. Raises ValueError for another suffix than .jsonl or .csv, OSError
-    where it cannot be written.
+    where it cannot be opened. An error of the disk after that is kept in `failure`, and `path`
+    stays as it was: the metrics do not depend on this file.
     """
 
     def __init__(self, path: Path):
-        if path.suffix not in SUFFIXES:
-            raise ValueError(f"{str(path)!r} should end in {' or '.join(SUFFIXES)}.")
+        check_suffix(path)
         self.path = path
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        self._lines: TextIO = self._partial.open(
-            "w", newline="", encoding="utf-8", errors="backslashreplace"
-        )
+        self.failure: OSError | None = None
+        with contextlib.ExitStack() as files:
+            partial = files.enter_context(whole_file(path))
+            self._lines: TextIO = files.enter_context(
+                partial.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+            )
+            self._files = files.pop_all()
         self._table = None
         if path.suffix == ".csv":
             self._table = csv.DictWriter(self._lines, COLUMNS, restval="")
-            self._table.writeheader()
+            self._table.writeheader()  # into the buffer: no disk is met yet
 
     def __enter__(self) -> "PredictionsFile":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        self._lines.close()
-        if kind is None:
-            os.replace(self._partial, self.path)
-        self._partial.unlink(missing_ok=True)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        error = error or self.failure
+        try:
+            self._files.__exit__(type(error) if error else None, error, traceback)
+        except OSError as failure:  # of the lines that were still in the buffer
+            self.failure = self.failure or failure
 
     def of_set(self, dataset: ZeroShotSet) -> OnScores:
         """What `evaluate_zero_shot` is to call: a line for every image and method."""
@@ -146,13 +163,18 @@ class PredictionsFile:
             )
 
     def _write(self, **line: Any) -> None:
-        if self._table is None:
-            self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-        else:
-            for name in ("top5", "box_xyxy"):  # JSON in their cell
-                if name in line:
-                    line[name] = json.dumps(line[name], ensure_ascii=False)
-            self._table.writerow(line)
+        if self.failure is not None:
+            return
+        try:
+            if self._table is None:
+                self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            else:
+                for name in ("top5", "box_xyxy"):  # JSON in their cell
+                    if name in line:
+                        line[name] = json.dumps(line[name], ensure_ascii=False)
+                self._table.writerow(line)
+        except OSError as failure:
+            self.failure = failure
 
 
 def record_ids(source: Source) -> list[str]:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grain_jax.disk import write_whole
 from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.set_names import folder_name
 from grain_jax.training import checkpoint
 
 INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "splits")
@@ -25,6 +27,9 @@ def check_place(option: str, path: Path, *, overwrite: bool) -> None:
         raise ValueError(
             f"--{option}={path} exists; give another file, or --overwrite to replace it."
         )
+    special = path.exists() and not path.is_file()  # a device or pipe, written to directly
+    if not os.access(path if special else path.resolve().parent, os.W_OK):
+        raise ValueError(f"--{option}={path} cannot be written to; give a file in another folder.")
 
 
 def default_folder(model: Path) -> Path:
@@ -58,7 +63,7 @@ def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, t
     parts = [
         "evaluation",
         name or ("" if is_run(model) else model.resolve().name),
-        "" if data is None else data.resolve().name,
+        "" if data is None else folder_name(data),
         report["split"] or "",
         tasks,
         f"step{report['step']}",
@@ -84,13 +89,8 @@ def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> 
             return free, False
         number += 1
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    partial = free.with_name(f"{free.name}.{os.getpid()}.partial")
-    try:
-        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, free)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_whole(free, text, errors="backslashreplace")
     return free, True
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grain_jax.config import TrainConfig
+from grain_jax.evaluation.image_folder import printable
+from grain_jax.paths import user_path
 
 WORLD_NAMES = ("validation", "seen", "unseen", "headline")  # of metrics of the procedural world
 
@@ -36,14 +38,25 @@ def zero_shot_folders(config: TrainConfig, *, final: bool) -> dict[str, str]:
     }
 
 
-def _full(folder: str) -> Path:
+def _full(folder: str | os.PathLike[str]) -> Path:
     """From the root, but through the links that the user named: they are what a set is called."""
-    return Path(os.path.abspath(os.path.expanduser(folder)))
+    return Path(os.path.abspath(user_path(folder)))
+
+
+def folder_name(folder: str | os.PathLike[str]) -> str:
+    """What a set is called by the folder that the user named: of a link its own name, of "." that
+    of the current folder, and "root" for "/".
+    """
+    return _parts(_full(folder))[-1]
+
+
+def _parts(path: Path) -> list[str]:
+    return [printable(part) for part in path.parts if part != os.sep] or ["root"]
 
 
 def _distinct_names(paths: Sequence[Path], *, taken: Sequence[str]) -> list[str]:
     """The last parts of each path, as many as tell it from the others and from what is `taken`."""
-    parts = [[part for part in path.parts if part != os.sep] or ["root"] for path in paths]
+    parts = [_parts(path) for path in paths]
     depths = [1] * len(paths)
     while True:
         names = ["-".join(own[-depth:]) for own, depth in zip(parts, depths, strict=True)]

@@ -77,7 +77,7 @@ def evaluate(
             raise ValueError(f"Unknown data.source {unknown!r}; choose 'world' or 'records'.")
     for name, folder in zero_shot_folders(config, final=final).items():
         if final:
-            dataset = dataclasses.replace(load_zero_shot(folder, note=note), name=name)
+            dataset = load_zero_shot(folder, name=name, note=note)
         else:
             dataset = _interval_folder(folder, name, config.evaluation.max_images)
         results |= score_zero_shot(encoder, dataset, config, final=final, details=details)
@@ -97,8 +97,8 @@ def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda te
                 f"data.eval_split = {split!r} holds no image to evaluate on; name another split, "
                 'or none: --config.data.eval_split="".'
             )
-    for folder in zero_shot_folders(config, final=True).values():
-        load_zero_shot(folder, note=note)
+    for name, folder in zero_shot_folders(config, final=True).items():
+        load_zero_shot(folder, name=name, note=note)
 
 
 def best_metric_name(config: TrainConfig) -> str:
@@ -262,8 +262,7 @@ def _interval_folder(folder: str, name: str, limit: int) -> ZeroShotSet:
     """Kept, so that an interval of training lists no files again. Its images are not: they are
     read and decoded each time, as those of the training data are.
     """
-    dataset = load_zero_shot(folder, note=lambda text: None)
-    return subset(dataclasses.replace(dataset, name=name), limit)
+    return subset(load_zero_shot(folder, name=name, note=lambda text: None), limit)
 
 
 def _records(

@@ -38,7 +38,7 @@ def find_pictures(
     for one in given:
         matches = _matches(one)
         if not matches:
-            nothing.append((one, "there is no such file or folder."))
+            nothing.append((one or "''", "there is no such file or folder."))
         for path in matches:
             if not path.is_dir():
                 take(path, Path(path.name))
@@ -60,6 +60,8 @@ def _matches(given: str) -> list[Path]:
     pattern.
     """
     given = expand_home(given)
+    if not given:
+        return []
     if os.path.lexists(given):
         return [Path(given)]
     literal, *parts = Path(given).parts

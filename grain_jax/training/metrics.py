@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 
 from grain_jax.config import LoggingConfig, TrainConfig
 from grain_jax.data.batch import Batch
+from grain_jax.disk import write_whole
 from grain_jax.extras import how_to_install
 from grain_jax.training.step import Metrics
 
@@ -167,9 +168,7 @@ def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
             continue
         if entry["step"] <= last_step:
             kept.append(entry)
-    whole = path.with_name(path.name + ".new")
-    whole.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    whole.replace(path)
+    write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept
 
 

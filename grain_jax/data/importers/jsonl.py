@@ -42,6 +42,7 @@ OTHER_NAMES = {
     ),
     "score": ("confidence", "conf", "scores", "logit"),
 }
+EMPTY: tuple[Any, ...] = (None, [], "", {})
 CLOSE = 0.8  # of difflib; "captoins" is 0.88 close to "captions"
 # How a file begins that is not lines of JSON.
 NOT_LINES = (
@@ -190,10 +191,12 @@ def _others(values: list[Any], known: set[str]) -> list[str]:
 def _check_names(
     entry: dict[str, Any], known: set[str], needed: tuple[str, ...], where: str = ""
 ) -> None:
-    """Raises `BadItem` where one of `needed` is absent, and there under another name."""
-    others = [name for name in entry if name not in known]
+    """Raises `BadItem` where one of `needed` is absent, and there under another name: with a value,
+    as other tools write empty fields too.
+    """
+    others = [name for name in entry if name not in known and entry[name] not in EMPTY]
     for name in needed:
-        if entry.get(name) not in (None, [], ""):
+        if entry.get(name) not in EMPTY:
             continue
         same = [other for other in others if other.casefold() in (name, *OTHER_NAMES[name])]
         if found := same or difflib.get_close_matches(name, others, n=1, cutoff=CLOSE):

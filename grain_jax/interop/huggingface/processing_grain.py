@@ -4,6 +4,7 @@ Image processor, processor and pipeline are one file, as saving a processor save
 """
 
 import html
+import numbers
 import os
 import re
 import reprlib
@@ -309,6 +310,11 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     def _prompts(self, labels: Sequence[str], given: str | Sequence[str] | None) -> list[str]:
         templates = given or self.model.config.templates
         templates = [templates] if isinstance(templates, str) else templates
+        if not isinstance(templates, list | tuple):
+            raise ValueError(
+                f"hypothesis_template must be a text or a list of texts; got {templates!r}."
+            )
+        _check_texts("hypothesis_template", templates)
         if odd := [template for template in templates if template.count("{}") != 1]:
             raise ValueError(f"A template needs one {{}} for the label; got {odd[0]!r}.")
         return [template.replace("{}", label) for template in templates for label in labels]
@@ -322,11 +328,12 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         regions = self.model.config.kind == "grain" and self.model.config.regions_trained
         if alpha is None:
             alpha = 0.5 if regions else 1.0
-        if not 0 <= alpha <= 1 or (alpha != 1 and not regions):
+        number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+        if not number or not 0 <= alpha <= 1 or (alpha != 1 and not regions):
             needed = (
                 "a number from 0 to 1" if regions else "1, as this model has no trained regions"
             )
-            raise ValueError(f"alpha={alpha}; needed {needed}.")
+            raise ValueError(f"alpha={alpha!r}; needed {needed}.")
         _check_descriptions(descriptions)
         if odd := set(descriptions) ^ set(labels):
             raise ValueError(f"{odd.pop()!r} is a label or has descriptions, not both.")
@@ -448,7 +455,7 @@ def _kept(kept: OrderedDict[Any, Any], key: Any, make: Any) -> Any:
 
 
 def _check_labels(labels: Any) -> None:
-    """Raises ValueError unless they are a list of texts."""
+    """Raises ValueError unless they are a list of texts, none of them twice."""
     if isinstance(labels, Mapping):
         raise ValueError(
             "candidate_labels must be a list of texts; got a dictionary. Descriptions of labels go "
@@ -457,6 +464,8 @@ def _check_labels(labels: Any) -> None:
     if isinstance(labels, str) or not isinstance(labels, list | tuple) or not labels:
         raise ValueError(f"candidate_labels must be a list of texts; got {labels!r}.")
     _check_texts("candidate_labels", labels)
+    if twice := [label for i, label in enumerate(labels) if label in labels[:i]]:
+        raise ValueError(f"candidate_labels has {twice[0]!r} more than once; give it once.")
 
 
 def _check_descriptions(descriptions: Any) -> None:
