@@ -80,7 +80,7 @@ def test_without_a_home_folder_nothing_is_cached(monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_command_and_setting_takes_a_tilde(home: Path, monkeypatch) -> None:
-    for name in ("photos", "classes/wren"):
+    for name in ("photos", "classes/owl", "classes/wren"):
         (home / name).mkdir(parents=True)
         Image.fromarray(columns("red", "blue")).save(home / name / "a.png")
     (home / "in.jsonl").write_text('{"image": "a.png", "captions": ["x"]}\n', encoding="utf-8")
@@ -100,7 +100,7 @@ def test_every_command_and_setting_takes_a_tilde(home: Path, monkeypatch) -> Non
     assert (home / "a.json").is_file()
     assert len(toy_model().embed_images(["~/photos/a.png"], on_error="stop").boxes_xyxy) == 1
 
-    assert load_zero_shot("~/classes", note=lambda _: None).class_names == ("wren",)
+    assert load_zero_shot("~/classes", note=lambda _: None).class_names == ("owl", "wren")
     assert read_texts("~/labels.txt") == ["red", "blue"]
     assert environment.local_folder("~/run") == home / "run"
     (home / "run").mkdir()

@@ -263,14 +263,16 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         self,
         image: Any,
         candidate_labels: Any = None,
-        hypothesis_template: str | list[str] | None = None,
+        hypothesis_template: Any = None,
         timeout: float | None = None,
         descriptions: Mapping[str, Sequence[str]] | None = None,
-        alpha: float | None = None,
+        alpha: Any = None,
         on_error: str = "raise",
     ) -> Any:
-        """Raises ValueError without labels, for a template without one "{}", and for a picture that
-        cannot be read, unless `on_error` is "skip".
+        """`hypothesis_template`: a text or several; `alpha`: a number from 0 to 1.
+
+        Raises ValueError for others, without labels, for a template without one "{}", and for a
+        picture that cannot be read, unless `on_error` is "skip".
         """
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error={on_error!r}; choose one of {ON_ERROR}.")
@@ -307,7 +309,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     def _padding(self) -> str:
         return "max_length" if self.model.config.text["pooling"] == "last" else "longest"
 
-    def _prompts(self, labels: Sequence[str], given: str | Sequence[str] | None) -> list[str]:
+    def _prompts(self, labels: Sequence[str], given: Any) -> list[str]:
         templates = given or self.model.config.templates
         templates = [templates] if isinstance(templates, str) else templates
         if not isinstance(templates, list | tuple):
@@ -323,7 +325,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         self,
         labels: Sequence[str],
         descriptions: Mapping[str, Sequence[str]],
-        alpha: float | None,
+        alpha: Any,
     ) -> "_Asked":
         regions = self.model.config.kind == "grain" and self.model.config.regions_trained
         if alpha is None:
@@ -343,7 +345,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             ids=self._ids(texts, limit),
             region_ids=self._ids(texts, self.model.config.description_length or limit),
             counts=[len(descriptions[label]) for label in labels],
-            alpha=alpha,
+            alpha=float(alpha),
         )
 
     def _ids(self, texts: Sequence[str], length: int) -> Any:
