@@ -8,7 +8,7 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--config.SETTING=VALUE .
 --print_config  print the resolved configuration and exit
 --check         check settings and data, say what would start, and exit; needs no GPU or TPU
 --check_devices=16 or 2x8   with --check: also that the mesh fits 16 devices, or 2 nodes of 8
---change_schedule   go on with other `steps` or `epochs` where the learning rate would jump
+--change_schedule   resume with other `steps` or `epochs` where the learning rate would jump
 --distributed   join the processes that JAX detects (Slurm and TPU pods on GKE join without it)
 --coordinator=HOST:PORT --num_processes=N --process_id=I   join N processes by hand
 
@@ -87,11 +87,11 @@ STEPS_WITHOUT_BOX = 200  # in a row, of GRAIN, after which the run says so
 
 
 class RunStopped(RuntimeError):
-    """The run cannot go on; the message says why and what to change. Raised in every process."""
+    """The run cannot continue; the message says why and what to change. Raised in every process."""
 
 
 class StoppedAlone(RunStopped):
-    """The run cannot go on, and where there are other processes, they do not know it."""
+    """The run cannot continue, and where there are other processes, they do not know it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -222,7 +222,7 @@ class Run:
 def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedule: bool) -> Run:
     """Opens devices, data, model and run folder; ValueError for what the user must change.
 
-    Whatever one process alone may fail in is raised in all, between what they do together.
+    An error that one process alone may meet is raised in all, between what they do together.
     """
     newest = checkpoint.latest_in_all(workdir)
     inputs = open_inputs(config, workdir, newest)
@@ -351,7 +351,7 @@ def train(run: Run, screen: Screen, signals: StopSignals) -> None:
                 failure = error
                 if not processes.are_many():
                     _stop_over_data(run, window, screen, done=step - 1, reason=str(error))
-                # The others wait for this process in every step, so it goes on with steps that
+                # The others wait for this process in every step, so it continues with steps that
                 # change nothing in any of them, until all have agreed on one to stop after.
                 print(f"Process {jax.process_index()}: {error}", file=sys.stderr)
                 signals.ask()
