@@ -5,7 +5,7 @@ r"""The CLIP baseline of `grain_vitb16_cc12m.py`: same data, one loss.
 
 Variants: "" (MLLM captions mixed in, as GRAIN trains), "original" (web captions only).
 Hardware: sized for 16 H100 80 GB. Shape-tested, not yet run.
-Expected: no figure of ours yet.
+Expected: not yet measured.
 Published by others for CLIP ViT-B/16 on CC12M, with other recipes: ImageNet 37.4 %, CIFAR-10 67.9,
 SUN397 41.8, R@1 on COCO 32.8 to text and 22.5 to image (github.com/bethgelab/
 frequency_determines_performance, template ensemble); ImageNet 40.2 % (LaCLIP's README).

@@ -69,8 +69,8 @@ def parse_arguments(
     """Parses `--config=...`, overrides `--config.a.b=...` and the flags of `flag_values`.
 
     `arguments` is without the program's name. Of a setting that is given more than once the last
-    counts, as scripts append to a command of their own; `note` is told so. Raises ValueError in one
-    line for anything mistyped, and for two files or other flags of which one would be lost.
+    counts, as scripts append to a command of their own; `note` then says so. Raises ValueError in
+    one line for anything mistyped, and for two files or other flags of which one would be lost.
     """
     name = default
     others = []

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and full disks told as such.
+"""Files that are written whole or not at all, and full disks reported as such.
 
 A full disk, a quota, a limit on the size of files, a read-only file system and missing rights are
 `OSError` in Python alone: array_record and torch raise RuntimeError, safetensors an error of its

@@ -19,7 +19,7 @@ def how_to_install(extra: str) -> str:
     else:
         command = f"pip install {' '.join(map(shlex.quote, _requirements(extra)))}"
     if extra == "torch":
-        command += f" (several GB of CUDA come along; without an NVIDIA GPU first {CPU_TORCH})"
+        command += f" (several GB of CUDA included; without an NVIDIA GPU first {CPU_TORCH})"
     return command
 
 

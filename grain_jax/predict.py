@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if len(question.labels) == 1:
                 note(
                     f"{question.labels[0]!r} is the only label, so its probability is 100 % "
-                    "whatever a picture shows."
+                    "for any image."
                 )
             try:
                 _look(model, targets, question, options, outcome, messages)
@@ -144,7 +144,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="least cosine of a text and a region to give its box (default: any)",
     )
     add("--top", type=count_option, default=5, help="labels a picture (default: %(default)s)")
-    add("--out", type=path_option, metavar="DIR", help="a picture of each with its boxes")
+    add("--out", type=path_option, metavar="DIR", help="an image of each with its boxes")
     add("--csv", type=path_option, metavar="FILE", help="a line for every answer")
     add("--json", type=path_option, metavar="FILE", help="all answers with all boxes")
     add("--overwrite", action="store_true", help="replace what --out, --csv, --json wrote before")

@@ -134,7 +134,7 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     table.add_row("boxes clipped to the picture", f"{figures.clipped_boxes:,}")
     for row, count in (
         ("captions made of regions", figures.captions_from_regions),
-        ("pictures of several frames, first kept", figures.several_frames),
+        ("images of several frames, first kept", figures.several_frames),
         ("images under an id that another has", figures.repeated_ids),
     ):
         if count:
@@ -169,7 +169,7 @@ def _warnings(figures: Figures) -> Iterator[str]:
         whole = odd if kind == "x, y, width, height" else figures.regions + odd
         if count >= whole / 2:
             yield (
-                f"{count:,} of {odd:,} boxes that were dropped would fit as {kind}. Needed are x0, "
+                f"{count:,} of {odd:,} boxes that were dropped would fit as {kind}. Expected x0, "
                 'y0, x1, y1: fractions from 0 to 1, or pixels with "bbox_unit": "pixel". If so, '
                 "the boxes that were kept are wrong too."
             )

@@ -8,7 +8,7 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--config.SETTING=VALUE .
 --print_config  print the resolved configuration and exit
 --check         check settings and data, say what would start, and exit; needs no GPU or TPU
 --check_devices=16 or 2x8   with --check: also that the mesh fits 16 devices, or 2 nodes of 8
---change_schedule   go on with other `steps` or `epochs` where the learning rate would jump
+--change_schedule   resume with other `steps` or `epochs` where the learning rate would jump
 --distributed   join the processes that JAX detects (Slurm and TPU pods on GKE join without it)
 --coordinator=HOST:PORT --num_processes=N --process_id=I   join N processes by hand
 
@@ -172,7 +172,7 @@ def run_to_end(run: "Run", screen: Screen) -> int:
 def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedule: bool) -> Run:
     """Opens devices, data, model and run folder; ValueError for what the user must change.
 
-    What one process alone may fail in is raised in all, between what they do together.
+    An error that one process alone may meet is raised in all, between what they do together.
     """
     newest = checkpoint.latest_in_all(workdir)
     inputs = open_inputs(config, workdir, newest)

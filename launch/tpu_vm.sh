@@ -7,7 +7,7 @@
 # --config.data.directory must be reachable from all workers (a mounted bucket or disk), and are
 # looked for there: before anything starts, here, and with --dry-run only here, the settings are
 # checked, which needs grain_jax installed on this machine too. After a preemption, start it again:
-# the run goes on from its last checkpoint. It outlives this terminal; to save and stop it:
+# the run resumes from its last checkpoint. It outlives this terminal; to save and stop it:
 # gcloud ... ssh --worker=all --command='kill $(cat ~/grain_jax/train.pid)'.
 # In the environment: PROJECT, the Google Cloud project, if not the default one; PYTHON, 3.11 or
 # 3.12 on the workers (default python3.11; on images without it: sudo apt-get install

@@ -59,7 +59,7 @@ def test_a_wrong_list_is_never_bound_by_what_is_left():
     refused(["cat", "dog"], [["cat"], ["dog", "puppy"]], "It lists several; choose one")
     refused(["cat", "dog"], {"pets": ["cat", "dog"]}, "pick one entry with .*: pets.$")
     refused(["cat", "dog"], {"cat": "x", "dog": "y"}, "only where they are a list", "order")
-    with pytest.raises(ValueError, match="there is no file of them"):
+    with pytest.raises(ValueError, match="no file of them was given"):
         names_of_labels(["cat", "dog"], None, "", print, binding="elimination")
     refused(["cat"], ["cat"], "Unknown binding 'guess'", "guess")
 

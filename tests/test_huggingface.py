@@ -531,7 +531,7 @@ def test_what_a_clip_of_transformers_takes_is_refused_unless_it_is_off():
         first = () if call is model else (next(iter(inputs.values())),)
         with pytest.raises(ValueError, match="output_attentions=True: attention weights"):
             call(*first, **given, output_attentions=True)
-        with pytest.raises(TypeError, match="'pixels' is no argument"):
+        with pytest.raises(TypeError, match="'pixels' is not an argument"):
             call(*first, **given, pixels=None)
 
 

@@ -106,10 +106,10 @@ def test_what_is_left_out_is_counted(root):
     dataset, notes = load(root)
     assert len(dataset.source) == 2
     assert notes == [
-        "set: 1 images lie in no class folder and are left out ('sheet.png' first).",
+        "set: 1 images are not in a class folder and are left out ('sheet.png' first).",
         "set: 2 images are left out, as their format is not read (1 .heic, 1 .avif; 'cat/a.HEIC' "
         "first). Convert them, say to PNG.",
-        "set: 4 files are left out, as they are no images by their names (1 no suffix, 1 .part, "
+        "set: 4 files are left out, as their names are not those of images (1 no suffix, 1 .part, "
         "1 .txt, 1 .png; 'dog/blob' first).",
     ]
 
@@ -151,9 +151,7 @@ def test_one_class_is_nothing_to_choose_from(root):
     )
     (top / "classes.txt").write_text("cat\ndog\n")
     refused(top, "'images' has no class name .* look like the classes .cat, dog.; give that")
-    refused(
-        top / "images" / "cat", "holds no labelled images. Needed is a folder with a labels.csv"
-    )
+    refused(top / "images" / "cat", "holds no labelled images. Expected a folder with a labels.csv")
     (top / "images" / "labels.csv").write_text("file,label\ncat/1.png,x\n")
     refused(top / "images", "has only one class, 'x': there is nothing to choose among")
     (top / "images" / "classes.json").write_text('{"x": "cat", "y": "dog"}')

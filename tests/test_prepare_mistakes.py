@@ -391,6 +391,6 @@ def test_what_else_is_counted_is_shown(folder: Path) -> None:
     printed = " ".join(_printed(folder).split())
     figures = build_split(plan(folder), workers=1)
     assert (figures.several_frames, figures.repeated_ids) == (1, 2)
-    assert "pictures of several frames, first kept" in printed
+    assert "images of several frames, first kept" in printed
     assert "2 images have an id that an earlier one has. Put all captions" in printed
     assert "no region was kept" in printed

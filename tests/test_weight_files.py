@@ -100,8 +100,48 @@ def test_half_precision_comes_as_float32(tmp_path):
     save_file({"a": np.array([1.5], ml_dtypes.bfloat16), "n": np.array([7])}, tmp_path / SAFE)
     found = read_safetensors(tmp_path / SAFE)
     assert found["a"].dtype == np.float32
-    assert found["n"].dtype == np.int64 or found["n"].dtype == np.int32
+    assert found["n"].dtype == np.int64
     assert (found["a"], found["n"]) == (1.5, 7)
+
+
+@pytest.mark.parametrize("value", [np.int64(2**40), np.uint64(2**63), np.float64(1.5), True])
+def test_numbers_of_64_bits_keep_their_value(tmp_path, value):
+    save_file({"a": np.array([value]), "scalar": np.array(value)}, tmp_path / SAFE)
+    found = read_safetensors(tmp_path / SAFE)
+    assert found["a"] == found["scalar"] == value
+    assert found["scalar"].shape == ()
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "C64"])
+def test_types_that_are_not_read_are_named(tmp_path, kind):
+    offsets = {"dtype": kind, "shape": [2], "data_offsets": [0, 16 if kind == "C64" else 2]}
+    header = json.dumps({"ok.weight": offsets}).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(offsets["data_offsets"][1])
+    (tmp_path / SAFE).write_bytes(content)
+    with pytest.raises(ValueError, match=f"'ok.weight' is of type {kind}, which is not read"):
+        read_weights(tmp_path, (SAFE,))
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "complex64"])
+def test_types_of_torch_that_are_not_read_are_named(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    torch.save({"a.weight": torch.zeros(2).to(getattr(torch, kind))}, tmp_path / TORCH)
+    with pytest.raises(ValueError, match=f"'a.weight' is of type {kind}, which is not read"):
+        read_weights(tmp_path, (TORCH,))
+
+
+def test_a_dictionary_that_lies_in_itself_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    content = {"a": torch.zeros(2)}
+    content["again"] = content
+    torch.save(content, tmp_path / TORCH)
+    with pytest.raises(ValueError, match=r"more than 32 deep: \['again'\]\['again'\]"):
+        read_weights(tmp_path, (TORCH,))
+    shared = {}
+    for _ in range(30):  # a walk over every path would have 2**30 steps
+        shared = {"left": shared, "right": shared}
+    torch.save({"a": torch.ones(2), "shared": shared}, tmp_path / TORCH)
+    assert read_weights(tmp_path, (TORCH,))["a"][0] == 1
 
 
 # --- Several files

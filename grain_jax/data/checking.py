@@ -137,10 +137,10 @@ def check_size(given: tuple[int, int], picture: tuple[int, int], name: str) -> N
     """
     if abs(given[0] * picture[1] - given[1] * picture[0]) <= max(*given, *picture):  # rounding
         return
-    turned = " Boxes are those of the picture as it is shown, after its EXIF orientation."
+    turned = " Boxes refer to the image as it is shown, after its EXIF orientation."
     raise BadItem(
         f"{name}: its boxes refer to {given[0]} x {given[1]} pixels ('width' x 'height'), and the "
-        f"picture has {picture[0]} x {picture[1]}, of another shape."
+        f"image has {picture[0]} x {picture[1]}, of another shape."
         f"{turned if given[::-1] == picture else ''}"
     )
 

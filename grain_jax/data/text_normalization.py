@@ -3,7 +3,7 @@
 "ftfy" is what OpenAI's CLIP and open_clip do: `ftfy.fix_text` (typographic quotes become straight,
 ligatures and full-width letters plain, letters with combining accents composed, broken encodings
 repaired), HTML entities resolved twice, white space collapsed. "entities" leaves `ftfy` out: for
-runs and exports of before it was recorded, and for tokenizers of other models, whose own file has
+runs and exports from before it was recorded, and for tokenizers of other models, whose own file has
 the rest.
 """
 

@@ -331,7 +331,7 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
     kind.
     """
     match spec.get("kind"):
-        case "clip":  # of before it was recorded: without ftfy
+        case "clip":  # from before it was recorded: without ftfy
             return ClipTokenizer(spec.get("text_normalization", ENTITIES))
         case "words":
             return WordTokenizer(spec["words"])

@@ -93,7 +93,7 @@ def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> 
         return [f"{unused} of {listed}"] if choices else []
     if not given:
         raise ValueError(
-            f"Keep-best goes by {name!r} unless told otherwise, and this data has no such metric. "
+            f"Keep-best goes by {name!r} unless set otherwise, and this data has no such metric. "
             + (
                 f"Set evaluation.best_metric to one of {listed}, or checkpoint.keep_best=False."
                 if choices

@@ -25,7 +25,7 @@ SPLIT = re.compile(
     r"(train|val|test)\d*|training|valid|validation|testing|dev|eval|evaluation", re.IGNORECASE
 )
 LAYOUTS = (
-    "Needed is a folder with a labels.csv (columns file,label), or with one subfolder of images "
+    "Expected a folder with a labels.csv (columns file,label), or with one subfolder of images "
     "for each class."
 )
 SHOWN = 3  # names listed in a message
@@ -157,7 +157,7 @@ def _notes(found: dict[str, FolderContent], loose: Sequence[str]) -> Iterator[st
 
     if loose:
         yield (
-            f"{len(loose)} images lie in no class folder and are left out "
+            f"{len(loose)} images are not in a class folder and are left out "
             f"({printable(loose[0])!r} first)."
         )
     if unread := named("unread"):
@@ -167,7 +167,7 @@ def _notes(found: dict[str, FolderContent], loose: Sequence[str]) -> Iterator[st
         )
     if others := named("others"):
         yield (
-            f"{len(others)} files are left out, as they are no images by their names "
+            f"{len(others)} files are left out, as their names are not those of images "
             f"({_by_suffix(others)}; {printable(others[0])!r} first)."
         )
     if repeated := named("repeated"):
@@ -179,7 +179,7 @@ def _notes(found: dict[str, FolderContent], loose: Sequence[str]) -> Iterator[st
         label, inner, _ = nested[0].split("/", 2)
         yield (
             f"{len(nested)} images lie in subfolders of class folders, as in "
-            f"{printable(f'{label}/{inner}')!r}; they are of the class of the first, {label!r}."
+            f"{printable(f'{label}/{inner}')!r}; they belong to the class of the first, {label!r}."
         )
 
 

@@ -42,7 +42,7 @@ def names_of_labels(
     if binding != "name" and not isinstance(given, list):
         raise ValueError(
             f"Class names are bound by {binding} only where they are a list; "
-            + (f"{source!r} is none." if source else "there is no file of them.")
+            + (f"{source!r} is not a list." if source else "no file of them was given.")
         )
     if given is None:
         return {label: label for label in unique}

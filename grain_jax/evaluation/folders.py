@@ -82,7 +82,7 @@ def load_zero_shot(
             labels, or by name and the last pair by "elimination".
         allow_equal_names: classes may have one name; they are told apart by their labels, and by
             name their scores tie.
-        note: told what a reader of the figures should know.
+        note: called with what a reader of the figures should know.
 
     Raises ValueError for what would make a figure wrong: see `docs/evaluation.md`.
     """

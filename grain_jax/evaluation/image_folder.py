@@ -31,7 +31,7 @@ class FolderContent:
     images: list[str] = field(default_factory=list)
     too_large: list[str] = field(default_factory=list)  # of `images`
     unread: list[str] = field(default_factory=list)  # images of formats that are not read
-    others: list[str] = field(default_factory=list)  # files that are no images by their names
+    others: list[str] = field(default_factory=list)  # files whose names are not those of images
     broken: list[str] = field(default_factory=list)  # links that lead nowhere
     denied: list[str] = field(default_factory=list)  # folders that cannot be read
     repeated: list[str] = field(default_factory=list)  # links to folders that were read already

@@ -63,7 +63,7 @@ def evaluate(
 
     `final=False` (at intervals): at most `evaluation.max_images` of the held-out data, and of each
     folder of `evaluation.zero_shot_during_training`. `final=True`: everything, with intervals,
-    baselines and the folders of `evaluation.zero_shot`. `details` is told of what the metrics were
+    baselines and the folders of `evaluation.zero_shot`. `details` records what the metrics were
     measured on, and every answer. Every process of a multi-host run must call it. Raises
     ValueError, with the name of the data and of the image, where one cannot be decoded or the
     model's embeddings are not finite.
@@ -87,7 +87,7 @@ def evaluate(
 def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda text: None) -> None:
     """Raises ValueError at the start of a run for data that its end would fail to find.
 
-    `note` is told what a reader of the zero-shot figures should know.
+    `note` is called with what a reader of the zero-shot figures should know.
     """
     if config.data.eval_split or config.data.source == "world":
         split = config.data.eval_split if config.data.source == "records" else "validation"

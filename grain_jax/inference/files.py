@@ -83,8 +83,8 @@ def _unreadable(content: FolderContent) -> list[tuple[str, str]]:
 
 
 def _written(file: Path, folder: Path, out: Path | None) -> bool:
-    """Whether it lies in `out`, and that is inside the folder: cards beside or above are no reason
-    to leave anything out.
+    """Whether it lies in `out`, and that is inside the folder: cards beside or above are
+    not a reason to leave anything out.
     """
     if out is None or out.resolve() in (folder.resolve(), *folder.resolve().parents):
         return False

@@ -203,7 +203,7 @@ class Model:
         if not (self.has_regions and self.loaded.has_boxes):
             raise ValueError(
                 f"This is {self._kind()}, which has no regions to find a phrase in. Load "
-                "another model, or compare whole pictures with texts: classify, embed_images, "
+                "another model, or compare whole images with texts: classify, embed_images, "
                 "embed_texts."
             )
         wanted = self._texts(checked_texts(phrases, "phrases"), kind="description")

@@ -50,7 +50,7 @@ PICKLE = (
 def other_kind(path: Path) -> str:
     """What the file is instead of safetensors or a torch file: "is ...; what to do". "" for these.
 
-    Tells by content, whatever the name says.
+    Goes by the content, not by the name.
     """
     with path.open("rb") as file:
         head = file.read(HEAD)

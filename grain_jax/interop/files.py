@@ -8,11 +8,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grain_jax.extras import how_to_install
 from grain_jax.interop.file_kinds import other_kind
 
 MAX_BYTES = 16 * 2**30  # of a file of weights
 MAX_JSON_BYTES = 64 * 2**20
+MAX_DEPTH = 32  # of dictionaries in a torch file
+TORCH_TYPES = (
+    *("float64", "float32", "float16", "bfloat16", "bool"),
+    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,20 +60,44 @@ def read_torch(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # torch raises nearly anything on a file that is no checkpoint
         raise ValueError(f"{path} cannot be read safely: {_reason(error)}") from None
-    for name, tensor in _tensors(content, "", torch.Tensor):
+    for name, tensor in _tensors(path, content, "", torch.Tensor, set()):
         if tensor.layout is not torch.strided or tensor.is_meta:
-            raise ValueError(f"{path}: {name} is no tensor that is stored as plain numbers.")
+            raise ValueError(f"{path}: {name} is not a tensor that is stored as plain numbers.")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{path}: {name} says {list(tensor.shape)}, and has less stored.")
     return content
 
 
-def _tensors(content: Any, name: str, kind: type) -> Iterator[tuple[str, Any]]:
+def torch_array(path: Path, name: str, tensor: Any) -> np.ndarray:
+    """A torch tensor of numbers of common types as float32. Raises ValueError for other types."""
+    if (kind := str(tensor.dtype).removeprefix("torch.")) not in TORCH_TYPES:
+        raise ValueError(odd_type(path, name, kind))
+    return tensor.float().numpy()
+
+
+def odd_type(path: Path, name: str, kind: str) -> str:
+    """Why a tensor is refused, and what to give instead."""
+    return (
+        f"{path}: {name} is of type {kind}, which is not read. Give weights in float32, float16 or "
+        "bfloat16."
+    )
+
+
+def _tensors(
+    path: Path, content: Any, name: str, kind: type, walked: set[int], depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+    """Raises ValueError for dictionaries that lie too deep, or in themselves, as pickle allows."""
+    if depth > MAX_DEPTH:
+        raise ValueError(
+            f"{path} has dictionaries in dictionaries, more than {MAX_DEPTH} deep: {name[:60]}... "
+            "Save the state dict alone: torch.save(model.state_dict(), FILE)."
+        )
     if isinstance(content, kind):
         yield name, content
-    elif isinstance(content, Mapping):
+    elif isinstance(content, Mapping) and id(content) not in walked:
         for key, value in content.items():
-            yield from _tensors(value, f"{name}[{key!r}]", kind)
+            yield from _tensors(path, value, f"{name}[{key!r}]", kind, walked, depth + 1)
+        walked.add(id(content))  # one that lies in many others would be walked 2**depth times
 
 
 def _reason(error: Exception) -> str:

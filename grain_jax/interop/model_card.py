@@ -192,7 +192,7 @@ def _limits(loaded: LoadedModel) -> list[str]:
     ]
     if model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
         alpha = "" if loaded.has_regions else " `alpha` is 1."
-        limits.insert(2, f"It has no {lacking}: what it returns for them is noise.{alpha}")
+        limits.insert(2, f"It has no {lacking}: its outputs for them are None.{alpha}")
     elif model.kind == "grain":
         limits.insert(
             2,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, vision_variant
-from grain_jax.interop.files import read_torch
+from grain_jax.interop.files import read_torch, torch_array
 from grain_jax.interop.metadata import portable_metadata
 from grain_jax.interop.official import to_official
 from grain_jax.interop.wrapped_names import unwrapped_names
@@ -86,7 +86,7 @@ class OfficialFile:
 def read_official(path: Path) -> OfficialFile:
     """A file that the official code, or `save_official`, wrote; nothing in it is executed.
 
-    Raises ValueError for a file that is too large or is no such checkpoint.
+    Raises ValueError for a file that is too large or is not such a checkpoint.
     """
     content = read_torch(path, max_bytes=MAX_BYTES)
     if not isinstance(content, Mapping) or BACKBONE not in content:
@@ -125,8 +125,8 @@ def _array(path: Path, name: str, value: Any) -> np.ndarray:
     import torch
 
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{path}: {name} is a {type(value).__name__}, no tensor.")
-    return value.float().numpy()
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor.")
+    return torch_array(path, name, value)
 
 
 def _check_representable(config: ModelConfig) -> None:

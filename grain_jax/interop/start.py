@@ -111,7 +111,7 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
 
 
 def _same_tokenizer(config: TrainConfig, before: TrainConfig) -> bool:
-    """Whether a run goes on with the tokenizer it has; the world's follows from its settings."""
+    """Whether a run keeps the tokenizer it has; the world's follows from its settings."""
     names = (config.data.tokenizer, before.data.tokenizer)
     pooling = (config.model.text.pooling, before.model.text.pooling)
     return len(set(names)) == len(set(pooling)) == 1 and "world" not in names

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from grain_jax.interop.file_kinds import AGAIN, is_safetensors, is_torch, other_kind
-from grain_jax.interop.files import MAX_BYTES, check_size, read_json, read_torch
+from grain_jax.interop.files import (
+    MAX_BYTES,
+    check_size,
+    odd_type,
+    read_json,
+    read_torch,
+    torch_array,
+)
 from grain_jax.interop.wrapped_names import unwrapped_names
 
 INDEX = ".index.json"  # after the name that the weights would have in one file
@@ -24,13 +31,17 @@ OTHER_FORMATS = {
     "onnx/*.onnx": "ONNX",
 }
 
+SAFETENSORS_TYPES = (
+    *("F64", "F32", "F16", "BF16", "BOOL"),
+    *("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"),
+)
 Tensors = dict[str, np.ndarray]
 
 
 def read_weights(folder: Path, names: Sequence[str]) -> Tensors:
     """The first of the named files that is there, whole or in the parts that its index names.
 
-    Tensors of any float type come as float32, names without the wrappers of training frameworks.
+    Floats of 16 to 64 bits come as float32, names without the wrappers of training frameworks.
     Raises ValueError.
     """
     for name in names:
@@ -65,17 +76,29 @@ def part_names(index: Path) -> dict[str, list[str]]:
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """Tensors of any float type as float32, others as they are. Raises ValueError.
+    """Floats of 16 to 64 bits as float32, integers and booleans as they are.
 
-    One tensor at a time, so that no second copy of the file is held.
+    One tensor at a time, so that no second copy of the file is held. Raises ValueError, also for
+    tensors of other types, such as floats of 8 bits.
     """
     from safetensors import SafetensorError, safe_open
 
     check_size(path)
     try:
-        with safe_open(path, framework="flax") as file:  # unlike "numpy", it knows bfloat16
-            names = file.keys()
-            return {name: _float32(file.get_tensor(name)) for name in names}
+        with (
+            safe_open(path, framework="numpy") as plain,
+            # Knows bfloat16 in every version, and would cut integers to 32 bits.
+            safe_open(path, framework="flax") as with_bfloat16,
+        ):
+            tensors = {}
+            names = plain.keys()
+            for name in names:
+                kind = plain.get_slice(name).get_dtype()
+                if kind not in SAFETENSORS_TYPES:
+                    raise ValueError(odd_type(path, repr(name), kind))
+                file = with_bfloat16 if kind == "BF16" else plain
+                tensors[name] = _float32(file.get_tensor(name))
+            return tensors
     except SafetensorError as error:
         why = _why_not_safetensors(path) or f"is not a safetensors file: {error}"
         raise ValueError(f"{path} {why}.") from error
@@ -106,20 +129,20 @@ def _read_parts(index: Path) -> Tensors:
         if absent := sorted(set(wanted) - set(found)):
             raise ValueError(
                 f"{index} says that {path.name} has {absent[0]!r} ({len(absent)} such tensors), "
-                "and it has not; the files are not of one model."
+                "and it does not; the files are not of one model."
             )
         for name in found:
             if (other := origin.setdefault(name, path.name)) != path.name:
                 raise ValueError(
-                    f"{name!r} is in both {other} and {path.name} of {index}; the files are not of "
-                    "one model."
+                    f"{name!r} is in both {other} and {path.name} of {index}; the files do "
+                    "not belong to one model."
                 )
         tensors |= found
     return tensors
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names a file of the folder itself, and is no pattern for the hub's client."""
+    """Whether it names a file of the folder itself, and is not a pattern for the hub's client."""
     odd = set('/\\:*?[]"<>|') & set(name)
     return name.isprintable() and not odd and not name.startswith(".") and bool(name)
 
@@ -149,7 +172,7 @@ def _state_dict(path: Path) -> Tensors:
     if not tensors:
         listed = ", ".join(map(repr, list(content)[:5])) or "nothing"
         raise ValueError(f"{path} holds no tensors, needed a state dict; it has {listed}.")
-    return {name: value.float().numpy() for name, value in tensors.items()}
+    return {name: torch_array(path, repr(name), value) for name, value in tensors.items()}
 
 
 def _of_training(

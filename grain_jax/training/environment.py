@@ -21,7 +21,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def quiet_libraries() -> None:
     """Keeps Orbax and TFDS, which log through absl, from talking over the progress bar.
 
-    A save that fails, on a full disk say, is raised by Orbax, and told by this project in one
+    A save that fails, on a full disk say, is raised by Orbax, and reported by this project in one
     sentence; Orbax and TensorStore print over a thousand lines of tracebacks besides.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)

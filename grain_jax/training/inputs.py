@@ -59,7 +59,7 @@ class Inputs:
 def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Inputs:
     """Opens weights to start from and data; ValueError for what the user must change.
 
-    `newest`: the checkpoint of `workdir` that the run goes on from, None for a new run.
+    `newest`: the checkpoint of `workdir` that the run resumes from, None for a new run.
     """
     # Weights to start from, and the settings that come with them.
     given = start.pretrained(config, workdir)
@@ -132,7 +132,7 @@ def _late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str
 
 @processes.errors_in_all()
 def resume_notes(inputs: Inputs, workdir: Path, step: int, *, change_schedule: bool) -> list[str]:
-    """What changes where the run goes on from `step`; ValueError for what may not change."""
+    """What changes where the run resumes from `step`; ValueError for what may not change."""
     saved = _saved(workdir, step)
     check_same_data(saved, len(inputs.source), workdir)
     changed = changed_settings(saved["config"], inputs.config, workdir)

@@ -16,7 +16,7 @@ def locked(workdir: Path, *, note: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock of a run folder, which is made where it does not exist.
 
     The kernel releases it when the process ends, however it does. Raises ValueError where another
-    process holds it. On a file system without locks `note` is told, and nothing is held.
+    process holds it. On a file system without locks `note` is called, and nothing is held.
     """
     new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)

@@ -63,8 +63,8 @@ def check_schedule(
 
     `saved` is what was stored with `step`. Raises ValueError, unless it is `allowed`
     (--change_schedule), where `steps` or `epochs` have changed and the run had come to the end of
-    its schedule, is past the new end, or would go on with more than `RATE_JUMP` times the learning
-    rate. `optim.learning_rate` and its like may change: whoever sets them means the rate.
+    its schedule, is past the new end, or would continue with more than `RATE_JUMP` times the
+    learning rate. `optim.learning_rate` and its like may change: whoever sets them means the rate.
     """
     before, num_images = config_from_json(json.dumps(saved["config"])), saved["num_images"]
     old_steps, new_steps = num_steps(before, num_images), num_steps(config, num_images)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 SOURCE = b"slow_operation_alarm.cc"
 QUESTION = b"Very slow compile?"
 INSTEAD = (
-    b"Note: XLA has been compiling for minutes, as it does with large models; the run goes on.\n"
+    b"Note: XLA has been compiling for minutes, as it does with large models; the run continues.\n"
 )
 
 

@@ -17,8 +17,8 @@ CAPTION_SOURCES = ("original", "synthetic")
 BOX_UNITS = ("fraction", "pixel")
 FIELDS = {"image", "id", "captions", "regions", "label", "bbox_unit", "width", "height"}
 CAPTION_FIELDS, REGION_FIELDS = {"text", "source"}, {"bbox", "description", "score"}
-# What other tools call them. One of these without ours is taken for a mistake, not for a field that
-# nothing reads.
+# What other tools call them. One of these without the expected name is taken for a mistake, not for
+# a field that nothing reads.
 OTHER_NAMES = {
     "image": (
         *("file_name", "filename", "file", "path", "filepath", "image_path", "image_file"),
@@ -115,7 +115,7 @@ class JsonLines:
 
 
 def _check_kind(path: Path) -> None:
-    """Raises ValueError for a file that holds something else than lines of JSON."""
+    """Raises ValueError for a file that does not hold lines of JSON."""
     with path.open("rb") as file:
         start = file.read(256).lstrip()
     for begin, what in NOT_LINES:

@@ -221,7 +221,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     there are no `tokenizer_kwargs`.
 
     Texts are embedded once, and again when the weights, their type or their device have changed
-    (told by the version that torch counts and a sample of each tensor: not by a change of single
+    (seen by torch's version counter and a sample of each tensor, which miss a change of single
     numbers through `.data`). A picture that cannot be read is named in a ValueError; with
     `on_error="skip"` it is named in a warning, and its place has an empty list.
     """
@@ -460,8 +460,8 @@ def _check_labels(labels: Any) -> None:
     """Raises ValueError unless they are a list of texts, none of them twice."""
     if isinstance(labels, Mapping):
         raise ValueError(
-            "candidate_labels must be a list of texts; got a dictionary. Descriptions of labels go "
-            "by their name: descriptions={label: [text, ...]}."
+            "candidate_labels must be a list of texts; got a dictionary. Descriptions of labels "
+            "are given by name: descriptions={label: [text, ...]}."
         )
     if isinstance(labels, str) or not isinstance(labels, list | tuple) or not labels:
         raise ValueError(f"candidate_labels must be a list of texts; got {labels!r}.")
