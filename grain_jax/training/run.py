@@ -25,11 +25,11 @@ STEPS_WITHOUT_BOX = 200  # in a row, of GRAIN, after which the run says so
 
 
 class RunStopped(RuntimeError):
-    """The run cannot go on; the message says why and what to change. Raised in every process."""
+    """The run cannot continue; the message says why and what to change. Raised in every process."""
 
 
 class StoppedAlone(RunStopped):
-    """The run cannot go on, and where there are other processes, they do not know it."""
+    """The run cannot continue, and where there are other processes, they do not know it."""
 
 
 @dataclass
