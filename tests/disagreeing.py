@@ -14,14 +14,14 @@ import threading
 import time
 
 import grain_jax.train
-from grain_jax.training import checkpoint, processes
+from grain_jax.training import checkpoint, processes, run
 
 FIRST = "--process_id=0" in sys.argv
 METRIC = "validation/description/alpha0"
 
 
 def disagree_on_scores():
-    measure, scores = grain_jax.train.evaluate, [0.5]
+    measure, scores = run.evaluate, [0.5]
 
     def evaluate(encoder, config, *, final, **options):
         results = measure(encoder, config, final=final, **options)
@@ -31,7 +31,7 @@ def disagree_on_scores():
                 scores[0] = math.nextafter(scores[0], 1.0)
         return results
 
-    grain_jax.train.evaluate = evaluate
+    run.evaluate = evaluate
 
 
 def agree(folder, arguments):

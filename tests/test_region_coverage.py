@@ -44,6 +44,7 @@ from grain_jax.interop.model_card import model_card
 from grain_jax.interop.parity import Difference, random_inputs
 from grain_jax.predict import main as predict
 from grain_jax.training import checkpoint
+from grain_jax.training import run as training_run
 from grain_jax.training.learned import (
     EVERYTHING,
     NOTHING,
@@ -212,9 +213,9 @@ def test_grain_without_boxes_is_refused_before_anything_is_compiled(tmp_path, ca
 
 
 def test_grain_without_boxes_is_marked_in_its_checkpoint(tmp_path, capsys, monkeypatch):
-    """The loop is left out: what it adds, `_follow_regions`, has a test of its own."""
+    """The loop is left out: what it adds, `follow_regions`, has a test of its own."""
     data, folder, runs = prepared(tmp_path / "data", boxes=0), tmp_path / "run", []
-    monkeypatch.setattr(grain_jax.train, "train", lambda run, screen, signals: runs.append(run))
+    monkeypatch.setattr(grain_jax.train, "train", lambda run, *_: runs.append(run))
 
     def finish(run, screen, signals) -> None:
         run.checkpoints.save(run.state, step=1)
@@ -274,10 +275,10 @@ def test_predict_draws_no_box_and_says_so(tmp_path, capsys, monkeypatch):
 
 
 def test_what_was_taught_is_recorded_from_the_window_on_that_taught_it(monkeypatch):
-    monkeypatch.setattr(grain_jax.train, "STEPS_WITHOUT_BOX", 20)
+    monkeypatch.setattr(training_run, "STEPS_WITHOUT_BOX", 20)
     recorded: list[Learned] = []
     written: list[tuple[int, dict]] = []
-    run = object.__new__(grain_jax.train.Run)  # only what this part of the loop looks at
+    run = object.__new__(training_run.Run)  # only what this part of the loop looks at
     run.config, run.learned, run.last_box_step = config(box_weight=0.0), NOTHING, 0
     run.checkpoints = object.__new__(checkpoint.Checkpoints)
     run.log = object.__new__(MetricsLog)
@@ -291,7 +292,7 @@ def test_what_was_taught_is_recorded_from_the_window_on_that_taught_it(monkeypat
         (40, {}),
     ):
         summary = Summary(step, {"loss": 1.0} | values, 1.0, 0.1, {}, 0)
-        grain_jax.train._follow_regions(run, summary, screen)
+        training_run.follow_regions(run, summary, screen)
     taught = Learned(regions=True, boxes=False)
     assert recorded == [NOTHING, NOTHING, taught, taught]
     assert written == [(20, {"steps_without_boxes": 20})]

@@ -207,9 +207,9 @@ def test_a_check_finds_a_mesh_that_cannot_split_a_parameter(tmp_path, capsys):
 
 
 def test_a_check_of_a_run_that_is_there_knows_where_it_stands(finished, capsys):
-    assert train(finished, "--check", "--config.steps=90") == 2
-    assert "has finished its 60 steps" in capsys.readouterr().err
     config = config_from_json((finished / "config.json").read_text())
+    assert train(finished, "--check", *overrides(config), "--config.steps=90") == 2
+    assert "has finished its 60 steps" in capsys.readouterr().err
     assert train(finished, "--check", *overrides(config)) == 0
     output = capsys.readouterr().out.replace("\n", "")
     assert "resumed at step 60" in output

@@ -4,7 +4,6 @@ import fnmatch
 
 import jax
 import pytest
-from grain_jax.train_inputs import _late_notes
 from test_config_rules import changed, records_config
 from test_init import loaded
 from tiny_run import TinyRun, tiny_config
@@ -15,6 +14,7 @@ from grain_jax.config_files import config_from_json, config_to_json
 from grain_jax.config_rules import leaves, problems, unread_notes
 from grain_jax.interop.read import read_model, write_run
 from grain_jax.models.build import build_model
+from grain_jax.training.inputs import _late_notes
 from grain_jax.training.sharding import cpu_devices_notes
 from grain_jax.unread_settings import UNREAD
 
