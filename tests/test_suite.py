@@ -189,7 +189,7 @@ def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
     config.evaluation.zero_shot = (str(tmp_path / "birds"),)
     asked = []
 
-    def load(folder, note):
+    def load(folder, note, name):
         asked.append(folder)
         return bird_set()
 
