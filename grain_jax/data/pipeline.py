@@ -171,13 +171,18 @@ def _check(source: Source, config: DataConfig, batch_size: int, rows: Sequence[i
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     if not rows or not 0 <= min(rows) <= max(rows) < batch_size:
         raise ValueError(f"rows={list(rows)} are not rows of a batch of {batch_size}.")
+    check_batch_fits(source, batch_size)
+    if found := loader_problems(config):
+        raise ValueError("\n".join(found))
+
+
+def check_batch_fits(source: Source, batch_size: int) -> None:
+    """Raises ValueError where the source has fewer images than a batch."""
     if len(source) < batch_size:
         raise ValueError(
             f"The data set has {len(source)} images, fewer than one batch of {batch_size}; "
             "lower batch_size or add images."
         )
-    if found := loader_problems(config):
-        raise ValueError("\n".join(found))
 
 
 def void_batch(config: DataConfig, image_size: int, num_rows: int) -> Batch:

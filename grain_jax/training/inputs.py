@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh
 
 from grain_jax.config import DataConfig, TrainConfig, validate
 from grain_jax.config_rules import unread_notes
+from grain_jax.data.pipeline import check_batch_fits
 from grain_jax.data.records import Source
 from grain_jax.data.region_coverage import (
     RegionCoverage,
@@ -70,11 +71,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     # Data. A batch is a function of the step, so there is no loader state to restore.
     size = config.model.image_size
     source = open_source(config.data, config.data.train_split, image_size=size)
-    if len(source) < config.batch_size:
-        raise ValueError(
-            f"The data set has {len(source)} images, fewer than one batch of {config.batch_size}; "
-            "lower batch_size or add images."
-        )
+    check_batch_fits(source, config.batch_size)
     tokenizer = given.tokenizer or build_tokenizer(config.data, pooling=config.model.text.pooling)
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ValueError(
