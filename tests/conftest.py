@@ -1,6 +1,8 @@
 """Strict test environment: 8 fake CPU devices, strict promotion, shapes checked at run time."""
 
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,13 +15,24 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false"
     * version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")),
 )
+# For the session, its workers and the processes that they start: compiled programs and shared runs.
+own_folder = None
+if "GRAIN_JAX_TESTS" not in os.environ:
+    os.environ["GRAIN_JAX_TESTS"] = own_folder = tempfile.mkdtemp(prefix="grain_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["GRAIN_JAX_TESTS"], "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # A command that starts itself again for huge pages imports everything twice.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
 
-import jax
-from jaxtyping import install_import_hook
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook("grain_jax", "beartype.beartype")
+
+
+def pytest_unconfigure() -> None:
+    if own_folder is not None:
+        shutil.rmtree(own_folder, ignore_errors=True)

@@ -127,12 +127,18 @@ def test_load_onto_a_mesh(saved, on_8):
     assert len(kernel.sharding.device_set) == 8
 
 
-def test_the_newest_and_the_best_are_kept(on_8, tmp_path):
+@pytest.fixture(scope="module")
+def on_1(on_8):
+    """The same run on one device, which saves in a tenth of the time."""
+    return TinyRun(on_8.config, start=jax.device_get(on_8.state))
+
+
+def test_the_newest_and_the_best_are_kept(on_1, tmp_path):
     checkpoints = Checkpoints(
-        tmp_path, CheckpointConfig(keep=2, asynchronous=False), metadata=metadata(on_8.config)
+        tmp_path, CheckpointConfig(keep=2, asynchronous=False), metadata=metadata(on_1.config)
     )
     for step, score in [(1, 0.1), (2, 0.9), (3, None), (4, 0.3), (5, None)]:
-        checkpoints.save(on_8.state, step=step, score=score)
+        checkpoints.save(on_1.state, step=step, score=score)
     checkpoints.wait()
     assert checkpoint.complete_steps(checkpoints.folder) == [2, 4, 5]
     assert checkpoint.load(tmp_path, best=True).step == 2
@@ -143,12 +149,12 @@ def test_the_newest_and_the_best_are_kept(on_8, tmp_path):
     checkpoints.close()
 
 
-def test_scores_of_another_metric_do_not_count(on_8, tmp_path):
+def test_scores_of_another_metric_do_not_count(on_1, tmp_path):
     settings = CheckpointConfig(keep=1, asynchronous=False)
     for metric, step, score in (("recall", 1, 0.9), ("accuracy", 2, 0.2), ("accuracy", 3, 0.1)):
-        checkpoints = Checkpoints(tmp_path, settings, metadata=metadata(on_8.config), metric=metric)
+        checkpoints = Checkpoints(tmp_path, settings, metadata=metadata(on_1.config), metric=metric)
         before = checkpoints.best_score()
-        checkpoints.save(on_8.state, step=step, score=score)
+        checkpoints.save(on_1.state, step=step, score=score)
         checkpoints.wait()
         checkpoints.close()
     assert before == 0.2

@@ -7,7 +7,17 @@ import subprocess
 import time
 
 import pytest
-from training_process import ARGUMENTS, REPOSITORY, TESTS, environment, lines, run, undisturbed_run
+from training_process import (
+    ARGUMENTS,
+    CLIP,
+    ENDLESS,
+    REPOSITORY,
+    TESTS,
+    environment,
+    lines,
+    run,
+    undisturbed_run,
+)
 from two_hosts import needs_mount_namespace, outputs, start_two_hosts
 
 import grain_jax.evaluate
@@ -20,14 +30,14 @@ PNG = bytes.fromhex(  # 1 x 1 pixel
 DISAGREEING = str(TESTS / "disagreeing.py")
 
 
-def launch_two(workdir, *arguments):
+def launch_two(workdir, *arguments, base=ARGUMENTS):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return subprocess.Popen(
         [
             *("bash", str(REPOSITORY / "launch" / "local.sh"), "2"),
-            *(*ARGUMENTS, "--config.mesh.cpu_devices=1", f"--workdir={workdir}", *arguments),
+            *(*base, "--config.mesh.cpu_devices=1", f"--workdir={workdir}", *arguments),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,7 +82,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     workdir = tmp_path / "stopped"
-    process = launch_two(workdir, "--config.steps=100000", "--config.checkpoint.every_steps=100000")
+    process = launch_two(workdir, *ENDLESS, base=CLIP)
     while not (workdir / "metrics.jsonl").exists() or not lines(workdir):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)

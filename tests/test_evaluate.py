@@ -308,7 +308,10 @@ def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkey
         (["--keep_names"], "--keep_names goes with labelled images"),
         (["--classes_by=order"], "--classes_by goes with labelled images"),
         (["--data={records}", "--allow_equal_names"], "--allow_equal_names goes with labelled"),
-        (["--data={images}", "--classes_by=order"], "only where they are a list; there is no file"),
+        (
+            ["--data={images}", "--classes_by=order"],
+            "only where they are a list; no file of them was given",
+        ),
         (["--description_template=a {{}}"], "--description_template goes with labelled images"),
         (["--checkpoint=elsewhere"], "holds no run"),
         (["--checkpoint=gs://bucket/run"], "not 'gs://bucket/run'; copy or mount it here first."),
@@ -404,7 +407,7 @@ def test_a_set_has_one_name(run, images, tmp_path, capsys):
     (tmp_path / "link").symlink_to(images)
     (images / "stray.png").write_bytes(png("red", "red", "red"))  # which gives a note
     assert evaluate.main([f"--checkpoint={run.folder}", f"--data={tmp_path / 'link'}"]) == 0
-    assert "Note: link: 1 images lie in no class folder" in capsys.readouterr().err
+    assert "Note: link: 1 images are not in a class folder" in capsys.readouterr().err
     assert "link/name" in figures(written(run.folder, "evaluation_link_"))
 
 
@@ -417,7 +420,7 @@ def test_a_run_notes_a_set_by_its_name_in_the_metrics(run, images, tmp_path, cap
     names = [f"{tmp_path.name}-colours", "other-colours"]
     printed = capsys.readouterr().err
     for name in names:
-        assert f"Note: {name}: 1 images lie in no class folder" in printed
+        assert f"Note: {name}: 1 images are not in a class folder" in printed
         assert f"{name}/name" in figures(written(run.folder))
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from test_distributed import launch_two
 from tiny_run import TinyRun, random_batch, tiny_config
-from training_process import lines, run, start
+from training_process import CLIP, ENDLESS, lines, run, start
 
 from grain_jax.training import checkpoint
 
-ENDLESS = (
-    "--config.steps=100000",
-    "--config.checkpoint.every_steps=100000",
+ONE_LOADER = (
+    *ENDLESS,
     "--config.logging.every_steps=1",
     "--config.data.num_workers=1",
     "--config.data.cache=none",
@@ -60,22 +59,23 @@ def kill_a_loader(process, workdir: Path) -> str:
 
 def test_a_run_saves_when_a_loader_process_is_killed(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    output = kill_a_loader(start(workdir, *ENDLESS), workdir)
+    output = kill_a_loader(start(workdir, *ONE_LOADER, base=CLIP), workdir)
     (saved,) = checkpoint.complete_steps(workdir / "checkpoints")
     assert f"step {saved} is saved" in output
     assert lines(workdir)[-1]["step"] == saved
 
 
+@pytest.mark.slow
 def test_two_processes_save_the_same_step_and_lose_nothing(tmp_path: Path) -> None:
     workdir = tmp_path / "two"
-    output = kill_a_loader(launch_two(workdir, *ENDLESS), workdir)
+    output = kill_a_loader(launch_two(workdir, *ONE_LOADER, base=CLIP), workdir)
     assert "saving before stopping" in output
     (saved,) = checkpoint.complete_steps(workdir / "checkpoints")
     threads = ("--config.data.num_workers=0", f"--config.stop_at_step={saved + 2}")
-    status, output = run(workdir, *ENDLESS, *threads)
+    status, output = run(workdir, *ONE_LOADER, *threads, base=CLIP)
     assert status == 0, output
     whole = tmp_path / "whole"
-    status, output = run(whole, *ENDLESS, *threads)
+    status, output = run(whole, *ONE_LOADER, *threads, base=CLIP)
     assert status == 0, output
     for found, expected in zip(lines(workdir), lines(whole), strict=True):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -254,7 +254,6 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monk
         f"--workdir={tmp_path / 'run'}",
         f"--config.init={tmp_path / 'clip'}",
         '--config.optim.rate_factors=("vision/*=0",)',
-        "--config.logging.compilation_cache=off",
         "--config.checkpoint.every_steps=2",
     ]
     assert grain_jax.train.main([*arguments, "--config.stop_at_step=2"]) == 0

@@ -79,8 +79,8 @@ def per_row(shape: tuple[int, ...], *, shards: int) -> int | None:
     ("shape", "config"),
     [
         ((4, 2, 1), config_of()),
-        ((1, 8, 1), config_of(scan_layers=True)),
-        ((4, 1, 2), config_of(scan_layers=True)),
+        pytest.param((1, 8, 1), config_of(scan_layers=True), marks=pytest.mark.slow),
+        pytest.param((4, 1, 2), config_of(scan_layers=True), marks=pytest.mark.slow),
     ],
 )
 def test_no_device_has_more_of_the_whole_batch_than_embeddings_keys_and_masks(shape, config):
@@ -96,7 +96,7 @@ def assert_own_rows(instructions: list[hlo.Instruction], *, shards: int) -> None
             assert len(whole) < 2, instruction.text[:300]  # logits of all with all
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_micro_batches_exchange_nothing_over_data_until_they_are_done(shape):
     """Groups of the collectives in a loop are of "fsdp" and "tensor": 8 / data devices at most."""
     instructions = compiled(shape, config_of(accumulate=2))

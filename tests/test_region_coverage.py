@@ -189,7 +189,7 @@ def train(workdir: Path, data: Path, *arguments: str) -> int:
         [
             f"--config={TINY}",
             f"--workdir={workdir}",
-            *("--config.logging.compilation_cache=off", "--config.mesh.cpu_devices=1"),
+            "--config.mesh.cpu_devices=1",
             *("--config.data.source=records", f"--config.data.directory={data}"),
             *(
                 "--config.data.world.num_train_images=16000",

@@ -21,7 +21,6 @@ def train(workdir, *arguments, variant=""):
         [
             f"--config={CONFIG}:{variant}",
             f"--workdir={workdir}",
-            "--config.logging.compilation_cache=off",
             *arguments,
         ]
     )

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tensorboardX import SummaryWriter
 
 from grain_jax.config import LoggingConfig, TrainConfig
 from grain_jax.data.batch import Batch
@@ -116,7 +115,7 @@ class MetricsLog:
     def __init__(self, folder: Path, config: TrainConfig, *, start_step: int) -> None:
         """Lines after `start_step`, of a run that was killed and goes on there, are dropped."""
         self.seconds_before = 0.0  # of training, that the lines kept record
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
         self._wandb: Any = None
         self._file = None
         if jax.process_index() != 0:
@@ -127,6 +126,8 @@ class MetricsLog:
         self.seconds_before = max((line.get(SECONDS, 0.0) for line in kept), default=0.0)
         self._file = (folder / FILE).open("a", encoding="utf-8")
         if config.logging.tensorboard:
+            from tensorboardX import SummaryWriter  # it imports torch where that is installed
+
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
