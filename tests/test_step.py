@@ -158,6 +158,7 @@ def test_the_logit_scale_is_clamped_after_the_step(eventful):
     assert float(run.state.params["logit_scale"]) == pytest.approx(math.log(100))
 
 
+@pytest.mark.slow
 def test_a_step_in_bfloat16_with_scanned_recomputed_layers_on_a_mesh():
     """The settings of a large run together: parameters and optimizer stay float32."""
     config = tiny_config()
