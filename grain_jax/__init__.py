@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grain_jax.inference.model import Model, load
+    from grain_jax.inference.predictor import Model
+    from grain_jax.loading.predictor import load
 
 __all__ = ["Model", "__version__", "load"]
 __version__ = "0.1.0"
@@ -13,6 +14,7 @@ def __getattr__(name: str) -> Any:
     """`Model` and `load` on first use: they bring jax, which `import grain_jax` alone need not."""
     if name not in ("Model", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from grain_jax.inference import model
+    from grain_jax.inference.predictor import Model
+    from grain_jax.loading.predictor import load
 
-    return getattr(model, name)
+    return Model if name == "Model" else load

@@ -26,32 +26,35 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from grain_jax import runtime, slow_compile
 from grain_jax.command_line import Parser, count_option, shares_option
-from grain_jax.config import DataConfig, MeshConfig, TrainConfig
-from grain_jax.data.sources import open_source
-from grain_jax.evaluation import results_file
-from grain_jax.evaluation.class_names import BINDINGS
+from grain_jax.config import MeshConfig, TrainConfig
+from grain_jax.data.classification.class_names import BINDINGS
+from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.records import EvaluationSet
+from grain_jax.data.source import open_source
+from grain_jax.evaluation import results as results_file
 from grain_jax.evaluation.details import ResultDetails
-from grain_jax.evaluation.encode import Encoder
-from grain_jax.evaluation.folders import load_zero_shot
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
-from grain_jax.evaluation.set_names import zero_shot_folders
 from grain_jax.evaluation.suite import (
+    TASKS,
+    TrainingBoxes,
     best_metric_name,
     evaluate,
-    evaluate_records,
+    evaluate_set,
+    named_folders,
     score_zero_shot,
 )
 from grain_jax.evaluation.tables import print_results
-from grain_jax.interop.read import read_model
+from grain_jax.inference.encoder import Encoder
+from grain_jax.loading.load import read_model
+from grain_jax.models.learned import what_lacks
+from grain_jax.parallel import processes
+from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training import environment, processes, slow_compile
-from grain_jax.training.learned import what_lacks
-from grain_jax.training.sharding import make_mesh
 
-RECORD_TASKS = ("retrieval", "grounding")
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_score", "name_ensemble")
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_processes=options.num_processes,
             process_id=options.process_id,
         )
-        environment.open_devices()
+        runtime.open_devices()
     except ValueError as error:
         return processes.refused(error)
     messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
@@ -228,7 +231,7 @@ def _evaluate(
         config, evaluation=dataclasses.replace(config.evaluation, **settings)
     )
     kind, split = _kind(options.data), None
-    labelled = zero_shot_folders(config, final=True)
+    labelled = named_folders(config, final=True)
     if kind == "own" and config.data.source == "records" and not labelled:
         if not config.data.directory:
             raise ValueError(
@@ -270,7 +273,7 @@ def _evaluate(
                     "This run has no evaluation split or images of its own; give --data."
                 )
         elif split is not None:
-            results = _records(encoder, config.data, options, split, details)
+            results = _records(encoder, config, options, split, details)
         else:
             results = _images(options, encoder, config, loaded.templates, note, details)
     if encoder.truncated_texts:
@@ -354,10 +357,10 @@ def _images(
 
 def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
     """Raises ValueError for an unknown one."""
-    tasks = tuple(options.tasks.split(",")) if options.tasks else RECORD_TASKS
-    if unknown := [task for task in tasks if task not in RECORD_TASKS]:
+    tasks = tuple(options.tasks.split(",")) if options.tasks else TASKS
+    if unknown := [task for task in tasks if task not in TASKS]:
         raise ValueError(
-            f"Prepared records can be asked for {' and '.join(RECORD_TASKS)}, not {unknown[0]!r}; "
+            f"Prepared records can be asked for {' and '.join(TASKS)}, not {unknown[0]!r}; "
             "zero-shot classification takes labelled images."
         )
     return tasks
@@ -365,21 +368,22 @@ def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
 
 def _records(
     encoder: Encoder,
-    data: DataConfig,
+    config: TrainConfig,
     options: argparse.Namespace,
     split: str,
     details: ResultDetails,
 ) -> dict[str, float]:
     folder, tasks = options.data, _tasks(options)
-    data = dataclasses.replace(data, source="records", directory=str(folder))
+    data = dataclasses.replace(config.data, source="records", directory=str(folder))
     size = encoder.preprocessing.image_size
-    source = open_source(data, split, image_size=size)
+    held_out = EvaluationSet(split, f"Split {split!r}", open_source(data, split, image_size=size))
     try:
         training = open_source(data, data.train_split, image_size=size)
+        boxes = TrainingBoxes(lambda: training, encoder)
     except ValueError:  # a folder of test data only: no boxes to fit the baseline to
-        training = None
-    results = evaluate_records(
-        encoder, source, split, tasks=tasks, training=training, details=details
+        boxes = None
+    results = evaluate_set(
+        encoder, held_out, config, final=True, tasks=tasks, training=boxes, details=details
     )
     if not results:
         raise ValueError(
@@ -420,6 +424,6 @@ def _say_error(messages: Console, text: str) -> None:
 
 
 if __name__ == "__main__":
-    environment.restart_with_huge_pages()
+    runtime.restart_with_huge_pages()
     slow_compile.hide_alarm()
     sys.exit(main())

@@ -27,20 +27,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from grain_jax import runtime
 from grain_jax.command_line import Parser
-from grain_jax.data.sources import open_source
+from grain_jax.data.source import data_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.disk import disk_trouble, is_partial, whole_folder
+from grain_jax.evaluation.tables import metrics_at_step
 from grain_jax.extras import how_to_install
-from grain_jax.interop import parity
-from grain_jax.interop.parity import Difference, Inputs, Outputs
-from grain_jax.interop.read import read_model, write_run
-from grain_jax.models.build import normalize_images
+from grain_jax.formats import parity
+from grain_jax.formats.model_card import TrainingRun, model_card
+from grain_jax.formats.parity import Difference, Inputs, Outputs
+from grain_jax.loading.load import read_model, write_run
+from grain_jax.models.bundle import ModelBundle
+from grain_jax.models.image_text import normalize_images
 from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training import environment
-from grain_jax.training.checkpoint import LoadedModel
+from grain_jax.training import checkpoint, metrics
 
 NUM_INPUTS = 8  # pictures, and texts, of each comparison
 TEXTS = (
@@ -59,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable()
     options = _parse(arguments)
     console = Console(stderr=True)
-    environment.quiet_libraries()
+    runtime.quiet_libraries()
     try:
-        environment.open_devices()
+        runtime.open_devices()
     except ValueError as error:
         console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
@@ -90,7 +93,7 @@ def _say_error(console: Console, text: str) -> None:
     console.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
 
 
-def _load(options: argparse.Namespace) -> LoadedModel:
+def _load(options: argparse.Namespace) -> ModelBundle:
     if options.dtype != "float32" and options.to != "huggingface":
         raise ValueError(f"--dtype={options.dtype} is for --to=huggingface; official is float32.")
     out = options.out
@@ -100,12 +103,13 @@ def _load(options: argparse.Namespace) -> LoadedModel:
 
 
 def _write_official(
-    loaded: LoadedModel, options: argparse.Namespace, out: Path, note: Note
+    loaded: ModelBundle, options: argparse.Namespace, out: Path, note: Note
 ) -> None:
-    from grain_jax.interop import huggingface_folder, official_files
+    from grain_jax.formats import grain_reference_files
+    from grain_jax.formats import huggingface as huggingface_folder
 
-    config, path = loaded.config.model, out / official_files.OFFICIAL_FILE
-    official_files.save_official(loaded, path)
+    config, path = loaded.config.model, out / grain_reference_files.OFFICIAL_FILE
+    grain_reference_files.save_official(loaded, path)
     read = read_model(path).params
     if not jax.tree.all(jax.tree.map(np.array_equal, read, loaded.params)):
         raise ValueError(f"{path} does not read back to the same weights; please report this.")
@@ -115,7 +119,7 @@ def _write_official(
     differences = _compare(ours, model, _inputs(loaded, note))
     _print("Difference from the model, float32", differences)
     parity.write_parity(differences, out)
-    if name := official_files.constructor(config):
+    if name := grain_reference_files.constructor(config):
         queries = config.decoder.num_queries + 1
         decoder = f" and ObjDecoder(num_queries={queries}, ...)" if config.kind == "grain" else ""
         note(f"Loads into {name}(){decoder}.")
@@ -134,12 +138,11 @@ def _write_official(
 
 
 def _write_huggingface(
-    loaded: LoadedModel, options: argparse.Namespace, out: Path, note: Note
+    loaded: ModelBundle, options: argparse.Namespace, out: Path, note: Note
 ) -> None:
     from transformers.utils import logging
 
-    from grain_jax.interop import huggingface_folder
-    from grain_jax.interop.model_card import model_card
+    from grain_jax.formats import huggingface as huggingface_folder
 
     logging.disable_progress_bar()
     huggingface_folder.write_folder(loaded, out, dtype=options.dtype)
@@ -156,11 +159,23 @@ def _write_huggingface(
         rounding = _compare(functools.partial(ours, loaded.params), model, inputs)
         _print(f"What {options.dtype} changes; no limit on this", rounding)
     parity.write_parity(differences, out, rounding=rounding)
-    card = model_card(loaded, options.checkpoint, differences, dtype=options.dtype)
+    run = _training_run(options.checkpoint, loaded.step)
+    card = model_card(loaded, run, differences, dtype=options.dtype)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_run(loaded: LoadedModel, options: argparse.Namespace, out: Path, note: Note) -> None:
+def _training_run(path: Path, step: int) -> TrainingRun:
+    """What is known of the run at `path`; little where it is not a run folder."""
+    folder = path / checkpoint.FOLDER if (path / checkpoint.FOLDER).is_dir() else path
+    if not checkpoint.complete_steps(folder):
+        return TrainingRun(path.name)
+    if not (num_images := int(checkpoint.read_metadata(folder, step)["num_images"])):
+        return TrainingRun(path.name)
+    run = path if (path / metrics.FILE).exists() else path.parent
+    return TrainingRun(path.name, num_images, metrics_at_step(run / metrics.FILE, step))
+
+
+def _write_run(loaded: ModelBundle, options: argparse.Namespace, out: Path, note: Note) -> None:
     write_run(loaded, out)
     again = read_model(out)
     if not jax.tree.all(jax.tree.map(np.array_equal, again.params, loaded.params)):
@@ -169,14 +184,14 @@ def _write_run(loaded: LoadedModel, options: argparse.Namespace, out: Path, note
     note(f"python -m grain_jax.train --config=... --config.init={options.out} trains from it.")
 
 
-WRITERS: dict[str, Callable[[LoadedModel, argparse.Namespace, Path, Note], None]] = {
+WRITERS: dict[str, Callable[[ModelBundle, argparse.Namespace, Path, Note], None]] = {
     "huggingface": _write_huggingface,
     "official": _write_official,
     "run": _write_run,
 }
 
 
-def _compare_tokens(loaded: LoadedModel, folder: Path) -> None:
+def _compare_tokens(loaded: ModelBundle, folder: Path) -> None:
     """Raises ValueError where the folder's own tokenizer, as a reader gets it, gives other ids."""
     from transformers import PreTrainedTokenizerFast
 
@@ -194,18 +209,18 @@ def _compare_tokens(loaded: LoadedModel, folder: Path) -> None:
 def _compare(
     ours: Callable[[Inputs], Outputs], model: Any, inputs: Sequence[Inputs]
 ) -> list[Difference]:
-    from grain_jax.interop import huggingface_folder
+    from grain_jax.formats import huggingface as huggingface_folder
 
     theirs = functools.partial(huggingface_folder.torch_outputs, model)
     return parity.compare(ours, theirs, inputs)
 
 
-def _inputs(loaded: LoadedModel, note: Note) -> list[Inputs]:
+def _inputs(loaded: ModelBundle, note: Note) -> list[Inputs]:
     random = parity.random_inputs(loaded.config.model, count=NUM_INPUTS)
     data, spec = loaded.config.data, loaded.preprocessing
-    split = "validation" if data.source == "world" else data.eval_split or data.train_split
     try:
-        source = open_source(data, split, image_size=spec.image_size)
+        own = data_source(data, image_size=spec.image_size)
+        source = own.records(own.held_out_split or data.train_split)
         records = [source[i] for i in range(min(NUM_INPUTS, len(source)))]
         squares = np.stack([spec(record.image) for record in records])
     except (ValueError, OSError) as error:

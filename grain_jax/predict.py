@@ -22,17 +22,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from grain_jax import runtime
+from grain_jax.answers.files import Target, check_outputs, find_pictures
+from grain_jax.answers.outputs import Answer, Outcome, draw_answer, write_csv, write_json
+from grain_jax.answers.screen import print_answers
 from grain_jax.command_line import Parser, count_option, share_option
-from grain_jax.evaluation.class_texts import bind_descriptions, check_templates
-from grain_jax.evaluation.text_files import SUFFIXES, entries_hint, read_texts, split_entry
-from grain_jax.inference.answers import Answer, Outcome, draw_answer, write_csv, write_json
-from grain_jax.inference.files import Target, check_outputs, find_pictures
-from grain_jax.inference.model import BATCH_SIZE, WAYS, Model, load
+from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
+from grain_jax.inference.predictor import BATCH_SIZE, WAYS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
-from grain_jax.inference.screen import print_answers
+from grain_jax.loading.predictor import load
 from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training import environment
 
 LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"Note: {text}")
 
     try:
-        environment.open_devices()
+        runtime.open_devices()
     except ValueError as error:
         say(f"Error: {error}", style="red")
         return 2
@@ -331,6 +332,6 @@ def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., 
 
 
 if __name__ == "__main__":
-    environment.restart_with_huge_pages()
-    environment.cache_compilations("auto")
+    runtime.restart_with_huge_pages()
+    runtime.cache_compilations("auto")
     sys.exit(main())

@@ -19,8 +19,8 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from grain_jax.command_line import Parser
-from grain_jax.data.building import Plan, Progress, build_split
-from grain_jax.data.checking import Figures
+from grain_jax.data.build_dataset import Plan, Progress, build_split
+from grain_jax.data.checks import Figures
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
 from grain_jax.paths import path_option

@@ -29,31 +29,27 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from grain_jax import runtime, slow_compile
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config_files import config_to_json, parse_arguments
-from grain_jax.data.pipeline import (
+from grain_jax.config.cli import config_to_json, parse_arguments
+from grain_jax.data.loader import (
     prefetch_to_device,
     training_batches,
 )
+from grain_jax.data.source import data_source
 from grain_jax.evaluation.details import ResultDetails
-from grain_jax.evaluation.encode import Encoder
 from grain_jax.evaluation.report import write_report
 from grain_jax.evaluation.suite import best_metric_name, evaluate
 from grain_jax.evaluation.tables import print_results
-from grain_jax.interop import start
-from grain_jax.models.build import build_model
+from grain_jax.inference.encoder import Encoder
+from grain_jax.loading import initialize
+from grain_jax.models.bundle import make_metadata
+from grain_jax.models.image_text import build_model
+from grain_jax.models.learned import NOTHING
+from grain_jax.parallel import processes, sharding
+from grain_jax.parallel.processes import StopRequested, StopSignals
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training import (
-    checkpoint,
-    environment,
-    lock,
-    metrics,
-    processes,
-    sharding,
-    slow_compile,
-)
-from grain_jax.training.checkpoint import Checkpoints, SaveFailed, make_metadata
-from grain_jax.training.inputs import (
+from grain_jax.trainer.inputs import (
     check,
     fitting_loader,
     open_inputs,
@@ -61,15 +57,7 @@ from grain_jax.training.inputs import (
     resume_notes,
     run_folder,
 )
-from grain_jax.training.learned import NOTHING
-from grain_jax.training.metrics import MetricsLog, Window
-from grain_jax.training.optimizer import (
-    make_optimizer,
-    make_schedule,
-)
-from grain_jax.training.processes import StopRequested, StopSignals
-from grain_jax.training.progress import Screen, introduction
-from grain_jax.training.run import (
+from grain_jax.trainer.run import (
     Run,
     RunStopped,
     StoppedAlone,
@@ -79,6 +67,14 @@ from grain_jax.training.run import (
     stop_over_data,
     stopped_by,
 )
+from grain_jax.training import checkpoint, lock, metrics
+from grain_jax.training.checkpoint import Checkpoints, SaveFailed
+from grain_jax.training.metrics import MetricsLog, Window
+from grain_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+)
+from grain_jax.training.progress import Screen, introduction
 from grain_jax.training.state import (
     abstract_state,
     new_state,
@@ -106,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if config.init:
                     print(f"Note: settings of {config.init} come to these.", file=sys.stderr)
                 return 0
-            workdir = environment.local_folder(options["workdir"].value or f"runs/{config.name}")
+            workdir = runtime.local_folder(options["workdir"].value or f"runs/{config.name}")
             change_schedule = bool(options["change_schedule"].value)
             devices = str(options["check_devices"].value)
             if options["check"].value or devices:
@@ -120,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 process_id=options["process_id"].value,
             )
             sharding.set_cpu_devices(config)
-            environment.quiet_libraries()
-            environment.cache_compilations(config.logging.compilation_cache)
-            environment.open_devices()
+            runtime.quiet_libraries()
+            runtime.cache_compilations(config.logging.compilation_cache)
+            runtime.open_devices()
             screen = Screen()
             with processes.errors_in_all():
                 if processes.speaks():  # for all of them
@@ -143,7 +139,7 @@ def run_to_end(run: "Run", screen: Screen) -> int:
     """Trains, evaluates and reports; returns the exit status."""
     with StopSignals() as signals:
         try:
-            with environment.Profiler(run.workdir, run.config.logging.profile_step) as profiler:
+            with runtime.Profiler(run.workdir, run.config.logging.profile_step) as profiler:
                 train(run, screen, signals, profiler)
             if not signals.exit_status:
                 finish(run, screen, signals)
@@ -202,6 +198,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         config,
         tokenizer=tokenizer,
         preprocessing=inputs.preprocessing,
+        templates=data_source(config.data, image_size=config.model.image_size).templates,
         num_images=len(source),
         learned=NOTHING,
     )
@@ -215,12 +212,12 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         state = new_state(model, optimizer, config, abstract)
         if inputs.trained is not None:
             with processes.errors_in_all():
-                state, origin = start.start_from(inputs.trained, state, config)
+                state, origin = initialize.start_from(inputs.trained, state, config)
             notes += origin.sentences(config.init)
     checkpoints.set_learned(inputs.learned)
 
     loader, loader_notes = fitting_loader(config.data)
-    notes += [*loader_notes, *environment.missing_gpu_notes()]
+    notes += [*loader_notes, *runtime.missing_gpu_notes()]
     notes += sharding.cpu_devices_notes(config)
     batches = training_batches(
         source,
@@ -281,7 +278,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     return run
 
 
-def train(run: Run, screen: Screen, signals: StopSignals, profiler: environment.Profiler) -> None:
+def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Profiler) -> None:
     """The loop: batch -> step -> log -> evaluate -> save -> stop.
 
     The order is part of restarting. A line is in the log before the checkpoint that makes it final,
@@ -402,6 +399,6 @@ def _flags() -> flags.FlagValues:
 
 
 if __name__ == "__main__":
-    environment.restart_with_huge_pages()
+    runtime.restart_with_huge_pages()
     slow_compile.hide_alarm()
     sys.exit(main())

@@ -19,12 +19,11 @@ from tiny_model import tiny_model
 from tiny_run import TinyRun, tiny_config
 from toy_encoder import columns, toy_model
 
-from grain_jax import evaluate, export, predict, prepare
-from grain_jax.data.storage import RecordSource, write_shard
+from grain_jax import evaluate, export, predict, prepare, runtime
+from grain_jax.data.tfds_records import RecordSource, write_shard
 from grain_jax.disk import cannot_write, disk_trouble, is_partial, whole_folder, write_whole
 from grain_jax.evaluation.predictions import PredictionsFile
-from grain_jax.evaluation.results_file import write_results
-from grain_jax.training import environment
+from grain_jax.evaluation.results import write_results
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 
 TOO_LARGE = os.strerror(errno.EFBIG)
@@ -197,7 +196,7 @@ def test_a_full_disk_keeps_all_but_the_predictions(tmp_path: Path, num_lines: in
 
 
 def test_a_checkpoint_that_fails_is_one_sentence(tmp_path: Path, capfd) -> None:
-    environment.quiet_libraries()
+    runtime.quiet_libraries()
     config = tiny_config()
     state = TinyRun(config).state
     checkpoints = Checkpoints(tmp_path, config.checkpoint, metadata={"a": 1})

@@ -13,11 +13,11 @@ from toy_encoder import ToyModel, ToyTokenizer, half, picture
 
 from grain_jax import evaluate
 from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldConfig
-from grain_jax.data.pipeline import evaluation_batches
+from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Caption, Record, Region
-from grain_jax.data.storage import encode_record, shard_path, write_metadata, write_shard
+from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.training.learned import EVERYTHING, NOTHING
+from grain_jax.models.learned import EVERYTHING, NOTHING
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_results_that_cannot_be_written_are_still_printed(run, records, capsys, 
     def full(partial, path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("grain_jax.evaluation.results_file.os.replace", full)
+    monkeypatch.setattr("grain_jax.evaluation.results.os.replace", full)
     arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
     assert evaluate.main(arguments) == 1
     assert list(run.folder.glob("evaluation_*")) == []  # no part of it either
@@ -264,7 +264,7 @@ def test_the_threads_of_the_run_decode(run, images, monkeypatch):
         asked.append(num_threads)
         return evaluation_batches(*arguments, num_threads=num_threads, **options)
 
-    monkeypatch.setattr("grain_jax.evaluation.encode.evaluation_batches", spy)
+    monkeypatch.setattr("grain_jax.inference.encoder.evaluation_batches", spy)
     assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 0
     assert asked == [3]
 

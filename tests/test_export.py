@@ -14,10 +14,11 @@ from tiny_model import tiny_model, write_run
 from grain_jax import export
 from grain_jax.config import ModelConfig, vision_variant
 from grain_jax.data.tokenizer import WordTokenizer
-from grain_jax.interop import huggingface_folder, official_files, parity
-from grain_jax.interop.names import unused_shapes
-from grain_jax.interop.official import from_official, to_official
-from grain_jax.interop.read import read_model
+from grain_jax.formats import grain_reference_files, parity
+from grain_jax.formats import huggingface as huggingface_folder
+from grain_jax.formats.grain_reference import from_official, to_official
+from grain_jax.formats.parameter_names import unused_shapes
+from grain_jax.loading.load import read_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -128,7 +129,7 @@ def test_without_its_data_a_run_is_compared_on_random_inputs(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def golden_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("golden") / "checkpoint.pth"
-    official_files.save_official(golden_model(), path)
+    grain_reference_files.save_official(golden_model(), path)
     return path
 
 
@@ -199,7 +200,7 @@ def test_what_no_official_tensor_says_comes_back_too(kind, tmp_path):
     loaded.config.data.directory = "/somewhere/private"
     loaded.config.evaluation.zero_shot_during_training = ("/somewhere/private/birds",)
     loaded.params["region_logit_scale"] = np.float32(3.25)
-    official_files.save_official(loaded, tmp_path / "checkpoint.pth")
+    grain_reference_files.save_official(loaded, tmp_path / "checkpoint.pth")
     again = read_model(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.params, jax.device_get(loaded.params))
     assert again.config.model == loaded.config.model
@@ -223,19 +224,19 @@ def test_what_the_official_code_cannot_be_is_refused(changes, named, tmp_path):
     loaded = tiny_model(**changes)
     path = tmp_path / "out" / "checkpoint.pth"
     with pytest.raises(ValueError, match="--to=huggingface") as error:
-        official_files.save_official(loaded, path)
+        grain_reference_files.save_official(loaded, path)
     assert named in str(error.value)
     assert not path.parent.exists()
 
 
 def test_sizes_that_the_official_code_builds():
-    assert official_files.constructor(ModelConfig()) == "CLIP_VITB16"
+    assert grain_reference_files.constructor(ModelConfig()) == "CLIP_VITB16"
     large = ModelConfig(vision=vision_variant("L/14"), kind="clip")
     large.decoder.depth = 1  # which CLIP has not
-    assert official_files.constructor(large) == "CLIP_VITL14"
+    assert grain_reference_files.constructor(large) == "CLIP_VITL14"
     other = ModelConfig()
     other.decoder.num_heads = 4  # as many parameters, another model
-    assert official_files.constructor(other) == ""
+    assert grain_reference_files.constructor(other) == ""
 
 
 class Malicious:
@@ -257,7 +258,7 @@ def test_a_file_with_code_in_it_is_refused(tmp_path, by_torch):
     else:
         path.write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="cannot be read safely"):
-        official_files.read_official(path)
+        grain_reference_files.read_official(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -281,14 +282,14 @@ def test_other_files_are_named(tmp_path, content, named):
 
 
 def test_a_file_of_any_size_is_not_read(golden_file, monkeypatch):
-    assert official_files.MAX_BYTES == 8 * 2**30
-    monkeypatch.setattr(official_files, "MAX_BYTES", golden_file.stat().st_size - 1)
+    assert grain_reference_files.MAX_BYTES == 8 * 2**30
+    monkeypatch.setattr(grain_reference_files, "MAX_BYTES", golden_file.stat().st_size - 1)
     with pytest.raises(ValueError, match="GiB; expected at most"):
         read_model(golden_file)
 
 
 def test_from_official_keeps_its_word_on_what_is_missing(golden_file):
-    state = official_files.read_official(golden_file).tensors
+    state = grain_reference_files.read_official(golden_file).tensors
     del state["decoder.proj.weight"]
     with pytest.raises(ValueError, match=r"missing decoder\.proj\.weight"):
         from_official(state, official_golden.CONFIG)

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+LAUNCH = REPOSITORY / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
 
 

@@ -13,15 +13,14 @@ from PIL import Image
 from toy_encoder import columns, toy_model
 
 import grain_jax
-from grain_jax import predict, prepare
+from grain_jax import predict, prepare, runtime
 from grain_jax.config import DataConfig
-from grain_jax.config_files import load_config
-from grain_jax.data.sources import open_source
+from grain_jax.config.cli import load_config
+from grain_jax.data.classification.folders import load_zero_shot, read_texts
+from grain_jax.data.source import open_source
 from grain_jax.data.tokenizer import HuggingFaceTokenizer
-from grain_jax.evaluation.folders import load_zero_shot, read_texts
-from grain_jax.interop.read import read_model
+from grain_jax.loading.load import read_model
 from grain_jax.paths import expand_home, user_path
-from grain_jax.training import environment
 
 PACKAGE = Path(grain_jax.__file__).parent
 
@@ -72,10 +71,10 @@ def test_without_a_home_folder_the_message_says_so(
 @pytest.mark.usefixtures("no_home")
 def test_without_a_home_folder_nothing_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
-    monkeypatch.setattr(environment.jax.config, "update", given.__setitem__)
+    monkeypatch.setattr(runtime.jax.config, "update", given.__setitem__)
     for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    environment.cache_compilations("auto")
+    runtime.cache_compilations("auto")
     assert given == {"jax_compilation_cache_dir": None}
 
 
@@ -102,7 +101,7 @@ def test_every_command_and_setting_takes_a_tilde(home: Path, monkeypatch) -> Non
 
     assert load_zero_shot("~/classes", note=lambda _: None).class_names == ("owl", "wren")
     assert read_texts("~/labels.txt") == ["red", "blue"]
-    assert environment.local_folder("~/run") == home / "run"
+    assert runtime.local_folder("~/run") == home / "run"
     (home / "run").mkdir()
     for read in (read_model, grain_jax.load):
         with pytest.raises(ValueError, match=f"no model that is known in {home}/run"):

@@ -9,11 +9,11 @@ from PIL import Image
 from toy_encoder import columns, toy_model
 
 from grain_jax import predict
-from grain_jax.evaluation.card import WHOLE
-from grain_jax.inference import answers, screen
-from grain_jax.inference.files import find_pictures
-from grain_jax.inference.model import BATCH_SIZE, Model
+from grain_jax.answers import outputs, screen
+from grain_jax.answers.files import find_pictures
+from grain_jax.inference.predictor import BATCH_SIZE, Model
 from grain_jax.predict import main
+from grain_jax.visualize.card import WHOLE
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_what_was_not_given_is_written_as_it_was_used(asked, pictures):
 def test_what_the_whole_picture_decided_has_no_box(asked, pictures, monkeypatch):
     """Nor is it not found: the limit is one of regions."""
     cards = []
-    monkeypatch.setattr(answers, "draw_card", lambda image, **given: cards.append(given))
+    monkeypatch.setattr(outputs, "draw_card", lambda image, **given: cards.append(given))
     arguments = ("in/a.png", "--descriptions=descriptions.json", "--alpha=1", "--min_cosine=0.9")
     assert call(*arguments, "--out=cards", "--csv=out.csv", "--json=out.json") == 0
     (card,) = cards

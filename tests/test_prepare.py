@@ -13,9 +13,10 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from grain_jax import prepare
-from grain_jax.data import building, checking
-from grain_jax.data.building import Plan, build_split, report_path
-from grain_jax.data.checking import (
+from grain_jax.data import build_dataset
+from grain_jax.data import checks as checking
+from grain_jax.data.build_dataset import Plan, build_split, report_path
+from grain_jax.data.checks import (
     Dropped,
     Figures,
     check_item,
@@ -24,7 +25,7 @@ from grain_jax.data.checking import (
     stored_image,
 )
 from grain_jax.data.importers import ImportedImage, ImportedRegion
-from grain_jax.data.storage import RecordSource, shard_path
+from grain_jax.data.tfds_records import RecordSource, shard_path
 from grain_jax.data.transforms import decode_image
 
 
@@ -86,14 +87,14 @@ def test_round_trip(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("caption 7", "original"),
         ("seen by a model", "synthetic"),
     ]
-    assert record.regions[0].bbox == (0.5, 0.0, 1.0, 0.25)
+    assert record.regions[0].box_xyxy == (0.0, 0.5, 0.25, 1.0)
     assert (record.regions[0].description, record.regions[0].score) == ("a wing", 0.75)
     assert "--config.data.source=records" in capsys.readouterr().out
     assert not (photos / "out" / ".building").exists()
 
 
 def test_splits_share_a_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     build_split(plan(photos), workers=1)
     few = write_lines(photos / "few.jsonl", (photos / "train.jsonl").read_text().split("\n")[:3])
     build_split(plan(photos, input=few, split="validation"), workers=1)
@@ -103,16 +104,16 @@ def test_splits_share_a_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_splits_built_at_once_are_all_listed(photos: Path, monkeypatch) -> None:
-    write, other = building.write_metadata, plan(photos, split="validation")
+    write, other = build_dataset.write_metadata, plan(photos, split="validation")
     second = threading.Thread(target=build_split, args=(other,), kwargs={"workers": 1})
 
     def overtaken(*arguments) -> None:
-        monkeypatch.setattr(building, "write_metadata", write)
+        monkeypatch.setattr(build_dataset, "write_metadata", write)
         second.start()
         second.join(timeout=2)  # which the other build would use to write what it knows
         write(*arguments)
 
-    monkeypatch.setattr(building, "write_metadata", overtaken)
+    monkeypatch.setattr(build_dataset, "write_metadata", overtaken)
     build_split(plan(photos), workers=1)
     second.join()
     for split in ("train", "validation"):
@@ -132,7 +133,7 @@ def test_a_finished_split_is_listed_again(photos: Path) -> None:
 
 
 def test_a_split_is_built_by_one_process_at_a_time(photos: Path) -> None:
-    def second(state: building.Progress) -> None:
+    def second(state: build_dataset.Progress) -> None:
         with pytest.raises(ValueError, match="Another process is building split 'train'"):
             build_split(plan(photos), workers=1)
 
@@ -140,7 +141,7 @@ def test_a_split_is_built_by_one_process_at_a_time(photos: Path) -> None:
 
 
 def test_shards_that_come_out_empty_leave_no_gap(photos: Path, monkeypatch) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 10)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 10)
     for i in range(10, 20):
         (photos / "images" / f"{i}.png").unlink()
     figures = build_split(plan(photos), workers=1)
@@ -152,7 +153,7 @@ def test_shards_that_come_out_empty_leave_no_gap(photos: Path, monkeypatch) -> N
 
 def test_workers_change_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Workers are fresh processes: they get their shards by argument, whatever MIN_SHARD is there.
-    monkeypatch.setattr(building, "MIN_SHARD", 10)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 10)
     one = build_split(plan(photos, out=photos / "one"), workers=1)
     two = build_split(plan(photos, out=photos / "two"), workers=2)
     assert one == two
@@ -163,19 +164,18 @@ def test_workers_change_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from grain_jax.data import building
-building.MIN_SHARD = 4
-encode, calls = building.encode_record, []
+from grain_jax.data import build_dataset
+build_dataset.MIN_SHARD = 4
+encode, calls = build_dataset.encode_record, []
 def encode_record(record):
     calls.append(record)
     if len(calls) == 15:  # in the middle of the fourth shard
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(record)
-building.encode_record = encode_record
+build_dataset.encode_record = encode_record
 folder = Path(sys.argv[1])
-building.build_split(
-    building.Plan("jsonl", folder / "train.jsonl", folder / "images", folder / "out"), workers=1
-)
+plan = build_dataset.Plan("jsonl", folder / "train.jsonl", folder / "images", folder / "out")
+build_dataset.build_split(plan, workers=1)
 """
 
 
@@ -185,10 +185,10 @@ def test_a_killed_run_continues(photos: Path, monkeypatch: pytest.MonkeyPatch) -
     work = photos / "out" / ".building" / "train"
     finished = {path.stat().st_ino for path in work.glob("[!.]*.array_record")}
     assert len(finished) == 3
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     calls = []
-    encode = building.encode_record
-    monkeypatch.setattr(building, "encode_record", lambda r: calls.append(r.id) or encode(r))
+    encode = build_dataset.encode_record
+    monkeypatch.setattr(build_dataset, "encode_record", lambda r: calls.append(r.id) or encode(r))
     figures = build_split(plan(photos), workers=1)
     assert figures.images == 30
     assert calls == [f"{i}.png" for i in range(12, 30)]  # the finished shards are kept
@@ -199,7 +199,7 @@ def test_a_killed_run_continues(photos: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("place", ["shards", "metadata"])
 def test_a_run_killed_at_its_end_continues(photos: Path, monkeypatch, place: str) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 10)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 10)
 
     def fail(*arguments) -> None:
         raise KeyboardInterrupt
@@ -209,9 +209,9 @@ def test_a_run_killed_at_its_end_continues(photos: Path, monkeypatch, place: str
 
     with monkeypatch.context() as patch:
         if place == "shards":
-            patch.setattr(building, "shard_path", move_two)
+            patch.setattr(build_dataset, "shard_path", move_two)
         else:
-            patch.setattr(building, "write_metadata", fail)
+            patch.setattr(build_dataset, "write_metadata", fail)
         assert prepare.main(command(photos)) == 130
     assert list((photos / "out").glob("*-train.array_record-*"))
     # What is left there is no hindrance to another split.
@@ -224,7 +224,7 @@ def test_a_run_killed_at_its_end_continues(photos: Path, monkeypatch, place: str
 def test_a_finished_split_is_not_built_again_nor_mixed(photos: Path, monkeypatch) -> None:
     first = build_split(plan(photos), workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(building, "encode_record", None)
+        patch.setattr(build_dataset, "encode_record", None)
         assert build_split(plan(photos), workers=1) == first
     with (photos / "train.jsonl").open("a") as file:
         file.write('{"image": "1.png", "captions": ["new"]}\n')
@@ -282,7 +282,7 @@ def test_everything_dropped_is_counted(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "train.jsonl:7: not JSON" in printed
     assert "fields ignored: url" in printed
-    assert RecordSource(tmp_path / "out", "train")[0].regions[1].bbox == (0.0, 0.0, 1.0, 1.0)
+    assert RecordSource(tmp_path / "out", "train")[0].regions[1].box_xyxy == (0.0, 0.0, 1.0, 1.0)
 
 
 def test_a_bad_line_stops_with_its_place(photos: Path, capsys) -> None:
@@ -388,10 +388,10 @@ def test_pixel_boxes_have_a_pixel_of_slack() -> None:
 
     def box(*values: float) -> object:
         region = check_region(ImportedRegion(values, "x"), "pixel", (200, 100), figures)
-        return region and region.bbox
+        return region and region.box_xyxy
 
-    assert box(50.0, 10.0, 100.0, 100.0) == (0.1, 0.25, 1.0, 0.5)
-    assert box(-1.0, 0.0, 201.0, 50.0) == (0.0, 0.0, 0.5, 1.0)
+    assert box(50.0, 10.0, 100.0, 100.0) == (0.25, 0.1, 0.5, 1.0)
+    assert box(-1.0, 0.0, 201.0, 50.0) == (0.0, 0.0, 1.0, 0.5)
     assert box(0.0, 0.0, 202.0, 50.0) is None
     assert figures.clipped_boxes == 1
     assert figures.dropped_regions == {"box out of range": 1}

@@ -12,14 +12,14 @@ from PIL import Image
 
 from grain_jax import prepare
 from grain_jax.config import DataConfig
-from grain_jax.data import building
-from grain_jax.data.building import Plan, build_split, report_path
-from grain_jax.data.checking import Figures, region_captions
+from grain_jax.data import build_dataset
+from grain_jax.data.build_dataset import Plan, build_split, report_path
+from grain_jax.data.captions import choose_caption
+from grain_jax.data.checks import Figures, region_captions
 from grain_jax.data.importers import BadItem
 from grain_jax.data.importers.jsonl import JsonLines, parse_line
 from grain_jax.data.records import Region
-from grain_jax.data.storage import RecordSource, shard_path
-from grain_jax.data.texts import choose_caption
+from grain_jax.data.tfds_records import RecordSource, shard_path
 
 
 def write(path: Path, *entries: dict) -> Path:
@@ -178,15 +178,15 @@ def test_a_place_that_cannot_hold_a_data_set_is_refused(folder: Path) -> None:
 def test_a_corrected_input_is_taken_and_costs_what_it_changes(
     folder: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     wrong = [entry(i) for i in range(12)]
     wrong[9] = {"image": "9.png", "caption": "x"}
     write(folder / "in.jsonl", *wrong)
     assert prepare.main(command(folder)) == 1
     assert "in.jsonl:10: has no 'captions'" in capsys.readouterr().err
     made = []
-    encode = building.encode_record
-    monkeypatch.setattr(building, "encode_record", lambda r: made.append(r.id) or encode(r))
+    encode = build_dataset.encode_record
+    monkeypatch.setattr(build_dataset, "encode_record", lambda r: made.append(r.id) or encode(r))
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
     assert prepare.main(command(folder)) == 0
     assert made == [f"{i}.png" for i in range(8, 12)]  # the shards before are kept
@@ -196,7 +196,7 @@ def test_a_corrected_input_is_taken_and_costs_what_it_changes(
 
 @pytest.mark.parametrize("content", [None, b"broken"])
 def test_images_that_were_mended_are_taken(folder: Path, monkeypatch, content) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     good = (folder / "1.png").read_bytes()
     for name in ("1.png", "5.png"):
         (folder / name).unlink()
@@ -207,8 +207,8 @@ def test_images_that_were_mended_are_taken(folder: Path, monkeypatch, content) -
         build_split(plan(folder), workers=1)
     (folder / "1.png").write_bytes(good)
     made = []
-    encode = building.encode_record
-    monkeypatch.setattr(building, "encode_record", lambda r: made.append(r.id) or encode(r))
+    encode = build_dataset.encode_record
+    monkeypatch.setattr(build_dataset, "encode_record", lambda r: made.append(r.id) or encode(r))
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
     figures = build_split(plan(folder), workers=1)
     assert (figures.images, figures.dropped_images.total()) == (11, 1)
@@ -216,10 +216,10 @@ def test_images_that_were_mended_are_taken(folder: Path, monkeypatch, content) -
 
 
 def test_what_was_skipped_stops_a_run_that_is_to_stop(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", {"image": 3}, *(entry(i) for i in range(7)))
     with monkeypatch.context() as patch:
-        patch.setattr(building, "_adopt", None)
+        patch.setattr(build_dataset, "_adopt", None)
         with pytest.raises(TypeError):
             build_split(plan(folder, on_error="skip"), workers=1)
     (folder / "out/.building/train/moving.json").unlink()
@@ -228,7 +228,7 @@ def test_what_was_skipped_stops_a_run_that_is_to_stop(folder: Path, monkeypatch)
 
 
 def test_other_options_take_no_shard_of_an_unfinished_run(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", *(entry(i) for i in range(11)), {"image": "11.png"}, {"image": 3})
     with pytest.raises(ValueError, match=r"in\.jsonl:13"):
         build_split(plan(folder), workers=1)
@@ -239,7 +239,7 @@ def test_other_options_take_no_shard_of_an_unfinished_run(folder: Path, monkeypa
 
 
 def test_an_input_corrected_after_a_kill_at_the_end(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
 
     def move_two(out: Path, split: str, number: int, count: int) -> Path:
@@ -248,7 +248,7 @@ def test_an_input_corrected_after_a_kill_at_the_end(folder: Path, monkeypatch) -
         return shard_path(out, split, number, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "shard_path", move_two)
+        patch.setattr(build_dataset, "shard_path", move_two)
         assert prepare.main(command(folder)) == 130
     write(folder / "in.jsonl", *(entry(i) for i in range(11, 3, -1)))
     assert build_split(plan(folder), workers=1).images == 8
@@ -258,7 +258,7 @@ def test_an_input_corrected_after_a_kill_at_the_end(folder: Path, monkeypatch) -
 
 
 def test_a_finished_split_says_how_to_replace_it(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(building, "MIN_SHARD", 4)
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
     build_split(plan(folder), workers=1)
     build_split(plan(folder, split="validation"), workers=1)
@@ -379,8 +379,8 @@ def test_boxes_of_a_picture_of_another_shape_are_refused(folder: Path) -> None:
         build_split(plan(folder), workers=1)
     write(folder / "in.jsonl", size(601, 400))  # resized since
     build_split(plan(folder), workers=1)
-    bbox = RecordSource(folder / "out", "train")[0].regions[0].bbox
-    assert bbox == pytest.approx((0, 0, 10 / 400, 10 / 601))
+    box = RecordSource(folder / "out", "train")[0].regions[0].box_xyxy
+    assert box == pytest.approx((0, 0, 10 / 601, 10 / 400))
 
 
 def test_what_else_is_counted_is_shown(folder: Path) -> None:

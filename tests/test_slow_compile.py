@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from grain_jax.training.slow_compile import INSTEAD, without_alarm
+from places import REPOSITORY
+
+from grain_jax.slow_compile import INSTEAD, without_alarm
 
 ALARM = b"""\
 2026-11-26 01:02:03.456 E external/xla/xla/service/slow_operation_alarm.cc:73] 
@@ -24,7 +26,7 @@ XLA_FLAGS=--xla_dump_to=/tmp/foo and attach the results.
 """
 PROGRAM = """
 import os, sys
-from grain_jax.training.slow_compile import hide_alarm
+from grain_jax.slow_compile import hide_alarm
 hide_alarm()
 print("by Python", file=sys.stderr)
 os.write(2, b"before\\n" + {alarm!r} + b"fatal: why\\n" + b"without an end")
@@ -42,7 +44,7 @@ def test_only_the_alarm_is_left_out():
 def test_what_a_process_says_before_it_aborts_arrives(tmp_path: Path):
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(alarm=ALARM)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         timeout=60,

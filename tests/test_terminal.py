@@ -11,7 +11,7 @@ from PIL import Image
 from toy_encoder import columns, toy_model
 
 from grain_jax import evaluate, export, predict, prepare, train
-from grain_jax.data.world import __main__ as world
+from grain_jax.data.synthetic_birds import __main__ as world
 from grain_jax.terminal import escape_unprintable
 
 Run = Callable[..., tuple[Any, str]]

@@ -1,19 +1,20 @@
 """The whole command in this process, small: what it writes, says and refuses."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from places import HELPERS
 
 import grain_jax.train
+from grain_jax import runtime
 from grain_jax.config import DataConfig
-from grain_jax.config_files import config_from_json
-from grain_jax.training import checkpoint, environment
-from grain_jax.training.inputs import fitting_loader
+from grain_jax.config.cli import config_from_json
+from grain_jax.trainer.inputs import fitting_loader
+from grain_jax.training import checkpoint
 
-CONFIG = Path(__file__).parent / "tiny_world.py"
+CONFIG = HELPERS / "tiny_world.py"
 
 
 def train(workdir, *arguments, variant=""):
@@ -46,6 +47,7 @@ def finished(tmp_path_factory):
         "--config.logging.every_steps=10",
         "--config.evaluation.every_steps=30",
         "--config.logging.tensorboard=true",
+        "--config.optim.accumulate=2",
         "--config.optim.ema_decay=0.9",
     )
     assert status == 0
@@ -120,6 +122,7 @@ def test_the_same_command_on_a_finished_run_says_so(finished, capsys):
 def overrides(config):
     return [
         f"--config.steps={config.steps}",
+        f"--config.optim.accumulate={config.optim.accumulate}",
         f"--config.optim.ema_decay={config.optim.ema_decay}",
     ]
 
@@ -227,7 +230,7 @@ def test_a_check_refuses_devices_that_the_mesh_does_not_fit(tmp_path, capsys, de
 
 
 def test_no_more_loader_processes_than_cpus(monkeypatch):
-    monkeypatch.setattr(environment, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(runtime, "usable_cpus", lambda: 3)
     data, notes = fitting_loader(DataConfig(num_workers=16))
     assert data.num_workers == 3
     assert "num_workers = 16" in notes[0]

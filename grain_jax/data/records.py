@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from grain_jax.boxes import Box
+
 DEFAULT_TEMPLATES = ("a photo of a {}.",)  # prompts of zero-shot sets and runs without their own
 
 
@@ -28,7 +30,7 @@ class Caption:
 class Region:
     """A box with what is said about it."""
 
-    bbox: tuple[float, float, float, float]  # ymin, xmin, ymax, xmax in [0, 1] of the image
+    box_xyxy: Box  # in [0, 1] of the image
     description: str
     score: float = 1.0  # confidence of the annotator
 
@@ -76,6 +78,82 @@ class ZeroShotSet:
     # class name -> what prompts call it, for classes that share a name with another and are told
     # apart by their labels
     name_texts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Held-out images of a data set, and what can be measured on them."""
+
+    name: str  # in front of the metrics, "<name>/box_recall"
+    title: str  # in front of errors
+    source: Source
+    preferred_captions: str = "original"  # for retrieval; an image without any has all of its own
+    zero_shot: ZeroShotSet | None = None
+    methods: tuple[str, ...] = ()  # of zero-shot classification
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some records of a source, in the order of `indices`."""
+
+    source: Source
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Record:
+        return self.source[int(self.indices[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """`self[i]` for each of `indices`, in one call where the source has one."""
+        return read_records(self.source, [int(self.indices[i]) for i in indices])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the records are kept in the memory of this process."""
+        return getattr(self.source, "in_memory", False)
+
+
+@dataclass(frozen=True)
+class LabelledSelection(Selection):
+    """Some records of a source with their labels, which then need no reading."""
+
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Records that are kept, so that a drawn image is drawn once in a run."""
+
+    records: tuple[Record, ...]
+    in_memory = True
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> Record:
+        return self.records[index]
+
+    @property
+    def labels(self) -> list[str]:
+        return [record.label or "" for record in self.records]
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A source that knows the label of every record without decoding or drawing its image."""
+
+    labels: Sequence[str]
+
+
+def evenly_spaced(source: Source, limit: int) -> Source:
+    """At most `limit` records spread over the whole source, so that a sorted one is not cut to its
+    first classes.
+    """
+    if len(source) <= limit:
+        return source
+    return Selection(source, np.linspace(0, len(source) - 1, limit).round().astype(int).tolist())
 
 
 def read_records(source: Source, indices: Sequence[int]) -> list[Record]:

@@ -13,9 +13,9 @@ from types import MappingProxyType
 import numpy as np
 
 from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.captions import normalize_text
 from grain_jax.data.records import Record, Source, read_records
 from grain_jax.data.region_coverage import needs_descriptions
-from grain_jax.data.texts import normalize_text
 from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import select_regions
 

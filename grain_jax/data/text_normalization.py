@@ -11,7 +11,7 @@ import html
 import re
 from collections.abc import Callable
 
-from grain_jax.data.texts import clean_text
+from grain_jax.data.captions import clean_text
 
 FTFY, ENTITIES = "ftfy", "entities"
 

@@ -317,13 +317,23 @@ def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:
         case "clip":
             return ClipTokenizer()
         case "world":
-            from grain_jax.data.world import world_vocabulary
-
-            return WordTokenizer(world_vocabulary(config.world))
+            return WordTokenizer(_vocabulary(config))
         case "":
             raise ValueError("data.tokenizer is empty; give 'clip', 'world', or a name or folder.")
         case name:
             return HuggingFaceTokenizer.load(name)
+
+
+def _vocabulary(config: DataConfig) -> list[str]:
+    from grain_jax.data.source import data_source  # here, as no other tokenizer asks the data
+
+    words = data_source(config, image_size=1).vocabulary()
+    if words is None:
+        raise ValueError(
+            f"data.tokenizer = {config.tokenizer!r} takes the words of its data, and data.source = "
+            f"{config.source!r} does not list them; give 'clip', or a name or folder."
+        )
+    return words
 
 
 def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:

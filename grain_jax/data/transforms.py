@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from grain_jax.boxes import Box, box_iou
 from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from grain_jax.config_rules import CHOICES
+from grain_jax.config.validation import CHOICES
+from grain_jax.data.captions import normalize_text
 from grain_jax.data.records import Region
-from grain_jax.data.texts import normalize_text
 
 MAX_PIXELS = 64_000_000  # of one picture; more is taken for a decompression bomb
 MIN_VISIBLE = 0.25  # of a box's area; a region of which less survives a crop is dropped
@@ -32,7 +33,6 @@ RESIZES = CHOICES["data.resize"]
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Square = UInt8[np.ndarray, "S S 3"]
-Bbox = tuple[float, float, float, float]  # ymin, xmin, ymax, xmax in [0, 1]
 
 
 class ImageError(ValueError):
@@ -51,19 +51,19 @@ class Window:
     width: float = 1.0
     flip: bool = False
 
-    def box(self, bbox: Bbox) -> Bbox | None:
-        """The bbox seen through the window, clipped to it; None where under `MIN_VISIBLE` of its
+    def box(self, box_xyxy: Box) -> Box | None:
+        """The box seen through the window, clipped to it; None where under `MIN_VISIBLE` of its
         area is left.
         """
         if self == FULL:
-            return bbox
-        ymin, ymax = ((y - self.top) / self.height for y in (bbox[0], bbox[2]))
-        xmin, xmax = ((x - self.left) / self.width for x in (bbox[1], bbox[3]))
+            return box_xyxy
+        x0, x1 = ((x - self.left) / self.width for x in (box_xyxy[0], box_xyxy[2]))
+        y0, y1 = ((y - self.top) / self.height for y in (box_xyxy[1], box_xyxy[3]))
         if self.flip:
-            xmin, xmax = 1.0 - xmax, 1.0 - xmin
-        clipped = max(ymin, 0.0), max(xmin, 0.0), min(ymax, 1.0), min(xmax, 1.0)
-        visible = max(clipped[2] - clipped[0], 0.0) * max(clipped[3] - clipped[1], 0.0)
-        if visible <= 0 or visible < MIN_VISIBLE * (ymax - ymin) * (xmax - xmin):
+            x0, x1 = 1.0 - x1, 1.0 - x0
+        clipped = max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0)
+        visible = max(clipped[3] - clipped[1], 0.0) * max(clipped[2] - clipped[0], 0.0)
+        if visible <= 0 or visible < MIN_VISIBLE * (y1 - y0) * (x1 - x0):
             return None
         return clipped
 
@@ -294,17 +294,6 @@ def training_window(config: DataConfig, image: bytes | Pixels, rng: random.Rando
     return dataclasses.replace(window, flip=flip)
 
 
-def intersection_over_union(a: Bbox, b: Bbox) -> float:
-    """IoU of two (ymin, xmin, ymax, xmax) of positive area."""
-    height = min(a[2], b[2]) - max(a[0], b[0])
-    width = min(a[3], b[3]) - max(a[1], b[1])
-    if height <= 0 or width <= 0:
-        return 0.0
-    shared = height * width
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return shared / (areas - shared)
-
-
 def select_regions(
     regions: Sequence[Region],
     *,
@@ -328,18 +317,12 @@ def select_regions(
         if unique_descriptions and text in seen:
             continue
         if nms_iou < 1.0 and any(
-            intersection_over_union(region.bbox, other.bbox) > nms_iou for other in kept
+            box_iou(region.box_xyxy, other.box_xyxy) > nms_iou for other in kept
         ):
             continue
         kept.append(region)
         seen.add(text)
     return kept
-
-
-def bbox_to_cxcywh(bbox: Bbox) -> tuple[float, float, float, float]:
-    """(ymin, xmin, ymax, xmax) to (cx, cy, w, h), both in [0, 1]."""
-    ymin, xmin, ymax, xmax = bbox
-    return (xmin + xmax) / 2, (ymin + ymax) / 2, xmax - xmin, ymax - ymin
 
 
 @dataclass(frozen=True)

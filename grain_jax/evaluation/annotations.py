@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from grain_jax.data.captions import normalize_text
 from grain_jax.data.records import Record, Source
-from grain_jax.data.texts import normalize_text
 from grain_jax.data.transforms import ImageError, Preprocessing
 from grain_jax.evaluation.grounding import Phrase
 
@@ -61,6 +61,5 @@ def _visible_regions(
             "or prepare the set again, which drops such images."
         ) from error
     for region in record.regions:
-        if (bbox := window.box(region.bbox)) is not None:
-            ymin, xmin, ymax, xmax = bbox
-            yield region.description, np.array([xmin, ymin, xmax, ymax], np.float32)
+        if (box := window.box(region.box_xyxy)) is not None:
+            yield region.description, np.array(box, np.float32)

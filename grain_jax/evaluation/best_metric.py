@@ -15,10 +15,9 @@ from jaxtyping import Float
 from grain_jax.config import TrainConfig
 from grain_jax.data.records import Source
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.evaluation.encode import Encoder, ImageFeatures
-from grain_jax.evaluation.set_names import zero_shot_folders
-from grain_jax.evaluation.suite import best_metric_name, evaluate
-from grain_jax.training.learned import EVERYTHING, Learned
+from grain_jax.evaluation.suite import best_metric_name, evaluate, named_folders
+from grain_jax.inference.encoder import Encoder, ImageFeatures
+from grain_jax.models.learned import EVERYTHING, Learned
 
 # Last parts of the names of what only the data decides: no model is better by it.
 OF_THE_DATA = ("chance", "chance_R@1", "images", "texts", "box_recall_ceiling")
@@ -81,7 +80,7 @@ def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> 
     choices = [known for known in measured if known.rpartition("/")[2] not in OF_THE_DATA]
     listed = ", ".join(choices)
     if name in choices:
-        looked_at = zero_shot_folders(config, final=False)
+        looked_at = named_folders(config, final=False)
         if chosen_on := [known for known in looked_at if name.startswith(f"{known}/")]:
             return [
                 f"keep-best goes by {name}, so figures of {chosen_on[0]!r} flatter the checkpoint "
@@ -109,7 +108,7 @@ def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> 
 def _why_not(config: TrainConfig, given: str, measured: Sequence[str]) -> str:
     if given in measured:
         return "is decided by the data, not by the model"
-    during, at_end = (zero_shot_folders(config, final=final) for final in (False, True))
+    during, at_end = (named_folders(config, final=final) for final in (False, True))
     for name, folder in at_end.items():
         if name not in during and given.startswith(f"{name}/"):
             return (

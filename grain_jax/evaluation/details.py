@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grain_jax.data.records import Source, ZeroShotSet
+from grain_jax.data.records import Labelled, Source, ZeroShotSet
 from grain_jax.evaluation.predictions import PredictionsFile
-from grain_jax.evaluation.zero_shot import Labelled
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Are the boxes right, and does a phrase pick the right one?
 
-Boxes here are xyxy in [0, 1] of the image the model sees; `cxcywh_to_xyxy` brings predictions to
-that form.
+Boxes here are xyxy in [0, 1] of the image the model sees.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
-IOU_HIT = 0.5
+from grain_jax.boxes import IOU_HIT, pairwise_iou
 
 
 @dataclass(frozen=True)
@@ -33,24 +32,6 @@ class BoxScores:
     recall: float  # share of true boxes matched with IoU of at least 0.5
     ceiling: float  # share of true boxes that as many queries could cover
     count: int  # true boxes
-
-
-def cxcywh_to_xyxy(boxes_cxcywh: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
-    """(centre x, centre y, width, height) -> (x0, y0, x1, y1)."""
-    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
-    return np.concatenate([centre - half, centre + half], axis=-1)
-
-
-def pairwise_iou(
-    first_xyxy: Float[np.ndarray, "A 4"], second_xyxy: Float[np.ndarray, "B 4"]
-) -> Float[np.ndarray, "A B"]:
-    """Intersection over union of every pair; 0 where both boxes are empty."""
-    low = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
-    high = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(axis=-1)
-    first_area = np.clip(first_xyxy[:, 2:] - first_xyxy[:, :2], 0, None).prod(axis=-1)
-    second_area = np.clip(second_xyxy[:, 2:] - second_xyxy[:, :2], 0, None).prod(axis=-1)
-    return overlap / np.maximum(first_area[:, None] + second_area[None] - overlap, 1e-12)
 
 
 def matched_iou(

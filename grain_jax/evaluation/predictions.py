@@ -11,9 +11,10 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.boxes import pairwise_iou
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.disk import whole_file
-from grain_jax.evaluation.grounding import Phrase, pairwise_iou, phrase_hits
+from grain_jax.evaluation.grounding import Phrase, phrase_hits
 from grain_jax.evaluation.ranking import hit_chance
 from grain_jax.evaluation.retrieval import ranked
 from grain_jax.evaluation.zero_shot import OnScores

@@ -12,15 +12,15 @@ import jax
 
 from grain_jax import __version__
 from grain_jax.config import TrainConfig
-from grain_jax.data.sources import open_source
-from grain_jax.evaluation.curves import draw_curves, read_metrics
+from grain_jax.data.source import DataSource, data_source
 from grain_jax.evaluation.details import ResultDetails
-from grain_jax.evaluation.encode import Encoder, errors_about
-from grain_jax.evaluation.pictures import draw_grounding, grounding_examples
-from grain_jax.evaluation.set_names import zero_shot_folders
-from grain_jax.evaluation.suite import best_metric_name
+from grain_jax.evaluation.grounding_examples import grounding_examples
+from grain_jax.evaluation.suite import best_metric_name, named_folders
 from grain_jax.evaluation.tables import headline, result_tables
-from grain_jax.training.learned import Learned, what_lacks
+from grain_jax.inference.encoder import Encoder, errors_about
+from grain_jax.models.learned import Learned, what_lacks
+from grain_jax.visualize.curves import draw_curves, read_metrics
+from grain_jax.visualize.grounding_sheet import draw_grounding
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -42,10 +42,10 @@ def write_report(
     """
     folder = Path(run_folder)
     written = []
-    split = "unseen" if config.data.source == "world" else config.data.eval_split
-    examples = []
+    data = data_source(config.data, image_size=encoder.preprocessing.image_size)
+    split, examples = data.shown_split, []
     if split and config.model.kind == "grain" and config.evaluation.num_pictures > 0:
-        source = open_source(config.data, split, image_size=encoder.preprocessing.image_size)
+        source = data.records(split)
         with errors_about(f"Split {split!r}"):
             examples = grounding_examples(encoder, source, config.evaluation.num_pictures)
     if jax.process_index() != 0:
@@ -149,8 +149,8 @@ def _looked_at(config: TrainConfig) -> dict[str, str]:
     settings = config.evaluation
     if not settings.every_steps:
         return {}
-    names = [*zero_shot_folders(config, final=False)]
-    split = "validation species" if config.data.source == "world" else config.data.eval_split
+    names = [*named_folders(config, final=False)]
+    split = _data_of(config).held_out_data()
     sets = ", ".join([*([split] if split else []), *names]) or "nothing"
     entries = {
         "measured during training": f"{sets}: every {settings.every_steps:,} steps, at most "
@@ -160,17 +160,16 @@ def _looked_at(config: TrainConfig) -> dict[str, str]:
     return entries | ({"best checkpoint by": metric} if metric else {})
 
 
+def _data_of(config: TrainConfig) -> DataSource:
+    return data_source(config.data, image_size=config.model.image_size)
+
+
 def _what_ran(config: TrainConfig, learned: Learned) -> str:
     kind = "CLIP (baseline, no regions)"
     if config.model.kind == "grain":
         lacking = what_lacks(learned)
         kind = f"GRAIN (no {lacking})" if lacking else "GRAIN"
-    data = (
-        f"the procedural world ({config.data.world.level}, "
-        f"{config.data.world.num_train_images:,} images)"
-        if config.data.source == "world"
-        else f"`{config.data.directory}`"
-    )
+    data = _data_of(config).training_data()
     length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
     return f"{kind} trained on {data} for {length} of batch {config.batch_size:,}."
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.data.texts import normalize_text
+from grain_jax.data.captions import normalize_text
 from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance
 
 KS = (1, 5, 10)

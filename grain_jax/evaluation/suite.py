@@ -5,49 +5,32 @@ No test set is looked at before the end unless the user names it in
 on the validation species of the world, or on the evaluation split of records.
 """
 
-import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from grain_jax.config import TrainConfig, WorldConfig
-from grain_jax.data.records import Record, Source, ZeroShotSet
-from grain_jax.data.sources import open_source
+from grain_jax.boxes import cxcywh_to_xyxy
+from grain_jax.config import TrainConfig
+from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.classification.set_names import zero_shot_folders
+from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet, evenly_spaced
+from grain_jax.data.source import data_source
 from grain_jax.evaluation.annotations import Annotations, read_annotations
-from grain_jax.evaluation.constant_boxes import (
+from grain_jax.evaluation.baselines import (
     ConstantBoxes,
     fit_constant_boxes,
     score_constant_boxes,
 )
 from grain_jax.evaluation.details import ResultDetails, describe_set
-from grain_jax.evaluation.encode import (
-    Encoder,
-    ImageFeatures,
-    Selection,
-    errors_about,
-    evenly_spaced,
-)
-from grain_jax.evaluation.folders import load_zero_shot
-from grain_jax.evaluation.grounding import (
-    box_scores,
-    chosen_queries,
-    cxcywh_to_xyxy,
-    phrase_hits,
-)
+from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hits
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
-from grain_jax.evaluation.set_names import zero_shot_folders
-from grain_jax.evaluation.zero_shot import WAYS, LabelledSelection, evaluate_zero_shot, subset
+from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
+from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
+from grain_jax.zero_shot.methods import METHODS
 
 BASELINE_IMAGES = 500  # training images that the constant boxes are fitted to
-MAX_DRAWN_BYTES = 1 << 30  # of drawn pictures that are kept; more of them are drawn when needed
-WAYS_OF_SPLIT = {  # held-out names were never heard: those of "unseen" show what chance looks like
-    "validation": ("description",),
-    "seen": ("name", "description", "name_and_regions"),
-    "unseen": ("name", "description"),
-}
+TASKS = ("retrieval", "grounding")
 
 
 def evaluate(
@@ -68,20 +51,33 @@ def evaluate(
     ValueError, with the name of the data and of the image, where one cannot be decoded or the
     model's embeddings are not finite.
     """
-    match config.data.source:
-        case "world":
-            results = _world(encoder, config, final=final, details=details)
-        case "records":
-            results = _records(encoder, config, final=final, details=details)
-        case unknown:
-            raise ValueError(f"Unknown data.source {unknown!r}; choose 'world' or 'records'.")
-    for name, folder in zero_shot_folders(config, final=final).items():
+    image_size, limit = encoder.preprocessing.image_size, config.evaluation.max_images
+    data = data_source(config.data, image_size=image_size)
+    training = None
+    if final:
+        training = TrainingBoxes(
+            lambda: data.records(config.data.train_split), encoder, groups=data.box_groups
+        )
+    results: dict[str, float] = {}
+    for held_out in data.evaluation_sets(limit=None if final else limit):
+        results |= evaluate_set(
+            encoder, held_out, config, final=final, training=training, details=details
+        )
+    if final:
+        results |= data.summary(results, config.evaluation.alphas)
+    for name, folder in named_folders(config, final=final).items():
         if final:
             dataset = load_zero_shot(folder, name=name, note=note)
         else:
-            dataset = _interval_folder(folder, name, config.evaluation.max_images)
+            dataset = _interval_folder(folder, name, limit)
         results |= score_zero_shot(encoder, dataset, config, final=final, details=details)
     return results
+
+
+def named_folders(config: TrainConfig, *, final: bool) -> dict[str, str]:
+    """`zero_shot_folders` of a run, told apart from the evaluation sets of its data."""
+    data = data_source(config.data, image_size=config.model.image_size)
+    return zero_shot_folders(config.evaluation, final=final, taken=data.reserved_names)
 
 
 def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda text: None) -> None:
@@ -89,47 +85,23 @@ def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda te
 
     `note` is called with what a reader of the zero-shot figures should know.
     """
-    if config.data.eval_split or config.data.source == "world":
-        split = config.data.eval_split if config.data.source == "records" else "validation"
-        source = open_source(config.data, split, image_size=config.model.image_size)
-        if not len(source):
-            raise ValueError(
-                f"data.eval_split = {split!r} holds no image to evaluate on; name another split, "
-                'or none: --config.data.eval_split="".'
-            )
-    for name, folder in zero_shot_folders(config, final=True).items():
+    data = data_source(config.data, image_size=config.model.image_size)
+    if (split := data.held_out_split) and not len(data.records(split)):
+        raise ValueError(
+            f"data.eval_split = {split!r} holds no image to evaluate on; name another split, "
+            'or none: --config.data.eval_split="".'
+        )
+    for name, folder in named_folders(config, final=True).items():
         load_zero_shot(folder, name=name, note=note)
 
 
 def best_metric_name(config: TrainConfig) -> str:
     """The metric of `evaluate(final=False)` that keep-best maximises; "" when nothing is held out.
 
-    World: validation species by description, by regions as far as the model has them. Records: mean
-    of R@1 both ways.
+    That of the settings, else the data set's own.
     """
-    if config.evaluation.best_metric:
-        return config.evaluation.best_metric
-    if config.data.source == "world":
-        regions = config.model.kind == "grain" and config.loss.region_weight > 0
-        alpha = min(config.evaluation.alphas) if regions else 1.0
-        return f"validation/description/alpha{alpha:g}"
-    return f"{config.data.eval_split}/retrieval/mean_R@1" if config.data.eval_split else ""
-
-
-def headline(results: dict[str, float], alphas: Sequence[float]) -> dict[str, float]:
-    """Unseen species by description at the alpha that is best on the validation species; {} without
-    both.
-    """
-    on_validation = {
-        alpha: results[f"validation/description/alpha{alpha:g}"]
-        for alpha in alphas
-        if f"validation/description/alpha{alpha:g}" in results
-    }
-    if not on_validation:
-        return {}
-    alpha = max(on_validation, key=lambda a: on_validation[a])
-    chosen = results[f"unseen/description/alpha{alpha:g}"]
-    return {"headline/alpha": alpha, "headline/unseen_by_description": chosen}
+    data = data_source(config.data, image_size=config.model.image_size)
+    return config.evaluation.best_metric or data.default_metric(config)
 
 
 def evaluate_grounding(
@@ -194,69 +166,6 @@ def evaluate_retrieval(
     return {f"{prefix}/retrieval/{name}": value for name, value in recalls.items()}
 
 
-def _world(
-    encoder: Encoder, config: TrainConfig, *, final: bool, details: ResultDetails | None
-) -> dict[str, float]:
-    from grain_jax.data.world import part_of_description
-
-    size = encoder.preprocessing.image_size
-    baseline = None
-    if final and config.model.kind == "grain" and encoder.learned.boxes:
-        baseline = _fitted_constants(
-            open_source(config.data, config.data.train_split, image_size=size),
-            encoder,
-            num_boxes=config.model.decoder.num_queries,
-            part_of=part_of_description,
-        )
-    results: dict[str, float] = {}
-    for split in ("validation", "seen", "unseen") if final else ("validation",):
-        if final:
-            dataset = _drawn_set(config.data.world, split, None, size)
-        else:
-            world = json.dumps(asdict(config.data.world))
-            dataset = _interval_set(world, split, config.evaluation.max_images, size)
-        with errors_about(f"Split {split!r} of the world"):
-            features = encoder.images(dataset.source)
-        results |= score_zero_shot(
-            encoder,
-            dataset,
-            config,
-            final=final,
-            details=details,
-            features=features,
-            by=WAYS_OF_SPLIT[split],
-        )
-        truth = read_annotations(dataset.source, encoder.preprocessing, caption_source="synthetic")
-        results |= evaluate_grounding(features, truth, encoder, split, details=details)
-        results |= evaluate_retrieval(features, truth, encoder, split, details=details)
-        if baseline is not None and truth.phrases:
-            results |= score_constant_boxes(baseline, truth, split)
-    return results | (headline(results, config.evaluation.alphas) if final else {})
-
-
-def _drawn_set(world: WorldConfig, split: str, limit: int | None, image_size: int) -> ZeroShotSet:
-    """A set of the world, at most `limit` of its images, each drawn once if memory allows."""
-    from grain_jax.data.world import WorldSource, world_zero_shot_sets
-
-    dataset, whole = (
-        world_zero_shot_sets(world, image_size)[split],
-        WorldSource(world, split, image_size),
-    )
-    source = whole if limit is None else evenly_spaced(whole, limit)
-    if len(source) * 3 * image_size**2 <= MAX_DRAWN_BYTES:
-        drawn = InMemory(tuple(source[i] for i in range(len(source))))
-        return dataclasses.replace(dataset, source=drawn)
-    indices = source.indices if isinstance(source, Selection) else range(len(source))
-    labels = tuple(whole.species_of(i).name for i in indices)
-    return dataclasses.replace(dataset, source=LabelledSelection(whole, indices, labels))
-
-
-@functools.lru_cache(maxsize=1)
-def _interval_set(world: str, split: str, limit: int, image_size: int) -> ZeroShotSet:
-    """Kept, so that an interval of training draws nothing again; `world` is JSON, which hashes."""
-    return _drawn_set(WorldConfig(**json.loads(world)), split, limit, image_size)
-
-
 @functools.lru_cache(maxsize=32)
 def _interval_folder(folder: str, name: str, limit: int) -> ZeroShotSet:
     """Kept, so that an interval of training lists no files again. Its images are not: they are
@@ -265,59 +174,76 @@ def _interval_folder(folder: str, name: str, limit: int) -> ZeroShotSet:
     return subset(load_zero_shot(folder, name=name, note=lambda text: None), limit)
 
 
-def _records(
-    encoder: Encoder, config: TrainConfig, *, final: bool, details: ResultDetails | None
-) -> dict[str, float]:
-    split, size = config.data.eval_split, encoder.preprocessing.image_size
-    if not split:
-        return {}
-    source = open_source(config.data, split, image_size=size)
-    if not final:
-        return evaluate_records(encoder, evenly_spaced(source, config.evaluation.max_images), split)
-    training = open_source(config.data, config.data.train_split, image_size=size)
-    return evaluate_records(encoder, source, split, training=training, details=details)
-
-
-def evaluate_records(
+def evaluate_set(
     encoder: Encoder,
-    source: Source,
-    prefix: str,
+    held_out: EvaluationSet,
+    config: TrainConfig,
     *,
-    tasks: Sequence[str] = ("retrieval", "grounding"),
-    training: Source | None = None,
+    final: bool,
+    tasks: Sequence[str] = TASKS,
+    training: "TrainingBoxes | None" = None,
     details: ResultDetails | None = None,
 ) -> dict[str, float]:
-    """Retrieval and grounding under "<prefix>/...", of what the records and the model have; with
-    `training` also what constant boxes, fitted to its regions, would score.
+    """Zero-shot classification, retrieval and grounding, of what the set and the model have.
+
+    With `training` also what constant boxes, fitted to the regions there, would score.
     """
-    with errors_about(f"Split {prefix!r}"):
-        truth = read_annotations(source, encoder.preprocessing, caption_source="original")
-        features = encoder.images(source)
-    if details is not None:
-        details.add_split(prefix, source)
+    prefix = held_out.name
+    with errors_about(held_out.title):
+        truth = read_annotations(
+            held_out.source, encoder.preprocessing, caption_source=held_out.preferred_captions
+        )
+        features = encoder.images(held_out.source)
     results: dict[str, float] = {}
+    if held_out.zero_shot is not None:
+        results |= score_zero_shot(
+            encoder,
+            held_out.zero_shot,
+            config,
+            final=final,
+            details=details,
+            features=features,
+            by=held_out.methods,
+        )
+    elif details is not None:
+        details.add_split(prefix, held_out.source)
     if "retrieval" in tasks:
         results |= evaluate_retrieval(features, truth, encoder, prefix, details=details)
     if "grounding" in tasks:
         results |= evaluate_grounding(features, truth, encoder, prefix, details=details)
         if training is not None and f"{prefix}/box_iou" in results and features.boxes is not None:
-            baseline = _fitted_constants(training, encoder, num_boxes=features.boxes.shape[1])
+            baseline = training.constant_boxes(features.boxes.shape[1])
             results |= {} if baseline is None else score_constant_boxes(baseline, truth, prefix)
     return results
 
 
-def _fitted_constants(
-    training: Source,
-    encoder: Encoder,
-    *,
-    num_boxes: int,
-    part_of: Callable[[str], str | None] | None = None,
-) -> ConstantBoxes | None:
-    """None where the training data has no boxes."""
-    sample = evenly_spaced(training, BASELINE_IMAGES)
-    with errors_about("Training images"):
-        truth = read_annotations(sample, encoder.preprocessing, caption_source="original")
-    return fit_constant_boxes(truth, num_boxes, part_of=part_of) if truth.phrases else None
+class TrainingBoxes:
+    """The regions of some training images, read once they are needed.
+
+    `groups`: what a description's box is grouped by; None: all boxes as one group.
+    """
+
+    def __init__(
+        self,
+        open_source: Callable[[], Source],
+        encoder: Encoder,
+        *,
+        groups: Callable[[str], str | None] | None = None,
+    ):
+        self._open, self._encoder, self._groups = open_source, encoder, groups
+        self._truth: Annotations | None = None
+
+    def constant_boxes(self, num_boxes: int) -> ConstantBoxes | None:
+        """None where the training data has no boxes."""
+        if self._truth is None:
+            sample = evenly_spaced(self._open(), BASELINE_IMAGES)
+            with errors_about("Training images"):
+                self._truth = read_annotations(
+                    sample, self._encoder.preprocessing, caption_source="original"
+                )
+        if not self._truth.phrases:
+            return None
+        return fit_constant_boxes(self._truth, num_boxes, part_of=self._groups)
 
 
 def score_zero_shot(
@@ -328,7 +254,7 @@ def score_zero_shot(
     final: bool,
     details: ResultDetails | None = None,
     features: ImageFeatures | None = None,
-    by: Sequence[str] = WAYS,
+    by: Sequence[str] = tuple(METHODS),
 ) -> dict[str, float]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = None
@@ -347,21 +273,3 @@ def score_zero_shot(
         details=final,
         on_scores=on_scores,
     )
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Records that are kept, so that a drawn picture is drawn once in a run."""
-
-    records: tuple[Record, ...]
-    in_memory = True
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int, /) -> Record:
-        return self.records[index]
-
-    @property
-    def labels(self) -> list[str]:
-        return [record.label or "" for record in self.records]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import rich.console
 import rich.markup
@@ -9,6 +10,7 @@ import rich.table
 from rich.measure import Measurement
 
 from grain_jax.evaluation.retrieval import KS
+from grain_jax.visualize.curves import read_metrics
 
 Results = Mapping[str, float]
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
@@ -40,6 +42,20 @@ def result_tables(results: Results) -> list[Table]:
     """What there is among zero-shot classification, grounding and retrieval; figures in percent."""
     found = (_zero_shot(results), _grounding(results), _retrieval(results))
     return [table for table in found if table.rows]
+
+
+def metrics_at_step(metrics_file: Path, step: int) -> str:
+    """Markdown: what a run logged at `step`, as tables; a sentence where it logged nothing."""
+    logged = [entry for entry in read_metrics(metrics_file) if entry["step"] == step]
+    results = {
+        name: value for entry in logged for name, value in entry.items() if isinstance(value, float)
+    }
+    if not (tables := result_tables(results)):
+        return f"None were measured at step {step:,}.\n"
+    sentence = headline(results)
+    found = [f"**{sentence}**\n"] if sentence else []
+    found.append(f"At step {step:,}, by the JAX model, as its run logged them.\n")
+    return "\n".join([*found, *(table.markdown() for table in tables)])
 
 
 def print_results(results: Results, console: rich.console.Console) -> None:

@@ -5,28 +5,24 @@ mixed in.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.data.records import ZeroShotSet
-from grain_jax.evaluation.encode import Encoder, ImageFeatures, Selection, errors_about
+from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance, wilson_interval
-from grain_jax.evaluation.scorers import (
-    ClassTexts,
-    TextBank,
-    class_texts,
-    global_scores,
-    mixed_scores,
-    region_scores,
-    text_bank,
+from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
+from grain_jax.zero_shot.methods import (
+    METHODS,
+    ComponentScores,
+    check_methods,
+    encode_banks,
+    scores_by_method,
 )
+from grain_jax.zero_shot.scorers import class_texts
 
-EncodeTexts = Callable[..., Float[np.ndarray, "T E"]]  # called as `Encoder.texts` is
 OnScores = Callable[[str, int, Float[np.ndarray, "n K"], Int[np.ndarray, "n"]], None]
 MAX_SCORES = 1 << 22  # of one method, held at once
-WAYS = ("name", "description", "name_and_regions")
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def evaluate_zero_shot(
     dataset: ZeroShotSet,
     *,
     alphas: Sequence[float],
-    by: Sequence[str] = WAYS,
+    by: Sequence[str] = tuple(METHODS),
     name_ensemble: str = "embedding",
     region_score: str = "descriptions",
     features: ImageFeatures | None = None,
@@ -100,25 +96,26 @@ def evaluate_zero_shot(
     ("description/alpha0.5"), the index of the first image of a block, the block's scores
     [n, K] and its true classes [n].
     """
-    if unknown := set(by) - set(WAYS):
-        raise ValueError(f"Unknown way to classify {unknown.pop()!r}; choose among {WAYS}.")
+    check_methods(by)
     texts = class_texts(dataset)
     position = {name: k for k, name in enumerate(dataset.class_names)}
     labels = label_indices(dataset, position)
     if features is None:
         with errors_about(f"Zero-shot set {dataset.name!r}"):
             features = encoder.images(dataset.source)
-    banks = encode_banks(encoder.texts, texts, by=by, regions=features.regions is not None)
+    banks = encode_banks(encoder.texts, texts, by=by, has_regions=features.regions is not None)
     hits: dict[str, _Hits] = {}
     rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
     for start in range(0, len(labels), rows):
-        scores = banks.scores(
-            features.rows(start, start + rows),
-            alphas=alphas,
-            by=by,
+        block = features.rows(start, start + rows)
+        components = ComponentScores(
+            block.image,
+            block.regions,
+            banks,
             name_ensemble=name_ensemble,
             region_score=region_score,
         )
+        scores = scores_by_method(components, alphas=alphas, by=by)
         for method, values in scores.items():
             hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
             if on_scores is not None:
@@ -138,82 +135,6 @@ def evaluate_zero_shot(
     return results
 
 
-@dataclass(frozen=True)
-class ClassBanks:
-    """The encoded texts of K classes, as far as model, texts and methods have use for them."""
-
-    names: TextBank | None
-    descriptions: TextBank | None
-    regions: TextBank | None
-
-    def scores(
-        self,
-        features: ImageFeatures,
-        *,
-        alphas: Sequence[float],
-        by: Sequence[str],
-        name_ensemble: str,
-        region_score: str,
-    ) -> dict[str, Float[np.ndarray, "N K"]]:
-        """Scores of N images; see `class_scores`."""
-        scores: dict[str, np.ndarray] = {}
-        regions = None
-        if features.regions is not None and self.regions is not None:
-            regions = region_scores(features.regions, self.regions, reduction=region_score)
-        if self.names is not None:
-            named = global_scores(features.image, self.names, ensemble=name_ensemble)
-            if "name" in by:
-                scores["name"] = named
-            if regions is not None and "name_and_regions" in by:
-                for alpha in (alpha for alpha in alphas if 0 < alpha < 1):
-                    mixed = mixed_scores(named, regions, alpha)
-                    scores[f"name_and_regions/alpha{alpha:g}"] = mixed
-        if self.descriptions is not None:
-            whole = global_scores(features.image, self.descriptions, ensemble="cosine")
-            for alpha in alphas if regions is not None else (1.0,):
-                mixed = whole if regions is None else mixed_scores(whole, regions, alpha)
-                scores[f"description/alpha{alpha:g}"] = mixed
-        return scores
-
-
-def encode_banks(
-    encode_texts: EncodeTexts, texts: ClassTexts, *, by: Sequence[str], regions: bool
-) -> ClassBanks:
-    """Encodes what the methods `by` compare images with; `regions`: whether the model has any."""
-    described = len(texts.undescribed) < len(texts.names)
-    return ClassBanks(
-        names=text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
-        if {"name", "name_and_regions"} & set(by)
-        else None,
-        descriptions=text_bank(lambda t: encode_texts(t, kind="caption"), texts.descriptions)
-        if described and "description" in by
-        else None,
-        regions=text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
-        if described and regions
-        else None,
-    )
-
-
-def class_scores(
-    encode_texts: EncodeTexts,
-    texts: ClassTexts,
-    features: ImageFeatures,
-    *,
-    alphas: Sequence[float],
-    by: Sequence[str] = WAYS,
-    name_ensemble: str,
-    region_score: str,
-) -> dict[str, Float[np.ndarray, "N K"]]:
-    """Scores of N images for K classes under "name", "description/alpha<a>" and
-    "name_and_regions/alpha<a>": what `evaluate_zero_shot` measures, as far as model and texts have
-    it.
-    """
-    banks = encode_banks(encode_texts, texts, by=by, regions=features.regions is not None)
-    return banks.scores(
-        features, alphas=alphas, by=by, name_ensemble=name_ensemble, region_score=region_score
-    )
-
-
 def subset(dataset: ZeroShotSet, limit: int) -> ZeroShotSet:
     """The set with at most `limit` of its images, and all of its classes.
 
@@ -229,20 +150,6 @@ def subset(dataset: ZeroShotSet, limit: int) -> ZeroShotSet:
     chosen = np.sort(by_class[middles.astype(int)]).tolist()
     names = tuple(dataset.class_names[labels[i]] for i in chosen)
     return dataclasses.replace(dataset, source=LabelledSelection(dataset.source, chosen, names))
-
-
-@dataclass(frozen=True)
-class LabelledSelection(Selection):
-    """Some records of a source with their labels, which then need no reading."""
-
-    labels: Sequence[str]
-
-
-@runtime_checkable
-class Labelled(Protocol):
-    """A source that knows the label of every record without decoding or drawing its picture."""
-
-    labels: Sequence[str]
 
 
 def label_indices(dataset: ZeroShotSet, position: dict[str, int]) -> Int[np.ndarray, "N"]:

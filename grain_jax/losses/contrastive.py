@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from grain_jax.losses.means import Metrics
+from grain_jax.losses.masked_mean import Metrics
 
 MASKED = -1e30  # logit of a pair left out: finite, so that its gradient is 0 and not NaN
 

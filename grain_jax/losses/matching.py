@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from grain_jax.losses.boxes import cxcywh_to_xyxy, generalized_iou
+from grain_jax.boxes import cxcywh_to_xyxy, generalized_iou
 
 MAX_SUBSET_REGIONS = 8  # 2^8 subsets an image; beyond, the Hungarian algorithm
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from grain_jax.losses.contrastive import MASKED, similarity
-from grain_jax.losses.means import Metrics, masked_mean
+from grain_jax.losses.masked_mean import Metrics, masked_mean
 
 
 def shifted_labels(

@@ -9,10 +9,8 @@ nothing that could be taken for a checkpoint.
 import contextlib
 import json
 import math
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +23,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-import grain_jax
 from grain_jax.config import CheckpointConfig, TrainConfig
-from grain_jax.config_files import config_from_json, config_to_json
-from grain_jax.data.records import DEFAULT_TEMPLATES
-from grain_jax.data.tokenizer import Tokenizer, tokenizer_from_spec
-from grain_jax.data.transforms import Preprocessing
-from grain_jax.data.world.language import PROMPT_TEMPLATES
-from grain_jax.models.build import build_model
+from grain_jax.models.bundle import ModelBundle, from_metadata
+from grain_jax.models.image_text import build_model
+from grain_jax.models.learned import Learned
+from grain_jax.parallel.processes import errors_in_all, from_first
+from grain_jax.parallel.sharding import parameter_shardings
 from grain_jax.paths import user_path
-from grain_jax.training.learned import EVERYTHING, Learned, learned_before
-from grain_jax.training.processes import errors_in_all, from_first
-from grain_jax.training.sharding import parameter_shardings
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
 FOLDER = "checkpoints"
@@ -44,33 +37,9 @@ METADATA = "metadata"
 SECONDS_TO_SHOW = 60  # that a shared file system may take to show a file to another machine
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A trained model with everything needed to use it on new images and texts."""
-
-    model: nn.Module
-    params: Any  # float32; the average of the weights where the run kept one
-    config: TrainConfig
-    tokenizer: Tokenizer
-    preprocessing: Preprocessing
-    templates: tuple[str, ...]  # prompts of zero-shot recognition by name, "{}" takes the name
-    step: int
-    learned: Learned = EVERYTHING
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether its region embeddings can be compared with descriptions."""
-        return self.config.model.kind == "grain" and self.learned.regions
-
-    @property
-    def has_boxes(self) -> bool:
-        """Whether its boxes were trained."""
-        return self.config.model.kind == "grain" and self.learned.boxes
-
-
 def load(
     path: str | Path, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
-) -> LoadedModel:
+) -> ModelBundle:
     """The model of a run folder (or its `checkpoints/`): the newest, the best, or that of `step`.
 
     Reads neither optimizer nor data. With a `mesh`, parameters are split over it as in training.
@@ -86,49 +55,8 @@ def load(
     return from_metadata(read_metadata(folder, step), params, step=step)
 
 
-def from_metadata(
-    metadata: dict[str, Any], read_params: Callable[[TrainConfig], Any], *, step: int
-) -> LoadedModel:
-    """The model that `make_metadata` speaks of, with the parameters that `read_params` gives."""
-    config = config_from_json(json.dumps(metadata["config"]))
-    config.model.attention = "auto"  # the weights are the same, and this may be another machine
-    return LoadedModel(
-        model=build_model(config.model),
-        params=read_params(config),
-        config=config,
-        tokenizer=tokenizer_from_spec(metadata["tokenizer"]),
-        preprocessing=Preprocessing.from_spec(metadata["preprocessing"]),
-        templates=tuple(metadata["templates"]),
-        step=step,
-        learned=learned_before(metadata),
-    )
-
-
 class SaveFailed(RuntimeError):
     """A checkpoint could not be written, possibly one that was begun some steps ago."""
-
-
-def make_metadata(
-    config: TrainConfig,
-    *,
-    tokenizer: Tokenizer,
-    preprocessing: Preprocessing,
-    num_images: int,
-    learned: Learned = EVERYTHING,
-) -> dict[str, Any]:
-    """What `load` needs beside the weights; the size of the data and the code, as JSON."""
-    world = config.data.source == "world"
-    return {
-        "config": json.loads(config_to_json(config)),
-        "preprocessing": preprocessing.spec(),
-        "num_images": num_images,
-        **learned.metadata(),
-        "tokenizer": tokenizer.spec(),
-        "templates": list(PROMPT_TEMPLATES if world else DEFAULT_TEMPLATES),
-        "grain_jax": grain_jax.__version__,
-        "commit": _commit(),
-        "jax": jax.__version__,
-    }
 
 
 def read_metadata(folder: Path, step: int) -> dict[str, Any]:
@@ -376,16 +304,3 @@ def _read_params(path: Path, model: nn.Module, config: TrainConfig, mesh: Mesh |
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, abstract):
         raise ValueError(f"The weights in {path} do not have the shapes of their configuration.")
     return params if mesh is not None else jax.tree.map(jnp.asarray, params)
-
-
-def _commit() -> str:
-    """Commit of the source tree this runs from, "+" where it has changes; "" when installed."""
-    root = Path(grain_jax.__file__).parent.parent
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=40"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # no git here: the version has to do
-        return ""
-    return result.stdout.strip()

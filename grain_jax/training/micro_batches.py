@@ -19,7 +19,7 @@ from flax.linen import spmd
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from grain_jax.training.sharding import LOGICAL_RULES
+from grain_jax.parallel.sharding import LOGICAL_RULES
 
 AXIS = "data"
 

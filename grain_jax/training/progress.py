@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grain_jax.config import TrainConfig
+from grain_jax.data.source import data_source
 from grain_jax.training.state import count_parameters
 
 SHOWN = {  # metric -> its name on the line
@@ -123,11 +124,11 @@ def what_trains(config: TrainConfig, params: Any, *, num_images: int, steps: int
         for name, part in sorted(params.items())
         if count_parameters(part) >= 1e4
     )
-    folder = f" in {data.directory}" if data.directory else f", {data.world.level} world"
+    location = data_source(data, image_size=model.image_size).location
     return {
         "model": f"{'GRAIN' if model.kind == 'grain' else 'CLIP'}, "
         f"{count_parameters(params) / 1e6:.2f} M parameters ({parts}), computing in {model.dtype}",
-        "data": f"{num_images:,} images of {data.source}/{data.train_split}{folder}",
+        "data": f"{num_images:,} images of {data.source}/{data.train_split}{location}",
         "training": f"{steps:,} steps of batch {batch:,} "
         f"({steps * batch / num_images:.1f} epochs)"
         + (f" in {config.optim.accumulate} micro-batches" if config.optim.accumulate > 1 else ""),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax.config import TrainConfig
-from grain_jax.config_files import config_from_json, differences
+from grain_jax.config.cli import config_from_json, differences
 from grain_jax.training.optimizer import learning_rate, num_steps, num_warmup_steps
 
 RATE_JUMP = 2.0  # times the learning rate: more than this at once undoes what a schedule has done

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from grain_jax.config import TrainConfig
-from grain_jax.training.sharding import parameter_shardings, replicated
+from grain_jax.parallel.sharding import parameter_shardings, replicated
 
 
 @no_type_check  # under tree_map its leaves become shardings or shape structs

@@ -15,13 +15,13 @@ from jaxtyping import Array
 from grain_jax.config import TrainConfig
 from grain_jax.data.batch import Batch
 from grain_jax.data.region_coverage import needs_descriptions
-from grain_jax.losses.total import total_loss
-from grain_jax.models.build import DTYPES, normalize_images
+from grain_jax.models.image_text import DTYPES, normalize_images
 from grain_jax.models.outputs import Output
 from grain_jax.models.packing import capacity, pack, unpack
+from grain_jax.parallel.sharding import batch_sharding, replicated
 from grain_jax.training.micro_batches import encode_in_parts
+from grain_jax.training.objective import total_loss
 from grain_jax.training.optimizer import LOGIT_SCALES, Schedule, clamp_logit_scales, rate_factors
-from grain_jax.training.sharding import batch_sharding, replicated
 from grain_jax.training.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight): exact means over any window

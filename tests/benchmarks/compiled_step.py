@@ -29,15 +29,15 @@ from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))
 import hlo
 from step_time import random_batch
 
 import grain_jax
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config_files import parse_arguments
-from grain_jax.models.build import build_model
-from grain_jax.training import sharding
+from grain_jax.config.cli import parse_arguments
+from grain_jax.models.image_text import build_model
+from grain_jax.parallel import sharding
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.state import abstract_state
 from grain_jax.training.step import make_train_step

@@ -19,8 +19,8 @@ from PIL import Image
 
 import grain_jax.train  # noqa: F401, which a process of the loader would import again
 from grain_jax.config import DataConfig
-from grain_jax.data import storage
-from grain_jax.data.pipeline import training_batches
+from grain_jax.data import tfds_records as storage
+from grain_jax.data.loader import training_batches
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tokenizer import build_tokenizer
 

@@ -21,15 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModel, AutoProcessor
 
-from grain_jax.data.records import Source
-from grain_jax.data.sources import open_source
+from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.records import EvaluationSet, Source
+from grain_jax.data.source import open_source
 from grain_jax.data.transforms import Preprocessing, decode_image
-from grain_jax.evaluation.encode import Encoder, ImageFeatures
-from grain_jax.evaluation.folders import load_zero_shot
-from grain_jax.evaluation.scorers import class_texts
-from grain_jax.evaluation.suite import evaluate_records
-from grain_jax.evaluation.zero_shot import class_scores, evaluate_zero_shot
-from grain_jax.interop.read import read_model
+from grain_jax.evaluation.suite import evaluate_set
+from grain_jax.evaluation.zero_shot import evaluate_zero_shot
+from grain_jax.inference.encoder import Encoder, ImageFeatures
+from grain_jax.loading.load import read_model
+from grain_jax.zero_shot.methods import METHODS, ComponentScores, encode_banks, scores_by_method
+from grain_jax.zero_shot.scorers import class_texts
 
 ALPHAS = (1.0, 0.5, 0.0)
 BATCH = 64
@@ -112,7 +113,11 @@ def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, st
     figures, answers = [], []
     for encoder in (ours, theirs):
         features = encoder.images(dataset.source)
-        scores = class_scores(encoder.texts, texts, features, alphas=ALPHAS, **ways)
+        banks = encode_banks(
+            encoder.texts, texts, by=METHODS, has_regions=features.regions is not None
+        )
+        components = ComponentScores(features.image, features.regions, banks, **ways)
+        scores = scores_by_method(components, alphas=ALPHAS, by=METHODS)
         answers.append({way: values.argmax(axis=1) for way, values in scores.items()})
         figures.append(
             evaluate_zero_shot(encoder, dataset, alphas=ALPHAS, features=features, **ways)
@@ -128,7 +133,10 @@ def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, st
 def _records(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
     data = dataclasses.replace(loaded.config.data, source="records", directory=str(options.data))
     source = open_source(data, options.split, image_size=loaded.preprocessing.image_size)
-    figures = [evaluate_records(encoder, source, options.split) for encoder in (ours, theirs)]
+    held_out = EvaluationSet(options.split, f"Split {options.split!r}", source)
+    figures = [
+        evaluate_set(encoder, held_out, loaded.config, final=True) for encoder in (ours, theirs)
+    ]
     return {name: (value, figures[1][name], "") for name, value in figures[0].items()}
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from absl import flags
 
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config_files import parse_arguments
+from grain_jax.config.cli import parse_arguments
 from grain_jax.data.batch import Batch
-from grain_jax.models.build import ImageTextModel, build_model, normalize_images
+from grain_jax.models.image_text import ImageTextModel, build_model, normalize_images
 from grain_jax.models.packing import capacity
-from grain_jax.training import sharding
-from grain_jax.training.environment import restart_with_huge_pages
+from grain_jax.parallel import sharding
+from grain_jax.runtime import restart_with_huge_pages
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.state import abstract_state, new_state
 from grain_jax.training.step import make_train_step

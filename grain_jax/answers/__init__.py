@@ -1,0 +1,1 @@
+"""A model's answers about files: tables on the screen, visualizations, CSV and JSON."""

@@ -1,0 +1,68 @@
+"""Answers as tables on the screen."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from grain_jax.answers.outputs import Answer
+from grain_jax.visualize.card import CERTAIN, confidence
+
+MAX_SHOWN = 20  # pictures on the screen; files hold all
+
+
+def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: float) -> None:
+    """The first pictures' labels and phrases."""
+    shown = answers[:MAX_SHOWN]
+    names = _short_names([answer.target.file for answer in shown])
+    labelled = [
+        (name, answer.labels) for name, answer in zip(names, shown, strict=True) if answer.labels
+    ]
+    if labelled:
+        count = labelled[0][1].num_labels
+        title = f"Labels, of {count:,}: chance is a probability of {1 / count:.1%}"
+        table = Table("picture", "label", title=title, title_justify="left")
+        for column in ("probability", "score"):
+            table.add_column(column, justify="right")
+        described = any(one.seen for _, labels in labelled for one in labels.ranked)
+        if described:
+            table.add_column("best-matching description")
+        for name, labels in labelled:
+            for rank, one in enumerate(labels.ranked):
+                cells = ["" if rank else name, one.label]
+                cells += [f"{one.probability:.1%}", f"{one.score:.3f}"]
+                if described:
+                    best = one.seen[0] if one.seen else None
+                    cells.append(f"{best.text} ({best.cosine:.2f})" if best else "")
+                sure = confidence(one.probability, labels.num_labels) >= CERTAIN
+                table.add_row(*map(escape, cells), style="bold" if sure else None)
+            table.add_section()
+        output.print(table)
+    phrased = [
+        (name, answer.phrases) for name, answer in zip(names, shown, strict=True) if answer.phrases
+    ]
+    if phrased:
+        table = Table("picture", "phrase", title="Phrases", title_justify="left")
+        table.add_column("cosine", justify="right")
+        table.add_column("box x0, y0, x1, y1, pixels")
+        for name, grounding in phrased:
+            for number, seen in enumerate(grounding.phrases):
+                corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy or ())
+                if seen.cosine < min_cosine:
+                    corners = "not found"
+                cells = ["" if number else name, seen.text, f"{seen.cosine:.2f}", corners]
+                table.add_row(*map(escape, cells))
+            table.add_section()
+        output.print(table)
+    if (more := len(answers) - len(shown)) > 0:
+        output.print(f"and {more} pictures more; --csv or --json writes all.", highlight=False)
+
+
+def _short_names(files: Sequence[Path]) -> list[str]:
+    """The files without the folders that all of them lie in."""
+    parents = [file.absolute().parent for file in files]
+    shared = os.path.commonpath(parents) if parents else ""
+    return [str(file.absolute().relative_to(shared)) for file in files]

@@ -1,0 +1,158 @@
+"""Settings that were changed and that nothing reads, because of other settings.
+
+Refused where a user would believe that something else was trained or measured. Told where it is
+plain that nothing was meant by them: a recipe for GRAIN that is trained as CLIP keeps the sizes of
+its decoder. A setting at its default is neither. `validation` has those whose value is wrong too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from grain_jax.config.schema import TrainConfig
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Settings that nothing reads where `when` holds."""
+
+    settings: Sequence[str]  # by path; "model.decoder.*" is a section
+    when: Callable[[TrainConfig], bool]
+    reason: str  # after "has no effect: "
+    change: str = "leave it out"
+    harmless: Sequence[object] = ()  # values that ask for nothing, besides the default
+    refused: bool = True
+
+
+def _clip(config: TrainConfig) -> bool:
+    return config.model.kind == "clip"
+
+
+def _no_descriptions(config: TrainConfig) -> bool:
+    regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
+    return not regions_learn and not config.loss.image_description_weight
+
+
+CLIP_REASON = 'model.kind = "clip" has no regions'
+LOSSLESS_REASON = (
+    'no loss reads descriptions (loss.image_description_weight and, with model.kind="grain", '
+    "loss.region_weight do)"
+)
+WORLD_REASON = 'data.source = "world" reads no files'
+REPLACED_REASON = "the weights of `init` take the place of new ones"
+
+UNREAD = (
+    # model and loss
+    Unread(("model.decoder.*",), _clip, CLIP_REASON, refused=False),
+    Unread(
+        ("loss.box_weight", "loss.region_weight", "loss.match_l1_cost", "loss.match_giou_cost"),
+        _clip,
+        CLIP_REASON,
+        'leave it out, or set model.kind="grain"',
+        harmless=(0.0,),
+    ),
+    Unread(
+        ("loss.region_labels",),
+        lambda config: _clip(config) or not config.loss.region_weight,
+        "it labels the region loss, and there is none",
+    ),
+    Unread(("loss.duplicate_descriptions",), _no_descriptions, LOSSLESS_REASON),
+    Unread(
+        ("loss.empty_batch",),
+        lambda config: _clip(config) and _no_descriptions(config),
+        "without regions and their descriptions no loss can be empty",
+    ),
+    Unread(
+        ("model.vision.position_init", "model.vision.init", "model.text.token_init_std"),
+        lambda config: bool(config.init),
+        REPLACED_REASON,
+        refused=False,
+    ),
+    Unread(
+        ("model.init_logit_scale",),
+        # A scale of regions that the weights may lack starts from it.
+        lambda config: bool(config.init) and config.model.region_logit_scale != "own",
+        REPLACED_REASON,
+        refused=False,
+    ),
+    # data
+    Unread(
+        ("data.max_regions", "data.region_nms_iou", "data.unique_descriptions"),
+        lambda config: _clip(config) and _no_descriptions(config),
+        'model.kind = "clip" without loss.image_description_weight takes no regions',
+        refused=False,
+    ),
+    Unread(
+        ("data.description_length",),
+        lambda config: _clip(config) and _no_descriptions(config),
+        'model.kind = "clip" without loss.image_description_weight reads no descriptions',
+        refused=False,
+    ),
+    Unread(
+        ("data.directory",),
+        lambda config: config.data.source == "world",
+        WORLD_REASON,
+        'leave it out, or set data.source="records" (and data.tokenizer="clip")',
+    ),
+    Unread(
+        ("data.eval_split",),
+        lambda config: config.data.source == "world",
+        "the world has splits of its own",
+        'leave it out, or set data.source="records"',
+    ),
+    Unread(
+        ("data.world.*",),
+        lambda config: config.data.source == "records",
+        'data.source = "records" draws no images',
+        'leave it out, or set data.source="world"; data.train_split="train[:1000]" takes a part',
+    ),
+    # optimizer and schedule
+    Unread(
+        ("epochs",),
+        lambda config: config.steps > 0,
+        "`steps` is given, which is instead of epochs",
+        "set steps=0 to train for epochs, or epochs=0",
+        harmless=(0.0,),
+    ),
+    Unread(
+        ("optim.warmup_epochs",),
+        lambda config: config.optim.warmup_steps > 0,
+        "optim.warmup_steps is given, which is instead of it",
+        "set optim.warmup_steps=0 to warm up for epochs, or optim.warmup_epochs=0",
+        harmless=(0.0,),
+    ),
+    Unread(
+        ("optim.warmup_start",),
+        lambda config: not config.optim.warmup_steps and not config.optim.warmup_epochs,
+        "there is no warm-up (optim.warmup_steps and optim.warmup_epochs are 0)",
+    ),
+    Unread(
+        ("optim.decay",),
+        lambda config: config.optim.weight_decay == 0,
+        "optim.weight_decay = 0 decays nothing",
+        refused=False,
+    ),
+    # evaluation and logging
+    Unread(
+        ("evaluation.max_images",),
+        lambda config: config.evaluation.every_steps == 0,
+        "evaluation.every_steps = 0 evaluates only at the end, which takes all images",
+        refused=False,
+    ),
+    Unread(
+        ("evaluation.num_pictures",),
+        lambda config: _clip(config) or _nothing_held_out(config),
+        "pictures show the regions of held-out images, and there are none",
+        harmless=(0,),
+        refused=False,
+    ),
+    Unread(
+        ("logging.wandb_project",),
+        lambda config: not config.logging.wandb,
+        "logging.wandb is off",
+        "leave it out, or set logging.wandb=true",
+    ),
+)
+
+
+def _nothing_held_out(config: TrainConfig) -> bool:
+    return config.data.source == "records" and not config.data.eval_split

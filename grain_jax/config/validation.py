@@ -1,0 +1,413 @@
+"""What a configuration must satisfy before anything is opened or compiled."""
+
+import dataclasses
+import difflib
+import fnmatch
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from grain_jax.config.schema import DataConfig, EvaluationConfig, TrainConfig
+from grain_jax.config.unread_settings import UNREAD, Unread
+
+CHOICES = {
+    "model.kind": ("grain", "clip"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "xla", "cudnn"),
+    "model.region_logit_scale": ("shared", "own"),
+    "model.vision.activation": ("gelu", "quick_gelu", "gelu_tanh"),
+    "model.vision.pooling": ("cls", "map"),
+    "model.vision.position_init": ("normal", "sincos"),
+    "model.vision.init": ("torch", "xavier"),
+    "model.text.activation": ("gelu", "quick_gelu", "gelu_tanh"),
+    "model.text.pooling": ("end", "last"),
+    "model.decoder.memory_position": ("none", "sincos"),
+    "loss.duplicate_captions": ("mask", "negative"),
+    "loss.duplicate_descriptions": ("mask", "negative"),
+    "loss.region_labels": ("aligned", "official"),
+    "loss.empty_batch": ("zero", "nan"),
+    "data.source": ("world", "records"),
+    "data.world.level": ("easy", "hard"),
+    "data.resize": ("squash", "crop"),
+    "data.interpolation": ("bicubic", "bilinear"),
+    "data.cache": ("none", "memory"),
+    "optim.decay": ("matrices", "official"),
+    "evaluation.region_score": ("descriptions", "queries"),
+    "evaluation.name_ensemble": ("embedding", "cosine"),
+}
+# Smallest value of a number; those not named here may not be negative.
+AT_LEAST = {
+    "seed": 0,
+    "batch_size": 1,
+    "data.caption_length": 3,  # start, one token, end
+    "data.description_length": 3,
+    "data.crop_min_area": 0.01,
+    "data.max_regions": 1,
+    "data.num_threads": 1,
+    "data.prefetch_batches": 1,
+    "model.decoder.num_queries": 1,
+    "optim.accumulate": 1,
+    "optim.max_bad_steps": 1,
+    "mesh.data": -1,
+    "mesh.fsdp": -1,
+    "mesh.tensor": -1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "evaluation.batch_size": 1,
+    "evaluation.max_images": 1,
+    "logging.every_steps": 1,
+    "logging.profile_step": -1,
+}
+IN_UNIT_INTERVAL = (
+    "model.decoder.dropout",
+    "model.description_capacity",
+    "data.crop_min_area",
+    "data.flip_probability",
+    "data.region_nms_iou",
+    "data.synthetic_caption_probability",
+    "data.region_caption_probability",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.ema_decay",
+)
+POSITIVE = (
+    *("model.image_size", "model.embed_dim", "model.init_logit_scale", "model.max_logit_scale"),
+    "model.description_capacity",
+    *("model.vision.patch_size", "model.vision.width", "model.vision.depth"),
+    *("model.vision.num_heads", "model.vision.mlp_ratio", "model.vision.norm_eps"),
+    *("model.text.vocab_size", "model.text.width", "model.text.depth", "model.text.num_heads"),
+    *("model.text.mlp_ratio", "model.text.norm_eps", "model.text.token_init_std"),
+    *("model.decoder.width", "model.decoder.depth", "model.decoder.num_heads"),
+    *("model.decoder.mlp_dim", "optim.learning_rate", "optim.eps"),
+    *("data.world.num_train_images", "data.world.num_eval_images", "data.std"),
+)
+
+
+def leaves(config: object, prefix: str = "") -> dict[str, tuple[object, object]]:
+    """Every setting by dotted path, with its value and the type it is declared with."""
+    found: dict[str, tuple[object, object]] = {}
+    assert dataclasses.is_dataclass(config)
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(item.type):
+            found |= leaves(value, f"{prefix}{item.name}.")
+        else:
+            found[prefix + item.name] = (value, item.type)
+    return found
+
+
+def validate(config: TrainConfig, *, complete: bool = True, new_run: bool = True) -> None:
+    """Raises one ValueError that names all that is wrong with `config`, and what to change.
+
+    Without `complete` each setting is checked by itself: others have still to come, with weights.
+    Without `new_run` settings that nothing reads are let pass, as models are stored with such.
+    What depends on the data, the tokenizer or the devices is checked where those are opened.
+    """
+    if found := problems(config, complete=complete, new_run=new_run):
+        raise ValueError("\n".join(found))
+
+
+def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True) -> list[str]:
+    """Everything wrong with `config` by itself: given, needed, what to change.
+
+    Without `complete` how settings go together is left for later. Without `new_run` settings that
+    nothing reads are let pass: models are stored with such.
+    """
+    found = _bounds(leaves(config))
+    if not complete:
+        return found
+    return found or [
+        *_model_problems(config),
+        *_run_problems(config),
+        *(_idle_problems(config) if new_run else ()),
+        *(_unread_problems(config) if new_run else ()),
+        *_loader_problems(config.data),
+        *_transform_problems(config.data),
+        *_split_problems(config.data),
+        *_best_problems(config),
+        *_evaluation_problems(config),
+    ]
+
+
+def loader_problems(data: DataConfig) -> list[str]:
+    """Everything wrong with `data` for a loader of records that are already open."""
+    return _bounds(leaves(data, "data.")) or [*_loader_problems(data), *_transform_problems(data)]
+
+
+def _bounds(settings: dict[str, tuple[object, object]]) -> list[str]:
+    return [
+        problem
+        for path, (value, declared) in settings.items()
+        for problem in _setting_problems(path, value, declared)
+    ]
+
+
+def _setting_problems(path: str, value: object, declared: object) -> Iterator[str]:
+    if not _has_type(value, declared):
+        name = declared.__name__ if isinstance(declared, type) else str(declared)
+        yield f"{path}: given {value!r} ({type(value).__name__}), needed {name}."
+    elif path in CHOICES and value not in CHOICES[path]:
+        near = difflib.get_close_matches(str(value), CHOICES[path], n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        yield f"{path}: given {value!r}; {hint}choose one of {', '.join(CHOICES[path])}."
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _setting_problems(path, item, type(item))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            yield f"{path}: given {value}, needed a finite number."
+        elif path in POSITIVE and value <= 0:
+            yield f"{path}: given {value}, needed more than 0."
+        elif value < AT_LEAST.get(path, 0):
+            yield f"{path}: given {value}, needed at least {AT_LEAST.get(path, 0)}."
+        elif path in IN_UNIT_INTERVAL and value > 1:
+            yield f"{path}: given {value}, needed a number from 0 to 1."
+
+
+def _has_type(value: object, declared: object) -> bool:
+    if typing.get_origin(declared) is tuple:
+        kinds = typing.get_args(declared)
+        if not isinstance(value, tuple):
+            return False
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        return len(value) == len(kinds) and all(map(_has_type, value, kinds))
+    if declared is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is declared  # a bool is no int here
+
+
+def _model_problems(config: TrainConfig) -> Iterator[str]:
+    model, data = config.model, config.data
+    patch = model.vision.patch_size
+    if model.image_size % patch:
+        near = [patch * max(1, model.image_size // patch), patch * (model.image_size // patch + 1)]
+        yield (
+            f"model.image_size = {model.image_size} is no multiple of model.vision.patch_size = "
+            f"{patch}; set it to {near[0]} or {near[1]}."
+        )
+    towers: list[tuple[str, Any]] = [("vision", model.vision), ("text", model.text)]
+    if model.kind == "grain":
+        towers.append(("decoder", model.decoder))
+    for name, tower in towers:
+        if tower.width % tower.num_heads:
+            yield (
+                f"model.{name}.width = {tower.width} cannot be split over "
+                f"model.{name}.num_heads = {tower.num_heads}; choose a divisor."
+            )
+    for name, position, width in (
+        ("vision", model.vision.position_init, model.vision.width),
+        ("decoder", model.decoder.memory_position, model.decoder.width),
+    ):
+        if position == "sincos" and width % 4:
+            yield (
+                f'A "sincos" position needs a width that is a multiple of 4; '
+                f"model.{name}.width = {width}."
+            )
+    if model.attention == "cudnn" and model.dtype == "float32":
+        yield (
+            'model.attention = "cudnn" computes in half precision and model.dtype = "float32"; set '
+            'model.dtype="bfloat16" or model.attention="auto".'
+        )
+    if not model.text.causal and model.text.pooling == "end":
+        yield (
+            'model.text.pooling = "end" needs a causal tower, to which the padding after a text is '
+            'nothing; set model.text.causal=True, or pooling="last" and a tokenizer that pads.'
+        )
+    if model.init_logit_scale > model.max_logit_scale:
+        yield (
+            f"model.init_logit_scale = {model.init_logit_scale:g} exceeds model.max_logit_scale = "
+            f"{model.max_logit_scale:g}; lower the first."
+        )
+    for name in ("caption_length", "description_length"):
+        if getattr(data, name) > model.text.context_length:
+            yield (
+                f"data.{name} = {getattr(data, name)} exceeds the text tower's positions, "
+                f"model.text.context_length = {model.text.context_length}; lower the first or "
+                "raise the second."
+            )
+        elif model.text.pooling == "last" and getattr(data, name) != model.text.context_length:
+            yield (
+                f'model.text.pooling = "last" reads the last of {model.text.context_length} '
+                f"positions, so every text fills them; set data.{name} = "
+                f"{model.text.context_length} (given {getattr(data, name)})."
+            )
+    if model.kind == "grain" and model.decoder.num_queries < data.max_regions:
+        yield (
+            f"model.decoder.num_queries = {model.decoder.num_queries} is less than "
+            f"data.max_regions = {data.max_regions}: every region needs a query of its own. Raise "
+            "the first or lower the second."
+        )
+
+
+def _run_problems(config: TrainConfig) -> Iterator[str]:
+    if config.steps == 0 and config.epochs == 0:
+        yield "epochs and steps are both 0: nothing to train. Set one of them."
+    grain = config.model.kind == "grain"
+    if grain and config.loss.auxiliary_box_weight and config.model.decoder.depth == 1:
+        yield (
+            f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs the boxes of "
+            "earlier decoder layers, and model.decoder.depth = 1 has none; raise the depth or "
+            "set the weight to 0."
+        )
+    if config.batch_size % config.optim.accumulate:
+        yield (
+            f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "
+            f"{config.optim.accumulate} micro-batches; choose a divisor."
+        )
+    alphas = config.evaluation.alphas
+    if not alphas or min(alphas) < 0 or max(alphas) > 1:
+        yield (
+            f"evaluation.alphas = {alphas}: shares of the whole-image score, one or more, each "
+            "from 0 to 1."
+        )
+    for name in ("beta1", "beta2", "ema_decay"):
+        if getattr(config.optim, name) == 1:
+            yield f"optim.{name} = 1 would never move; choose less than 1."
+    axes = dataclasses.asdict(config.mesh)
+    axes.pop("cpu_devices")
+    if 0 in axes.values() or list(axes.values()).count(-1) > 1:
+        yield f"mesh: given {axes}; sizes are 1 or more, and at most one may be -1 (what is left)."
+
+
+def _unread_problems(config: TrainConfig) -> Iterator[str]:
+    for rule, changed in _unread(config):
+        if rule.refused:
+            for path, value in changed.items():
+                yield f"{path} = {value!r} has no effect: {rule.reason}; {rule.change}."
+
+
+def unread_notes(config: TrainConfig) -> list[str]:
+    """For the screen: settings that were changed, do nothing and are not refused, by reason."""
+    return [
+        f"without effect, as {rule.reason}: "
+        + ", ".join(f"{path} = {value!r}" for path, value in changed.items())
+        for rule, changed in _unread(config)
+        if not rule.refused
+    ]
+
+
+def _unread(config: TrainConfig) -> Iterator[tuple[Unread, dict[str, object]]]:
+    """The rules that hold, each with those of its settings that differ from their defaults."""
+    given, default = leaves(config), leaves(TrainConfig())
+    for rule in UNREAD:
+        if rule.when(config):
+            changed = {
+                path: value
+                for pattern in rule.settings
+                for path in fnmatch.filter(given, pattern)
+                if (value := given[path][0]) not in (default[path][0], *rule.harmless)
+            }
+            if changed:
+                yield rule, changed
+
+
+def _idle_problems(config: TrainConfig) -> Iterator[str]:
+    """Settings that were changed and that nothing would read."""
+    clip, own = config.model.kind == "clip", config.model.region_logit_scale == "own"
+    descriptions = not clip and config.loss.region_weight > 0
+    if clip and config.loss.auxiliary_box_weight:
+        yield (
+            f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs boxes of the "
+            'region decoder, and model.kind = "clip" has none; set it to 0 or model.kind="grain".'
+        )
+    if own and not descriptions:
+        reason = 'model.kind = "clip"' if clip else "loss.region_weight = 0"
+        yield (
+            'model.region_logit_scale = "own" is learned by the region loss, and with '
+            f'{reason} there is none; set model.region_logit_scale="shared".'
+        )
+    capacity = config.model.description_capacity
+    if capacity != 1 and not descriptions and not config.loss.image_description_weight:
+        yield (
+            f"model.description_capacity = {capacity:g} limits the descriptions that are encoded, "
+            "and no loss reads any; set it to 1, or give loss.image_description_weight (or, with "
+            'model.kind="grain", loss.region_weight) a value.'
+        )
+
+
+def _loader_problems(data: DataConfig) -> Iterator[str]:
+    if data.cache == "memory" and data.num_workers:
+        yield (
+            'data.cache = "memory" is the memory of one process: with it, set data.num_workers=0 '
+            '(threads fill the cache), or set data.cache="none".'
+        )
+
+
+def _transform_problems(data: DataConfig) -> Iterator[str]:
+    if data.resize == "squash" and data.crop_min_area != DataConfig.crop_min_area:
+        yield (
+            f"data.crop_min_area = {data.crop_min_area:g} is the size of random crops, and "
+            'data.resize = "squash" makes none; set data.resize="crop" or leave it out.'
+        )
+
+
+def _split_problems(data: DataConfig) -> Iterator[str]:
+    if data.tokenizer == "world" and data.source != "world":
+        yield (
+            'data.tokenizer = "world" knows only the words of the procedural world; with '
+            f'data.source = "{data.source}" use "clip" or a transformers tokenizer.'
+        )
+    if data.source == "world" and data.train_split != "train":
+        yield (
+            f"data.train_split = {data.train_split!r}: the other splits of the world are held out "
+            'for evaluation; set data.train_split="train".'
+        )
+    if data.source == "records" and not data.directory:
+        yield (
+            'data.source = "records" needs data.directory, the folder that '
+            "`python -m grain_jax.prepare` wrote: add --config.data.directory=DIR."
+        )
+    if data.source == "records" and data.eval_split and _overlap(data.train_split, data.eval_split):
+        yield (
+            f"data.eval_split = {data.eval_split!r} holds images of data.train_split = "
+            f"{data.train_split!r}, so nothing would be held out; name another split, or none: "
+            '--config.data.eval_split="".'
+        )
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Whether two TFDS splits surely share records: equal parts, or a whole split and a slice."""
+    pairs = [(a.strip(), b.strip()) for a in first.split("+") for b in second.split("+")]
+    return any(a == b or a == b.split("[")[0] or b == a.split("[")[0] for a, b in pairs)
+
+
+def _best_problems(config: TrainConfig) -> Iterator[str]:
+    name = config.evaluation.best_metric
+    if not name:
+        return
+    if not config.checkpoint.keep_best:
+        yield (
+            f"evaluation.best_metric = {name!r} decides what checkpoint.keep_best keeps, and that "
+            "is off; turn it on or leave the metric out."
+        )
+    if not config.evaluation.every_steps:
+        yield (
+            f"evaluation.best_metric = {name!r} is measured during training, and "
+            "evaluation.every_steps = 0 measures only at the end; set it to the steps between "
+            "evaluations."
+        )
+    if config.data.source == "world" and name.startswith(("unseen/", "seen/")):
+        yield (
+            f"evaluation.best_metric = {name!r} is measured on a test set; choose a metric of the "
+            "validation split."
+        )
+
+
+def _evaluation_problems(config: TrainConfig) -> Iterator[str]:
+    settings, default = config.evaluation, EvaluationConfig()
+    if settings.zero_shot_during_training and not settings.every_steps:
+        yield (
+            "evaluation.zero_shot_during_training = "
+            f"{settings.zero_shot_during_training} is measured every evaluation.every_steps, and "
+            "that is 0: set it to the steps between evaluations, or name the folders in "
+            "evaluation.zero_shot, which is measured at the end."
+        )
+    for name in ("alphas", "region_score") if config.model.kind == "clip" else ():
+        if getattr(settings, name) != getattr(default, name):
+            yield (
+                f"evaluation.{name} = {getattr(settings, name)!r} is about regions, and "
+                'model.kind = "clip" has none; leave it out.'
+            )

@@ -1,0 +1,274 @@
+"""From what an importer read to a record worth storing: paths, pixels, boxes and texts are checked.
+
+Nothing is dropped without being counted under a reason that the closing report prints.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from grain_jax.boxes import Box
+from grain_jax.data.captions import clean_text, normalize_text
+from grain_jax.data.image_paths import path_inside
+from grain_jax.data.importers import BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.transforms import IMAGE_FORMATS, ImageError, decode_image
+
+MAX_IMAGE_BYTES = 64 * 2**20
+MAX_TEXT = 10_000  # characters of one caption or description; more is an accident
+JPEG_QUALITY = 92  # of pictures that --max_image_side shrinks
+PIXEL_TOLERANCE, FRACTION_TOLERANCE = 1.0, 0.01  # boxes this far outside are clipped
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it
+
+
+class Dropped(ValueError):
+    """An image that is left out; `reason` is the line of the report it counts under."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class Figures:
+    """Counts of a closing report."""
+
+    images: int = 0
+    captions: int = 0
+    regions: int = 0
+    images_with_regions: int = 0
+    clipped_boxes: int = 0
+    captions_from_regions: int = 0  # images whose caption is made of their regions' descriptions
+    several_frames: int = 0  # pictures with more than one frame or page, the first of which is kept
+    repeated_ids: int = 0  # images under an id that an earlier one has
+    dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
+    dropped_regions: Counter[str] = field(default_factory=Counter)
+    ignored_fields: Counter[str] = field(default_factory=Counter)  # of dropped images too
+    misread_boxes: Counter[str] = field(default_factory=Counter)  # dropped; what they would fit as
+    examples: list[str] = field(default_factory=list)  # a few messages on dropped images
+
+    def add(self, other: "Figures", *, max_examples: int = 20) -> None:
+        for name, value in vars(other).items():
+            if isinstance(value, int):
+                setattr(self, name, getattr(self, name) + value)
+            elif isinstance(value, Counter):
+                getattr(self, name).update(value)
+        self.examples = (self.examples + other.examples)[:max_examples]
+
+    def drop_image(self, reason: str, message: str) -> None:
+        self.add(Figures(dropped_images=Counter([reason]), examples=[message]))
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))  # a Counter is a dict; `asdict` breaks it in Python 3.11
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Figures":
+        """Also of reports that earlier versions wrote, without the later fields."""
+        blank = vars(cls())
+        values: dict[str, Any] = {
+            name: Counter(value) if isinstance(blank[name], Counter) else value
+            for name, value in stored.items()
+        }
+        return cls(**values)
+
+
+def check_item(
+    item: ImportedImage,
+    images: Path,
+    *,
+    max_image_side: int,
+    captions_from_regions: bool = False,
+    figures: Figures,
+) -> Record:
+    """The record of an imported image; counts its regions in `figures`.
+
+    `captions_from_regions`: an image without a caption gets one of its regions' descriptions.
+    Raises `Dropped`, and `BadItem` where pixel boxes are those of another picture.
+    """
+    figures.ignored_fields.update(item.ignored)
+    data = read_image_file(item.image, images)
+    try:
+        pixels = decode_image(data)  # all of it: a truncated file shows only at its end
+    except ImageError as error:
+        raise Dropped("corrupt image", f"{item.image}: {error}") from None
+    height, width = pixels.shape[:2]
+    if item.regions and item.box_unit == "pixel" and item.size is not None:
+        check_size(item.size, (width, height), item.image)
+    texts = [(clean_text(caption.text), caption.source) for caption in item.captions]
+    captions = tuple(Caption(text, source) for text, source in texts if 0 < len(text) <= MAX_TEXT)
+    if not captions and not (captions_from_regions and item.regions):
+        message = f"{item.image}: no caption of 1 to {MAX_TEXT} characters."
+        if item.regions:
+            message += " --captions_from_regions makes one of what its regions show."
+        raise Dropped("no caption", message)
+    unit = item.size or (width, height)
+    checked = (check_region(region, item.box_unit, unit, figures) for region in item.regions)
+    regions = tuple(region for region in checked if region is not None)
+    if not captions:
+        captions = region_captions(regions)
+        if not captions:
+            raise Dropped(
+                "no caption", f"{item.image}: no caption, and none of its regions is kept."
+            )
+        figures.captions_from_regions += 1
+    figures.images += 1
+    figures.captions += len(captions)
+    figures.regions += len(regions)
+    figures.images_with_regions += bool(regions)
+    figures.several_frames += has_several_frames(data)
+    return Record(
+        id=clean_text(item.id),
+        image=stored_image(data, pixels, max_image_side),
+        captions=captions,
+        regions=regions,
+        label=clean_text(item.label or "") or None,
+    )
+
+
+def check_size(given: tuple[int, int], picture: tuple[int, int], name: str) -> None:
+    """Raises `BadItem` unless `picture` can be a resized picture of the size `given`, both (width,
+    height): boxes in its pixels would lie elsewhere.
+    """
+    if abs(given[0] * picture[1] - given[1] * picture[0]) <= max(*given, *picture):  # rounding
+        return
+    turned = " Boxes refer to the image as it is shown, after its EXIF orientation."
+    raise BadItem(
+        f"{name}: its boxes refer to {given[0]} x {given[1]} pixels ('width' x 'height'), and the "
+        f"image has {picture[0]} x {picture[1]}, of another shape."
+        f"{turned if given[::-1] == picture else ''}"
+    )
+
+
+def region_captions(regions: Sequence[Region]) -> tuple[Caption, ...]:
+    """One caption that names what the regions show, each description once, best score first; () for
+    none. Its source is "regions".
+    """
+    best_first = sorted(regions, key=lambda region: -region.score)
+    texts = {normalize_text(region.description): region.description for region in best_first[::-1]}
+    whole = ", ".join(dict.fromkeys(texts[normalize_text(r.description)] for r in best_first))
+    cut = whole[:MAX_TEXT].rpartition(", ")[0] if len(whole) > MAX_TEXT else whole
+    return (Caption(cut, "regions"),) if cut else ()
+
+
+def has_several_frames(data: bytes) -> bool:
+    """Whether an image that decodes is an animation or has pages. An MPO is one photograph."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    except Exception:  # a damaged later frame leaves the first as good as it is
+        return False
+
+
+def read_image_file(relative: str, images: Path) -> bytes:
+    """The bytes of a file inside the images folder, found by `path_inside`. Raises `Dropped`."""
+    try:
+        path = path_inside(relative, images)
+    except ValueError as error:
+        raise Dropped("path outside the images folder", str(error)) from None
+    return read_image_bytes(images / path, name=relative)
+
+
+def image_state(relative: str, images: Path) -> list[int] | None:
+    """What changes with an image file: its size in bytes, and when it and its rights were changed,
+    in nanoseconds; None where no such file can be reached.
+    """
+    try:
+        status = (images / path_inside(relative, images)).stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def read_image_bytes(path: Path, *, name: str) -> bytes:
+    """The bytes of any file, called `name` in errors. Raises `Dropped`."""
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: no file name at all, such as one with NUL
+        raise Dropped("missing file", f"{name!r}: {error}") from None
+    if len(data) > MAX_IMAGE_BYTES:
+        raise Dropped("file too large", f"{name!r} is larger than {MAX_IMAGE_BYTES} bytes.")
+    return data
+
+
+def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
+    """The bytes to store: as given where that is JPEG or PNG of at most `max_side` pixels (0: any).
+
+    Larger pictures are shrunk, aspect kept, to JPEG; other formats become PNG, upright and RGB.
+    """
+    picture = Image.fromarray(pixels)
+    out = io.BytesIO()
+    if 0 < max_side < max(picture.size):
+        scale = max_side / max(picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        small = picture.resize((width, height), Image.Resampling.BICUBIC)
+        small.save(out, "JPEG", quality=JPEG_QUALITY)
+        return out.getvalue()
+    if Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).format in STORED_AS_GIVEN:
+        return data
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def check_region(
+    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+) -> Region | None:
+    """The region with its box in fractions, or None, counted. `size`: (width, height) of pixel
+    boxes.
+    """
+    if not all(abs(value) < FLOAT32_MAX for value in (*region.box_xyxy, region.score)):
+        figures.dropped_regions["box or score not finite"] += 1
+        return None
+    x0, y0, x1, y1 = region.box_xyxy
+    if x1 <= x0 or y1 <= y0:
+        figures.dropped_regions["empty box"] += 1
+        _count_misread(region, unit, size, figures)
+        return None
+    description = clean_text(region.description)
+    if not description:
+        figures.dropped_regions["empty description"] += 1
+        return None
+    if len(description) > MAX_TEXT:
+        figures.dropped_regions["description too long"] += 1
+        return None
+    width, height = size if unit == "pixel" else (1, 1)
+    slack = PIXEL_TOLERANCE if unit == "pixel" else FRACTION_TOLERANCE
+    if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
+        figures.dropped_regions["box out of range"] += 1
+        _count_misread(region, unit, size, figures)
+        return None
+    box: Box = (x0 / width, y0 / height, x1 / width, y1 / height)
+    clipped: Box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], 1.0), min(box[3], 1.0))
+    left, top, right, bottom = np.asarray(clipped, np.float32)  # as it is stored
+    if bottom <= top or right <= left:
+        figures.dropped_regions["empty box"] += 1
+        return None
+    figures.clipped_boxes += clipped != box
+    return Region(clipped, description, region.score)
+
+
+def _count_misread(
+    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+) -> None:
+    """Counts each other way of writing boxes that a dropped box would fit."""
+    x0, y0, x1, y1 = region.box_xyxy
+    width, height = size
+    sides = (width, height) if unit == "pixel" else (1, 1)
+    if min(region.box_xyxy) < 0:
+        return
+    if min(x1, y1) > 0 and x0 + x1 <= sides[0] * 1.01 and y0 + y1 <= sides[1] * 1.01:
+        figures.misread_boxes["x, y, width, height"] += 1
+    if x0 < x1 and y0 < y1 and unit == "fraction":
+        if max(region.box_xyxy) <= 100:
+            figures.misread_boxes["percent"] += 1
+        if x1 <= width and y1 <= height:
+            figures.misread_boxes["pixels"] += 1
+        if max(region.box_xyxy) <= 1000:
+            figures.misread_boxes["thousandths"] += 1

@@ -1,0 +1,94 @@
+"""Templates and descriptions of classes, as `read_texts` reads them: checked, and bound by name."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from grain_jax.data.classification.class_names import name_key, nearest_name, spaced_words
+from grain_jax.data.text_files import entries_hint
+
+
+def check_templates(given: Any, source: str) -> tuple[str, ...]:
+    """The prompts that `read_texts` read in `source`. Raises ValueError."""
+    if not isinstance(given, list) or not given or not all(isinstance(t, str) for t in given):
+        raise ValueError(
+            f"{source!r} must hold a list of templates, such as 'a photo of a {{}}.'"
+            f"{entries_hint(given)}. Texts of single classes go to --descriptions."
+        )
+    templates = tuple(template.replace("{c}", "{}") for template in given)
+    if odd := [template for template in templates if template.count("{}") != 1]:
+        raise ValueError(
+            f"Template {odd[0]!r} of {source!r} needs exactly one '{{}}' for the name."
+        )
+    return templates
+
+
+def bind_descriptions(
+    given: Any,
+    names: dict[str, str],
+    source: str,
+    title: str,
+    note: Callable[[str], None],
+    *,
+    name_texts: Mapping[str, str] | None = None,
+) -> dict[str, tuple[str, ...]]:
+    """Class name -> descriptions, from what `read_texts` read in `source`; keys may be labels or
+    names of `names`, compared as `name_key` has it, or a name that several classes share
+    (`ZeroShotSet.name_texts`), which describes all of them. Raises ValueError.
+    """
+    shared = {name: name_key(text) for name, text in (name_texts or {}).items()}
+    if not isinstance(given, dict):
+        raise ValueError(f"{source!r} must hold an object {{class: [description, ...]}}.")
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for label, name in names.items():
+        keys = {name_key(text) for text in (label, name, spaced_words(label))}
+        for key in keys | ({shared[name]} if name in shared else set()):
+            by_key[key].append(name)
+    found: dict[str, tuple[str, ...]] = {}
+    others: list[str] = []
+    for key, texts in given.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"The descriptions of {key!r} in {source!r} must be a list of strings"
+                f"{entries_hint(given) if isinstance(texts, dict) else ''}."
+            )
+        described = list(dict.fromkeys(by_key.get(name_key(key), ())))
+        if not described:
+            others.append(key)
+            continue
+        if len(described) > 1 and any(shared.get(n) != name_key(key) for n in described):
+            raise ValueError(
+                f"{key!r} of {source!r} could be class {described[0]!r} or {described[1]!r}, as it "
+                "is the label of one and the name of another; use the labels of both."
+            )
+        for name in described:
+            if name in found:
+                raise ValueError(
+                    f"{source!r} describes class {name!r} more than once (again as {key!r})."
+                )
+            found[name] = tuple(text.strip() for text in texts if text.strip())
+    if not found:
+        raise ValueError(
+            f"No key of {source!r} is a class of {title!r}: keys are like "
+            f"{next(iter(given), '')!r}, classes like {next(iter(names.values()))!r}. Keys must be "
+            f"class names or labels{entries_hint(given)}."
+        )
+    classes = len(set(names.values()))
+    empty = [name for name in names.values() if not found.get(name)]
+    if empty:
+        note(undescribed_note(title, empty, classes))
+    if others:
+        near = nearest_name(empty[0], others) if empty else ""
+        note(
+            f"{title}: {len(others)} of {len(given)} entries of the descriptions are of other "
+            f"classes{f'; the nearest to {empty[0]!r} is {near!r}' if near else ''}."
+        )
+    return found
+
+
+def undescribed_note(title: str, undescribed: Sequence[str], num_classes: int) -> str:
+    """What a reader should know of classes without descriptions."""
+    return (
+        f"{title}: {len(undescribed)} of {num_classes} classes have no description "
+        f"({undescribed[0]!r} first) and are scored by their name instead."
+    )

@@ -1,0 +1,244 @@
+"""Zero-shot sets from disk: an image folder (one subfolder a class) or `labels.csv`, and their
+class texts. Everything is bound by name, before any image is read.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grain_jax.data.checks import MAX_IMAGE_BYTES, Dropped, read_image_bytes
+from grain_jax.data.classification.class_folders import (
+    LAYOUTS,
+    ClassFolders,
+    layout_hint,
+    read_class_folders,
+)
+from grain_jax.data.classification.class_names import (
+    clean_names,
+    name_key,
+    names_of_labels,
+)
+from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.image_folder import printable
+from grain_jax.data.classification.labels_table import NAME, FilesOnDisk, read_labels_table
+from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
+from grain_jax.data.text_files import read_texts, split_entry
+from grain_jax.paths import user_path
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files with their class names, read when asked for.
+
+    Raises ValueError for a file that is gone, or has grown beyond `MAX_IMAGE_BYTES`.
+    """
+
+    root: Path
+    files: tuple[str, ...]  # relative to `root`
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int, /) -> Record:
+        name = printable(self.files[index])
+        try:
+            image = read_image_bytes(self.root / self.files[index], name=name)
+        except Dropped as error:
+            raise ValueError(f"Image {error} Replace it, or take it out of the set.") from error
+        return Record(id=name, image=image, label=self.labels[index])
+
+
+def load_zero_shot(
+    folder: str | Path,
+    *,
+    name: str = "",
+    classes: str = "",
+    templates: str = "",
+    descriptions: str = "",
+    description_template: str = "{}",
+    default_templates: Sequence[str] = DEFAULT_TEMPLATES,
+    keep_names: bool = False,
+    classes_by: str = "name",
+    allow_equal_names: bool = False,
+    note: Callable[[str], None] = print,
+) -> ZeroShotSet:
+    """The set in `folder`: `labels.csv` (columns file,label) or one subfolder a class.
+
+    Args:
+        name: what it is called in notes and metrics; by default as its folder is.
+        classes: names of the labels: .json {label: name}, or a list of names in .json, .txt (one a
+            line) or .md (CLIP's `prompts.md`). By default `classes.json` or `classes.txt` of the
+            folder, else the labels are the names.
+        templates: a list, likewise, of prompts with one "{}" (or "{c}") each.
+        descriptions: .json {label or name: [description, ...]}. Of all three, `file.json#key`
+            takes one entry of a file for many sets, and a file of that name in the folder is found
+            by itself.
+        keep_names: leave underscores and HTML entities in names, which else become what they mean.
+        classes_by: how a list of names is bound to labels: by "name", by the "order" of the sorted
+            labels, or by name and the last pair by "elimination".
+        allow_equal_names: classes may have one name; they are told apart by their labels, and by
+            name their scores tie.
+        note: called with what a reader of the figures should know.
+
+    Raises ValueError for what would make a figure wrong: see `docs/evaluation.md`.
+    """
+    root = user_path(folder)
+    if not root.is_dir():
+        raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
+    title = name or folder_name(root)
+    text_files = {"labels": _beside(root, NAME)}
+    text_files["classes"] = classes or _beside(root, "classes.json", "classes.txt")
+    text_files["templates"] = templates or _beside(root, "templates.json", "templates.txt")
+    text_files["descriptions"] = descriptions or _beside(root, "descriptions.json")
+    source = text_files["classes"]
+    images = _labelled_images(root, title, note, named=bool(source))
+    given = read_texts(source, "classes") if source else None
+    try:
+        names = names_of_labels(images.classes, given, source, note, binding=classes_by)
+    except ValueError as error:
+        raise ValueError(f"{error}{layout_hint(root, images)}") from error
+    spoken = clean_names(names, note, keep=keep_names)
+    names, name_texts = _told_apart(spoken, title, note, allow_equal=allow_equal_names)
+    if len(names) < 2:
+        raise ValueError(
+            f"{str(root)!r} has only one class, {next(iter(names))!r}: there is nothing to choose "
+            f"among, and every figure would be 100 %. {LAYOUTS}"
+        )
+    _note_empty(title, images, names, note)
+    source = text_files["templates"]
+    prompts = (
+        check_templates(read_texts(source, "templates"), source)
+        if source
+        else tuple(default_templates)
+    )
+    source = text_files["descriptions"]
+    described = (
+        bind_descriptions(read_texts(source), names, source, title, note, name_texts=name_texts)
+        if source
+        else {}
+    )
+    return ZeroShotSet(
+        name=title,
+        source=ImageFiles(root, images.files, tuple(names[label] for label in images.labels)),
+        class_names=tuple(names.values()),
+        templates=prompts,
+        descriptions=described,
+        description_template=description_template,
+        name_texts=name_texts,
+        text_files={role: split_entry(file)[0] for role, file in text_files.items() if file},
+    )
+
+
+def _labelled_images(
+    root: Path, title: str, note: Callable[[str], None], *, named: bool
+) -> ClassFolders:
+    """The images with their labels. `named`: a file says which classes there are. Raises
+    ValueError.
+    """
+    if (root / NAME).is_file():
+        return _listed_images(root, title, note)
+    images = read_class_folders(root)
+    with_images = sorted(set(images.labels))
+    if not with_images:
+        tables = sorted(path.name for path in root.glob("*.[cCtT][sS][vV]"))
+        other = f" It is to be called {NAME!r}, not {tables[0]!r}." if tables else ""
+        noted = "".join(f" {text}" for text in images.notes)
+        raise ValueError(f"{str(root)!r} holds no labelled images. {LAYOUTS}{other}{noted}")
+    if len(with_images) == 1 and not named:
+        raise ValueError(
+            f"{str(root)!r} has images in only one subfolder, {with_images[0]!r}: with one class "
+            "there is nothing to choose among, and every figure would be 100 %. "
+            f"{LAYOUTS}{layout_hint(root, images)}"
+        )
+    for text in images.notes:
+        note(f"{title}: {text}")
+    return images
+
+
+def _listed_images(root: Path, title: str, note: Callable[[str], None]) -> ClassFolders:
+    pairs = read_labels_table(root / NAME, note=lambda text: note(f"{title}: {text}"))
+    if not pairs:
+        raise ValueError(f"{str(root / NAME)!r} lists no labelled images.")
+    on_disk = FilesOnDisk(root)
+    missing: list[str] = []
+    files: dict[str, str] = {}  # as on disk -> as in the table
+    for name, _ in pairs:
+        found = on_disk.find(name)
+        if found is None:
+            missing.append(name)
+        elif found in files:
+            raise ValueError(
+                f"{str(root / NAME)!r} lists {printable(found)!r} a second time, with its accents "
+                "written in another way."
+            )
+        else:
+            files[found] = name
+            if (root / found).stat().st_size > MAX_IMAGE_BYTES:
+                raise ValueError(
+                    f"Image {printable(name)!r} of {str(root)!r} is larger than {MAX_IMAGE_BYTES} "
+                    "bytes. Shrink it, or take it out of the set."
+                )
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(pairs)} images of {str(root)!r} do not exist, "
+            f"{printable(missing[0])!r} first."
+        )
+    labels = tuple(label for _, label in pairs)
+    return ClassFolders(tuple(files), labels, tuple(sorted(set(labels))))
+
+
+def _told_apart(
+    spoken: Mapping[str, str], title: str, note: Callable[[str], None], *, allow_equal: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Label -> class name, each once, and class name -> what it is called where that differs.
+
+    Raises ValueError for names that are equal to a reader, unless `allow_equal`.
+    """
+    labels_of: dict[str, list[str]] = defaultdict(list)
+    for label, name in spoken.items():
+        labels_of[name_key(name)].append(label)
+    equal = [labels for labels in labels_of.values() if len(labels) > 1]
+    if not equal:
+        return dict(spoken), {}
+    first, second = equal[0][:2]
+    if not allow_equal:
+        unlike = spoken[first] != spoken[second] or name_key(first) == name_key(second)
+        raise ValueError(
+            f"{len(spoken)} classes have only {len(labels_of)} different names: "
+            f"{spoken[first]!r} is used more than once (labels {first!a} and {second!a}"
+            f"{', alike but for case, spacing or composed letters' * unlike}). Give each its own "
+            "with a {label: name} JSON in --classes, or let them be equal with "
+            "--allow_equal_names."
+        )
+    names = dict(spoken)
+    name_texts: dict[str, str] = {}
+    for label in (label for labels in equal for label in labels):
+        names[label] = f"{spoken[label]} ({label})"
+        name_texts[names[label]] = spoken[label]
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{title}: a class is called like another with its label; rename it.")
+    note(
+        f"{title}: {len(name_texts)} of {len(names)} classes share their name with another "
+        f"({spoken[first]!r} first). By name their scores tie, and a tie counts as its expected "
+        "value."
+    )
+    return names, name_texts
+
+
+def _note_empty(
+    title: str, images: ClassFolders, names: Mapping[str, str], note: Callable[[str], None]
+) -> None:
+    used = set(images.labels)
+    if empty := [name for label, name in names.items() if label not in used]:
+        note(
+            f"{title}: {len(empty)} of {len(names)} classes have no images ({empty[0]!r} first); "
+            "they stay among those to choose from."
+        )
+
+
+def _beside(root: Path, *names: str) -> str:
+    return next((str(root / name) for name in names if os.path.isfile(root / name)), "")

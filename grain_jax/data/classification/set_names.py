@@ -1,0 +1,67 @@
+"""What the zero-shot sets of a run are called in its metrics."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from grain_jax.config import EvaluationConfig
+from grain_jax.data.classification.image_folder import printable
+from grain_jax.paths import user_path
+
+
+def zero_shot_folders(
+    settings: EvaluationConfig, *, final: bool, taken: Sequence[str]
+) -> dict[str, str]:
+    """Name in the metrics -> folder of the labelled images that are classified, at the end or at
+    intervals.
+
+    A set is called as its folder is. Where two folders have one name, or one that is `taken` by
+    the run's own data, the folders above are put in front: "flowers-val". Raises ValueError for a
+    folder that is given twice.
+    """
+    every: dict[Path, str] = {}
+    for setting in ("zero_shot", "zero_shot_during_training"):
+        given = [_full(folder) for folder in getattr(settings, setting)]
+        if twice := [str(path) for i, path in enumerate(given) if path in given[:i]]:
+            raise ValueError(f"evaluation.{setting} names the folder {twice[0]!r} twice.")
+        every |= dict(zip(given, getattr(settings, setting), strict=True))
+    names = _distinct_names(list(every), taken=taken)
+    during = {_full(folder) for folder in settings.zero_shot_during_training}
+    return {
+        name: every[path]
+        for path, name in zip(every, names, strict=True)
+        if final or path in during
+    }
+
+
+def _full(folder: str | os.PathLike[str]) -> Path:
+    """From the root, but through the links that the user named: they are what a set is called."""
+    return Path(os.path.abspath(user_path(folder)))
+
+
+def folder_name(folder: str | os.PathLike[str]) -> str:
+    """What a set is called by the folder that the user named: of a link its own name, of "." that
+    of the current folder, and "root" for "/".
+    """
+    return _parts(_full(folder))[-1]
+
+
+def _parts(path: Path) -> list[str]:
+    return [printable(part) for part in path.parts if part != os.sep] or ["root"]
+
+
+def _distinct_names(paths: Sequence[Path], *, taken: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell it from the others and from what is `taken`."""
+    parts = [_parts(path) for path in paths]
+    depths = [1] * len(paths)
+    while True:
+        names = ["-".join(own[-depth:]) for own, depth in zip(parts, depths, strict=True)]
+        counts = Counter([*names, *taken])
+        longer = [i for i, name in enumerate(names) if counts[name] > 1]
+        if not longer:
+            return names
+        if all(depths[i] > len(parts[i]) for i in longer):  # "a-b/c" and "a/b-c"
+            return [f"{name}-{i + 1}" if i in longer else name for i, name in enumerate(names)]
+        for i in longer:
+            depths[i] += 1

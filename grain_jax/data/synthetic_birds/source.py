@@ -1,0 +1,202 @@
+"""The world as a source of records and as zero-shot sets."""
+
+import functools
+import operator
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import numpy as np
+
+from grain_jax.boxes import Box
+from grain_jax.config import WorldConfig
+from grain_jax.data.records import Caption, Record, Region, ZeroShotSet
+from grain_jax.data.synthetic_birds.language import (
+    CAPTION_TEMPLATES,
+    GENERIC_CAPTION,
+    NAME_TEMPLATES,
+    PHRASINGS,
+    PROMPT_TEMPLATES,
+    bird_with,
+    describe,
+    species_descriptions,
+    species_global_texts,
+)
+from grain_jax.data.synthetic_birds.scene import LEVELS, Scene, draw_scene, uniform_numbers
+from grain_jax.data.synthetic_birds.species import COLOURS, Species, Trait, population
+
+SPLITS = {"train": 0, "validation": 1, "seen": 2, "unseen": 3}
+MIN_IMAGE_SIZE = 32
+
+# The noise of the training annotations, as an MLLM and a detector make it.
+GENERIC_CAPTIONS = 0.08  # share of original captions without a name
+WRONG_COLOUR = 0.06
+MISSED_PART = 0.2
+CANONICAL = 0.6  # share of region descriptions in the canonical phrasing
+BOX_JITTER = 0.06  # standard deviation of each edge, in sizes of the box
+DESCRIBED_OBJECT = 0.3
+
+
+@dataclass(frozen=True)
+class WorldSource:
+    """Records of a split ("train", "validation", "seen", "unseen"), each a function of its index.
+
+    "seen" shows the training species in new pictures; "validation" and "unseen" show species that
+    training never does. Only "train" is annotated with noise. Each K records from a multiple of K
+    on, K species, show every species once. Raises ValueError for an unknown split or level, a
+    negative seed, or a picture that is too small.
+    """
+
+    config: WorldConfig
+    split: str
+    image_size: int
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(
+                f"Unknown split {self.split!r} of the world; choose one of {[*SPLITS]}."
+            )
+        if self.config.level not in LEVELS:
+            raise ValueError(
+                f"Unknown level {self.config.level!r}; set data.world.level to one of {[*LEVELS]}."
+            )
+        if self.config.seed < 0:
+            raise ValueError(f"data.world.seed must be 0 or more, given {self.config.seed}.")
+        if self.image_size < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"The world needs pictures of at least {MIN_IMAGE_SIZE} pixels, "
+                f"given {self.image_size}; raise model.image_size."
+            )
+
+    @property
+    def species(self) -> tuple[Species, ...]:
+        """The species that this split shows."""
+        groups = population(self.config.seed)
+        return {"validation": groups.validation, "unseen": groups.unseen}.get(
+            self.split, groups.train
+        )
+
+    def __len__(self) -> int:
+        return (
+            self.config.num_train_images if self.split == "train" else self.config.num_eval_images
+        )
+
+    def __getitem__(self, index: SupportsIndex, /) -> Record:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"Record {index} of {len(self)}.")
+        species = self.species_of(index)
+        rng = np.random.default_rng([self.config.seed, SPLITS[self.split], index])
+        scene = draw_scene(
+            species,
+            rng,
+            level=LEVELS[self.config.level],
+            image_size=self.image_size,
+            others=population(self.config.seed).train,
+        )
+        annotate = _noisy_annotation if self.split == "train" else _true_annotation
+        captions, regions = annotate(species, scene, rng, self.config.level)
+        return Record(
+            id=f"world-{self.config.seed}-{self.config.level}-{self.split}-{index:06d}",
+            image=scene.image,
+            captions=captions,
+            regions=regions,
+            label=species.name,
+        )
+
+    @property
+    def num_with_regions(self) -> int:
+        """Every picture is annotated, noisily or not."""
+        return len(self)
+
+    def species_of(self, index: int) -> Species:
+        """The species that record `index` is about, without drawing it."""
+        species = self.species
+        block, place = divmod(index, len(species))
+        seed = (self.config.seed, SPLITS[self.split], block)
+        return species[_order(seed, len(species))[place]]
+
+
+def world_zero_shot_sets(config: WorldConfig, image_size: int) -> dict[str, ZeroShotSet]:
+    """Sets to classify: "validation" (25 held-out species), "seen" (200), "unseen" (50 held-out).
+
+    A class has its six canonical descriptions, and the 15 captions that join two of them as the
+    training captions do.
+    """
+    sets = {}
+    for split in ("validation", "seen", "unseen"):
+        source = WorldSource(config, split, image_size)
+        sets[split] = ZeroShotSet(
+            name=split,
+            source=source,
+            class_names=tuple(species.name for species in source.species),
+            templates=PROMPT_TEMPLATES,
+            descriptions={s.name: species_descriptions(s) for s in source.species},
+            global_texts={s.name: species_global_texts(s) for s in source.species},
+        )
+    return sets
+
+
+@functools.lru_cache(maxsize=256)
+def _order(seed: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Which species a block of records shows, one after another."""
+    return tuple(np.random.default_rng([*seed, 202, 303]).permutation(count).tolist())
+
+
+def _true_annotation(
+    species: Species, scene: Scene, rng: np.random.Generator, level: str
+) -> tuple[tuple[Caption, ...], tuple[Region, ...]]:
+    """Name and description captions and all visible parts, without error."""
+    texts = {part: describe(part, species.trait(part)) for part in scene.parts}
+    captions = [Caption(PROMPT_TEMPLATES[0].format(species.name))]
+    if len(texts) >= 2:
+        mentioned = rng.permutation(list(texts))[: int(rng.integers(2, 5))]
+        captions.append(Caption(bird_with([texts[part] for part in mentioned]), "synthetic"))
+    return tuple(captions), tuple(Region(scene.parts[part], texts[part]) for part in scene.parts)
+
+
+def _noisy_annotation(
+    species: Species, scene: Scene, rng: np.random.Generator, level: str
+) -> tuple[tuple[Caption, ...], tuple[Region, ...]]:
+    """A web caption, an MLLM's caption, and regions with the errors that MLLM and detector make."""
+    uniform = uniform_numbers(rng).__next__
+
+    def choose(options: tuple[str, ...]) -> str:
+        return options[int(uniform() * len(options))]
+
+    def seen_as(part: str) -> Trait:
+        trait = species.trait(part)
+        if uniform() >= WRONG_COLOUR:
+            return trait
+        return Trait(trait.shape, choose(tuple(c for c in COLOURS if c != trait.colour)))
+
+    name_caption = choose(NAME_TEMPLATES).format(species.name)
+    captions = [Caption(GENERIC_CAPTION if uniform() < GENERIC_CAPTIONS else name_caption)]
+    visible = list(scene.parts)
+    if len(visible) >= 2:
+        order = sorted(visible, key=lambda _: uniform())[: 2 + int(3 * uniform())]
+        texts = [describe(part, seen_as(part)) for part in order]
+        captions.append(Caption(bird_with(texts, choose(CAPTION_TEMPLATES[level])), "synthetic"))
+
+    found: list[tuple[str, Box]] = []
+    canonical, *paraphrases = PHRASINGS[level]
+    for part in visible:
+        if uniform() >= MISSED_PART:
+            phrasing = canonical if uniform() < CANONICAL else choose(tuple(paraphrases))
+            found.append((describe(part, seen_as(part), phrasing), scene.parts[part]))
+    found += [thing for thing in scene.objects if uniform() < DESCRIBED_OBJECT]
+    jitter = BOX_JITTER * rng.standard_normal((len(found), 4))
+    regions = [
+        Region(_jittered(box, noise), text, round(0.3 + 0.7 * uniform(), 3))
+        for (text, box), noise in zip(found, jitter.tolist(), strict=True)
+    ]
+    return tuple(captions), tuple(regions)
+
+
+def _jittered(box: Box, noise: list[float]) -> Box:
+    """Every edge moved by its noise, in sizes of the box, and cut at the frame."""
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    # The noise is in the order top, left, bottom, right, so that the data sets of before stay.
+    y0, x0 = max(0.0, top + noise[0] * height), max(0.0, left + noise[1] * width)
+    y1, x1 = min(1.0, bottom + noise[2] * height), min(1.0, right + noise[3] * width)
+    return x0, y0, x1, y1

@@ -1,0 +1,74 @@
+"""Records that `python -m grain_jax.prepare` wrote, as a data set of a run."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.records import DEFAULT_TEMPLATES, EvaluationSet, Source, evenly_spaced
+from grain_jax.data.source_words import ExampleTexts
+
+
+@dataclass(frozen=True)
+class PreparedRecords:
+    """A folder of records; a `DataSource`. One split may be held out (`data.eval_split`)."""
+
+    config: DataConfig
+    image_size: int
+
+    templates = DEFAULT_TEMPLATES
+    example_texts = ExampleTexts()
+    box_groups: Callable[[str], str | None] | None = None
+
+    @property
+    def held_out_split(self) -> str:
+        return self.config.eval_split
+
+    @property
+    def shown_split(self) -> str:
+        return self.config.eval_split
+
+    @property
+    def reserved_names(self) -> tuple[str, ...]:
+        return (self.config.eval_split,)
+
+    def records(self, split: str) -> Source:
+        from grain_jax.data.tfds_records import RecordSource
+
+        return RecordSource(self.config.directory, split)
+
+    def vocabulary(self) -> list[str] | None:
+        return None
+
+    def evaluation_sets(self, *, limit: int | None) -> Iterator[EvaluationSet]:
+        if split := self.config.eval_split:
+            source = self.records(split)
+            source = source if limit is None else evenly_spaced(source, limit)
+            yield EvaluationSet(split, f"Split {split!r}", source)
+
+    def default_metric(self, config: TrainConfig) -> str:
+        return f"{self.config.eval_split}/retrieval/mean_R@1" if self.config.eval_split else ""
+
+    def summary(self, metrics: Mapping[str, float], alphas: Sequence[float]) -> dict[str, float]:
+        return {}
+
+    @property
+    def location(self) -> str:
+        return f" in {self.config.directory}"
+
+    def training_data(self) -> str:
+        return f"`{self.config.directory}`"
+
+    def held_out_data(self) -> str:
+        return self.config.eval_split
+
+    def origin(self, *, num_images: str, length: str) -> str:
+        return (
+            f"{num_images} pictures of the split `{self.config.train_split}` of the data set "
+            f"`{Path(self.config.directory).name}`, {length}. The export knows no more of their "
+            "origin: whoever publishes this model has to say where they come from, and under "
+            "which terms."
+        )
+
+    def limits(self) -> list[str]:
+        return []

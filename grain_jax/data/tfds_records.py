@@ -1,0 +1,319 @@
+"""Records on disk: a TFDS data set over ArrayRecord, written and read without TensorFlow.
+
+A folder holds the splits' shards, `features.json` and `dataset_info.json`, so TFDS (and with it
+TensorFlow users) can open it too: `tfds.builder_from_directory(folder)`. Shards are written by any
+number of processes and become a data set when the metadata lists them.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float
+
+from grain_jax.boxes import Box
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.disk import whole_file
+from grain_jax.paths import expand_home
+
+NAME = "grain_records"  # of the TFDS data set
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+METADATA_FILES = ("features.json", "dataset_info.json")
+FEATURE_MODULES = "tensorflow_datasets.core.features."  # the only ones that metadata may name
+
+
+@dataclass(frozen=True)
+class SplitShards:
+    """What the metadata must know of a written split."""
+
+    lengths: tuple[int, ...]  # records of each shard
+    num_bytes: int
+
+
+@cache
+def features() -> Any:
+    """The TFDS features of a record. `image` is encoded bytes: an array would need TensorFlow."""
+    kinds = tfds.features
+    return kinds.FeaturesDict(
+        {
+            "id": kinds.Text(),
+            "image": kinds.Image(),
+            "captions": kinds.Sequence({"text": kinds.Text(), "source": kinds.Text()}),
+            "regions": kinds.Sequence(
+                {
+                    "bbox": kinds.BBoxFeature(),
+                    "description": kinds.Text(),
+                    "score": np.float32,
+                }
+            ),
+            "label": kinds.Text(),  # "" where there is none
+        }
+    )
+
+
+def encode_record(record: Record) -> bytes:
+    """The serialised example of a record whose image is encoded bytes."""
+    if not isinstance(record.image, bytes):
+        raise ValueError(f"Record {record.id!r} holds pixels; only encoded images are stored.")
+    example = {
+        "id": record.id,
+        "image": record.image,
+        "captions": [{"text": c.text, "source": c.source} for c in record.captions],
+        "regions": [
+            {
+                "bbox": _to_yxyx(region.box_xyxy),
+                "description": region.description,
+                "score": np.float32(region.score),
+            }
+            for region in record.regions
+        ],
+        "label": record.label or "",
+    }
+    return features().serialize_example(features().encode_example(example))
+
+
+def decode_record(example: Mapping[str, Any]) -> Record:
+    """A record from what `as_data_source` yields, image undecoded."""
+    captions, regions = example["captions"], example["regions"]
+    label = example["label"].decode()
+    return Record(
+        id=example["id"].decode(),
+        image=example["image"],
+        captions=tuple(
+            Caption(text.decode(), source.decode())
+            for text, source in zip(captions["text"], captions["source"], strict=True)
+        ),
+        regions=tuple(
+            Region(_to_xyxy(bbox), description.decode(), float(score))
+            for bbox, description, score in zip(
+                regions["bbox"], regions["description"], regions["score"], strict=True
+            )
+        ),
+        label=label or None,
+    )
+
+
+def _to_yxyx(box_xyxy: Box) -> tfds.features.BBox:
+    x0, y0, x1, y1 = box_xyxy
+    return tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1)
+
+
+def _to_xyxy(stored: Float[np.ndarray, "4"]) -> Box:
+    ymin, xmin, ymax, xmax = stored.tolist()
+    return xmin, ymin, xmax, ymax
+
+
+class RecordSource:
+    """The records of one split of a prepared folder; TFDS sub-splits ("train[:1%]") work too.
+
+    Raises ValueError where the folder or the split is not there, or the folder holds another kind
+    of data set. Opening a folder of unknown origin runs no code of it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
+        self._directory, self._split = expand_home(os.fspath(directory)), split
+        if not self._directory:
+            raise ValueError(
+                "data.source='records' needs data.directory: a folder that "
+                "`python -m grain_jax.prepare` wrote."
+            )
+        try:
+            foreign = foreign_features(self._directory)
+            builder = None if foreign else tfds.builder_from_directory(self._directory)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self._directory!r} holds no prepared data set (no dataset_info.json and "
+                "features.json that can be read); write one with `python -m grain_jax.prepare`."
+            ) from error
+        if builder is None:
+            raise ValueError(
+                f"The metadata in {self._directory!r} names {foreign[0]}, and TFDS would run the "
+                "code behind it; only features of TFDS itself are read. Take a folder that "
+                "`python -m grain_jax.prepare` wrote."
+            )
+        if missing := set(features()) - set(builder.info.features or ()):
+            raise ValueError(
+                f"The data set in {self._directory!r} lacks {sorted(missing)}; convert it with "
+                "`python -m grain_jax.prepare`."
+            )
+        names = [part.strip().partition("[")[0] for part in split.split("+")]
+        if absent := [name for name in names if name not in builder.info.splits]:
+            raise ValueError(
+                f"{self._directory!r} has no split {absent[0]!r}; it has "
+                f"{sorted(builder.info.splits)}. Prepare it, or name another; without held-out "
+                'data: --config.data.eval_split="".'
+            )
+        self._lengths = {name: info.num_examples for name, info in builder.info.splits.items()}
+        self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def num_with_regions(self) -> int | None:
+        """Records with at least one region, as `prepare` counted them; None for a part of a split,
+        and where no count of just these records is kept.
+        """
+        counted = 0
+        for name in self._split.split("+"):
+            report = tfds.core.Path(self._directory) / f"report-{name.strip()}.json"
+            try:
+                figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
+                images, regions = int(figures["images"]), int(figures["regions"])
+                with_regions = int(figures["images_with_regions"]) if regions else 0
+                stored = self._lengths[name.strip()]
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+            # A build that an older version began has not counted all of its images.
+            if images != stored or bool(regions) != bool(with_regions):
+                return None
+            counted += with_regions
+        return counted
+
+    def __getitem__(self, index: int) -> Record:
+        return decode_record(self._data[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        """`self[i]` for each of `indices`, read in one call."""
+        return [decode_record(example) for example in self._data.__getitems__(list(indices))]
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return RecordSource, (self._directory, self._split)  # a process opens its own files
+
+
+def foreign_features(directory: str) -> list[str]:
+    """What the metadata of a TFDS folder names besides TFDS's own features, without running any.
+
+    TFDS imports the module of each feature class that `features.json` or `dataset_info.json` names.
+    Raises OSError or ValueError where one of them is missing or damaged.
+    """
+    folder = tfds.core.Path(directory)
+    try:
+        features, info = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in METADATA_FILES
+        )
+        if not isinstance(info, dict):
+            raise ValueError("dataset_info.json is no JSON object.")
+        return [*_foreign(features), *_foreign(info.get("features"))]
+    except RecursionError:
+        raise ValueError("The metadata is nested too deeply.") from None
+
+
+def _foreign(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _foreign(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            match key:
+                case "pythonClassName" | "python_class_name":
+                    if not str(value).startswith(FEATURE_MODULES):
+                        yield f"the feature class {value!r}"
+                # Forms of older TFDS, which hide further class names in strings.
+                case "type" | "jsonFeature" | "json_feature":
+                    yield f"a feature in the old form {key!r}"
+            yield from _foreign(value)
+
+
+def stored_splits(directory: Path) -> dict[str, SplitShards]:
+    """The splits that the metadata in `directory` lists; {} where none can be read."""
+    try:
+        info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
+        return {
+            split["name"]: SplitShards(
+                tuple(int(length) for length in split["shardLengths"]), int(split["numBytes"])
+            )
+            for split in info["splits"]
+        }
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
+    """Writes one shard whole or not at all: `path` appears when it is complete.
+
+    Raises OSError, with what the disk said, where it cannot be written.
+    """
+    count = size = 0
+    with whole_file(path) as partial:
+        with _written(partial):
+            writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # 1: random access
+        try:
+            for record in records:
+                with _written(partial):
+                    writer.write(record)
+                count, size = count + 1, size + len(record)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # of the same disk
+                writer.close()
+            raise
+        with _written(partial):
+            writer.close()
+    return SplitShards((count,), size)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """array_record's errors, all of them RuntimeError, as OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path.parent} cannot be written to: {error}") from error
+
+
+def shard_path(directory: Path, split: str, shard: int, num_shards: int) -> Path:
+    """Where TFDS looks for a shard."""
+    return directory / f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
+
+
+def shard_paths(directory: Path, split: str) -> list[Path]:
+    """All shards of a split, those that no metadata lists too."""
+    return sorted(directory.glob(f"{NAME}-{split}.array_record-[0-9]*-of-[0-9]*"))
+
+
+def write_metadata(directory: Path, splits: Mapping[str, SplitShards]) -> None:
+    """Makes the shards in `directory` a data set with these splits; replaces earlier metadata, each
+    file at once.
+    """
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=os.fspath(directory),
+        dataset_name=NAME,
+        filetype_suffix="array_record",
+        template=TEMPLATE,
+    )
+    infos = [
+        tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=list(shards.lengths),
+            num_bytes=shards.num_bytes,
+            filename_template=template.replace(split=name),
+        )
+        for name, shards in splits.items()
+    ]
+    # Not `tfds.folder_dataset.write_metadata`, which fails where a build that was killed has left
+    # shards of a split that is not among these.
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=NAME,
+            version=tfds.core.Version("1.0.0"),
+            data_dir=os.fspath(directory),
+            module_name="",
+        ),
+        features=features(),
+        description="Images with captions and described regions, prepared for GRAIN.",
+    )
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    info.set_splits(tfds.core.SplitDict(infos))
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".metadata-") as written:
+        info.write_to_directory(written)
+        for name in METADATA_FILES:
+            os.replace(Path(written, name), directory / name)

@@ -1,0 +1,114 @@
+"""Where the results of `python -m grain_jax.evaluate` go, and how none of them is lost."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grain_jax.data.classification.set_names import folder_name
+from grain_jax.disk import write_whole
+from grain_jax.evaluation.details import sha256_of
+from grain_jax.training import checkpoint
+
+INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "splits")
+SHORT = 8  # digits of a SHA-256 in a file's name
+
+
+def check_place(option: str, path: Path, *, overwrite: bool) -> None:
+    """Raises ValueError where a file that the user names cannot be written, or is there already."""
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {str(path.parent)!r} for --{option}; make it first.")
+    if path.is_dir():
+        raise ValueError(f"--{option}={path} is a folder; needed a file.")
+    if path.exists() and not overwrite:
+        raise ValueError(
+            f"--{option}={path} exists; give another file, or --overwrite to replace it."
+        )
+    special = path.exists() and not path.is_file()  # a device or pipe, written to directly
+    if not os.access(path if special else path.resolve().parent, os.W_OK):
+        raise ValueError(f"--{option}={path} cannot be written to; give a file in another folder.")
+
+
+def default_folder(model: Path) -> Path:
+    """The folder of a run, which gets the results on it; for any other model the current one.
+
+    Raises ValueError where the current folder is that of the model, or cannot be written to.
+    """
+    folder = Path()
+    if is_run(model):
+        folder = model.parent if model.resolve().name == checkpoint.FOLDER else model
+    elif model.is_dir() and model.resolve() == folder.resolve():
+        raise ValueError(
+            f"The current folder is that of the model {str(model)!r}, into which no result is "
+            "written; give --output, or run the command in another folder."
+        )
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{str(folder.absolute())!r} cannot be written to; give --output.")
+    return folder
+
+
+def is_run(model: Path) -> bool:
+    """Whether it is a run folder of `python -m grain_jax.train`, or the checkpoints in one."""
+    return (model / checkpoint.FOLDER).is_dir() or bool(checkpoint.complete_steps(model))
+
+
+def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, tasks: str) -> str:
+    """A name that says what was measured; other texts, images or settings have another one."""
+    name = "" if is_run(model) else model.name if model.is_dir() else model.stem
+    if not model.exists():
+        name = model.name  # of the hub's, dots and all
+    parts = [
+        "evaluation",
+        name or ("" if is_run(model) else model.resolve().name),
+        "" if data is None else folder_name(data),
+        report["split"] or "",
+        tasks,
+        f"step{report['step']}",
+        report["inputs_sha256"][:SHORT],
+    ]
+    return "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-") for part in parts if part) + ".json"
+
+
+def inputs_sha256(report: Mapping[str, Any]) -> str:
+    """Of everything that was given: two results that differ in it answer other questions."""
+    return sha256_of({name: report[name] for name in INPUTS})
+
+
+def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> tuple[Path, bool]:
+    """Writes the report as JSON, whole or not at all; returns the file, and whether it was written.
+
+    Where `path` has the same inputs and results already, it is left as it is. Where it has others,
+    the report goes beside it, "NAME-2.json", unless `overwrite`. Raises OSError.
+    """
+    number, free = 1, path
+    while free.exists() and not overwrite:
+        if _same(free, report):
+            return free, False
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_whole(free, text, errors="backslashreplace")
+    return free, True
+
+
+def _same(path: Path, report: Mapping[str, Any]) -> bool:
+    """Whether the file holds this report, written earlier; other versions may have made it."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(earlier, dict) or earlier.get("inputs_sha256") != report["inputs_sha256"]:
+        return False
+    before, now = earlier.get("results"), report["results"]
+    return (
+        isinstance(before, dict)
+        and before.keys() == now.keys()
+        and all(_close(before[name], value) for name, value in now.items())
+    )
+
+
+def _close(first: Any, second: float) -> bool:
+    return isinstance(first, int | float) and math.isclose(first, second, rel_tol=1e-6)

@@ -1,0 +1,158 @@
+"""Checkpoint files of the official code, and back.
+
+Such a file holds two state dicts, `backbone_state_dict` of a `CLIP_VIT*` and `state_dict` of an
+`ObjDecoder`, as the bare modules name them or as `DistributedDataParallel` and `torch.compile` do.
+Files of ours have a third entry that the official code does not look at: what no tensor of its
+modules can say (numbers of heads, tokenizer, preprocessing) and the scale of region logits, of
+which it has only one.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, vision_variant
+from grain_jax.formats.files import read_torch, torch_array
+from grain_jax.formats.grain_reference import to_official
+from grain_jax.formats.metadata import portable_metadata
+from grain_jax.formats.wrapped_names import unwrapped_names
+from grain_jax.models.bundle import ModelBundle
+
+BACKBONE, DECODER = "backbone_state_dict", "state_dict"
+OFFICIAL_FILE = "checkpoint.pth"  # in the folder of an export
+OURS, METADATA = "grain_jax", "metadata"
+REGION_SCALE = "region_logit_scale"
+MAX_BYTES = 8 * 2**30
+CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
+NOT_OF_THE_MODEL = {"position_init", "init", "token_init_std", "dropout", "num_queries"}
+
+
+def save_official(loaded: ModelBundle, path: Path) -> None:
+    """Writes what the official modules load with `strict=True`; their unused tensors are zeros.
+
+    The file counts as saved after epoch 0 and iteration 0, which `evaluate.py --resume` asks for;
+    it has no optimizer, which training on would need. Raises ValueError for a model that has
+    something the official code has not.
+    """
+    import torch
+
+    config = loaded.config.model
+    _check_representable(config)
+    ours: dict[str, Any] = {METADATA: json.dumps(portable_metadata(loaded))}
+    parts: dict[str, Any] = {BACKBONE: {}, DECODER: {}, "epoch": 0, "iteration": 0, OURS: ours}
+    for name, value in to_official(loaded.params, config).items():
+        part, _, own = name.partition(".")
+        destination = parts[BACKBONE if part == "backbone" else DECODER]
+        if own == REGION_SCALE:
+            destination = ours
+        destination[own] = torch.from_numpy(np.array(value, np.float32))
+    if config.kind == "clip":
+        del parts[DECODER]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:  # which, unlike torch's own, says why it cannot be written
+        torch.save(parts, file)
+
+
+def constructor(config: ModelConfig) -> str:
+    """The official function that builds a backbone of these sizes, "" where none does."""
+    for name, variant in CONSTRUCTORS.items():
+        published: list[Any] = [vision_variant(variant), TextConfig(), DecoderConfig()]
+        ours: list[Any] = [config.vision, config.text, config.decoder]
+        if config.kind == "clip":
+            published, ours = published[:2], ours[:2]
+        same = all(_same_sizes(*pair) for pair in zip(ours, published, strict=True))
+        if same and (config.image_size, config.embed_dim) == (224, 512):
+            return name
+    return ""
+
+
+def _same_sizes(ours: Any, published: Any) -> bool:
+    names = {field.name for field in dataclasses.fields(published)} - NOT_OF_THE_MODEL
+    return all(getattr(ours, name) == getattr(published, name) for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialFile:
+    """`tensors` by official name, `backbone.*` and `decoder.*`; `metadata` of files of ours."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any] | None
+
+
+def read_official(path: Path) -> OfficialFile:
+    """A file that the official code, or `save_official`, wrote; nothing in it is executed.
+
+    Raises ValueError for a file that is too large or is not such a checkpoint.
+    """
+    content = read_torch(path, max_bytes=MAX_BYTES)
+    if not isinstance(content, Mapping) or BACKBONE not in content:
+        names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(
+            f"{path} has no {BACKBONE!r}, as official checkpoints have; it has {names}. Weights of "
+            "open_clip need its open_clip_config.json beside them: no shape tells the activation."
+        )
+    found = {}
+    for part, key in (("backbone", BACKBONE), ("decoder", DECODER)):
+        given = _mapping(path, key, content.get(key, {}))
+        for name, bare in unwrapped_names(given, f"{path}: {key}").items():
+            found[f"{part}.{bare}"] = _array(path, f"{key}[{name!r}]", given[name])
+    ours = _mapping(path, OURS, content.get(OURS, {}))
+    if REGION_SCALE in ours:
+        name = f"{OURS}[{REGION_SCALE!r}]"
+        found[f"decoder.{REGION_SCALE}"] = _array(path, name, ours[REGION_SCALE])
+    if METADATA not in ours:
+        return OfficialFile(found, metadata=None)
+    try:
+        metadata = json.loads(ours[METADATA])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {OURS}[{METADATA!r}] is no JSON: {error}") from error
+    return OfficialFile(found, _mapping(path, f"{OURS}[{METADATA!r}]", metadata))
+
+
+def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, needed named entries.")
+    if odd := [key for key in value if not isinstance(key, str)]:
+        raise ValueError(f"{path}: {name} has an entry called {odd[0]!r}, needed names.")
+    return dict(value)
+
+
+def _array(path: Path, name: str, value: Any) -> np.ndarray:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor.")
+    return torch_array(path, name, value)
+
+
+def _check_representable(config: ModelConfig) -> None:
+    needed: dict[str, Any] = {
+        "vision.activation": "gelu",
+        "text.activation": "quick_gelu",
+        "vision.norm_eps": 1e-6,
+        "text.norm_eps": 1e-5,
+        "vision.qk_norm": True,
+        "vision.patch_bias": True,
+        "vision.pre_norm": False,
+        "vision.pooling": "cls",
+        "text.causal": True,
+        "text.pooling": "end",
+        "text.projection_bias": False,
+    }
+    if config.kind == "grain":  # a shared projection would load, and be trained on as two
+        needed |= {"decoder.share_projection": False, "decoder.memory_position": "none"}
+    odd = []
+    for path, official in needed.items():
+        part, _, name = path.partition(".")
+        if (value := getattr(getattr(config, part), name)) != official:
+            odd.append((f"model.{path}={value}", f"--config.model.{path}={str(official).lower()}"))
+    if odd:
+        found, flags = (", ".join(found for found, _ in odd), " ".join(flag for _, flag in odd))
+        raise ValueError(
+            f"The official code has no such model: {found}. Export it with --to=huggingface, or "
+            f"train one with {flags}."
+        )

@@ -1,0 +1,192 @@
+"""A trained model as a Hugging Face folder that `transformers` loads without this package.
+
+Beside what transformers reads lies `grain_jax.json`, a checkpoint's metadata, which `read_folder`
+needs to give the very model back.
+"""
+
+import copy
+import json
+import math
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grain_jax.config import TrainConfig
+from grain_jax.formats.fast_tokenizer import fast_tokenizer
+from grain_jax.formats.files import read_json
+from grain_jax.formats.grain_reference import Params, from_official, to_official
+from grain_jax.formats.metadata import exported_model, portable_metadata
+from grain_jax.formats.parity import Inputs, Outputs
+from grain_jax.formats.weight_files import read_weights
+from grain_jax.models.bundle import ModelBundle
+
+CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")
+TASK = "zero-shot-image-classification"
+DTYPES = ("float32", "bfloat16")  # of the weights
+METADATA, WEIGHTS = "grain_jax.json", "model.safetensors"
+
+
+def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -> None:
+    """Weights, configuration, tokenizer, processors and the code that reads them."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch_model(loaded).to(getattr(torch, dtype)).save_pretrained(folder)
+    # Weights come out readable by their owner alone; whoever may read the rest may read them.
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)
+    processor(loaded).save_pretrained(folder)
+    for name in CODE:
+        with resources.as_file(resources.files("grain_jax.formats.torch_grain") / name) as file:
+            shutil.copyfile(file, folder / name)
+    (folder / METADATA).write_text(
+        json.dumps(portable_metadata(loaded), indent=1), encoding="utf-8"
+    )
+
+
+def read_folder(folder: Path) -> ModelBundle:
+    """The model that `write_folder` was given, its weights as they were rounded there.
+
+    Nothing in the folder is executed. Raises ValueError for a folder that is not whole.
+    """
+    if not (folder / METADATA).is_file():
+        raise ValueError(
+            f"{folder} has no {METADATA}, which says how its model is used. For one that was "
+            "trained on in PyTorch, copy that of the export it came from beside its weights."
+        )
+    metadata = read_json(folder / METADATA)
+    state = read_weights(folder, (WEIGHTS,))
+
+    def params(whole: TrainConfig) -> Params:
+        config = whole.model
+        if config.kind == "grain" and config.decoder.share_projection:
+            state["decoder.obj_proj"] = state["decoder.img_proj"]
+        if config.kind == "clip" and config.region_logit_scale == "own":  # which nothing reads
+            scale = np.float32(math.log(config.init_logit_scale))
+            state["decoder.region_logit_scale"] = np.asarray(scale)
+        return jax.tree.map(jnp.asarray, from_official(state, config))
+
+    where = str(folder / METADATA)
+    return exported_model(metadata, params, export=str(folder), where=where)
+
+
+def read_model(folder: Path, *, dtype: str) -> Any:
+    """The model of a folder, in eval mode, by this package's copy of its code."""
+    import torch
+
+    from grain_jax.formats.torch_grain.modeling_grain import GrainModel
+
+    return GrainModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+
+def rounded(params: Params, dtype: str) -> Params:
+    """Parameters as `dtype` holds them, in float32 again."""
+    return jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), params)
+
+
+def torch_model(loaded: ModelBundle, *, params: Params | None = None) -> Any:
+    """`GrainModel` in eval mode with the weights of `loaded`, or with other `params`."""
+    import torch
+
+    from grain_jax.formats.torch_grain.configuration_grain import DECODER, TEXT, VISION, GrainConfig
+    from grain_jax.formats.torch_grain.modeling_grain import GrainModel
+
+    config = loaded.config.model
+    hf_config = GrainConfig(
+        kind=config.kind,
+        image_size=config.image_size,
+        embed_dim=config.embed_dim,
+        vision=_fields(config.vision, VISION),
+        text=_fields(config.text, TEXT),
+        decoder=_fields(config.decoder, DECODER),
+        init_logit_scale=config.init_logit_scale,
+        max_logit_scale=config.max_logit_scale,
+        region_logit_scale=config.region_logit_scale,
+        templates=loaded.templates,
+        name_ensemble=loaded.config.evaluation.name_ensemble,
+        region_score=loaded.config.evaluation.region_score,
+        description_length=loaded.config.data.description_length,
+        **loaded.learned.metadata(),
+        auto_map={
+            "AutoConfig": "configuration_grain.GrainConfig",
+            "AutoModel": "modeling_grain.GrainModel",
+            "AutoModelForZeroShotImageClassification": "modeling_grain.GrainModel",
+        },
+        custom_pipelines={
+            TASK: {
+                "impl": "processing_grain.GrainZeroShotPipeline",
+                "pt": ["AutoModel"],
+                "tf": [],
+                "type": "multimodal",
+                "default": {},
+            }
+        },
+    )
+    model = GrainModel(hf_config).eval()
+    wanted = set(model.state_dict())
+    state = to_official(loaded.params if params is None else params, config, unused=False)
+    tensors = {
+        name: torch.from_numpy(np.array(value, np.float32))
+        for name, value in state.items()
+        if name in wanted  # CLIP has no scale of regions, a shared projection no second name
+    }
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
+def processor(loaded: ModelBundle) -> Any:
+    """What makes the pixels and tokens that `loaded` was evaluated on."""
+    from grain_jax.formats.torch_grain.processing_grain import GrainImageProcessor, GrainProcessor
+
+    spec, data = loaded.preprocessing, loaded.config.data
+    images: Any = GrainImageProcessor(
+        image_size=spec.image_size,
+        resize=spec.resize,
+        interpolation=spec.interpolation,
+        image_mean=spec.mean,
+        image_std=spec.std,
+    )
+    images.auto_map = {"AutoImageProcessor": "processing_grain.GrainImageProcessor"}
+    # Not the length of the position table: positions beyond were never trained.
+    tokenizer = fast_tokenizer(loaded.tokenizer, max_length=data.caption_length)
+    whole: Any = GrainProcessor(
+        images,
+        tokenizer,
+        description_length=data.description_length,
+        padding="max_length" if loaded.config.model.text.pooling == "last" else "longest",
+    )
+    whole.auto_map = {"AutoProcessor": "processing_grain.GrainProcessor"}
+    return whole
+
+
+def torch_outputs(model: Any, inputs: Inputs) -> Outputs:
+    """All that a `GrainModel` computes, what it never learned too, under the names of
+    `interop.parity.our_outputs`.
+    """
+    import torch
+
+    own = model.config
+    model.config = copy.deepcopy(own)
+    model.config.regions_trained = model.config.boxes_trained = True
+    pixels = torch.from_numpy(inputs.pixels.transpose(0, 3, 1, 2).copy())
+    tokens = torch.from_numpy(inputs.tokens.astype(np.int64))
+    try:
+        with torch.no_grad():
+            found = dict(model(pixel_values=pixels, input_ids=tokens, description_ids=tokens))
+            found["image_features"] = model.get_image_features(pixels).pooler_output
+            found["text_features"] = model.get_text_features(tokens).pooler_output
+            found["logit_scale"] = model.logit_factor()
+            if model.config.kind == "grain":
+                found["region_logit_scale"] = model.region_logit_factor()
+    finally:
+        model.config = own
+    return {name: value.float().numpy() for name, value in found.items()}
+
+
+def _fields(part: Any, names: dict[str, Any]) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in names}

@@ -1,0 +1,180 @@
+"""README.md of an exported folder: what the model is, was trained on, reaches, and cannot do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from grain_jax.data.source import DataSource, data_source
+from grain_jax.formats.parity import Difference
+from grain_jax.models.bundle import ModelBundle
+from grain_jax.models.learned import what_lacks
+
+_FRONT = """\
+---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+tags:
+- {tag}
+# license: none is stated yet. Choose one that your training data allows before you publish.
+---
+"""
+
+_USE = """\
+## Use
+
+Needs `torch`, `pillow` and `transformers` 5. The code of the model is in this folder, hence
+`trust_remote_code`; read it first.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="{folder}", trust_remote_code=True)
+print(classify("photo.jpg", candidate_labels=["{first}", "{second}"]))
+{by_description}```
+
+The prompts and the preprocessing of the model's own evaluation are the defaults.
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{folder}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
+picture = Image.open("photo.jpg")
+inputs = processor(images=picture, text=["{caption}"]{more}, return_tensors="pt")
+with torch.no_grad():
+    output = model(**inputs)
+print(output.logits_per_image)
+{print_regions}```
+"""
+
+_DESCRIBED = """\
+described = {{"{first}": ["{of_first}"], "{second}": ["{of_second}"]}}
+print(classify("photo.jpg", descriptions=described, alpha=0.5))  # half whole image, half regions
+"""
+
+_REGIONS = """\
+boxes = processor.boxes_in_pixels(output.pred_boxes, [picture])
+print(boxes[0])  # [{queries}, 4]: left, top, right, bottom of each region
+print(output.description_scores)  # [1, {queries}, 1]: cosine of each region with each description
+"""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a model card says of the run that the weights come from."""
+
+    name: str  # of its folder, or of the file that the weights were read from
+    num_images: int = 0  # that it was trained on; 0 for weights that come from elsewhere
+    metrics: str = ""  # Markdown: what was measured at the step of the weights
+
+
+def model_card(
+    loaded: ModelBundle, run: TrainingRun, differences: Sequence[Difference], *, dtype: str
+) -> str:
+    """Markdown with front matter, filled from the model and its run.
+
+    The license is left to whoever publishes. `differences`: those of the export.
+    """
+    config, grain = loaded.config, loaded.config.model.kind == "grain"
+    found = loaded.has_regions and loaded.has_boxes  # else there is nothing to ask of regions
+    data = data_source(config.data, image_size=config.model.image_size)
+    first, second = data.example_texts.labels  # of words that the model knows
+    of_first, of_second = data.example_texts.descriptions
+    described = _DESCRIBED.format(
+        first=first, second=second, of_first=of_first, of_second=of_second
+    )
+    use = _USE.format(
+        folder="FOLDER_OR_REPOSITORY",
+        first=first,
+        second=second,
+        by_description=described if loaded.has_regions else "",
+        caption=data.example_texts.caption,
+        more=', descriptions=["a red crest"]' if found else "",
+        print_regions=_REGIONS.format(queries=config.model.decoder.num_queries) if found else "",
+    )
+    parts = [
+        _FRONT.format(tag="grain" if grain else "clip") + f"\n# {config.name}\n",
+        _what(loaded, ours=bool(run.num_images)) + "\n",
+        use,
+        "## Data\n\n" + _data(loaded, run, data) + "\n",
+        "## Metrics\n\n" + (run.metrics or "None were measured on the way here.\n"),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(loaded, data)) + "\n",
+        "## How exact this copy is\n\n" + _exactness(differences, dtype=dtype) + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def _what(loaded: ModelBundle, *, ours: bool) -> str:
+    model = loaded.config.model
+    size = f"{model.image_size} px in patches of {model.vision.patch_size}"
+    towers = (
+        f"an image tower of depth {model.vision.depth} and width {model.vision.width}, a text "
+        f"tower of depth {model.text.depth} and width {model.text.width}"
+    )
+    if model.kind == "clip":
+        return f"A CLIP-like model in the layout of GRAIN: pictures of {size}; {towers}."
+    decoder = model.decoder
+    return (
+        "GRAIN ([arXiv 2412.04429](https://arxiv.org/abs/2412.04429)): a CLIP-like model whose "
+        f"{decoder.num_queries} region queries say where a description is in the picture. "
+        f"Pictures of {size}; {towers}, a decoder of depth {decoder.depth} and width "
+        f"{decoder.width}. "
+        + (f"This one has no {lacking}. " if (lacking := what_lacks(loaded.learned)) else "")
+        + ("Trained with grain_jax and converted from JAX." if ours else "Converted by grain_jax.")
+    )
+
+
+def _data(loaded: ModelBundle, run: TrainingRun, source: DataSource) -> str:
+    config = loaded.config
+    if not run.num_images:
+        return (
+            f"The weights were read from `{run.name}`, not trained here. Whoever publishes this "
+            "copy has to say what they were trained on, and under which terms."
+        )
+    length = f"for {loaded.step:,} steps of batch {config.batch_size:,}, seed {config.seed}"
+    return source.origin(num_images=f"{run.num_images:,}", length=length)
+
+
+def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
+    config, spec = loaded.config, loaded.preprocessing
+    model, data = config.model, config.data
+    shape = "squashed to a square" if spec.resize == "squash" else "cut to their centre square"
+    limits = [
+        f"Pictures are {shape} of {spec.image_size} px; what is smaller than a few patches of "
+        f"{model.vision.patch_size} px of that is not seen.",
+        f"Texts end after {data.caption_length} tokens, descriptions of regions after "
+        f"{data.description_length}; the rest is cut off.",
+        "Scores of classes are a softmax over the labels that are offered: they always sum to 1, "
+        "also where no label is right, and are not calibrated.",
+        "What the training texts leave out or get wrong about people and places, the model does "
+        "too; it was not examined for bias.",
+    ]
+    if model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+        alpha = "" if loaded.has_regions else " `alpha` is 1."
+        limits.insert(2, f"It has no {lacking}: its outputs for them are None.{alpha}")
+    elif model.kind == "grain":
+        limits.insert(
+            2,
+            f"Every picture gets {model.decoder.num_queries} boxes, whatever it shows, and none "
+            "comes with a confidence: rank them by `description_scores`.",
+        )
+    limits = [*source.limits(), *limits]
+    spec_of_tokenizer = loaded.tokenizer.spec()
+    if spec_of_tokenizer["kind"] == "words":
+        known = len(spec_of_tokenizer["words"])
+        limits.append(f"It knows {known} English words; all others are the same unknown word.")
+    return limits
+
+
+def _exactness(differences: Sequence[Difference], *, dtype: str) -> str:
+    worst = max(differences, key=lambda found: min(found.absolute, found.relative))
+    inputs = " and ".join(dict.fromkeys(found.inputs for found in differences))
+    text = (
+        f"Computed in float32 on {inputs} inputs, no output differs from the JAX model's by more "
+        f"than {min(worst.absolute, worst.relative):.1e} (`{worst.output}`; of the largest value, "
+        "where that is above 1); all of them are in `parity.json`."
+    )
+    if dtype != "float32":
+        text += f" The weights are rounded to {dtype}; `rounding` there says what that changes."
+    return text

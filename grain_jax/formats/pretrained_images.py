@@ -1,0 +1,130 @@
+"""How other people's models see pictures, as a `Preprocessing`: from their settings, or refused."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grain_jax.data.transforms import RESAMPLING, Preprocessing
+from grain_jax.formats.files import present, read_json
+
+HUGGINGFACE_CONFIG = "config.json"
+# Of the second, which transformers 5 writes, the part named "image_processor".
+IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) -> Preprocessing:
+    """Of the first of `IMAGE_SETTINGS` that says any; without, what such models are trained with.
+
+    Raises ValueError for what is done to pictures there and not here.
+    """
+    path, given = _image_settings(folder)
+    kind = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
+    if kind.startswith(("CLIP", "Siglip")):  # whose defaults are meant where a setting is left out
+        siglip = kind.startswith("Siglip")
+    for name, needed in (
+        *(("do_resize", True), ("do_rescale", True), ("do_normalize", True)),
+        *(("do_pad", False), ("use_square_size", False)),
+    ):
+        if bool(given.get(name, needed)) != needed:
+            raise ValueError(f"{path}: {name} is {given[name]}, needed {needed} or none.")
+    factor = given.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(
+            f"{path}: rescale_factor is {factor!r}, needed 1/255: pixels become 0 to 1 before they "
+            "are normalised."
+        )
+    names = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+    resample = given.get("resample", 3)
+    if resample not in list(names):
+        raise ValueError(
+            f"{path}: resample is {resample!r}, needed 2 (bilinear) or 3 (bicubic), or none."
+        )
+    mean, std = ((0.5,) * 3,) * 2 if siglip else (MEAN, STD)
+    return Preprocessing(
+        image_size=image_size,
+        resize=_resize(
+            path, given, image_size, cropped=bool(given.get("do_center_crop", not siglip))
+        ),
+        interpolation=names[resample],
+        mean=_triple(path, "image_mean", given.get("image_mean", mean)),
+        std=_triple(path, "image_std", given.get("image_std", std)),
+    )
+
+
+def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how pictures are prepared and what it says; {} where none does."""
+    whole, nested = (folder / name for name in IMAGE_SETTINGS)
+    if whole.is_file():
+        return whole, present(read_json(whole))
+    given = read_json(nested).get("image_processor") if nested.is_file() else None
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{nested}: image_processor is {given!r}, needed an object.")
+    return nested, present(given)
+
+
+def _resize(path: Path, given: Mapping[str, Any], image_size: int, *, cropped: bool) -> str:
+    """Which `Preprocessing.resize` they mean. Raises ValueError where none does just that."""
+    square = {"height": image_size, "width": image_size}
+    shortest = {"shortest_edge": image_size}
+    size = _named_sides(given.get("size", shortest if cropped else square), ("shortest_edge",))
+    crop = _named_sides(given.get("crop_size", square), ("height", "width"))
+    if cropped and crop != square:
+        raise ValueError(
+            f"{path}: crop_size is {given['crop_size']}, needed {image_size}, the image_size of "
+            f"{HUGGINGFACE_CONFIG}."
+        )
+    if size == square:
+        return "squash"  # a crop of that size changes nothing
+    if size == shortest and cropped:
+        return "crop"
+    raise ValueError(
+        f"{path}: size is {given['size']} {'with' if cropped else 'without'} a centre crop. Needed "
+        f"one of these, with the image_size of {HUGGINGFACE_CONFIG}: {shortest} with "
+        f"do_center_crop, which keeps the largest centred square, or {square}, which squashes the "
+        "picture."
+    )
+
+
+def _named_sides(size: Any, of_one: Sequence[str]) -> Any:
+    """A size in full: old files have one number for the sides `of_one`, or (height, width)."""
+    if isinstance(size, int):
+        return dict.fromkeys(of_one, size)
+    if isinstance(size, list) and len(size) == 2:
+        return dict(zip(("height", "width"), size, strict=True))
+    return present(size) if isinstance(size, Mapping) else size
+
+
+def open_clip_preprocessing(path: Path, given: Any, image_size: int) -> Preprocessing:
+    """Of `preprocess_cfg`. Its `size` is not looked at: open_clip puts the model's in its place."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path}: preprocess_cfg is {given!r}, needed an object.")
+    given = present(given)
+    resizes = {"shortest": "crop", "squash": "squash"}
+    mode = given.get("resize_mode", "shortest")
+    if mode not in list(resizes):
+        raise ValueError(
+            f"{path}: resize_mode is {mode!r}, needed 'shortest' (the largest centred square) or "
+            "'squash'; pictures are not padded here."
+        )
+    interpolation = given.get("interpolation", "bicubic")
+    if interpolation not in list(RESAMPLING):
+        raise ValueError(
+            f"{path}: interpolation is {interpolation!r}, needed one of {', '.join(RESAMPLING)}."
+        )
+    return Preprocessing(
+        image_size=image_size,
+        resize=resizes[mode],
+        interpolation=interpolation,
+        mean=_triple(path, "mean", given.get("mean", MEAN)),
+        std=_triple(path, "std", given.get("std", STD)),
+    )
+
+
+def _triple(path: Path, name: str, values: Any) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {name} is {values!r}, needed three numbers.") from error
+    return red, green, blue

@@ -1,0 +1,432 @@
+"""A trained model on new pictures and texts.
+
+model = grain_jax.load("runs/demo")
+model.classify("bird.jpg", ["cardinal", "blue jay"])[0].label
+
+Boxes come back in pixels of the picture as it was given, upright: what squashing or the centre crop
+did to it is undone.
+"""
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from grain_jax.boxes import cxcywh_to_xyxy
+from grain_jax.data.classification.class_texts import undescribed_note
+from grain_jax.data.tokenizer import WordTokenizer
+from grain_jax.data.transforms import Window
+from grain_jax.inference.encoder import Encoder
+from grain_jax.inference.inputs import (
+    PICTURES,
+    Picture,
+    PictureSource,
+    checked_descriptions,
+    checked_mapping,
+    checked_texts,
+)
+from grain_jax.inference.results import (
+    Box,
+    Classification,
+    Grounding,
+    ImageEmbeddings,
+    RankedLabel,
+    SeenText,
+    Skipped,
+)
+from grain_jax.models.bundle import ModelBundle
+from grain_jax.models.learned import what_lacks
+from grain_jax.zero_shot.methods import METHODS, ComponentScores, encode_banks
+from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
+
+BATCH_SIZE = 64  # pictures or texts at once
+ALPHA = 0.5  # share of the whole image where there are regions and descriptions
+MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
+WAYS = ("description", "name_and_regions")
+
+
+class Model:
+    """Classifies pictures, finds phrases in them, and embeds both.
+
+    Pictures are one or a list of: a file's path, its bytes, a PIL image, a uint8 array [H, W, 3]
+    (RGB) or [H, W] (gray); or what `embed_images` returned, which saves embedding them again.
+    Compiles once for every power of two of pictures up to `batch_size`.
+    """
+
+    def __init__(
+        self,
+        loaded: ModelBundle,
+        *,
+        batch_size: int = BATCH_SIZE,
+        note: Callable[[str], None] = warnings.warn,
+    ):
+        self.loaded, self.batch_size = loaded, batch_size
+        data = loaded.config.data
+        self._encoder = Encoder(
+            loaded.model,
+            loaded.params,
+            tokenizer=loaded.tokenizer,
+            preprocessing=loaded.preprocessing,
+            batch_size=batch_size,
+            caption_length=data.caption_length,
+            description_length=data.description_length,
+            num_threads=data.num_threads,
+            smallest_batch=1,
+            learned=loaded.learned,
+        )
+        self._note = note
+        self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
+        self._said: set[str] = set()  # notes, and unknown words
+        if loaded.config.model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+            drawn = "no box is shown" if not loaded.has_boxes else "boxes have no text"
+            used = "" if loaded.has_regions else ", alpha is 1"
+            self._say(f"This GRAIN model has no {lacking}: {drawn}{used}.")
+
+    def __repr__(self) -> str:
+        config = self.loaded.config
+        return f"<{config.model.kind} {config.name!r} of step {self.loaded.step}>"
+
+    @property
+    def has_regions(self) -> bool:
+        """False for a CLIP model, and where region embeddings were never trained."""
+        return self.loaded.has_regions
+
+    @property
+    def default_alpha(self) -> float:
+        """The share of the whole image in a score with descriptions."""
+        return ALPHA if self.has_regions else 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines were multiplied by in training."""
+        limit = self.loaded.config.model.max_logit_scale
+        return min(max(float(np.exp(self.loaded.params["logit_scale"])), 1.0), limit)
+
+    def classify(
+        self,
+        images: Picture | Sequence[Picture] | ImageEmbeddings,
+        labels: Sequence[str] | None = None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        *,
+        alpha: float | None = None,
+        top: int | None = 5,
+        by: str = "description",
+        templates: Sequence[str] | None = None,
+        description_template: str = "{}",
+        progress: bool = False,
+    ) -> list[Classification]:
+        """The `top` best labels (None: all) of each picture, as `grain_jax.evaluate` scores them.
+
+        `labels` may be left out where `descriptions` has them all. Without `descriptions`: by name,
+        in every one of `templates` ("{}" takes the name; None: the model's own). With them the
+        score is alpha x whole image + (1 - alpha) x regions; the whole image meets the
+        descriptions, or with `by="name_and_regions"` the name (the official protocol). `alpha` is
+        0.5 if not given, and 1 for a model without (trained) regions. Raises ValueError.
+        """
+        if labels is None:
+            labels = tuple(checked_mapping(descriptions))
+        texts = self._class_texts(labels, descriptions, templates, description_template)
+        self._check_way(by, description_template, described=descriptions is not None)
+        alpha = self._alpha(alpha, described=descriptions is not None)
+        if top is not None and top < 1:
+            raise ValueError(f"top={top} must be at least 1; None for all labels.")
+        embedded = self._embedded(images, progress=progress)
+        # At its ends the mixture is one of its parts, and evaluation has it under that name.
+        way = by if 0 < alpha < 1 else "description"
+        if descriptions is None or (by == "name_and_regions" and alpha == 1):
+            way = "name"
+        settings = self.loaded.config.evaluation
+        regions = embedded.regions
+        banks = encode_banks(self._texts, texts, by=(way,), has_regions=regions is not None)
+        components = ComponentScores(
+            embedded.image,
+            regions,
+            banks,
+            name_ensemble=settings.name_ensemble,
+            region_score=settings.region_score,
+        )
+        scores = METHODS[way].scores(components, alpha)
+        probabilities = _softmax(self.logit_scale * scores.astype(np.float64))
+        results = []
+        for n, name in enumerate(embedded.names):
+            best = np.argsort(-scores[n], kind="stable")[:top].tolist()
+            ranked = [
+                RankedLabel(
+                    label=labels[k],
+                    score=float(scores[n, k]),
+                    probability=float(probabilities[n, k]),
+                    seen=() if way == "name" else self._seen(embedded, n, texts, k, alpha=alpha),
+                )
+                for k in best
+            ]
+            height, width = embedded.sizes[n].tolist()
+            results.append(Classification(name, height, width, tuple(ranked), len(labels)))
+        return results
+
+    def ground(
+        self,
+        images: Picture | Sequence[Picture] | ImageEmbeddings,
+        phrases: Sequence[str],
+        *,
+        progress: bool = False,
+    ) -> list[Grounding]:
+        """The region of each picture that is most similar to each phrase.
+
+        There always is one: whether the phrase is true of the picture, the cosine has to tell.
+        Raises ValueError for a CLIP model, and where boxes or region embeddings were never trained.
+        """
+        if not (self.has_regions and self.loaded.has_boxes):
+            raise ValueError(
+                f"This is {self._kind()}, which has no regions to find a phrase in. Load "
+                "another model, or compare whole images with texts: classify, embed_images, "
+                "embed_texts."
+            )
+        wanted = self._texts(checked_texts(phrases, "phrases"), kind="description")
+        embedded = self._embedded(images, progress=progress)
+        assert embedded.regions is not None
+        assert embedded.boxes_xyxy is not None
+        results = []
+        for n, name in enumerate(embedded.names):
+            cosines = embedded.regions[n] @ wanted.T
+            boxes = embedded.boxes_xyxy[n]
+            height, width = embedded.sizes[n].tolist()
+            seen = _best_regions(phrases, cosines, boxes)
+            results.append(Grounding(name, height, width, tuple(seen), boxes, cosines))
+        return results
+
+    def embed_images(
+        self,
+        images: Picture | Sequence[Picture] | ImageEmbeddings,
+        *,
+        on_error: str = "stop",
+        progress: bool = False,
+    ) -> ImageEmbeddings:
+        """Embeddings of the pictures and their regions, to be asked as often as you like.
+
+        `on_error` for a picture that cannot be read: "stop" raises `ImageError`, a ValueError, with
+        its name or position; "skip" leaves it out and lists it in `skipped`.
+        """
+        if isinstance(images, ImageEmbeddings):
+            return images
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"Unknown on_error={on_error!r}; choose 'stop' or 'skip'.")
+        pictures = [images] if isinstance(images, Picture) else images
+        if isinstance(pictures, Mapping) or not isinstance(pictures, Iterable):
+            raise ValueError(
+                f"Pictures were given as {type(images).__name__}; needed {PICTURES}, or a list."
+            )
+        pictures = list(pictures)
+        if not pictures:
+            raise ValueError("There are no pictures to look at; give at least one.")
+        source = PictureSource(pictures, self.loaded.preprocessing, skip=on_error == "skip")
+        with _bar(len(pictures), shown=progress) as on_batch:
+            features = self._encoder.images(source, on_batch=on_batch)
+        kept = [i for i in range(len(pictures)) if i not in source.failed]
+        sizes = np.array([source.shapes[i] for i in kept], int).reshape(-1, 2)
+        windows = [source.windows[i] for i in kept]
+        boxes = None
+        if features.boxes is not None:
+            squares = cxcywh_to_xyxy(features.boxes[kept]).clip(0, 1)  # all that the model saw
+            boxes = _to_pixels(squares, windows, sizes)
+        whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(kept), 1, 1))
+        return ImageEmbeddings(
+            names=tuple(source.name(i) for i in kept),
+            sizes=sizes,
+            image=features.image[kept],
+            regions=None if features.regions is None else features.regions[kept],
+            boxes_xyxy=boxes,
+            view_xyxy=_to_pixels(whole, windows, sizes)[:, 0],
+            skipped=tuple(
+                Skipped(i, source.name(i), reason) for i, reason in sorted(source.failed.items())
+            ),
+        )
+
+    def embed_texts(self, texts: Sequence[str], kind: str = "caption") -> Float[np.ndarray, "T E"]:
+        """Embeddings of unit length. `kind`: "caption", about whole pictures, or "description", of
+        regions; the model may take captions to be longer. Raises ValueError.
+        """
+        return self._texts(checked_texts(texts, "texts"), kind=kind)
+
+    def _embedded(
+        self, images: Picture | Sequence[Picture] | ImageEmbeddings, *, progress: bool
+    ) -> ImageEmbeddings:
+        """As `embed_images`; raises ValueError for embeddings that cannot be of this model."""
+        embedded = self.embed_images(images, progress=progress)
+        regions, size = embedded.regions is not None, embedded.image.shape[1]
+        wanted = self.loaded.config.model.embed_dim
+        if regions != self.has_regions or size != wanted:
+            raise ValueError(
+                "These pictures were embedded by another model, "
+                f"{'with' if regions else 'without'} regions and in {size} dimensions; this one "
+                f"has {'regions' if self.has_regions else 'none'} and {wanted}. Embed them with it."
+            )
+        return embedded
+
+    def _class_texts(
+        self,
+        labels: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None,
+        templates: Sequence[str] | None,
+        description_template: str,
+    ) -> ClassTexts:
+        checked_texts(labels, "labels")
+        if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+            raise ValueError(
+                f"Label {repeated[0]!r} is given more than once; labels are told apart by name."
+            )
+        if isinstance(templates, str):
+            raise ValueError(f"templates takes a list of texts, not one: [{templates!r}].")
+        described = checked_descriptions(descriptions, labels)
+        texts = make_class_texts(
+            labels,
+            templates=self.loaded.templates if templates is None else templates,
+            descriptions=described,
+            description_template=description_template,
+            title="Zero-shot set 'labels'",
+        )
+        if described and texts.undescribed:
+            self._say(undescribed_note("labels", texts.undescribed, len(labels)))
+        return texts
+
+    def _check_way(self, by: str, description_template: str, *, described: bool) -> None:
+        if by not in WAYS:
+            raise ValueError(f"Unknown by={by!r}; choose one of {WAYS}.")
+        if by == "name_and_regions" and not (described and self.has_regions):
+            raise ValueError(f"by={by!r} needs a GRAIN model and descriptions for its regions.")
+        if description_template != "{}" and (by != "description" or not described):
+            raise ValueError(
+                "description_template is what the whole image meets of a description; it needs "
+                "descriptions and by='description'."
+            )
+
+    def _kind(self) -> str:
+        if self.loaded.config.model.kind == "clip":
+            return "a CLIP model"
+        return f"a GRAIN model without {what_lacks(self.loaded.learned)}"
+
+    def _alpha(self, alpha: float | None, *, described: bool) -> float:
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is the share of the whole image, from 0 to 1; got {alpha:g}.")
+        if alpha is not None and not described:
+            raise ValueError(
+                f"alpha={alpha:g} weighs the whole image against regions, which are compared with "
+                "descriptions; give some, or leave alpha out."
+            )
+        if alpha not in (None, 1) and not self.has_regions:
+            raise ValueError(
+                f"alpha={alpha:g} needs regions, and this is {self._kind()}; leave it out."
+            )
+        return self.default_alpha if alpha is None else alpha
+
+    def _seen(
+        self, embedded: ImageEmbeddings, n: int, texts: ClassTexts, k: int, *, alpha: float
+    ) -> tuple[SeenText, ...]:
+        """What tells class k in picture n, surest first."""
+        if alpha == 1 or embedded.regions is None:
+            described = texts.descriptions[k]
+            whole = self._texts(described, kind="caption") @ embedded.image[n]
+            view = _box(embedded.view_xyxy[n])
+            seen = [
+                SeenText(text, float(cosine), None, view)
+                for text, cosine in zip(described, whole, strict=True)
+            ]
+        else:
+            described = texts.regions[k]
+            cosines = embedded.regions[n] @ self._texts(described, kind="description").T
+            boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
+            seen = _best_regions(described, cosines, boxes)
+        return tuple(sorted(seen, key=lambda one: -one.cosine))
+
+    def _texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
+        """As `Encoder.texts`; a text that was asked before is not embedded again."""
+        missing = [text for text in dict.fromkeys(texts) if (kind, text) not in self._cached]
+        if missing and len(self._cached) + len(missing) > MAX_CACHED_TEXTS:
+            self._cached.clear()
+            missing = list(dict.fromkeys(texts))
+        if missing:
+            cut_before = self._encoder.truncated_texts
+            embed = self._encoder.texts(missing, kind=kind)
+            self._cached |= {(kind, text): row for text, row in zip(missing, embed, strict=True)}
+            if cut := self._encoder.truncated_texts - cut_before:
+                self._say(
+                    f"{cut} of {len(missing)} texts are longer than the "
+                    f"{self._encoder.lengths[kind]} tokens of a {kind} in this model, and cut."
+                )
+            self._note_unknown_words(missing)
+        return np.stack([self._cached[kind, text] for text in texts])
+
+    def _say(self, text: str) -> None:
+        """Tells `note`, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._note(text)
+
+    def _note_unknown_words(self, texts: Sequence[str]) -> None:
+        tokenizer = self.loaded.tokenizer
+        if not isinstance(tokenizer, WordTokenizer):
+            return
+        found = dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text))
+        words = [word for word in found if word not in self._said]
+        self._said.update(words)
+        if words:
+            shown = ", ".join(words[:5])
+            self._say(
+                f"This model has {len(tokenizer.words)} words of its own and takes these for one "
+                f"and the same unknown word: {shown}{', ...' if len(words) > 5 else ''}."
+            )
+
+
+def _best_regions(
+    texts: Sequence[str],
+    cosines: Float[np.ndarray, "Q T"],
+    boxes_xyxy: Float[np.ndarray, "Q 4"] | None,
+) -> list[SeenText]:
+    """`boxes_xyxy`: None where the model's boxes were never trained."""
+    queries = cosines.argmax(axis=0)
+    boxes = None if boxes_xyxy is None else [_box(boxes_xyxy[query]) for query in queries]
+    return [
+        SeenText(text, float(cosines[query, t]), int(query), None if boxes is None else boxes[t])
+        for t, (text, query) in enumerate(zip(texts, queries, strict=True))
+    ]
+
+
+def _box(xyxy: Float[np.ndarray, "4"]) -> Box:
+    x0, y0, x1, y1 = xyxy.tolist()
+    return x0, y0, x1, y1
+
+
+def _to_pixels(
+    squares_xyxy: Float[np.ndarray, "N Q 4"],
+    windows: Sequence[Window],
+    sizes: Int[np.ndarray, "N 2"],
+) -> Float[np.ndarray, "N Q 4"]:
+    """Boxes in [0, 1] of the squares to pixels of the pictures of these heights and widths."""
+    boxes = np.empty_like(squares_xyxy)
+    for n, (window, (height, width)) in enumerate(zip(windows, sizes.tolist(), strict=True)):
+        scale = np.array([width, height, width, height], np.float32)
+        boxes[n] = window.to_picture(squares_xyxy[n]) * scale
+    return boxes
+
+
+def _softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@contextlib.contextmanager
+def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar where the error stream is a terminal; yields what moves it."""
+    if not shown:
+        yield None
+        return
+    console = Console(stderr=True)
+    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn())
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -1,0 +1,203 @@
+"""What a run starts from, opened and checked: the part of training that needs no device."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AbstractMesh
+
+from grain_jax import runtime
+from grain_jax.config import DataConfig, TrainConfig, validate
+from grain_jax.config.validation import unread_notes
+from grain_jax.data.loader import check_batch_fits
+from grain_jax.data.records import Source
+from grain_jax.data.region_coverage import (
+    RegionCoverage,
+    check_regions,
+    needs_regions,
+    region_coverage,
+)
+from grain_jax.data.source import open_source
+from grain_jax.data.text_lengths import text_length_notes
+from grain_jax.data.tokenizer import Tokenizer, build_tokenizer
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluation.best_metric import check_best_metric
+from grain_jax.evaluation.suite import check_inputs
+from grain_jax.loading import initialize
+from grain_jax.models.bundle import ModelBundle
+from grain_jax.models.image_text import build_model
+from grain_jax.models.learned import NOTHING, Learned, learned_before, learns
+from grain_jax.parallel import processes, sharding
+from grain_jax.training import checkpoint
+from grain_jax.training.optimizer import num_steps, num_warmup_steps, rate_factors
+from grain_jax.training.progress import Screen, what_trains
+from grain_jax.training.resume import changed_settings, check_same_data, check_schedule
+from grain_jax.training.state import abstract_boxed_params
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, opened and checked, before anything is on a device."""
+
+    config: TrainConfig  # with the settings that come with the weights of `init`
+    trained: ModelBundle | None  # the weights of `init`, for a new run
+    adopted: Sequence[str]  # settings that came with them
+    source: Source
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+    steps: int  # of the whole schedule
+    warmup_steps: int
+    coverage: RegionCoverage | None  # of the training split, where the run needs regions
+    learned: Learned  # what the weights that it starts from have learned
+    will_learn: Learned  # that and what this run teaches them
+    notes: list[str]
+
+
+@processes.errors_in_all()
+def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Inputs:
+    """Opens weights to start from and data; ValueError for what the user must change.
+
+    `newest`: the checkpoint of `workdir` that the run resumes from, None for a new run.
+    """
+    # Weights to start from, and the settings that come with them.
+    given = initialize.pretrained(config, workdir)
+    config, notes = given.config, [*given.notes]
+    validate(config)
+    notes += unread_notes(config)
+
+    # Data. A batch is a function of the step, so there is no loader state to restore.
+    size = config.model.image_size
+    source = open_source(config.data, config.data.train_split, image_size=size)
+    check_batch_fits(source, config.batch_size)
+    tokenizer = given.tokenizer or build_tokenizer(config.data, pooling=config.model.text.pooling)
+    if tokenizer.vocab_size > config.model.text.vocab_size:
+        raise ValueError(
+            f"data.tokenizer = {config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, "
+            f"model.text.vocab_size = {config.model.text.vocab_size}; raise the latter."
+        )
+    coverage = region_coverage(source) if needs_regions(config) else None
+    if coverage is not None:
+        notes += check_regions(config, coverage)
+    check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
+    learned = NOTHING
+    if newest is not None:
+        learned = learned_before(_saved(workdir, newest))
+    elif given.trained is not None and given.trained.config.model.kind == "grain":
+        learned = given.trained.learned
+    will_learn = learned | learns(config, any_regions=coverage is None or coverage.any_regions)
+    notes += check_best_metric(config, learned=will_learn)
+    steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
+    if newest is None:  # a run that goes on keeps its lengths
+        notes += text_length_notes(source, config, tokenizer)
+    if warmup_steps >= steps:
+        notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
+    notes += _late_notes(config, start_step=newest or 0, steps=steps)
+    return Inputs(
+        config=config,
+        trained=given.trained,
+        adopted=given.adopted,
+        source=source,
+        tokenizer=tokenizer,
+        preprocessing=Preprocessing.from_config(config.data, size),
+        steps=steps,
+        warmup_steps=warmup_steps,
+        coverage=coverage,
+        learned=learned,
+        will_learn=will_learn,
+        notes=notes,
+    )
+
+
+def _late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]:
+    """On settings that name a step which does not come."""
+    notes, last = [], min(steps, config.stop_at_step or steps)
+    if config.stop_at_step > steps:
+        notes.append(
+            f"without effect, as the run has {steps} steps: stop_at_step = {config.stop_at_step}"
+        )
+    profiled = config.logging.profile_step
+    if profiled >= 0 and not start_step < max(profiled, 1) <= last:
+        notes.append(
+            f"without effect, as steps {start_step + 1} to {last} are trained: "
+            f"logging.profile_step = {profiled}, so no trace is written"
+        )
+    return notes
+
+
+@processes.errors_in_all()
+def resume_notes(inputs: Inputs, workdir: Path, step: int, *, change_schedule: bool) -> list[str]:
+    """What changes where the run resumes from `step`; ValueError for what may not change."""
+    saved = _saved(workdir, step)
+    check_same_data(saved, len(inputs.source), workdir)
+    changed = changed_settings(saved["config"], inputs.config, workdir)
+    rate = check_schedule(saved, inputs.config, step=step, workdir=workdir, allowed=change_schedule)
+    return [f"changed: {setting}" for setting in [*changed, *rate]]
+
+
+def _saved(workdir: Path, step: int) -> dict[str, Any]:
+    return checkpoint.read_metadata(workdir.absolute() / checkpoint.FOLDER, step)
+
+
+def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: bool) -> None:
+    """Checks what a run needs but its devices, and says what would start; writes nothing.
+
+    `devices`: "" where their number is not known, "16", or "2x8" for two slices (nodes) of eight.
+    Raises ValueError for what the user must change.
+    """
+    jax.config.update("jax_platforms", "cpu")  # a login node has nothing else
+    num_slices = slice_size = 1
+    if devices:
+        match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", devices)
+        if match is None:
+            raise ValueError(f"--check_devices={devices!r}: expected a number such as 16, or 2x8.")
+        num_slices, slice_size = int(match[1] or 1), int(match[2])
+        sharding.check_slices(config.mesh, num_slices=num_slices, slice_size=slice_size)
+        sharding.check_batch(config, num_slices * slice_size)
+    newest = checkpoint.latest_in_all(workdir)
+    inputs = open_inputs(config, workdir, newest)
+    config, notes = inputs.config, inputs.notes
+    if newest is not None:
+        notes += resume_notes(inputs, workdir, newest, change_schedule=change_schedule)
+    model = build_model(config.model)
+    boxed = abstract_boxed_params(model, config)
+    if devices:
+        shape = sharding.mesh_shape(config.mesh, num_slices * slice_size)
+        sharding.parameter_shardings(boxed, AbstractMesh(shape, sharding.AXES))
+    params = nn.unbox(boxed)
+    rate_factors(params, config.optim.rate_factors)
+    screen = Screen()
+    rows = what_trains(config, params, num_images=len(inputs.source), steps=inputs.steps)
+    screen.table(rows | regions_row(inputs) | {"run folder": run_folder(workdir, newest)})
+    for note in notes:
+        screen.note(note)
+    screen.say("Checked: settings and data. Nothing was started.")
+
+
+def regions_row(inputs: Inputs) -> dict[str, str]:
+    """How many images have regions, for the screen; {} where the run needs none."""
+    return {} if inputs.coverage is None else {"regions": inputs.coverage.sentence()}
+
+
+def run_folder(workdir: Path, step: int | None) -> str:
+    """In words, for the screen; `step`: the checkpoint that is resumed from, None for a new run."""
+    return str(workdir) + (f", resumed at step {step}" if step else "")
+
+
+def fitting_loader(data: DataConfig) -> tuple[DataConfig, list[str]]:
+    """`data` with no more loader processes than this process has CPUs, and a note where it changed.
+
+    Batches stay the same, whoever makes them.
+    """
+    cpus = runtime.usable_cpus()
+    if data.num_workers <= cpus:
+        return data, []
+    return dataclasses.replace(data, num_workers=cpus), [
+        f"data.num_workers = {data.num_workers} loader processes are asked for and this process "
+        f"may use {cpus} of the CPUs: {cpus} are started. Ask the batch system for more CPUs where "
+        "the data wait is not near 0 (Slurm: --cpus-per-task)"
+    ]

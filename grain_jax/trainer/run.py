@@ -1,0 +1,198 @@
+"""A run that trains: what it holds, and what is done to it between its steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import numpy as np
+
+from grain_jax.config import TrainConfig
+from grain_jax.data.batch import Batch
+from grain_jax.data.loader import DevicePrefetch, void_batch
+from grain_jax.data.records import Source
+from grain_jax.evaluation.suite import best_metric_name, evaluate
+from grain_jax.inference.encoder import Encoder
+from grain_jax.models.learned import Learned, learned_in
+from grain_jax.parallel import processes, sharding
+from grain_jax.training import metrics
+from grain_jax.training.checkpoint import Checkpoints
+from grain_jax.training.metrics import MetricsLog, Summary, Window
+from grain_jax.training.progress import Screen, duration
+from grain_jax.training.state import TrainState, count_parameters
+from grain_jax.training.step import TrainStep
+
+STEPS_WITHOUT_BOX = 200  # in a row, of GRAIN, after which the run says so
+
+
+class RunStopped(RuntimeError):
+    """The run cannot continue; the message says why and what to change. Raised in every process."""
+
+
+class StoppedAlone(RunStopped):
+    """The run cannot continue, and where there are other processes, they do not know it."""
+
+
+@dataclass
+class Run:
+    """What `set_up` opens; `state`, `best` and `seconds` change while it trains."""
+
+    config: TrainConfig
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    source: Source
+    steps: int  # of the whole schedule
+    last_step: int  # where this run ends: `steps`, or earlier at `stop_at_step`
+    start_step: int
+    train_step: TrainStep
+    state: TrainState
+    batches: DevicePrefetch[Batch]
+    encoder: Encoder
+    checkpoints: Checkpoints
+    best: float  # highest held-out score that was saved
+    log: MetricsLog
+    seconds: float  # of training, earlier starts included
+    learned: Learned  # what of the decoder has been taught so far
+    last_box_step: int  # the newest log line whose steps had a box
+
+    def void_batch(self) -> Batch:
+        """A batch whose rows of this process are without a record."""
+        size, total = self.config.model.image_size, self.config.batch_size
+        rows = sharding.local_rows(sharding.batch_sharding(self.mesh), total)
+        local = void_batch(self.config.data, size, len(rows))
+        return sharding.put_batch(local, self.mesh, batch_size=total)
+
+    def kept(self) -> str:
+        """What the same command would resume from."""
+        step = self.checkpoints.latest()
+        if step is None:
+            return f"nothing is saved in {self.workdir} yet."
+        return f"step {step} is saved in {self.workdir}, and the same command resumes from it."
+
+    def close(self) -> None:
+        """Ends loader threads, log files and the saving in the background."""
+        self.batches.close()
+        self.log.close()
+        self.checkpoints.close()
+
+
+def stop_over_data(
+    run: Run, window: Window, screen: Screen, *, done: int, failure: ValueError | None
+) -> NoReturn:
+    """Logs and saves what was trained up to step `done`; raises `RunStopped`, in every process.
+
+    `failure` is what this process met; with other processes one of them has met something.
+    """
+    screen.stop()
+    if window.drop_after(done):
+        log_window(
+            run,
+            window.close(batch_size=run.config.batch_size, wait_seconds=run.batches.wait_seconds),
+            screen,
+        )
+    screen.say(f"The data has failed after step {done}: saving before stopping ...")
+    save_before_stopping(run)
+    try:
+        processes.raise_in_all(failure)
+    except ValueError as error:
+        raise RunStopped(f"{error} {run.kept()}") from error
+    raise RunStopped(f"the data has failed after step {done}. {run.kept()}")
+
+
+def save_before_stopping(run: Run) -> None:
+    """Saves what is not saved yet and waits for it; every process calls it.
+
+    Weights within a streak of nonfinite steps are not saved: they would push out good ones, and the
+    next start would resume from them.
+    """
+    step = int(run.state.step)
+    newest = processes.from_first(run.checkpoints.latest())
+    if step > (newest or 0) and not int(run.state.bad_streak):
+        run.checkpoints.save(run.state, step=step)
+    run.checkpoints.wait()
+
+
+def log_window(run: Run, summary: Summary, screen: Screen) -> None:
+    """Writes a window's line; names the images of skipped steps; stops after too many in a row."""
+    run.seconds += summary.seconds
+    epoch = summary.step * run.config.batch_size / len(run.source)
+    run.log.write(summary.step, summary.values | {"epoch": epoch, metrics.SECONDS: run.seconds})
+    left = (run.last_step - summary.step) * summary.seconds_per_step
+    screen.figures(summary.step, summary.values, seconds_left=left)
+    for step, rows in summary.bad_batches.items():
+        ids = _ids(run.source, rows)
+        run.log.write(step, {"bad_batch_index": rows.tolist(), "bad_batch_ids": ids})
+        shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
+        screen.say(f"Step {step} skipped, loss or gradient not finite. Its images: {shown}")
+    follow_regions(run, summary, screen)
+    if replaced := int(summary.values["replaced_images"]):
+        screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")
+    if summary.streak >= run.config.optim.max_bad_steps:
+        run.checkpoints.wait()
+        raise RunStopped(
+            f"loss or gradient was not finite for {summary.streak} steps in a row, up to step "
+            f"{summary.step}. Lower optim.learning_rate, set optim.clip_grad_norm=1, or look at "
+            f"the images named in {run.workdir / metrics.FILE}; {run.kept()}"
+        )
+
+
+def _ids(source: Source, rows: np.ndarray) -> list[str]:
+    """Of the records; their numbers where they cannot be read."""
+    try:
+        return [source[int(row)].id for row in rows]
+    except (ValueError, OSError, RuntimeError):
+        return [f"record {row}" for row in rows.tolist()]
+
+
+def follow_regions(run: Run, summary: Summary, screen: Screen) -> None:
+    """Keeps what the steps have taught of the decoder, and says where they had no box for long."""
+    run.learned = run.learned | learned_in(summary.values, run.config)
+    run.checkpoints.set_learned(run.learned)
+    if run.config.model.kind != "grain" or "box_l1" in summary.values:
+        run.last_box_step = summary.step
+    elif (steps := summary.step - run.last_box_step) >= STEPS_WITHOUT_BOX:
+        run.last_box_step = summary.step
+        run.log.write(summary.step, {"steps_without_boxes": steps})
+        screen.say(f"Up to step {summary.step}, {steps} steps had no box to learn from.")
+
+
+def score(run: Run, step: int) -> float | None:
+    """Measures what is held out, and returns what decides on keep-best; None without such data."""
+    encoder = run.encoder.with_params(run.state.inference_params)
+    try:
+        with sharding.use_mesh(run.mesh):
+            results = evaluate(encoder, run.config, final=False, note=lambda _: None)
+    except ValueError as error:
+        if (stopped := stopped_by(error)) is RunStopped:  # a save takes all processes
+            save_before_stopping(run)
+        raise stopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
+    run.log.write(step, results)
+    name = best_metric_name(run.config)
+    if name and name not in results and run.config.checkpoint.keep_best:
+        save_before_stopping(run)
+        raise RunStopped(
+            f"{name!r}, by which keep-best goes, could be measured when the run began and cannot "
+            f"any more: the data has changed. {run.kept()}"
+        )
+    # The last bit may differ between machines, and a save that only some begin waits for ever.
+    return processes.from_first(results.get(name))
+
+
+def stopped_by(error: ValueError) -> type[RunStopped]:
+    """How to stop after an evaluation's error: with all processes, or alone."""
+    known_to_all = isinstance(error, processes.FailedInAll) or not processes.are_many()
+    return RunStopped if known_to_all else StoppedAlone
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What the report says of the training."""
+    shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    return {
+        "training images": f"{len(run.source):,}",
+        "steps": f"{int(run.state.step):,} of {run.steps:,}",
+        "training time": f"{duration(run.seconds)}, without compiling and evaluating",
+        "parameters": f"{count_parameters(run.state.params):,}",
+        "skipped steps": str(int(run.state.skipped)),
+        "mesh": shape,
+        "commit": run.checkpoints.commit or "of an installed package",
+    }

@@ -1,0 +1,135 @@
+"""The loss that is trained on: contrastive + boxes + regions, on the global batch.
+
+Written for the whole batch, with no collective of its own: under jit on a sharded batch the
+negatives and the normalisers are those of all devices.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+from grain_jax.boxes import cxcywh_to_xyxy, smoothed_iou
+from grain_jax.config import LossConfig
+from grain_jax.losses.box_losses import box_loss, clip_boxes
+from grain_jax.losses.contrastive import contrastive_loss
+from grain_jax.losses.masked_mean import Metrics, masked_mean
+from grain_jax.losses.matching import match, matching_cost
+from grain_jax.losses.regions import image_description_loss, region_loss, shifted_labels
+from grain_jax.models.outputs import Output
+
+
+def total_loss(
+    output: Output,
+    *,
+    caption_key: Integer[Array, "B"],
+    description_key: Integer[Array, "B M"],
+    boxes: Float[Array, "B M 4"],
+    region_mask: Bool[Array, "B M"],
+    config: LossConfig,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The weighted sum in float32, and each term's (sum, weight), which is not yet weighted.
+
+    `boxes` are cxcywh of the real regions (`region_mask`); one without area after clipping to the
+    image is no target of boxes or regions, but its description stays a negative. A model without
+    regions (CLIP) has only the terms on images. A term of weight 0 is not computed, except the
+    first and the box terms, which are always reported.
+    """
+    image, descriptions = output.image, output.description_embed
+    total, metrics = contrastive_loss(
+        image.image_embed,
+        output.caption_embed,
+        output.logit_scale,
+        key=caption_key if config.duplicate_captions == "mask" else None,
+    )
+    total = config.contrastive_weight * total
+    key = description_key if config.duplicate_descriptions == "mask" else None
+    described = region_mask
+    if output.description_kept is not None:
+        described = region_mask & output.description_kept
+        dropped, real = (
+            mask.sum(dtype=jnp.float32) for mask in (region_mask & ~described, region_mask)
+        )
+        metrics = metrics | {"descriptions_dropped": (dropped, real)}
+
+    if config.image_description_weight:
+        loss, terms = image_description_loss(
+            image.image_embed,
+            _needed(descriptions),
+            output.logit_scale,
+            described=described,
+            key=key,
+            empty=config.empty_batch,
+        )
+        total, metrics = total + config.image_description_weight * loss, metrics | terms
+
+    if image.boxes is not None and image.region_embed is not None:
+        target, has_area = clip_boxes(boxes)
+        matched = region_mask & has_area
+        query = _matched_queries(image.boxes, target, matched, config)
+        loss, terms = box_loss(_take(image.boxes, query), target, matched, empty=config.empty_batch)
+        total, metrics = total + config.box_weight * loss, metrics | terms
+        metrics["match_iou"] = _match_iou(_take(image.boxes, query), target, matched)
+
+        if config.auxiliary_box_weight and image.auxiliary_boxes is not None:
+            loss, terms = _auxiliary_loss(image.auxiliary_boxes, target, matched, config)
+            total, metrics = total + config.auxiliary_box_weight * loss, metrics | terms
+
+        if config.region_weight:
+            slots = jnp.arange(matched.shape[1])
+            label = jnp.broadcast_to(slots[None], matched.shape)
+            if config.region_labels == "official":
+                label = shifted_labels(region_mask, matched)
+            loss, terms = region_loss(
+                _take(image.region_embed, query),
+                _needed(descriptions),
+                output.region_logit_scale,
+                matched=matched & jnp.take_along_axis(described, label, axis=1),
+                described=described,
+                label=label,
+                key=key,
+                empty=config.empty_batch,
+            )
+            total, metrics = total + config.region_weight * loss, metrics | terms
+
+    return total, {"loss": (total, jnp.ones((), jnp.float32)), **metrics}
+
+
+def _needed(description_embed: Array | None) -> Array:
+    if description_embed is None:
+        raise ValueError(
+            "The loss has terms on descriptions, and the model was given none; pass descriptions, "
+            "or set loss.region_weight and loss.image_description_weight to 0."
+        )
+    return description_embed
+
+
+def _take(values: Array, query: Array) -> Array:
+    """Values [B, Q, X] of the query matched to each region, [B, M, X]."""
+    return jnp.take_along_axis(values, query[:, :, None], axis=1)
+
+
+def _matched_queries(predicted: Array, target: Array, mask: Array, config: LossConfig) -> Array:
+    cost = matching_cost(
+        predicted, target, l1_cost=config.match_l1_cost, giou_cost=config.match_giou_cost
+    )
+    return match(cost, mask)
+
+
+def _match_iou(predicted: Array, target: Array, mask: Array) -> tuple[Array, Array]:
+    iou = smoothed_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target))
+    _, metric = masked_mean(jax.lax.stop_gradient(iou), mask)
+    return metric
+
+
+def _auxiliary_loss(
+    layers: Float[Array, "B A Q 4"], target: Array, mask: Array, config: LossConfig
+) -> tuple[Array, Metrics]:
+    """The box loss of each earlier layer, matched on its own, summed over layers as DETR does."""
+
+    def layer_loss(predicted: Array) -> tuple[Array, Metrics]:
+        query = _matched_queries(predicted, target, mask, config)
+        return box_loss(_take(predicted, query), target, mask, empty=config.empty_batch)
+
+    losses, terms = jax.vmap(layer_loss, in_axes=1)(layers)
+    total = sum((total.sum() for total, _ in terms.values()), jnp.zeros((), jnp.float32))
+    return losses.sum(), {"auxiliary_box": (total, mask.sum(dtype=jnp.float32))}

@@ -1,0 +1,1 @@
+"""How class texts and images make scores."""

@@ -1,0 +1,191 @@
+"""Zero-shot methods: which texts of a class an image is compared with, and how scores are made.
+
+A method is an entry of `METHODS`. It says what it compares images with (`texts`), at which alphas
+it is measured, and how the parts of `ComponentScores` make its score; `tests/zero_shot/test_methods.py` runs
+over every entry.
+"""
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from grain_jax.zero_shot.scorers import (
+    ClassTexts,
+    TextBank,
+    global_scores,
+    mixed_scores,
+    region_scores,
+    text_bank,
+)
+
+EncodeTexts = Callable[..., Float[np.ndarray, "T E"]]  # called as `Encoder.texts` is
+NAMES, DESCRIPTIONS, REGIONS = "names", "descriptions", "regions"  # kinds of class texts
+
+
+@dataclass(frozen=True)
+class ClassBanks:
+    """The encoded texts of K classes, as far as model, texts and methods have use for them."""
+
+    names: TextBank | None = None
+    descriptions: TextBank | None = None
+    regions: TextBank | None = None
+
+    def kinds(self) -> set[str]:
+        """Which of them there are."""
+        return {kind for kind in (NAMES, DESCRIPTIONS, REGIONS) if getattr(self, kind) is not None}
+
+
+class ComponentScores:
+    """Scores of N images for K classes by each kind of text, each computed when first asked for.
+
+    `name_ensemble` and `region_score` are those of `scorers.global_scores` and `region_scores`.
+    """
+
+    def __init__(
+        self,
+        image: Float[np.ndarray, "N E"],
+        regions: Float[np.ndarray, "N Q E"] | None,
+        banks: ClassBanks,
+        *,
+        name_ensemble: str,
+        region_score: str,
+    ):
+        self.banks = banks
+        self._image, self._regions = image, regions
+        self._name_ensemble, self._region_score = name_ensemble, region_score
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether regions can be scored: the model has them and a class has a description."""
+        return self._regions is not None and self.banks.regions is not None
+
+    @functools.cached_property
+    def by_name(self) -> Float[np.ndarray, "N K"]:
+        """The image against the class name in its templates."""
+        assert self.banks.names is not None
+        return global_scores(self._image, self.banks.names, ensemble=self._name_ensemble)
+
+    @functools.cached_property
+    def by_description(self) -> Float[np.ndarray, "N K"]:
+        """The image against the descriptions of the class."""
+        assert self.banks.descriptions is not None
+        return global_scores(self._image, self.banks.descriptions, ensemble="cosine")
+
+    @functools.cached_property
+    def by_region(self) -> Float[np.ndarray, "N K"]:
+        """The regions against the descriptions of the class."""
+        assert self._regions is not None
+        assert self.banks.regions is not None
+        return region_scores(self._regions, self.banks.regions, reduction=self._region_score)
+
+
+@runtime_checkable
+class ZeroShotMethod(Protocol):
+    """A way to score classes; see `METHODS`."""
+
+    @property
+    def texts(self) -> Collection[str]:
+        """Kinds of class texts without which it cannot be asked."""
+        ...
+
+    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
+        """Those of the `given` alphas at which it is measured; None: it has no alpha."""
+        ...
+
+    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
+        """Higher is more similar. alpha in [0, 1] weighs the image against its regions."""
+        ...
+
+
+class ByName:
+    """The image against the class name in its templates, as CLIP."""
+
+    texts = frozenset({NAMES})
+
+    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
+        return (None,)
+
+    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
+        return components.by_name
+
+
+class ByNameAndRegions:
+    """The name's score with the region score mixed in: the official protocol (0 < alpha < 1)."""
+
+    texts = frozenset({NAMES, REGIONS})
+
+    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
+        return [alpha for alpha in given if 0 < alpha < 1] if has_regions else []
+
+    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
+        assert alpha is not None
+        return mixed_scores(components.by_name, components.by_region, alpha)
+
+
+class ByDescription:
+    """The image, and as far as the model has them its regions, against the descriptions."""
+
+    texts = frozenset({DESCRIPTIONS})
+
+    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
+        return list(given) if has_regions else (1.0,)
+
+    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
+        assert alpha is not None
+        if not components.has_regions:
+            return components.by_description
+        return mixed_scores(components.by_description, components.by_region, alpha)
+
+
+METHODS: Mapping[str, ZeroShotMethod] = {
+    "name": ByName(),
+    "name_and_regions": ByNameAndRegions(),
+    "description": ByDescription(),
+}
+
+
+def check_methods(names: Collection[str]) -> None:
+    """Raises ValueError for a method that there is not."""
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ValueError(f"Unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
+
+
+def encode_banks(
+    encode_texts: EncodeTexts, texts: ClassTexts, *, by: Collection[str], has_regions: bool
+) -> ClassBanks:
+    """Encodes what the methods `by` compare images with; `has_regions`: whether the model has any.
+
+    Descriptions are left out where no class has one.
+    """
+    described = len(texts.undescribed) < len(texts.names)
+    wanted = set().union(*(METHODS[name].texts for name in by))
+    return ClassBanks(
+        names=text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
+        if NAMES in wanted
+        else None,
+        descriptions=text_bank(lambda t: encode_texts(t, kind="caption"), texts.descriptions)
+        if described and DESCRIPTIONS in wanted
+        else None,
+        regions=text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
+        if described and has_regions
+        else None,
+    )
+
+
+def scores_by_method(
+    components: ComponentScores, *, alphas: Sequence[float], by: Collection[str]
+) -> dict[str, Float[np.ndarray, "N K"]]:
+    """Scores of N images for K classes under "name", "description/alpha<a>" and so on: of the
+    methods `by`, those whose texts there are.
+    """
+    scores = {}
+    for name, method in METHODS.items():
+        if name in by and set(method.texts) <= components.banks.kinds():
+            for alpha in method.alphas(alphas, has_regions=components.has_regions):
+                key = name if alpha is None else f"{name}/alpha{alpha:g}"
+                scores[key] = method.scores(components, alpha)
+    return scores

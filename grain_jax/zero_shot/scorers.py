@@ -1,0 +1,228 @@
+"""How an image scores against a class: by name, by descriptions, by regions, and mixtures; on
+cached embeddings.
+
+Every embedding has unit length, so a dot product is a cosine. Classes are bound to texts by name
+(`class_texts`) and every class has at least one text in every bank, so that no score is ever a mean
+of nothing.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.data.records import ZeroShotSet
+
+MAX_CELLS = 1 << 24  # similarities held at once by `region_scores`
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """Texts of each class, in the order of `ZeroShotSet.class_names`; none is empty."""
+
+    names: tuple[tuple[str, ...], ...]  # the name in every template
+    descriptions: tuple[tuple[str, ...], ...]  # what the image embedding is compared with
+    regions: tuple[tuple[str, ...], ...]  # single descriptions, what region embeddings meet
+    undescribed: tuple[str, ...]  # classes that fell back to their name
+
+
+def class_texts(dataset: ZeroShotSet) -> ClassTexts:
+    """`make_class_texts` of a set."""
+    return make_class_texts(
+        dataset.class_names,
+        templates=dataset.templates,
+        descriptions=dataset.descriptions,
+        description_template=dataset.description_template,
+        global_texts=dataset.global_texts,
+        name_texts=dataset.name_texts,
+        title=f"Zero-shot set {dataset.name!r}",
+    )
+
+
+def make_class_texts(
+    names: Sequence[str],
+    *,
+    templates: Sequence[str],
+    descriptions: Mapping[str, Sequence[str]],
+    description_template: str = "{}",
+    global_texts: Mapping[str, Sequence[str]] | None = None,
+    name_texts: Mapping[str, str] | None = None,
+    title: str = "Classes",
+) -> ClassTexts:
+    """Texts of every class. A class without descriptions falls back to its name: templates for the
+    image, the bare name for the regions.
+
+    Args:
+        names: of the classes, each once.
+        templates: prompts by name; "{}" takes the name.
+        descriptions: class name to descriptions; a class may be missing.
+        description_template: what the image meets of a description; "{}" takes it, "{name}" the
+            class name.
+        global_texts: class name to texts about the whole image, instead of filled descriptions.
+        name_texts: class name to what prompts call it, where that is another.
+        title: what to call the set in errors.
+
+    Raises ValueError on duplicate classes, descriptions of unknown classes, bad templates.
+    """
+    global_texts, name_texts = global_texts or {}, name_texts or {}
+    if not names:
+        raise ValueError(f"{title} has no classes; give at least one.")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(
+            f"{title} lists class {repeated[0]!r} more than once; classes "
+            "are told apart by name, so give each its own."
+        )
+    for texts in (descriptions, global_texts, name_texts):
+        if unknown := sorted(set(texts) - set(names)):
+            raise ValueError(
+                f"{title} describes {unknown[0]!r}, which is not among its "
+                f"{len(names)} classes; use the exact class names as keys."
+            )
+    if not templates:
+        raise ValueError(f"{title} has no prompt template; give one, or '{{}}'.")
+    for template in (*templates, description_template):
+        if template.count("{}") != 1:
+            raise ValueError(
+                f"Template {template!r} needs exactly one '{{}}' for the text it takes."
+            )
+    by_name, by_description, by_region, undescribed = [], [], [], []
+    for name in names:
+        called = name_texts.get(name, name)
+        prompts = tuple(_fill(template, called, called) for template in templates)
+        described = _told(descriptions.get(name, ()))
+        whole = _told(global_texts.get(name, ()))
+        if not described and not whole:
+            undescribed.append(name)
+        filled = tuple(_fill(description_template, text, called) for text in described)
+        by_name.append(prompts)
+        by_description.append(whole or filled or prompts)
+        by_region.append(described or (called,))
+    return ClassTexts(tuple(by_name), tuple(by_description), tuple(by_region), tuple(undescribed))
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """Embeddings of the texts of K classes: each different text once, and which rows belong to
+    which class.
+
+    Classes with the same texts are scored once: computed apart, their scores differ in the last bit
+    wherever a matrix product treats their columns unlike, and would not tie.
+    """
+
+    embed: Float[np.ndarray, "T E"]
+    members: tuple[Int[np.ndarray, "_"], ...]  # of class k: rows of `embed`, at least one
+
+    @property
+    def distinct(self) -> tuple[tuple[Int[np.ndarray, "_"], ...], Int[np.ndarray, "K"]]:
+        """The members of classes that differ, and which of them each class has."""
+        position: dict[bytes, int] = {}
+        first: list[np.ndarray] = []
+        of_class = np.empty(len(self.members), int)
+        for k, rows in enumerate(self.members):
+            key = np.sort(rows).tobytes()
+            if key not in position:
+                position[key] = len(first)
+                first.append(rows)
+            of_class[k] = position[key]
+        return tuple(first), of_class
+
+    def __post_init__(self):
+        for position, rows in enumerate(self.members):
+            if len(rows) == 0:
+                raise ValueError(f"Class {position} has no text to compare with; give it one.")
+
+
+def text_bank(
+    encode: Callable[[list[str]], Float[np.ndarray, "T E"]], texts: Sequence[Sequence[str]]
+) -> TextBank:
+    """Encodes the texts of K classes, each different text once."""
+    row = {text: i for i, text in enumerate(_unique(text for group in texts for text in group))}
+    return TextBank(
+        encode(list(row)), tuple(np.array([row[text] for text in group], int) for group in texts)
+    )
+
+
+def global_scores(
+    image: Float[np.ndarray, "N E"], bank: TextBank, *, ensemble: str
+) -> Float[np.ndarray, "N K"]:
+    """Cosine of the image with a class's texts, whose ensemble is one of
+
+    - "embedding": the mean text embedding scaled back to unit length (CLIP's prompt ensemble);
+    - "cosine": the mean of the cosines, so without scaling back (official GRAIN; Menon & Vondrick).
+    """
+    members, of_class = bank.distinct
+    vectors = np.stack([bank.embed[rows].mean(axis=0) for rows in members])  # [distinct, E]
+    match ensemble:
+        case "embedding":
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        case "cosine":
+            pass  # a mean of cosines is the cosine-like product with the mean embedding
+        case _:
+            raise ValueError(f"Unknown text ensemble {ensemble!r}; choose 'embedding' or 'cosine'.")
+    return _of_classes(image @ vectors.T, of_class)
+
+
+def region_scores(
+    regions: Float[np.ndarray, "N Q E"], bank: TextBank, *, reduction: str
+) -> Float[np.ndarray, "N K"]:
+    """Cosine of region embeddings with a class's descriptions, reduced over queries and
+    descriptions as
+
+    - "descriptions": mean over descriptions of the best query (each description has to be found
+      somewhere);
+    - "queries": mean over queries of the best description (official GRAIN: each query has to
+      explain itself).
+    """
+    if reduction not in ("descriptions", "queries"):
+        raise ValueError(
+            f"Unknown region score {reduction!r}; choose 'descriptions' or 'queries' (official)."
+        )
+    members, of_class = bank.distinct
+    rows = np.concatenate(members)
+    counts = np.array([len(rows) for rows in members])
+    starts = np.cumsum(counts) - counts
+    num_images, num_queries, width = regions.shape
+    step = max(1, MAX_CELLS // max(1, num_queries * max(len(bank.embed), len(rows))))
+    scores = np.empty((num_images, len(counts)), np.float32)
+    for start in range(0, num_images, step):
+        block = regions[start : start + step]
+        similarity = (block.reshape(-1, width) @ bank.embed.T).reshape(*block.shape[:2], -1)
+        if reduction == "descriptions":
+            best = similarity.max(axis=1)[:, rows]  # [n, all texts]
+            scores[start : start + step] = np.add.reduceat(best, starts, axis=1) / counts
+        else:
+            best = np.maximum.reduceat(similarity[:, :, rows], starts, axis=2)  # [n, Q, K]
+            scores[start : start + step] = best.mean(axis=1)
+    return _of_classes(scores, of_class)
+
+
+def _of_classes(
+    scores: Float[np.ndarray, "N distinct"], of_class: Int[np.ndarray, "K"]
+) -> Float[np.ndarray, "N K"]:
+    return scores if len(of_class) == scores.shape[1] else scores[:, of_class]
+
+
+def mixed_scores(
+    whole: Float[np.ndarray, "N K"], regions: Float[np.ndarray, "N K"], alpha: float
+) -> Float[np.ndarray, "N K"]:
+    """alpha * whole-image score + (1 - alpha) * region score, alpha in [0, 1] (official: alpha =
+    1).
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the share of the whole-image score, in [0, 1]; got {alpha}.")
+    return (alpha * whole + (1 - alpha) * regions).astype(np.float32)
+
+
+def _unique(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+def _told(texts: Iterable[str]) -> tuple[str, ...]:
+    return _unique(text for text in texts if text.strip())
+
+
+def _fill(template: str, text: str, name: str) -> str:
+    return re.sub(r"\{name\}|\{\}", lambda hole: text if hole[0] == "{}" else name, template)

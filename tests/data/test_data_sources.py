@@ -1,0 +1,102 @@
+"""What every data set keeps to that a run can be told to train on."""
+
+import numpy as np
+import pytest
+
+from grain_jax.config import DataConfig, TrainConfig, WorldConfig
+from grain_jax.data.importers import IMPORTERS
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.source import DATA_SOURCES, DataSource, data_source, open_source
+from grain_jax.data.tfds_records import (
+    SplitShards,
+    encode_record,
+    shard_path,
+    write_metadata,
+    write_shard,
+)
+
+SIZE = 32
+
+
+@pytest.fixture(params=DATA_SOURCES)
+def config(request, tmp_path) -> DataConfig:
+    world = WorldConfig(num_train_images=4, num_eval_images=25)
+    if request.param == "world":
+        return DataConfig(source="world", world=world)
+    region = Region((0.0, 0.0, 0.5, 1.0), "a red crest")
+    records = [
+        Record(str(i), b"image", (Caption(f"bird {i}"),), (region,), label="wren") for i in range(3)
+    ]
+    sizes = {}
+    for split in ("train", "dev"):
+        path = shard_path(tmp_path, split, 0, 1)
+        sizes[split] = SplitShards((3,), write_shard(path, map(encode_record, records)).num_bytes)
+    write_metadata(tmp_path, sizes)
+    return DataConfig(source="records", directory=str(tmp_path), eval_split="dev", world=world)
+
+
+def test_it_says_of_itself_what_general_code_asks(config):
+    data = data_source(config, image_size=SIZE)
+    assert isinstance(data, DataSource)
+    assert all(template.count("{}") == 1 for template in data.templates)
+    assert len(set(data.example_texts.labels)) == 2
+    for text in (data.training_data(), data.origin(num_images="3", length="for 2 steps")):
+        assert text
+    assert all(limit.endswith(".") for limit in data.limits())
+    assert data.held_out_split in data.reserved_names
+    words = data.vocabulary()
+    assert words is None or "a" in words
+
+
+def test_its_splits_open_and_hold_records(config):
+    data = data_source(config, image_size=SIZE)
+    for split in ("train", data.held_out_split, data.shown_split):
+        source = data.records(split)
+        assert len(source) > 0
+        assert open_source(config, split, image_size=SIZE)[0].id == source[0].id
+        for region in source[0].regions:
+            x0, y0, x1, y1 = region.box_xyxy
+            assert 0 <= x0 < x1 <= 1
+            assert 0 <= y0 < y1 <= 1
+    with pytest.raises(ValueError, match="split"):
+        data.records("elsewhere")
+
+
+def test_its_evaluation_sets_have_names_of_their_own_and_as_many_images_as_asked(config):
+    data = data_source(config, image_size=SIZE)
+    whole = list(data.evaluation_sets(limit=None))
+    assert {held_out.name for held_out in whole} <= set(data.reserved_names)
+    assert len({held_out.name for held_out in whole}) == len(whole)
+    (steering,) = data.evaluation_sets(limit=2)
+    assert steering.name == data.held_out_split
+    assert len(steering.source) == 2
+    for held_out in (*whole, steering):
+        assert (held_out.zero_shot is None) == (held_out.methods == ())
+        if held_out.zero_shot is not None:
+            assert held_out.zero_shot.source is held_out.source
+
+
+def test_its_metric_is_of_a_set_that_steers(config):
+    data = data_source(config, image_size=SIZE)
+    metric = data.default_metric(TrainConfig(data=config))
+    assert metric.startswith(f"{data.held_out_split}/")
+    assert data.summary({}, (1.0, 0.0)) == {}
+
+
+def test_an_unknown_one_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"Unknown data\.source 'webdataset'; choose 'world' or"):
+        data_source(DataConfig(source="webdataset"), image_size=SIZE)
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_every_importer_says_how_it_is_called(name):
+    assert name == name.lower()
+    assert callable(IMPORTERS[name])
+    assert (IMPORTERS[name].__doc__ or "").strip()
+
+
+def test_images_of_drawn_sets_have_the_size_asked_for():
+    world = DataConfig(world=WorldConfig(num_train_images=1, num_eval_images=25))
+    image = data_source(world, image_size=SIZE).records("train")[0].image
+    assert isinstance(image, np.ndarray)
+    assert image.shape == (SIZE, SIZE, 3)

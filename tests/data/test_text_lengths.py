@@ -1,0 +1,141 @@
+"""What a run says about the lengths of its texts before it starts."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+import tiny_world
+
+import grain_jax.train
+from grain_jax.config import DataConfig, ModelConfig, TrainConfig
+from grain_jax.data import text_lengths
+from grain_jax.data.captions import choose_caption
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.text_lengths import text_length_notes
+from grain_jax.data.tokenizer import ClipTokenizer
+
+BOX = (0.1, 0.1, 0.9, 0.9)
+TOKENIZER = ClipTokenizer()
+
+
+def records(count: int = 300, *, words: int = 30, regions: int = 3) -> list[Record]:
+    """Captions of up to `words` words, up to `regions` of up to 5 words; one word is one token."""
+    rng = random.Random(0)
+
+    def text(most: int) -> str:
+        return " ".join(["dog"] * rng.randint(1, most))
+
+    return [
+        Record(
+            str(index),
+            b"",
+            captions=(Caption(text(words)), Caption(text(words // 2), "synthetic")),
+            regions=tuple(Region(BOX, text(5)) for _ in range(rng.randint(0, regions))),
+        )
+        for index in range(count)
+    ]
+
+
+def recipe(**changes: object) -> TrainConfig:
+    config = TrainConfig(data=DataConfig(source="records", directory="x"), model=ModelConfig())
+    for path, value in changes.items():
+        section, name = path.split("__")
+        setattr(getattr(config, section), name, value)
+    return config
+
+
+def applied(note: str, config: TrainConfig) -> TrainConfig:
+    """`config` with the settings that the note proposes, as the command line reads them."""
+    for section, name, value in re.findall(r"--config\.(\w+)\.(\w+)=([\d.]+)", note):
+        owner = getattr(config, section)
+        setattr(owner, name, type(getattr(owner, name))(value))
+    return config
+
+
+def test_the_lengths_proposed_save_what_is_said_and_cut_nothing():
+    source = records()
+    (note,) = text_length_notes(source, recipe(), TOKENIZER)
+    assert "captions have at most 32 tokens" in note
+    assert "descriptions have at most 7 tokens" in note
+    assert "images have 1." in note
+    config = applied(note, recipe())
+    assert (config.data.caption_length, config.data.description_length) == (32, 8)
+    capacity = config.model.description_capacity
+    # What the step computes: positions of an image's caption and of its places for descriptions.
+    saved = 1 - (32 + capacity * 5 * 8) / (77 + 5 * 32)
+    assert f"would save {100 * saved:.2g} %" in note
+    captions = {caption.text for record in source for caption in record.captions}
+    assert not TOKENIZER.encode([*captions], 32)[1].any()
+    descriptions = {region.description for record in source for region in record.regions}
+    assert not TOKENIZER.encode([*descriptions], 8)[1].any()
+    assert text_length_notes(source, config, TOKENIZER) == []  # nothing is left to say
+
+
+@pytest.mark.parametrize("batch_size", [16, 256])
+def test_the_batches_of_the_sample_fit_the_capacity(batch_size):
+    source = records(1_000)
+    config = recipe()
+    config.batch_size = batch_size
+    (note,) = text_length_notes(source, config, TOKENIZER)
+    capacity = applied(note, config).model.description_capacity
+    counts = np.array([len(record.regions) for record in source])
+    rng = np.random.default_rng(0)
+    fullest = max(rng.choice(counts, batch_size).sum() for _ in range(500))
+    assert fullest <= capacity * batch_size * config.data.max_regions
+    mean = counts.mean() / config.data.max_regions
+    assert mean < capacity < mean * (2 if batch_size == 16 else 1.3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text__pooling": "last"},
+        {"data__caption_length": 32, "loss__region_weight": 0.0},  # what captions need
+        {"data__caption_length": 32, "model__kind": "clip"},
+    ],
+)
+def test_nothing_is_said_where_nothing_would_be_saved(changes):
+    pooling = changes.pop("text__pooling", "end")
+    config = recipe(**changes)
+    config.model.text.pooling = pooling
+    assert text_length_notes(records(), config, TOKENIZER) == []
+
+
+def test_texts_that_are_cut_are_told_with_how_many():
+    config = recipe(data__caption_length=16, data__description_length=8)
+    cut, *_ = text_length_notes(records(), config, TOKENIZER)
+    assert re.match(r"\d\d? % of captions have more tokens than data.caption_length = 16", cut)
+    assert "up to 32" in cut
+    config.model.text.context_length = 24
+    cut, *_ = text_length_notes(records(), config, TOKENIZER)
+    assert "more than 24" in cut
+
+
+@pytest.mark.parametrize("synthetic", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("joined", [0.0, 0.5, 1.0])
+def test_the_captions_counted_are_those_that_training_may_choose(synthetic, joined):
+    both = records(3, regions=1)
+    alone = Record("alone", b"", captions=(Caption("cat", "synthetic"),))
+    config = DataConfig(synthetic_caption_probability=synthetic, region_caption_probability=joined)
+    rng = random.Random(0)
+    for record in (*both, alone):
+        drawn = {choose_caption(record, record.regions, config, rng) for _ in range(100)}
+        assert set(text_lengths._possible_captions(record, config)) == drawn
+
+
+def test_a_slow_source_is_looked_at_for_a_bounded_time(monkeypatch):
+    monkeypatch.setattr(text_lengths, "SECONDS", -1.0)
+    found = text_lengths.text_lengths(records(1_000), recipe(), TOKENIZER)
+    assert found.images == 1_000 / text_lengths.PARTS
+
+
+def test_a_check_says_it(tmp_path, monkeypatch, capsys):
+    """As typed, with the data replaced by records of another source."""
+    source = records(48, words=6)
+    monkeypatch.setattr("grain_jax.trainer.inputs.open_source", lambda *a, **k: source)
+    arguments = [f"--config={tiny_world.__file__}", f"--workdir={tmp_path}/run", "--check"]
+    assert grain_jax.train.main(arguments) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--config.data.caption_length=8" in printed
+    assert "of the text tower's positions (48 images looked at)" in printed

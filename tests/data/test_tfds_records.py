@@ -1,0 +1,185 @@
+"""Records on disk: what is written is read, by TFDS, without TensorFlow."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from grain_jax.config import DataConfig
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.source import open_source
+from grain_jax.data.tfds_records import (
+    RecordSource,
+    SplitShards,
+    encode_record,
+    features,
+    shard_path,
+    write_metadata,
+    write_shard,
+)
+
+RECORDS = [
+    Record(
+        id=f"récord/{i}",
+        image=bytes([i, 0, 255]),
+        captions=(Caption("a bird"), Caption("ein Vögelchen", "synthetic")),
+        regions=tuple(
+            Region((0.0, 0.25, 0.5, 1.0), f"part {k} of {i}", 0.5 + k / 8) for k in range(i)
+        ),
+        label="wren" if i else None,
+    )
+    for i in range(5)
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shards = [RECORDS[:2], RECORDS[2:]]
+    sizes = 0
+    for number, records in enumerate(shards):
+        path = shard_path(tmp_path, "train", number, 2)
+        sizes += write_shard(path, map(encode_record, records)).num_bytes
+    write_metadata(tmp_path, {"train": SplitShards((2, 3), sizes)})
+    return tmp_path
+
+
+def test_records_come_back(folder: Path) -> None:
+    source = open_source(DataConfig(source="records", directory=str(folder)), "train", image_size=8)
+    assert len(source) == 5
+    assert [source[i] for i in range(5)] == RECORDS
+    assert RecordSource(folder, "train[3:]")[0] == RECORDS[3]
+    again = pickle.loads(pickle.dumps(source))
+    assert again[4] == RECORDS[4]
+
+
+def test_tfds_knows_the_folder(folder: Path) -> None:
+    info = tfds.builder_from_directory(str(folder)).info
+    assert info.splits["train"].num_examples == 5
+    assert info.splits["train"].num_bytes == sum(len(encode_record(r)) for r in RECORDS)
+    assert set(info.features) == set(features())
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def records():
+        yield encode_record(RECORDS[0])
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError):
+        write_shard(tmp_path / "shard", records())
+    assert not (tmp_path / "shard").exists()
+
+
+def test_pixels_are_not_stored() -> None:
+    with pytest.raises(ValueError, match="only encoded images"):
+        encode_record(Record("x", np.zeros((2, 2, 3), np.uint8)))
+
+
+def test_splits_can_be_sliced_and_added(folder: Path) -> None:
+    whole = RecordSource(folder, "train")
+    parts = RecordSource(folder, "train[:50%] + train[50%:]")
+    assert [parts[i] for i in range(len(parts))] == [whole[i] for i in range(len(whole))]
+
+
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    assert len(RecordSource(folder, "train[:50%] + train[50%:]")) == len(
+        RecordSource(folder, "train")
+    )
+    with pytest.raises(ValueError, match="no split 'test'; it has \\['train'\\]"):
+        RecordSource(folder, "test")
+    with pytest.raises(ValueError, match="holds no prepared data set"):
+        RecordSource(tmp_path / "elsewhere", "train")
+    with pytest.raises(ValueError, match=r"needs data\.directory"):
+        RecordSource("", "train")
+    with pytest.raises(ValueError, match="'world' or 'records'"):
+        open_source(DataConfig(source="webdataset"), "train", image_size=8)
+
+
+def test_another_kind_of_data_set_is_refused(tmp_path: Path) -> None:
+    write_shard(shard_path(tmp_path, "train", 0, 1), [encode_record(RECORDS[0])])
+    kinds = tfds.features
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(tmp_path),
+        features=kinds.FeaturesDict({"id": kinds.Text()}),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name="train", shard_lengths=[1], num_bytes=1, filename_template=None
+            )
+        ],
+        check_data=False,
+    )
+    with pytest.raises(ValueError, match="lacks"):
+        RecordSource(tmp_path, "train")
+
+
+DICTIONARY = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+FOREIGN = "foreign_features.Feature"
+OLD_FORM = {"type": FOREIGN, "content": {}}
+
+
+def nested(feature: dict) -> dict:
+    """A features dictionary as TFDS writes it, with `feature` two levels down."""
+    for name in ("inner", "outer"):
+        feature = {"pythonClassName": DICTIONARY, "featuresDict": {"features": {name: feature}}}
+    return feature
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("features.json", nested({"pythonClassName": FOREIGN, "text": {}})),
+        ("features.json", nested({"python_class_name": FOREIGN, "text": {}})),
+        ("features.json", OLD_FORM),
+        (
+            "features.json",
+            nested(
+                {
+                    "pythonClassName": DICTIONARY,
+                    "jsonFeature": {"json": json.dumps({"a": OLD_FORM})},
+                }
+            ),
+        ),
+        ("dataset_info.json", {"features": nested({"pythonClassName": FOREIGN, "text": {}})}),
+    ],
+    ids=["class", "other spelling", "old form", "old form in a string", "info"],
+)
+def test_a_folder_cannot_run_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: dict
+) -> None:
+    code = folder / "code"
+    code.mkdir()
+    (code / "foreign_features.py").write_text("raise RuntimeError('code of the folder ran')")
+    monkeypatch.syspath_prepend(str(code))
+    path = folder / file
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, **content} if file == "dataset_info.json" else content))
+    with pytest.raises(RuntimeError, match="code of the folder ran"):
+        tfds.builder_from_directory(str(folder))
+    with pytest.raises(ValueError, match="only features of TFDS itself are read"):
+        RecordSource(folder, "train")
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_damaged_metadata_is_named(folder: Path, file: str, text: str) -> None:
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match="holds no prepared data set"):
+        RecordSource(folder, "train")
+
+
+def test_no_large_framework_is_imported(folder: Path) -> None:
+    code = f"""
+import sys
+import grain_jax.prepare, grain_jax.data.loader
+from grain_jax.data.tfds_records import *
+source = RecordSource({os.fspath(folder)!r}, "train")
+encode_record(source[3])
+print(sorted({{"tensorflow", "torch", "transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

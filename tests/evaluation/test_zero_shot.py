@@ -1,0 +1,153 @@
+import math
+
+import numpy as np
+import pytest
+from toy_encoder import ToySource, bird_set, record, toy_encoder
+
+from grain_jax.data.records import ZeroShotSet
+from grain_jax.evaluation.ranking import hit_chance, wilson_interval
+from grain_jax.evaluation.zero_shot import accuracy, evaluate_zero_shot, subset
+
+
+def test_accuracy_by_hand():
+    scores = np.array(
+        [[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.1, 0.2, 0.3], [0.5, 0.4, 0.1]], np.float32
+    )
+    measured = accuracy(scores, np.array([0, 0, 2, 1]))
+    assert measured.top1 == 0.75
+    assert measured.top5 == 1.0
+    assert measured.per_class == pytest.approx((1.0 + 0.0 + 1.0) / 3)
+    assert measured.low < 0.75 < measured.high
+
+
+def test_accuracy_against_sorting(monkeypatch):
+    monkeypatch.setattr("grain_jax.evaluation.zero_shot.CHUNK_ROWS", 50)
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(200, 12)).astype(np.float32)
+    labels = generator.integers(12, size=200)
+    order = (-scores).argsort(axis=1)
+    measured = accuracy(scores, labels)
+    assert measured.top1 == pytest.approx((order[:, 0] == labels).mean())
+    assert measured.top5 == pytest.approx((order[:, :5] == labels[:, None]).any(axis=1).mean())
+
+
+def test_random_scores_are_at_chance_and_equal_scores_exactly_so():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(50, size=5_000)
+    measured = accuracy(generator.normal(size=(5_000, 50)).astype(np.float32), labels)
+    assert measured.top1 == pytest.approx(0.02, abs=0.008)
+    assert measured.top5 == pytest.approx(0.1, abs=0.015)
+    assert accuracy(np.zeros((40, 50), np.float32), labels[:40]).top1 == pytest.approx(0.02)
+
+
+def test_a_tie_is_worth_its_expected_value():
+    correct = np.array([[False, True, False, True, False]])
+    scores = np.array([[3.0, 2.0, 2.0, 2.0, 1.0]])  # one ahead, two right and one wrong tied
+    hits = hit_chance(scores, correct, (1, 2, 3))
+    assert hits[1][0] == 0.0
+    assert hits[2][0] == pytest.approx(2 / 3)  # one place for three, two of them right
+    assert hits[3][0] == pytest.approx(1.0)  # two places: one is right for certain
+    with pytest.raises(ValueError, match="not finite"):
+        hit_chance(np.array([[np.nan, 0.0]]), np.array([[True, False]]), (1,))
+    with pytest.raises(ValueError, match="no correct item"):
+        hit_chance(np.zeros((1, 2)), np.zeros((1, 2), bool), (1,))
+
+
+def test_wilson_interval_known_values():
+    # Wilson (1927) for 8 of 10, as any table has it.
+    low, high = wilson_interval(0.8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+    assert wilson_interval(0.0, 0) == (0.0, 1.0)
+    low, high = wilson_interval(1.0, 20)
+    assert high == pytest.approx(1.0)
+    assert low > 0.8
+
+
+def test_regions_recognise_what_the_whole_image_does_not():
+    results = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(1.0, 0.5, 0.0))
+    assert results["birds/chance"] == 0.5
+    assert results["birds/name"] == pytest.approx(0.5)  # names mean nothing to the toy: all tied
+    assert results["birds/description/alpha1"] == pytest.approx(1 / 3)  # "red" is always a wren
+    assert results["birds/description/alpha0"] == 1.0
+    assert set(results) == {
+        "birds/chance",
+        "birds/name",
+        *(f"birds/description/alpha{alpha}" for alpha in ("1", "0.5", "0")),
+        "birds/name_and_regions/alpha0.5",
+    }
+
+
+def test_the_order_of_classes_does_not_matter():
+    one = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True)
+    other = evaluate_zero_shot(
+        toy_encoder(), bird_set(class_names=("robin", "wren")), alphas=(0.5, 0.0), details=True
+    )
+    assert one == pytest.approx(other)
+
+
+def test_a_class_without_descriptions_is_scored_by_its_name():
+    described = {"robin": ("green part", "blue part")}
+    results = evaluate_zero_shot(
+        toy_encoder(), bird_set(descriptions=described), alphas=(1.0, 0.0), details=True
+    )
+    assert not any(math.isnan(value) for value in results.values())
+    assert results["birds/undescribed_classes"] == 1
+    assert results["birds/description/alpha0"] == pytest.approx(2 / 3)
+
+
+def test_models_and_sets_report_what_they_have():
+    clip = evaluate_zero_shot(toy_encoder(regions=False), bird_set(), alphas=(1.0, 0.5, 0.0))
+    assert set(clip) == {"birds/chance", "birds/name", "birds/description/alpha1"}
+    undescribed = evaluate_zero_shot(toy_encoder(), bird_set(descriptions={}), alphas=(1.0, 0.0))
+    assert set(undescribed) == {"birds/chance", "birds/name"}
+
+
+def test_labels_must_be_classes():
+    with pytest.raises(ValueError, match="'robin', which is none of its 1 classes"):
+        evaluate_zero_shot(
+            toy_encoder(), bird_set(class_names=("wren",), descriptions={}), alphas=(1.0,)
+        )
+    with pytest.raises(ValueError, match="Unknown method"):
+        evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(1.0,), by=("guess",))
+
+
+def labelled_set(counts: dict[str, int]) -> ZeroShotSet:
+    """Images of each class, those of all classes in turn as labels.csv may have them."""
+    most = max(counts.values())
+    labels = [name for i in range(most) for name, count in counts.items() if i < count]
+    records = (record(str(i), "red", label=label) for i, label in enumerate(labels))
+    return ZeroShotSet("some", ToySource(*records), tuple(counts))
+
+
+def test_a_subset_keeps_every_class_its_share():
+    def kept(dataset: ZeroShotSet, limit: int) -> list[str]:
+        chosen = subset(dataset, limit).source
+        assert [chosen[i].label for i in range(len(chosen))] == list(chosen.labels)
+        ids = [chosen[i].id for i in range(len(chosen))]
+        assert len(set(ids)) == limit
+        assert ids == [subset(dataset, limit).source[i].id for i in range(limit)]
+        return sorted(chosen.labels)
+
+    balanced = labelled_set({"a": 8, "b": 8, "c": 8})
+    assert kept(balanced, 6) == ["a", "a", "b", "b", "c", "c"]
+    assert kept(balanced, 3) == ["a", "b", "c"]
+    assert kept(balanced, 2) == ["a", "c"]  # of all three classes, which stay in the running
+    assert subset(balanced, 2).class_names == ("a", "b", "c")
+    assert kept(labelled_set({"a": 2, "b": 8}), 5) == ["a", "b", "b", "b", "b"]
+    assert subset(balanced, 24) is balanced
+
+
+def test_scores_are_looked_at_in_blocks(monkeypatch):
+    whole = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True)
+    monkeypatch.setattr("grain_jax.evaluation.zero_shot.MAX_SCORES", 4)  # two images of two classes
+    seen: list[tuple[str, int, int]] = []
+
+    def note(method, start, scores, labels):
+        assert scores.shape == (len(labels), 2)
+        seen.append((method, start, len(labels)))
+
+    blocks = evaluate_zero_shot(
+        toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True, on_scores=note
+    )
+    assert blocks == pytest.approx(whole)
+    assert [(start, count) for method, start, count in seen if method == "name"] == [(0, 2), (2, 1)]

@@ -1,0 +1,280 @@
+"""Runs that start from trained weights: what comes with them, what is new, what stays frozen."""
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny_world
+from tiny_run import TinyRun, bundle_of, random_batch, tiny_config
+
+import grain_jax.train
+from grain_jax.config import TrainConfig, validate
+from grain_jax.config.validation import problems
+from grain_jax.data.tokenizer import WordTokenizer, build_tokenizer
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.loading import initialize
+from grain_jax.loading.initialize import adopt, adopt_again, resize_positions, start_from
+from grain_jax.loading.load import read_model, write_run
+from grain_jax.models.bundle import ModelBundle
+from grain_jax.models.image_text import build_model
+from grain_jax.training import checkpoint
+from grain_jax.training.optimizer import rate_factors
+from grain_jax.training.state import TrainState
+
+
+def tiny_clip() -> TrainConfig:
+    config = tiny_config()
+    config.model.kind = "clip"
+    return config
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return bundle_of(TinyRun(tiny_clip()))
+
+
+def started(clip: ModelBundle, config: TrainConfig, devices: int = 1):
+    """A run of `config` whose state is zeros, so that what was loaded can be told from it."""
+    run = TinyRun(config, devices=devices)
+    zeros: TrainState = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract)
+    run.set_state(zeros)
+    run.state, origin = start_from(clip, run.state, config)
+    return run, origin
+
+
+def test_towers_are_loaded_and_the_decoder_is_new(clip):
+    run, origin = started(clip, tiny_config(), devices=4)
+    for tower in ("vision", "text"):
+        jax.tree.map(np.testing.assert_array_equal, run.state.params[tower], clip.params[tower])
+    assert not any(leaf.any() for leaf in jax.tree.leaves(run.state.params["decoder"]))
+    assert origin.left == ("image_projection",)
+    assert {name.partition("/")[0] for name in origin.new} == {"decoder"}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.params)
+    assert jax.tree.map(lambda leaf: leaf.sharding, run.state.params) == shardings
+    lines = "\n".join(origin.sentences("RUN"))
+    assert f"{len(origin.loaded)} tensors of RUN loaded" in lines
+    assert f"newly made: decoder ({len(origin.new)})" in lines
+    assert "left, as the model has no such part: image_projection" in lines
+
+
+def test_stacked_layers_and_the_average_start_from_the_same_weights(clip):
+    config = tiny_config()
+    config.model.scan_layers, config.optim.ema_decay = True, 0.9
+    run, _ = started(clip, config)
+    stacked = run.state.params["vision"]["layers"]["norm1"]["scale"]
+    np.testing.assert_array_equal(stacked[0], clip.params["vision"]["layer_0"]["norm1"]["scale"])
+    jax.tree.map(np.testing.assert_array_equal, run.state.params, run.state.ema_params)
+
+
+def test_positions_are_resized_for_another_image_size(clip):
+    config = tiny_config()
+    config.model.image_size = 32
+    run, origin = started(clip, config)
+    table = clip.params["vision"]["position"]
+    found = np.asarray(run.state.params["vision"]["position"])
+    assert origin.resized == ("vision/position",)
+    assert found.shape == (17, 16)
+    np.testing.assert_array_equal(found[0], table[0])  # of the class token
+    np.testing.assert_allclose(found[1:].mean(0), table[1:].mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_cls", [0, 1])
+def test_resized_positions_follow_the_picture(num_cls):
+    """A plane over the grid stays one: its middle keeps its value, its slope halves."""
+    y, x = np.meshgrid(np.arange(8.0), np.arange(8.0), indexing="ij")
+    plane = np.stack([y, x], axis=-1).reshape(64, 2).astype(np.float32)
+    table = np.concatenate([np.full((num_cls, 2), 7.0, np.float32), plane])
+    found = resize_positions(table, 16 * 16 + num_cls)
+    np.testing.assert_array_equal(found[:num_cls], table[:num_cls])
+    grid = found[num_cls:].reshape(16, 16, 2)[4:12, 4:12]
+    steps_y, steps_x = np.diff(grid[..., 0], axis=0), np.diff(grid[..., 1], axis=1)
+    np.testing.assert_allclose(steps_y, 0.5, atol=0.02)
+    np.testing.assert_allclose(steps_x, 0.5, atol=0.02)
+    with pytest.raises(ValueError, match="not both a square grid"):
+        resize_positions(table, 16 * 16 + 1 - num_cls)
+
+
+def test_weights_of_another_shape_are_refused_by_name(clip):
+    config = tiny_config()
+    config.model.text.vocab_size = 65
+    with pytest.raises(ValueError, match=r"text/token: \(64, 16\), needed \(65, 16\)"):
+        started(clip, config)
+
+
+def test_settings_left_at_their_defaults_come_with_the_weights():
+    trained, config = tiny_clip(), TrainConfig(init="RUN")
+    trained.data.mean, trained.model.text.activation = (0.5, 0.5, 0.5), "gelu"
+    trained.model.vision.init = "xavier"
+    adopted, notes = adopt(config, trained)
+    assert adopted.model.vision == dataclasses.replace(trained.model.vision, init="torch")
+    assert (adopted.model.text, adopted.data.mean) == (trained.model.text, (0.5, 0.5, 0.5))
+    assert adopted.model.decoder == config.model.decoder
+    assert adopted.model.image_size == config.model.image_size
+    assert adopted.data.caption_length == trained.model.text.context_length
+    assert "model.text.activation = 'gelu', as the weights have it" in notes.values()
+    assert config == TrainConfig(init="RUN")  # the caller's own is left alone
+
+
+def test_settings_that_contradict_the_weights_are_refused():
+    config = TrainConfig(init="RUN")
+    config.model.vision.depth, config.data.mean = 3, (0.1, 0.1, 0.1)
+    with pytest.raises(ValueError, match=r"(?s)depth: given 3, the weights have 1.*data.mean"):
+        adopt(config, tiny_clip())
+
+
+def test_interpolation_comes_along_and_a_crop_is_told(tmp_path, monkeypatch):
+    trained = tiny_clip()
+    trained.data.interpolation, trained.data.resize = "bilinear", "crop"
+    config = TrainConfig(init="RUN")
+    weights = ModelBundle(
+        model=build_model(trained.model),
+        params={},
+        config=trained,
+        tokenizer=WordTokenizer(["a"]),
+        preprocessing=Preprocessing(resize="crop"),
+        templates=("{}",),
+        step=0,
+    )
+    monkeypatch.setattr(initialize, "read_model", lambda name: weights)
+    origin = initialize.pretrained(config, tmp_path)
+    assert origin.config.data.interpolation == "bilinear"
+    assert origin.config.data.resize == "squash"
+    (note,) = [note for note in origin.notes if "data.resize" in note]
+    assert "data.resize = 'squash', and the weights saw pictures as 'crop'" in note
+    config.data.resize = "crop"
+    assert not [note for note in initialize.pretrained(config, tmp_path).notes if "resize" in note]
+    trained.data.interpolation, config.data.interpolation = "bicubic", "bilinear"
+    assert adopt(config, trained)[0].data.interpolation == "bilinear"  # as it was set
+
+
+@pytest.mark.parametrize("pooling", ["end", "last"])
+@pytest.mark.parametrize("lengths", [(77, 77), (5, 4), (100, 4)])
+def test_the_same_command_adopts_the_same_again(pooling, lengths):
+    """Texts of a SigLIP are as long as its positions, whatever was asked for."""
+    trained, config = tiny_clip(), TrainConfig(init="RUN")
+    trained.model.text.pooling = pooling
+    config.data.caption_length, config.data.description_length = lengths
+    first, notes = adopt(config, trained)
+    assert adopt_again(config, first, tuple(notes)) == first
+    config.data.description_length = 3  # set since: kept, for the check of a resume to see
+    again = adopt_again(config, first, tuple(notes))
+    expected = trained.model.text.context_length if pooling == "last" else 3
+    assert again.data.description_length == expected
+
+
+def test_a_bound_of_training_may_differ_from_that_of_the_weights():
+    trained = tiny_clip()
+    trained.model.max_logit_scale = 112.0
+    assert adopt(TrainConfig(init="RUN"), trained)[0].model.max_logit_scale == 112
+    config = TrainConfig(init="RUN")
+    config.model.max_logit_scale = 50.0
+    assert adopt(config, trained)[0].model.max_logit_scale == 50
+
+
+def test_settings_are_checked_together_once_the_weights_are_known():
+    """280 pixels fit patches of 14, which only the weights say."""
+    config, trained = TrainConfig(init="RUN"), tiny_clip()
+    config.model.image_size, trained.model.vision.patch_size = 280, 14
+    validate(config, complete=False)
+    with pytest.raises(ValueError, match="no multiple of"):
+        validate(config)
+    assert not [p for p in problems(adopt(config, trained)[0]) if "multiple" in p]
+    config.model.image_size = -1
+    with pytest.raises(ValueError, match="image_size"):
+        validate(config, complete=False)
+
+
+def test_a_decoder_comes_along_from_grain_only():
+    trained = tiny_config()
+    adopted, _ = adopt(TrainConfig(init="RUN"), trained)
+    assert adopted.model.decoder.num_queries == trained.model.decoder.num_queries
+
+
+def test_rates_are_scaled_and_frozen_by_name():
+    """A factor of 0.5 halves the first update, of 0 takes it away, decay included."""
+    config = tiny_config()
+    config.optim.weight_decay = 0.5
+    start = jax.device_get(TinyRun(config).state)
+    updates = []
+    for factors in ((), ("vision/*=0", "text/layer_0/*=0.5", "logit_scale=0", "text/*=1")):
+        changed = copy.deepcopy(config)
+        changed.optim.rate_factors = factors
+        run = TinyRun(changed, start=start)
+        run.train([random_batch()])
+        updates.append(
+            jax.tree.map(lambda new, old: np.asarray(new) - old, run.state.params, start.params)
+        )
+    plain, scaled = updates
+    assert any(leaf.any() for leaf in jax.tree.leaves(plain["vision"]))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(scaled["vision"]))
+    assert scaled["logit_scale"] == 0 != plain["logit_scale"]
+    for name in ("text", "decoder"):
+        half = jax.tree.map(lambda leaf: leaf, plain[name])
+        if name == "text":
+            half["layer_0"] = jax.tree.map(lambda leaf: 0.5 * leaf, half["layer_0"])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), scaled[name], half
+        )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("vison/*=0", "no parameter is called 'vison"), ("text/*", "a number"), ("text/*=-1", "of 0")],
+)
+def test_rate_factors_that_mean_nothing_are_refused(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        rate_factors({"vision": {"cls": 0.0}, "text": {"token": 0.0}}, (pattern,))
+
+
+def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monkeypatch):
+    """As typed: init from a run folder, frozen towers; the second start needs no weights."""
+    monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
+    config = tiny_world.get_config("clip")
+    model = TinyRun(config)
+    source = bundle_of(model)
+    words = build_tokenizer(config.data).words
+    source = dataclasses.replace(source, tokenizer=WordTokenizer(words[5:]))  # of another world
+    write_run(source, tmp_path / "clip")
+    arguments = [
+        f"--config={tiny_world.__file__}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.init={tmp_path / 'clip'}",
+        '--config.optim.rate_factors=("vision/*=0",)',
+        "--config.checkpoint.every_steps=2",
+    ]
+    assert grain_jax.train.main([*arguments, "--config.stop_at_step=2"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "newly made: decoder" in printed
+    assert "the words are those of the weights" in printed
+    (tmp_path / "clip").rename(tmp_path / "gone")
+    assert grain_jax.train.main([*arguments, "--config.stop_at_step=3"]) == 0
+    assert "resumed at step 2" in " ".join(capsys.readouterr().out.split())
+    trained = read_model(tmp_path / "run")
+    assert trained.step == 3
+    assert trained.tokenizer.spec() == source.tokenizer.spec()
+    jax.tree.map(np.testing.assert_array_equal, trained.params["vision"], source.params["vision"])
+    assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints")[-1] == 3
+    assert grain_jax.train.main([*arguments, "--config.model.decoder.num_queries=7"]) == 2
+    assert "holds a run with other settings (model.decoder.num_queries" in capsys.readouterr().err
+    assert grain_jax.train.main([*arguments, "--config.evaluation.best_metric=unseen/x"]) == 2
+    assert "evaluation.best_metric" in capsys.readouterr().err
+
+
+def test_a_run_of_averaged_weights_on_many_devices_is_written_for_one(clip, tmp_path):
+    """`params` of a loaded model are the average already, and evaluation needs no mesh."""
+    config = copy.deepcopy(clip.config)
+    config.optim.ema_decay, config.mesh.fsdp = 0.9, 2
+    write_run(dataclasses.replace(clip, config=config), tmp_path / "run")
+    again = read_model(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again.params, clip.params)
+    assert config.mesh.fsdp == 2
+
+
+def test_a_run_folder_holds_the_model_that_was_written(clip, tmp_path):
+    write_run(clip, tmp_path / "run")
+    again = read_model(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again.params, clip.params)
+    assert (again.step, again.templates) == (0, ("{}",))
+    assert again.preprocessing == clip.preprocessing

@@ -1,0 +1,230 @@
+"""Several processes do what one does, on one machine and on two; what they agree on, and how."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from places import HELPERS
+from training_process import (
+    ARGUMENTS,
+    CLIP,
+    ENDLESS,
+    environment,
+    lines,
+    run,
+    undisturbed_run,
+)
+from two_hosts import needs_mount_namespace, outputs, start_two_hosts
+from two_processes import launch_two
+
+import grain_jax.evaluate
+from grain_jax.parallel import processes
+from grain_jax.training import checkpoint
+
+PNG = bytes.fromhex(  # 1 x 1 pixel
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cf"
+    "c0000003010100c9fe92ef0000000049454e44ae426082"
+)
+DISAGREEING = str(HELPERS / "disagreeing.py")
+
+
+def evaluated(workdir):
+    """The final results: the last line."""
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_two_processes_train_and_evaluate_as_one(tmp_path):
+    workdir = tmp_path / "two"
+    process = launch_two(workdir)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "2 x cpu of 2 processes" in output
+    assert output.count("step 12/12") == 1  # one process speaks
+
+    trained = [line for line in lines(workdir) if "loss" in line]
+    for found, expected in zip(trained, lines(undisturbed_run()), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+    # The same command in one process: the run is finished and has no report, so it is evaluated.
+    (workdir / "report.md").unlink()
+    two = evaluated(workdir)
+    alone = subprocess.run(
+        [environment()["PYTHON"], "-m", "grain_jax.train", *ARGUMENTS, f"--workdir={workdir}"],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert (workdir / "report.md").exists()
+    assert evaluated(workdir) == pytest.approx(two, abs=1e-4)
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+    workdir = tmp_path / "stopped"
+    process = launch_two(workdir, *ENDLESS, base=CLIP)
+    while not (workdir / "metrics.jsonl").exists() or not lines(workdir):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    (saved,) = checkpoint.complete_steps(workdir / "checkpoints")
+    assert f"step {saved} is saved" in output
+
+
+@pytest.fixture(scope="module")
+def of_two_hosts(tmp_path_factory):
+    """The folder of a run on two machines to step 8 of 12, with its report; measured every third.
+
+    Its processes disagree about every score but the first.
+    """
+    workdir = tmp_path_factory.mktemp("hosts") / "run"
+    arguments = (*ARGUMENTS, "--config.mesh.cpu_devices=1", f"--workdir={workdir}")
+    started = start_two_hosts(
+        workdir.parent,
+        *(DISAGREEING, "train", *arguments, "--config.stop_at_step=8"),
+        *("--config.evaluation.every_steps=3", "--config.checkpoint.keep=9"),
+    )
+    (status, output), (other_status, other_output) = outputs(started)
+    assert (status, other_status) == (0, 0), output + other_output
+    assert "2 x cpu of 2 processes; mesh data 2 x fsdp 1 x tensor 1" in output
+    assert "step 8/8" not in other_output  # one process speaks
+    return workdir
+
+
+@needs_mount_namespace
+def test_two_machines_save_what_process_0_finds_better(of_two_hosts):
+    """Step 3 is the best to both; step 6 to process 1 alone, whose save would wait for ever."""
+    assert checkpoint.complete_steps(of_two_hosts / "checkpoints") == [3, 4, 8]
+    assert checkpoint.load(of_two_hosts, best=True).step == 3
+    measured = [line for line in lines(of_two_hosts) if "validation/box_recall" in line]
+    assert [line["step"] for line in measured] == [3, 6, 8]
+    assert (of_two_hosts / "report.md").exists()
+
+
+@needs_mount_namespace
+def test_one_process_goes_on_with_the_run_of_two_machines(of_two_hosts, tmp_path):
+    workdir = tmp_path / "alone"
+    workdir.symlink_to(of_two_hosts)
+    status, output = run(workdir)
+    assert status == 0, output
+    assert "resumed at step 8" in output
+    trained = [line for line in lines(of_two_hosts) if "loss" in line]
+    alone = {line["step"]: line for line in lines(undisturbed_run())}
+    compared = [line for line in trained if line["step"] in alone]
+    assert [line["step"] for line in compared] == [2, 4, 6, 8, 10, 12]
+    for found in compared:
+        names = ("loss", "box_l1", "region", "grad_norm")
+        expected = {name: alone[found["step"]][name] for name in names}
+        if found["step"] not in (4, 8):  # a window of its own after the evaluation of step 3, 6
+            assert {name: found[name] for name in names} == pytest.approx(expected, rel=1e-4)
+
+
+@needs_mount_namespace
+def test_two_machines_evaluate_as_one(of_two_hosts, tmp_path):
+    arguments = (f"--checkpoint={of_two_hosts}", "--step=8", "--batch_size=16")
+    started = start_two_hosts(
+        tmp_path, "-m", "grain_jax.evaluate", *arguments, f"--output={tmp_path / 'two.json'}"
+    )
+    (status, output), (other_status, other_output) = outputs(started)
+    assert (status, other_status) == (0, 0), output + other_output
+    assert f"Written to {tmp_path / 'two.json'}" in output
+    assert "Written" not in other_output
+    assert "%" not in other_output
+    assert grain_jax.evaluate.main([*arguments, f"--output={tmp_path / 'one.json'}"]) == 0
+    two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
+    assert two["hardware"]["processes"] == "2"
+    assert two["results"] == pytest.approx(one["results"], abs=1e-4)
+    trained = next(line for line in lines(of_two_hosts) if "unseen/description/alpha0" in line)
+    assert {name: trained[name] for name in one["results"]} == pytest.approx(
+        one["results"], abs=1e-4
+    )
+
+
+@needs_mount_namespace
+def test_an_error_on_one_machine_ends_the_evaluation_on_both(of_two_hosts, tmp_path):
+    images = tmp_path / "images"
+    for name in ("red", "blue"):
+        (images / name).mkdir(parents=True)
+        (images / name / "0.png").write_bytes(PNG)
+    started = start_two_hosts(
+        tmp_path,
+        *("-m", "grain_jax.evaluate", f"--checkpoint={of_two_hosts}", f"--data={images}"),
+        hide=images,
+    )
+    (status, output), (other_status, other_output) = outputs(started, timeout=400)
+    assert status != 0, output
+    assert other_status == 1
+    assert str(images) in other_output
+    assert "Traceback" not in output + other_output
+
+
+@needs_mount_namespace
+def test_processes_that_see_things_differently_agree_with_the_first(tmp_path):
+    started = start_two_hosts(tmp_path, DISAGREEING, "agree", str(tmp_path))
+    (status, output), (other_status, other_output) = outputs(started, timeout=400)
+    first, second = (
+        json.loads(next(line for line in text.splitlines() if line.startswith("{")))
+        for text in (output, other_output)
+    )
+    assert first | {"first": None, "second": None} == second | {"first": None, "second": None}
+    assert (first["number"], first["none"], first["infinite"]) == (0.1, None, True)
+    assert (first["yes"], first["latest"], first["neither"]) == (True, 7, None)
+    assert first["first"] == ["the first cannot read", False]
+    assert second["first"] == ["process 0: the first cannot read", True]
+    assert first["second"] == ["process 1: the second cannot read", True]
+    assert other_status == 1
+    assert "something nobody expected" in other_output
+    assert status != 0
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("variables", "many"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, False),  # a shell inside an allocation
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "host:1"}, True),
+    ],
+)
+def test_many_processes_are_detected_and_one_is_left_alone(variables, many):
+    assert processes.is_one_of_many(variables) == many
+
+
+def test_ctrl_c_in_one_of_several_changes_nothing_before_all_agree(monkeypatch):
+    """Else it alone would leave out the last evaluation, which takes all of them."""
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    reached = []
+    monkeypatch.setattr(
+        processes.multihost_utils, "reached_preemption_sync_point", lambda step: bool(reached)
+    )
+    passed_on = []
+    monkeypatch.setattr(processes.os, "kill", lambda pid, number: passed_on.append(number))
+    before = signal.getsignal(signal.SIGINT)
+    with processes.StopSignals() as signals:
+        signals._receive(signal.SIGINT, None)
+        assert passed_on == [signal.SIGTERM]
+        assert not signals.requested(1)
+        assert signals.exit_status == 0
+        reached.append(True)
+        assert signals.requested(2)
+        assert signals.exit_status == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_process_needs_all_three_numbers():
+    with pytest.raises(
+        ValueError, match=r"--coordinator, --process_id given without --num_processes"
+    ):
+        processes.join_processes(
+            distributed=False, coordinator="host:1", num_processes=None, process_id=0
+        )
