@@ -1,7 +1,25 @@
-"""What all commands that parse with argparse have in common."""
+"""What all commands have in common: exit statuses, and how options are parsed."""
 
 import argparse
+import enum
 from typing import Any
+
+from grain_jax.disk import disk_trouble
+
+
+class ExitStatus(enum.IntEnum):
+    """How every command ends; SIGTERM ends with 143 where a command saves first."""
+
+    DONE = 0
+    STOPPED = 1  # by what no option is to blame for: a full disk, steps that are not finite
+    MISTAKE = 2  # something to change in the command, its settings or its data
+    SKIPPED = 3  # done but for images that could not be read
+    INTERRUPTED = 130  # Ctrl-C
+
+
+def status_of(error: Exception) -> ExitStatus:
+    """`STOPPED` where the disk refused something, else `MISTAKE`."""
+    return ExitStatus.MISTAKE if disk_trouble(error) is None else ExitStatus.STOPPED
 
 
 class Parser(argparse.ArgumentParser):

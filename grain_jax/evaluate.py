@@ -27,7 +27,7 @@ import jax
 from rich.console import Console
 
 from grain_jax import runtime, slow_compile
-from grain_jax.command_line import Parser, count_option, shares_option
+from grain_jax.command_line import ExitStatus, Parser, count_option, shares_option, status_of
 from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.data.classification.class_names import BINDINGS
 from grain_jax.data.classification.folders import load_zero_shot
@@ -65,9 +65,7 @@ OF_DESCRIPTIONS = ("description_template", "alphas", "region_score")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 the user has something to change, 2 a mistyped option or
-    no device, 130 interrupted.
-    """
+    """Returns the exit status."""
     escape_unprintable()
     options = _parse(arguments)
     try:
@@ -89,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report, unwritten = _evaluate(options, messages)
     except (ValueError, OSError) as error:
         say = functools.partial(_say_error, Console(stderr=True))
-        return processes.refused(error, status=1, say=say)
+        return processes.refused(error, status=status_of(error), say=say)
     except KeyboardInterrupt:
         messages.print("Stopped; nothing was written.")
         return processes.interrupted()
@@ -97,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processes.leave_over(error)
         raise
     if not processes.speaks():
-        return 0
+        return ExitStatus.DONE
     try:
         print_results(report["results"], output)
     finally:  # also where the reader of a pipe has gone
@@ -111,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said.append(f"Predictions: {options.predictions}")
     for line in said:
         output.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 0 if said and unwritten is None else 1
+    return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grain_jax import runtime
-from grain_jax.command_line import Parser
+from grain_jax.command_line import ExitStatus, Parser, status_of
 from grain_jax.data.source import data_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -38,12 +38,13 @@ from grain_jax.extras import how_to_install
 from grain_jax.formats import parity
 from grain_jax.formats.model_card import TrainingRun, model_card
 from grain_jax.formats.parity import Difference, Inputs, Outputs
-from grain_jax.loading.load import read_model, write_run
+from grain_jax.loading.load import read_model
+from grain_jax.loading.write_run import write_run
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import normalize_images
 from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training import checkpoint, metrics
+from grain_jax.training import metrics, run_folder
 
 NUM_INPUTS = 8  # pictures, and texts, of each comparison
 TEXTS = (
@@ -56,9 +57,7 @@ Note = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 the user has something to change, 2 a mistyped option or
-    no device.
-    """
+    """Returns the exit status."""
     escape_unprintable()
     options = _parse(arguments)
     console = Console(stderr=True)
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime.open_devices()
     except ValueError as error:
         console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+        return ExitStatus.MISTAKE
     try:
         loaded = _load(options)
         note = functools.partial(console.print, markup=False, soft_wrap=True)
@@ -75,18 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             WRITERS[options.to](loaded, options, folder, note)
     except (ValueError, OSError) as error:
         _say_error(console, str(error))
-        return 1
+        return status_of(error)
     except ImportError as error:
         text = f"Error: {error}. Install what exports need: {how_to_install('torch')}"
         console.print(text, style="red", markup=False, soft_wrap=True)
-        return 1
+        return ExitStatus.MISTAKE
     except Exception as error:  # torch and safetensors have errors of their own for a full disk
         if (trouble := disk_trouble(error)) is None:
             raise
         _say_error(console, f"--out={options.out} could not be written: {trouble}")
-        return 1
+        return ExitStatus.STOPPED
     print(f"Written to {options.out}")
-    return 0
+    return ExitStatus.DONE
 
 
 def _say_error(console: Console, text: str) -> None:
@@ -166,10 +165,10 @@ def _write_huggingface(
 
 def _training_run(path: Path, step: int) -> TrainingRun:
     """What is known of the run at `path`; little where it is not a run folder."""
-    folder = path / checkpoint.FOLDER if (path / checkpoint.FOLDER).is_dir() else path
-    if not checkpoint.complete_steps(folder):
+    folder = path / run_folder.FOLDER if (path / run_folder.FOLDER).is_dir() else path
+    if not run_folder.complete_steps(folder):
         return TrainingRun(path.name)
-    if not (num_images := int(checkpoint.read_metadata(folder, step)["num_images"])):
+    if not (num_images := int(run_folder.read_metadata(folder, step)["num_images"])):
         return TrainingRun(path.name)
     run = path if (path / metrics.FILE).exists() else path.parent
     return TrainingRun(path.name, num_images, metrics_at_step(run / metrics.FILE, step))

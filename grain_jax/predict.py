@@ -5,9 +5,7 @@ python -m grain_jax.predict PICTURES --checkpoint=RUN --descriptions=birds.json 
 python -m grain_jax.predict bird.jpg --checkpoint=RUN --phrases="a red crest;a long beak" --out=DIR
 
 PICTURES is any number of files, folders (with their subfolders) and quoted globs.
-Exit status: 0 all done, 1 nothing done or something to change, 2 a mistyped option or no device, 3
-done but for pictures that could not be read, each of which is named, 130 interrupted. What is
-scored how: `docs/use.md`.
+What is scored how, and the exit status: `docs/use.md`.
 """
 
 import argparse
@@ -26,7 +24,7 @@ from grain_jax import runtime
 from grain_jax.answers.files import Target, check_outputs, find_pictures
 from grain_jax.answers.outputs import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.answers.screen import print_answers
-from grain_jax.command_line import Parser, count_option, share_option
+from grain_jax.command_line import ExitStatus, Parser, count_option, share_option, status_of
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.predictor import BATCH_SIZE, WAYS, Model
@@ -50,9 +48,7 @@ class Question:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 the user has something to change, 3 some pictures were
-    skipped, 130 interrupted.
-    """
+    """Returns the exit status."""
     escape_unprintable()
     options = _parse(arguments)
     messages, output = Console(stderr=True), Console()
@@ -73,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime.open_devices()
     except ValueError as error:
         say(f"Error: {error}", style="red")
-        return 2
+        return ExitStatus.MISTAKE
     outcome = Outcome()
     try:
         question = _question(options, note)
@@ -106,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _write(options, model, question, outcome)
     except (ValueError, OSError) as error:
         say(f"Error: {error}", style="red")
-        return 1
+        return status_of(error)
     except KeyboardInterrupt:
         say("Stopped; nothing was written.")
-        return 130
+        return ExitStatus.INTERRUPTED
     print_answers(outcome.answers, output, min_cosine=options.min_cosine)
     return _conclude(options, outcome, say)
 
@@ -320,15 +316,15 @@ def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., 
     done, skipped = len(outcome.answers), len(outcome.skipped)
     if not done:
         say("Stopped." if outcome.interrupted else "Error: no picture could be read.", style="red")
-        return 130 if outcome.interrupted else 1
+        return ExitStatus.INTERRUPTED if outcome.interrupted else ExitStatus.MISTAKE
     places = [str(path) for path in (options.out, options.csv, options.json) if path is not None]
     where = f"; written: {', '.join(places)}" if places else ""
     left_out = f", {skipped} skipped" if skipped else ""
     stopped = "Stopped after " if outcome.interrupted else ""
     say(f"{stopped}{done} picture{'s' * (done != 1)}{left_out}{where}.")
     if outcome.interrupted:
-        return 130
-    return 3 if skipped else 0
+        return ExitStatus.INTERRUPTED
+    return ExitStatus.SKIPPED if skipped else ExitStatus.DONE
 
 
 if __name__ == "__main__":

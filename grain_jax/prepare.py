@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from grain_jax.command_line import Parser
+from grain_jax.command_line import ExitStatus, Parser, status_of
 from grain_jax.data.build_dataset import Plan, Progress, build_split
 from grain_jax.data.checks import Figures
 from grain_jax.data.importers import IMPORTERS
@@ -28,7 +28,7 @@ from grain_jax.terminal import escape_unprintable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 the user has something to change, 130 interrupted."""
+    """Returns the exit status."""
     escape_unprintable()
     options = _parse(arguments)
     plan = Plan(
@@ -50,19 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if cannot_write(error, plan.out):
             message += " The same command continues once it can write; finished shards are kept."
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        return status_of(error)
     except BrokenProcessPool:
         console.print(
             "Error: a worker process died, perhaps for want of memory. The same command continues; "
             "try fewer --workers.",
             style="red",
         )
-        return 1
+        return ExitStatus.STOPPED
     except KeyboardInterrupt:
         console.print("Stopped. The same command continues; finished shards are kept.")
-        return 130
+        return ExitStatus.INTERRUPTED
     _print_report(plan, figures, Console())
-    return 0
+    return ExitStatus.DONE
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -30,6 +30,7 @@ import jax
 from absl import flags
 
 from grain_jax import runtime, slow_compile
+from grain_jax.command_line import ExitStatus
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import config_to_json, parse_arguments
 from grain_jax.data.loader import (
@@ -52,10 +53,10 @@ from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import (
     check,
     fitting_loader,
+    folder_in_words,
     open_inputs,
     regions_row,
     resume_notes,
-    run_folder,
 )
 from grain_jax.trainer.run import (
     Run,
@@ -95,19 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             if options["help"].value:
                 print((__doc__ or "").strip())
-                return 0
+                return ExitStatus.DONE
             validate(config, complete=not config.init)  # the rest comes with the weights
             if options["print_config"].value:
                 print(config_to_json(config), end="")
                 if config.init:
                     print(f"Note: settings of {config.init} come to these.", file=sys.stderr)
-                return 0
+                return ExitStatus.DONE
             workdir = runtime.local_folder(options["workdir"].value or f"runs/{config.name}")
             change_schedule = bool(options["change_schedule"].value)
             devices = str(options["check_devices"].value)
             if options["check"].value or devices:
                 check(config, workdir, devices=devices, change_schedule=change_schedule)
-                return 0
+                return ExitStatus.DONE
             # Nothing before these lines may touch a device: they decide which devices there are.
             processes.join_processes(
                 distributed=bool(options["distributed"].value),
@@ -151,7 +152,7 @@ def run_to_end(run: "Run", screen: Screen) -> int:
                 print(f"Process {jax.process_index()} stopped: {error}", file=sys.stderr)
                 processes.leave(1)
             screen.say(f"Stopped: {error}", style="red")
-            return 1
+            return ExitStatus.STOPPED
         except KeyboardInterrupt:
             screen.stop()
             screen.say(f"Aborted; {run.kept()}")
@@ -271,7 +272,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     screen.table(
         introduction(config, mesh, state.params, num_images=len(source), steps=inputs.steps)
         | regions_row(inputs)
-        | {"loader": batches.plan.sentence, "run folder": run_folder(workdir, newest)}
+        | {"loader": batches.plan.sentence, "run folder": folder_in_words(workdir, newest)}
     )
     for note in notes:
         screen.note(note)

@@ -1,9 +1,14 @@
 """Options that all commands read alike."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
+import grain_jax.__main__
 from grain_jax import evaluate, export, predict, prepare
-from grain_jax.command_line import Parser
+from grain_jax.command_line import ExitStatus, Parser, status_of
 
 
 @pytest.mark.parametrize(
@@ -33,3 +38,30 @@ def test_each_command_line_is_read_afresh():
         options = parser.parse_args([f"--one={value}", "--flag", "--flag"])
         assert (options.one, options.flag) == (value, True)
         assert parser.prog == "python -m grain_jax.some"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no split 'x'"), ExitStatus.MISTAKE),
+        (FileNotFoundError(errno.ENOENT, "there is no such file"), ExitStatus.MISTAKE),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ExitStatus.STOPPED),
+        (ValueError(f"tensorstore: {os.strerror(errno.EDQUOT)}"), ExitStatus.STOPPED),
+    ],
+)
+def test_a_mistake_is_told_from_a_disk_that_refuses(error, status):
+    assert status_of(error) == status
+
+
+def test_the_package_lists_its_commands(capsys):
+    """Every module at its root that can be run, and each with what it does."""
+    assert grain_jax.__main__.main() == 0
+    printed = capsys.readouterr().out
+    package = Path(grain_jax.__file__).parent
+    runnable = {
+        path.stem for path in package.glob("*.py") if "sys.exit(main())" in path.read_text()
+    }
+    assert runnable <= set(grain_jax.__main__.COMMANDS)
+    for command in grain_jax.__main__.COMMANDS:
+        assert f"python -m grain_jax.{command}\n      " in printed
+        assert len(grain_jax.__main__.summary(command)) > 20

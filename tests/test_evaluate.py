@@ -136,7 +136,7 @@ def test_classes_of_one_name_tie_and_the_result_says_so(run, images, capsys):
     )
     (images / "blue" / "1.png").write_bytes(png("red", "red", "red"))
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
-    assert evaluate.main(given) == 1
+    assert evaluate.main(given) == 2
     assert "--allow_equal_names" in capsys.readouterr().err
     assert evaluate.main([*given, "--allow-equal-names"]) == 0
     assert "2 of 3 classes share their name" in capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_a_list_of_names_is_bound_as_asked(run, images, tmp_path):
     (tmp_path / "l.txt").write_text("blue thing\ngreen thing\nsun\n")
     given = [f"--checkpoint={run.folder}", f"--data={images}", f"--classes={tmp_path / 'l.txt'}"]
     (images / "descriptions.json").unlink()
-    assert evaluate.main(given) == 1
+    assert evaluate.main(given) == 2
     assert evaluate.main([*given, "--classes-by=order"]) == 0
     report = json.loads(written(run.folder, "evaluation_colours_step7_").read_text())
     assert report["settings"]["classes_by"] == "order"
@@ -163,7 +163,7 @@ def test_a_list_of_names_is_bound_as_asked(run, images, tmp_path):
 @pytest.mark.parametrize("damage", [b"", png("red", "green", "green")[:60]])
 def test_empty_and_cut_images_are_named(run, images, damage, capsys):
     (images / "red" / "1.png").write_bytes(damage)
-    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 1
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 2
     assert "Zero-shot set 'colours': Image 'red/1.png' " in capsys.readouterr().err
 
 
@@ -177,7 +177,7 @@ def test_prepared_records_are_retrieved_and_grounded(run, records):
     assert results["dev/constant_box_recall"] == 1.0
     assert run.asked == [(run.folder, None, True)]
     arguments += ["--tasks=grounding", f"--output={output}"]
-    assert evaluate.main(arguments) == 1  # it exists
+    assert evaluate.main(arguments) == 2  # it exists
     assert figures(output) == results
     assert evaluate.main([*arguments, "--overwrite"]) == 0
     assert not any("retrieval" in key for key in figures(output))
@@ -211,7 +211,7 @@ def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
 
 def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
     run.config.data.source = "records"
-    assert evaluate.main([f"--checkpoint={run.folder}"]) == 1
+    assert evaluate.main([f"--checkpoint={run.folder}"]) == 2
     assert (
         "says nothing of data to evaluate it on; give some with --data" in capsys.readouterr().err
     )
@@ -223,7 +223,7 @@ def test_results_that_cannot_be_written_are_still_printed(run, records, capsys, 
 
     monkeypatch.setattr("grain_jax.evaluation.results.os.replace", full)
     arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
-    assert evaluate.main(arguments) == 1
+    assert evaluate.main(arguments) == 2
     assert list(run.folder.glob("evaluation_*")) == []  # no part of it either
     printed = capsys.readouterr()
     assert "100.0" in printed.out
@@ -328,7 +328,7 @@ def test_mistakes_are_one_line(run, images, records, arguments, message, capsys)
     given = [text.format(images=images, records=records) for text in arguments]
     if not given[0].startswith("--checkpoint"):
         given.insert(0, f"--checkpoint={run.folder}")
-    assert evaluate.main(given) == 1
+    assert evaluate.main(given) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("Error: ")
     assert message in " ".join(printed.err.split())
@@ -339,23 +339,23 @@ def test_mistakes_are_one_line(run, images, records, arguments, message, capsys)
 @pytest.mark.parametrize("option", ["--alphas=1", "--description_template=a {}"])
 def test_options_about_descriptions_need_some(run, images, option, capsys):
     (images / "descriptions.json").unlink()
-    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}", option]) == 1
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}", option]) == 2
     assert "goes with descriptions, which these images lack" in capsys.readouterr().err
 
 
 def test_a_run_of_records_classifies_nothing_by_itself(run, records, capsys):
     run.config.data.source, run.config.data.eval_split = "records", "dev"
     run.config.data.directory = str(records)
-    assert evaluate.main([f"--checkpoint={run.folder}", "--alphas=1"]) == 1
+    assert evaluate.main([f"--checkpoint={run.folder}", "--alphas=1"]) == 2
     assert "zero-shot classification, which this run has no images for" in capsys.readouterr().err
     run.config.data.eval_split = ""
-    assert evaluate.main([f"--checkpoint={run.folder}"]) == 1
+    assert evaluate.main([f"--checkpoint={run.folder}"]) == 2
     assert "no evaluation split" in capsys.readouterr().err
 
 
 def test_a_damaged_image_is_named_with_its_set(run, images, capsys):
     (images / "red" / "1.png").write_bytes(b"no picture")
-    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 1
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("Error: Zero-shot set 'colours': Image 'red/1.png' ")
     assert "Take it out of the set" in printed
@@ -397,7 +397,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(
         os, "access", lambda path, mode: locked != Path(path) and access(path, mode)
     )
     given = [text.format(records=records, locked=locked) for text in arguments]
-    assert evaluate.main([f"--checkpoint={run.folder}", *given]) == 1
+    assert evaluate.main([f"--checkpoint={run.folder}", *given]) == 2
     assert message in capsys.readouterr().err
     assert run.asked == []
 
@@ -490,7 +490,7 @@ def test_nothing_is_written_beside_a_model_of_others(run, images, tmp_path, monk
     ]
     assert [path.name for path in exported.iterdir()] == ["weights.pth"]
     monkeypatch.chdir(exported)
-    assert evaluate.main(["--checkpoint=.", f"--data={images}"]) == 1
+    assert evaluate.main(["--checkpoint=.", f"--data={images}"]) == 2
     assert "that of the model '.', into which no result is written" in capsys.readouterr().err
 
 
@@ -534,7 +534,7 @@ def test_every_answer_can_be_had_and_their_mean_is_the_figure(
 def test_predictions_of_a_failed_evaluation_are_not_there(run, images, tmp_path):
     (images / "red" / "1.png").write_bytes(b"no picture")
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
-    assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 1
+    assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 2
     assert not list(tmp_path.glob("all.csv*"))
 
 
@@ -546,7 +546,7 @@ def test_results_are_kept_where_predictions_find_the_disk_full(
 
     monkeypatch.setattr("grain_jax.evaluation.predictions.PredictionsFile._write", full)
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
-    assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 1
+    assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 2
     printed = capsys.readouterr()
     assert "the predictions could not be written: [Errno 28] No space left" in printed.err
     assert "Zero-shot classification" in printed.out

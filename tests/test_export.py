@@ -90,7 +90,7 @@ def test_a_wrong_conversion_fails_and_names_the_output(run, tmp_path, capsys, mo
 
     monkeypatch.setattr(huggingface_folder, "to_official", wrong)
     out = tmp_path / "out"
-    assert run_export("--checkpoint", run, "--to=huggingface", "--out", out) == 1
+    assert run_export("--checkpoint", run, "--to=huggingface", "--out", out) == 2
     error = capsys.readouterr().err
     assert "region_embeds on random inputs by" in error
     assert "description_scores on real inputs by" in error
@@ -303,21 +303,21 @@ def test_from_official_keeps_its_word_on_what_is_missing(golden_file):
     ],
 )
 def test_what_cannot_be_done_is_said(run, tmp_path, capsys, arguments, named):
-    assert run_export("--checkpoint", run, "--out", tmp_path / "out", *arguments) == 1
+    assert run_export("--checkpoint", run, "--out", tmp_path / "out", *arguments) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(run, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
-    assert run_export("--checkpoint", run, "--to=official", "--out", tmp_path) == 1
+    assert run_export("--checkpoint", run, "--to=official", "--out", tmp_path) == 2
     assert "give a new folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_without_torch_it_says_what_to_install(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert run_export("--checkpoint", run, "--to=official", "--out", tmp_path / "out") == 1
+    assert run_export("--checkpoint", run, "--to=official", "--out", tmp_path / "out") == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "[torch]" in error
     assert "without an NVIDIA GPU first pip install torch --index-url" in error

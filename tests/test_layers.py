@@ -1,6 +1,8 @@
 """Rooms import only rooms of lower rows, as `docs/architecture.md` draws them; neighbours never."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ ROWS = (
     ("evaluation",),
     ("trainer",),
     # Commands: the only ones that know arguments and exit statuses.
-    ("train", "evaluate", "predict", "prepare", "export", "command_line"),
+    ("train", "evaluate", "predict", "prepare", "export", "command_line", "__main__"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 COMMANDS = len(ROWS) - 1
@@ -97,6 +99,16 @@ def circles(known: dict[str, Path]) -> list[list[str]]:
 
 def test_no_modules_import_each_other():
     assert circles(modules()) == []
+
+
+def test_reading_a_clip_takes_neither_orbax_nor_a_mesh():
+    code = "import sys, grain_jax.loading.load; print(*sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    ).stdout.split()
+    assert "grain_jax.formats.pretrained" in printed
+    unwanted = ("orbax", "grain_jax.parallel", "grain_jax.training.checkpoint", "optax")
+    assert [name for name in printed if name.startswith(unwanted)] == []
 
 
 def test_only_one_room_knows_birds():

@@ -215,9 +215,9 @@ def test_what_cannot_be_read_is_named_and_the_status_says_so(asked, pictures, ca
 
 
 def test_nothing_readable_is_a_failure_and_writes_nothing(asked, pictures, capsys):
-    assert call("broken.png", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 1
+    assert call("broken.png", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 2
     assert "no picture could be read" in capsys.readouterr().err
-    assert call("gone.png", "--labels=red,blue", "--csv=out.csv") == 1
+    assert call("gone.png", "--labels=red,blue", "--csv=out.csv") == 2
     assert not (pictures / "out.csv").exists()
     assert not (pictures / "cards").exists()
 
@@ -233,9 +233,9 @@ def test_each_picture_gets_a_card_of_its_own(asked, pictures, capsys):
         "other/a.jpg": "a-2.png",
     }
     before = (pictures / "cards/a-2.png").read_bytes()
-    assert call(*arguments, "--out=cards") == 1
+    assert call(*arguments, "--out=cards") == 2
     assert "'out.csv' exists" in capsys.readouterr().err
-    assert call("other", "--phrases=a red eye", "--out=cards") == 1
+    assert call("other", "--phrases=a red eye", "--out=cards") == 2
     assert "'cards/a.png' exists; give another place, or --overwrite" in capsys.readouterr().err
     assert (pictures / "cards/a-2.png").read_bytes() == before
     assert call("other", "--phrases=a red eye", "--out=cards", "--overwrite") == 0
@@ -245,7 +245,7 @@ def test_each_picture_gets_a_card_of_its_own(asked, pictures, capsys):
 def test_a_picture_is_never_replaced_by_its_card(asked, pictures, capsys):
     before = (pictures / "in/a.png").read_bytes()
     for given in ("in", "in/a.png", "other"):
-        assert call(given, "in", "--out=in", "--overwrite", "--phrases=a red eye") == 1
+        assert call(given, "in", "--out=in", "--overwrite", "--phrases=a red eye") == 2
         assert "'in/a.png' would replace a picture" in capsys.readouterr().err
         assert (pictures / "in/a.png").read_bytes() == before
 
@@ -305,9 +305,9 @@ def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, pictures, capsys):
     assert call("in/a.png", "--labels=red,blue", "--templates=lists #1/p.md#A") == 0
     capsys.readouterr()
     for gone in ("lists #1/gone", "lists #1/gone.json#C#", "lists #1/L.TXT", "lists #2/l.md#A"):
-        assert call("in/a.png", f"--labels={gone}") == 1
+        assert call("in/a.png", f"--labels={gone}") == 2
         assert f"There is no file {gone!r}" in capsys.readouterr().err
-    assert call("in/a.png", "--phrases=lists #1/p.md#A") == 1
+    assert call("in/a.png", "--phrases=lists #1/p.md#A") == 2
     assert "class names and templates only" in capsys.readouterr().err
 
 
@@ -344,7 +344,7 @@ def test_names_differ_where_case_is_not_told_apart(pictures):
 )
 def test_mistakes_are_one_line(asked, pictures, arguments, message, capsys):
     run = [] if "--checkpoint=nowhere" in arguments else ["--checkpoint=run"]
-    assert main(["in/a.png", *run, *arguments]) == 1
+    assert main(["in/a.png", *run, *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("Error: ")
     assert message in printed.err
@@ -406,7 +406,7 @@ def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypa
         draw(answer, out, min_cosine=min_cosine)
 
     monkeypatch.setattr(predict, "draw_answer", full)
-    assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1
+    assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 2
     assert "Error: No space left on device" in capsys.readouterr().err
     assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
 

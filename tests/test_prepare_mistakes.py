@@ -182,7 +182,7 @@ def test_a_corrected_input_is_taken_and_costs_what_it_changes(
     wrong = [entry(i) for i in range(12)]
     wrong[9] = {"image": "9.png", "caption": "x"}
     write(folder / "in.jsonl", *wrong)
-    assert prepare.main(command(folder)) == 1
+    assert prepare.main(command(folder)) == 2
     assert "in.jsonl:10: has no 'captions'" in capsys.readouterr().err
     made = []
     encode = build_dataset.encode_record
@@ -249,7 +249,7 @@ def test_an_input_corrected_after_a_kill_at_the_end(folder: Path, monkeypatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(build_dataset, "shard_path", move_two)
-        assert prepare.main(command(folder)) == 130
+        assert prepare.main(command(folder)) == 230
     write(folder / "in.jsonl", *(entry(i) for i in range(11, 3, -1)))
     assert build_split(plan(folder), workers=1).images == 8
     source = RecordSource(folder / "out", "train")

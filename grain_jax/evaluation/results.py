@@ -11,7 +11,7 @@ from typing import Any
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.disk import write_whole
 from grain_jax.evaluation.details import sha256_of
-from grain_jax.training import checkpoint
+from grain_jax.training import run_folder
 
 INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "splits")
 SHORT = 8  # digits of a SHA-256 in a file's name
@@ -39,7 +39,7 @@ def default_folder(model: Path) -> Path:
     """
     folder = Path()
     if is_run(model):
-        folder = model.parent if model.resolve().name == checkpoint.FOLDER else model
+        folder = model.parent if model.resolve().name == run_folder.FOLDER else model
     elif model.is_dir() and model.resolve() == folder.resolve():
         raise ValueError(
             f"The current folder is that of the model {str(model)!r}, into which no result is "
@@ -52,7 +52,7 @@ def default_folder(model: Path) -> Path:
 
 def is_run(model: Path) -> bool:
     """Whether it is a run folder of `python -m grain_jax.train`, or the checkpoints in one."""
-    return (model / checkpoint.FOLDER).is_dir() or bool(checkpoint.complete_steps(model))
+    return (model / run_folder.FOLDER).is_dir() or bool(run_folder.complete_steps(model))
 
 
 def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, tasks: str) -> str:

@@ -21,7 +21,7 @@ from grain_jax.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_from_
 from grain_jax.formats.grain_reference import stack_layers, unstack_layers
 from grain_jax.loading.load import read_model
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.training import checkpoint
+from grain_jax.training import run_folder
 from grain_jax.training.state import TrainState
 
 NOT_OF_WEIGHTS = (  # how a tower starts, or trains: nothing the weights decide
@@ -74,12 +74,12 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
     A run that has a checkpoint is past its start: what came along is in there, and the weights need
     not be there any more. Raises ValueError for weights that do not fit the settings.
     """
-    folder = workdir / checkpoint.FOLDER
-    steps = checkpoint.complete_steps(folder)
+    folder = workdir / run_folder.FOLDER
+    steps = run_folder.complete_steps(folder)
     if not config.init and not steps:
         return Pretrained(config)
     if steps:
-        saved = checkpoint.read_metadata(folder, steps[-1])
+        saved = run_folder.read_metadata(folder, steps[-1])
         before = config_from_json(json.dumps(saved["config"]))
         if not config.init:
             # The tokenizer that it has: an older version may have cleaned texts in another way.

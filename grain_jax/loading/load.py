@@ -9,7 +9,6 @@
   no folder "openai"; "openai/clip-vit-base-patch16@REVISION" for a commit, branch or tag.
 """
 
-import copy
 import dataclasses
 import functools
 import re
@@ -19,10 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grain_jax.config import DecoderConfig, MeshConfig, ModelConfig, TextConfig, VisionConfig
-from grain_jax.config.cli import config_to_json
+from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.extras import how_to_install
@@ -42,12 +40,8 @@ from grain_jax.formats.pretrained import (
 from grain_jax.formats.pretrained_images import HUGGINGFACE_CONFIG
 from grain_jax.formats.weight_files import INDEX, part_names
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.parallel.sharding import make_mesh, replicated
 from grain_jax.paths import user_path
-from grain_jax.training import checkpoint
-from grain_jax.training.checkpoint import Checkpoints
-from grain_jax.training.optimizer import make_optimizer
-from grain_jax.training.state import abstract_state, new_state
+from grain_jax.training.run_folder import is_run
 
 KINDS = (
     "a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip"
@@ -69,14 +63,17 @@ def read_model(
     """
     path = user_path(path)
     name = str(path)
-    if (path / checkpoint.FOLDER).is_dir() or checkpoint.complete_steps(path):
+    if is_run(path):
+        from grain_jax.training import checkpoint  # with Orbax, which no other format needs
+
         return checkpoint.load(path, step=step, best=best, mesh=mesh)
     if step is not None or best:
         raise ValueError(f"{name} is no run folder, so there is no step to choose; leave it out.")
     loaded = _read_other(path, name)
     if mesh is None:
         return loaded
-    return dataclasses.replace(loaded, params=jax.device_put(loaded.params, replicated(mesh)))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return dataclasses.replace(loaded, params=jax.device_put(loaded.params, everywhere))
 
 
 def _read_other(path: Path, name: str) -> ModelBundle:
@@ -121,25 +118,6 @@ def _hint(path: Path) -> str:
             "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE makes one file."
         )
     return ""
-
-
-def write_run(loaded: ModelBundle, folder: Path) -> None:
-    """A run folder with `loaded` as its step 0, for `evaluate`, `export` and `--config.init`."""
-    config = copy.deepcopy(loaded.config)
-    config.mesh, config.optim.ema_decay = MeshConfig(), 0.0  # one device; averaged already
-    optimizer = make_optimizer(config.optim)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    abstract = abstract_state(loaded.model, optimizer, config, mesh)
-    state = new_state(loaded.model, optimizer, config, abstract)
-    placed = jax.tree.map(
-        lambda value, leaf: jax.device_put(value, leaf.sharding), loaded.params, abstract.params
-    )
-    metadata = dataclasses.replace(loaded, config=config).metadata()
-    checkpoints = Checkpoints(folder, config.checkpoint, metadata=metadata)
-    checkpoints.save(dataclasses.replace(state, params=placed), step=0)
-    checkpoints.wait()
-    checkpoints.close()
-    (folder / "config.json").write_text(config_to_json(config), encoding="utf-8")
 
 
 def _read_official(path: Path) -> ModelBundle:

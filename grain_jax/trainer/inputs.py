@@ -33,7 +33,7 @@ from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING, Learned, learned_before, learns
 from grain_jax.parallel import processes, sharding
-from grain_jax.training import checkpoint
+from grain_jax.training import checkpoint, run_folder
 from grain_jax.training.optimizer import num_steps, num_warmup_steps, rate_factors
 from grain_jax.training.progress import Screen, what_trains
 from grain_jax.training.resume import changed_settings, check_same_data, check_schedule
@@ -140,7 +140,7 @@ def resume_notes(inputs: Inputs, workdir: Path, step: int, *, change_schedule: b
 
 
 def _saved(workdir: Path, step: int) -> dict[str, Any]:
-    return checkpoint.read_metadata(workdir.absolute() / checkpoint.FOLDER, step)
+    return run_folder.read_metadata(workdir.absolute() / run_folder.FOLDER, step)
 
 
 def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: bool) -> None:
@@ -172,7 +172,7 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
     rate_factors(params, config.optim.rate_factors)
     screen = Screen()
     rows = what_trains(config, params, num_images=len(inputs.source), steps=inputs.steps)
-    screen.table(rows | regions_row(inputs) | {"run folder": run_folder(workdir, newest)})
+    screen.table(rows | regions_row(inputs) | {"run folder": folder_in_words(workdir, newest)})
     for note in notes:
         screen.note(note)
     screen.say("Checked: settings and data. Nothing was started.")
@@ -183,7 +183,7 @@ def regions_row(inputs: Inputs) -> dict[str, str]:
     return {} if inputs.coverage is None else {"regions": inputs.coverage.sentence()}
 
 
-def run_folder(workdir: Path, step: int | None) -> str:
+def folder_in_words(workdir: Path, step: int | None) -> str:
     """In words, for the screen; `step`: the checkpoint that is resumed from, None for a new run."""
     return str(workdir) + (f", resumed at step {step}" if step else "")
 

@@ -30,10 +30,9 @@ from grain_jax.models.learned import Learned
 from grain_jax.parallel.processes import errors_in_all, from_first
 from grain_jax.parallel.sharding import parameter_shardings
 from grain_jax.paths import user_path
+from grain_jax.training.run_folder import FOLDER, METADATA, complete_steps, read_metadata
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
-FOLDER = "checkpoints"
-METADATA = "metadata"
 SECONDS_TO_SHOW = 60  # that a shared file system may take to show a file to another machine
 
 
@@ -57,20 +56,6 @@ def load(
 
 class SaveFailed(RuntimeError):
     """A checkpoint could not be written, possibly one that was begun some steps ago."""
-
-
-def read_metadata(folder: Path, step: int) -> dict[str, Any]:
-    """The metadata stored with a step of a `checkpoints/` folder."""
-    return json.loads((folder / str(step) / METADATA / METADATA).read_text(encoding="utf-8"))
-
-
-def complete_steps(folder: Path) -> list[int]:
-    """Steps whose checkpoint was written to the end, in order."""
-    return sorted(
-        int(entry.name)
-        for entry in folder.glob("*")
-        if entry.name.isdigit() and (entry / "_CHECKPOINT_METADATA").exists()
-    )
 
 
 def latest_in_all(run_folder: Path) -> int | None:

@@ -1,8 +1,8 @@
 """Zero-shot methods: which texts of a class an image is compared with, and how scores are made.
 
 A method is an entry of `METHODS`. It says what it compares images with (`texts`), at which alphas
-it is measured, and how the parts of `ComponentScores` make its score; `tests/zero_shot/test_methods.py` runs
-over every entry.
+it is measured, and how the parts of `ComponentScores` make its score. A contract test runs over
+every entry (`tests/zero_shot/test_methods.py`).
 """
 
 import functools

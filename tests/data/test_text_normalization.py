@@ -118,12 +118,12 @@ def test_a_run_of_before_goes_on_as_it_was(tmp_path: Path, monkeypatch: pytest.M
     config = TrainConfig()
     config.data.tokenizer = "clip"
     saved = {"config": json.loads(config_to_json(config)), "tokenizer": {"kind": "clip"}}
-    monkeypatch.setattr(initialize.checkpoint, "complete_steps", lambda folder: [3])
-    monkeypatch.setattr(initialize.checkpoint, "read_metadata", lambda folder, step: saved)
+    monkeypatch.setattr(initialize.run_folder, "complete_steps", lambda folder: [3])
+    monkeypatch.setattr(initialize.run_folder, "read_metadata", lambda folder, step: saved)
     resumed = initialize.pretrained(config, tmp_path).tokenizer
     assert resumed is not None
     assert resumed.spec()["text_normalization"] == ENTITIES
     config.data.tokenizer = "world"  # another one: not the old run's, and refused elsewhere
     assert initialize.pretrained(config, tmp_path).tokenizer is None
-    monkeypatch.setattr(initialize.checkpoint, "complete_steps", lambda folder: [])
+    monkeypatch.setattr(initialize.run_folder, "complete_steps", lambda folder: [])
     assert initialize.pretrained(TrainConfig(), tmp_path).tokenizer is None

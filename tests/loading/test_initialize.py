@@ -16,7 +16,8 @@ from grain_jax.data.tokenizer import WordTokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.loading import initialize
 from grain_jax.loading.initialize import adopt, adopt_again, resize_positions, start_from
-from grain_jax.loading.load import read_model, write_run
+from grain_jax.loading.load import read_model
+from grain_jax.loading.write_run import write_run
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
 from grain_jax.training import checkpoint

@@ -158,7 +158,7 @@ def test_an_error_on_one_machine_ends_the_evaluation_on_both(of_two_hosts, tmp_p
     )
     (status, output), (other_status, other_output) = outputs(started, timeout=400)
     assert status != 0, output
-    assert other_status == 1
+    assert other_status == 2
     assert str(images) in other_output
     assert "Traceback" not in output + other_output
 

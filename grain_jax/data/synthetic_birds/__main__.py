@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from grain_jax.command_line import Parser
+from grain_jax.command_line import Parser, status_of
 from grain_jax.config import WorldConfig
 from grain_jax.data.records import Record, Source
 from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
@@ -44,7 +44,7 @@ def main() -> None:
             write_jsonl(WorldSource(config, split, args.image_size), args.out, split)
         write_zero_shot_set(config, args.image_size, args.out / "unseen")
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(status_of(error), f"{error}\n")
     print(f"{args.out}/train.jsonl        {args.train} images with captions and regions")
     print(f"{args.out}/validation.jsonl   {args.held_out} images of species not in training")
     print(f"{args.out}/unseen/            {args.held_out} images to classify, with descriptions")

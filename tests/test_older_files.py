@@ -1,0 +1,85 @@
+"""What was written before the package was laid out in rooms is read as it was, and trained on.
+
+`golden/before_the_rooms.zip` holds a run of the tiny world stopped at step 5 of 6 (with two
+micro-batches, slower vision tower, equal captions as negatives), its results at that step, and its
+exports for Hugging Face and for the official code, all made by version 0.1.0 at commit 0fa4b79.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from places import GOLDEN, HELPERS
+
+import grain_jax.evaluate
+import grain_jax.train
+from grain_jax.loading.load import read_model
+from grain_jax.training.run_folder import complete_steps
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory) -> Path:
+    """Its folder, with "run", "huggingface", "official" and "results.json"."""
+    folder = tmp_path_factory.mktemp("older")
+    with zipfile.ZipFile(GOLDEN / "before_the_rooms.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_a_run_and_its_exports_hold_one_model(older):
+    run = read_model(older / "run")
+    assert run.step == 5
+    assert run.config.optim.accumulate == 2
+    assert run.config.optim.rate_factors == ("vision/*=0.5",)
+    assert run.config.loss.duplicate_captions == "negative"
+    for name in ("huggingface", "official"):
+        export = read_model(older / name)
+        assert export.step == 5
+        assert export.templates == run.templates
+        assert export.tokenizer.spec() == run.tokenizer.spec()
+        assert export.preprocessing == run.preprocessing
+        jax.tree.map(np.testing.assert_array_equal, export.params, run.params)
+
+
+def test_it_is_measured_as_it_was(older, tmp_path):
+    output = tmp_path / "results.json"
+    arguments = [f"--checkpoint={older / 'run'}", f"--output={output}", "--batch_size=16"]
+    assert grain_jax.evaluate.main(arguments) == 0
+    before = json.loads((older / "results.json").read_text())
+    now = json.loads(output.read_text())
+    assert now["results"] == pytest.approx(before["results"], abs=1e-4)
+    for name, told in before["zero_shot_sets"].items():
+        assert now["zero_shot_sets"][name] == told  # classes, templates, descriptions by their hash
+
+
+def test_the_run_goes_on_with_the_flags_it_was_started_with(older, monkeypatch, capsys):
+    monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
+    workdir = older / "run"
+    flags = {
+        "steps": 6,
+        "checkpoint.every_steps": 3,
+        "evaluation.every_steps": 3,
+        "mesh.cpu_devices": 1,
+        "optim.max_bad_steps": 9,
+        "optim.rate_factors": '("vision/*=0.5",)',
+        "checkpoint.keep": 2,
+        "model.vision.activation": "gelu",
+        "model.vision.qk_norm": "true",
+        "model.region_logit_scale": "shared",
+        "loss.duplicate_captions": "negative",
+        "optim.accumulate": 2,
+        "evaluation.num_pictures": 1,
+    }
+    given = [f"--config.{path}={value}" for path, value in flags.items()]
+    arguments = [f"--config={HELPERS / 'tiny_world.py'}", f"--workdir={workdir}", *given]
+    status = grain_jax.train.main(arguments)
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert "resumed at step 5" in " ".join(printed.out.split())
+    assert complete_steps(workdir / "checkpoints") == [5, 6]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert losses[6] < losses[2]
