@@ -5,6 +5,7 @@ micro-batches, slower vision tower, equal captions as negatives), its results at
 exports for Hugging Face and for the official code, all made by version 0.1.0 at commit 0fa4b79.
 """
 
+import importlib
 import json
 import zipfile
 from pathlib import Path
@@ -83,3 +84,15 @@ def test_the_run_goes_on_with_the_flags_it_was_started_with(older, monkeypatch, 
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert losses[6] < losses[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("load_zero_shot", "evaluation.folders", "data.classification.folders"),
+        ("open_source", "data.sources", "data.source"),
+    ],
+)
+def test_scripts_find_what_they_imported(name, before, now):
+    old, new = (importlib.import_module(f"grain_jax.{module}") for module in (before, now))
+    assert getattr(old, name) is getattr(new, name)
