@@ -1,7 +1,12 @@
 """python -m grain_jax: which commands there are."""
 
 import ast
+import difflib
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from grain_jax.command_line import ExitStatus, end
 
 # What a person does first, first.
 COMMANDS = ("train", "evaluate", "predict", "prepare", "export", "data.synthetic_birds")
@@ -15,13 +20,22 @@ def summary(command: str) -> str:
     return " ".join(text.partition("\n\n")[0].split())
 
 
-def main() -> int:
-    """Lists the commands; returns the exit status."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Lists the commands; returns the exit status, 2 where one was named as an argument."""
+    if arguments and arguments[0] not in ("--help", "-h"):
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = (
+            f" Type python -m grain_jax.{near[0]}"
+            if near
+            else " Type python -m grain_jax to list them"
+        )
+        print(f"Error: the commands are modules.{hint}.", file=sys.stderr)
+        return ExitStatus.MISTAKE
     print("Commands of grain_jax; each has --help:\n")
     for command in COMMANDS:
         print(f"  python -m grain_jax.{command}\n      {summary(command)}")
-    return 0
+    return ExitStatus.DONE
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main(sys.argv[1:]))

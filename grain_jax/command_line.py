@@ -2,7 +2,9 @@
 
 import argparse
 import enum
-from typing import Any
+import os
+import sys
+from typing import Any, NoReturn
 
 from grain_jax.disk import disk_trouble
 
@@ -15,6 +17,17 @@ class ExitStatus(enum.IntEnum):
     MISTAKE = 2  # something to change in the command, its settings or its data
     SKIPPED = 3  # done but for images that could not be read
     INTERRUPTED = 130  # Ctrl-C
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process of a command; at once where it was interrupted, as threads of XLA may still
+    compute, and the orderly end of Python would pull the ground from under them.
+    """
+    if status == ExitStatus.INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def status_of(error: Exception) -> ExitStatus:
@@ -33,6 +46,7 @@ class Parser(argparse.ArgumentParser):
             prog=f"python -m grain_jax.{command}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # a typing error would be taken for another option
         )
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)

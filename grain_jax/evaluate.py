@@ -18,7 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import sys
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ import jax
 from rich.console import Console
 
 from grain_jax import runtime, slow_compile
-from grain_jax.command_line import ExitStatus, Parser, count_option, shares_option, status_of
+from grain_jax.command_line import ExitStatus, Parser, count_option, end, shares_option, status_of
 from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.data.classification.class_names import BINDINGS
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet
 from grain_jax.data.source import open_source
+from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.evaluation import results as results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
@@ -350,6 +351,11 @@ def _images(
     )
     if not any(dataset.descriptions.values()):
         _refuse(options, OF_DESCRIPTIONS, "descriptions, which these images lack (--descriptions)")
+    if isinstance(encoder.tokenizer, WordTokenizer):
+        texts = [*dataset.class_names, *itertools.chain(*dataset.descriptions.values())]
+        unknown = encoder.tokenizer.unknown_words
+        if words := list(dict.fromkeys(word for text in texts for word in unknown(text))):
+            note(encoder.tokenizer.unknown_words_note(words))
     return score_zero_shot(encoder, dataset, config, final=True, details=details)
 
 
@@ -424,4 +430,4 @@ def _say_error(messages: Console, text: str) -> None:
 if __name__ == "__main__":
     runtime.restart_with_huge_pages()
     slow_compile.hide_alarm()
-    sys.exit(main())
+    end(main())

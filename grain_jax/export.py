@@ -16,7 +16,6 @@ import argparse
 import functools
 import itertools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grain_jax import runtime
-from grain_jax.command_line import ExitStatus, Parser, status_of
+from grain_jax.command_line import ExitStatus, Parser, end, status_of
 from grain_jax.data.source import data_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -75,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _say_error(console, str(error))
         return status_of(error)
+    except KeyboardInterrupt:
+        console.print("Stopped; nothing was written.")
+        return ExitStatus.INTERRUPTED
     except ImportError as error:
         text = f"Error: {error}. Install what exports need: {how_to_install('torch')}"
         console.print(text, style="red", markup=False, soft_wrap=True)
@@ -264,4 +266,4 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

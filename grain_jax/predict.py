@@ -11,7 +11,6 @@ What is scored how, and the exit status: `docs/use.md`.
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from grain_jax import runtime
 from grain_jax.answers.files import Target, check_outputs, find_pictures
 from grain_jax.answers.outputs import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.answers.screen import print_answers
-from grain_jax.command_line import ExitStatus, Parser, count_option, share_option, status_of
+from grain_jax.command_line import ExitStatus, Parser, count_option, end, share_option, status_of
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.predictor import BATCH_SIZE, WAYS, Model
@@ -330,4 +329,4 @@ def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., 
 if __name__ == "__main__":
     runtime.restart_with_huge_pages()
     runtime.cache_compilations("auto")
-    sys.exit(main())
+    end(main())

@@ -8,7 +8,6 @@ run continues when the same command is given again; further splits go into the s
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
@@ -18,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from grain_jax.command_line import ExitStatus, Parser, status_of
+from grain_jax.command_line import ExitStatus, Parser, end, status_of
 from grain_jax.data.build_dataset import Plan, Progress, build_split
 from grain_jax.data.checks import Figures
 from grain_jax.data.importers import IMPORTERS
@@ -184,4 +183,4 @@ def _warnings(figures: Figures) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -30,7 +30,7 @@ import jax
 from absl import flags
 
 from grain_jax import runtime, slow_compile
-from grain_jax.command_line import ExitStatus
+from grain_jax.command_line import ExitStatus, end
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import config_to_json, parse_arguments
 from grain_jax.data.loader import (
@@ -402,4 +402,4 @@ def _flags() -> flags.FlagValues:
 if __name__ == "__main__":
     runtime.restart_with_huge_pages()
     slow_compile.hide_alarm()
-    sys.exit(main())
+    end(main())

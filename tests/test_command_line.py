@@ -2,9 +2,12 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
 import grain_jax.__main__
 from grain_jax import evaluate, export, predict, prepare
@@ -58,10 +61,46 @@ def test_the_package_lists_its_commands(capsys):
     assert grain_jax.__main__.main() == 0
     printed = capsys.readouterr().out
     package = Path(grain_jax.__file__).parent
-    runnable = {
-        path.stem for path in package.glob("*.py") if "sys.exit(main())" in path.read_text()
-    }
+    runnable = {path.stem for path in package.glob("*.py") if "    end(main())" in path.read_text()}
     assert runnable <= set(grain_jax.__main__.COMMANDS)
     for command in grain_jax.__main__.COMMANDS:
         assert f"python -m grain_jax.{command}\n      " in printed
         assert len(grain_jax.__main__.summary(command)) > 20
+
+
+def test_a_command_that_is_given_as_an_argument_is_refused(capsys):
+    assert grain_jax.__main__.main(["trian", "--config=demo"]) == ExitStatus.MISTAKE
+    assert "Type python -m grain_jax.train." in capsys.readouterr().err
+    assert grain_jax.__main__.main(["--help"]) == ExitStatus.DONE
+
+
+def test_a_part_of_an_option_is_no_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--checkpoint=a", "--alpha=0.5"])
+    assert stopped.value.code == ExitStatus.MISTAKE
+    assert "unrecognized arguments: --alpha=0.5" in capsys.readouterr().err
+
+
+def test_an_interrupted_export_says_so(monkeypatch, capsys, tmp_path):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "_load", interrupt)
+    options = ["--checkpoint=a", "--to=official", f"--out={tmp_path / 'out'}"]
+    assert export.main(options) == ExitStatus.INTERRUPTED
+    assert "Stopped; nothing was written." in capsys.readouterr().err
+
+
+def test_an_interrupted_command_ends_while_its_threads_compute(tmp_path):
+    """The orderly end of Python would wait for them, or crash under them."""
+    code = (
+        "import threading, time\n"
+        "from grain_jax.command_line import ExitStatus, end\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "print('said')\n"
+        "end(ExitStatus.INTERRUPTED)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=40
+    )
+    assert (ended.returncode, ended.stdout) == (130, "said\n")

@@ -30,19 +30,24 @@ def older(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_and_its_exports_hold_one_model(older):
+def test_a_run_has_its_settings(older):
     run = read_model(older / "run")
     assert run.step == 5
     assert run.config.optim.accumulate == 2
     assert run.config.optim.rate_factors == ("vision/*=0.5",)
     assert run.config.loss.duplicate_captions == "negative"
-    for name in ("huggingface", "official"):
-        export = read_model(older / name)
-        assert export.step == 5
-        assert export.templates == run.templates
-        assert export.tokenizer.spec() == run.tokenizer.spec()
-        assert export.preprocessing == run.preprocessing
-        jax.tree.map(np.testing.assert_array_equal, export.params, run.params)
+
+
+@pytest.mark.parametrize("name", ["huggingface", "official"])
+def test_a_run_and_its_exports_hold_one_model(older, name):
+    if name == "official":
+        pytest.importorskip("torch", reason="its file is one of torch")
+    run, export = read_model(older / "run"), read_model(older / name)
+    assert export.step == 5
+    assert export.templates == run.templates
+    assert export.tokenizer.spec() == run.tokenizer.spec()
+    assert export.preprocessing == run.preprocessing
+    jax.tree.map(np.testing.assert_array_equal, export.params, run.params)
 
 
 def test_it_is_measured_as_it_was(older, tmp_path):

@@ -288,7 +288,7 @@ def test_everything_dropped_is_counted(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_bad_line_stops_with_its_place(photos: Path, capsys) -> None:
     with (photos / "train.jsonl").open("a") as file:
         file.write('\n{"image": "1.png", "captions": "one"}\n')
-    assert prepare.main(command(photos)) == 1
+    assert prepare.main(command(photos)) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "train.jsonl:32: 'captions' must be a list" in error
     assert "--on-error=skip" in error

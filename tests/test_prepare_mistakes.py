@@ -249,7 +249,7 @@ def test_an_input_corrected_after_a_kill_at_the_end(folder: Path, monkeypatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(build_dataset, "shard_path", move_two)
-        assert prepare.main(command(folder)) == 230
+        assert prepare.main(command(folder)) == 130
     write(folder / "in.jsonl", *(entry(i) for i in range(11, 3, -1)))
     assert build_split(plan(folder), workers=1).images == 8
     source = RecordSource(folder / "out", "train")

@@ -160,8 +160,8 @@ class ImageMaker:
                 images[row] = self._preprocessing(record.image)
             except ImageError as error:
                 raise ValueError(
-                    f"Image {record.id!r} cannot be evaluated on: {error} Take it out of the set, "
-                    "or prepare the set again, which drops such images."
+                    f"Image {record.id!r} cannot be evaluated on: {error} Take it out of the set; "
+                    "where it was prepared, prepare it again, which drops such images."
                 ) from error
         return images
 

@@ -34,6 +34,12 @@ class Region:
     description: str
     score: float = 1.0  # confidence of the annotator
 
+    @property
+    def bbox(self) -> Box:
+        """(ymin, xmin, ymax, xmax), as TFDS has it; for the scripts of users."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return y0, x0, y1, x1
+
 
 @dataclass(frozen=True)
 class Record:

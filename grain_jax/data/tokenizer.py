@@ -129,6 +129,14 @@ class WordTokenizer:
         tokens = [[self._ids.get(word, 1) for word in _WORD.findall(t.lower())] for t in texts]
         return _pad(tokens, length, 2, self.vocab_size - 1)
 
+    def unknown_words_note(self, words: Sequence[str]) -> str:
+        """What a user should know of `words` that all get the id of unknown."""
+        shown = ", ".join(words[:5])
+        return (
+            f"This model has {len(self.words)} words of its own and takes these for one "
+            f"and the same unknown word: {shown}{', ...' if len(words) > 5 else ''}."
+        )
+
     def unknown_words(self, text: str) -> list[str]:
         """Words of the text that all get the id of unknown."""
         return [word for word in _WORD.findall(text.lower()) if word not in self._ids]

@@ -57,8 +57,8 @@ def _visible_regions(
         window = preprocessing.window(record.image)
     except ImageError as error:
         raise ValueError(
-            f"The boxes of image {record.id!r} cannot be placed: {error} Take it out of the set, "
-            "or prepare the set again, which drops such images."
+            f"The boxes of image {record.id!r} cannot be placed: {error} Take it out of the set; "
+            "where it was prepared, prepare it again, which drops such images."
         ) from error
     for region in record.regions:
         if (box := window.box(region.box_xyxy)) is not None:

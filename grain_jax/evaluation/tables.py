@@ -11,11 +11,12 @@ from rich.measure import Measurement
 
 from grain_jax.evaluation.retrieval import KS
 from grain_jax.visualize.curves import read_metrics
+from grain_jax.zero_shot.methods import DESCRIPTIONS, METHODS, REGIONS
 
 Results = Mapping[str, float]
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
 UNBROKEN = 10_000  # columns: more than any table has
-WAY_TITLES = {
+METHOD_TITLES = {  # in the order of the rows; another method goes by its key
     "name": "name",
     "description": "description",
     "name_and_regions": "name + regions",
@@ -97,21 +98,24 @@ def _zero_shot(results: Results) -> Table:
     )
     rows = []
     for name in (key.removesuffix("/chance") for key in results if key.endswith("/chance")):
-        for way, title in WAY_TITLES.items():
-            ends = [f"{name}/{way}/alpha{alpha}" for alpha in alphas]
-            if way == "name":  # of the whole image only, so alpha = 1
-                ends = [f"{name}/name" if alpha == "1" else "" for alpha in alphas]
+        for method in {**METHOD_TITLES, **METHODS}:
+            ends = [f"{name}/{method}/alpha{alpha}" for alpha in alphas]
+            if f"{name}/{method}" in results:  # without an alpha: of the whole image only
+                ends = [f"{name}/{method}" if alpha == "1" else "" for alpha in alphas]
             if any(key in results for key in ends):
                 cells = [_accuracy(results, key) for key in ends]
-                told = title if way == "name" else title + _described(results, name)
+                described = METHODS[method].texts & {DESCRIPTIONS, REGIONS}
+                told = METHOD_TITLES.get(method, method)
+                told += _described(results, name) if described else ""
                 rows.append((_set_title(results, name), told, *cells, _chance(results, name)))
     return Table(
         "Zero-shot classification: top-1 accuracy, %",
         ("set", "told by", *(f"alpha = {alpha}" for alpha in alphas), "chance"),
         tuple(rows),
         "Alpha is the weight of the whole image: at 1 the image embedding decides alone, as in "
-        "CLIP, at 0 the regions do. By description means without the name; names of unseen "
-        "species were never heard. With the half width of the 95 % interval (Wilson, over images)."
+        "CLIP, at 0 the regions do. By description means without the name. "
+        + ("Names of unseen species were never heard. " if "unseen/chance" in results else "")
+        + "With the half width of the 95 % interval (Wilson, over images)."
         + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
     )
 

@@ -47,7 +47,8 @@ from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
 BATCH_SIZE = 64  # pictures or texts at once
 ALPHA = 0.5  # share of the whole image where there are regions and descriptions
 MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
-WAYS = ("description", "name_and_regions")
+# What an image may be compared with where there are descriptions; the first is the default.
+WAYS = ("description", *(name for name in METHODS if name not in ("description", "name")))
 
 
 class Model:
@@ -137,9 +138,11 @@ class Model:
             raise ValueError(f"top={top} must be at least 1; None for all labels.")
         embedded = self._embedded(images, progress=progress)
         # At its ends the mixture is one of its parts, and evaluation has it under that name.
-        way = by if 0 < alpha < 1 else "description"
+        way = by
         if descriptions is None or (by == "name_and_regions" and alpha == 1):
             way = "name"
+        elif by == "name_and_regions" and alpha == 0:
+            way = "description"
         settings = self.loaded.config.evaluation
         regions = embedded.regions
         banks = encode_banks(self._texts, texts, by=(way,), has_regions=regions is not None)
@@ -374,11 +377,7 @@ class Model:
         words = [word for word in found if word not in self._said]
         self._said.update(words)
         if words:
-            shown = ", ".join(words[:5])
-            self._say(
-                f"This model has {len(tokenizer.words)} words of its own and takes these for one "
-                f"and the same unknown word: {shown}{', ...' if len(words) > 5 else ''}."
-            )
+            self._say(tokenizer.unknown_words_note(words))
 
 
 def _best_regions(

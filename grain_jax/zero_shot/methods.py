@@ -88,7 +88,7 @@ class ZeroShotMethod(Protocol):
     """A way to score classes; see `METHODS`."""
 
     @property
-    def texts(self) -> Collection[str]:
+    def texts(self) -> frozenset[str]:
         """Kinds of class texts without which it cannot be asked."""
         ...
 
@@ -184,7 +184,7 @@ def scores_by_method(
     """
     scores = {}
     for name, method in METHODS.items():
-        if name in by and set(method.texts) <= components.banks.kinds():
+        if name in by and method.texts <= components.banks.kinds():
             for alpha in method.alphas(alphas, has_regions=components.has_regions):
                 key = name if alpha is None else f"{name}/alpha{alpha:g}"
                 scores[key] = method.scores(components, alpha)

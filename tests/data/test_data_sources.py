@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from grain_jax.config import DataConfig, TrainConfig, WorldConfig
+from grain_jax.config.validation import CHOICES
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.source import DATA_SOURCES, DataSource, data_source, open_source
@@ -23,6 +24,8 @@ def config(request, tmp_path) -> DataConfig:
     world = WorldConfig(num_train_images=4, num_eval_images=25)
     if request.param == "world":
         return DataConfig(source="world", world=world)
+    if request.param != "records":
+        pytest.fail(f"there is no small data set of {request.param!r} here; add one")
     region = Region((0.0, 0.0, 0.5, 1.0), "a red crest")
     records = [
         Record(str(i), b"image", (Caption(f"bird {i}"),), (region,), label="wren") for i in range(3)
@@ -81,6 +84,10 @@ def test_its_metric_is_of_a_set_that_steers(config):
     metric = data.default_metric(TrainConfig(data=config))
     assert metric.startswith(f"{data.held_out_split}/")
     assert data.summary({}, (1.0, 0.0)) == {}
+
+
+def test_the_settings_know_every_one():
+    assert set(CHOICES["data.source"]) == set(DATA_SOURCES)
 
 
 def test_an_unknown_one_is_refused_with_those_there_are():

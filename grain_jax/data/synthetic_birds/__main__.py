@@ -15,6 +15,7 @@ from PIL import Image
 from grain_jax.command_line import Parser, status_of
 from grain_jax.config import WorldConfig
 from grain_jax.data.records import Record, Source
+from grain_jax.data.synthetic_birds.scene import LEVELS
 from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
 from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
@@ -23,14 +24,25 @@ from grain_jax.terminal import escape_unprintable
 def main() -> None:
     """Writes the files and says what they are."""
     escape_unprintable()
-    parser = Parser("data.world", __doc__)
+    parser = Parser("data.synthetic_birds", __doc__)
     parser.add_argument(
         "--out", type=path_option, required=True, help="folder to write, made if missing"
     )
-    parser.add_argument("--train", type=int, default=400, help="training images")
-    parser.add_argument("--held_out", type=int, default=100, help="images of each held-out set")
-    parser.add_argument("--image_size", type=int, default=96, help="pixels a side")
-    parser.add_argument("--level", default="easy", help="easy | hard")
+    parser.add_argument(
+        "--train", type=int, default=400, help="training images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--held_out",
+        type=int,
+        default=100,
+        help="images of each held-out set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=96, help="pixels a side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--level", default="easy", choices=LEVELS, help="of difficulty (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the world")
     args = parser.parse_args()
     config = WorldConfig(
@@ -44,7 +56,7 @@ def main() -> None:
             write_jsonl(WorldSource(config, split, args.image_size), args.out, split)
         write_zero_shot_set(config, args.image_size, args.out / "unseen")
     except (ValueError, OSError) as error:
-        parser.exit(status_of(error), f"{error}\n")
+        parser.exit(status_of(error), f"Error: {error}\n")
     print(f"{args.out}/train.jsonl        {args.train} images with captions and regions")
     print(f"{args.out}/validation.jsonl   {args.held_out} images of species not in training")
     print(f"{args.out}/unseen/            {args.held_out} images to classify, with descriptions")

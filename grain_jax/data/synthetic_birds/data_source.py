@@ -25,7 +25,8 @@ from grain_jax.data.synthetic_birds.language import (
 from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
 
 MAX_DRAWN_BYTES = 1 << 30  # of drawn images that are kept; more of them are drawn when needed
-METHODS = {  # held-out names were never heard: those of "unseen" show what chance looks like
+# Held-out names were never heard: those of "unseen" show what chance looks like.
+METHODS_OF_SPLIT = {
     "validation": ("description",),
     "seen": ("name", "description", "name_and_regions"),
     "unseen": ("name", "description"),
@@ -64,7 +65,7 @@ class SyntheticBirds:
         return world_vocabulary(self.config.world)
 
     def evaluation_sets(self, *, limit: int | None) -> Iterator[EvaluationSet]:
-        for split in METHODS if limit is None else (self.held_out_split,):
+        for split in METHODS_OF_SPLIT if limit is None else (self.held_out_split,):
             if limit is None:
                 drawn = drawn_set(self.config.world, split, None, self.image_size)
             else:
@@ -76,7 +77,7 @@ class SyntheticBirds:
                 source=drawn.source,
                 preferred_captions="synthetic",
                 zero_shot=drawn,
-                methods=METHODS[split],
+                methods=METHODS_OF_SPLIT[split],
             )
 
     def default_metric(self, config: TrainConfig) -> str:
