@@ -47,7 +47,6 @@ def finished(tmp_path_factory):
         "--config.logging.every_steps=10",
         "--config.evaluation.every_steps=30",
         "--config.logging.tensorboard=true",
-        "--config.optim.accumulate=2",
         "--config.optim.ema_decay=0.9",
     )
     assert status == 0
@@ -122,7 +121,6 @@ def test_the_same_command_on_a_finished_run_says_so(finished, capsys):
 def overrides(config):
     return [
         f"--config.steps={config.steps}",
-        f"--config.optim.accumulate={config.optim.accumulate}",
         f"--config.optim.ema_decay={config.optim.ema_decay}",
     ]
 

@@ -63,6 +63,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     assert evaluated(workdir) == pytest.approx(two, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     workdir = tmp_path / "stopped"
     process = launch_two(workdir, *ENDLESS, base=CLIP)

@@ -31,7 +31,9 @@ def whole_batch():
     return config, start, history, jax.device_get(run.state.opt_state[1].mu)
 
 
-@pytest.mark.parametrize(("k", "shape"), [(4, (1, 1, 1)), (2, (4, 2, 1))])
+@pytest.mark.parametrize(
+    ("k", "shape"), [(4, (1, 1, 1)), pytest.param(2, (4, 2, 1), marks=pytest.mark.slow)]
+)
 def test_micro_batches_on_any_mesh_change_neither_loss_nor_gradient(whole_batch, k, shape):
     """Not those of dropout either."""
     config, start, history, gradient = whole_batch
@@ -158,6 +160,7 @@ def test_the_logit_scale_is_clamped_after_the_step(eventful):
     assert float(run.state.params["logit_scale"]) == pytest.approx(math.log(100))
 
 
+@pytest.mark.slow
 def test_a_step_in_bfloat16_with_scanned_recomputed_layers_on_a_mesh():
     """The settings of a large run together: parameters and optimizer stay float32."""
     config = tiny_config()
