@@ -41,14 +41,14 @@ class ModelBundle:
         """Whether its boxes were trained."""
         return self.config.model.kind == "grain" and self.learned.boxes
 
-    def metadata(self, *, num_images: int = 0) -> dict[str, Any]:
-        """`make_metadata` of this model."""
+    def metadata(self) -> dict[str, Any]:
+        """`make_metadata` of this model, without the data that it was trained on."""
         return make_metadata(
             self.config,
             tokenizer=self.tokenizer,
             preprocessing=self.preprocessing,
             templates=self.templates,
-            num_images=num_images,
+            num_images=0,
             learned=self.learned,
         )
 
