@@ -1,7 +1,7 @@
 r"""The CLIP baseline of `grain_vitb16_cc12m.py`: same data, one loss.
 
     python -m grain_jax.train --config=configs/clip_vitb16_cc12m.py \
-        --config.data.directory=DIR --workdir=RUN
+        --data.data_dir=DIR --workdir=RUN
 
 Variants: "" (MLLM captions mixed in, as GRAIN trains), "original" (web captions only).
 Hardware: sized for 16 H100 80 GB. Shape-tested, not yet run.
@@ -23,9 +23,9 @@ def get_config(variant: str = "") -> TrainConfig:
         name="clip_vitb16_cc12m",
         batch_size=2048,
         epochs=35.0,
-        model=ModelConfig(kind="clip", vision=vision_variant("B/16")),
-        data=DataConfig(source="records", eval_split="validation", num_workers=16),
-        evaluation=EvaluationConfig(every_steps=5_000),
+        model=ModelConfig(type="clip", vision=vision_variant("B/16")),
+        data=DataConfig(dataset="tfds", eval_split="validation", num_workers=16),
+        evaluation=EvaluationConfig(eval_interval_steps=5_000),
     )
     match variant:
         case "":

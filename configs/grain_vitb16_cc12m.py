@@ -1,7 +1,7 @@
 r"""GRAIN ViT-B/16 on CC12M with MLLM captions and detector boxes: the published recipe.
 
     python -m grain_jax.train --config=configs/grain_vitb16_cc12m.py \
-        --config.data.directory=DIR --workdir=RUN
+        --data.data_dir=DIR --workdir=RUN
 
 Variants: "" (fixed losses), "faithful" (the official code's effective loss and decay groups).
 Hardware: the official README names 16 H100 80 GB. Shape-tested, not yet run.
@@ -12,17 +12,17 @@ frequency_determines_performance, template ensemble); ImageNet 40.2 % (LaCLIP's 
 Web images: prepare them with `--max_image_side=256`. A core decodes 101 images/s with a short side
 of 800 pixels, 488 with 256.
 Text lengths are not measured: the annotations of this set were not at hand. Padding costs: captions
-of 40 tokens, descriptions of 16 and model.description_capacity=0.6 take GRAIN ViT-B/16 from 165.6
-to 131.1 GFLOP an image. The first lines of a run, and `--check`, name the lengths and the
-capacity that your annotations need; metrics.jsonl has what is used, as `caption_positions_used`,
-`description_positions_used` and `descriptions_used`.
+of 40 tokens, descriptions of 16 and model.description_capacity_factor=0.6 take GRAIN ViT-B/16 from
+165.6 to 131.1 GFLOP an image. The first lines of a run, and `--check`, name the lengths and the
+capacity factor that your annotations need; metrics.jsonl has what is used, as
+`caption_positions_used`, `description_positions_used` and `descriptions_used`.
 """
 
 from grain_jax.config import (
     DataConfig,
     EvaluationConfig,
     TrainConfig,
-    faithful_loss,
+    official_loss,
     vision_variant,
 )
 
@@ -32,15 +32,15 @@ def get_config(variant: str = "") -> TrainConfig:
         name="grain_vitb16_cc12m",
         batch_size=2048,
         epochs=35.0,
-        data=DataConfig(source="records", eval_split="validation", num_workers=16),
-        evaluation=EvaluationConfig(every_steps=5_000),
+        data=DataConfig(dataset="tfds", eval_split="validation", num_workers=16),
+        evaluation=EvaluationConfig(eval_interval_steps=5_000),
     )
     config.model.vision = vision_variant("B/16")
     match variant:
         case "":
             return config
         case "faithful":
-            config.loss, config.optim.decay = faithful_loss(), "official"
+            config.loss, config.optim.weight_decay_mask = official_loss(), "official"
             config.data.description_length = 77
             return config
     raise ValueError(f"Unknown variant {variant!r}; choose '' or 'faithful'.")

@@ -1,7 +1,7 @@
 r"""GRAIN ViT-L/14 on CC12M: the largest published size, scanned layers, sharded parameters.
 
     python -m grain_jax.train --config=configs/grain_vitl14_cc12m.py \
-        --config.data.directory=DIR --workdir=RUN
+        --data.data_dir=DIR --workdir=RUN
 
 Hardware: sized for a v5p-64 or 32 GPUs of 80 GB. Shape-tested, not yet run.
 Expected: no figure of ours yet.
@@ -11,10 +11,10 @@ frequency_determines_performance, template ensemble); ImageNet 40.2 % (LaCLIP's 
 Web images: prepare them with `--max_image_side=256`. A core decodes 101 images/s with a short side
 of 800 pixels, 488 with 256.
 Text lengths are not measured: the annotations of this set were not at hand. Padding costs: captions
-of 40 tokens, descriptions of 16 and model.description_capacity=0.6 take GRAIN ViT-B/16 from 165.6
-to 131.1 GFLOP an image. The first lines of a run, and `--check`, name the lengths and the
-capacity that your annotations need; metrics.jsonl has what is used, as `caption_positions_used`,
-`description_positions_used` and `descriptions_used`.
+of 40 tokens, descriptions of 16 and model.description_capacity_factor=0.6 take GRAIN ViT-B/16 from
+165.6 to 131.1 GFLOP an image. The first lines of a run, and `--check`, name the lengths and the
+capacity factor that your annotations need; metrics.jsonl has what is used, as
+`caption_positions_used`, `description_positions_used` and `descriptions_used`.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, MeshConfig, TrainConfig, vision_variant
@@ -27,9 +27,9 @@ def get_config(variant: str = "") -> TrainConfig:
         name="grain_vitl14_cc12m",
         batch_size=2048,
         epochs=35.0,
-        data=DataConfig(source="records", eval_split="validation", num_workers=16),
+        data=DataConfig(dataset="tfds", eval_split="validation", num_workers=16),
         mesh=MeshConfig(fsdp=8),
-        evaluation=EvaluationConfig(every_steps=5_000),
+        evaluation=EvaluationConfig(eval_interval_steps=5_000),
     )
     config.model.vision = vision_variant("L/14")
     config.model.scan_layers, config.model.remat = True, "dots"

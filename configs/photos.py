@@ -1,11 +1,11 @@
 r"""A small GRAIN on a few thousand photographs with captions and boxes, on two CPU cores.
 
-    python -m grain_jax.train --config=configs/photos.py --config.data.directory=DIR --workdir=RUN
+    python -m grain_jax.train --config=configs/photos.py --data.data_dir=DIR --workdir=RUN
 
 Pictures are flipped at random: set data.flip_probability=0 where texts say left and right. Captions
 are cut to 30 words or parts of words, descriptions to 8: the first lines of a run, and `--check`,
 say how many of your texts are cut, and which data.caption_length, data.description_length and
-model.description_capacity your annotations need.
+model.description_capacity_factor your annotations need.
 
 DIR is what `python -m grain_jax.prepare` wrote, with the splits `train` and `validation`.
 Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> TrainConfig:
                 depth=6,
                 num_heads=3,
                 position_init="sincos",
-                init="xavier",
+                initializer="xavier",
             ),
             text=TextConfig(width=192, depth=3, num_heads=3, token_init_std=0.1),
             decoder=DecoderConfig(
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> TrainConfig:
         ),
         loss=LossConfig(image_description_weight=0.5),
         data=DataConfig(
-            source="records",
+            dataset="tfds",
             resize="crop",
             crop_min_area=0.4,
             flip_probability=0.5,
@@ -73,14 +73,14 @@ def get_config(variant: str = "") -> TrainConfig:
             weight_decay=0.2,
             clip_grad_norm=1.0,
         ),
-        checkpoint=CheckpointConfig(every_steps=200),
-        evaluation=EvaluationConfig(every_steps=200),
+        checkpoint=CheckpointConfig(save_interval_steps=200),
+        evaluation=EvaluationConfig(eval_interval_steps=200),
     )
     match variant:
         case "":
             return config
         case "clip":
-            config.name, config.model.kind = "photos_clip", "clip"
+            config.name, config.model.type = "photos_clip", "clip"
             config.loss.image_description_weight = 0.0
             config.model.region_logit_scale = "shared"
             return config

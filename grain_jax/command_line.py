@@ -4,7 +4,10 @@ import argparse
 import enum
 import os
 import sys
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
 
 from grain_jax.disk import disk_trouble
 
@@ -33,6 +36,64 @@ def end(status: int) -> NoReturn:
 def status_of(error: Exception) -> ExitStatus:
     """`STOPPED` where the disk refused something, else `MISTAKE`."""
     return ExitStatus.MISTAKE if disk_trouble(error) is None else ExitStatus.STOPPED
+
+
+class NotParsed(Exception):
+    """The command ends here: help was asked for, or an option is wrong and has been named."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
+
+
+Options = TypeVar("Options")
+
+
+def parse(
+    options: type[Options],
+    arguments: Sequence[str],
+    *,
+    command: str,
+    description: str | None,
+    default: Options | None = None,
+) -> Options:
+    """The dataclass `options` from a command line; its comments are the text of --help.
+
+    Prints what is wrong, with the nearest name that exists, or the help, and raises NotParsed.
+    """
+    _refuse_repeated(arguments)
+    try:
+        parsed = tyro.cli(
+            options,
+            prog=f"python -m grain_jax.{command}",
+            description=description,
+            args=list(arguments),
+            default=default,
+            use_underscores=True,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except SystemExit as end:
+        raise NotParsed(ExitStatus.MISTAKE if end.code else ExitStatus.DONE) from None
+    assert isinstance(parsed, options)
+    return parsed
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    """ValueError for an option that is given twice, of which the parser would keep the last."""
+    given: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            continue
+        if not equals:
+            following = arguments[position + 1 : position + 2]
+            value = "" if not following or following[0].startswith("--") else following[0]
+        name = name.replace("-", "_")
+        if given.setdefault(name, value) != value:
+            raise ValueError(
+                f"--{name.strip('_')} is given twice, {given[name]!r} and {value!r}, and takes one "
+                "value; give one of them, or run the command once for each."
+            )
 
 
 class Parser(argparse.ArgumentParser):

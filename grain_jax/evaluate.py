@@ -21,7 +21,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from rich.console import Console
@@ -29,6 +29,7 @@ from rich.console import Console
 from grain_jax import runtime, slow_compile
 from grain_jax.command_line import ExitStatus, Parser, count_option, end, shares_option, status_of
 from grain_jax.config import MeshConfig, TrainConfig
+from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet
@@ -58,11 +59,11 @@ from grain_jax.terminal import escape_unprintable
 
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 # Options that only one kind of figures looks at.
-ZERO_SHOT = ("alphas", "region_score", "name_ensemble")
+ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
 OF_IMAGES = ("classes", "templates", "descriptions", "description_template", *OF_NAMES)
 OF_RECORDS = ("split", "tasks")
-OF_DESCRIPTIONS = ("description_template", "alphas", "region_score")
+OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,11 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable()
     options = _parse(arguments)
     try:
+        names = [item.name for item in dataclasses.fields(processes.ProcessOptions)]
         processes.join_processes(
-            distributed=options.distributed,
-            coordinator=options.coordinator,
-            num_processes=options.num_processes,
-            process_id=options.process_id,
+            processes.ProcessOptions(**{name: getattr(options, name) for name in names})
         )
         runtime.open_devices()
     except ValueError as error:
@@ -153,8 +152,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="classes may have the same name; their scores by name tie",
     )
     add("--alphas", type=shares_option, help="weights of the whole image, e.g. 1,0.5,0")
-    add("--region_score", "--region-score", choices=("descriptions", "queries"))
-    add("--name_ensemble", "--name-ensemble", choices=("embedding", "cosine"))
+    add("--region_aggregation", "--region-aggregation", choices=get_args(RegionAggregation))
+    add("--prompt_ensembling", "--prompt-ensembling", choices=get_args(PromptEnsembling))
     add(
         "--batch_size",
         "--batch-size",
@@ -231,8 +230,8 @@ def _evaluate(
     )
     kind, split = _kind(options.data), None
     labelled = named_folders(config, final=True)
-    if kind == "own" and config.data.source == "records" and not labelled:
-        if not config.data.directory:
+    if kind == "own" and config.data.dataset == "tfds" and not labelled:
+        if not config.data.data_dir:
             raise ValueError(
                 f"{options.checkpoint} says nothing of data to evaluate it on; give some with "
                 "--data."
@@ -240,10 +239,10 @@ def _evaluate(
         _refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
     if kind == "records":
         split = options.split or config.data.eval_split or "validation"
-    is_clip = config.model.kind == "clip"
-    if {"alphas", "region_score"} & set(settings) and (is_clip or not loaded.learned.regions):
+    is_clip = config.model.type == "clip"
+    if {"alphas", "region_aggregation"} & set(settings) and (is_clip or not loaded.learned.regions):
         lacking = "a CLIP model has no" if is_clip else "this GRAIN model has no trained"
-        note(f"{lacking} regions: --alphas and --region_score change none of its figures.")
+        note(f"{lacking} regions: --alphas and --region_aggregation change none of its figures.")
     if options.best:
         _note_choice(options, loaded.config, split, labelled, note)
     encoder = Encoder(
@@ -259,7 +258,7 @@ def _evaluate(
         mesh=mesh,
         learned=loaded.learned,
     )
-    if config.model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+    if config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
     with contextlib.ExitStack() as files:
@@ -316,8 +315,8 @@ def _note_choice(
     same = options.data is None
     if options.data is not None and chosen_on in labelled:
         same = _same(options.data, user_path(labelled[chosen_on]))
-    elif split is not None and config.data.source == "records":
-        folder = user_path(config.data.directory).resolve()
+    elif split is not None and config.data.dataset == "tfds":
+        folder = user_path(config.data.data_dir).resolve()
         same = (
             options.data.resolve() == folder
             and split.partition("[")[0] == chosen_on.partition("[")[0]
@@ -378,7 +377,7 @@ def _records(
     details: ResultDetails,
 ) -> dict[str, float]:
     folder, tasks = options.data, _tasks(options)
-    data = dataclasses.replace(config.data, source="records", directory=str(folder))
+    data = dataclasses.replace(config.data, dataset="tfds", data_dir=str(folder))
     size = encoder.preprocessing.image_size
     held_out = EvaluationSet(split, f"Split {split!r}", open_source(data, split, image_size=size))
     try:

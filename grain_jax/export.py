@@ -122,7 +122,7 @@ def _write_official(
     parity.write_parity(differences, out)
     if name := grain_reference_files.constructor(config):
         queries = config.decoder.num_queries + 1
-        decoder = f" and ObjDecoder(num_queries={queries}, ...)" if config.kind == "grain" else ""
+        decoder = f" and ObjDecoder(num_queries={queries}, ...)" if config.type == "grain" else ""
         note(f"Loads into {name}(){decoder}.")
     else:
         note(
@@ -182,7 +182,7 @@ def _write_run(loaded: ModelBundle, options: argparse.Namespace, out: Path, note
     if not jax.tree.all(jax.tree.map(np.array_equal, again.params, loaded.params)):
         raise ValueError(f"{out} does not read back to the same weights; please report it.")
     note(f"python -m grain_jax.evaluate --checkpoint={options.out} --data=... measures it;")
-    note(f"python -m grain_jax.train --config=... --config.init={options.out} trains from it.")
+    note(f"python -m grain_jax.train --config=... --pretrained={options.out} trains from it.")
 
 
 WRITERS: dict[str, Callable[[ModelBundle, argparse.Namespace, Path, Note], None]] = {

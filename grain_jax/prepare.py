@@ -151,7 +151,7 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     for warning in _warnings(figures):
         console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(
-        f"To use it: --config.data.source=records --config.data.directory={plan.out}; "
+        f"To use it: --data.dataset=tfds --data.data_dir={plan.out}; "
         "data.train_split and data.eval_split name the splits.",
         markup=False,
         highlight=False,

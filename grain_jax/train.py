@@ -1,16 +1,10 @@
 """Train GRAIN, or its CLIP baseline. Without --config: the built-in demo.
 
-python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--config.SETTING=VALUE ...] [--workdir=DIR]
+python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--SETTING=VALUE ...] [--workdir=DIR]
 
---config        Python file with get_config(variant); "demo:clip" and "demo:smoke" are built in
---config.A.B=X  override of any setting; --print_config lists them all
---workdir       folder of the run (default: runs/<name>); the same command again goes on with it
---print_config  print the resolved configuration and exit
---check         check settings and data, say what would start, and exit; needs no GPU or TPU
---check_devices=16 or 2x8   with --check: also that the mesh fits 16 devices, or 2 nodes of 8
---change_schedule   resume with other `steps` or `epochs` where the learning rate would jump
---distributed   join the processes that JAX detects (Slurm and TPU pods on GKE join without it)
---coordinator=HOST:PORT --num_processes=N --process_id=I   join N processes by hand
+--config names a Python file with get_config(variant), which gives the settings to start from;
+"demo", "demo:clip" and "demo:smoke" are built in. Any setting below changes one of them, as in
+--optim.learning_rate=3e-4; the defaults shown are those of --config.
 
 Ctrl-C and SIGTERM save, then stop; a second Ctrl-C aborts. Exit status: 0 done, 1 stopped by what
 it says (non-finite steps, a save that failed), 2 something to change in the command or the data,
@@ -24,15 +18,17 @@ import contextlib
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import jax
-from absl import flags
+import tyro
 
 from grain_jax import runtime, slow_compile
-from grain_jax.command_line import ExitStatus, end
+from grain_jax.command_line import ExitStatus, NotParsed, end, parse
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config.cli import config_to_json, parse_arguments
+from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.data.loader import (
     prefetch_to_device,
     training_batches,
@@ -48,12 +44,13 @@ from grain_jax.models.bundle import make_metadata
 from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING
 from grain_jax.parallel import processes, sharding
-from grain_jax.parallel.processes import StopRequested, StopSignals
+from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
 from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import (
     check,
     fitting_loader,
     folder_in_words,
+    last_step,
     open_inputs,
     regions_row,
     resume_notes,
@@ -83,39 +80,42 @@ from grain_jax.training.state import (
 from grain_jax.training.step import make_train_step
 
 
+@dataclass
+class Options:
+    """What `train` takes besides `--config`."""
+
+    workdir: str = ""  # folder of the run, or runs/<name>; the same command again resumes it
+    print_config: bool = False  # print every setting as JSON and exit
+    check: bool = False  # check settings and data, say what would start, and exit; needs no GPU
+    check_devices: str = ""  # with check: that the mesh fits 16 devices (16) or 2 nodes of 8 (2x8)
+    change_schedule: bool = False  # resume with other steps or epochs though the rate would jump
+    processes: Annotated[ProcessOptions, tyro.conf.arg(name="")] = field(
+        default_factory=ProcessOptions
+    )
+    config: SettingsOptions = field(default_factory=TrainConfig)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
-    options = _flags()
     with contextlib.ExitStack() as held:
         try:
-            config = parse_arguments(
-                sys.argv[1:] if arguments is None else arguments,
-                options,
-                note=lambda text: print(f"Note: {text}.", file=sys.stderr),
-            )
-            if options["help"].value:
-                print((__doc__ or "").strip())
-                return ExitStatus.DONE
-            validate(config, complete=not config.init)  # the rest comes with the weights
-            if options["print_config"].value:
+            options = parse_options(sys.argv[1:] if arguments is None else arguments)
+            config = options.config
+            validate(config, complete=not config.pretrained)  # the rest comes with the weights
+            if options.print_config:
                 print(config_to_json(config), end="")
-                if config.init:
-                    print(f"Note: settings of {config.init} come to these.", file=sys.stderr)
+                if config.pretrained:
+                    print(f"Note: settings of {config.pretrained} come to these.", file=sys.stderr)
                 return ExitStatus.DONE
-            workdir = runtime.local_folder(options["workdir"].value or f"runs/{config.name}")
-            change_schedule = bool(options["change_schedule"].value)
-            devices = str(options["check_devices"].value)
-            if options["check"].value or devices:
+            workdir = runtime.local_folder(options.workdir or f"runs/{config.name}")
+            change_schedule = options.change_schedule
+            if options.check or options.check_devices:
+                devices = options.check_devices
                 check(config, workdir, devices=devices, change_schedule=change_schedule)
                 return ExitStatus.DONE
             # Nothing before these lines may touch a device: they decide which devices there are.
-            processes.join_processes(
-                distributed=bool(options["distributed"].value),
-                coordinator=str(options["coordinator"].value),
-                num_processes=options["num_processes"].value,
-                process_id=options["process_id"].value,
-            )
+            processes.join_processes(options.processes)
             sharding.set_cpu_devices(config)
             runtime.quiet_libraries()
             runtime.cache_compilations(config.logging.compilation_cache)
@@ -125,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if processes.speaks():  # for all of them
                     held.enter_context(lock.locked(workdir, note=screen.note))
             run = set_up(config, workdir, screen, change_schedule=change_schedule)
+        except NotParsed as parsed:
+            return parsed.status
         except (ValueError, OSError) as error:  # what the user gave; nothing has been trained yet
             return processes.refused(error)
         except KeyboardInterrupt:
@@ -134,6 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             processes.leave_over(error)
             raise
         return run_to_end(run, screen)
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """The options of the command line; notes on it go to stderr.
+
+    Raises ValueError for a mistake in the settings, and NotParsed for what the parser has printed.
+    """
+    base, words = read_settings(
+        arguments, note=lambda text: print(f"Note: {text}.", file=sys.stderr)
+    )
+    return parse(Options, words, command="train", description=__doc__, default=Options(config=base))
 
 
 def run_to_end(run: "Run", screen: Screen) -> int:
@@ -194,7 +207,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         )
 
     # Start, in this order: the newest whole checkpoint of the run folder, else a new state from the
-    # seed, with the weights of `init` where it names some. All are placed as this mesh wants them.
+    # seed, with the weights of `pretrained` where it names some. All are placed as this mesh wants.
     metadata = make_metadata(
         config,
         tokenizer=tokenizer,
@@ -214,7 +227,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         if inputs.trained is not None:
             with processes.errors_in_all():
                 state, origin = initialize.start_from(inputs.trained, state, config)
-            notes += origin.sentences(config.init)
+            notes += origin.sentences(config.pretrained)
     checkpoints.set_learned(inputs.learned)
 
     loader, loader_notes = fitting_loader(config.data)
@@ -254,7 +267,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         mesh=mesh,
         source=source,
         steps=inputs.steps,
-        last_step=min(inputs.steps, config.stop_at_step or inputs.steps),
+        last_step=last_step(config, start_step=start_step, steps=inputs.steps),
         start_step=start_step,
         train_step=train_step,
         state=state,
@@ -316,10 +329,10 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
         screen.step(step)
 
         stop = signals.requested(step)
-        save = stop or step == run.last_step or step % config.checkpoint.every_steps == 0
-        evaluation_steps = config.evaluation.every_steps
+        save = stop or step == run.last_step or step % config.checkpoint.save_interval_steps == 0
+        evaluation_steps = config.evaluation.eval_interval_steps
         evaluate_now = not stop and evaluation_steps > 0 and step % evaluation_steps == 0
-        if not (save or evaluate_now or step % config.logging.every_steps == 0):
+        if not (save or evaluate_now or step % config.logging.log_interval_steps == 0):
             continue
         if processes.are_many() and (done := int(run.state.step)) < step:
             if stop or step == run.last_step:
@@ -385,18 +398,6 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
     print_results(results, screen.console)
     for path in [*written, run.workdir / metrics.FILE, run.checkpoints.folder]:
         screen.say(str(path))
-
-
-def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    flags.DEFINE_boolean("help", False, "", flag_values=values)
-    flags.DEFINE_string("workdir", "", "", flag_values=values)
-    flags.DEFINE_boolean("print_config", False, "", flag_values=values)
-    flags.DEFINE_boolean("check", False, "", flag_values=values)
-    flags.DEFINE_string("check_devices", "", "", flag_values=values)
-    flags.DEFINE_boolean("change_schedule", False, "", flag_values=values)
-    processes.define_flags(values)
-    return values
 
 
 if __name__ == "__main__":

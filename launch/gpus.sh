@@ -4,7 +4,7 @@
 #   launch/gpus.sh [--dry-run] GPUS [arguments of grain_jax.train ...]
 #
 # GPUS: "all", or the numbers of some, as nvidia-smi lists them: 0,1,2,3. The batch is split over
-# them; for models that do not fit, add --config.mesh.fsdp=-1 --config.mesh.data=1.
+# them; for models that do not fit, add --mesh.fsdp=-1 --mesh.data=1.
 # --dry-run checks settings and data, needs no GPU, and prints the command instead of starting it.
 # In the environment: PYTHON, the interpreter; MODULE, what runs (default grain_jax.train;
 # grain_jax.evaluate takes its own arguments); XLA_PYTHON_CLIENT_MEM_FRACTION, the share of GPU

@@ -3,7 +3,7 @@
 #
 #   launch/local.sh [--dry-run] NUM_PROCESSES [arguments of grain_jax.train ...]
 #
-# Each training process gets one host device (override with --config.mesh.cpu_devices=N). Ctrl-C
+# Each training process gets one host device (override with --mesh.cpu_devices=N). Ctrl-C
 # saves and stops all of them. --dry-run checks settings and data, and prints the commands.
 # In the environment: PORT (default 12355), where they meet; PYTHON, the interpreter; MODULE, what
 # runs (default grain_jax.train; grain_jax.evaluate takes its own arguments).
@@ -24,7 +24,7 @@ module=${MODULE:-grain_jax.train}
 check=$(dirname "${BASH_SOURCE[0]}")/check.sh
 
 arguments=("$@")
-if [[ "$module" == grain_jax.train ]]; then arguments=(--config.mesh.cpu_devices=1 "$@"); fi
+if [[ "$module" == grain_jax.train ]]; then arguments=(--mesh.cpu_devices=1 "$@"); fi
 if $dry_run; then bash "$check" "$module" "" "$@"; fi # how many devices each has is a setting
 
 pids=()

@@ -4,7 +4,7 @@
 #   launch/tpu_vm.sh [--dry-run] TPU_NAME ZONE [arguments of grain_jax.train ...]
 #
 # The code is copied to every worker and installed there with the extra "tpu". --workdir and
-# --config.data.directory must be reachable from all workers (a mounted bucket or disk), and are
+# --data.data_dir must be reachable from all workers (a mounted bucket or disk), and are
 # looked for there: before anything starts, here, and with --dry-run only here, the settings are
 # checked, which needs grain_jax installed on this machine too. After a preemption, start it again:
 # the run resumes from its last checkpoint. It outlives this terminal; to save and stop it:

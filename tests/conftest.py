@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of the time of these tests: without optimisations it takes a tenth.
@@ -30,7 +31,10 @@ from jaxtyping import install_import_hook  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook("grain_jax", "beartype.beartype")
+# All but the settings: values there are the user's, and `validate` is what refuses them.
+package = Path(__file__).parents[1] / "grain_jax"
+checked = [f"grain_jax.{path.stem}" for path in package.iterdir() if path.stem != "config"]
+install_import_hook(checked, "beartype.beartype")
 
 
 def pytest_unconfigure() -> None:

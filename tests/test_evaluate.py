@@ -12,7 +12,7 @@ from PIL import Image
 from toy_encoder import ToyModel, ToyTokenizer, half, picture
 
 from grain_jax import evaluate
-from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldConfig
+from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
     asked = []
     config = TrainConfig(
         data=DataConfig(
-            world=WorldConfig(num_train_images=30, num_eval_images=25),
+            synthetic_birds=SyntheticBirdsConfig(num_train_images=30, num_eval_images=25),
             caption_length=8,
             description_length=4,
             num_threads=3,
@@ -210,7 +210,7 @@ def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
 
 
 def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
-    run.config.data.source = "records"
+    run.config.data.dataset = "tfds"
     assert evaluate.main([f"--checkpoint={run.folder}"]) == 2
     assert (
         "says nothing of data to evaluate it on; give some with --data" in capsys.readouterr().err
@@ -247,13 +247,13 @@ def test_figures_of_the_data_that_chose_the_checkpoint_are_called_so(run, record
         assert evaluate.main(given) == 0
         return "highest dev/retrieval/mean_R@1" in capsys.readouterr().err
 
-    run.config.data.source, run.config.data.eval_split = "records", "dev"
-    run.config.data.directory = str(records.parent / "records" / ".." / "records")
+    run.config.data.dataset, run.config.data.eval_split = "tfds", "dev"
+    run.config.data.data_dir = str(records.parent / "records" / ".." / "records")
     assert noted("--best")
     assert noted("--best", "--split=dev[:2]")
     assert not noted()
     assert not noted("--best", "--split=train")
-    run.config.data.directory = str(records.parent)
+    run.config.data.data_dir = str(records.parent)
     assert not noted("--best")
 
 
@@ -270,7 +270,7 @@ def test_the_threads_of_the_run_decode(run, images, monkeypatch):
 
 
 def test_a_clip_run_says_that_it_has_no_regions(run, images, capsys):
-    run.config.model.kind = "clip"
+    run.config.model.type = "clip"
     arguments = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main(arguments) == 0
     assert "no regions" not in capsys.readouterr().err
@@ -285,8 +285,8 @@ def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkey
     arguments = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main(arguments) == 0
     assert "--alphas" not in capsys.readouterr().err
-    assert evaluate.main([*arguments, "--region_score=queries"]) == 0
-    noted = "this GRAIN model has no trained regions: --alphas and --region_score change none"
+    assert evaluate.main([*arguments, "--region_aggregation=max_over_descriptions"]) == 0
+    noted = "this GRAIN model has no trained regions: --alphas and --region_aggregation change none"
     assert noted in capsys.readouterr().err
 
 
@@ -299,8 +299,14 @@ def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkey
         (["--data={records}", "--classes=c.json"], "--classes goes with labelled images"),
         (["--data={records}", "--keep_names"], "--keep_names goes with labelled images"),
         (["--data={records}", "--alphas=1"], "--alphas goes with zero-shot classification"),
-        (["--data={records}", "--region_score=queries"], "--region_score goes with zero-shot"),
-        (["--data={records}", "--name_ensemble=cosine"], "--name_ensemble goes with zero-shot"),
+        (
+            ["--data={records}", "--region_aggregation=max_over_descriptions"],
+            "--region_aggregation goes with zero-shot",
+        ),
+        (
+            ["--data={records}", "--prompt_ensembling=score"],
+            "--prompt_ensembling goes with zero-shot",
+        ),
         (["--data={images}", "--tasks=retrieval"], "--tasks goes with prepared records"),
         (["--data={images}", "--descriptions=none.json"], "no file 'none.json'"),
         (["--data={images}/red", "--alphas=1"], "no labelled images"),
@@ -344,8 +350,8 @@ def test_options_about_descriptions_need_some(run, images, option, capsys):
 
 
 def test_a_run_of_records_classifies_nothing_by_itself(run, records, capsys):
-    run.config.data.source, run.config.data.eval_split = "records", "dev"
-    run.config.data.directory = str(records)
+    run.config.data.dataset, run.config.data.eval_split = "tfds", "dev"
+    run.config.data.data_dir = str(records)
     assert evaluate.main([f"--checkpoint={run.folder}", "--alphas=1"]) == 2
     assert "zero-shot classification, which this run has no images for" in capsys.readouterr().err
     run.config.data.eval_split = ""

@@ -45,12 +45,12 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"decoder__memory_position": "sincos", "region_logit_scale": "own"},
+        {"region_logit_scale": "own"},
         {"decoder__share_projection": True, "vision__qk_norm": False},
         {"scan_layers": True, "vision__activation": "quick_gelu", "init_logit_scale": 1.0},
-        {"kind": "clip"},
+        {"type": "clip"},
     ],
-    ids=["sincos, own scale", "shared, no qk norm", "scan", "clip"],
+    ids=["own scale", "shared, no qk norm", "scan", "clip"],
 )
 def test_every_output_of_every_kind_of_model(changes):
     loaded = tiny_model(**changes)
@@ -62,7 +62,7 @@ def test_every_output_of_every_kind_of_model(changes):
         lambda inputs: huggingface_folder.torch_outputs(model, inputs),
         [parity.random_inputs(config, count=3)],
     )
-    expected = BOTH if config.kind == "clip" else BOTH | REGIONS
+    expected = BOTH if config.type == "clip" else BOTH | REGIONS
     assert {found.output for found in differences} == expected
     assert max(found.absolute for found in differences) < 1e-5
 
@@ -113,8 +113,8 @@ def test_the_tolerance_is_kept(value, tmp_path):
 
 
 def test_without_its_data_a_run_is_compared_on_random_inputs(tmp_path, capsys):
-    loaded = tiny_model(kind="clip")
-    loaded.config.data.source, loaded.config.data.directory = "records", str(tmp_path / "gone")
+    loaded = tiny_model(type="clip")
+    loaded.config.data.dataset, loaded.config.data.data_dir = "tfds", str(tmp_path / "gone")
     write_run(loaded, tmp_path / "run")
     arguments = ("--checkpoint", tmp_path / "run", "--to=official", "--out", tmp_path / "out")
     assert run_export(*arguments) == 0
@@ -196,8 +196,8 @@ def test_the_torch_model_is_the_official_one(golden_file):
 @pytest.mark.parametrize("kind", ["grain", "clip"])
 def test_what_no_official_tensor_says_comes_back_too(kind, tmp_path):
     """Heads, words, cut, prompts, and a scale of regions, in an entry that official code skips."""
-    loaded = tiny_model(kind=kind, region_logit_scale="own", decoder__num_heads=2)
-    loaded.config.data.directory = "/somewhere/private"
+    loaded = tiny_model(type=kind, region_logit_scale="own", decoder__num_heads=2)
+    loaded.config.data.data_dir = "/somewhere/private"
     loaded.config.evaluation.zero_shot_during_training = ("/somewhere/private/birds",)
     loaded.params["region_logit_scale"] = np.float32(3.25)
     grain_reference_files.save_official(loaded, tmp_path / "checkpoint.pth")
@@ -214,10 +214,9 @@ def test_what_no_official_tensor_says_comes_back_too(kind, tmp_path):
     ("changes", "named"),
     [
         ({"decoder__share_projection": True}, "model.decoder.share_projection=True"),
-        ({"decoder__memory_position": "sincos"}, "--config.model.decoder.memory_position=none"),
-        ({"vision__qk_norm": False}, "train one with --config.model.vision.qk_norm=true"),
+        ({"vision__qk_norm": False}, "train one with --model.vision.qk_norm=true"),
         ({"vision__activation": "quick_gelu"}, "model.vision.activation=quick_gelu"),
-        ({"text__norm_eps": 1e-6}, "--config.model.text.norm_eps=1e-05"),
+        ({"text__norm_eps": 1e-6}, "--model.text.norm_eps=1e-05"),
     ],
 )
 def test_what_the_official_code_cannot_be_is_refused(changes, named, tmp_path):
@@ -231,7 +230,7 @@ def test_what_the_official_code_cannot_be_is_refused(changes, named, tmp_path):
 
 def test_sizes_that_the_official_code_builds():
     assert grain_reference_files.constructor(ModelConfig()) == "CLIP_VITB16"
-    large = ModelConfig(vision=vision_variant("L/14"), kind="clip")
+    large = ModelConfig(vision=vision_variant("L/14"), type="clip")
     large.decoder.depth = 1  # which CLIP has not
     assert grain_reference_files.constructor(large) == "CLIP_VITL14"
     other = ModelConfig()

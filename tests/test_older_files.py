@@ -33,9 +33,12 @@ def older(tmp_path_factory) -> Path:
 def test_a_run_has_its_settings(older):
     run = read_model(older / "run")
     assert run.step == 5
-    assert run.config.optim.accumulate == 2
-    assert run.config.optim.rate_factors == ("vision/*=0.5",)
-    assert run.config.loss.duplicate_captions == "negative"
+    assert run.config.optim.grad_cache_chunks == 2
+    assert run.config.optim.lr_multipliers == ("vision/*=0.5",)
+    assert not run.config.loss.mask_duplicate_captions
+    assert run.config.model.type == "grain"
+    assert run.config.data.dataset == run.config.data.tokenizer == "synthetic_birds"
+    assert run.config.evaluation.region_aggregation == "max_over_queries"
 
 
 @pytest.mark.parametrize("name", ["huggingface", "official"])

@@ -86,7 +86,7 @@ def test_every_command_and_setting_takes_a_tilde(home: Path, monkeypatch) -> Non
     (home / "labels.txt").write_text("red\nblue\n", encoding="utf-8")
     source = "--from=jsonl", "--input=~/in.jsonl", "--images=~/photos", "--workers=1"
     assert prepare.main([*source, "--out=~/set"]) == 0
-    data = DataConfig(source="records", directory="~/set")
+    data = DataConfig(dataset="tfds", data_dir="~/set")
     assert len(open_source(data, "train", image_size=8)) == 1
 
     monkeypatch.setattr(predict, "load", lambda path, **_: toy_model())

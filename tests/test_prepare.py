@@ -89,7 +89,7 @@ def test_round_trip(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert record.regions[0].box_xyxy == (0.0, 0.5, 0.25, 1.0)
     assert (record.regions[0].description, record.regions[0].score) == ("a wing", 0.75)
-    assert "--config.data.source=records" in capsys.readouterr().out
+    assert "--data.dataset=tfds" in capsys.readouterr().out
     assert not (photos / "out" / ".building").exists()
 
 

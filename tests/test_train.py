@@ -42,12 +42,12 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     status = train(
         workdir,
-        "--config.steps=60",
-        "--config.checkpoint.every_steps=40",
-        "--config.logging.every_steps=10",
-        "--config.evaluation.every_steps=30",
-        "--config.logging.tensorboard=true",
-        "--config.optim.ema_decay=0.9",
+        "--steps=60",
+        "--checkpoint.save_interval_steps=40",
+        "--logging.log_interval_steps=10",
+        "--evaluation.eval_interval_steps=30",
+        "--logging.tensorboard=true",
+        "--optim.ema_decay=0.9",
     )
     assert status == 0
     return workdir
@@ -95,11 +95,11 @@ def test_labelled_images_steer_a_run_where_the_user_says_so(tmp_path, capsys, mo
     workdir = tmp_path / "run"
     status = train(
         workdir,
-        "--config.steps=4",
-        "--config.evaluation.every_steps=2",
-        "--config.evaluation.max_images=4",
-        f"--config.evaluation.zero_shot_during_training={tmp_path / 'pets'}",
-        "--config.evaluation.best_metric=pets/name",
+        "--steps=4",
+        "--evaluation.eval_interval_steps=2",
+        "--evaluation.max_images=4",
+        f"--evaluation.zero_shot_during_training={tmp_path / 'pets'}",
+        "--evaluation.best_metric=pets/name",
     )
     assert status == 0
     assert "figures of 'pets' flatter" in " ".join(capsys.readouterr().out.split())
@@ -120,14 +120,14 @@ def test_the_same_command_on_a_finished_run_says_so(finished, capsys):
 
 def overrides(config):
     return [
-        f"--config.steps={config.steps}",
-        f"--config.optim.ema_decay={config.optim.ema_decay}",
+        f"--steps={config.steps}",
+        f"--optim.ema_decay={config.optim.ema_decay}",
     ]
 
 
 def test_the_baseline_is_the_same_trainer(tmp_path, capsys, without_last_evaluation):
     workdir = tmp_path / "clip"
-    assert train(workdir, "--config.steps=30", variant="clip") == 0
+    assert train(workdir, "--steps=30", variant="clip") == 0
     assert "CLIP, " in capsys.readouterr().out
     lines = log(workdir)
     assert "box_l1" not in lines[0]
@@ -140,10 +140,10 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
     """The second step goes so far that no later one is finite; the resumed run finds the same."""
     arguments = (
         tmp_path / "run",
-        "--config.optim.learning_rate=1e30",
-        "--config.optim.max_bad_steps=3",
-        "--config.checkpoint.every_steps=1",
-        "--config.steps=50",
+        "--optim.learning_rate=1e30",
+        "--optim.max_consecutive_nonfinite=3",
+        "--checkpoint.save_interval_steps=1",
+        "--steps=50",
     )
     assert train(*arguments) == 1
     output = capsys.readouterr().out
@@ -162,17 +162,17 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.mesh.data=3"], "does not fit 8 devices"),
-        (["--config.batch_size=12"], "cannot be split over 8 devices"),
-        (["--config.model.text.vocab_size=20"], "raise the latter"),
-        (["--config.batch_size=64"], "fewer than one batch"),
-        (["--config.model.image_size=33"], "no multiple of model.vision.patch_size"),
-        (["--config.logging.wandb=true"], "[wandb]"),
-        (["--config.evaluation.zero_shot=nowhere"], "nowhere"),
+        (["--mesh.data=3"], "does not fit 8 devices"),
+        (["--batch_size=12"], "cannot be split over 8 devices"),
+        (["--model.text.vocab_size=20"], "raise the latter"),
+        (["--batch_size=64"], "fewer than one batch"),
+        (["--model.image_size=33"], "no multiple of model.vision.patch_size"),
+        (["--logging.wandb=true"], "[wandb]"),
+        (["--evaluation.zero_shot=nowhere"], "nowhere"),
         (
             [
-                "--config.evaluation.every_steps=2",
-                "--config.evaluation.best_metric=validation/recal",
+                "--evaluation.eval_interval_steps=2",
+                "--evaluation.best_metric=validation/recal",
             ],
             "Did you mean 'validation/box_recall'?",
         ),
@@ -188,25 +188,25 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, arguments, me
 
 
 def test_a_check_says_what_would_start_and_writes_nothing(tmp_path, capsys):
-    arguments = ("--check", "--check_devices=2x4", "--config.data.num_workers=16")
-    arguments += ("--config.data.cache=none",)
+    arguments = ("--check", "--check_devices=2x4", "--data.num_workers=16")
+    arguments += ("--data.cache=none",)
     assert train(tmp_path / "run", *arguments) == 0
     output = capsys.readouterr().out
     assert "8 steps of batch 16" in output
-    assert "48 images of world/train" in output
+    assert "48 images of synthetic_birds/train" in output
     assert "Nothing was started" in output
     assert not (tmp_path / "run").exists()
 
 
 def test_a_check_finds_a_mesh_that_cannot_split_a_parameter(tmp_path, capsys):
-    arguments = ("--check", "--check_devices=16", "--config.mesh.tensor=16")
+    arguments = ("--check", "--check_devices=16", "--mesh.tensor=16")
     assert train(tmp_path / "run", *arguments) == 2
     assert "mesh.tensor = 16 cannot split parameter" in capsys.readouterr().err
 
 
 def test_a_check_of_a_run_that_is_there_knows_where_it_stands(finished, capsys):
     config = config_from_json((finished / "config.json").read_text())
-    assert train(finished, "--check", *overrides(config), "--config.steps=90") == 2
+    assert train(finished, "--check", *overrides(config), "--steps=90") == 2
     assert "has finished its 60 steps" in capsys.readouterr().err
     assert train(finished, "--check", *overrides(config)) == 0
     output = " ".join(capsys.readouterr().out.split())  # a long folder wraps
@@ -222,7 +222,7 @@ def test_a_check_of_a_run_that_is_there_knows_where_it_stands(finished, capsys):
     ],
 )
 def test_a_check_refuses_devices_that_the_mesh_does_not_fit(tmp_path, capsys, devices, message):
-    fsdp = ("--config.mesh.fsdp=16",) if devices == "2x8" else ()
+    fsdp = ("--mesh.fsdp=16",) if devices == "2x8" else ()
     assert train(tmp_path / "run", f"--check_devices={devices}", *fsdp) == 2
     assert message in capsys.readouterr().err
 
@@ -240,5 +240,5 @@ def test_no_more_loader_processes_than_cpus(monkeypatch):
 def test_help_and_print_config(capsys):
     assert grain_jax.train.main(["--help"]) == 0
     assert "--workdir" in capsys.readouterr().out
-    assert grain_jax.train.main(["--print_config", "--config.seed=5"]) == 0
+    assert grain_jax.train.main(["--print_config", "--seed=5"]) == 0
     assert config_from_json(capsys.readouterr().out).seed == 5

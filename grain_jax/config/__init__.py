@@ -12,11 +12,11 @@ from grain_jax.config.schema import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    SyntheticBirdsConfig,
     TextConfig,
     TrainConfig,
     VisionConfig,
-    WorldConfig,
-    faithful_loss,
+    official_loss,
     vision_variant,
 )
 from grain_jax.config.validation import validate
@@ -33,11 +33,11 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",
+    "SyntheticBirdsConfig",
     "TextConfig",
     "TrainConfig",
     "VisionConfig",
-    "WorldConfig",
-    "faithful_loss",
+    "official_loss",
     "validate",
     "vision_variant",
 ]

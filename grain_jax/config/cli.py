@@ -1,4 +1,4 @@
-"""Configurations from the command line, and to and from JSON."""
+"""Settings from the command line, and to and from JSON."""
 
 import ast
 import contextlib
@@ -8,23 +8,24 @@ import importlib.util
 import json
 import re
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from absl import flags
-from ml_collections import config_flags
+import tyro
 
+from grain_jax.config.migration import REASONS, REMOVED, SETTINGS, migrate, migrate_one
 from grain_jax.config.schema import TrainConfig
 from grain_jax.config.validation import leaves
 from grain_jax.paths import expand_home
 
-SHORT_NAMES = {"optim.lr": "optim.learning_rate"}  # understood on the command line too
+# A field of a command's options: every setting as an option of its own, without a prefix.
+SettingsOptions = Annotated[tyro.conf.FlagConversionOff[TrainConfig], tyro.conf.arg(name="")]
 
 BUILT_IN = {"demo": Path(__file__).parents[1] / "data" / "synthetic_birds" / "demo.py"}
-TEXT_LISTS = [
-    path for path, (_, declared) in leaves(TrainConfig()).items() if declared == tuple[str, ...]
-]
+DECLARED = {path: declared for path, (_, declared) in leaves(TrainConfig()).items()}
+SECTIONS = {path.rpartition(".")[0] for path in DECLARED} - {""}
+TRUE, FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 
 
 def load_config(name: str) -> TrainConfig:
@@ -42,88 +43,71 @@ def load_config(name: str) -> TrainConfig:
         )
     spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"--config={name}: {path!r} is no Python file; needed one ending in .py.")
+        raise ValueError(f"--config={name}: {path!r} is not a Python file, which ends in .py.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
     if get_config is None:
         raise ValueError(f"{path} has no function get_config(variant); see configs/ for examples.")
-    config = get_config(variant)
+    try:
+        config = get_config(variant)
+    except AttributeError as error:  # a setting that does not exist
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(config, TrainConfig):
         raise ValueError(
-            f"get_config of {path} returned a {type(config).__name__}, needed a "
+            f"get_config of {path} returned a {type(config).__name__}, expected a "
             "grain_jax.config.TrainConfig."
         )
     return config
 
 
-def parse_arguments(
+def read_settings(
     arguments: Sequence[str],
-    flag_values: flags.FlagValues,
     *,
     default: str = "demo",
     note: Callable[[str], None] = lambda text: None,
-) -> TrainConfig:
-    """Parses `--config=...`, overrides `--config.a.b=...` and the flags of `flag_values`.
+) -> tuple[TrainConfig, list[str]]:
+    """The base configuration that `--config` names, and `arguments` as the parser takes them.
 
-    `arguments` is without the program's name. Of a setting that is given more than once the last
-    counts, as scripts append to a command of their own; `note` then says so. Raises ValueError in
-    one line for anything mistyped, and for two files or other flags of which one would be lost.
+    A setting is spelled `--optim.learning_rate=3e-4` or, as before version 0.2,
+    `--config.optim.learning_rate=3e-4`, with names and values of that time. Of one that is given
+    twice the last counts, as scripts append to a command of their own; `note` says so. Raises
+    ValueError in one line for an unknown setting, a value that can be read in two ways, and two
+    base configurations.
     """
-    name = default
-    others = []
-    _check_repeated([_in_full(argument) for argument in arguments], note)
-    pending = iter(_in_full(argument) for argument in arguments)
-    for argument in pending:
-        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
-            name = next(pending, "") if match[1] is None else match[1]
-        else:
-            others.append(argument)
-        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            _check_path(match[1])
-        if match := re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL):
-            path, given = match[1], match[2]
-            if path in TEXT_LISTS and (given := next(pending, None) if given is None else given):
-                others[-1] = f"--config.{path}={texts_as_typed(path, given)!r}"
-            elif path in TEXT_LISTS and given is not None:
-                others[-1] = f"--config.{path}=()"
-    config = load_config(name)
-    argv = ["train", *others]
-    config_flags.DEFINE_config_dataclass("config", config, flag_values=flag_values, sys_argv=argv)
-    try:
-        rest = flag_values(argv)
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
-    if len(rest) > 1:
-        raise ValueError(f"Unexpected argument {rest[1]!r}; options start with --.")
-    config = typing.cast(TrainConfig, flag_values["config"].value)
-    for path, (value, declared) in leaves(config).items():
-        _assign(config, path, _as_declared(value, declared))
-    return config
-
-
-def texts_as_typed(path: str, given: str) -> tuple[str, ...]:
-    """The texts of a list on the command line: one as it is, or all of them as `("a","b")`.
-
-    Raises ValueError for a comma without quotes, which may part two texts or belong to one (folders
-    have commas in their names), and for a list that cannot be read.
-    """
-    quoted = given.strip()[:1] in tuple("([\"'")
-    if not quoted and "," not in given:
-        return (given,)
-    if quoted:
-        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            value = ast.literal_eval(given.strip())
-            values = (value,) if isinstance(value, str) else value
-            if isinstance(values, tuple | list) and all(isinstance(v, str) for v in values):
-                return tuple(values)
-    bare = given.strip("()[] ").replace('"', "").replace("'", "")
-    several = ",".join(f'"{part.strip()}"' for part in bare.split(",") if part.strip())
-    raise ValueError(
-        f"--config.{path}={given}: needed one text without a comma, or quotes around each of them. "
-        f"Several: --config.{path}='({several},)'. One with a comma in it: "
-        f"--config.{path}='(\"{bare}\",)'."
-    )
+    bases: list[str] = []
+    settings: dict[str, list[str]] = {}
+    rest: list[str] = []
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        name, equals, value = argument.partition("=")
+        given = [value] if equals else []
+        if not name.startswith("-") or re.fullmatch(r"-[\d.].*", name):
+            rest.append(argument)
+            continue
+        name = name.lstrip("-").replace("-", "_")
+        if name == "config":
+            bases += given or [pending.pop(0) if pending else ""]
+            continue
+        path, off = _path(name)
+        if path is None:
+            rest.append(argument)
+            continue
+        while not equals and pending and not re.match(r"--?[A-Za-z]", pending[0]):
+            given.append(pending.pop(0))
+            if typing.get_origin(DECLARED.get(path)) is not tuple:
+                break
+        path, values = _as_parsed(path, ["false"] if off else given)
+        if settings.setdefault(path, values) != values:
+            before, after = (" ".join(words) for words in (settings[path], values))
+            note(f"--{path} is given twice, {before!r} and {after!r}: the last one counts")
+            settings[path] = values
+    if len(set(bases)) > 1:
+        raise ValueError(f"--config is given twice, {bases[0]!r} and {bases[1]!r}; give one.")
+    for path, values in settings.items():
+        rest += [f"--{path}={values[0]}"] if len(values) == 1 else [f"--{path}", *values]
+    return load_config(bases[0] if bases else default), rest
 
 
 def config_to_json(config: TrainConfig) -> str:
@@ -132,11 +116,12 @@ def config_to_json(config: TrainConfig) -> str:
 
 
 def config_from_json(text: str) -> TrainConfig:
-    """The configuration that `config_to_json` wrote; an absent field takes its default.
+    """The configuration that `config_to_json` of this or an older version wrote.
 
-    Raises ValueError that names a field this version does not have.
+    An absent field takes its default. Raises ValueError that names a field this version does not
+    have.
     """
-    return _from_dict(TrainConfig, json.loads(text), "")
+    return _from_dict(TrainConfig, migrate(json.loads(text)), "")
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[object, object]]:
@@ -149,7 +134,67 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[object, o
     }
 
 
-def _from_dict(kind: type, values: dict[str, Any], prefix: str) -> Any:
+def _path(name: str) -> tuple[str | None, bool]:
+    """The setting that an option names, and whether it turns one off; None: another option.
+
+    Raises ValueError for a setting that does not exist.
+    """
+    off = re.match(r"no_?(?=config\.)", name)
+    path = name[off.end() :] if off else name
+    if not path.startswith("config.") and "." not in path and path not in DECLARED:
+        return (None, False) if path not in SETTINGS else (path, False)
+    path = path.removeprefix("config.")
+    if path in REMOVED:
+        raise ValueError(f"--{path} no longer exists: {REASONS[path]}.")
+    if path in SECTIONS:
+        inside = [known for known in DECLARED if known.startswith(path + ".")]
+        raise ValueError(f"--{path} is a section; set one of its fields: {', '.join(inside)}.")
+    if migrate_one(path, None)[0] not in DECLARED:
+        raise ValueError(f"Unknown setting --{path}.{_nearest(path, list(DECLARED))}")
+    return path, off is not None
+
+
+def _as_parsed(path: str, given: list[str]) -> tuple[str, list[str]]:
+    """Today's path, and its words as the parser reads them."""
+    now, _ = migrate_one(path, None)
+    words = [str(migrate_one(path, word)[1]) for word in given]
+    declared = DECLARED[now]
+    if declared is bool:
+        word = words[0].lower() if words else "true"
+        if word not in TRUE + FALSE:
+            raise ValueError(f"--{now}: given {words[0]!r}, expected true or false.")
+        return now, [str(word in TRUE)]
+    if declared == tuple[str, ...]:
+        return now, [text for word in words for text in _texts_as_typed(now, word)]
+    if typing.get_origin(declared) is tuple and len(words) == 1:
+        return now, [word for word in re.split(r"[\s,]+", words[0].strip("()[] ")) if word]
+    return now, words
+
+
+def _texts_as_typed(path: str, given: str) -> tuple[str, ...]:
+    """The texts of a list on the command line: one as it is, or all of them as `("a","b")`.
+
+    Raises ValueError for a comma without quotes, which may part two texts or belong to one (folders
+    have commas in their names), and for a list that cannot be read.
+    """
+    quoted = given.strip()[:1] in tuple("([\"'")
+    if not quoted and "," not in given:
+        return (given,) if given else ()
+    if quoted:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(given.strip())
+            values = (value,) if isinstance(value, str) else value
+            if isinstance(values, tuple | list) and all(isinstance(v, str) for v in values):
+                return tuple(values)
+    bare = given.strip("()[] ").replace('"', "").replace("'", "")
+    several = ",".join(f'"{part.strip()}"' for part in bare.split(",") if part.strip())
+    raise ValueError(
+        f"--{path}={given}: expected one text without a comma, or quotes around each of them. "
+        f"Several: --{path}='({several},)'. One with a comma in it: --{path}='(\"{bare}\",)'."
+    )
+
+
+def _from_dict(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
     types = {item.name: item.type for item in dataclasses.fields(kind)}
     built: dict[str, Any] = {}
     for name, value in values.items():
@@ -167,60 +212,6 @@ def _from_dict(kind: type, values: dict[str, Any], prefix: str) -> Any:
         else:
             built[name] = value
     return kind(**built)
-
-
-def _as_declared(value: object, declared: object) -> object:
-    """`value` with whole numbers as floats where a float is declared: 35 for 35.0, (1, 0) too."""
-    if declared is float and type(value) is int:
-        return float(value)
-    if typing.get_origin(declared) is tuple and isinstance(value, tuple):
-        return tuple(_as_declared(item, typing.get_args(declared)[0]) for item in value)
-    return value
-
-
-def _assign(config: object, path: str, value: object) -> None:
-    *sections, name = path.split(".")
-    for section in sections:
-        config = getattr(config, section)
-    setattr(config, name, value)
-
-
-def _check_repeated(arguments: Sequence[str], note: Callable[[str], None]) -> None:
-    given: dict[str, str] = {}
-    for position, argument in enumerate(arguments):
-        if not (match := re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)):
-            continue
-        flag, value = match[1], match[2]
-        if value is None:  # "--flag value", or a switch, of which "--noflag" is the other side
-            following = arguments[position + 1 : position + 2]
-            value = "" if not following or following[0].startswith("--") else following[0]
-            if re.match(r"no(config\.|\w+$)", flag):
-                flag, value = flag.removeprefix("no"), "false"
-        if given.setdefault(flag, value) == value:
-            continue
-        both = f"--{flag} is given twice, {given[flag]!r} and {value!r}"
-        if not flag.startswith("config."):
-            raise ValueError(f"{both}; give one of them.")
-        note(f"{both}: the last one counts")
-        given[flag] = value
-
-
-def _in_full(argument: str) -> str:
-    for short, name in SHORT_NAMES.items():
-        argument = re.sub(rf"^(--?config\.){re.escape(short)}(?==|$)", rf"\g<1>{name}", argument)
-    return argument
-
-
-def _check_path(path: str) -> None:
-    known = list(leaves(TrainConfig()))
-    if path in known:
-        return
-    inside = [name for name in known if name.startswith(path + ".")]
-    if inside:
-        raise ValueError(
-            f"--config.{path} is a section; set one of its fields: {', '.join(inside)}."
-        )
-    raise ValueError(f"Unknown setting --config.{path}.{_nearest(path, known)}")
 
 
 def _nearest(given: str, known: Collection[str]) -> str:

@@ -1,7 +1,7 @@
 """Every setting of a run, as plain typed dataclasses. The demo is in `data/synthetic_birds`.
 
 A config file is a Python file with `get_config(variant="")` that returns a `TrainConfig`; any field
-can be overridden on the command line (`--config.optim.learning_rate=3e-4`). `validate` is called
+can be overridden on the command line (`--optim.learning_rate=3e-4`). `validate` is called
 once, before the first compile, and speaks to the user. Nothing reads a default from anywhere else.
 
 Shape letters used in every signature of the package:
@@ -10,14 +10,44 @@ D width, E embedding, K classes, N images or texts of a set, T texts.
 """
 
 import dataclasses
+import difflib
 from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from grain_jax.config.migration import renamed_to
+
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+Dataset = Literal["synthetic_birds", "tfds"]
+Difficulty = Literal["easy", "hard"]
+Interpolation = Literal["bicubic", "bilinear"]
+ModelType = Literal["grain", "clip"]
+PromptEnsembling = Literal["embedding", "score"]
+RegionAggregation = Literal["max_over_queries", "max_over_descriptions"]
+Resize = Literal["squash", "crop"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class Settings:
+    """Refuses to set a field that does not exist: a mistyped name would change nothing."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = [item.name for item in dataclasses.fields(self)]  # type: ignore[arg-type]
+        if name not in known:
+            renamed = renamed_to(name)
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}? It has" if near else "; it has"
+            if renamed:
+                hint = f", which is {' or '.join(renamed)} now; it has"
+            raise AttributeError(
+                f"{type(self).__name__} has no setting {name!r}{hint} {', '.join(known)}."
+            )
+        super().__setattr__(name, value)
+
+
 @dataclass
-class VisionConfig:
+class VisionConfig(Settings):
     """Vision transformer. Defaults: ViT-B/16 as the official GRAIN builds it."""
 
     patch_size: int = 16
@@ -26,18 +56,20 @@ class VisionConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     qk_norm: bool = True  # LayerNorm on q and k of each head
-    activation: str = "gelu"  # "gelu" (exact) | "quick_gelu" (OpenAI's CLIP) | "gelu_tanh"
+    activation: Activation = "gelu"  # "gelu" (exact) | "quick_gelu" (OpenAI's CLIP) | "gelu_tanh"
     norm_eps: float = 1e-6
-    # The next three are those of pretrained towers, see `init` below.
+    # The next three are those of pretrained towers, see `pretrained` below.
     patch_bias: bool = True  # CLIP: False
     pre_norm: bool = False  # LayerNorm on the tokens before the first layer (CLIP: True)
-    pooling: str = "cls"  # a CLS token | "map": none, and in kind "clip" attention pools (SigLIP)
-    position_init: str = "normal"  # (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
-    init: str = "torch"  # "torch" (nn.Linear's uniform, as official) | "xavier"
+    # "cls": a CLS token | "map": none, and where model.type is "clip" attention pools (SigLIP)
+    pooling: Literal["cls", "map"] = "cls"
+    # "normal" (std 0.02) | "sincos" (2-D, amplitude 1); learned either way
+    position_init: Literal["normal", "sincos"] = "normal"
+    initializer: Literal["torch", "xavier"] = "torch"  # "torch": nn.Linear's uniform, as official
 
 
 @dataclass
-class TextConfig:
+class TextConfig(Settings):
     """Text transformer; one tower for captions and descriptions. Defaults: CLIP's."""
 
     vocab_size: int = 49408
@@ -46,16 +78,17 @@ class TextConfig:
     depth: int = 12
     num_heads: int = 8
     mlp_ratio: float = 4.0
-    activation: str = "quick_gelu"
+    activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     causal: bool = True  # SigLIP: False
-    pooling: str = "end"  # end-of-text, the highest id | "last": the last of all positions (SigLIP)
+    # "end": at end-of-text, the highest id | "last": at the last of all positions (SigLIP)
+    pooling: Literal["end", "last"] = "end"
     projection_bias: bool = False  # SigLIP: True
     token_init_std: float = 0.02
 
 
 @dataclass
-class DecoderConfig:
+class DecoderConfig(Settings):
     """DETR-style decoder: `num_queries` region queries and, last, one image query."""
 
     width: int = 512
@@ -64,35 +97,34 @@ class DecoderConfig:
     mlp_dim: int = 2048
     dropout: float = 0.1
     num_queries: int = 5  # region queries; the image query comes on top
-    memory_position: str = "none"  # (official) | "sincos": 2-D position added to the memory's keys
     share_projection: bool = False  # one matrix for image and region embeddings instead of two
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Settings):
     """The two towers, the decoder between them, and how they are computed."""
 
-    kind: str = "grain"  # "grain" | "clip" (same towers, CLS token, no decoder)
+    type: ModelType = "grain"  # "clip": the same towers, CLS token, no decoder
     image_size: int = 224
     embed_dim: int = 512
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    dtype: str = "bfloat16"  # compute; parameters are always float32
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; parameters are always float32
     scan_layers: bool = False  # one compiled layer, not `depth`: fast compile, stacked parameters
-    remat: str = "none"  # "none" | "dots" (keep matmul outputs) | "full"
-    attention: str = (
-        "auto"  # "xla" | "cudnn" (flash; GPU and bfloat16 only) | "auto": cudnn where it applies
-    )
-    description_capacity: float = 1.0  # share of a batch's B * M descriptions encoded, real first
+    remat: Literal["none", "dots", "full"] = "none"  # "dots" keeps outputs of matmuls
+    # "cudnn" (flash; GPU and bfloat16 only) | "auto": cudnn where it applies, else xla
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    description_capacity_factor: float = 1.0  # fraction of a batch's B * M descriptions encoded
     init_logit_scale: float = 1 / 0.07
     max_logit_scale: float = 100.0
-    region_logit_scale: str = "shared"  # (official) | "own": a learned scale for regions
+    # "shared" (official) | "own": a learned scale for regions
+    region_logit_scale: Literal["shared", "own"] = "shared"
 
 
 @dataclass
-class LossConfig:
-    """Weights, and the named differences from the official loss (`faithful_loss`)."""
+class LossConfig(Settings):
+    """Weights, and the differences from the official loss (`official_loss` is that one)."""
 
     contrastive_weight: float = 1.0
     box_weight: float = 1.5  # of (L1 + 1 - GIoU); official: divided by len(weights)/3, so 3/2
@@ -101,40 +133,40 @@ class LossConfig:
     image_description_weight: float = 0.0  # image embedding against its own descriptions
     match_l1_cost: float = 5.0
     match_giou_cost: float = 2.0
-    duplicate_captions: str = "mask"  # equal captions are no negatives | "negative" (official)
-    duplicate_descriptions: str = "mask"  # likewise for descriptions
-    region_labels: str = "aligned"  # "aligned" | "official": labels shift after a degenerate box
-    empty_batch: str = "zero"  # "zero" loss without boxes | "nan" (official 0/0)
+    mask_duplicate_captions: bool = True  # equal captions are not negatives; official: they are
+    mask_duplicate_descriptions: bool = True  # likewise for descriptions
+    variant: Literal["corrected", "official"] = "corrected"  # bugs and all, see `losses.official`
 
 
 @dataclass
-class WorldConfig:
-    """The embedded procedural world (no files). A picture is a function of (seed, split, index)."""
+class SyntheticBirdsConfig(Settings):
+    """Procedurally drawn birds (no files). An image is a function of (seed, split, index)."""
 
-    level: str = "easy"  # | "hard" (flips, strong backgrounds, several creatures, more phrasings)
+    difficulty: Difficulty = "easy"  # "hard": flips, backgrounds, several birds, more phrasings
     num_train_images: int = 16_000
     num_eval_images: int = 1_500  # of each evaluation set
-    seed: int = 0  # of the world, not of the run: species, names and pictures
+    seed: int = 0  # of the birds, not of the run: species, names and images
 
 
 @dataclass
-class DataConfig:
-    """What is read, how a picture and its texts become arrays, and by how many workers."""
+class DataConfig(Settings):
+    """What is read, how an image and its texts become arrays, and by how many workers."""
 
-    source: str = "world"  # "world" | "records" (a folder written by `python -m grain_jax.prepare`)
-    directory: str = ""  # of "records"
-    train_split: str = "train"  # of "records"; the world trains on nothing else
+    # Drawn birds | a folder written by `python -m grain_jax.prepare`, see data_dir
+    dataset: Dataset = "synthetic_birds"
+    data_dir: str = ""  # the folder of "tfds"
+    train_split: str = "train"  # of "tfds"; synthetic_birds trains on nothing else
     allow_no_regions: bool = False  # train GRAIN where no image has a box: image embedding only
-    # Of "records" only, for retrieval, grounding and keep-best; "" = none. The world has its own.
+    # Of "tfds" only, for retrieval, grounding and keep_best; "" = none
     eval_split: str = "validation"
-    world: WorldConfig = field(default_factory=WorldConfig)
-    resize: str = "squash"  # (official) | "crop": random in training, centre in evaluation
+    synthetic_birds: SyntheticBirdsConfig = field(default_factory=SyntheticBirdsConfig)
+    resize: Resize = "squash"  # (official) | "crop": random in training, centre in evaluation
     crop_min_area: float = 0.5  # of "crop": smallest area, of the largest square; from 0.01
     flip_probability: float = 0.0  # horizontal flip in training, boxes with it
-    interpolation: str = "bicubic"  # "bicubic" | "bilinear"
+    interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    tokenizer: str = "clip"  # "clip" | "world" | a transformers name or folder
+    tokenizer: str = "clip"  # "clip" | "synthetic_birds" | a transformers name or folder
     caption_length: int = 77  # static token lengths, end-of-text kept
     description_length: int = 32
     max_regions: int = 5  # M, best by score
@@ -145,11 +177,11 @@ class DataConfig:
     num_workers: int = 0  # loader processes; 0 = threads of this process
     num_threads: int = 2  # that make batches, in each of these processes
     prefetch_batches: int = 4  # made ahead by all of them, at least one by each thread
-    cache: str = "none"  # "memory": keep decoded images, in this process (num_workers = 0)
+    cache: Literal["none", "memory"] = "none"  # keep decoded images; needs num_workers = 0
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Settings):
     """AdamW with linear warm-up and cosine decay; defaults as the official recipe."""
 
     learning_rate: float = 1e-3
@@ -161,18 +193,19 @@ class OptimConfig:
     beta2: float = 0.98
     eps: float = 1e-8
     weight_decay: float = 0.1
-    decay: str = "matrices"  # 2 or more dimensions | "official": its name-based groups
+    # What weight decay acts on: parameters of 2 or more dimensions | the official groups by name
+    weight_decay_mask: Literal["matrices", "official"] = "matrices"
     clip_grad_norm: float = 0.0  # 0 = off (official)
-    # "PATTERN=FACTOR" on the rate of parameters by name, as "vision/*=0.1"; the first that matches
-    # counts, and 0 freezes.
-    rate_factors: tuple[str, ...] = ()
-    accumulate: int = 1  # micro-batches of a step; negatives stay those of the whole batch
+    # "PATTERN=MULTIPLIER" of the learning rate of parameters by name, as "vision/*=0.1"; the first
+    # pattern that matches counts, and 0 freezes.
+    lr_multipliers: tuple[str, ...] = ()
+    grad_cache_chunks: int = 1  # micro-batches of a step (GradCache); negatives: the whole batch
     ema_decay: float = 0.0  # 0 = off; evaluation and export use the average when on
-    max_bad_steps: int = 20  # stop after so many skipped (non-finite) steps in a row
+    max_consecutive_nonfinite: int = 20  # steps without an update before the run stops
 
 
 @dataclass
-class MeshConfig:
+class MeshConfig(Settings):
     """Sizes of the device mesh; -1 takes what is left."""
 
     data: int = -1
@@ -182,39 +215,43 @@ class MeshConfig:
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Settings):
     """When the state of a run is saved, and which saves are kept."""
 
-    every_steps: int = 1_000
-    keep: int = 2  # newest
-    keep_best: bool = True  # by evaluation.best_metric; nothing to do if evaluation.every_steps = 0
+    save_interval_steps: int = 1_000
+    max_to_keep: int = 2  # newest
+    # By evaluation.best_metric; without effect if evaluation.eval_interval_steps = 0
+    keep_best: bool = True
     asynchronous: bool = True
 
 
 @dataclass
-class EvaluationConfig:
+class EvaluationConfig(Settings):
     """What is measured during a run and at its end."""
 
-    every_steps: int = 0  # 0 = only at the end
+    eval_interval_steps: int = 0  # 0 = only at the end
     batch_size: int = 256
     max_images: int = 1_000  # of each held-out set, during training; the end uses all
     alphas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
-    region_score: str = "descriptions"  # mean of their best queries | "queries": official, reversed
-    name_ensemble: str = "embedding"  # mean over templates, unit length | "cosine": official
+    # Score of a class by its descriptions: the mean over descriptions of the best query's cosine |
+    # official: the mean over queries of the best description's
+    region_aggregation: RegionAggregation = "max_over_queries"
+    # Over templates: the mean embedding, scaled to length 1 | official: the mean of the cosines
+    prompt_ensembling: PromptEnsembling = "embedding"
     zero_shot: tuple[str, ...] = ()  # folders of labelled images to classify, at the end
-    # Folders to classify every `every_steps` too: test sets looked at while the model is made
+    # Folders to classify every `eval_interval_steps` too: test sets seen while the model is made
     zero_shot_during_training: tuple[str, ...] = ()
-    # For checkpoint.keep_best, so it needs every_steps; "" = the source's own choice. No test set,
-    # unless zero_shot_during_training names it
+    # For checkpoint.keep_best, so it needs eval_interval_steps; "" = the data set's own
+    # choice. Not a test set, unless zero_shot_during_training names it
     best_metric: str = ""
-    num_pictures: int = 12  # of grounding.png and its further pages
+    num_visualized: int = 12  # images in grounding.png and its further pages
 
 
 @dataclass
-class LoggingConfig:
-    """Where figures go besides `metrics.jsonl`, which is always written."""
+class LoggingConfig(Settings):
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
 
-    every_steps: int = 50
+    log_interval_steps: int = 50
     tensorboard: bool = True
     wandb: bool = False  # needs the package wandb
     wandb_project: str = "grain_jax"
@@ -223,7 +260,7 @@ class LoggingConfig:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Settings):
     """A whole run."""
 
     name: str = "grain"
@@ -231,10 +268,12 @@ class TrainConfig:
     batch_size: int = 2048  # global
     epochs: float = 35.0
     steps: int = 0  # instead of epochs when > 0
-    stop_at_step: int = 0  # end early, with the schedule of the whole run; 0 = off
+    # Stop after so many steps of this process, with the schedule of the whole run; 0 = off
+    max_steps_this_run: int = 0
     # Trained weights to start from (see `grain_jax.loading.load`); what model.vision, model.text
     # and the data's tokenizer and normalisation leave at their defaults comes with them. "" = none
-    init: str = ""
+    pretrained: str = ""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -261,11 +300,8 @@ def vision_variant(name: str) -> VisionConfig:
     return dataclasses.replace(VISION_VARIANTS[name])
 
 
-def faithful_loss() -> LossConfig:
-    """The official code's effective loss on one device, quirks included."""
+def official_loss() -> LossConfig:
+    """The official code's effective loss on one device, its bugs included."""
     return LossConfig(
-        duplicate_captions="negative",
-        duplicate_descriptions="negative",
-        region_labels="official",
-        empty_batch="nan",
+        mask_duplicate_captions=False, mask_duplicate_descriptions=False, variant="official"
     )

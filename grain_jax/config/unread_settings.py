@@ -24,21 +24,21 @@ class Unread:
 
 
 def _clip(config: TrainConfig) -> bool:
-    return config.model.kind == "clip"
+    return config.model.type == "clip"
 
 
 def _no_descriptions(config: TrainConfig) -> bool:
-    regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
+    regions_learn = config.model.type == "grain" and config.loss.region_weight > 0
     return not regions_learn and not config.loss.image_description_weight
 
 
-CLIP_REASON = 'model.kind = "clip" has no regions'
+CLIP_REASON = 'model.type = "clip" has no regions'
 LOSSLESS_REASON = (
-    'no loss reads descriptions (loss.image_description_weight and, with model.kind="grain", '
+    'no loss reads descriptions (loss.image_description_weight and, with model.type="grain", '
     "loss.region_weight do)"
 )
-WORLD_REASON = 'data.source = "world" reads no files'
-REPLACED_REASON = "the weights of `init` take the place of new ones"
+BIRDS_REASON = 'data.dataset = "synthetic_birds" reads no files'
+REPLACED_REASON = "the weights of `pretrained` take the place of new ones"
 
 UNREAD = (
     # model and loss
@@ -47,30 +47,25 @@ UNREAD = (
         ("loss.box_weight", "loss.region_weight", "loss.match_l1_cost", "loss.match_giou_cost"),
         _clip,
         CLIP_REASON,
-        'leave it out, or set model.kind="grain"',
+        'leave it out, or set model.type="grain"',
         harmless=(0.0,),
     ),
+    Unread(("loss.mask_duplicate_descriptions",), _no_descriptions, LOSSLESS_REASON),
     Unread(
-        ("loss.region_labels",),
-        lambda config: _clip(config) or not config.loss.region_weight,
-        "it labels the region loss, and there is none",
-    ),
-    Unread(("loss.duplicate_descriptions",), _no_descriptions, LOSSLESS_REASON),
-    Unread(
-        ("loss.empty_batch",),
+        ("loss.variant",),
         lambda config: _clip(config) and _no_descriptions(config),
-        "without regions and their descriptions no loss can be empty",
+        "both variants are the same without regions and their descriptions",
     ),
     Unread(
-        ("model.vision.position_init", "model.vision.init", "model.text.token_init_std"),
-        lambda config: bool(config.init),
+        ("model.vision.position_init", "model.vision.initializer", "model.text.token_init_std"),
+        lambda config: bool(config.pretrained),
         REPLACED_REASON,
         refused=False,
     ),
     Unread(
         ("model.init_logit_scale",),
         # A scale of regions that the weights may lack starts from it.
-        lambda config: bool(config.init) and config.model.region_logit_scale != "own",
+        lambda config: bool(config.pretrained) and config.model.region_logit_scale != "own",
         REPLACED_REASON,
         refused=False,
     ),
@@ -78,32 +73,33 @@ UNREAD = (
     Unread(
         ("data.max_regions", "data.region_nms_iou", "data.unique_descriptions"),
         lambda config: _clip(config) and _no_descriptions(config),
-        'model.kind = "clip" without loss.image_description_weight takes no regions',
+        'model.type = "clip" without loss.image_description_weight takes no regions',
         refused=False,
     ),
     Unread(
         ("data.description_length",),
         lambda config: _clip(config) and _no_descriptions(config),
-        'model.kind = "clip" without loss.image_description_weight reads no descriptions',
+        'model.type = "clip" without loss.image_description_weight reads no descriptions',
         refused=False,
     ),
     Unread(
-        ("data.directory",),
-        lambda config: config.data.source == "world",
-        WORLD_REASON,
-        'leave it out, or set data.source="records" (and data.tokenizer="clip")',
+        ("data.data_dir",),
+        lambda config: config.data.dataset == "synthetic_birds",
+        BIRDS_REASON,
+        'leave it out, or set data.dataset="tfds" (and data.tokenizer="clip")',
     ),
     Unread(
         ("data.eval_split",),
-        lambda config: config.data.source == "world",
-        "the world has splits of its own",
-        'leave it out, or set data.source="records"',
+        lambda config: config.data.dataset == "synthetic_birds",
+        "the drawn birds have splits of their own",
+        'leave it out, or set data.dataset="tfds"',
     ),
     Unread(
-        ("data.world.*",),
-        lambda config: config.data.source == "records",
-        'data.source = "records" draws no images',
-        'leave it out, or set data.source="world"; data.train_split="train[:1000]" takes a part',
+        ("data.synthetic_birds.*",),
+        lambda config: config.data.dataset == "tfds",
+        'data.dataset = "tfds" draws no images',
+        'leave it out, or set data.dataset="synthetic_birds"; data.train_split="train[:1000]" takes'
+        " the first 1,000",
     ),
     # optimizer and schedule
     Unread(
@@ -126,7 +122,7 @@ UNREAD = (
         "there is no warm-up (optim.warmup_steps and optim.warmup_epochs are 0)",
     ),
     Unread(
-        ("optim.decay",),
+        ("optim.weight_decay_mask",),
         lambda config: config.optim.weight_decay == 0,
         "optim.weight_decay = 0 decays nothing",
         refused=False,
@@ -134,14 +130,14 @@ UNREAD = (
     # evaluation and logging
     Unread(
         ("evaluation.max_images",),
-        lambda config: config.evaluation.every_steps == 0,
-        "evaluation.every_steps = 0 evaluates only at the end, which takes all images",
+        lambda config: config.evaluation.eval_interval_steps == 0,
+        "evaluation.eval_interval_steps = 0 evaluates only at the end, which takes all images",
         refused=False,
     ),
     Unread(
-        ("evaluation.num_pictures",),
+        ("evaluation.num_visualized",),
         lambda config: _clip(config) or _nothing_held_out(config),
-        "pictures show the regions of held-out images, and there are none",
+        "it shows the regions of held-out images, and there are none",
         harmless=(0,),
         refused=False,
     ),
@@ -155,4 +151,4 @@ UNREAD = (
 
 
 def _nothing_held_out(config: TrainConfig) -> bool:
-    return config.data.source == "records" and not config.data.eval_split
+    return config.data.dataset == "tfds" and not config.data.eval_split

@@ -6,37 +6,11 @@ import fnmatch
 import math
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
-from grain_jax.config.schema import DataConfig, EvaluationConfig, TrainConfig
+from grain_jax.config.schema import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from grain_jax.config.unread_settings import UNREAD, Unread
 
-CHOICES = {
-    "model.kind": ("grain", "clip"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
-    "model.attention": ("auto", "xla", "cudnn"),
-    "model.region_logit_scale": ("shared", "own"),
-    "model.vision.activation": ("gelu", "quick_gelu", "gelu_tanh"),
-    "model.vision.pooling": ("cls", "map"),
-    "model.vision.position_init": ("normal", "sincos"),
-    "model.vision.init": ("torch", "xavier"),
-    "model.text.activation": ("gelu", "quick_gelu", "gelu_tanh"),
-    "model.text.pooling": ("end", "last"),
-    "model.decoder.memory_position": ("none", "sincos"),
-    "loss.duplicate_captions": ("mask", "negative"),
-    "loss.duplicate_descriptions": ("mask", "negative"),
-    "loss.region_labels": ("aligned", "official"),
-    "loss.empty_batch": ("zero", "nan"),
-    "data.source": ("world", "records"),
-    "data.world.level": ("easy", "hard"),
-    "data.resize": ("squash", "crop"),
-    "data.interpolation": ("bicubic", "bilinear"),
-    "data.cache": ("none", "memory"),
-    "optim.decay": ("matrices", "official"),
-    "evaluation.region_score": ("descriptions", "queries"),
-    "evaluation.name_ensemble": ("embedding", "cosine"),
-}
 # Smallest value of a number; those not named here may not be negative.
 AT_LEAST = {
     "seed": 0,
@@ -48,21 +22,21 @@ AT_LEAST = {
     "data.num_threads": 1,
     "data.prefetch_batches": 1,
     "model.decoder.num_queries": 1,
-    "optim.accumulate": 1,
-    "optim.max_bad_steps": 1,
+    "optim.grad_cache_chunks": 1,
+    "optim.max_consecutive_nonfinite": 1,
     "mesh.data": -1,
     "mesh.fsdp": -1,
     "mesh.tensor": -1,
-    "checkpoint.every_steps": 1,
-    "checkpoint.keep": 1,
+    "checkpoint.save_interval_steps": 1,
+    "checkpoint.max_to_keep": 1,
     "evaluation.batch_size": 1,
     "evaluation.max_images": 1,
-    "logging.every_steps": 1,
+    "logging.log_interval_steps": 1,
     "logging.profile_step": -1,
 }
 IN_UNIT_INTERVAL = (
     "model.decoder.dropout",
-    "model.description_capacity",
+    "model.description_capacity_factor",
     "data.crop_min_area",
     "data.flip_probability",
     "data.region_nms_iou",
@@ -74,14 +48,14 @@ IN_UNIT_INTERVAL = (
 )
 POSITIVE = (
     *("model.image_size", "model.embed_dim", "model.init_logit_scale", "model.max_logit_scale"),
-    "model.description_capacity",
+    "model.description_capacity_factor",
     *("model.vision.patch_size", "model.vision.width", "model.vision.depth"),
     *("model.vision.num_heads", "model.vision.mlp_ratio", "model.vision.norm_eps"),
     *("model.text.vocab_size", "model.text.width", "model.text.depth", "model.text.num_heads"),
     *("model.text.mlp_ratio", "model.text.norm_eps", "model.text.token_init_std"),
     *("model.decoder.width", "model.decoder.depth", "model.decoder.num_heads"),
     *("model.decoder.mlp_dim", "optim.learning_rate", "optim.eps"),
-    *("data.world.num_train_images", "data.world.num_eval_images", "data.std"),
+    *("data.synthetic_birds.num_train_images", "data.synthetic_birds.num_eval_images", "data.std"),
 )
 
 
@@ -119,21 +93,32 @@ def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True
     if not complete:
         return found
     return found or [
-        *_model_problems(config),
+        *_model_problems(config.model),
+        *_data_problems(config.data),
+        *_text_and_region_problems(config),
         *_run_problems(config),
         *(_idle_problems(config) if new_run else ()),
         *(_unread_problems(config) if new_run else ()),
-        *_loader_problems(config.data),
-        *_transform_problems(config.data),
-        *_split_problems(config.data),
         *_best_problems(config),
         *_evaluation_problems(config),
     ]
 
 
+def validate_model(model: ModelConfig) -> None:
+    """Raises one ValueError that names all that is wrong with `model` by itself."""
+    if found := _bounds(leaves(model, "model.")) or [*_model_problems(model)]:
+        raise ValueError("\n".join(found))
+
+
 def loader_problems(data: DataConfig) -> list[str]:
     """Everything wrong with `data` for a loader of records that are already open."""
     return _bounds(leaves(data, "data.")) or [*_loader_problems(data), *_transform_problems(data)]
+
+
+def _data_problems(data: DataConfig) -> Iterator[str]:
+    yield from _loader_problems(data)
+    yield from _transform_problems(data)
+    yield from _split_problems(data)
 
 
 def _bounds(settings: dict[str, tuple[object, object]]) -> list[str]:
@@ -147,11 +132,14 @@ def _bounds(settings: dict[str, tuple[object, object]]) -> list[str]:
 def _setting_problems(path: str, value: object, declared: object) -> Iterator[str]:
     if not _has_type(value, declared):
         name = declared.__name__ if isinstance(declared, type) else str(declared)
+        if typing.get_origin(declared) is Literal:
+            name = f"one of {', '.join(typing.get_args(declared))}"
         yield f"{path}: given {value!r} ({type(value).__name__}), needed {name}."
-    elif path in CHOICES and value not in CHOICES[path]:
-        near = difflib.get_close_matches(str(value), CHOICES[path], n=1, cutoff=0.4)
+    elif typing.get_origin(declared) is Literal and value not in typing.get_args(declared):
+        choices = typing.get_args(declared)
+        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        yield f"{path}: given {value!r}; {hint}choose one of {', '.join(CHOICES[path])}."
+        yield f"{path}: given {value!r}; {hint}choose one of {', '.join(choices)}."
     elif isinstance(value, tuple):
         for item in value:
             yield from _setting_problems(path, item, type(item))
@@ -174,13 +162,14 @@ def _has_type(value: object, declared: object) -> bool:
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(value)
         return len(value) == len(kinds) and all(map(_has_type, value, kinds))
+    if typing.get_origin(declared) is Literal:
+        return isinstance(value, str)
     if declared is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is declared  # a bool is no int here
 
 
-def _model_problems(config: TrainConfig) -> Iterator[str]:
-    model, data = config.model, config.data
+def _model_problems(model: ModelConfig) -> Iterator[str]:
     patch = model.vision.patch_size
     if model.image_size % patch:
         near = [patch * max(1, model.image_size // patch), patch * (model.image_size // patch + 1)]
@@ -189,7 +178,7 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
             f"{patch}; set it to {near[0]} or {near[1]}."
         )
     towers: list[tuple[str, Any]] = [("vision", model.vision), ("text", model.text)]
-    if model.kind == "grain":
+    if model.type == "grain":
         towers.append(("decoder", model.decoder))
     for name, tower in towers:
         if tower.width % tower.num_heads:
@@ -197,15 +186,11 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
                 f"model.{name}.width = {tower.width} cannot be split over "
                 f"model.{name}.num_heads = {tower.num_heads}; choose a divisor."
             )
-    for name, position, width in (
-        ("vision", model.vision.position_init, model.vision.width),
-        ("decoder", model.decoder.memory_position, model.decoder.width),
-    ):
-        if position == "sincos" and width % 4:
-            yield (
-                f'A "sincos" position needs a width that is a multiple of 4; '
-                f"model.{name}.width = {width}."
-            )
+    if model.vision.position_init == "sincos" and model.vision.width % 4:
+        yield (
+            'model.vision.position_init = "sincos" needs a width that is a multiple of 4; '
+            f"model.vision.width = {model.vision.width}."
+        )
     if model.attention == "cudnn" and model.dtype == "float32":
         yield (
             'model.attention = "cudnn" computes in half precision and model.dtype = "float32"; set '
@@ -221,6 +206,11 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
             f"model.init_logit_scale = {model.init_logit_scale:g} exceeds model.max_logit_scale = "
             f"{model.max_logit_scale:g}; lower the first."
         )
+
+
+def _text_and_region_problems(config: TrainConfig) -> Iterator[str]:
+    """What the data makes and the model cannot take."""
+    model, data = config.model, config.data
     for name in ("caption_length", "description_length"):
         if getattr(data, name) > model.text.context_length:
             yield (
@@ -234,7 +224,7 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
                 f"positions, so every text fills them; set data.{name} = "
                 f"{model.text.context_length} (given {getattr(data, name)})."
             )
-    if model.kind == "grain" and model.decoder.num_queries < data.max_regions:
+    if model.type == "grain" and model.decoder.num_queries < data.max_regions:
         yield (
             f"model.decoder.num_queries = {model.decoder.num_queries} is less than "
             f"data.max_regions = {data.max_regions}: every region needs a query of its own. Raise "
@@ -245,23 +235,23 @@ def _model_problems(config: TrainConfig) -> Iterator[str]:
 def _run_problems(config: TrainConfig) -> Iterator[str]:
     if config.steps == 0 and config.epochs == 0:
         yield "epochs and steps are both 0: nothing to train. Set one of them."
-    grain = config.model.kind == "grain"
+    grain = config.model.type == "grain"
     if grain and config.loss.auxiliary_box_weight and config.model.decoder.depth == 1:
         yield (
             f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs the boxes of "
             "earlier decoder layers, and model.decoder.depth = 1 has none; raise the depth or "
             "set the weight to 0."
         )
-    if config.batch_size % config.optim.accumulate:
+    if config.batch_size % config.optim.grad_cache_chunks:
         yield (
-            f"batch_size = {config.batch_size} cannot be split into optim.accumulate = "
-            f"{config.optim.accumulate} micro-batches; choose a divisor."
+            f"batch_size = {config.batch_size} cannot be split into optim.grad_cache_chunks = "
+            f"{config.optim.grad_cache_chunks} micro-batches; choose a divisor."
         )
     alphas = config.evaluation.alphas
     if not alphas or min(alphas) < 0 or max(alphas) > 1:
         yield (
-            f"evaluation.alphas = {alphas}: shares of the whole-image score, one or more, each "
-            "from 0 to 1."
+            f"evaluation.alphas = {alphas}: weights of the global score against the region "
+            "score, one or more, each from 0 to 1."
         )
     for name in ("beta1", "beta2", "ema_decay"):
         if getattr(config.optim, name) == 1:
@@ -306,25 +296,25 @@ def _unread(config: TrainConfig) -> Iterator[tuple[Unread, dict[str, object]]]:
 
 def _idle_problems(config: TrainConfig) -> Iterator[str]:
     """Settings that were changed and that nothing would read."""
-    clip, own = config.model.kind == "clip", config.model.region_logit_scale == "own"
+    clip, own = config.model.type == "clip", config.model.region_logit_scale == "own"
     descriptions = not clip and config.loss.region_weight > 0
     if clip and config.loss.auxiliary_box_weight:
         yield (
             f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs boxes of the "
-            'region decoder, and model.kind = "clip" has none; set it to 0 or model.kind="grain".'
+            'region decoder, and model.type = "clip" has none; set it to 0 or model.type="grain".'
         )
     if own and not descriptions:
-        reason = 'model.kind = "clip"' if clip else "loss.region_weight = 0"
+        reason = 'model.type = "clip"' if clip else "loss.region_weight = 0"
         yield (
             'model.region_logit_scale = "own" is learned by the region loss, and with '
             f'{reason} there is none; set model.region_logit_scale="shared".'
         )
-    capacity = config.model.description_capacity
+    capacity = config.model.description_capacity_factor
     if capacity != 1 and not descriptions and not config.loss.image_description_weight:
         yield (
-            f"model.description_capacity = {capacity:g} limits the descriptions that are encoded, "
-            "and no loss reads any; set it to 1, or give loss.image_description_weight (or, with "
-            'model.kind="grain", loss.region_weight) a value.'
+            f"model.description_capacity_factor = {capacity:g} limits the descriptions that are "
+            "encoded, and no loss reads any; set it to 1, or give loss.image_description_weight "
+            '(or, with model.type="grain", loss.region_weight) a value.'
         )
 
 
@@ -345,26 +335,26 @@ def _transform_problems(data: DataConfig) -> Iterator[str]:
 
 
 def _split_problems(data: DataConfig) -> Iterator[str]:
-    if data.tokenizer == "world" and data.source != "world":
+    if data.tokenizer == "synthetic_birds" and data.dataset != "synthetic_birds":
         yield (
-            'data.tokenizer = "world" knows only the words of the procedural world; with '
-            f'data.source = "{data.source}" use "clip" or a transformers tokenizer.'
+            'data.tokenizer = "synthetic_birds" knows only the words of that data set; with '
+            f'data.dataset = "{data.dataset}" use "clip" or a transformers tokenizer.'
         )
-    if data.source == "world" and data.train_split != "train":
+    if data.dataset == "synthetic_birds" and data.train_split != "train":
         yield (
-            f"data.train_split = {data.train_split!r}: the other splits of the world are held out "
-            'for evaluation; set data.train_split="train".'
+            f"data.train_split = {data.train_split!r}: the other splits of the drawn birds are "
+            'held out for evaluation; set data.train_split="train".'
         )
-    if data.source == "records" and not data.directory:
+    if data.dataset == "tfds" and not data.data_dir:
         yield (
-            'data.source = "records" needs data.directory, the folder that '
-            "`python -m grain_jax.prepare` wrote: add --config.data.directory=DIR."
+            'data.dataset = "tfds" needs data.data_dir, the folder that '
+            "`python -m grain_jax.prepare` wrote: add --data.data_dir=DIR."
         )
-    if data.source == "records" and data.eval_split and _overlap(data.train_split, data.eval_split):
+    if data.dataset == "tfds" and data.eval_split and _overlap(data.train_split, data.eval_split):
         yield (
             f"data.eval_split = {data.eval_split!r} holds images of data.train_split = "
             f"{data.train_split!r}, so nothing would be held out; name another split, or none: "
-            '--config.data.eval_split="".'
+            '--data.eval_split="".'
         )
 
 
@@ -383,13 +373,13 @@ def _best_problems(config: TrainConfig) -> Iterator[str]:
             f"evaluation.best_metric = {name!r} decides what checkpoint.keep_best keeps, and that "
             "is off; turn it on or leave the metric out."
         )
-    if not config.evaluation.every_steps:
+    if not config.evaluation.eval_interval_steps:
         yield (
             f"evaluation.best_metric = {name!r} is measured during training, and "
-            "evaluation.every_steps = 0 measures only at the end; set it to the steps between "
-            "evaluations."
+            "evaluation.eval_interval_steps = 0 measures only at the end; set it to the steps "
+            "between evaluations."
         )
-    if config.data.source == "world" and name.startswith(("unseen/", "seen/")):
+    if config.data.dataset == "synthetic_birds" and name.startswith(("unseen/", "seen/")):
         yield (
             f"evaluation.best_metric = {name!r} is measured on a test set; choose a metric of the "
             "validation split."
@@ -398,16 +388,16 @@ def _best_problems(config: TrainConfig) -> Iterator[str]:
 
 def _evaluation_problems(config: TrainConfig) -> Iterator[str]:
     settings, default = config.evaluation, EvaluationConfig()
-    if settings.zero_shot_during_training and not settings.every_steps:
+    if settings.zero_shot_during_training and not settings.eval_interval_steps:
         yield (
             "evaluation.zero_shot_during_training = "
-            f"{settings.zero_shot_during_training} is measured every evaluation.every_steps, and "
-            "that is 0: set it to the steps between evaluations, or name the folders in "
-            "evaluation.zero_shot, which is measured at the end."
+            f"{settings.zero_shot_during_training} is measured every "
+            "evaluation.eval_interval_steps, and that is 0: set it to the steps between evaluations"
+            ", or name the folders in evaluation.zero_shot, which is measured at the end."
         )
-    for name in ("alphas", "region_score") if config.model.kind == "clip" else ():
+    for name in ("alphas", "region_aggregation") if config.model.type == "clip" else ():
         if getattr(settings, name) != getattr(default, name):
             yield (
                 f"evaluation.{name} = {getattr(settings, name)!r} is about regions, and "
-                'model.kind = "clip" has none; leave it out.'
+                'model.type = "clip" has none; leave it out.'
             )

@@ -66,7 +66,7 @@ def region_coverage(source: Source) -> RegionCoverage:
 def needs_regions(config: TrainConfig) -> bool:
     """Whether a setting of the run is about regions, so that they have to be looked for."""
     return (
-        config.model.kind == "grain"
+        config.model.type == "grain"
         or config.loss.image_description_weight > 0
         or config.data.region_caption_probability > 0
     )
@@ -74,7 +74,7 @@ def needs_regions(config: TrainConfig) -> bool:
 
 def needs_descriptions(config: TrainConfig) -> bool:
     """Whether a loss reads the descriptions of regions, so that the text tower encodes them."""
-    regions_learn = config.model.kind == "grain" and config.loss.region_weight > 0
+    regions_learn = config.model.type == "grain" and config.loss.region_weight > 0
     return regions_learn or config.loss.image_description_weight > 0
 
 
@@ -82,16 +82,14 @@ def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
     """Notes on a split where few images have regions. Raises ValueError where none has one and
     `data.allow_no_regions` is off, or where the loss could not be computed.
     """
-    data, loss, grain = config.data, config.loss, config.model.kind == "grain"
+    data, loss, grain = config.data, config.loss, config.model.type == "grain"
     if not coverage.any_regions:
-        where = f"split {data.train_split!r}" + (
-            f" of {data.directory!r}" if data.directory else ""
-        )
+        where = f"split {data.train_split!r}" + (f" of {data.data_dir!r}" if data.data_dir else "")
         missing = f"None of the {coverage.total:,} images of {where} has a region"
-        if loss.empty_batch == "nan" and (grain or loss.image_description_weight):
+        if loss.variant == "official" and (grain or loss.image_description_weight):
             raise ValueError(
-                f'{missing}, and loss.empty_batch = "nan" makes every loss NaN; set '
-                'loss.empty_batch="zero".'
+                f'{missing}, and loss.variant = "official" makes every loss NaN; set '
+                'loss.variant="corrected".'
             )
         if not data.allow_no_regions:
             raise ValueError(f"{missing} {_wasted(config)}")
@@ -109,12 +107,12 @@ def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
 
 def _wasted(config: TrainConfig) -> str:
     """What would learn nothing, and what to change."""
-    if config.model.kind == "grain":
+    if config.model.type == "grain":
         return (
             "(a box with a description), so GRAIN's boxes and region embeddings would learn "
             "nothing. Give the data regions (docs/data-format.md), train the baseline that needs "
-            "none (--config.model.kind=clip), or, to train GRAIN's image embedding alone, set "
-            "--config.data.allow_no_regions=true."
+            "none (--model.type=clip), or, to train GRAIN's image embedding alone, set "
+            "--data.allow_no_regions=true."
         )
     setting = (
         "loss.image_description_weight"
@@ -123,12 +121,12 @@ def _wasted(config: TrainConfig) -> str:
     )
     return (
         f"(a box with a description), so {setting} would do nothing. Set it to 0, give the data "
-        "regions (docs/data-format.md), or set --config.data.allow_no_regions=true."
+        "regions (docs/data-format.md), or set --data.allow_no_regions=true."
     )
 
 
 def _without_regions(config: TrainConfig) -> str:
-    if config.model.kind != "grain":
+    if config.model.type != "grain":
         return "no image has a region, so the settings on descriptions of regions do nothing"
     return (
         "no image has a region: only the image embedding learns, the checkpoint says so, and "

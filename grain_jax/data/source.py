@@ -93,22 +93,22 @@ class DataSource(Protocol):
         ...
 
 
-# The value of `data.source`, and the data set behind it.
+# The value of `data.dataset`, and the data set behind it.
 DATA_SOURCES: dict[str, Callable[[DataConfig, int], DataSource]] = {
-    "world": SyntheticBirds,
-    "records": PreparedRecords,
+    "synthetic_birds": SyntheticBirds,
+    "tfds": PreparedRecords,
 }
 
 
 def data_source(config: DataConfig, *, image_size: int) -> DataSource:
-    """The data set that `config.source` names; `image_size`: pixels a side that a drawn one draws.
+    """The data set that `config.dataset` names; `image_size`: pixels a side that a drawn one draws.
 
     Raises ValueError for an unknown name.
     """
-    if config.source not in DATA_SOURCES:
+    if config.dataset not in DATA_SOURCES:
         known = " or ".join(map(repr, DATA_SOURCES))
-        raise ValueError(f"Unknown data.source {config.source!r}; choose {known}.")
-    return DATA_SOURCES[config.source](config, image_size)
+        raise ValueError(f"Unknown data.dataset {config.dataset!r}; choose {known}.")
+    return DATA_SOURCES[config.dataset](config, image_size)
 
 
 def open_source(config: DataConfig, split: str, *, image_size: int) -> Source:

@@ -90,7 +90,7 @@ def text_length_notes(source: Source, config: TrainConfig, tokenizer: Tokenizer)
     proposed, told = _proposal(found, config)
     before, after = _positions(config), _positions(config, proposed)
     if proposed and after < (1 - WORTH) * before:
-        settings = " ".join(f"--config.{path}={value:g}" for path, value in proposed.items())
+        settings = " ".join(f"--{path}={value:g}" for path, value in proposed.items())
         notes.append(
             f"{' and '.join(told)}: {settings} would save {_percent(1 - after / before)} of the "
             f"text tower's positions ({found.images:,} images looked at)"
@@ -154,10 +154,10 @@ def _proposal(found: TextLengths, config: TrainConfig) -> tuple[dict[str, Number
                 f"{kind}s have at most {longest} tokens (99 %: {most}) of {path} = {length}"
             )
     capacity = _capacity(found, config)
-    if total - _positions(config, {"model.description_capacity": capacity}) > (
+    if total - _positions(config, {"model.description_capacity_factor": capacity}) > (
         CHANGE_WORTH * total
     ):
-        proposed["model.description_capacity"] = capacity
+        proposed["model.description_capacity_factor"] = capacity
         mean = np.mean(found.num_descriptions)
         told.append(f"images have {mean:.1f} of {config.data.max_regions} descriptions")
     return proposed, told
@@ -181,7 +181,7 @@ def _positions(config: TrainConfig, changes: Mapping[str, Number] = NONE) -> Num
     if not needs_descriptions(config):
         return captions
     length = changes.get("data.description_length", data.description_length)
-    capacity = changes.get("model.description_capacity", model.description_capacity)
+    capacity = changes.get("model.description_capacity_factor", model.description_capacity_factor)
     return captions + capacity * data.max_regions * length
 
 

@@ -35,7 +35,7 @@ class PreparedRecords:
     def records(self, split: str) -> Source:
         from grain_jax.data.tfds_records import RecordSource
 
-        return RecordSource(self.config.directory, split)
+        return RecordSource(self.config.data_dir, split)
 
     def vocabulary(self) -> list[str] | None:
         return None
@@ -54,10 +54,10 @@ class PreparedRecords:
 
     @property
     def location(self) -> str:
-        return f" in {self.config.directory}"
+        return f" in {self.config.data_dir}"
 
     def training_data(self) -> str:
-        return f"`{self.config.directory}`"
+        return f"`{self.config.data_dir}`"
 
     def held_out_data(self) -> str:
         return self.config.eval_split
@@ -65,7 +65,7 @@ class PreparedRecords:
     def origin(self, *, num_images: str, length: str) -> str:
         return (
             f"{num_images} pictures of the split `{self.config.train_split}` of the data set "
-            f"`{Path(self.config.directory).name}`, {length}. The export knows no more of their "
+            f"`{Path(self.config.data_dir).name}`, {length}. The export knows no more of their "
             "origin: whoever publishes this model has to say where they come from, and under "
             "which terms."
         )

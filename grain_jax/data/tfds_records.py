@@ -123,7 +123,7 @@ class RecordSource:
         self._directory, self._split = expand_home(os.fspath(directory)), split
         if not self._directory:
             raise ValueError(
-                "data.source='records' needs data.directory: a folder that "
+                "data.dataset='tfds' needs data.data_dir: a folder that "
                 "`python -m grain_jax.prepare` wrote."
             )
         try:
@@ -150,7 +150,7 @@ class RecordSource:
             raise ValueError(
                 f"{self._directory!r} has no split {absent[0]!r}; it has "
                 f"{sorted(builder.info.splits)}. Prepare it, or name another; without held-out "
-                'data: --config.data.eval_split="".'
+                'data: --data.eval_split="".'
             )
         self._lengths = {name: info.num_examples for name, info in builder.info.splits.items()}
         self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})

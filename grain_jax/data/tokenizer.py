@@ -310,12 +310,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:
-    """The tokenizer `config.tokenizer` names: "clip", "world", or a transformers name or folder.
+    """The tokenizer `config.tokenizer` names: "clip", "synthetic_birds", or one of transformers.
 
     `pooling`: of the text tower (model.text.pooling), which decides how texts end.
     """
     if pooling == "last":
-        if config.tokenizer in ("clip", "world", ""):
+        if config.tokenizer in ("clip", "synthetic_birds", ""):
             raise ValueError(
                 'model.text.pooling = "last" needs a tokenizer that pads, a name or folder for '
                 f"transformers; data.tokenizer = {config.tokenizer!r}."
@@ -324,7 +324,7 @@ def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:
     match config.tokenizer:
         case "clip":
             return ClipTokenizer()
-        case "world":
+        case "synthetic_birds":
             return WordTokenizer(_vocabulary(config))
         case "":
             raise ValueError("data.tokenizer is empty; give 'clip', 'world', or a name or folder.")
@@ -338,8 +338,9 @@ def _vocabulary(config: DataConfig) -> list[str]:
     words = data_source(config, image_size=1).vocabulary()
     if words is None:
         raise ValueError(
-            f"data.tokenizer = {config.tokenizer!r} takes the words of its data, and data.source = "
-            f"{config.source!r} does not list them; give 'clip', or a name or folder."
+            f"data.tokenizer = {config.tokenizer!r} takes the words of its data, and "
+            f"data.dataset = {config.dataset!r} does not list them; give 'clip', or a name or "
+            "folder."
         )
     return words
 

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from grain_jax.boxes import Box, box_iou
 from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from grain_jax.config.validation import CHOICES
+from grain_jax.config.schema import Interpolation, Resize
 from grain_jax.data.captions import normalize_text
 from grain_jax.data.records import Region
 
@@ -28,8 +28,8 @@ MIN_VISIBLE = 0.25  # of a box's area; a region of which less survives a crop is
 # What is opened at all. Pillow knows more: it hands EPS to Ghostscript, a program of its own. Its
 # JPEG reader is that of MPO (a JPEG with further pictures behind it) too.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-RESAMPLING = {name: Image.Resampling[name.upper()] for name in CHOICES["data.interpolation"]}
-RESIZES = CHOICES["data.resize"]
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
+RESIZES = get_args(Resize)
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Square = UInt8[np.ndarray, "S S 3"]

@@ -33,7 +33,7 @@ class BlindEncoder(Encoder):
     def __init__(self, config: TrainConfig, *, learned: Learned = EVERYTHING):
         self.preprocessing = Preprocessing.from_config(config.data, config.model.image_size)
         self.truncated_texts, self.learned = 0, learned
-        grain = config.model.kind == "grain"
+        grain = config.model.type == "grain"
         self._num_queries = config.model.decoder.num_queries if grain else None
 
     def images(
@@ -73,7 +73,7 @@ def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> 
     Raises ValueError where the metric of keep-best is not measured during training, with the
     nearest one that is.
     """
-    if not (config.evaluation.every_steps and config.checkpoint.keep_best):
+    if not (config.evaluation.eval_interval_steps and config.checkpoint.keep_best):
         return []
     name, given = best_metric_name(config), config.evaluation.best_metric
     measured = measured_during_training(config, learned=learned)

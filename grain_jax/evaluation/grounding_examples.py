@@ -12,7 +12,7 @@ from grain_jax.visualize.grounding_sheet import Example, NamedBox
 MAX_POOL = 2_000  # descriptions of the split that a query may choose from
 
 
-def grounding_examples(encoder: Encoder, source: Source, num_pictures: int) -> list[Example]:
+def grounding_examples(encoder: Encoder, source: Source, num_visualized: int) -> list[Example]:
     """Some images of a held-out source; each predicted box gets the description of the whole split
     that it matches best. Empty for a model without regions.
     """
@@ -20,7 +20,7 @@ def grounding_examples(encoder: Encoder, source: Source, num_pictures: int) -> l
         evenly_spaced(source, MAX_POOL // 4), encoder.preprocessing, caption_source="original"
     )
     texts = list(dict.fromkeys(phrase.text for phrase in pool.phrases))[:MAX_POOL]
-    chosen = evenly_spaced(source, num_pictures)
+    chosen = evenly_spaced(source, num_visualized)
     features = encoder.images(chosen)
     if features.boxes is None or features.regions is None or not texts:
         return []

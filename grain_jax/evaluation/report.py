@@ -44,10 +44,10 @@ def write_report(
     written = []
     data = data_source(config.data, image_size=encoder.preprocessing.image_size)
     split, examples = data.shown_split, []
-    if split and config.model.kind == "grain" and config.evaluation.num_pictures > 0:
+    if split and config.model.type == "grain" and config.evaluation.num_visualized > 0:
         source = data.records(split)
         with errors_about(f"Split {split!r}"):
-            examples = grounding_examples(encoder, source, config.evaluation.num_pictures)
+            examples = grounding_examples(encoder, source, config.evaluation.num_visualized)
     if jax.process_index() != 0:
         return []
     records = read_metrics(folder / "metrics.jsonl")
@@ -147,14 +147,14 @@ def _file_cell(told: Mapping[str, Any]) -> str:
 def _looked_at(config: TrainConfig) -> dict[str, str]:
     """What was measured before the end, and what decided on the best checkpoint."""
     settings = config.evaluation
-    if not settings.every_steps:
+    if not settings.eval_interval_steps:
         return {}
     names = [*named_folders(config, final=False)]
     split = _data_of(config).held_out_data()
     sets = ", ".join([*([split] if split else []), *names]) or "nothing"
     entries = {
-        "measured during training": f"{sets}: every {settings.every_steps:,} steps, at most "
-        f"{settings.max_images:,} images of each"
+        "measured during training": f"{sets}: every {settings.eval_interval_steps:,} steps, at "
+        f"most {settings.max_images:,} images of each"
     }
     metric = best_metric_name(config) if config.checkpoint.keep_best else ""
     return entries | ({"best checkpoint by": metric} if metric else {})
@@ -166,7 +166,7 @@ def _data_of(config: TrainConfig) -> DataSource:
 
 def _what_ran(config: TrainConfig, learned: Learned) -> str:
     kind = "CLIP (baseline, no regions)"
-    if config.model.kind == "grain":
+    if config.model.type == "grain":
         lacking = what_lacks(learned)
         kind = f"GRAIN (no {lacking})" if lacking else "GRAIN"
     data = _data_of(config).training_data()
@@ -181,7 +181,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         "image tower": f"{model.vision.depth} layers of {model.vision.width}",
         "text tower": f"{model.text.depth} layers of {model.text.width}",
     }
-    if model.kind == "grain":
+    if model.type == "grain":
         decoder = model.decoder
         entries["decoder"] = (
             f"{decoder.depth} layers of {decoder.width}, {decoder.num_queries} region queries"
@@ -190,7 +190,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
         "contrastive": loss.contrastive_weight,
         "image to descriptions": loss.image_description_weight,
     }
-    if model.kind == "grain":
+    if model.type == "grain":
         weights |= {
             "boxes": loss.box_weight,
             "boxes of earlier layers": loss.auxiliary_box_weight,

@@ -89,7 +89,7 @@ def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda te
     if (split := data.held_out_split) and not len(data.records(split)):
         raise ValueError(
             f"data.eval_split = {split!r} holds no image to evaluate on; name another split, "
-            'or none: --config.data.eval_split="".'
+            'or none: --data.eval_split="".'
         )
     for name, folder in named_folders(config, final=True).items():
         load_zero_shot(folder, name=name, note=note)
@@ -267,8 +267,8 @@ def score_zero_shot(
         dataset,
         alphas=config.evaluation.alphas,
         by=by,
-        name_ensemble=config.evaluation.name_ensemble,
-        region_score=config.evaluation.region_score,
+        prompt_ensembling=config.evaluation.prompt_ensembling,
+        region_aggregation=config.evaluation.region_aggregation,
         features=features,
         details=final,
         on_scores=on_scores,

@@ -80,8 +80,8 @@ def evaluate_zero_shot(
     *,
     alphas: Sequence[float],
     by: Sequence[str] = tuple(METHODS),
-    name_ensemble: str = "embedding",
-    region_score: str = "descriptions",
+    prompt_ensembling: str = "embedding",
+    region_aggregation: str = "max_over_queries",
     features: ImageFeatures | None = None,
     details: bool = False,
     on_scores: OnScores | None = None,
@@ -112,8 +112,8 @@ def evaluate_zero_shot(
             block.image,
             block.regions,
             banks,
-            name_ensemble=name_ensemble,
-            region_score=region_score,
+            prompt_ensembling=prompt_ensembling,
+            region_aggregation=region_aggregation,
         )
         scores = scores_by_method(components, alphas=alphas, by=by)
         for method, values in scores.items():

@@ -27,7 +27,7 @@ def from_official(
     """
     # Before a table of all that a file says of itself, which may be any number.
     depths = {"vision": config.vision.depth, "text": config.text.depth}
-    if config.kind == "grain":
+    if config.type == "grain":
         depths["decoder"] = config.decoder.depth
     for part, depth in depths.items():
         if depth > len(state_dict):
@@ -58,7 +58,7 @@ def from_official(
     if wrong:
         listed = wrong[:MAX_LISTED] + ["..."] * (len(wrong) > MAX_LISTED)
         raise ValueError(
-            f"{len(wrong)} of the official tensors do not fit the {config.kind} model of this "
+            f"{len(wrong)} of the official tensors do not fit the {config.type} model of this "
             "config; change the model's config or the state dict:\n  " + "\n  ".join(listed)
         )
     params: Params = flax.traverse_util.unflatten_dict(flat)

@@ -28,7 +28,7 @@ OURS, METADATA = "grain_jax", "metadata"
 REGION_SCALE = "region_logit_scale"
 MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
-NOT_OF_THE_MODEL = {"position_init", "init", "token_init_std", "dropout", "num_queries"}
+NOT_OF_THE_MODEL = {"position_init", "initializer", "token_init_std", "dropout", "num_queries"}
 
 
 def save_official(loaded: ModelBundle, path: Path) -> None:
@@ -50,7 +50,7 @@ def save_official(loaded: ModelBundle, path: Path) -> None:
         if own == REGION_SCALE:
             destination = ours
         destination[own] = torch.from_numpy(np.array(value, np.float32))
-    if config.kind == "clip":
+    if config.type == "clip":
         del parts[DECODER]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:  # which, unlike torch's own, says why it cannot be written
@@ -62,7 +62,7 @@ def constructor(config: ModelConfig) -> str:
     for name, variant in CONSTRUCTORS.items():
         published: list[Any] = [vision_variant(variant), TextConfig(), DecoderConfig()]
         ours: list[Any] = [config.vision, config.text, config.decoder]
-        if config.kind == "clip":
+        if config.type == "clip":
             published, ours = published[:2], ours[:2]
         same = all(_same_sizes(*pair) for pair in zip(ours, published, strict=True))
         if same and (config.image_size, config.embed_dim) == (224, 512):
@@ -143,13 +143,13 @@ def _check_representable(config: ModelConfig) -> None:
         "text.pooling": "end",
         "text.projection_bias": False,
     }
-    if config.kind == "grain":  # a shared projection would load, and be trained on as two
-        needed |= {"decoder.share_projection": False, "decoder.memory_position": "none"}
+    if config.type == "grain":  # a shared projection would load, and be trained on as two
+        needed["decoder.share_projection"] = False
     odd = []
     for path, official in needed.items():
         part, _, name = path.partition(".")
         if (value := getattr(getattr(config, part), name)) != official:
-            odd.append((f"model.{path}={value}", f"--config.model.{path}={str(official).lower()}"))
+            odd.append((f"model.{path}={value}", f"--model.{path}={str(official).lower()}"))
     if odd:
         found, flags = (", ".join(found for found, _ in odd), " ".join(flag for _, flag in odd))
         raise ValueError(

@@ -64,9 +64,9 @@ def read_folder(folder: Path) -> ModelBundle:
 
     def params(whole: TrainConfig) -> Params:
         config = whole.model
-        if config.kind == "grain" and config.decoder.share_projection:
+        if config.type == "grain" and config.decoder.share_projection:
             state["decoder.obj_proj"] = state["decoder.img_proj"]
-        if config.kind == "clip" and config.region_logit_scale == "own":  # which nothing reads
+        if config.type == "clip" and config.region_logit_scale == "own":  # which nothing reads
             scale = np.float32(math.log(config.init_logit_scale))
             state["decoder.region_logit_scale"] = np.asarray(scale)
         return jax.tree.map(jnp.asarray, from_official(state, config))
@@ -98,7 +98,7 @@ def torch_model(loaded: ModelBundle, *, params: Params | None = None) -> Any:
 
     config = loaded.config.model
     hf_config = GrainConfig(
-        kind=config.kind,
+        type=config.type,
         image_size=config.image_size,
         embed_dim=config.embed_dim,
         vision=_fields(config.vision, VISION),
@@ -108,8 +108,8 @@ def torch_model(loaded: ModelBundle, *, params: Params | None = None) -> Any:
         max_logit_scale=config.max_logit_scale,
         region_logit_scale=config.region_logit_scale,
         templates=loaded.templates,
-        name_ensemble=loaded.config.evaluation.name_ensemble,
-        region_score=loaded.config.evaluation.region_score,
+        prompt_ensembling=loaded.config.evaluation.prompt_ensembling,
+        region_aggregation=loaded.config.evaluation.region_aggregation,
         description_length=loaded.config.data.description_length,
         **loaded.learned.metadata(),
         auto_map={
@@ -181,7 +181,7 @@ def torch_outputs(model: Any, inputs: Inputs) -> Outputs:
             found["image_features"] = model.get_image_features(pixels).pooler_output
             found["text_features"] = model.get_text_features(tokens).pooler_output
             found["logit_scale"] = model.logit_factor()
-            if model.config.kind == "grain":
+            if model.config.type == "grain":
                 found["region_logit_scale"] = model.region_logit_factor()
     finally:
         model.config = own

@@ -12,9 +12,9 @@ from grain_jax.models.bundle import ModelBundle, from_metadata
 def portable_metadata(loaded: ModelBundle) -> dict[str, Any]:
     """A checkpoint's metadata without the folders of the machine it was trained on."""
     config = copy.deepcopy(loaded.config)
-    config.data.directory, config.init, config.evaluation.zero_shot = "", "", ()
+    config.data.data_dir, config.pretrained, config.evaluation.zero_shot = "", "", ()
     config.evaluation.zero_shot_during_training = ()
-    if config.data.tokenizer not in ("clip", "world"):
+    if config.data.tokenizer not in ("clip", "synthetic_birds"):
         config.data.tokenizer = ""  # that of the export
     config.logging.compilation_cache = "auto"
     return dataclasses.replace(loaded, config=config).metadata() | {"step": loaded.step}

@@ -76,7 +76,7 @@ def model_card(
 
     The license is left to whoever publishes. `differences`: those of the export.
     """
-    config, grain = loaded.config, loaded.config.model.kind == "grain"
+    config, grain = loaded.config, loaded.config.model.type == "grain"
     found = loaded.has_regions and loaded.has_boxes  # else there is nothing to ask of regions
     data = data_source(config.data, image_size=config.model.image_size)
     first, second = data.example_texts.labels  # of words that the model knows
@@ -112,7 +112,7 @@ def _what(loaded: ModelBundle, *, ours: bool) -> str:
         f"an image tower of depth {model.vision.depth} and width {model.vision.width}, a text "
         f"tower of depth {model.text.depth} and width {model.text.width}"
     )
-    if model.kind == "clip":
+    if model.type == "clip":
         return f"A CLIP-like model in the layout of GRAIN: pictures of {size}; {towers}."
     decoder = model.decoder
     return (
@@ -150,10 +150,10 @@ def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
         "What the training texts leave out or get wrong about people and places, the model does "
         "too; it was not examined for bias.",
     ]
-    if model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+    if model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         alpha = "" if loaded.has_regions else " `alpha` is 1."
         limits.insert(2, f"It has no {lacking}: its outputs for them are None.{alpha}")
-    elif model.kind == "grain":
+    elif model.type == "grain":
         limits.insert(
             2,
             f"Every picture gets {model.decoder.num_queries} boxes, whatever it shows, and none "

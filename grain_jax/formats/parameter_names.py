@@ -65,7 +65,7 @@ def entries(config: ModelConfig) -> list[Entry]:
     """
     table = [*_vision(config), *_text(config)]
     table.append(Entry("backbone.logit_scale", ("logit_scale",), SAME))
-    if config.kind == "clip":
+    if config.type == "clip":
         table.append(Entry("backbone.image_projection", ("image_projection",), SAME))
     else:
         table += _decoder(config)
@@ -79,7 +79,7 @@ def unused_shapes(config: ModelConfig, *, num_classes: int = 22_047) -> dict[str
 
     A class head of `num_classes` + 1, two tables of positions, and in GRAIN the CLIP projection.
     """
-    if config.kind == "clip":
+    if config.type == "clip":
         return {}
     width = config.decoder.width
     return {
@@ -132,7 +132,7 @@ def _vision(config: ModelConfig) -> Iterator[Entry]:
         yield from _linear(f"{block}.mlp.fc1", *ours, "mlp", "fc1")
         yield from _linear(f"{block}.mlp.fc2", *ours, "mlp", "fc2")
     yield from _norm(f"{official}.norm", "vision", "norm")
-    if config.kind == "clip" and config.vision.pooling == "map":
+    if config.type == "clip" and config.vision.pooling == "map":
         pool, own = f"{official}.attn_pool", "attention_pool"
         yield Entry(f"{pool}.probe", (own, "probe"), TOKEN)
         yield from _torch_attention(f"{pool}.attn", own, "attention")

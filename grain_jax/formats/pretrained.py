@@ -8,7 +8,7 @@ weights are safetensors, or torch files read with `weights_only`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from grain_jax.config import (
     TrainConfig,
     VisionConfig,
 )
+from grain_jax.config.schema import Activation, Interpolation, Resize
 from grain_jax.data.records import DEFAULT_TEMPLATES
 from grain_jax.data.tokenizer import (
     ClipTokenizer,
@@ -100,7 +101,7 @@ def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
     joint = projection if siglip else given.get("projection_dim", 512)
     _check_kind("projection_size" if siglip else "projection_dim", joint, like=512)
     return ModelConfig(
-        kind="clip",
+        type="clip",
         image_size=vision["image_size"],
         embed_dim=joint,
         vision=VisionConfig(
@@ -159,7 +160,7 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
     try:
         width, head = vision["width"], vision.get("head_width", 64)
         model = ModelConfig(
-            kind="clip",
+            type="clip",
             image_size=vision["image_size"],
             embed_dim=config["embed_dim"],
             vision=VisionConfig(
@@ -169,7 +170,7 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
                 num_heads=width // head,
                 mlp_ratio=float(vision.get("mlp_ratio", 4.0)),
                 qk_norm=False,
-                activation=activation,
+                activation=cast(Activation, activation),
                 norm_eps=1e-5,
                 patch_bias=False,
                 pre_norm=True,
@@ -181,7 +182,7 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
                 depth=text["layers"],
                 num_heads=text["heads"],
                 mlp_ratio=float(text.get("mlp_ratio", 4.0)),
-                activation=activation,
+                activation=cast(Activation, activation),
             ),
             dtype="float32",
         )
@@ -239,9 +240,9 @@ def loaded_model(
     Captions and descriptions take all positions there are.
     """
     data = DataConfig(
-        source="records",
-        resize=preprocessing.resize,
-        interpolation=preprocessing.interpolation,
+        dataset="tfds",
+        resize=cast(Resize, preprocessing.resize),
+        interpolation=cast(Interpolation, preprocessing.interpolation),
         mean=preprocessing.mean,
         std=preprocessing.std,
         tokenizer=tokenizer_name,

@@ -83,14 +83,14 @@ class Model:
         self._note = note
         self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
         self._said: set[str] = set()  # notes, and unknown words
-        if loaded.config.model.kind == "grain" and (lacking := what_lacks(loaded.learned)):
+        if loaded.config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
             drawn = "no box is shown" if not loaded.has_boxes else "boxes have no text"
             used = "" if loaded.has_regions else ", alpha is 1"
             self._say(f"This GRAIN model has no {lacking}: {drawn}{used}.")
 
     def __repr__(self) -> str:
         config = self.loaded.config
-        return f"<{config.model.kind} {config.name!r} of step {self.loaded.step}>"
+        return f"<{config.model.type} {config.name!r} of step {self.loaded.step}>"
 
     @property
     def has_regions(self) -> bool:
@@ -150,8 +150,8 @@ class Model:
             embedded.image,
             regions,
             banks,
-            name_ensemble=settings.name_ensemble,
-            region_score=settings.region_score,
+            prompt_ensembling=settings.prompt_ensembling,
+            region_aggregation=settings.region_aggregation,
         )
         scores = METHODS[way].scores(components, alpha)
         probabilities = _softmax(self.logit_scale * scores.astype(np.float64))
@@ -308,7 +308,7 @@ class Model:
             )
 
     def _kind(self) -> str:
-        if self.loaded.config.model.kind == "clip":
+        if self.loaded.config.model.type == "clip":
             return "a CLIP model"
         return f"a GRAIN model without {what_lacks(self.loaded.learned)}"
 

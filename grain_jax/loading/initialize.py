@@ -1,4 +1,4 @@
-"""A run that starts from trained weights (`--config.init`): what comes with them, what does not."""
+"""A run that starts from trained weights (`--pretrained`): what comes with them, what does not."""
 
 import copy
 import dataclasses
@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_from_json
+from grain_jax.config.migration import migrate_one
 from grain_jax.config.validation import leaves
 from grain_jax.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_from_spec
 from grain_jax.formats.grain_reference import stack_layers, unstack_layers
@@ -26,7 +27,7 @@ from grain_jax.training.state import TrainState
 
 NOT_OF_WEIGHTS = (  # how a tower starts, or trains: nothing the weights decide
     "model.vision.position_init",
-    "model.vision.init",
+    "model.vision.initializer",
     "model.text.token_init_std",
     "model.decoder.dropout",
 )
@@ -69,31 +70,31 @@ class Pretrained:
 
 
 def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
-    """What `config.init` names, for a run in `workdir`, and `config` with what comes with it.
+    """What `config.pretrained` names, for a run in `workdir`, and `config` with what comes with it.
 
     A run that has a checkpoint is past its start: what came along is in there, and the weights need
     not be there any more. Raises ValueError for weights that do not fit the settings.
     """
     folder = workdir / run_folder.FOLDER
     steps = run_folder.complete_steps(folder)
-    if not config.init and not steps:
+    if not config.pretrained and not steps:
         return Pretrained(config)
     if steps:
         saved = run_folder.read_metadata(folder, steps[-1])
         before = config_from_json(json.dumps(saved["config"]))
-        if not config.init:
+        if not config.pretrained:
             # The tokenizer that it has: an older version may have cleaned texts in another way.
-            same = not before.init and _same_tokenizer(config, before)
+            same = not before.pretrained and _same_tokenizer(config, before)
             own = tokenizer_from_spec(saved["tokenizer"]) if same else None
             return Pretrained(config, tokenizer=own)
-        if before.init != config.init:
+        if before.pretrained != config.pretrained:
             return Pretrained(config)  # which is refused, with all else that changed
         adopted = saved.get("adopted", ())
         config = adopt_again(config, before, adopted)
         return Pretrained(
             config, tokenizer=tokenizer_from_spec(saved["tokenizer"]), adopted=adopted
         )
-    trained = read_model(config.init)
+    trained = read_model(config.pretrained)
     config, came_along = adopt(config, trained.config)
     notes = list(came_along.values())
     if config.data.resize != (resize := trained.config.data.resize):
@@ -101,7 +102,7 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
             f"data.resize = {config.data.resize!r}, and the weights saw pictures as {resize!r}; a "
             "crop cuts off regions, so this is not taken from them"
         )
-    if config.data.tokenizer == "world":
+    if config.data.tokenizer == "synthetic_birds":
         own = build_tokenizer(config.data)
         if own.spec() != trained.tokenizer.spec():
             notes.append(
@@ -114,7 +115,7 @@ def _same_tokenizer(config: TrainConfig, before: TrainConfig) -> bool:
     """Whether a run keeps the tokenizer it has; the world's follows from its settings."""
     names = (config.data.tokenizer, before.data.tokenizer)
     pooling = (config.model.text.pooling, before.model.text.pooling)
-    return len(set(names)) == len(set(pooling)) == 1 and "world" not in names
+    return len(set(names)) == len(set(pooling)) == 1 and "synthetic_birds" not in names
 
 
 def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
@@ -140,8 +141,8 @@ def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[
             wrong.append(f"{path}: given {given!r}, the weights have {value!r}")
     if wrong:
         raise ValueError(
-            f"The weights of init = {config.init!r} do not fit these settings; leave them out, and "
-            "they come with the weights:\n  " + "\n  ".join(wrong)
+            f"The weights of pretrained = {config.pretrained!r} do not fit these settings; leave "
+            "them out, and they come with the weights:\n  " + "\n  ".join(wrong)
         )
     # A text is never longer than its positions.
     limit = config.model.text.context_length
@@ -163,7 +164,7 @@ def adopt_again(config: TrainConfig, before: TrainConfig, adopted: Sequence[str]
     saved: dict[str, Any] = leaves(before)
     wanted: dict[str, Any] = leaves(config)
     default = leaves(TrainConfig())
-    for path in adopted:
+    for path in dict.fromkeys(migrate_one(path, None)[0] for path in adopted):
         given, value = wanted[path][0], saved[path][0]
         whole = before.model.text.pooling == "last"  # texts are as long as the positions
         ruled = path in LENGTHS and (whole or given > value)
@@ -196,7 +197,7 @@ def start_from(
         params[name] = jax.make_array_from_callback(shape, leaf.sharding, value.__getitem__)
     if wrong:
         raise ValueError(
-            f"The weights of init = {config.init!r} have tensors of other shapes:\n  "
+            f"The weights of pretrained = {config.pretrained!r} have tensors of other shapes:\n  "
             + "\n  ".join(wrong)
         )
     origin = Origin(
@@ -229,7 +230,7 @@ def _comes_along(path: str, config: TrainConfig, trained: TrainConfig) -> bool:
     if path in NOT_OF_WEIGHTS:
         return False
     if path.startswith("model.decoder.") or path == "model.region_logit_scale":
-        return config.model.kind == trained.model.kind == "grain"
+        return config.model.type == trained.model.type == "grain"
     of_towers = path.startswith(("model.vision.", "model.text."))
     return of_towers or path in (
         "model.embed_dim",

@@ -158,7 +158,7 @@ def _official_config(state: dict[str, Any], path: Path) -> ModelConfig:
     side = round((shape(f"{visual}.pos_embed")[1] - 1) ** 0.5)
     vocabulary, text_width = shape("backbone.token_embedding.weight")
     model = ModelConfig(
-        kind="grain" if any(name.startswith("decoder.") for name in state) else "clip",
+        type="grain" if any(name.startswith("decoder.") for name in state) else "clip",
         image_size=side * patch,
         embed_dim=shape("backbone.text_projection")[1],
         vision=VisionConfig(
@@ -178,7 +178,7 @@ def _official_config(state: dict[str, Any], path: Path) -> ModelConfig:
         ),
         dtype="float32",
     )
-    if model.kind == "grain":
+    if model.type == "grain":
         queries, decoder_width = shape("decoder.query_embed.weight")
         layers = "decoder.transformer.decoder.layers"
         model.decoder = DecoderConfig(

@@ -16,7 +16,7 @@ from grain_jax.training.state import abstract_state, new_state
 
 
 def write_run(loaded: ModelBundle, folder: Path) -> None:
-    """A run folder with `loaded` as its step 0, for `evaluate`, `export` and `--config.init`."""
+    """A run folder with `loaded` as its step 0, for `evaluate`, `export` and `--pretrained`."""
     config = copy.deepcopy(loaded.config)
     config.mesh, config.optim.ema_decay = MeshConfig(), 0.0  # one device; averaged already
     optimizer = make_optimizer(config.optim)

@@ -8,20 +8,6 @@ from grain_jax.losses.contrastive import MASKED, similarity
 from grain_jax.losses.masked_mean import Metrics, masked_mean
 
 
-def shifted_labels(
-    region_mask: Bool[Array, "B M"], matched: Bool[Array, "B M"]
-) -> Int[Array, "B M"]:
-    """The description slot that the official code gives each matched region.
-
-    It drops degenerate boxes (`region_mask` but not `matched`) from the targets, yet numbers the
-    rest through all descriptions of the image: the n-th good box gets the n-th description, which
-    is the wrong one after a degenerate box.
-    """
-    rank = jnp.cumsum(matched, axis=1) - 1
-    real_first = jnp.argsort(~region_mask, axis=1, stable=True)
-    return jnp.take_along_axis(real_first, jnp.maximum(rank, 0), axis=1)
-
-
 def region_loss(
     region_embed: Float[Array, "B M E"],
     description_embed: Float[Array, "B M E"],

@@ -34,12 +34,12 @@ class ModelBundle:
     @property
     def has_regions(self) -> bool:
         """Whether its region embeddings can be compared with descriptions."""
-        return self.config.model.kind == "grain" and self.learned.regions
+        return self.config.model.type == "grain" and self.learned.regions
 
     @property
     def has_boxes(self) -> bool:
         """Whether its boxes were trained."""
-        return self.config.model.kind == "grain" and self.learned.boxes
+        return self.config.model.type == "grain" and self.learned.boxes
 
     def metadata(self) -> dict[str, Any]:
         """`make_metadata` of this model, without the data that it was trained on."""

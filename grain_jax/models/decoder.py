@@ -5,7 +5,6 @@ As official: pre-norm, no positions on the memory, CLS token part of the memory,
 with learned query positions.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +29,6 @@ from grain_jax.models.layers import (
     xavier_init,
 )
 from grain_jax.models.outputs import DecoderOutput
-from grain_jax.models.positions import grid_positions
 
 NORM_EPS = 1e-5  # torch's default, which the official decoder keeps
 
@@ -67,11 +65,8 @@ class Attention(nn.Module):
         # Inputs that are the same share a matmul.
         if query_input is key_input:
             query, key, value = *project(query_input, 0, 1), *project(value_input, 2, 2)
-        elif key_input is value_input:
-            query, key, value = *project(query_input, 0, 0), *project(key_input, 1, 2)
         else:
-            inputs = (query_input, key_input, value_input)
-            query, key, value = (project(x, i, i)[0] for i, x in enumerate(inputs))
+            query, key, value = *project(query_input, 0, 0), *project(key_input, 1, 2)
 
         if self.train and self.dropout > 0:
             logits = jnp.einsum(
@@ -109,7 +104,6 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "B T D"],
         query: Float[Array, "1 T D"],
         memory: Float[Array, "B P D"],
-        memory_key: Float[Array, "B P D"],
         rows: Int[Array, "B"],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"] | None]:
         """Returns x to carry on, and again as this layer's output if `outputs`, else None.
@@ -132,7 +126,7 @@ class DecoderLayer(nn.Module):
         positioned = y + query
         x = x + drop(attention("self_attention")(positioned, positioned, y, rows))
         y = norm("norm2", x) + query
-        x = x + drop(attention("cross_attention")(y, memory_key, memory, rows))
+        x = x + drop(attention("cross_attention")(y, memory, memory, rows))
         mlp = Mlp(
             self.mlp_dim,
             "relu",
@@ -195,11 +189,6 @@ class RegionDecoder(nn.Module):
         num_queries, init = config.num_queries, uniform(tokens.shape[-1] ** -0.5)
         memory = Linear((width,), ("embed", None), init, dtype=self.dtype, name="input")(tokens)
         memory = LayerNorm(NORM_EPS, dtype=self.dtype, name="input_norm")(memory)
-        memory_key = memory
-        if config.memory_position == "sincos":
-            side = math.isqrt(tokens.shape[1])
-            grid = jnp.asarray(grid_positions(side, width), self.dtype)
-            memory_key = memory + jnp.pad(grid, ((tokens.shape[1] - side**2, 0), (0, 0)))[None]
 
         query_init = named(normal(1.0), None, "embed")
         query = self.param("query", query_init, (num_queries + 1, width), jnp.float32)
@@ -210,7 +199,6 @@ class RegionDecoder(nn.Module):
             x,
             query[None].astype(self.dtype),
             memory,
-            memory_key,
             rows,
             depth=config.depth,
             scan=self.scan_layers,

@@ -47,7 +47,7 @@ class ImageTextModel(nn.Module):
             config.vision, config.image_size, scan, remat, attention, dtype
         )
         self.text = TextTransformer(config.text, config.embed_dim, scan, remat, attention, dtype)
-        if config.kind == "grain":
+        if config.type == "grain":
             self.decoder = RegionDecoder(config.decoder, config.embed_dim, scan, remat, dtype)
         else:
             width = config.vision.width
@@ -108,7 +108,7 @@ class ImageTextModel(nn.Module):
     ) -> ImageOutput:
         """Normalised images to embeddings and, for GRAIN, regions; arguments as of a call."""
         tokens = self.vision(images)
-        if self.config.kind == "clip":
+        if self.config.type == "clip":
             pooled = (
                 self.attention_pool(tokens) if self.config.vision.pooling == "map" else tokens[:, 0]
             )
@@ -136,7 +136,7 @@ class ImageTextModel(nn.Module):
     def _encode_descriptions(self, tokens: Array) -> tuple[Array, Array | None]:
         batch, regions, length = tokens.shape
         flat = tokens.reshape(batch * regions, length)
-        rows = capacity(self.config.description_capacity, len(flat))
+        rows = capacity(self.config.description_capacity_factor, len(flat))
         if rows == len(flat):
             return self.text(flat).reshape(batch, regions, -1), None
         packed, place, kept = pack(flat, rows=rows)

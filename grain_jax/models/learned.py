@@ -36,7 +36,7 @@ def learned_before(metadata: Mapping[str, Any]) -> Learned:
 
 def learns(config: TrainConfig, *, any_regions: bool) -> Learned:
     """What a run with these settings teaches, on data with or without any region."""
-    taught = config.model.kind == "grain" and any_regions
+    taught = config.model.type == "grain" and any_regions
     return Learned(
         regions=taught and config.loss.region_weight > 0,
         boxes=taught and config.loss.box_weight > 0,

@@ -50,7 +50,7 @@ class VisionTransformer(nn.Module):
             )
         side, patch, width = size // config.patch_size, config.patch_size, config.width
         mlp_dim = round(width * config.mlp_ratio)
-        xavier = config.init == "xavier"
+        xavier = config.initializer == "xavier"
         init = xavier_init(width, mlp_dim) if xavier else torch_init(width, mlp_dim)
 
         # As a matmul on rearranged pixels, not a convolution: its gradient is far cheaper on CPU.

@@ -11,6 +11,7 @@ the others too: waiting for them would be waiting for ever.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -23,7 +24,6 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 _MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one program is compiled
@@ -42,13 +42,23 @@ def is_one_of_many(environment: Mapping[str, str]) -> bool:
     return any(int(count) > 1 for count in tasks) or len(hosts) > 1 or multi_slice
 
 
-def join_processes(
-    *, distributed: bool, coordinator: str, num_processes: int | None, process_id: int | None
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """How a command joins other processes; Slurm steps and TPU pods on GKE join without any."""
+
+    distributed: bool = False  # join the processes that JAX detects
+    coordinator: str = ""  # HOST:PORT of process 0; with num_processes and process_id
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def join_processes(options: ProcessOptions) -> None:
     """Joins the other processes, if there are any. Must run before anything uses a device.
 
     Raises ValueError for an incomplete set of `--coordinator`, `--num_processes`, `--process_id`.
     """
+    coordinator, num_processes = options.coordinator, options.num_processes
+    process_id, distributed = options.process_id, options.distributed
     explicit = {
         "--coordinator": coordinator or None,
         "--num_processes": num_processes,
@@ -74,14 +84,6 @@ def join_processes(
             f"This process could not join the others ({error})."
             + (how and f"{how}--num_processes and --process_id.")
         ) from error
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """Adds --distributed, --coordinator, --num_processes and --process_id to an absl command."""
-    flags.DEFINE_boolean("distributed", False, "", flag_values=values)
-    flags.DEFINE_string("coordinator", "", "", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "", flag_values=values)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -182,11 +182,12 @@ def check_batch(config: TrainConfig, num_devices: int) -> None:
     """Raises ValueError unless every device gets equally many rows of every micro-batch."""
     data, fsdp, _ = mesh_shape(config.mesh, num_devices)
     shards = data * fsdp
-    if config.batch_size % (shards * config.optim.accumulate):
+    if config.batch_size % (shards * config.optim.grad_cache_chunks):
         raise ValueError(
-            f"batch_size = {config.batch_size} in optim.accumulate = {config.optim.accumulate} "
-            f"micro-batches cannot be split over {shards} devices (mesh data x fsdp); make it a "
-            f"multiple of {shards * config.optim.accumulate}."
+            f"batch_size = {config.batch_size} in optim.grad_cache_chunks = "
+            f"{config.optim.grad_cache_chunks} micro-batches cannot be split over {shards} "
+            f"devices (mesh data x fsdp); make it a multiple of "
+            f"{shards * config.optim.grad_cache_chunks}."
         )
 
 

@@ -34,7 +34,7 @@ from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING, Learned, learned_before, learns
 from grain_jax.parallel import processes, sharding
 from grain_jax.training import checkpoint, run_folder
-from grain_jax.training.optimizer import num_steps, num_warmup_steps, rate_factors
+from grain_jax.training.optimizer import lr_multipliers, num_steps, num_warmup_steps
 from grain_jax.training.progress import Screen, what_trains
 from grain_jax.training.resume import changed_settings, check_same_data, check_schedule
 from grain_jax.training.state import abstract_boxed_params
@@ -44,8 +44,8 @@ from grain_jax.training.state import abstract_boxed_params
 class Inputs:
     """What a run starts from, opened and checked, before anything is on a device."""
 
-    config: TrainConfig  # with the settings that come with the weights of `init`
-    trained: ModelBundle | None  # the weights of `init`, for a new run
+    config: TrainConfig  # with the settings that come with the weights of `pretrained`
+    trained: ModelBundle | None  # the weights of `pretrained`, for a new run
     adopted: Sequence[str]  # settings that came with them
     source: Source
     tokenizer: Tokenizer
@@ -87,7 +87,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     learned = NOTHING
     if newest is not None:
         learned = learned_before(_saved(workdir, newest))
-    elif given.trained is not None and given.trained.config.model.kind == "grain":
+    elif given.trained is not None and given.trained.config.model.type == "grain":
         learned = given.trained.learned
     will_learn = learned | learns(config, any_regions=coverage is None or coverage.any_regions)
     notes += check_best_metric(config, learned=will_learn)
@@ -113,12 +113,19 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     )
 
 
+def last_step(config: TrainConfig, *, start_step: int, steps: int) -> int:
+    """The step after which this process ends, of a run of `steps` that it joins at `start_step`."""
+    limit = config.max_steps_this_run
+    return min(steps, start_step + limit) if limit else steps
+
+
 def _late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]:
     """On settings that name a step which does not come."""
-    notes, last = [], min(steps, config.stop_at_step or steps)
-    if config.stop_at_step > steps:
+    notes, last = [], last_step(config, start_step=start_step, steps=steps)
+    if config.max_steps_this_run > steps - start_step >= 0:
         notes.append(
-            f"without effect, as the run has {steps} steps: stop_at_step = {config.stop_at_step}"
+            f"without effect, as {steps - start_step} steps are left: max_steps_this_run = "
+            f"{config.max_steps_this_run}"
         )
     profiled = config.logging.profile_step
     if profiled >= 0 and not start_step < max(profiled, 1) <= last:
@@ -169,7 +176,7 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
         shape = sharding.mesh_shape(config.mesh, num_slices * slice_size)
         sharding.parameter_shardings(boxed, AbstractMesh(shape, sharding.AXES))
     params = nn.unbox(boxed)
-    rate_factors(params, config.optim.rate_factors)
+    lr_multipliers(params, config.optim.lr_multipliers)
     screen = Screen()
     rows = what_trains(config, params, num_images=len(inputs.source), steps=inputs.steps)
     screen.table(rows | regions_row(inputs) | {"run folder": folder_in_words(workdir, newest)})

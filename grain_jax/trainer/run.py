@@ -42,7 +42,7 @@ class Run:
     mesh: jax.sharding.Mesh
     source: Source
     steps: int  # of the whole schedule
-    last_step: int  # where this run ends: `steps`, or earlier at `stop_at_step`
+    last_step: int  # where this run ends: `steps`, or earlier by `max_steps_this_run`
     start_step: int
     train_step: TrainStep
     state: TrainState
@@ -127,7 +127,7 @@ def log_window(run: Run, summary: Summary, screen: Screen) -> None:
     follow_regions(run, summary, screen)
     if replaced := int(summary.values["replaced_images"]):
         screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")
-    if summary.streak >= run.config.optim.max_bad_steps:
+    if summary.streak >= run.config.optim.max_consecutive_nonfinite:
         run.checkpoints.wait()
         raise RunStopped(
             f"loss or gradient was not finite for {summary.streak} steps in a row, up to step "
@@ -148,7 +148,7 @@ def follow_regions(run: Run, summary: Summary, screen: Screen) -> None:
     """Keeps what the steps have taught of the decoder, and says where they had no box for long."""
     run.learned = run.learned | learned_in(summary.values, run.config)
     run.checkpoints.set_learned(run.learned)
-    if run.config.model.kind != "grain" or "box_l1" in summary.values:
+    if run.config.model.type != "grain" or "box_l1" in summary.values:
         run.last_box_step = summary.step
     elif (steps := summary.step - run.last_box_step) >= STEPS_WITHOUT_BOX:
         run.last_box_step = summary.step

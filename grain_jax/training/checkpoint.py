@@ -106,7 +106,7 @@ class Checkpoints:
 
         if jax.process_index() == 0:  # before the manager looks; the others wait in it for all
             _put_incomplete_aside(self.folder)
-        keep: list[Any] = [preservation_policy.LatestN(config.keep)]
+        keep: list[Any] = [preservation_policy.LatestN(config.max_to_keep)]
         if config.keep_best:
             best = preservation_policy.BestN(
                 get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False

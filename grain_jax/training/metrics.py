@@ -22,7 +22,7 @@ from grain_jax.training.step import Metrics
 FILE = "metrics.jsonl"
 SECONDS = "train_seconds"  # of training up to a line, without compiling, evaluating and saving
 # Logged as their sum over the window, the others as means.
-COUNTED = ("bad_steps", "replaced_images", "truncated_texts")
+COUNTED = ("nonfinite_steps", "replaced_images", "truncated_texts")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Window:
             bad_batches={
                 step: _whole(index)
                 for (step, _, index), metrics in zip(self._steps, fetched, strict=True)
-                if metrics["bad_steps"][0]
+                if metrics["nonfinite_steps"][0]
             },
             streak=int(streaks[-1]),
         )
@@ -178,7 +178,7 @@ def _start_wandb(folder: Path, config: TrainConfig, logging: LoggingConfig) -> A
         import wandb
     except ImportError as error:
         raise ValueError(
-            "logging.wandb is on and wandb is not installed; --config.logging.wandb=false, or "
+            "logging.wandb is on and wandb is not installed; --logging.wandb=false, or "
             f"{how_to_install('wandb')}"
         ) from error
     identity = folder / "wandb_id"  # so that a resumed run goes on in the same curve

@@ -14,7 +14,8 @@ from grain_jax.losses.box_losses import box_loss, clip_boxes
 from grain_jax.losses.contrastive import contrastive_loss
 from grain_jax.losses.masked_mean import Metrics, masked_mean
 from grain_jax.losses.matching import match, matching_cost
-from grain_jax.losses.regions import image_description_loss, region_loss, shifted_labels
+from grain_jax.losses.official import EMPTY_BATCH, shifted_labels
+from grain_jax.losses.regions import image_description_loss, region_loss
 from grain_jax.models.outputs import Output
 
 
@@ -39,10 +40,10 @@ def total_loss(
         image.image_embed,
         output.caption_embed,
         output.logit_scale,
-        key=caption_key if config.duplicate_captions == "mask" else None,
+        key=caption_key if config.mask_duplicate_captions else None,
     )
     total = config.contrastive_weight * total
-    key = description_key if config.duplicate_descriptions == "mask" else None
+    key = description_key if config.mask_duplicate_descriptions else None
     described = region_mask
     if output.description_kept is not None:
         described = region_mask & output.description_kept
@@ -58,7 +59,7 @@ def total_loss(
             output.logit_scale,
             described=described,
             key=key,
-            empty=config.empty_batch,
+            empty=EMPTY_BATCH[config.variant],
         )
         total, metrics = total + config.image_description_weight * loss, metrics | terms
 
@@ -66,7 +67,9 @@ def total_loss(
         target, has_area = clip_boxes(boxes)
         matched = region_mask & has_area
         query = _matched_queries(image.boxes, target, matched, config)
-        loss, terms = box_loss(_take(image.boxes, query), target, matched, empty=config.empty_batch)
+        loss, terms = box_loss(
+            _take(image.boxes, query), target, matched, empty=EMPTY_BATCH[config.variant]
+        )
         total, metrics = total + config.box_weight * loss, metrics | terms
         metrics["match_iou"] = _match_iou(_take(image.boxes, query), target, matched)
 
@@ -77,7 +80,7 @@ def total_loss(
         if config.region_weight:
             slots = jnp.arange(matched.shape[1])
             label = jnp.broadcast_to(slots[None], matched.shape)
-            if config.region_labels == "official":
+            if config.variant == "official":
                 label = shifted_labels(region_mask, matched)
             loss, terms = region_loss(
                 _take(image.region_embed, query),
@@ -87,7 +90,7 @@ def total_loss(
                 described=described,
                 label=label,
                 key=key,
-                empty=config.empty_batch,
+                empty=EMPTY_BATCH[config.variant],
             )
             total, metrics = total + config.region_weight * loss, metrics | terms
 
@@ -128,7 +131,7 @@ def _auxiliary_loss(
 
     def layer_loss(predicted: Array) -> tuple[Array, Metrics]:
         query = _matched_queries(predicted, target, mask, config)
-        return box_loss(_take(predicted, query), target, mask, empty=config.empty_batch)
+        return box_loss(_take(predicted, query), target, mask, empty=EMPTY_BATCH[config.variant])
 
     losses, terms = jax.vmap(layer_loss, in_axes=1)(layers)
     total = sum((total.sum() for total, _ in terms.values()), jnp.zeros((), jnp.float32))

@@ -76,7 +76,7 @@ def decay_mask(params: Any, groups: str) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def rate_factors(params: Any, patterns: Sequence[str]) -> Any:
+def lr_multipliers(params: Any, patterns: Sequence[str]) -> Any:
     """A factor on the learning rate of each parameter: that of the first pattern that matches it.
 
     A pattern is "NAME=FACTOR", with NAME as "vision/*" or "text/layer_0/*" (`fnmatch`; scanned
@@ -92,8 +92,9 @@ def rate_factors(params: Any, patterns: Sequence[str]) -> Any:
         if not fnmatch.filter(names.values(), pattern):
             parts = ", ".join(sorted({name.partition("/")[0] for name in names.values()}))
             raise ValueError(
-                f"optim.rate_factors: no parameter is called {pattern!r}. They begin with {parts}; "
-                "the whole names are those of `params` in a checkpoint, joined by '/'."
+                f"optim.lr_multipliers: no parameter is called {pattern!r}. They begin "
+                f"with {parts}; the whole names are those of `params` in a checkpoint, joined by "
+                "'/'."
             )
 
     def factor(path: tuple[Any, ...], _: Any) -> float:
@@ -111,7 +112,7 @@ def _parse_factor(text: str) -> tuple[str, float]:
         factor = math.nan
     if not pattern or not math.isfinite(factor) or factor < 0:
         raise ValueError(
-            f"optim.rate_factors: given {text!r}, needed a name and a number of 0 or more, as "
+            f"optim.lr_multipliers: given {text!r}, needed a name and a number of 0 or more, as "
             "'vision/*=0.1'."
         )
     return pattern, factor
@@ -128,7 +129,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(
-            config.weight_decay, mask=lambda params: decay_mask(params, config.decay)
+            config.weight_decay, mask=lambda params: decay_mask(params, config.weight_decay_mask)
         ),
     )
 

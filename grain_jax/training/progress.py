@@ -126,12 +126,16 @@ def what_trains(config: TrainConfig, params: Any, *, num_images: int, steps: int
     )
     location = data_source(data, image_size=model.image_size).location
     return {
-        "model": f"{'GRAIN' if model.kind == 'grain' else 'CLIP'}, "
+        "model": f"{'GRAIN' if model.type == 'grain' else 'CLIP'}, "
         f"{count_parameters(params) / 1e6:.2f} M parameters ({parts}), computing in {model.dtype}",
-        "data": f"{num_images:,} images of {data.source}/{data.train_split}{location}",
+        "data": f"{num_images:,} images of {data.dataset}/{data.train_split}{location}",
         "training": f"{steps:,} steps of batch {batch:,} "
         f"({steps * batch / num_images:.1f} epochs)"
-        + (f" in {config.optim.accumulate} micro-batches" if config.optim.accumulate > 1 else ""),
+        + (
+            f" in {config.optim.grad_cache_chunks} micro-batches"
+            if config.optim.grad_cache_chunks > 1
+            else ""
+        ),
     }
 
 
@@ -140,7 +144,7 @@ def num_logits(config: TrainConfig) -> int:
     batch = config.batch_size
     regions = batch * config.data.max_regions
     logits = batch * batch
-    if config.model.kind == "grain" and config.loss.region_weight:
+    if config.model.type == "grain" and config.loss.region_weight:
         logits += regions * regions
     if config.loss.image_description_weight:
         logits += batch * regions

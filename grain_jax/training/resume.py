@@ -13,15 +13,15 @@ RATE_JUMP = 2.0  # times the learning rate: more than this at once undoes what a
 
 FIXED = (
     "seed",
-    "init",
+    "pretrained",
     "batch_size",
     "model.",
     "data.",
 )  # they decide on the weights or the batches
 FREE = (  # of the above: the same model and batches, computed or loaded in another way
     *("model.dtype", "model.remat", "model.attention"),
-    *("data.directory", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
-    *("data.cache", "data.eval_split", "data.world.num_eval_images"),
+    *("data.data_dir", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
+    *("data.cache", "data.eval_split", "data.synthetic_birds.num_eval_images"),
 )
 
 
@@ -78,8 +78,8 @@ def check_schedule(
             raise ValueError(
                 f"{workdir} is at step {step} of {old_steps}, past the {new_steps} steps that are "
                 "given now, so nothing would be trained and the learning rate never reach its end. "
-                "Give the former number again, with --config.stop_at_step to end early, or add "
-                "--change_schedule to take the weights as they are."
+                "Give the former number again, with --max_steps_this_run to end early, or "
+                "add --change_schedule to take the weights as they are."
             )
         if step >= old_steps or by_steps > RATE_JUMP * old_rate:
             state = "has finished its" if step >= old_steps else f"is at step {step} of"
@@ -87,7 +87,7 @@ def check_schedule(
                 f"{workdir} {state} {old_steps} steps, and with {new_steps} its learning rate "
                 f"would go from {old_rate:.3g} to {new_rate:.3g}: another schedule, begun in its "
                 "middle, not a longer training. To train these weights further, start a new run "
-                f"from them, with a warm-up of its own: --config.init={workdir} and another "
+                f"from them, with a warm-up of its own: --pretrained={workdir} and another "
                 "--workdir. To change the schedule of this run all the same, add --change_schedule."
             )
     return [] if math.isclose(old_rate, new_rate, rel_tol=1e-3) else [change]

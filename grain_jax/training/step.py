@@ -21,7 +21,7 @@ from grain_jax.models.packing import capacity, pack, unpack
 from grain_jax.parallel.sharding import batch_sharding, replicated
 from grain_jax.training.micro_batches import encode_in_parts
 from grain_jax.training.objective import total_loss
-from grain_jax.training.optimizer import LOGIT_SCALES, Schedule, clamp_logit_scales, rate_factors
+from grain_jax.training.optimizer import LOGIT_SCALES, Schedule, clamp_logit_scales, lr_multipliers
 from grain_jax.training.state import TrainState
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight): exact means over any window
@@ -41,7 +41,7 @@ def make_train_step(
 
     Parameters whose rate factor is 0 get no gradient at all, so that nothing is computed for them.
     """
-    factors = rate_factors(abstract.params, config.optim.rate_factors)
+    factors = lr_multipliers(abstract.params, config.optim.lr_multipliers)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -84,7 +84,7 @@ def make_train_step(
         metrics = jax.tree.map(lambda value: jnp.where(good, value, 0.0), metrics)
         metrics = metrics | {
             "learning_rate": (rate, one),
-            "bad_steps": (bad.astype(jnp.float32), one),
+            "nonfinite_steps": (bad.astype(jnp.float32), one),
             "bad_streak": (new_state.bad_streak.astype(jnp.float32), one),
             "replaced_images": (batch.replaced.sum().astype(jnp.float32), one),
             "truncated_texts": (batch.truncated.sum().astype(jnp.float32), one),
@@ -106,7 +106,8 @@ def text_use(batch: Any) -> Metrics:
     """Fractions of what the text tower could be given that is text and not padding.
 
     Of a caption's positions, of a real description's positions, and of the places for descriptions:
-    what data.caption_length, data.description_length and model.description_capacity could spare.
+    what data.caption_length, data.description_length and model.description_capacity_factor could
+    spare.
     """
 
     def fraction(values: Array, weight: Array | None = None) -> tuple[Array, Array]:
@@ -126,13 +127,13 @@ def batch_loss(
 ) -> tuple[Array, Metrics]:
     """Loss of a `Batch` of device arrays with its (sum, weight) terms.
 
-    Neither micro-batches nor the mesh change it: with `optim.accumulate` = k > 1 the batch is
-    encoded in k parts (see `micro_batches`). Activations of one part at a time, negatives of the
+    Neither micro-batches nor the mesh change it: with `optim.grad_cache_chunks` = k > 1 the batch
+    is encoded in k parts (see `micro_batches`). Activations of one part at a time, negatives of the
     whole batch, exact gradient, and descriptions packed and dropout drawn as those of the whole
     batch.
     """
     encode = functools.partial(_encode, model, config)
-    if config.optim.accumulate == 1:
+    if config.optim.grad_cache_chunks == 1:
         output = encode(params, (batch.images, batch.captions, batch.descriptions, None), rng)
     else:
         output = _encode_in_parts(encode, model, params, batch, config, rng=rng)
@@ -182,11 +183,11 @@ def _encode_in_parts(
     *,
     rng: Array,
 ) -> Output:
-    k, regions = config.optim.accumulate, batch.descriptions.shape[1]
+    k, regions = config.optim.grad_cache_chunks, batch.descriptions.shape[1]
     texts, place, kept = None, None, None
     if needs_descriptions(config):
         texts = batch.descriptions.reshape(-1, batch.descriptions.shape[2])
-        rows = capacity(config.model.description_capacity, len(texts), num_parts=k)
+        rows = capacity(config.model.description_capacity_factor, len(texts), num_parts=k)
         if rows < len(texts):
             texts, place, kept = pack(texts, rows=rows)
 

@@ -42,7 +42,7 @@ class ClassBanks:
 class ComponentScores:
     """Scores of N images for K classes by each kind of text, each computed when first asked for.
 
-    `name_ensemble` and `region_score` are those of `scorers.global_scores` and `region_scores`.
+    `prompt_ensembling` and `region_aggregation` are those of `global_scores` and `region_scores`.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class ComponentScores:
         regions: Float[np.ndarray, "N Q E"] | None,
         banks: ClassBanks,
         *,
-        name_ensemble: str,
-        region_score: str,
+        prompt_ensembling: str,
+        region_aggregation: str,
     ):
         self.banks = banks
         self._image, self._regions = image, regions
-        self._name_ensemble, self._region_score = name_ensemble, region_score
+        self._prompt_ensembling, self._region_aggregation = prompt_ensembling, region_aggregation
 
     @property
     def has_regions(self) -> bool:
@@ -67,20 +67,22 @@ class ComponentScores:
     def by_name(self) -> Float[np.ndarray, "N K"]:
         """The image against the class name in its templates."""
         assert self.banks.names is not None
-        return global_scores(self._image, self.banks.names, ensemble=self._name_ensemble)
+        return global_scores(self._image, self.banks.names, ensembling=self._prompt_ensembling)
 
     @functools.cached_property
     def by_description(self) -> Float[np.ndarray, "N K"]:
         """The image against the descriptions of the class."""
         assert self.banks.descriptions is not None
-        return global_scores(self._image, self.banks.descriptions, ensemble="cosine")
+        return global_scores(self._image, self.banks.descriptions, ensembling="score")
 
     @functools.cached_property
     def by_region(self) -> Float[np.ndarray, "N K"]:
         """The regions against the descriptions of the class."""
         assert self._regions is not None
         assert self.banks.regions is not None
-        return region_scores(self._regions, self.banks.regions, reduction=self._region_score)
+        return region_scores(
+            self._regions, self.banks.regions, aggregation=self._region_aggregation
+        )
 
 
 @runtime_checkable

@@ -10,10 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.config.schema import RegionAggregation
 from grain_jax.data.records import ZeroShotSet
 
 MAX_CELLS = 1 << 24  # similarities held at once by `region_scores`
@@ -146,40 +148,39 @@ def text_bank(
 
 
 def global_scores(
-    image: Float[np.ndarray, "N E"], bank: TextBank, *, ensemble: str
+    image: Float[np.ndarray, "N E"], bank: TextBank, *, ensembling: str
 ) -> Float[np.ndarray, "N K"]:
     """Cosine of the image with a class's texts, whose ensemble is one of
 
     - "embedding": the mean text embedding scaled back to unit length (CLIP's prompt ensemble);
-    - "cosine": the mean of the cosines, so without scaling back (official GRAIN; Menon & Vondrick).
+    - "score": the mean of the cosines, so without scaling back (official GRAIN; Menon & Vondrick).
     """
     members, of_class = bank.distinct
     vectors = np.stack([bank.embed[rows].mean(axis=0) for rows in members])  # [distinct, E]
-    match ensemble:
+    match ensembling:
         case "embedding":
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        case "cosine":
+        case "score":
             pass  # a mean of cosines is the cosine-like product with the mean embedding
         case _:
-            raise ValueError(f"Unknown text ensemble {ensemble!r}; choose 'embedding' or 'cosine'.")
+            raise ValueError(f"Unknown ensembling {ensembling!r}; choose 'embedding' or 'score'.")
     return _of_classes(image @ vectors.T, of_class)
 
 
 def region_scores(
-    regions: Float[np.ndarray, "N Q E"], bank: TextBank, *, reduction: str
+    regions: Float[np.ndarray, "N Q E"], bank: TextBank, *, aggregation: str
 ) -> Float[np.ndarray, "N K"]:
     """Cosine of region embeddings with a class's descriptions, reduced over queries and
     descriptions as
 
-    - "descriptions": mean over descriptions of the best query (each description has to be found
-      somewhere);
-    - "queries": mean over queries of the best description (official GRAIN: each query has to
-      explain itself).
+    - "max_over_queries": mean over descriptions of the best query (each description has to be
+      found somewhere);
+    - "max_over_descriptions": mean over queries of the best description (official GRAIN: each query
+      has to explain itself).
     """
-    if reduction not in ("descriptions", "queries"):
-        raise ValueError(
-            f"Unknown region score {reduction!r}; choose 'descriptions' or 'queries' (official)."
-        )
+    if aggregation not in get_args(RegionAggregation):
+        known = ", ".join(get_args(RegionAggregation))
+        raise ValueError(f"Unknown aggregation {aggregation!r}; choose one of {known}.")
     members, of_class = bank.distinct
     rows = np.concatenate(members)
     counts = np.array([len(rows) for rows in members])
@@ -190,7 +191,7 @@ def region_scores(
     for start in range(0, num_images, step):
         block = regions[start : start + step]
         similarity = (block.reshape(-1, width) @ bank.embed.T).reshape(*block.shape[:2], -1)
-        if reduction == "descriptions":
+        if aggregation == "max_over_queries":
             best = similarity.max(axis=1)[:, rows]  # [n, all texts]
             scores[start : start + step] = np.add.reduceat(best, starts, axis=1) / counts
         else:

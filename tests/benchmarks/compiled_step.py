@@ -1,9 +1,9 @@
 """What the compiled training step computes, holds and exchanges; nothing is run.
 
-    python tests/benchmarks/compiled_step.py [--devices=8] --config=FILE [--config.x=y ...]
+    python tests/benchmarks/compiled_step.py [--devices=8] --config=FILE [--SETTING=VALUE ...]
     python tests/benchmarks/compiled_step.py --topology=v5e:4x4 --config=FILE
 
-Every `--config` flag of `python -m grain_jax.train` works; no data is read. The first form makes
+Every setting of `python -m grain_jax.train` can be given; no data is read. The first form makes
 host devices and uses XLA's compiler for CPUs. The second needs `jax[tpu]` and no TPU: its compiler
 compiles for a topology of that name.
 
@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -34,8 +33,9 @@ import hlo
 from step_time import random_batch
 
 import grain_jax
+from grain_jax.command_line import parse
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config.cli import parse_arguments
+from grain_jax.config.cli import SettingsOptions, read_settings
 from grain_jax.models.image_text import build_model
 from grain_jax.parallel import sharding
 from grain_jax.training.optimizer import make_optimizer, make_schedule
@@ -143,13 +143,23 @@ def print_collectives(found: Iterable[hlo.Instruction], mesh: Mesh) -> None:
         )
 
 
+@dataclasses.dataclass
+class Options:
+    """What to compile for."""
+
+    devices: int = 8  # host devices
+    topology: str = ""  # TPU topology, as v5e:4x4
+    text: str = ""  # file for the text of the compiled program
+    config: SettingsOptions = dataclasses.field(default_factory=TrainConfig)
+
+
 def main() -> None:
     """Prints the figures of one step."""
-    options = flags.FlagValues()
-    flags.DEFINE_integer("devices", 8, "host devices", flag_values=options)
-    flags.DEFINE_string("topology", "", "TPU topology, as v5e:4x4", flag_values=options)
-    flags.DEFINE_string("text", "", "file for the compiled program's text", flag_values=options)
-    config = parse_arguments(sys.argv[1:], options)
+    base, words = read_settings(sys.argv[1:])
+    options = parse(
+        Options, words, command="compiled_step", description=__doc__, default=Options(config=base)
+    )
+    config = options.config
     validate(config)
     devices = open_devices(options.topology, options.devices)
     mesh = sharding.make_mesh(config.mesh, devices)
@@ -162,7 +172,7 @@ def main() -> None:
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(
         f"{len(devices)} x {devices[0].device_kind}, mesh {sizes}, batch {config.batch_size}, "
-        f"{config.optim.accumulate} micro-batches; jax {jax.__version__}, "
+        f"{config.optim.grad_cache_chunks} micro-batches; jax {jax.__version__}, "
         f"grain_jax {grain_jax.__version__}, compiled in {seconds:.0f} s"
     )
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()

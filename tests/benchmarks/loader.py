@@ -3,8 +3,8 @@
     python tests/benchmarks/loader.py [--workers=0,1,2] [--batch_size=256] [--batches=12]
 
 Writes 512 JPEG files of 256 x 256 pixels into a temporary data set. Per line: images/s after the
-first batch, and while nobody takes a batch: bytes in /dev/shm and the memory that belongs to each
-process alone (unique set size). The main module imports grain_jax.train, as training does.
+first batch, and while nobody takes a batch: bytes in /dev/shm, and for each process its resident
+memory and what belongs to it alone (unique set size). The main module imports grain_jax.train, as training does.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import io
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tokenizer import build_tokenizer
 
 IMAGES = 512
+RESIDENT, ALONE = ("Rss",), ("Private_Clean", "Private_Dirty")
 
 
 def main() -> None:
@@ -58,7 +60,7 @@ def write(folder: Path) -> None:
 
 def measure(source: storage.RecordSource, workers: int, batch_size: int, batches: int) -> None:
     """Prints speed and memory with so many processes."""
-    config = DataConfig(source="records", num_workers=workers)
+    config = DataConfig(dataset="tfds", num_workers=workers)
     shared = {file.name for file in Path("/dev/shm").glob("psm_*")}
     with training_batches(
         source,
@@ -76,20 +78,21 @@ def measure(source: storage.RecordSource, workers: int, batch_size: int, batches
         time.sleep(5)  # until no more is made ahead
         files = [f for f in Path("/dev/shm").glob("psm_*") if f.name not in shared]
         held = sum(file.stat().st_size for file in files) / 2**20
-        alone = [unique_memory(process.pid or 0) for process in multiprocessing.active_children()]
+        pids = [process.pid or 0 for process in multiprocessing.active_children()]
+        sizes = [f"{memory(pid, RESIDENT):.0f} ({memory(pid, ALONE):.0f} alone)" for pid in pids]
         print(
             f"workers {workers}: {speed:.0f} images/s; {len(files)} segments, {held:.0f} MiB "
-            f"shared; MiB of each process alone: {', '.join(f'{m:.0f}' for m in alone) or '-'}",
+            f"shared; MiB resident in each process: {', '.join(sizes) or '-'}",
             flush=True,
         )
 
 
-def unique_memory(process: int) -> float:
-    """MiB that no other process shares, without the shared memory of batches."""
+def memory(process: int, kinds: Sequence[str]) -> float:
+    """MiB of a process that the kernel counts under `kinds`."""
     kept = 0
     for line in Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
-        if name in ("Private_Clean", "Private_Dirty"):
+        if name in kinds:
             kept += int(rest.split()[0])
     return kept / 2**10
 

@@ -109,7 +109,10 @@ def main() -> int:
 def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
     dataset = load_zero_shot(options.data, default_templates=loaded.templates, note=print)
     texts, settings = class_texts(dataset), loaded.config.evaluation
-    ways = {"name_ensemble": settings.name_ensemble, "region_score": settings.region_score}
+    ways = {
+        "prompt_ensembling": settings.prompt_ensembling,
+        "region_aggregation": settings.region_aggregation,
+    }
     figures, answers = [], []
     for encoder in (ours, theirs):
         features = encoder.images(dataset.source)
@@ -131,7 +134,7 @@ def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, st
 
 
 def _records(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
-    data = dataclasses.replace(loaded.config.data, source="records", directory=str(options.data))
+    data = dataclasses.replace(loaded.config.data, dataset="tfds", data_dir=str(options.data))
     source = open_source(data, options.split, image_size=loaded.preprocessing.image_size)
     held_out = EvaluationSet(options.split, f"Split {options.split!r}", source)
     figures = [

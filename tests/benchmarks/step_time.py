@@ -1,6 +1,6 @@
 """Seconds of one training step on random data, by itself: python tests/benchmarks/step_time.py.
 
-Every `--config` flag of `python -m grain_jax.train` works; "first" is with the compilation. The
+Every setting of `python -m grain_jax.train` can be given; "first" is with the compilation. The
 batch has 1 to 5 real regions an image, 3 on average, as compared in docs/experiments.md. --parts
 also times, each compiled by itself, the passes forth and back through each part of the model.
 """
@@ -8,15 +8,16 @@ also times, each compiled by itself, the passes forth and back through each part
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
+from grain_jax.command_line import parse
 from grain_jax.config import TrainConfig, validate
-from grain_jax.config.cli import parse_arguments
+from grain_jax.config.cli import SettingsOptions, read_settings
 from grain_jax.data.batch import Batch
 from grain_jax.models.image_text import ImageTextModel, build_model, normalize_images
 from grain_jax.models.packing import capacity
@@ -77,7 +78,7 @@ def time_calls(call: Callable[[], Any], steps: int) -> list[float]:
 def print_parts(model: ImageTextModel, params: Any, batch: Batch, steps: int) -> None:
     """Seconds forward and backward through one part of the model after the other."""
     images = normalize_images(batch.images, (0.5,) * 3, (0.5,) * 3)
-    rows = capacity(model.config.description_capacity, batch.region_mask.size)
+    rows = capacity(model.config.description_capacity_factor, batch.region_mask.size)
     descriptions = batch.descriptions.reshape(batch.region_mask.size, -1)[:rows]
 
     def vision(params: Any) -> jax.Array:
@@ -111,12 +112,22 @@ def _vision_tokens(model: ImageTextModel, images: jax.Array) -> jax.Array:
     return model.vision(images)
 
 
+@dataclass
+class Options:
+    """What to time."""
+
+    timed_steps: int = 5
+    parts: bool = False  # time the parts of the model too
+    config: SettingsOptions = field(default_factory=TrainConfig)
+
+
 def main() -> None:
     """Prints one line of figures."""
-    options = flags.FlagValues()
-    flags.DEFINE_integer("steps", 5, "timed steps", flag_values=options)
-    flags.DEFINE_boolean("parts", False, "time the parts of the model too", flag_values=options)
-    config = parse_arguments(sys.argv[1:], options)
+    base, words = read_settings(sys.argv[1:])
+    options = parse(
+        Options, words, command="step_time", description=__doc__, default=Options(config=base)
+    )
+    config = options.config
     validate(config)
     sharding.set_cpu_devices(config)
     mesh = sharding.make_mesh(config.mesh)
@@ -134,7 +145,7 @@ def main() -> None:
         return state, metrics
 
     with sharding.use_mesh(mesh):
-        seconds = time_calls(call, options.steps)
+        seconds = time_calls(call, options.timed_steps)
     first, timed = seconds[0], sorted(seconds[1:])
     total, weight = metrics["loss"]
     print(
@@ -144,7 +155,7 @@ def main() -> None:
     )
     if options.parts:
         with sharding.use_mesh(mesh):
-            print_parts(model, state.params, batch, options.steps)
+            print_parts(model, state.params, batch, options.timed_steps)
 
 
 if __name__ == "__main__":

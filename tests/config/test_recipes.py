@@ -35,10 +35,10 @@ BATCH = 8
 
 def load(file: str, variant: str) -> TrainConfig:
     config = load_config(f"{REPOSITORY / file}:{variant}")
-    if config.data.source == "records":
-        config.data.directory = "somewhere"
-    if config.init:  # what comes with the weights, without the weights
-        trained = TrainConfig(model=huggingface_model(PRETRAINED[config.init]))
+    if config.data.dataset == "tfds":
+        config.data.data_dir = "somewhere"
+    if config.pretrained:  # what comes with the weights, without the weights
+        trained = TrainConfig(model=huggingface_model(PRETRAINED[config.pretrained]))
         config, _ = adopt(config, trained)
     return config
 
@@ -76,7 +76,7 @@ def test_recipe_is_valid_and_its_step_has_the_promised_shapes(file, variant):
     embed, predicted, loss, metrics = jax.eval_shape(step, images, captions, descriptions, boxes)
     assert embed.shape == (BATCH, model.embed_dim)
     assert loss.shape == ()
-    if model.kind == "grain":
+    if model.type == "grain":
         assert predicted.shape == (BATCH, model.decoder.num_queries, 4)
         assert {"contrastive", "box_l1", "box_giou", "region"} <= set(metrics)
     else:

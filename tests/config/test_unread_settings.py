@@ -18,25 +18,23 @@ from grain_jax.models.image_text import build_model
 from grain_jax.parallel.sharding import cpu_devices_notes
 from grain_jax.trainer.inputs import _late_notes
 
-CLIP = {"model__kind": "clip"}
-WORLD = {"data__source": "world", "data__directory": ""}
+CLIP = {"model__type": "clip"}
+WORLD = {"data__dataset": "synthetic_birds", "data__data_dir": ""}
 # One case for each setting that a rule names: what makes it unread, and a value for it.
 REFUSED = [
     (CLIP, "loss.box_weight", 2.0),
     (CLIP, "loss.region_weight", 2.0),
     (CLIP, "loss.match_l1_cost", 1.0),
     (CLIP, "loss.match_giou_cost", 1.0),
-    (CLIP, "loss.region_labels", "official"),
-    ({"loss__region_weight": 0.0}, "loss.region_labels", "official"),
-    (CLIP, "loss.duplicate_descriptions", "negative"),
-    ({"loss__region_weight": 0.0}, "loss.duplicate_descriptions", "negative"),
-    (CLIP, "loss.empty_batch", "nan"),
-    (WORLD, "data.directory", "DIR"),
+    (CLIP, "loss.mask_duplicate_descriptions", False),
+    ({"loss__region_weight": 0.0}, "loss.mask_duplicate_descriptions", False),
+    (CLIP, "loss.variant", "official"),
+    (WORLD, "data.data_dir", "DIR"),
     (WORLD, "data.eval_split", ""),
-    ({}, "data.world.level", "hard"),
-    ({}, "data.world.num_train_images", 1_000),
-    ({}, "data.world.num_eval_images", 100),
-    ({}, "data.world.seed", 1),
+    ({}, "data.synthetic_birds.difficulty", "hard"),
+    ({}, "data.synthetic_birds.num_train_images", 1_000),
+    ({}, "data.synthetic_birds.num_eval_images", 100),
+    ({}, "data.synthetic_birds.seed", 1),
     ({"steps": 10}, "epochs", 5.0),
     ({"optim__warmup_steps": 10}, "optim.warmup_epochs", 2.0),
     ({"optim__warmup_epochs": 0.0}, "optim.warmup_start", 1e-5),
@@ -44,37 +42,37 @@ REFUSED = [
     # Of `config_rules`, as their values can be wrong too.
     (CLIP, "loss.auxiliary_box_weight", 1.0),
     (CLIP, "model.region_logit_scale", "own"),
-    (CLIP, "model.description_capacity", 0.5),
+    (CLIP, "model.description_capacity_factor", 0.5),
     (CLIP, "evaluation.alphas", (0.5,)),
-    (CLIP, "evaluation.region_score", "queries"),
+    (CLIP, "evaluation.region_aggregation", "max_over_descriptions"),
     ({}, "data.crop_min_area", 0.3),
     ({}, "evaluation.best_metric", "validation/retrieval/mean_R@1"),
     ({}, "evaluation.zero_shot_during_training", ("pets",)),
 ]
-INIT = {"init": "RUN"}
+INIT = {"pretrained": "RUN"}
 TOLD = [
     (CLIP, "model.decoder.depth", 3),
     (CLIP, "model.decoder.dropout", 0.5),
     (INIT, "model.vision.position_init", "sincos"),
-    (INIT, "model.vision.init", "xavier"),
+    (INIT, "model.vision.initializer", "xavier"),
     (INIT, "model.text.token_init_std", 0.5),
     (INIT, "model.init_logit_scale", 5.0),
     (CLIP, "data.max_regions", 3),
     (CLIP, "data.region_nms_iou", 0.5),
     (CLIP, "data.unique_descriptions", True),
     (CLIP, "data.description_length", 16),
-    ({"optim__weight_decay": 0.0}, "optim.decay", "official"),
+    ({"optim__weight_decay": 0.0}, "optim.weight_decay_mask", "official"),
     ({}, "evaluation.max_images", 10),
-    (CLIP, "evaluation.num_pictures", 3),
-    ({"data__eval_split": ""}, "evaluation.num_pictures", 3),
+    (CLIP, "evaluation.num_visualized", 3),
+    ({"data__eval_split": ""}, "evaluation.num_visualized", 3),
 ]
 # Told with the number of steps, or the devices, that are known only later.
-LATER = {"stop_at_step", "logging.profile_step", "mesh.cpu_devices"}
+LATER = {"max_steps_this_run", "logging.profile_step", "mesh.cpu_devices"}
 ALWAYS_READ = {
-    *("name", "seed", "batch_size", "steps", "init", "model.kind", "model.image_size"),
+    *("name", "seed", "batch_size", "steps", "pretrained", "model.type", "model.image_size"),
     *("model.embed_dim", "model.dtype", "model.scan_layers", "model.remat", "model.attention"),
-    *("model.max_logit_scale", "model.vision.*", "model.text.*", "data.source", "data.resize"),
-    *("loss.contrastive_weight", "loss.image_description_weight", "loss.duplicate_captions"),
+    *("model.max_logit_scale", "model.vision.*", "model.text.*", "data.dataset", "data.resize"),
+    *("loss.contrastive_weight", "loss.image_description_weight", "loss.mask_duplicate_captions"),
     *("data.train_split", "data.flip_probability", "data.mean", "data.std", "data.tokenizer"),
     "data.interpolation",  # of evaluation and export also where training resizes nothing
     *("data.caption_length", "data.num_*", "data.prefetch_batches", "data.cache"),
@@ -82,10 +80,16 @@ ALWAYS_READ = {
     # Whether the records have both kinds of captions, or any region, the data says.
     *("data.synthetic_caption_probability", "data.region_caption_probability"),
     *("optim.learning_rate", "optim.warmup_steps", "optim.final_learning_rate", "optim.beta?"),
-    *("optim.eps", "optim.weight_decay", "optim.clip_grad_norm", "optim.rate_factors"),
-    *("optim.accumulate", "optim.ema_decay", "optim.max_bad_steps", "mesh.data", "mesh.fsdp"),
-    *("mesh.tensor", "checkpoint.*", "evaluation.every_steps", "evaluation.batch_size"),
-    *("evaluation.name_ensemble", "evaluation.zero_shot", "logging.every_steps"),
+    *("optim.eps", "optim.weight_decay", "optim.clip_grad_norm", "optim.lr_multipliers"),
+    *(
+        "optim.grad_cache_chunks",
+        "optim.ema_decay",
+        "optim.max_consecutive_nonfinite",
+        "mesh.data",
+        "mesh.fsdp",
+    ),
+    *("mesh.tensor", "checkpoint.*", "evaluation.eval_interval_steps", "evaluation.batch_size"),
+    *("evaluation.prompt_ensembling", "evaluation.zero_shot", "logging.log_interval_steps"),
     *("logging.tensorboard", "logging.wandb", "logging.compilation_cache"),
 }
 
@@ -130,9 +134,9 @@ def test_what_plainly_asks_for_nothing_is_told(because, path, value):
     [
         {"steps": 10, "epochs": 0.0},
         {"optim__warmup_steps": 5, "optim__warmup_epochs": 0.0},
-        {"model__kind": "clip", "loss__box_weight": 0.0, "loss__region_weight": 0.0},
-        {"model__kind": "clip", "loss__image_description_weight": 1.0, "data__max_regions": 3},
-        {"init": "RUN", "model__region_logit_scale": "own", "model__init_logit_scale": 5.0},
+        {"model__type": "clip", "loss__box_weight": 0.0, "loss__region_weight": 0.0},
+        {"model__type": "clip", "loss__image_description_weight": 1.0, "data__max_regions": 3},
+        {"pretrained": "RUN", "model__region_logit_scale": "own", "model__init_logit_scale": 5.0},
     ],
 )
 def test_what_is_read_or_turned_off_is_neither_refused_nor_told(changes):
@@ -144,11 +148,11 @@ def test_what_is_read_or_turned_off_is_neither_refused_nor_told(changes):
 def test_steps_and_devices_that_do_not_come_are_told():
     config = tiny_config()
     assert _late_notes(config, start_step=0, steps=20) == []
-    config.stop_at_step, config.logging.profile_step = 30, 25
+    config.max_steps_this_run, config.logging.profile_step = 30, 25
     first, second = _late_notes(config, start_step=0, steps=20)
-    assert "stop_at_step = 30" in first
+    assert "max_steps_this_run = 30" in first
     assert "logging.profile_step = 25" in second
-    config.stop_at_step, config.logging.profile_step = 10, 10
+    config.max_steps_this_run, config.logging.profile_step = 10, 10
     assert _late_notes(config, start_step=0, steps=20) == []
     assert len(_late_notes(config, start_step=10, steps=20)) == 1  # its trace is there already
     assert cpu_devices_notes(config) == []
@@ -171,7 +175,7 @@ def test_a_stored_run_with_such_settings_is_still_read(tmp_path):
     for because, path, value in (*REFUSED, *TOLD):
         if because in (CLIP, {}):
             set_path(config, path, value)
-    config.model.kind, config.data.description_length = "clip", 4  # the tower has 8 positions
+    config.model.type, config.data.description_length = "clip", 4  # the tower has 8 positions
     assert problems(config)
     write_run(bundle_of(TinyRun(config)), tmp_path / "run")
     assert read_model(tmp_path / "run").config == config

@@ -36,7 +36,7 @@ from grain_jax.data.synthetic_birds import demo
         (
             demo.get_config,
             {
-                "model__kind": "clip",
+                "model__type": "clip",
                 "model__region_logit_scale": "shared",
                 "evaluation__alphas": (0.5,),
             },
@@ -45,21 +45,21 @@ from grain_jax.data.synthetic_birds import demo
         (
             demo.get_config,
             {
-                "model__kind": "clip",
+                "model__type": "clip",
                 "model__region_logit_scale": "shared",
-                "evaluation__region_score": "queries",
+                "evaluation__region_aggregation": "max_over_descriptions",
             },
-            "evaluation.region_score = 'queries' is about regions",
+            "evaluation.region_aggregation = 'max_over_descriptions' is about regions",
         ),
         (
             records_config,
-            {"model__kind": "clip", "loss__auxiliary_box_weight": 1.0},
+            {"model__type": "clip", "loss__auxiliary_box_weight": 1.0},
             "region decoder",
         ),
         (
             records_config,
-            {"model__kind": "clip", "model__region_logit_scale": "own"},
-            'model.kind = "clip"',
+            {"model__type": "clip", "model__region_logit_scale": "own"},
+            'model.type = "clip"',
         ),
         (
             records_config,
@@ -68,21 +68,21 @@ from grain_jax.data.synthetic_birds import demo
         ),
         (
             records_config,
-            {"model__kind": "clip", "model__description_capacity": 0.6},
+            {"model__type": "clip", "model__description_capacity_factor": 0.6},
             "no loss reads any",
         ),
-        (records_config, {"data__directory": ""}, "--config.data.directory=DIR"),
-        (records_config, {"data__tokenizer": "world"}, "transformers tokenizer"),
+        (records_config, {"data__data_dir": ""}, "--data.data_dir=DIR"),
+        (records_config, {"data__tokenizer": "synthetic_birds"}, "transformers tokenizer"),
         (records_config, {"data__eval_split": "train"}, "nothing would be held out"),
         (records_config, {"data__eval_split": "train[:1%]"}, "nothing would be held out"),
         (records_config, {"data__train_split": "train+validation"}, "nothing would be held out"),
         (records_config, {"data__train_split": "validation[:9%] + train"}, "nothing would be held"),
-        (records_config, {"evaluation__best_metric": "dev/recall"}, "every_steps = 0"),
+        (records_config, {"evaluation__best_metric": "dev/recall"}, "eval_interval_steps = 0"),
         (
             records_config,
             {
                 "evaluation__best_metric": "dev/recall",
-                "evaluation__every_steps": 10,
+                "evaluation__eval_interval_steps": 10,
                 "checkpoint__keep_best": False,
             },
             "keep_best keeps",
@@ -108,9 +108,9 @@ def test_what_cannot_work_is_refused_once(
         {"data__train_split": "train[:99%]", "data__eval_split": "train[99%:]"},
         {"data__eval_split": ""},
         {"data__eval_split": "train2"},
-        {"evaluation__best_metric": "dev/recall", "evaluation__every_steps": 10},
-        {"evaluation__best_metric": "seen_birds/name", "evaluation__every_steps": 10},
-        {"evaluation__zero_shot_during_training": ("a",), "evaluation__every_steps": 10},
+        {"evaluation__best_metric": "dev/recall", "evaluation__eval_interval_steps": 10},
+        {"evaluation__best_metric": "seen_birds/name", "evaluation__eval_interval_steps": 10},
+        {"evaluation__zero_shot_during_training": ("a",), "evaluation__eval_interval_steps": 10},
         {"model__attention": "cudnn"},
         {"data__num_threads": 8, "data__prefetch_batches": 1},
         {"data__crop_min_area": 0.01, "data__resize": "crop"},
@@ -124,4 +124,4 @@ def test_a_loader_has_the_bounds_of_a_run() -> None:
     data = DataConfig(crop_min_area=0.005, num_threads=0)
     assert loader_problems(data) == problems(TrainConfig(data=data))
     assert len(loader_problems(data)) == 2
-    assert loader_problems(DataConfig(source="records")) == []  # its records are open already
+    assert loader_problems(DataConfig(dataset="tfds")) == []  # its records are open already

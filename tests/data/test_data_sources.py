@@ -1,10 +1,12 @@
 """What every data set keeps to that a run can be told to train on."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from grain_jax.config import DataConfig, TrainConfig, WorldConfig
-from grain_jax.config.validation import CHOICES
+from grain_jax.config import DataConfig, SyntheticBirdsConfig, TrainConfig
+from grain_jax.config.schema import Dataset
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.source import DATA_SOURCES, DataSource, data_source, open_source
@@ -21,10 +23,10 @@ SIZE = 32
 
 @pytest.fixture(params=DATA_SOURCES)
 def config(request, tmp_path) -> DataConfig:
-    world = WorldConfig(num_train_images=4, num_eval_images=25)
-    if request.param == "world":
-        return DataConfig(source="world", world=world)
-    if request.param != "records":
+    world = SyntheticBirdsConfig(num_train_images=4, num_eval_images=25)
+    if request.param == "synthetic_birds":
+        return DataConfig(dataset="synthetic_birds", synthetic_birds=world)
+    if request.param != "tfds":
         pytest.fail(f"there is no small data set of {request.param!r} here; add one")
     region = Region((0.0, 0.0, 0.5, 1.0), "a red crest")
     records = [
@@ -35,7 +37,9 @@ def config(request, tmp_path) -> DataConfig:
         path = shard_path(tmp_path, split, 0, 1)
         sizes[split] = SplitShards((3,), write_shard(path, map(encode_record, records)).num_bytes)
     write_metadata(tmp_path, sizes)
-    return DataConfig(source="records", directory=str(tmp_path), eval_split="dev", world=world)
+    return DataConfig(
+        dataset="tfds", data_dir=str(tmp_path), eval_split="dev", synthetic_birds=world
+    )
 
 
 def test_it_says_of_itself_what_general_code_asks(config):
@@ -87,12 +91,15 @@ def test_its_metric_is_of_a_set_that_steers(config):
 
 
 def test_the_settings_know_every_one():
-    assert set(CHOICES["data.source"]) == set(DATA_SOURCES)
+    assert set(get_args(Dataset)) == set(DATA_SOURCES)
 
 
 def test_an_unknown_one_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"Unknown data\.source 'webdataset'; choose 'world' or"):
-        data_source(DataConfig(source="webdataset"), image_size=SIZE)
+    config = DataConfig()
+    config.dataset = "webdataset"
+    known = "choose 'synthetic_birds' or 'tfds'"
+    with pytest.raises(ValueError, match=rf"Unknown data\.dataset 'webdataset'; {known}"):
+        data_source(config, image_size=SIZE)
 
 
 @pytest.mark.parametrize("name", IMPORTERS)
@@ -103,7 +110,7 @@ def test_every_importer_has_what_a_build_asks_of_it(name):
 
 
 def test_images_of_drawn_sets_have_the_size_asked_for():
-    world = DataConfig(world=WorldConfig(num_train_images=1, num_eval_images=25))
+    world = DataConfig(synthetic_birds=SyntheticBirdsConfig(num_train_images=1, num_eval_images=25))
     image = data_source(world, image_size=SIZE).records("train")[0].image
     assert isinstance(image, np.ndarray)
     assert image.shape == (SIZE, SIZE, 3)

@@ -19,7 +19,7 @@ import grain_jax
 import grain_jax.predict
 import grain_jax.train
 from grain_jax import evaluate
-from grain_jax.config import LossConfig, TrainConfig, WorldConfig
+from grain_jax.config import LossConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.region_coverage import (
     SAMPLE_IMAGES,
@@ -99,7 +99,7 @@ def test_a_sample_is_all_that_is_read_where_it_has_boxes():
 
 
 def test_the_world_counts_itself_and_is_right():
-    source = WorldSource(WorldConfig(num_train_images=40), "train", 32)
+    source = WorldSource(SyntheticBirdsConfig(num_train_images=40), "train", 32)
     assert source.num_with_regions == sum(bool(source[i].regions) for i in range(40)) == 40
 
 
@@ -142,19 +142,19 @@ def test_the_count_of_prepare_is_used_only_where_it_is_of_these_records(tmp_path
 
 def config(kind: str = "grain", **loss: object) -> TrainConfig:
     made = TrainConfig(batch_size=32, loss=LossConfig(**loss))
-    made.model.kind, made.data.source, made.data.directory = kind, "records", "birds"
+    made.model.type, made.data.dataset, made.data.data_dir = kind, "tfds", "birds"
     return made
 
 
 def test_no_box_is_refused_unless_told():
     none = region_coverage(Rare(5))
-    with pytest.raises(ValueError, match=r"None of the 5 images of split 'train' of .*kind=clip"):
+    with pytest.raises(ValueError, match=r"None of the 5 images of split 'train' of .*type=clip"):
         check_regions(config(), none)
     told = config()
     told.data.allow_no_regions = True
     (note,) = check_regions(told, none)
     assert "alpha is 1" in note
-    told.loss.empty_batch = "nan"
+    told.loss.variant = "official"
     with pytest.raises(ValueError, match="every loss NaN"):
         check_regions(told, none)
     described = config("clip", image_description_weight=0.5)
@@ -190,16 +190,16 @@ def train(workdir: Path, data: Path, *arguments: str) -> int:
         [
             f"--config={TINY}",
             f"--workdir={workdir}",
-            "--config.mesh.cpu_devices=1",
-            *("--config.data.source=records", f"--config.data.directory={data}"),
+            "--mesh.cpu_devices=1",
+            *("--data.dataset=tfds", f"--data.data_dir={data}"),
             *(
-                "--config.data.world.num_train_images=16000",
-                "--config.data.world.num_eval_images=1500",
+                "--data.synthetic_birds.num_train_images=16000",
+                "--data.synthetic_birds.num_eval_images=1500",
             ),
-            *("--config.data.tokenizer=clip", "--config.model.text.vocab_size=49408"),
-            *("--config.data.eval_split=", "--config.batch_size=8", "--config.steps=2"),
-            *("--config.checkpoint.every_steps=1", "--config.checkpoint.keep=9"),
-            *("--config.logging.every_steps=1", "--config.loss.image_description_weight=0"),
+            *("--data.tokenizer=clip", "--model.text.vocab_size=49408"),
+            *("--data.eval_split=", "--batch_size=8", "--steps=2"),
+            *("--checkpoint.save_interval_steps=1", "--checkpoint.max_to_keep=9"),
+            *("--logging.log_interval_steps=1", "--loss.image_description_weight=0"),
             *arguments,
         ]
     )
@@ -223,7 +223,7 @@ def test_grain_without_boxes_is_marked_in_its_checkpoint(tmp_path, capsys, monke
         run.checkpoints.wait()
 
     monkeypatch.setattr(grain_jax.train, "finish", finish)
-    assert train(folder, data, "--config.data.allow_no_regions=true") == 0
+    assert train(folder, data, "--data.allow_no_regions=true") == 0
     said = capsys.readouterr().out
     assert "no image has one" in said
     assert "alpha is 1 wherever the model is used" in said

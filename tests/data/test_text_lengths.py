@@ -38,7 +38,7 @@ def records(count: int = 300, *, words: int = 30, regions: int = 3) -> list[Reco
 
 
 def recipe(**changes: object) -> TrainConfig:
-    config = TrainConfig(data=DataConfig(source="records", directory="x"), model=ModelConfig())
+    config = TrainConfig(data=DataConfig(dataset="tfds", data_dir="x"), model=ModelConfig())
     for path, value in changes.items():
         section, name = path.split("__")
         setattr(getattr(config, section), name, value)
@@ -47,7 +47,7 @@ def recipe(**changes: object) -> TrainConfig:
 
 def applied(note: str, config: TrainConfig) -> TrainConfig:
     """`config` with the settings that the note proposes, as the command line reads them."""
-    for section, name, value in re.findall(r"--config\.(\w+)\.(\w+)=([\d.]+)", note):
+    for section, name, value in re.findall(r"--(\w+)\.(\w+)=([\d.]+)", note):
         owner = getattr(config, section)
         setattr(owner, name, type(getattr(owner, name))(value))
     return config
@@ -61,7 +61,7 @@ def test_the_lengths_proposed_save_what_is_said_and_cut_nothing():
     assert "images have 1." in note
     config = applied(note, recipe())
     assert (config.data.caption_length, config.data.description_length) == (32, 8)
-    capacity = config.model.description_capacity
+    capacity = config.model.description_capacity_factor
     # What the step computes: positions of an image's caption and of its places for descriptions.
     saved = 1 - (32 + capacity * 5 * 8) / (77 + 5 * 32)
     assert f"would save {100 * saved:.2g} %" in note
@@ -78,7 +78,7 @@ def test_the_batches_of_the_sample_fit_the_capacity(batch_size):
     config = recipe()
     config.batch_size = batch_size
     (note,) = text_length_notes(source, config, TOKENIZER)
-    capacity = applied(note, config).model.description_capacity
+    capacity = applied(note, config).model.description_capacity_factor
     counts = np.array([len(record.regions) for record in source])
     rng = np.random.default_rng(0)
     fullest = max(rng.choice(counts, batch_size).sum() for _ in range(500))
@@ -92,7 +92,7 @@ def test_the_batches_of_the_sample_fit_the_capacity(batch_size):
     [
         {"text__pooling": "last"},
         {"data__caption_length": 32, "loss__region_weight": 0.0},  # what captions need
-        {"data__caption_length": 32, "model__kind": "clip"},
+        {"data__caption_length": 32, "model__type": "clip"},
     ],
 )
 def test_nothing_is_said_where_nothing_would_be_saved(changes):
@@ -137,5 +137,5 @@ def test_a_check_says_it(tmp_path, monkeypatch, capsys):
     arguments = [f"--config={tiny_world.__file__}", f"--workdir={tmp_path}/run", "--check"]
     assert grain_jax.train.main(arguments) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "--config.data.caption_length=8" in printed
+    assert "--data.caption_length=8" in printed
     assert "of the text tower's positions (48 images looked at)" in printed

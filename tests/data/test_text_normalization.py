@@ -123,7 +123,9 @@ def test_a_run_of_before_goes_on_as_it_was(tmp_path: Path, monkeypatch: pytest.M
     resumed = initialize.pretrained(config, tmp_path).tokenizer
     assert resumed is not None
     assert resumed.spec()["text_normalization"] == ENTITIES
-    config.data.tokenizer = "world"  # another one: not the old run's, and refused elsewhere
+    config.data.tokenizer = (
+        "synthetic_birds"  # another one: not the old run's, and refused elsewhere
+    )
     assert initialize.pretrained(config, tmp_path).tokenizer is None
     monkeypatch.setattr(initialize.run_folder, "complete_steps", lambda folder: [])
     assert initialize.pretrained(TrainConfig(), tmp_path).tokenizer is None

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_records_come_back(folder: Path) -> None:
-    source = open_source(DataConfig(source="records", directory=str(folder)), "train", image_size=8)
+    source = open_source(DataConfig(dataset="tfds", data_dir=str(folder)), "train", image_size=8)
     assert len(source) == 5
     assert [source[i] for i in range(5)] == RECORDS
     assert RecordSource(folder, "train[3:]")[0] == RECORDS[3]
@@ -94,10 +94,8 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
         RecordSource(folder, "test")
     with pytest.raises(ValueError, match="holds no prepared data set"):
         RecordSource(tmp_path / "elsewhere", "train")
-    with pytest.raises(ValueError, match=r"needs data\.directory"):
+    with pytest.raises(ValueError, match=r"needs data\.data_dir"):
         RecordSource("", "train")
-    with pytest.raises(ValueError, match="'world' or 'records'"):
-        open_source(DataConfig(source="webdataset"), "train", image_size=8)
 
 
 def test_another_kind_of_data_set_is_refused(tmp_path: Path) -> None:

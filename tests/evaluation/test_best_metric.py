@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from toy_encoder import ToySource, record, toy_encoder
 
-from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldConfig
+from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.data.synthetic_birds.data_source import interval_set
 from grain_jax.data.tfds_data_source import PreparedRecords
 from grain_jax.evaluation import suite
@@ -47,25 +47,25 @@ def folders(tmp_path):
 
 
 def make_config(source: str, kind: str = "grain", **evaluation) -> TrainConfig:
-    data = DataConfig(world=WorldConfig(num_train_images=16, num_eval_images=25))
-    if source != "world":
-        data = DataConfig(source="records", directory="somewhere", eval_split="dev")
+    data = DataConfig(synthetic_birds=SyntheticBirdsConfig(num_train_images=16, num_eval_images=25))
+    if source != "synthetic_birds":
+        data = DataConfig(dataset="tfds", data_dir="somewhere", eval_split="dev")
     config = TrainConfig(
-        data=data, evaluation=EvaluationConfig(every_steps=1, max_images=5, **evaluation)
+        data=data, evaluation=EvaluationConfig(eval_interval_steps=1, max_images=5, **evaluation)
     )
-    config.model.kind, config.model.image_size = kind, 32
+    config.model.type, config.model.image_size = kind, 32
     config.model.decoder.num_queries = 2
     return config
 
 
 def use_records(monkeypatch, source: str) -> None:
-    if source != "world":
+    if source != "synthetic_birds":
         own = ToySource(*SOURCES[source])
         monkeypatch.setattr(PreparedRecords, "records", lambda self, split: own)
 
 
 @pytest.mark.parametrize("kind", ["grain", "clip"])
-@pytest.mark.parametrize("source", ["world", *SOURCES])
+@pytest.mark.parametrize("source", ["synthetic_birds", *SOURCES])
 def test_the_names_are_those_of_what_is_measured(source, kind, folders, monkeypatch):
     use_records(monkeypatch, source)
     alphas = (1.0, 0.3) if kind == "grain" else EvaluationConfig().alphas
@@ -82,7 +82,7 @@ def test_the_names_are_those_of_what_is_measured(source, kind, folders, monkeypa
     "learned", [Learned(regions=False, boxes=True), Learned(regions=False, boxes=False)]
 )
 def test_the_names_follow_what_the_decoder_learns(learned, folders):
-    config = make_config("world", zero_shot_during_training=folders)
+    config = make_config("synthetic_birds", zero_shot_during_training=folders)
     encoder = toy_encoder(image_size=32)
     encoder.learned = learned
     measured = suite.evaluate(encoder, config, final=False)
@@ -106,7 +106,7 @@ def test_the_names_follow_what_the_decoder_learns(learned, folders):
     ],
 )
 def test_a_metric_that_cannot_exist_is_refused_with_the_nearest(metric, message, folders):
-    config = make_config("world", best_metric=metric)
+    config = make_config("synthetic_birds", best_metric=metric)
     config.evaluation.zero_shot_during_training, config.evaluation.zero_shot = (
         folders[:1],
         folders[1:],
@@ -116,7 +116,9 @@ def test_a_metric_that_cannot_exist_is_refused_with_the_nearest(metric, message,
 
 
 def test_keep_best_by_a_test_set_is_allowed_and_said(folders):
-    config = make_config("world", zero_shot_during_training=folders, best_metric="pets/name")
+    config = make_config(
+        "synthetic_birds", zero_shot_during_training=folders, best_metric="pets/name"
+    )
     (said,) = check_best_metric(config)
     assert "figures of 'pets' flatter the checkpoint" in said
     config.evaluation.best_metric = ""
@@ -133,7 +135,7 @@ def test_a_default_that_the_data_does_not_have_is_refused_too(monkeypatch):
 
 
 def test_without_held_out_data_a_test_set_can_be_chosen(folders):
-    config = make_config("records", zero_shot_during_training=folders)
+    config = make_config("tfds", zero_shot_during_training=folders)
     config.data.eval_split = ""
     (said,) = check_best_metric(config)
     assert "evaluation.best_metric may, as one of pets/name" in said
@@ -141,7 +143,7 @@ def test_without_held_out_data_a_test_set_can_be_chosen(folders):
 
 def test_sets_are_told_apart_where_folders_have_one_name(tmp_path):
     given = tuple(str(tmp_path / name) for name in ("a/val", "b/val", "birds", "dev", "b/dev/.."))
-    config = make_config("records", zero_shot=given[:4], zero_shot_during_training=given[2:3])
+    config = make_config("tfds", zero_shot=given[:4], zero_shot_during_training=given[2:3])
     above = tmp_path.name
     assert list(suite.named_folders(config, final=True)) == [
         "a-val",
@@ -153,11 +155,11 @@ def test_sets_are_told_apart_where_folders_have_one_name(tmp_path):
     config.evaluation.zero_shot = (given[0], given[0] + "/")
     with pytest.raises(ValueError, match=r"names the folder '.*a/val' twice"):
         suite.named_folders(config, final=True)
-    config = make_config("world", zero_shot=(str(tmp_path / "seen"),))
+    config = make_config("synthetic_birds", zero_shot=(str(tmp_path / "seen"),))
     assert list(suite.named_folders(config, final=True)) == [f"{above}-seen"]
 
 
 def test_an_empty_split_is_found_out_at_the_start(monkeypatch):
     monkeypatch.setattr(PreparedRecords, "records", lambda self, split: ToySource())
     with pytest.raises(ValueError, match="'dev' holds no image to evaluate on"):
-        suite.check_inputs(make_config("records"))
+        suite.check_inputs(make_config("tfds"))

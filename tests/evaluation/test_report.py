@@ -179,7 +179,7 @@ def run(tmp_path, monkeypatch):
     config = TrainConfig(
         name="my run",
         steps=100,
-        data=DataConfig(source="records", directory="flickr", eval_split="dev"),
+        data=DataConfig(dataset="tfds", data_dir="flickr", eval_split="dev"),
     )
     return tmp_path, config
 
@@ -208,7 +208,7 @@ def test_the_report_says_what_ran_and_what_came_out(run):
 
 def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp_path):
     folder, config = run
-    config.evaluation.every_steps, config.evaluation.max_images = 500, 2_000
+    config.evaluation.eval_interval_steps, config.evaluation.max_images = 500, 2_000
     config.evaluation.zero_shot_during_training = ("some/pets",)
     config.evaluation.best_metric = "pets/name"
     texts = tmp_path / "told.json"
@@ -243,7 +243,7 @@ def test_every_page_of_the_sheet_is_in_the_report(run, monkeypatch):
 
 def test_a_run_without_regions_or_results_still_reports(run):
     folder, config = run
-    config.model.kind = "clip"
+    config.model.type = "clip"
     (folder / "metrics.jsonl").unlink()
     written = report.write_report(folder, config, {}, encoder=toy_encoder(regions=False))
     assert [path.name for path in written] == ["report.md"]

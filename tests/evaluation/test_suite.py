@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from toy_encoder import ToySource, bird_set, half, picture, record, toy_encoder
 
-from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig, WorldConfig
+from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.data.records import EvaluationSet, Record, Region
 from grain_jax.data.synthetic_birds import data_source
 from grain_jax.data.synthetic_birds.data_source import SyntheticBirds
@@ -14,10 +14,12 @@ from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 
 def world_config(kind: str = "grain") -> TrainConfig:
     config = TrainConfig(
-        data=DataConfig(world=WorldConfig(num_train_images=30, num_eval_images=50)),
+        data=DataConfig(
+            synthetic_birds=SyntheticBirdsConfig(num_train_images=30, num_eval_images=50)
+        ),
         evaluation=EvaluationConfig(alphas=(1.0, 0.5, 0.0), max_images=25),
     )
-    config.model.kind = kind
+    config.model.type = kind
     config.model.decoder.num_queries = 2
     return config
 
@@ -100,7 +102,7 @@ def test_the_headline_alpha_is_chosen_on_validation_species():
 
 def records_config(split: str = "dev") -> TrainConfig:
     return TrainConfig(
-        data=DataConfig(source="records", directory="somewhere", eval_split=split),
+        data=DataConfig(dataset="tfds", data_dir="somewhere", eval_split=split),
         evaluation=EvaluationConfig(max_images=3),
     )
 

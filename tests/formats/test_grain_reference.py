@@ -18,7 +18,7 @@ from grain_jax.formats.parameter_names import entries, unused_shapes
 from grain_jax.models.image_text import abstract_params
 
 CONFIG = official_golden.CONFIG
-CLIP = dataclasses.replace(CONFIG, kind="clip")
+CLIP = dataclasses.replace(CONFIG, type="clip")
 
 
 def random_params(config: ModelConfig):

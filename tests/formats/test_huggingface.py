@@ -158,7 +158,7 @@ def test_the_card_is_filled_from_the_run(folder):
     front = card.split("---\n")[1]
     assert not [line for line in front.splitlines() if line.startswith("license:")]
     for part in (
-        "16 drawn pictures of the procedural world",
+        "16 images of drawn birds",
         "for 7 steps of batch 16",
         "| val | model | 50.0 | 25.0 | 12.5 | 100.0 |",
         "after 10 tokens, descriptions of regions after 6",
@@ -200,15 +200,17 @@ DESCRIBED = {"red": ["red crest", LONG], "blue": ["blue tail"], "bird": ["the bi
         ({}, None),
         ({}, 0.0),
         ({}, 1.0),
-        ({"region_score": "queries"}, 0.25),
-        ({"kind": "clip"}, None),
+        ({"region_aggregation": "max_over_descriptions"}, 0.25),
+        ({"type": "clip"}, None),
     ],
 )
 def test_descriptions_tell_labels_as_in_jax(changes, alpha):
     from grain_jax.formats.torch_grain.processing_grain import GrainZeroShotPipeline
 
-    loaded = tiny_model(**{k: v for k, v in changes.items() if k == "kind"})
-    loaded.config.evaluation.region_score = changes.get("region_score", "descriptions")
+    loaded = tiny_model(**{k: v for k, v in changes.items() if k == "type"})
+    loaded.config.evaluation.region_aggregation = changes.get(
+        "region_aggregation", "max_over_queries"
+    )
     processor = huggingface_folder.processor(loaded)
     pipeline = GrainZeroShotPipeline(
         model=huggingface_folder.torch_model(loaded),
@@ -257,10 +259,10 @@ def test_what_a_pipeline_is_made_with_is_used(auto):
     assert template(picture("RGB"), descriptions=DESCRIBED, alpha=0.25) == expected
 
 
-@pytest.mark.parametrize("ensemble", ["embedding", "cosine"])
-def test_names_are_told_as_in_jax(ensemble):
-    loaded = tiny_model(kind="clip")
-    loaded.config.evaluation.name_ensemble = ensemble
+@pytest.mark.parametrize("ensembling", ["embedding", "score"])
+def test_class_names_score_as_in_jax(ensembling):
+    loaded = tiny_model(type="clip")
+    loaded.config.evaluation.prompt_ensembling = ensembling
     parts = (huggingface_folder.torch_model(loaded), huggingface_folder.processor(loaded))
     found = made(parts)(picture("RGB"), candidate_labels=LABELS)
     model = Model(loaded, note=lambda text: None)
@@ -453,7 +455,7 @@ def test_fresh_weights_are_drawn_like_ours():
 
 @pytest.mark.parametrize("kind", ["grain", "clip"])
 def test_training_lowers_the_loss(kind):
-    model = fresh(kind=kind).train()
+    model = fresh(type=kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -574,7 +576,7 @@ def test_other_attention_is_refused(folder):
 
 @pytest.mark.parametrize("kind", ["grain", "clip"])
 def test_features_come_as_those_of_a_clip_of_transformers(kind):
-    model, inputs = fresh(kind=kind).eval(), batch()
+    model, inputs = fresh(type=kind).eval(), batch()
     output = model(**inputs)
     image = model.get_image_features(inputs["pixel_values"])
     text = model.get_text_features(inputs["input_ids"])
@@ -609,7 +611,7 @@ def test_a_scale_beyond_its_bound_can_come_back():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kind": "clip"}, {"decoder__share_projection": True, "region_logit_scale": "own"}],
+    [{"type": "clip"}, {"decoder__share_projection": True, "region_logit_scale": "own"}],
     ids=["clip", "shared projection"],
 )
 def test_saved_and_loaded_it_is_the_same(changes, tmp_path):
@@ -623,9 +625,9 @@ def test_saved_and_loaded_it_is_the_same(changes, tmp_path):
     assert before.keys() == after.keys()
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
-    assert ("decoder.obj_proj" in before) == (changes.get("kind") == "grain")
+    assert ("decoder.obj_proj" in before) == (changes.get("type") == "grain")
     outputs = [m(**batch(), return_dict=False) for m in (model, again)]
-    assert len(outputs[0]) == (4 if "kind" in changes else 6)
+    assert len(outputs[0]) == (4 if "type" in changes else 6)
     for left, right in zip(*outputs, strict=True):
         assert torch.equal(left, right)
 
@@ -681,8 +683,8 @@ def test_settings_that_do_not_exist_are_refused():
     config = type(fresh().config)
     with pytest.raises(ValueError, match="vision has no 'layers'; it has patch_size"):
         config(vision={"layers": 3})
-    with pytest.raises(ValueError, match="kind='siglip'"):
-        config(kind="siglip")
+    with pytest.raises(ValueError, match="type='siglip'"):
+        config(type="siglip")
 
 
 def test_code_of_the_folder_is_the_packages(folder):

@@ -14,7 +14,7 @@ from grain_jax.config import (
     ModelConfig,
     TextConfig,
     VisionConfig,
-    faithful_loss,
+    official_loss,
 )
 from grain_jax.formats.grain_reference import from_official
 from grain_jax.models.image_text import build_model
@@ -89,7 +89,7 @@ def loss_and_gradient(params, **changes):
 
     def loss(params):
         output = apply(params, **changes)
-        total, metrics = total_loss(output, **loss_inputs(), config=faithful_loss())
+        total, metrics = total_loss(output, **loss_inputs(), config=official_loss())
         return total, (metrics, output)
 
     return jax.value_and_grad(loss, has_aux=True)(params)

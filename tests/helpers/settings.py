@@ -4,7 +4,7 @@ from grain_jax.config import DataConfig, TrainConfig
 
 
 def records_config() -> TrainConfig:
-    return TrainConfig(data=DataConfig(source="records", directory="somewhere"))
+    return TrainConfig(data=DataConfig(dataset="tfds", data_dir="somewhere"))
 
 
 def changed(config: TrainConfig, **changes: object) -> TrainConfig:

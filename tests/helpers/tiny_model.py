@@ -13,10 +13,10 @@ from grain_jax.config import (
     DecoderConfig,
     MeshConfig,
     ModelConfig,
+    SyntheticBirdsConfig,
     TextConfig,
     TrainConfig,
     VisionConfig,
-    WorldConfig,
 )
 from grain_jax.data.tokenizer import Tokenizer, WordTokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -58,11 +58,11 @@ def tiny_model(words: Tokenizer | None = None, **changes: Any) -> ModelBundle:
     """`changes` to the model's config: `decoder__width=40`."""
     model = model_config(**changes)
     data = DataConfig(
-        source="world",
-        tokenizer="world",
+        dataset="synthetic_birds",
+        tokenizer="synthetic_birds",
         caption_length=10,
         description_length=6,
-        world=WorldConfig(num_train_images=16, num_eval_images=25),
+        synthetic_birds=SyntheticBirdsConfig(num_train_images=16, num_eval_images=25),
     )
     config = TrainConfig(name="tiny", steps=STEP, batch_size=16, model=model, data=data)
     return ModelBundle(

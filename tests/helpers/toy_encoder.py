@@ -127,7 +127,7 @@ def toy_model(
 ) -> Model:
     """The toy ready for use, with a logit scale of 10."""
     config = TrainConfig(data=DataConfig(caption_length=8, description_length=4))
-    config.model.kind, config.model.embed_dim = ("grain" if regions else "clip"), 3
+    config.model.type, config.model.embed_dim = ("grain" if regions else "clip"), 3
     loaded = ModelBundle(
         model=ToyModel(regions=regions) if model is None else model,
         params={"logit_scale": np.log(np.float32(10.0))},

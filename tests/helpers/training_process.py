@@ -12,9 +12,9 @@ from pathlib import Path
 from places import HELPERS, REPOSITORY
 
 STEPS = 12
-ARGUMENTS = (f"--config={HELPERS / 'tiny_world.py'}", f"--config.steps={STEPS}")
+ARGUMENTS = (f"--config={HELPERS / 'tiny_world.py'}", f"--steps={STEPS}")
 CLIP = (f"--config={HELPERS / 'tiny_world.py'}:clip",)  # starts in half the time
-ENDLESS = ("--config.steps=100000", "--config.checkpoint.every_steps=100000")
+ENDLESS = ("--steps=100000", "--checkpoint.save_interval_steps=100000")
 TIMED = {"images_per_second", "data_wait", "train_seconds"}  # differ from run to run
 
 

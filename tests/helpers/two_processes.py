@@ -14,7 +14,7 @@ def launch_two(workdir, *arguments, base=ARGUMENTS):
     return subprocess.Popen(
         [
             *("bash", str(REPOSITORY / "launch" / "local.sh"), "2"),
-            *(*base, "--config.mesh.cpu_devices=1", f"--workdir={workdir}", *arguments),
+            *(*base, "--mesh.cpu_devices=1", f"--workdir={workdir}", *arguments),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -21,13 +21,13 @@ from grain_jax.loading.write_run import write_run
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
 from grain_jax.training import checkpoint
-from grain_jax.training.optimizer import rate_factors
+from grain_jax.training.optimizer import lr_multipliers
 from grain_jax.training.state import TrainState
 
 
 def tiny_clip() -> TrainConfig:
     config = tiny_config()
-    config.model.kind = "clip"
+    config.model.type = "clip"
     return config
 
 
@@ -105,21 +105,21 @@ def test_weights_of_another_shape_are_refused_by_name(clip):
 
 
 def test_settings_left_at_their_defaults_come_with_the_weights():
-    trained, config = tiny_clip(), TrainConfig(init="RUN")
+    trained, config = tiny_clip(), TrainConfig(pretrained="RUN")
     trained.data.mean, trained.model.text.activation = (0.5, 0.5, 0.5), "gelu"
-    trained.model.vision.init = "xavier"
+    trained.model.vision.initializer = "xavier"
     adopted, notes = adopt(config, trained)
-    assert adopted.model.vision == dataclasses.replace(trained.model.vision, init="torch")
+    assert adopted.model.vision == dataclasses.replace(trained.model.vision, initializer="torch")
     assert (adopted.model.text, adopted.data.mean) == (trained.model.text, (0.5, 0.5, 0.5))
     assert adopted.model.decoder == config.model.decoder
     assert adopted.model.image_size == config.model.image_size
     assert adopted.data.caption_length == trained.model.text.context_length
     assert "model.text.activation = 'gelu', as the weights have it" in notes.values()
-    assert config == TrainConfig(init="RUN")  # the caller's own is left alone
+    assert config == TrainConfig(pretrained="RUN")  # the caller's own is left alone
 
 
 def test_settings_that_contradict_the_weights_are_refused():
-    config = TrainConfig(init="RUN")
+    config = TrainConfig(pretrained="RUN")
     config.model.vision.depth, config.data.mean = 3, (0.1, 0.1, 0.1)
     with pytest.raises(ValueError, match=r"(?s)depth: given 3, the weights have 1.*data.mean"):
         adopt(config, tiny_clip())
@@ -128,7 +128,7 @@ def test_settings_that_contradict_the_weights_are_refused():
 def test_interpolation_comes_along_and_a_crop_is_told(tmp_path, monkeypatch):
     trained = tiny_clip()
     trained.data.interpolation, trained.data.resize = "bilinear", "crop"
-    config = TrainConfig(init="RUN")
+    config = TrainConfig(pretrained="RUN")
     weights = ModelBundle(
         model=build_model(trained.model),
         params={},
@@ -154,7 +154,7 @@ def test_interpolation_comes_along_and_a_crop_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("lengths", [(77, 77), (5, 4), (100, 4)])
 def test_the_same_command_adopts_the_same_again(pooling, lengths):
     """Texts of a SigLIP are as long as its positions, whatever was asked for."""
-    trained, config = tiny_clip(), TrainConfig(init="RUN")
+    trained, config = tiny_clip(), TrainConfig(pretrained="RUN")
     trained.model.text.pooling = pooling
     config.data.caption_length, config.data.description_length = lengths
     first, notes = adopt(config, trained)
@@ -168,15 +168,15 @@ def test_the_same_command_adopts_the_same_again(pooling, lengths):
 def test_a_bound_of_training_may_differ_from_that_of_the_weights():
     trained = tiny_clip()
     trained.model.max_logit_scale = 112.0
-    assert adopt(TrainConfig(init="RUN"), trained)[0].model.max_logit_scale == 112
-    config = TrainConfig(init="RUN")
+    assert adopt(TrainConfig(pretrained="RUN"), trained)[0].model.max_logit_scale == 112
+    config = TrainConfig(pretrained="RUN")
     config.model.max_logit_scale = 50.0
     assert adopt(config, trained)[0].model.max_logit_scale == 50
 
 
 def test_settings_are_checked_together_once_the_weights_are_known():
     """280 pixels fit patches of 14, which only the weights say."""
-    config, trained = TrainConfig(init="RUN"), tiny_clip()
+    config, trained = TrainConfig(pretrained="RUN"), tiny_clip()
     config.model.image_size, trained.model.vision.patch_size = 280, 14
     validate(config, complete=False)
     with pytest.raises(ValueError, match="no multiple of"):
@@ -189,7 +189,7 @@ def test_settings_are_checked_together_once_the_weights_are_known():
 
 def test_a_decoder_comes_along_from_grain_only():
     trained = tiny_config()
-    adopted, _ = adopt(TrainConfig(init="RUN"), trained)
+    adopted, _ = adopt(TrainConfig(pretrained="RUN"), trained)
     assert adopted.model.decoder.num_queries == trained.model.decoder.num_queries
 
 
@@ -201,7 +201,7 @@ def test_rates_are_scaled_and_frozen_by_name():
     updates = []
     for factors in ((), ("vision/*=0", "text/layer_0/*=0.5", "logit_scale=0", "text/*=1")):
         changed = copy.deepcopy(config)
-        changed.optim.rate_factors = factors
+        changed.optim.lr_multipliers = factors
         run = TinyRun(changed, start=start)
         run.train([random_batch()])
         updates.append(
@@ -226,7 +226,7 @@ def test_rates_are_scaled_and_frozen_by_name():
 )
 def test_rate_factors_that_mean_nothing_are_refused(pattern, message):
     with pytest.raises(ValueError, match=message):
-        rate_factors({"vision": {"cls": 0.0}, "text": {"token": 0.0}}, (pattern,))
+        lr_multipliers({"vision": {"cls": 0.0}, "text": {"token": 0.0}}, (pattern,))
 
 
 def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monkeypatch):
@@ -241,25 +241,25 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monk
     arguments = [
         f"--config={tiny_world.__file__}",
         f"--workdir={tmp_path / 'run'}",
-        f"--config.init={tmp_path / 'clip'}",
-        '--config.optim.rate_factors=("vision/*=0",)',
-        "--config.checkpoint.every_steps=2",
+        f"--pretrained={tmp_path / 'clip'}",
+        '--optim.lr_multipliers=("vision/*=0",)',
+        "--checkpoint.save_interval_steps=2",
     ]
-    assert grain_jax.train.main([*arguments, "--config.stop_at_step=2"]) == 0
+    assert grain_jax.train.main([*arguments, "--max_steps_this_run=2"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "newly made: decoder" in printed
     assert "the words are those of the weights" in printed
     (tmp_path / "clip").rename(tmp_path / "gone")
-    assert grain_jax.train.main([*arguments, "--config.stop_at_step=3"]) == 0
+    assert grain_jax.train.main([*arguments, "--max_steps_this_run=1"]) == 0
     assert "resumed at step 2" in " ".join(capsys.readouterr().out.split())
     trained = read_model(tmp_path / "run")
     assert trained.step == 3
     assert trained.tokenizer.spec() == source.tokenizer.spec()
     jax.tree.map(np.testing.assert_array_equal, trained.params["vision"], source.params["vision"])
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints")[-1] == 3
-    assert grain_jax.train.main([*arguments, "--config.model.decoder.num_queries=7"]) == 2
+    assert grain_jax.train.main([*arguments, "--model.decoder.num_queries=7"]) == 2
     assert "holds a run with other settings (model.decoder.num_queries" in capsys.readouterr().err
-    assert grain_jax.train.main([*arguments, "--config.evaluation.best_metric=unseen/x"]) == 2
+    assert grain_jax.train.main([*arguments, "--evaluation.best_metric=unseen/x"]) == 2
     assert "evaluation.best_metric" in capsys.readouterr().err
 
 

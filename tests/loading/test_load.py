@@ -23,7 +23,7 @@ pytest.importorskip("transformers")
 
 def official_model(kind):
     return ModelConfig(
-        kind=kind,
+        type=kind,
         image_size=32,
         embed_dim=24,
         vision=VisionConfig(patch_size=8, width=32, depth=2, num_heads=4, mlp_ratio=3.0),
@@ -45,17 +45,17 @@ def random_params(config):
         {},
         {"decoder__share_projection": True},
         {"region_logit_scale": "own"},
-        {"kind": "clip", "region_logit_scale": "own"},
+        {"type": "clip", "region_logit_scale": "own"},
         {"scan_layers": True},
     ],
 )
 def test_an_export_reads_back_as_it_was(tmp_path, changes):
     loaded = tiny_model.tiny_model(**changes)
-    loaded.config.data.directory = "/somewhere/private"
+    loaded.config.data.data_dir = "/somewhere/private"
     huggingface_folder.write_folder(loaded, tmp_path)
     again = read_model(tmp_path)
     expected = jax.device_get(loaded.params)
-    if changes.get("kind") == "clip":  # it has a scale of regions that nothing reads
+    if changes.get("type") == "clip":  # it has a scale of regions that nothing reads
         expected = expected | {"region_logit_scale": again.params["region_logit_scale"]}
     jax.tree.map(np.testing.assert_array_equal, again.params, expected)
     assert (again.step, again.templates) == (loaded.step, loaded.templates)

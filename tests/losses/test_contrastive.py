@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from grain_jax.losses.contrastive import contrastive_loss
-from grain_jax.losses.regions import image_description_loss, region_loss, shifted_labels
+from grain_jax.losses.official import shifted_labels
+from grain_jax.losses.regions import image_description_loss, region_loss
 
 B, M, E = 5, 3, 6
 RNG = np.random.default_rng(0)

@@ -62,7 +62,7 @@ def count(tree):
 )
 def test_published_sizes(size, visual, backbone):
     vision = vision_variant(size)
-    clip = abstract_params(ModelConfig(kind="clip", vision=vision), scan_layers=True)
+    clip = abstract_params(ModelConfig(type="clip", vision=vision), scan_layers=True)
     grain = abstract_params(ModelConfig(vision=vision), scan_layers=True)  # quicker to trace
     assert count(clip) == backbone
     decoder = count(grain.pop("decoder"))
@@ -78,7 +78,7 @@ def test_published_sizes(size, visual, backbone):
 @pytest.mark.parametrize("kind", ["grain", "clip"])
 @pytest.mark.parametrize(("size", "scan"), [("S/16", True), ("B/16", False), ("L/14", True)])
 def test_shapes_of_published_sizes(size, kind, scan):
-    config = ModelConfig(kind=kind, vision=vision_variant(size), scan_layers=scan)
+    config = ModelConfig(type=kind, vision=vision_variant(size), scan_layers=scan)
     model = build_model(config)
     output = jax.eval_shape(
         lambda p, images, captions, descriptions: model.apply(
@@ -132,7 +132,7 @@ def test_packing_descriptions_changes_nothing_while_they_fit(params, plain):
     def run(params):
         results = []
         for share in (0.5, 0.3):
-            output = official_golden.apply(params, description_capacity=share)
+            output = official_golden.apply(params, description_capacity_factor=share)
             config = LossConfig(image_description_weight=1.0)
             loss = total_loss(output, **official_golden.loss_inputs(), config=config)
             results.append((output, loss[1]))
@@ -194,7 +194,7 @@ def test_sharded_over_8_devices_it_is_the_same_model(params, plain):
     qkv = specs["vision"]["layer_0"]["attention"]["qkv"]["kernel"].spec
     assert tuple(qkv) == ("fsdp", "tensor", None, None)
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        packed = functools.partial(loss_and_gradient, description_capacity=0.5)
+        packed = functools.partial(loss_and_gradient, description_capacity_factor=0.5)
         result = jax.jit(packed)(jax.device_put(params, specs))
     (loss, output), gradient = jax.device_get(result)
     np.testing.assert_allclose(loss, plain[0][0], rtol=1e-5)

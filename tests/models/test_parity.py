@@ -10,7 +10,7 @@ import numpy as np
 import official_golden
 import pytest
 
-from grain_jax.config import LossConfig, faithful_loss
+from grain_jax.config import LossConfig, official_loss
 from grain_jax.formats.grain_reference import to_official
 from grain_jax.losses.box_losses import clip_boxes
 from grain_jax.losses.matching import match, matching_cost
@@ -36,7 +36,7 @@ def variants(result):
             name: jax.value_and_grad(
                 lambda o, c=config: total_loss(o, **inputs, config=c), has_aux=True
             )(output)
-            for name, config in (("faithful", faithful_loss()), ("default", LossConfig()))
+            for name, config in (("faithful", official_loss()), ("default", LossConfig()))
         }
         boxes, _ = clip_boxes(inputs["boxes"])
         cost = matching_cost(output.image.boxes, boxes, l1_cost=5.0, giou_cost=2.0)

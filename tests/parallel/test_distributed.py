@@ -84,11 +84,11 @@ def of_two_hosts(tmp_path_factory):
     Its processes disagree about every score but the first.
     """
     workdir = tmp_path_factory.mktemp("hosts") / "run"
-    arguments = (*ARGUMENTS, "--config.mesh.cpu_devices=1", f"--workdir={workdir}")
+    arguments = (*ARGUMENTS, "--mesh.cpu_devices=1", f"--workdir={workdir}")
     started = start_two_hosts(
         workdir.parent,
-        *(DISAGREEING, "train", *arguments, "--config.stop_at_step=8"),
-        *("--config.evaluation.every_steps=3", "--config.checkpoint.keep=9"),
+        *(DISAGREEING, "train", *arguments, "--max_steps_this_run=8"),
+        *("--evaluation.eval_interval_steps=3", "--checkpoint.max_to_keep=9"),
     )
     (status, output), (other_status, other_output) = outputs(started)
     assert (status, other_status) == (0, 0), output + other_output

@@ -16,9 +16,9 @@ from grain_jax.parallel.sharding import batch_sharding, use_mesh
 BATCH, EMBED, REGIONS, QUERIES = 304, 13, 3, 5
 
 
-def config_of(*, accumulate: int = 1, scan_layers: bool = False) -> TrainConfig:
+def config_of(*, grad_cache_chunks: int = 1, scan_layers: bool = False) -> TrainConfig:
     config = tiny_config()
-    config.batch_size, config.optim.accumulate = BATCH, accumulate
+    config.batch_size, config.optim.grad_cache_chunks = BATCH, grad_cache_chunks
     config.model.scan_layers = scan_layers
     config.model.embed_dim, config.model.image_size = EMBED, 24
     config.data.caption_length, config.data.description_length = 7, 5
@@ -99,7 +99,7 @@ def assert_own_rows(instructions: list[hlo.Instruction], *, shards: int) -> None
 @pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_micro_batches_exchange_nothing_over_data_until_they_are_done(shape):
     """Groups of the collectives in a loop are of "fsdp" and "tensor": 8 / data devices at most."""
-    instructions = compiled(shape, config_of(accumulate=2))
+    instructions = compiled(shape, config_of(grad_cache_chunks=2))
     assert_own_rows(instructions, shards=shape[0] * shape[1])
     found = [each for each in instructions if each.collective and each.in_loop]
     if shape[0] == 8:

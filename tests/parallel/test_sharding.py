@@ -47,7 +47,9 @@ def test_dropout_scanned_and_recomputed_layers_are_the_same_in_micro_batches_on_
     config.model.decoder.dropout = 0.3
     config.model.vision.depth = 2
     config.model.scan_layers, config.model.remat = True, "dots"
-    in_parts = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=2))
+    in_parts = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, grad_cache_chunks=2)
+    )
     runs = [TinyRun(config), TinyRun(in_parts, mesh=MeshConfig(2, 2, 2), devices=8)]
     # JAX's own attention promotes, and recomputing traces it again outside of our exception for it.
     with jax.numpy_dtype_promotion("standard"):
@@ -206,9 +208,9 @@ def test_a_parameter_that_cannot_be_split_is_named():
 
 def test_a_batch_that_cannot_be_split_is_refused():
     config = tiny_config()
-    config.optim.accumulate = 2
+    config.optim.grad_cache_chunks = 2
     sharding.check_batch(config, 8)
-    config.optim.accumulate = 4
+    config.optim.grad_cache_chunks = 4
     with pytest.raises(ValueError, match="multiple of 32"):
         sharding.check_batch(config, 8)
 

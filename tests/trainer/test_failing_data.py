@@ -16,9 +16,9 @@ from grain_jax.training import checkpoint
 
 ONE_LOADER = (
     *ENDLESS,
-    "--config.logging.every_steps=1",
-    "--config.data.num_workers=1",
-    "--config.data.cache=none",
+    "--logging.log_interval_steps=1",
+    "--data.num_workers=1",
+    "--data.cache=none",
 )
 
 
@@ -71,11 +71,12 @@ def test_two_processes_save_the_same_step_and_lose_nothing(tmp_path: Path) -> No
     output = kill_a_loader(launch_two(workdir, *ONE_LOADER, base=CLIP), workdir)
     assert "saving before stopping" in output
     (saved,) = checkpoint.complete_steps(workdir / "checkpoints")
-    threads = ("--config.data.num_workers=0", f"--config.stop_at_step={saved + 2}")
-    status, output = run(workdir, *ONE_LOADER, *threads, base=CLIP)
+    threads = ("--data.num_workers=0",)
+    status, output = run(workdir, *ONE_LOADER, *threads, "--max_steps_this_run=2", base=CLIP)
     assert status == 0, output
     whole = tmp_path / "whole"
-    status, output = run(whole, *ONE_LOADER, *threads, base=CLIP)
+    end = f"--max_steps_this_run={saved + 2}"
+    status, output = run(whole, *ONE_LOADER, *threads, end, base=CLIP)
     assert status == 0, output
     for found, expected in zip(lines(workdir), lines(whole), strict=True):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -87,4 +88,4 @@ def test_a_step_without_a_record_in_one_row_changes_nothing() -> None:
     batch = batch.replace(index=np.where(np.arange(16) == 5, -1, batch.index))
     (metrics,) = tiny.train([batch])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(tiny.state), before)
-    assert metrics["bad_steps"] == 0
+    assert metrics["nonfinite_steps"] == 0

@@ -66,10 +66,10 @@ def test_sigterm_saves_first_and_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--config.model.embed_dim=32", r"model.embed_dim: 16 -> 32"),
-        ("--config.data.max_regions=4", r"data.max_regions: 5 -> 4"),
-        ("--config.seed=1", r"seed: 0 -> 1"),
-        ("--config.optim.ema_decay=0.9", r"optim.ema_decay: 0.0 -> 0.9"),
+        ("--model.embed_dim=32", r"model.embed_dim: 16 -> 32"),
+        ("--data.max_regions=4", r"data.max_regions: 5 -> 4"),
+        ("--seed=1", r"seed: 0 -> 1"),
+        ("--optim.ema_decay=0.9", r"optim.ema_decay: 0.0 -> 0.9"),
     ],
 )
 def test_a_change_the_weights_or_batches_do_not_survive_is_refused(change, message, capsys):
@@ -85,13 +85,13 @@ def test_a_change_the_weights_or_batches_do_not_survive_is_refused(change, messa
 def test_other_changes_are_allowed_and_told(tmp_path, capsys):
     workdir = tmp_path / "longer"
     shutil.copytree(undisturbed_run(), workdir)
-    arguments = (f"--config.steps={STEPS + 2}", "--config.optim.learning_rate=1e-4")
+    arguments = (f"--steps={STEPS + 2}", "--optim.learning_rate=1e-4")
     assert grain_jax.train.main([*ARGUMENTS, f"--workdir={workdir}", *arguments]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "has finished its 12 steps, and with 14 its learning rate would go from 1e-05 to" in (
         error
     )
-    assert f"--config.init={workdir}" in error
+    assert f"--pretrained={workdir}" in error
     assert lines(workdir) == lines(undisturbed_run())
     status, output = run(workdir, *arguments, "--change_schedule")
     assert status == 0, output
@@ -124,7 +124,7 @@ def test_the_same_schedule_goes_on_without_a_word():
     run = cosine_run()
     for step in (1, 500, 1000):
         assert check(run, cosine_run(), step) == []
-        assert check(run, cosine_run(stop_at_step=step), step) == []
+        assert check(run, cosine_run(max_steps_this_run=step), step) == []
     assert check(run, cosine_run(steps=0, epochs=10.0), 1000) == []  # as many steps
 
 
@@ -135,7 +135,7 @@ def test_the_same_schedule_goes_on_without_a_word():
         ({"steps": 1001}, 1000, "finished its 1000 steps"),
         ({"steps": 0, "epochs": 20.0}, 1000, "finished its 1000 steps, and with 2000"),
         ({"steps": 2000}, 950, "at step 950 of 1000 steps, .* from 1.75e-05 to 0.00058"),
-        ({"steps": 400}, 500, "at step 500 of 1000, past the 400 .*stop_at_step"),
+        ({"steps": 400}, 500, "at step 500 of 1000, past the 400 .*max_steps_this_run"),
         ({"steps": 500}, 500, "past the 500"),
     ],
 )

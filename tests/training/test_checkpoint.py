@@ -138,7 +138,9 @@ def on_1(on_8):
 
 def test_the_newest_and_the_best_are_kept(on_1, tmp_path):
     checkpoints = Checkpoints(
-        tmp_path, CheckpointConfig(keep=2, asynchronous=False), metadata=metadata(on_1.config)
+        tmp_path,
+        CheckpointConfig(max_to_keep=2, asynchronous=False),
+        metadata=metadata(on_1.config),
     )
     for step, score in [(1, 0.1), (2, 0.9), (3, None), (4, 0.3), (5, None)]:
         checkpoints.save(on_1.state, step=step, score=score)
@@ -153,7 +155,7 @@ def test_the_newest_and_the_best_are_kept(on_1, tmp_path):
 
 
 def test_scores_of_another_metric_do_not_count(on_1, tmp_path):
-    settings = CheckpointConfig(keep=1, asynchronous=False)
+    settings = CheckpointConfig(max_to_keep=1, asynchronous=False)
     for metric, step, score in (("recall", 1, 0.9), ("accuracy", 2, 0.2), ("accuracy", 3, 0.1)):
         checkpoints = Checkpoints(tmp_path, settings, metadata=metadata(on_1.config), metric=metric)
         before = checkpoints.best_score()

@@ -75,7 +75,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
 
 def test_a_start_that_is_refused_leaves_no_folder(tmp_path, capsys):
     workdir = tmp_path / "run"
-    arguments = [f"--config={CONFIG}", f"--workdir={workdir}", "--config.batch_size=64"]
+    arguments = [f"--config={CONFIG}", f"--workdir={workdir}", "--batch_size=64"]
     assert grain_jax.train.main(arguments) == 2
     assert "fewer than one batch" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

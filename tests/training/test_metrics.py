@@ -18,7 +18,7 @@ def step_metrics(loss, boxes, *, bad=0.0, streak=0.0, replaced=0.0):
     return {
         "loss": (jnp.float32(loss), one * (1 - bad)),
         "box_l1": (jnp.float32(boxes[0]), jnp.float32(boxes[1])),
-        "bad_steps": (jnp.float32(bad), one),
+        "nonfinite_steps": (jnp.float32(bad), one),
         "bad_streak": (jnp.float32(streak), one),
         "replaced_images": (jnp.float32(replaced), one),
     }
@@ -33,7 +33,7 @@ def test_a_window_gives_exact_means_and_names_bad_batches():
     assert summary.step == 13
     assert summary.values["loss"] == 3.0  # of the two good steps
     assert summary.values["box_l1"] == 1.0  # 7 over 7 boxes, not the mean of 2 and 0.25
-    assert summary.values["bad_steps"] == 1.0
+    assert summary.values["nonfinite_steps"] == 1.0
     assert summary.values["replaced_images"] == 2.0
     assert summary.values["bad_streak"] == 1.0
     assert summary.streak == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from grain_jax.config import LossConfig, faithful_loss
+from grain_jax.config import LossConfig, official_loss
 from grain_jax.losses.matching import match, matching_cost
 from grain_jax.models.outputs import ImageOutput, Output
 from grain_jax.training.objective import total_loss
@@ -58,8 +58,8 @@ def every_variant(output, targets):
     variants = {
         "default": LossConfig(),
         "everything": EVERYTHING,
-        "faithful": faithful_loss(),
-        "official labels": LossConfig(region_labels="official"),
+        "faithful": official_loss(),
+        "official labels": LossConfig(variant="official"),
     }
 
     def loss(output, config):

@@ -37,8 +37,8 @@ def components(*, regions: bool = True, descriptions=DESCRIPTIONS, by=METHODS) -
         image,
         queries if regions else None,
         banks,
-        name_ensemble="embedding",
-        region_score="descriptions",
+        prompt_ensembling="embedding",
+        region_aggregation="max_over_queries",
     )
 
 

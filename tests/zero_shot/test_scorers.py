@@ -99,8 +99,8 @@ def ragged_bank(generator: np.random.Generator) -> TextBank:
     return TextBank(embed, tuple(np.array(r) for r in ([0, 3, 4], [8], [1, 2, 0, 7], [5, 6])))
 
 
-@pytest.mark.parametrize("ensemble", ["embedding", "cosine"])
-def test_classes_with_the_same_texts_tie_to_the_bit(ensemble):
+@pytest.mark.parametrize("ensembling", ["embedding", "score"])
+def test_classes_with_the_same_texts_tie_to_the_bit(ensembling):
     # 65 columns apart: a matrix product may compute the last ones in another way than the first.
     generator = np.random.default_rng(0)
     bank = TextBank(unit(generator, 67, 48), tuple(np.array(r) for r in (
@@ -108,9 +108,9 @@ def test_classes_with_the_same_texts_tie_to_the_bit(ensemble):
     )))  # fmt: skip
     image, regions = unit(generator, 37, 48), unit(generator, 6 * 5, 48).reshape(6, 5, 48)
     for scores in (
-        global_scores(image, bank, ensemble=ensemble),
-        region_scores(regions, bank, reduction="descriptions"),
-        region_scores(regions, bank, reduction="queries"),
+        global_scores(image, bank, ensembling=ensembling),
+        region_scores(regions, bank, aggregation="max_over_queries"),
+        region_scores(regions, bank, aggregation="max_over_descriptions"),
     ):
         np.testing.assert_array_equal(scores[:, 0], scores[:, -2])
         np.testing.assert_array_equal(scores[:, 1], scores[:, -1])
@@ -120,8 +120,8 @@ def test_classes_with_the_same_texts_tie_to_the_bit(ensemble):
 def test_global_scores_against_loops():
     generator = np.random.default_rng(0)
     bank, image = ragged_bank(generator), unit(generator, 6, 5)
-    cosine = global_scores(image, bank, ensemble="cosine")
-    embedding = global_scores(image, bank, ensemble="embedding")
+    cosine = global_scores(image, bank, ensembling="score")
+    embedding = global_scores(image, bank, ensembling="embedding")
     for n in range(6):
         for k, rows in enumerate(bank.members):
             cosines = [float(image[n] @ bank.embed[row]) for row in rows]
@@ -129,16 +129,16 @@ def test_global_scores_against_loops():
             mean = bank.embed[rows].mean(axis=0)
             expected = image[n] @ mean / np.linalg.norm(mean)
             assert embedding[n, k] == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match="ensemble"):
-        global_scores(image, bank, ensemble="median")
+    with pytest.raises(ValueError, match="ensembling"):
+        global_scores(image, bank, ensembling="median")
 
 
 def test_region_scores_against_loops(monkeypatch):
     generator = np.random.default_rng(1)
     bank, regions = ragged_bank(generator), unit(generator, 7, 3, 5)
     monkeypatch.setattr("grain_jax.zero_shot.scorers.MAX_CELLS", 60)  # several blocks of images
-    by_description = region_scores(regions, bank, reduction="descriptions")
-    by_query = region_scores(regions, bank, reduction="queries")
+    by_description = region_scores(regions, bank, aggregation="max_over_queries")
+    by_query = region_scores(regions, bank, aggregation="max_over_descriptions")
     for n in range(7):
         for k, rows in enumerate(bank.members):
             cosines = [[float(q @ bank.embed[row]) for row in rows] for q in regions[n]]
@@ -146,16 +146,16 @@ def test_region_scores_against_loops(monkeypatch):
             assert by_description[n, k] == pytest.approx(np.mean(best_query), abs=1e-6)
             best_description = [max(row) for row in cosines]
             assert by_query[n, k] == pytest.approx(np.mean(best_description), abs=1e-6)
-    with pytest.raises(ValueError, match="region score"):
-        region_scores(regions, bank, reduction="max")
+    with pytest.raises(ValueError, match="aggregation"):
+        region_scores(regions, bank, aggregation="max")
 
 
 def test_the_two_region_scores_differ_where_a_query_sees_nothing():
     # Two queries; class 0 is described by both, class 1 by the first twice.
     bank = TextBank(np.eye(3, dtype=np.float32), (np.array([0, 1]), np.array([0, 0])))
     regions = np.eye(3, dtype=np.float32)[None, [0, 2]]  # query 1 shows something else
-    by_description = region_scores(regions, bank, reduction="descriptions")
-    by_query = region_scores(regions, bank, reduction="queries")
+    by_description = region_scores(regions, bank, aggregation="max_over_queries")
+    by_query = region_scores(regions, bank, aggregation="max_over_descriptions")
     assert by_description.tolist() == [[0.5, 1.0]]
     assert by_query.tolist() == [[0.5, 0.5]]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from grain_jax.command_line import Parser, status_of
-from grain_jax.config import WorldConfig
+from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.records import Record, Source
 from grain_jax.data.synthetic_birds.scene import LEVELS
 from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
@@ -41,12 +41,12 @@ def main() -> None:
         "--image_size", type=int, default=96, help="pixels a side (default: %(default)s)"
     )
     parser.add_argument(
-        "--level", default="easy", choices=LEVELS, help="of difficulty (default: %(default)s)"
+        "--difficulty", "--level", default="easy", choices=LEVELS, help="(default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the world")
     args = parser.parse_args()
-    config = WorldConfig(
-        level=args.level,
+    config = SyntheticBirdsConfig(
+        difficulty=args.difficulty,
         num_train_images=args.train,
         num_eval_images=args.held_out,
         seed=args.seed,
@@ -73,7 +73,7 @@ def write_jsonl(source: Source, out: Path, split: str) -> None:
             lines.write(json.dumps(_line(record, name)) + "\n")
 
 
-def write_zero_shot_set(config: WorldConfig, image_size: int, out: Path) -> None:
+def write_zero_shot_set(config: SyntheticBirdsConfig, image_size: int, out: Path) -> None:
     """The unseen species as a folder with `labels.csv` (file,label), class names, descriptions."""
     dataset = world_zero_shot_sets(config, image_size)["unseen"]
     (out / "images").mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from grain_jax.config import DataConfig, TrainConfig, WorldConfig
+from grain_jax.config import DataConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.data.records import (
     EvaluationSet,
     InMemory,
@@ -59,17 +59,17 @@ class SyntheticBirds:
 
     def records(self, split: str) -> Source:
         """Splits "train", "validation", "seen", "unseen"."""
-        return WorldSource(self.config.world, split, self.image_size)
+        return WorldSource(self.config.synthetic_birds, split, self.image_size)
 
     def vocabulary(self) -> list[str]:
-        return world_vocabulary(self.config.world)
+        return world_vocabulary(self.config.synthetic_birds)
 
     def evaluation_sets(self, *, limit: int | None) -> Iterator[EvaluationSet]:
         for split in METHODS_OF_SPLIT if limit is None else (self.held_out_split,):
             if limit is None:
-                drawn = drawn_set(self.config.world, split, None, self.image_size)
+                drawn = drawn_set(self.config.synthetic_birds, split, None, self.image_size)
             else:
-                world = json.dumps(asdict(self.config.world))
+                world = json.dumps(asdict(self.config.synthetic_birds))
                 drawn = interval_set(world, split, limit, self.image_size)
             yield EvaluationSet(
                 name=split,
@@ -82,7 +82,7 @@ class SyntheticBirds:
 
     def default_metric(self, config: TrainConfig) -> str:
         """Validation species by description, by regions as far as the model has them."""
-        regions = config.model.kind == "grain" and config.loss.region_weight > 0
+        regions = config.model.type == "grain" and config.loss.region_weight > 0
         alpha = min(config.evaluation.alphas) if regions else 1.0
         return f"validation/description/alpha{alpha:g}"
 
@@ -101,27 +101,29 @@ class SyntheticBirds:
 
     @property
     def location(self) -> str:
-        return f", {self.config.world.level} world"
+        return f", {self.config.synthetic_birds.difficulty}"
 
     def training_data(self) -> str:
-        world = self.config.world
-        return f"the procedural world ({world.level}, {world.num_train_images:,} images)"
+        world = self.config.synthetic_birds
+        return f"drawn birds ({world.difficulty}, {world.num_train_images:,} images)"
 
     def held_out_data(self) -> str:
         return "validation species"
 
     def origin(self, *, num_images: str, length: str) -> str:
-        world = self.config.world
+        world = self.config.synthetic_birds
         return (
-            f"{num_images} drawn pictures of the procedural world of grain_jax (level "
-            f"{world.level}, seed {world.seed}), made by code and free of any photograph, {length}."
+            f"{num_images} images of drawn birds (difficulty {world.difficulty}, seed "
+            f"{world.seed}), made by code and free of any photograph, {length}."
         )
 
     def limits(self) -> list[str]:
         return ["It knows drawn birds only, and is of no use on photographs."]
 
 
-def drawn_set(world: WorldConfig, split: str, limit: int | None, image_size: int) -> ZeroShotSet:
+def drawn_set(
+    world: SyntheticBirdsConfig, split: str, limit: int | None, image_size: int
+) -> ZeroShotSet:
     """A set of the world, at most `limit` of its images, each drawn once if memory allows."""
     dataset, whole = (
         world_zero_shot_sets(world, image_size)[split],
@@ -139,4 +141,4 @@ def drawn_set(world: WorldConfig, split: str, limit: int | None, image_size: int
 @functools.lru_cache(maxsize=1)
 def interval_set(world: str, split: str, limit: int, image_size: int) -> ZeroShotSet:
     """Kept, so that an interval of training draws nothing again; `world` is JSON, which hashes."""
-    return drawn_set(WorldConfig(**json.loads(world)), split, limit, image_size)
+    return drawn_set(SyntheticBirdsConfig(**json.loads(world)), split, limit, image_size)

@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> TrainConfig:
                 qk_norm=False,
                 activation="quick_gelu",
                 position_init="sincos",
-                init="xavier",
+                initializer="xavier",
             ),
             text=TextConfig(
                 vocab_size=512,
@@ -55,8 +55,8 @@ def get_config(variant: str = "") -> TrainConfig:
         # Without it the image embedding learns little of descriptions: docs/experiments.md.
         loss=LossConfig(image_description_weight=0.5),
         data=DataConfig(
-            source="world",
-            tokenizer="world",
+            dataset="synthetic_birds",
+            tokenizer="synthetic_birds",
             caption_length=32,
             description_length=16,
             cache="memory",
@@ -68,21 +68,24 @@ def get_config(variant: str = "") -> TrainConfig:
             weight_decay=0.05,
             clip_grad_norm=1.0,
         ),
-        checkpoint=CheckpointConfig(every_steps=500),
-        evaluation=EvaluationConfig(every_steps=500, max_images=500),
+        checkpoint=CheckpointConfig(save_interval_steps=500),
+        evaluation=EvaluationConfig(eval_interval_steps=500, max_images=500),
     )
     match variant:
         case "":
             return config
         case "clip":
-            config.name, config.model.kind = "demo_clip", "clip"
+            config.name, config.model.type = "demo_clip", "clip"
             config.model.region_logit_scale = "shared"
             config.loss.image_description_weight = 0.0
             return config
         case "smoke":
             config.name, config.steps, config.batch_size = "smoke", 8, 16
-            config.data.world.num_train_images, config.data.world.num_eval_images = 64, 32
-            config.checkpoint.every_steps = config.evaluation.every_steps = 4
-            config.logging.every_steps = 2
+            (
+                config.data.synthetic_birds.num_train_images,
+                config.data.synthetic_birds.num_eval_images,
+            ) = 64, 32
+            config.checkpoint.save_interval_steps = config.evaluation.eval_interval_steps = 4
+            config.logging.log_interval_steps = 2
             return config
     raise ValueError(f"Unknown variant {variant!r} of the demo; choose '', 'clip' or 'smoke'.")

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from grain_jax.config import WorldConfig
+from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.synthetic_birds.species import COLOURS, PARTS, SHAPES, SYLLABLES, Species, Trait
 
 NAME_TEMPLATES = (
@@ -91,12 +91,12 @@ def species_global_texts(species: Species) -> tuple[str, ...]:
     return tuple(bird_with(pair) for pair in pairs)
 
 
-def world_vocabulary(config: WorldConfig) -> list[str]:
+def world_vocabulary(config: SyntheticBirdsConfig) -> list[str]:
     """Every word that a text of this world can contain, prompts included; sorted."""
-    texts = [*SYLLABLES, *NAME_TEMPLATES, GENERIC_CAPTION, *CAPTION_TEMPLATES[config.level]]
+    texts = [*SYLLABLES, *NAME_TEMPLATES, GENERIC_CAPTION, *CAPTION_TEMPLATES[config.difficulty]]
     texts += [GLOBAL_TEMPLATE, OTHER_BIRD, "and a an", *COLOURS]
     for part, shapes in SHAPES.items():
-        for shape, phrasing in itertools.product(shapes, PHRASINGS[config.level]):
+        for shape, phrasing in itertools.product(shapes, PHRASINGS[config.difficulty]):
             texts.append(describe(part, Trait(shape, COLOURS[0]), phrasing))
     texts += [describe_object(kind, c) for kind, colours in OBJECTS.items() for c in colours]
     return sorted(set(re.findall(r"[a-z0-9]+", " ".join(texts).lower())))

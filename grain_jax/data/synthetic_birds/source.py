@@ -8,7 +8,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from grain_jax.boxes import Box
-from grain_jax.config import WorldConfig
+from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.records import Caption, Record, Region, ZeroShotSet
 from grain_jax.data.synthetic_birds.language import (
     CAPTION_TEMPLATES,
@@ -46,7 +46,7 @@ class WorldSource:
     negative seed, or a picture that is too small.
     """
 
-    config: WorldConfig
+    config: SyntheticBirdsConfig
     split: str
     image_size: int
 
@@ -55,12 +55,15 @@ class WorldSource:
             raise ValueError(
                 f"Unknown split {self.split!r} of the world; choose one of {[*SPLITS]}."
             )
-        if self.config.level not in LEVELS:
+        if self.config.difficulty not in LEVELS:
             raise ValueError(
-                f"Unknown level {self.config.level!r}; set data.world.level to one of {[*LEVELS]}."
+                f"Unknown difficulty {self.config.difficulty!r}; set "
+                f"data.synthetic_birds.difficulty to one of {[*LEVELS]}."
             )
         if self.config.seed < 0:
-            raise ValueError(f"data.world.seed must be 0 or more, given {self.config.seed}.")
+            raise ValueError(
+                f"data.synthetic_birds.seed must be 0 or more, given {self.config.seed}."
+            )
         if self.image_size < MIN_IMAGE_SIZE:
             raise ValueError(
                 f"The world needs pictures of at least {MIN_IMAGE_SIZE} pixels, "
@@ -89,14 +92,14 @@ class WorldSource:
         scene = draw_scene(
             species,
             rng,
-            level=LEVELS[self.config.level],
+            level=LEVELS[self.config.difficulty],
             image_size=self.image_size,
             others=population(self.config.seed).train,
         )
         annotate = _noisy_annotation if self.split == "train" else _true_annotation
-        captions, regions = annotate(species, scene, rng, self.config.level)
+        captions, regions = annotate(species, scene, rng, self.config.difficulty)
         return Record(
-            id=f"world-{self.config.seed}-{self.config.level}-{self.split}-{index:06d}",
+            id=f"world-{self.config.seed}-{self.config.difficulty}-{self.split}-{index:06d}",
             image=scene.image,
             captions=captions,
             regions=regions,
@@ -116,7 +119,7 @@ class WorldSource:
         return species[_order(seed, len(species))[place]]
 
 
-def world_zero_shot_sets(config: WorldConfig, image_size: int) -> dict[str, ZeroShotSet]:
+def world_zero_shot_sets(config: SyntheticBirdsConfig, image_size: int) -> dict[str, ZeroShotSet]:
     """Sets to classify: "validation" (25 held-out species), "seen" (200), "unseen" (50 held-out).
 
     A class has its six canonical descriptions, and the 15 captions that join two of them as the

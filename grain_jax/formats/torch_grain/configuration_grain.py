@@ -38,23 +38,33 @@ DECODER = {
     "mlp_dim": 2_048,
     "dropout": 0.1,
     "num_queries": 5,
-    "memory_position": "none",
     "share_projection": False,
 }
-KINDS = ("grain", "clip")
+TYPES = ("grain", "clip")
+# Values that exports made before version 0.2 have, and their names today.
+OLDER_NAMES = {
+    "kind": "type",
+    "name_ensemble": "prompt_ensembling",
+    "region_score": "region_aggregation",
+}
+OLDER_VALUES = {
+    "cosine": "score",
+    "descriptions": "max_over_queries",
+    "queries": "max_over_descriptions",
+}
 
 
 class GrainConfig(PretrainedConfig):
     """`vision`, `text` and `decoder` are dictionaries; a key that is left out takes ViT-B/16's.
 
-    Raises ValueError for an unknown key or kind.
+    Raises ValueError for an unknown key or type.
     """
 
     model_type = "grain"
 
     def __init__(
         self,
-        kind: str = "grain",  # "grain" | "clip": no decoder, the CLS token is the image
+        type: str = "grain",  # "grain" | "clip": no decoder, the CLS token is the image
         image_size: int = 224,
         embed_dim: int = 512,
         vision: dict[str, Any] | None = None,
@@ -64,16 +74,19 @@ class GrainConfig(PretrainedConfig):
         max_logit_scale: float = 100.0,
         region_logit_scale: str = "shared",  # "shared" | "own"
         templates: Sequence[str] = ("a photo of a {}.",),  # prompts by name; their mean is taken
-        name_ensemble: str = "embedding",  # mean of unit length | "cosine": mean of the cosines
-        region_score: str = "descriptions",  # mean of each one's best query | "queries"
+        prompt_ensembling: str = "embedding",  # mean of unit length | "score": mean of the cosines
+        # Mean over descriptions of the best query's cosine | "max_over_descriptions": the reverse
+        region_aggregation: str = "max_over_queries",
         description_length: int | None = None,  # in tokens; None: as long as a text
         regions_trained: bool = True,  # False: region embeddings are noise, and None
         boxes_trained: bool = True,  # False: likewise the boxes
         **kwargs: Any,
     ) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r}; choose one of {KINDS}.")
-        self.kind = kind
+        older = {now: kwargs.pop(name) for name, now in OLDER_NAMES.items() if name in kwargs}
+        older = {now: OLDER_VALUES.get(value, value) for now, value in older.items()}
+        self.type = older.get("type", type)
+        if self.type not in TYPES:
+            raise ValueError(f"type={self.type!r}; choose one of {TYPES}.")
         self.image_size = image_size
         self.embed_dim = embed_dim
         self.vision = _complete("vision", vision, VISION)
@@ -83,8 +96,8 @@ class GrainConfig(PretrainedConfig):
         self.max_logit_scale = max_logit_scale
         self.region_logit_scale = region_logit_scale
         self.templates = list(templates)
-        self.name_ensemble = name_ensemble
-        self.region_score = region_score
+        self.prompt_ensembling = older.get("prompt_ensembling", prompt_ensembling)
+        self.region_aggregation = older.get("region_aggregation", region_aggregation)
         self.description_length = description_length
         self.regions_trained = regions_trained
         self.boxes_trained = boxes_trained
@@ -92,7 +105,10 @@ class GrainConfig(PretrainedConfig):
 
 
 def _complete(part: str, given: dict[str, Any] | None, default: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(given or {}) - set(default))
+    given = dict(given or {})
+    if given.get("memory_position") == "none":  # of exports made before version 0.2
+        del given["memory_position"]
+    unknown = sorted(set(given) - set(default))
     if unknown:
         raise ValueError(f"{part} has no {unknown[0]!r}; it has {', '.join(default)}.")
-    return default | (given or {})
+    return default | given

@@ -250,7 +250,7 @@ class Backbone(nn.Module):
         else:
             self.register_parameter("text_projection_bias", None)
         self.logit_scale = nn.Parameter(torch.zeros(()))
-        if config.kind == "clip":
+        if config.type == "clip":
             if vision["pooling"] == "map":
                 self.visual.attn_pool = AttentionPool(vision)
             self.image_projection = nn.Parameter(torch.zeros(vision["width"], config.embed_dim))
@@ -296,11 +296,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.linear2 = nn.Linear(config["mlp_dim"], width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, query: Tensor, memory: Tensor, memory_key: Tensor) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor, memory: Tensor) -> Tensor:
         y = self.norm1(x)
         x = x + self.drop(self.self_attn(y + query, y + query, y))
         y = self.norm2(x) + query
-        x = x + self.drop(self.multihead_attn(y, memory_key, memory))
+        x = x + self.drop(self.multihead_attn(y, memory, memory))
         y = self.drop(F.relu(self.linear1(self.norm3(x))))
         return x + self.drop(self.linear2(y))
 
@@ -351,35 +351,20 @@ class RegionDecoder(nn.Module):
             self.register_parameter("obj_proj", None)
         else:
             self.obj_proj = nn.Parameter(torch.zeros(width, config.embed_dim))
-        self.sincos = decoder["memory_position"] == "sincos"
         if config.region_logit_scale == "own":
             self.region_logit_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, P, D] to image [B, E], regions [B, Q, E], boxes [B, Q, 4] (cx, cy, w, h in 0..1)."""
         memory = self.transformer.pre_norm(self.proj(tokens))
-        memory_key = memory
-        if self.sincos:
-            side = math.isqrt(memory.shape[1])  # with or without a CLS token
-            grid = _grid_positions(side, memory.shape[2], memory.device).to(memory)
-            memory_key = memory + F.pad(grid, (0, 0, memory.shape[1] - side**2, 0))
         query = self.query_embed.weight[None]
         x = torch.zeros_like(query).expand(len(memory), -1, -1)
         for layer in self.transformer.decoder.layers:
-            x = layer(x, query, memory, memory_key)
+            x = layer(x, query, memory)
         x = self.transformer.decoder.norm(x)
         image, regions = x[:, self.num_queries], x[:, : self.num_queries]
         to_region = self.img_proj if self.obj_proj is None else self.obj_proj
         return image @ self.img_proj, regions @ to_region, self.bbox_embed(regions)
-
-
-def _grid_positions(side: int, width: int, device: torch.device) -> Tensor:
-    """2-D sine-cosine positions of a square grid in rows."""
-    frequency = 10_000.0 ** -(torch.arange(width // 4, device=device) / (width // 4))
-    angle = torch.arange(side, device=device)[:, None] * frequency
-    one = torch.cat([angle.sin(), angle.cos()], dim=1)
-    y, x = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
-    return torch.cat([y, x], dim=-1).flatten(0, 1)
 
 
 def _exact(device: str) -> AbstractContextManager[Any]:
@@ -412,7 +397,7 @@ class GrainOutput(ModelOutput):
 
 
 class GrainModel(PreTrainedModel):
-    """GRAIN, or the CLIP baseline with the same towers (`config.kind`)."""
+    """GRAIN, or the CLIP baseline with the same towers (`config.type`)."""
 
     config_class = GrainConfig
     base_model_prefix = ""
@@ -429,7 +414,7 @@ class GrainModel(PreTrainedModel):
                 f"attn_implementation={config._attn_implementation!r}; needed 'sdpa', or none."
             )
         self.backbone = Backbone(config)
-        if config.kind == "grain":
+        if config.type == "grain":
             self.decoder = RegionDecoder(config)
         self.post_init()
 
@@ -461,7 +446,7 @@ class GrainModel(PreTrainedModel):
             if module.text_projection_bias is not None:
                 init.zeros_(module.text_projection_bias)
             init.constant_(module.logit_scale, math.log(config.init_logit_scale))
-            if config.kind == "clip":
+            if config.type == "clip":
                 init.normal_(module.image_projection, std=config.vision["width"] ** -0.5)
             width, depth = config.text["width"], config.text["depth"]
             residual = (2 * depth * width) ** -0.5
@@ -598,7 +583,7 @@ class GrainModel(PreTrainedModel):
 
     def _images(self, tokens: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens of the image tower to image [B, E], regions [B, Q, E] and boxes [B, Q, 4]."""
-        if self.config.kind == "clip":
+        if self.config.type == "clip":
             visual = self.backbone.visual
             pooled = tokens[:, 0] if visual.cls_token is not None else visual.attn_pool(tokens)
             return pooled @ self.backbone.image_projection, None, None

@@ -327,7 +327,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         descriptions: Mapping[str, Sequence[str]],
         alpha: Any,
     ) -> "_Asked":
-        regions = self.model.config.kind == "grain" and self.model.config.regions_trained
+        regions = self.model.config.type == "grain" and self.model.config.regions_trained
         if alpha is None:
             alpha = 0.5 if regions else 1.0
         number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
@@ -368,7 +368,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         output = self.model(**model_inputs)
         if asked.counts is None:
             prompts = self._embeds(asked.ids).unflatten(0, (-1, num_labels)).mean(dim=0)
-            if self.model.config.name_ensemble == "embedding":
+            if self.model.config.prompt_ensembling == "embedding":
                 prompts = F.normalize(prompts, dim=-1)
             scores = output.image_embeds @ prompts.T
         else:
@@ -420,7 +420,9 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         if alpha == 1:
             return whole
         cosines = output.region_embeds @ self._embeds(asked.region_ids).T  # [B, Q, M]
-        if self.model.config.region_score == "descriptions":  # each has to be found somewhere
+        if (
+            self.model.config.region_aggregation == "max_over_queries"
+        ):  # each has to be found somewhere
             regions = by_label(cosines.amax(dim=1), lambda x: x.mean(dim=-1))
         else:  # each query has to explain itself
             regions = by_label(cosines, lambda x: x.amax(dim=-1)).mean(dim=1)

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from grain_jax.config import WorldConfig
+from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.records import Source
 from grain_jax.data.synthetic_birds import WorldSource, part_of_description
 from grain_jax.data.synthetic_birds.scene import LEVELS, draw_scene
@@ -25,7 +25,7 @@ def recoloured(species: Species, part: str) -> Species:
 
 @pytest.mark.parametrize("level", ["easy", "hard"])
 def test_a_record_is_a_function_of_seed_split_and_index(level):
-    source = WorldSource(WorldConfig(level=level, num_train_images=64), "train", 64)
+    source = WorldSource(SyntheticBirdsConfig(difficulty=level, num_train_images=64), "train", 64)
     again = pickle.loads(pickle.dumps(source))
     assert isinstance(source, Source)
     assert len(source) == 64
@@ -39,8 +39,10 @@ def test_a_record_is_a_function_of_seed_split_and_index(level):
             second.captions,
             second.regions,
         )
-    records = [WorldSource(WorldConfig(level=level), split, 64)[3] for split in SPLITS]
-    records.append(WorldSource(WorldConfig(level=level, seed=1), "train", 64)[3])
+    records = [
+        WorldSource(SyntheticBirdsConfig(difficulty=level), split, 64)[3] for split in SPLITS
+    ]
+    records.append(WorldSource(SyntheticBirdsConfig(difficulty=level, seed=1), "train", 64)[3])
     records.append(source[4])
     assert len({record.image.tobytes() for record in records}) == len(records)
     assert len({record.id for record in records}) == len(records)
@@ -48,7 +50,7 @@ def test_a_record_is_a_function_of_seed_split_and_index(level):
 
 def test_every_species_comes_equally_often():
     for split, count in (("train", 200), ("validation", 25), ("seen", 200), ("unseen", 50)):
-        source = WorldSource(WorldConfig(), split, 64)
+        source = WorldSource(SyntheticBirdsConfig(), split, 64)
         names = [source.species_of(i).name for i in range(2 * count + count // 2)]
         uses = [names.count(species.name) for species in source.species]
         assert (min(uses), max(uses)) == (2, 3)
@@ -99,7 +101,7 @@ def test_a_hidden_part_has_no_box():
 
 
 def test_a_larger_picture_shows_the_same_scene():
-    small, large = (WorldSource(WorldConfig(), "seen", size) for size in (64, 96))
+    small, large = (WorldSource(SyntheticBirdsConfig(), "seen", size) for size in (64, 96))
     for index in range(8):
         first, second = small[index], large[index]
         assert second.image.shape == (96, 96, 3)
@@ -112,7 +114,7 @@ def test_a_larger_picture_shows_the_same_scene():
 @pytest.mark.parametrize("level", ["easy", "hard"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_boxes_lie_in_the_picture(level, split):
-    source = WorldSource(WorldConfig(level=level), split, 64)
+    source = WorldSource(SyntheticBirdsConfig(difficulty=level), split, 64)
     for index in range(60):
         for region in source[index].regions:
             left, top, right, bottom = region.box_xyxy
@@ -142,21 +144,24 @@ def test_the_hard_level_is_hard():
 
 
 @pytest.mark.parametrize(
-    ("config", "split", "size", "message"),
+    ("changes", "split", "size", "message"),
     [
-        (WorldConfig(), "test", 64, "Unknown split 'test'.*'unseen'"),
-        (WorldConfig(level="medium"), "train", 64, "data.world.level"),
-        (WorldConfig(seed=-1), "train", 64, "data.world.seed"),
-        (WorldConfig(), "train", 16, "at least 32 pixels, given 16"),
+        ({}, "test", 64, "Unknown split 'test'.*'unseen'"),
+        ({"difficulty": "medium"}, "train", 64, "data.synthetic_birds.difficulty"),
+        ({"seed": -1}, "train", 64, "data.synthetic_birds.seed"),
+        ({}, "train", 16, "at least 32 pixels, given 16"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(config, split, size, message):
+def test_what_cannot_be_drawn_is_refused(changes, split, size, message):
+    config = SyntheticBirdsConfig()
+    for name, value in changes.items():
+        setattr(config, name, value)
     with pytest.raises(ValueError, match=message):
         WorldSource(config, split, size)
 
 
 def test_an_index_beyond_the_end_is_refused():
-    source = WorldSource(WorldConfig(num_eval_images=5), "seen", 64)
+    source = WorldSource(SyntheticBirdsConfig(num_eval_images=5), "seen", 64)
     for index in (5, -1):
         with pytest.raises(IndexError):
             source[index]

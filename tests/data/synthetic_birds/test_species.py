@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from grain_jax.config import WorldConfig
+from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.synthetic_birds import (
     WorldSource,
     part_of_description,
@@ -60,7 +60,7 @@ def test_held_out_species_are_new_and_their_parts_are_not(seed):
 def test_no_training_text_names_a_held_out_species():
     groups = population(0)
     held_out = {species.name for species in (*groups.validation, *groups.unseen)}
-    source = WorldSource(WorldConfig(), "train", 32)
+    source = WorldSource(SyntheticBirdsConfig(), "train", 32)
     labels = set()
     for index in range(200):
         record = source[index]
@@ -71,7 +71,7 @@ def test_no_training_text_names_a_held_out_species():
 
 
 def test_training_annotations_err_as_often_as_they_should():
-    config, level = WorldConfig(), LEVELS["easy"]
+    config, level = SyntheticBirdsConfig(), LEVELS["easy"]
     source, train = WorldSource(config, "train", 64), population(0).train
     parts = found = wrong = canonical = things = named_things = generic = 0
     moved, scores, mentioned = [], [], []
@@ -116,7 +116,7 @@ def test_training_annotations_err_as_often_as_they_should():
 @pytest.mark.parametrize("level", ["easy", "hard"])
 @pytest.mark.parametrize("split", ["validation", "seen", "unseen"])
 def test_evaluation_annotations_are_true(level, split):
-    source = WorldSource(WorldConfig(level=level), split, 64)
+    source = WorldSource(SyntheticBirdsConfig(difficulty=level), split, 64)
     complete = 0
     for index in range(30):
         record, species = source[index], source.species_of(index)
@@ -135,7 +135,7 @@ def test_evaluation_annotations_are_true(level, split):
 
 @pytest.mark.parametrize("level", ["easy", "hard"])
 def test_vocabulary_knows_every_word_and_few_others(level):
-    config = WorldConfig(level=level)
+    config = SyntheticBirdsConfig(difficulty=level)
     vocabulary = world_vocabulary(config)
     assert vocabulary == sorted(set(vocabulary))
     assert len(vocabulary) < 200
@@ -159,7 +159,7 @@ def test_vocabulary_knows_every_word_and_few_others(level):
 
 
 def test_zero_shot_sets_describe_their_classes():
-    sets = world_zero_shot_sets(WorldConfig(num_eval_images=9), 64)
+    sets = world_zero_shot_sets(SyntheticBirdsConfig(num_eval_images=9), 64)
     assert {name: len(s.class_names) for name, s in sets.items()} == {
         "validation": 25,
         "seen": 200,

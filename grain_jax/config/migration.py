@@ -1,0 +1,116 @@
+"""Settings under the names and values they had before 0.2: in stored runs, exports and flags.
+
+Everything read from JSON or the command line passes through here, so runs and exports made by older
+versions load. A Python config file does not: it sets fields, and an unknown field is refused with
+its new name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Now:
+    """The path of a setting today, and the values that were spelled differently."""
+
+    path: str
+    values: Mapping[Any, Any] = field(default_factory=dict)
+
+
+_MASKED = {"mask": True, "negative": False}
+_DATASETS = {"world": "synthetic_birds", "records": "tfds"}
+
+SETTINGS: dict[str, Now] = {
+    "init": Now("pretrained"),
+    "model.kind": Now("model.type"),
+    "model.vision.init": Now("model.vision.initializer"),
+    "model.description_capacity": Now("model.description_capacity_factor"),
+    "loss.duplicate_captions": Now("loss.mask_duplicate_captions", _MASKED),
+    "loss.duplicate_descriptions": Now("loss.mask_duplicate_descriptions", _MASKED),
+    # Two bugs of the official code that are one variant now; a run with either has both.
+    "loss.region_labels": Now("loss.variant", {"aligned": "corrected"}),
+    "loss.empty_batch": Now("loss.variant", {"zero": "corrected", "nan": "official"}),
+    "data.source": Now("data.dataset", _DATASETS),
+    "data.directory": Now("data.data_dir"),
+    "data.tokenizer": Now("data.tokenizer", {"world": "synthetic_birds"}),
+    "data.world.level": Now("data.synthetic_birds.difficulty"),
+    "data.world.num_train_images": Now("data.synthetic_birds.num_train_images"),
+    "data.world.num_eval_images": Now("data.synthetic_birds.num_eval_images"),
+    "data.world.seed": Now("data.synthetic_birds.seed"),
+    "optim.lr": Now("optim.learning_rate"),
+    "optim.decay": Now("optim.weight_decay_mask"),
+    "optim.rate_factors": Now("optim.lr_multipliers"),
+    "optim.accumulate": Now("optim.grad_cache_chunks"),
+    "optim.max_bad_steps": Now("optim.max_consecutive_nonfinite"),
+    "checkpoint.every_steps": Now("checkpoint.save_interval_steps"),
+    "checkpoint.keep": Now("checkpoint.max_to_keep"),
+    "evaluation.every_steps": Now("evaluation.eval_interval_steps"),
+    "evaluation.region_score": Now(
+        "evaluation.region_aggregation",
+        {"descriptions": "max_over_queries", "queries": "max_over_descriptions"},
+    ),
+    "evaluation.name_ensemble": Now("evaluation.prompt_ensembling", {"cosine": "score"}),
+    "evaluation.num_pictures": Now("evaluation.num_visualized"),
+    "logging.every_steps": Now("logging.log_interval_steps"),
+}
+# Settings that no longer exist, with the values that asked for nothing.
+REMOVED: dict[str, tuple[Any, ...]] = {
+    "model.decoder.memory_position": ("none",),
+    "stop_at_step": (0,),
+}
+REASONS = {
+    "model.decoder.memory_position": "positions of the decoder's memory never improved a result; "
+    "version 0.1.0 reads this model",
+    "stop_at_step": "set max_steps_this_run, the number of steps of this process, not of the run",
+}
+
+
+def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings as JSON holds them, under today's names.
+
+    What a stored run says of where one process stopped (`stop_at_step`) is left out. Raises
+    ValueError for a removed setting that asked for something, and for an old name beside a new one.
+    """
+    result: dict[str, Any] = {}
+    for path, value in _flat(stored):
+        if path in REMOVED:
+            if value not in REMOVED[path] and path != "stop_at_step":
+                raise ValueError(f"{path} = {value!r} no longer exists: {REASONS[path]}.")
+            continue
+        now, value = migrate_one(path, value)
+        *sections, name = now.split(".")
+        inner = result
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        if inner.get(name) != "official" or now != "loss.variant":
+            inner[name] = value
+    return result
+
+
+def migrate_one(path: str, value: Any) -> tuple[str, Any]:
+    """Today's path and value of the setting `path`; both as given where nothing has changed."""
+    now = SETTINGS.get(path)
+    if now is None:
+        return path, value
+    return now.path, now.values.get(value, value) if isinstance(value, str) else value
+
+
+def renamed_to(name: str) -> list[str]:
+    """Today's paths of older settings, or sections of settings, that were called `name`."""
+    found = {
+        now.path.rsplit(".", 1)[0] if old.split(".")[-2:-1] == [name] else now.path
+        for old, now in SETTINGS.items()
+        if name in old.split(".")[-2:] and old != now.path and name not in now.path.split(".")
+    }
+    return sorted(found)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, value))
+    return found

@@ -1,0 +1,101 @@
+"""Settings of runs, exports and commands made before their names and values changed."""
+
+import json
+import typing
+
+import pytest
+
+from grain_jax.config import TrainConfig
+from grain_jax.config.cli import config_from_json
+from grain_jax.config.migration import REASONS, REMOVED, SETTINGS, migrate
+from grain_jax.config.validation import leaves
+from grain_jax.train import parse_options
+
+DECLARED = {path: declared for path, (_, declared) in leaves(TrainConfig()).items()}
+
+
+def nested(path: str, value: object) -> dict:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
+
+
+@pytest.mark.parametrize("old", SETTINGS)
+def test_every_older_name_leads_to_a_setting_and_its_values_to_choices(old):
+    now = SETTINGS[old]
+    assert now.path in DECLARED
+    assert old == now.path or old not in DECLARED
+    choices = typing.get_args(DECLARED[now.path]) or (True, False, *now.values.values())
+    assert set(now.values.values()) <= set(choices)
+    for before, after in now.values.items():
+        config = config_from_json(json.dumps(nested(old, before)))
+        assert leaves(config)[now.path][0] == after
+
+
+@pytest.mark.parametrize("old", SETTINGS)
+def test_older_flags_are_understood(old):
+    now = SETTINGS[old]
+    default = leaves(parse_options([]).config)[now.path][0]
+    for before, after in now.values.items():
+        for words in ([f"--config.{old}={before}"], [f"--config.{old}", before]):
+            assert leaves(parse_options(words).config)[now.path][0] == after
+    if isinstance(default, int | float) and not now.values:
+        config = parse_options([f"--config.{old}={default + 1}"]).config
+        assert leaves(config)[now.path][0] == default + 1
+
+
+def test_what_no_longer_exists_is_left_out_or_refused():
+    assert set(REASONS) == set(REMOVED)
+    assert migrate({"model": {"decoder": {"memory_position": "none", "depth": 2}}}) == {
+        "model": {"decoder": {"depth": 2}}
+    }
+    assert migrate({"stop_at_step": 12, "seed": 3}) == {"seed": 3}  # where a process ended
+    with pytest.raises(ValueError, match=r"memory_position.*no longer exists.*0.1.0"):
+        migrate({"model": {"decoder": {"memory_position": "sincos"}}})
+
+
+@pytest.mark.parametrize(
+    ("labels", "empty", "variant"),
+    [
+        ("aligned", "zero", "corrected"),
+        ("official", "nan", "official"),
+        ("official", "zero", "official"),
+        ("aligned", "nan", "official"),
+    ],
+)
+def test_two_bugs_became_one_variant(labels, empty, variant):
+    for names in (["region_labels", "empty_batch"], ["empty_batch", "region_labels"]):
+        values = {"region_labels": labels, "empty_batch": empty}
+        config = config_from_json(json.dumps({"loss": {name: values[name] for name in names}}))
+        assert config.loss.variant == variant
+
+
+def test_todays_settings_are_not_touched():
+    stored = {"model": {"type": "clip"}, "data": {"tokenizer": "somebody/world"}, "steps": 3}
+    assert migrate(stored) == stored
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "message"),
+    [
+        (
+            "optim",
+            "accumulate",
+            "OptimConfig has no setting 'accumulate', which is optim.grad_cache_chunks now",
+        ),
+        ("optim", "learning_rat", "did you mean learning_rate"),
+        ("data", "world", "which is data.synthetic_birds"),
+        ("checkpoint", "keep", "which is checkpoint.max_to_keep now"),
+    ],
+)
+def test_a_config_file_that_sets_what_does_not_exist_is_refused(section, name, message, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from grain_jax.config import TrainConfig\n"
+        "def get_config(variant=''):\n"
+        "    config = TrainConfig()\n"
+        f"    config.{section}.{name} = 1\n"
+        "    return config\n"
+    )
+    with pytest.raises(ValueError, match=message):
+        parse_options([f"--config={file}"])
