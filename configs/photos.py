@@ -2,7 +2,7 @@ r"""A small GRAIN on a few thousand photographs with captions and boxes, on two 
 
     python -m grain_jax.train --config=configs/photos.py --data.data_dir=DIR --workdir=RUN
 
-Pictures are flipped at random: set data.flip_probability=0 where texts say left and right. Captions
+Images are flipped at random: set data.flip_probability=0 where texts say left and right. Captions
 are cut to 30 words or parts of words, descriptions to 8: the first lines of a run, and `--check`,
 say how many of your texts are cut, and which data.caption_length, data.description_length and
 model.description_capacity_factor your annotations need.
@@ -12,7 +12,7 @@ Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).
 Run on 5,999 photographs of Flickr8k: 63 to 70 minutes at the pace of two idle cores of an AMD
 EPYC; on shared ones it took 134 (clip: 108). On 1,000 others R@1 is 2.2 % from image to text and
 1.6 % back (clip: 3.4, 2.6; chance 0.1), box recall at IoU 0.5 27.6 % (constant boxes: 21.2). So few
-pictures do not make a good model of either kind: these figures show that the way works. All of
+images do not make a good model of either kind: these figures show that the way works. All of
 them: docs/experiments.md, section 3.
 """
 

@@ -8,7 +8,7 @@ python -m grain_jax.export --checkpoint=RUN --to=huggingface --out=DIR
 
 RUN is a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
 a folder, or a name on the Hugging Face hub. DIR/parity.json holds the largest difference of every
-output, in float32, on random inputs and on pictures and texts that the run evaluates on. An
+output, in float32, on random inputs and on images and texts that the run evaluates on. An
 export beyond 1e-4 fails and names the output.
 """
 
@@ -45,7 +45,7 @@ from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training import metrics, run_folder
 
-NUM_INPUTS = 8  # pictures, and texts, of each comparison
+NUM_INPUTS = 8  # images, and texts, of each comparison
 TEXTS = (
     "a red bird",
     "  A photo of\ta BLACK cat's  two yellow-eyed kittens, 12 weeks old!",
@@ -132,7 +132,7 @@ def _write_official(
     spec = loaded.preprocessing
     if spec != Preprocessing() or not isinstance(loaded.tokenizer, ClipTokenizer):
         note(
-            "The official scripts squash pictures to a square of 224 pixels, take ImageNet's mean "
+            "The official scripts squash images to a square of 224 pixels, take ImageNet's mean "
             "and standard deviation, and CLIP's words. This model was trained on others: "
             f"{json.dumps(spec.spec())}, tokenizer {loaded.tokenizer.spec()['kind']}."
         )

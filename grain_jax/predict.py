@@ -1,10 +1,10 @@
-"""Classify pictures and find phrases in them with a trained model.
+"""Classify images and find phrases in them with a trained model.
 
 python -m grain_jax.predict bird.jpg --checkpoint=RUN --labels="cardinal,blue jay"
-python -m grain_jax.predict PICTURES --checkpoint=RUN --descriptions=birds.json --out=DIR --csv=FILE
+python -m grain_jax.predict IMAGES --checkpoint=RUN --descriptions=birds.json --out=DIR --csv=FILE
 python -m grain_jax.predict bird.jpg --checkpoint=RUN --phrases="a red crest;a long beak" --out=DIR
 
-PICTURES is any number of files, folders (with their subfolders) and quoted globs.
+IMAGES is any number of files, folders (with their subfolders) and quoted globs.
 What is scored how, and the exit status: `docs/use.md`.
 """
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from grain_jax import runtime
-from grain_jax.answers.files import Target, check_outputs, find_pictures
+from grain_jax.answers.files import Target, check_outputs, find_images
 from grain_jax.answers.outputs import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.answers.screen import print_answers
 from grain_jax.command_line import ExitStatus, Parser, count_option, end, share_option, status_of
@@ -38,7 +38,7 @@ PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every picture."""
+    """What is asked of every image."""
 
     labels: tuple[str, ...]
     descriptions: dict[str, tuple[str, ...]] | None
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcome = Outcome()
     try:
         question = _question(options, note)
-        targets, outcome.skipped = find_pictures(options.images, options.out)
+        targets, outcome.skipped = find_images(options.images, options.out)
         check_outputs(
             targets,
             out=options.out,
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("predict", __doc__)
     add = parser.add_argument
-    add("images", nargs="+", metavar="PICTURE", help="files, folders, quoted globs")
+    add("images", nargs="+", metavar="IMAGE", help="files, folders, quoted globs")
     add("--checkpoint", required=True, metavar="RUN", help="run folder, or another model")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
@@ -139,7 +139,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=-1.0,
         help="least cosine of a text and a region to give its box (default: any)",
     )
-    add("--top", type=count_option, default=5, help="labels a picture (default: %(default)s)")
+    add("--top", type=count_option, default=5, help="labels an image (default: %(default)s)")
     add("--out", type=path_option, metavar="DIR", help="an image of each with its boxes")
     add("--csv", type=path_option, metavar="FILE", help="a line for every answer")
     add("--json", type=path_option, metavar="FILE", help="all answers with all boxes")
@@ -149,7 +149,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--batch-size",
         type=count_option,
         default=BATCH_SIZE,
-        help="pictures at once (default: %(default)s)",
+        help="images at once (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 
@@ -236,8 +236,8 @@ def _look(
     outcome: Outcome,
     messages: Console,
 ) -> None:
-    """Fills `outcome`, one batch of pictures after the other; draws the cards."""
-    columns = TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    """Fills `outcome`, one batch of images after the other; draws the cards."""
+    columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     quiet = not messages.is_terminal
     with Progress(*columns, console=messages, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=len(targets))
@@ -314,13 +314,13 @@ def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., 
     """Says what was done and where it is; the exit status."""
     done, skipped = len(outcome.answers), len(outcome.skipped)
     if not done:
-        say("Stopped." if outcome.interrupted else "Error: no picture could be read.", style="red")
+        say("Stopped." if outcome.interrupted else "Error: no image could be read.", style="red")
         return ExitStatus.INTERRUPTED if outcome.interrupted else ExitStatus.MISTAKE
     places = [str(path) for path in (options.out, options.csv, options.json) if path is not None]
     where = f"; written: {', '.join(places)}" if places else ""
     left_out = f", {skipped} skipped" if skipped else ""
     stopped = "Stopped after " if outcome.interrupted else ""
-    say(f"{stopped}{done} picture{'s' * (done != 1)}{left_out}{where}.")
+    say(f"{stopped}{done} image{'s' * (done != 1)}{left_out}{where}.")
     if outcome.interrupted:
         return ExitStatus.INTERRUPTED
     return ExitStatus.SKIPPED if skipped else ExitStatus.DONE

@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="shrink larger pictures to N pixels and JPEG (default: keep the files' bytes)",
+        help="shrink larger images to N pixels and JPEG (default: keep the files' bytes)",
     )
     parser.add_argument(
         "--on-error",
@@ -130,7 +130,7 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     table.add_row("regions", f"{figures.regions:,}")
     if figures.images_with_regions or not figures.regions:  # else of an older version's report
         table.add_row("images with regions", f"{figures.images_with_regions:,}")
-    table.add_row("boxes clipped to the picture", f"{figures.clipped_boxes:,}")
+    table.add_row("boxes clipped to the image", f"{figures.clipped_boxes:,}")
     for row, count in (
         ("captions made of regions", figures.captions_from_regions),
         ("images of several frames, first kept", figures.several_frames),

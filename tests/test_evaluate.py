@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from toy_encoder import ToyModel, ToyTokenizer, half, picture
+from toy_encoder import ToyModel, ToyTokenizer, half, make_image
 
 from grain_jax import evaluate
 from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig, TrainConfig
@@ -59,9 +59,9 @@ def run(tmp_path, monkeypatch):
 
 
 def png(*colours: str) -> bytes:
-    """The toy's picture, enlarged so that squashing to 32 pixels keeps what its queries look at."""
+    """The toy's image, enlarged so that squashing to 32 pixels keeps what its queries look at."""
     pixels = np.zeros((32, 32, 3), np.uint8)
-    pixels[:4, :4] = picture(*colours)
+    pixels[:4, :4] = make_image(*colours)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -360,7 +360,7 @@ def test_a_run_of_records_classifies_nothing_by_itself(run, records, capsys):
 
 
 def test_a_damaged_image_is_named_with_its_set(run, images, capsys):
-    (images / "red" / "1.png").write_bytes(b"no picture")
+    (images / "red" / "1.png").write_bytes(b"no image")
     assert evaluate.main([f"--checkpoint={run.folder}", f"--data={images}"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("Error: Zero-shot set 'colours': Image 'red/1.png' ")
@@ -538,7 +538,7 @@ def test_every_answer_can_be_had_and_their_mean_is_the_figure(
 
 
 def test_predictions_of_a_failed_evaluation_are_not_there(run, images, tmp_path):
-    (images / "red" / "1.png").write_bytes(b"no picture")
+    (images / "red" / "1.png").write_bytes(b"no image")
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 2
     assert not list(tmp_path.glob("all.csv*"))

@@ -169,7 +169,7 @@ def test_a_name_that_is_not_utf8_is_shown_and_written(tmp_path: Path, monkeypatc
     options = "--checkpoint=run", "--labels=red,blue", "--csv=a.csv", "--json=a.json", "--out=cards"
     assert predict.main([".", *options]) == 0
     assert "caf\\udce9.png" in capsys.readouterr().out
-    assert json.loads(Path("a.json").read_text(encoding="utf-8"))["pictures"][0]["file"] == name
+    assert json.loads(Path("a.json").read_text(encoding="utf-8"))["images"][0]["file"] == name
     with Path("a.csv").open(encoding="utf-8", newline="") as lines:
         assert next(csv.DictReader(lines))["file"] == "caf\\udce9.png"
     assert Path("cards", name).is_file()

@@ -10,7 +10,7 @@ from toy_encoder import columns, toy_model
 
 from grain_jax import predict
 from grain_jax.answers import outputs, screen
-from grain_jax.answers.files import find_pictures
+from grain_jax.answers.files import find_images
 from grain_jax.inference.predictor import BATCH_SIZE, Model
 from grain_jax.predict import main
 from grain_jax.visualize.card import WHOLE
@@ -32,8 +32,8 @@ def asked(monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """Two folders with a picture of the same name, one damaged, and what is no picture at all."""
+def make_images(tmp_path, monkeypatch):
+    """Two folders with an image of the same name, one damaged, and what is no image at all."""
     monkeypatch.chdir(tmp_path)
     for name, colours in (
         ("in/a.png", ("red", "blue")),
@@ -44,8 +44,8 @@ def pictures(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(columns(*colours)).save(path, quality=100)
     (tmp_path / "in/.hidden.png").write_bytes(b"")
-    (tmp_path / "in/notes.txt").write_text("no picture")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "in/notes.txt").write_text("no image")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "descriptions.json").write_text(json.dumps({"Robin": ["red"], "jay": ["blue"]}))
     return tmp_path
 
@@ -59,7 +59,7 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
+def test_labels_and_phrases_are_printed_and_written(asked, make_images, capsys):
     status = call(
         "in/a.png",
         "other",
@@ -75,11 +75,11 @@ def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
     printed = capsys.readouterr()
     assert status == 0
     assert asked == [("run", None, False, 3)]
-    assert "2 pictures; written: out.csv, out.json." in printed.err
+    assert "2 images; written: out.csv, out.json." in printed.err
     assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
     assert "in/a.png" in printed.out
     assert "a blue tail" in printed.out
-    table = rows(pictures / "out.csv")
+    table = rows(make_images / "out.csv")
     assert [row["file"] for row in table] == ["in/a.png"] * 4 + ["other/a.jpg"] * 4
     first = table[0]
     assert (first["asked"], first["rank"], first["text"]) == ("label", "1", "robin")
@@ -89,33 +89,33 @@ def test_labels_and_phrases_are_printed_and_written(asked, pictures, capsys):
     tail = table[2]
     assert (tail["asked"], tail["rank"], tail["text"]) == ("phrase", "", "a blue tail")
     assert [float(tail[name]) for name in ("x0", "y0", "x1", "y1")] == [40, 0, 80, 40]
-    report = json.loads((pictures / "out.json").read_text())
+    report = json.loads((make_images / "out.json").read_text())
     assert report["asked"]["phrases"] == ["a blue tail", "a red eye"]
     assert report["asked"]["descriptions"] == {"robin": ["red"], "jay": ["blue"]}
-    (picture, other) = report["pictures"]
-    assert (picture["height"], picture["width"]) == (40, 80)
-    assert [one["label"] for one in picture["labels"]] == ["robin", "jay"]
+    (make_image, other) = report["images"]
+    assert (make_image["height"], make_image["width"]) == (40, 80)
+    assert [one["label"] for one in make_image["labels"]] == ["robin", "jay"]
     # Of the whole image nothing is blue, of the two regions one is.
-    assert picture["labels"][1]["score"] == pytest.approx(0.75, abs=0.05)
-    assert picture["labels"][0]["seen"][0]["text"] == "red"
-    assert picture["phrases"][1]["query"] == 0
-    np.testing.assert_allclose(picture["boxes_xyxy"], [[0, 0, 40, 40], [40, 0, 80, 40]])
+    assert make_image["labels"][1]["score"] == pytest.approx(0.75, abs=0.05)
+    assert make_image["labels"][0]["seen"][0]["text"] == "red"
+    assert make_image["phrases"][1]["query"] == 0
+    np.testing.assert_allclose(make_image["boxes_xyxy"], [[0, 0, 40, 40], [40, 0, 80, 40]])
     assert other["labels"][0]["label"] == "jay"
     assert report["skipped"] == []
     assert report["asked"]["alpha"] == 0.25
     assert report["asked"]["templates"] is None  # none played a part
 
 
-def test_what_was_not_given_is_written_as_it_was_used(asked, pictures):
+def test_what_was_not_given_is_written_as_it_was_used(asked, make_images):
     assert call("in/a.png", "--descriptions=descriptions.json", "--json=out.json") == 0
-    assert json.loads((pictures / "out.json").read_text())["asked"]["alpha"] == 0.5
+    assert json.loads((make_images / "out.json").read_text())["asked"]["alpha"] == 0.5
     assert call("in/a.png", "--labels=red,blue", "--json=named.json") == 0
-    named = json.loads((pictures / "named.json").read_text())["asked"]
+    named = json.loads((make_images / "named.json").read_text())["asked"]
     assert named["alpha"] is None
     assert named["templates"] == list(toy_model().loaded.templates)
 
 
-def test_what_the_whole_picture_decided_has_no_box(asked, pictures, monkeypatch):
+def test_what_the_whole_image_decided_has_no_box(asked, make_images, monkeypatch):
     """Nor is it not found: the limit is one of regions."""
     cards = []
     monkeypatch.setattr(outputs, "draw_card", lambda image, **given: cards.append(given))
@@ -127,69 +127,69 @@ def test_what_the_whole_picture_decided_has_no_box(asked, pictures, monkeypatch)
     text, cosine = shown.text, shown.cosine
     assert (shown.xyxy, shown.why, card["num_labels"]) == (None, WHOLE, 2)
     assert len(card["others_xyxy"]) == 2
-    row = rows(pictures / "out.csv")[0]
+    row = rows(make_images / "out.csv")[0]
     assert (row["seen"], row["x0"], row["y1"]) == (text, "", "")
     assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-6)
-    (picture,) = json.loads((pictures / "out.json").read_text())["pictures"]
-    (seen,) = picture["labels"][0]["seen"]
+    (make_image,) = json.loads((make_images / "out.json").read_text())["images"]
+    (seen,) = make_image["labels"][0]["seen"]
     assert (seen["text"], seen["query"], seen["box_xyxy"]) == (text, None, None)
 
 
 @pytest.mark.parametrize("name", ["x:y.png", "c\\d.png"])
-def test_a_file_may_have_any_name(asked, pictures, name):
-    (pictures / "in/a.png").rename(pictures / "in" / name)
+def test_a_file_may_have_any_name(asked, make_images, name):
+    (make_images / "in/a.png").rename(make_images / "in" / name)
     assert call("in", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 0
-    assert f"in/{name}" in [row["file"] for row in rows(pictures / "out.csv")]
-    assert (pictures / "cards" / name).is_file()
+    assert f"in/{name}" in [row["file"] for row in rows(make_images / "out.csv")]
+    assert (make_images / "cards" / name).is_file()
 
 
-def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, pictures):
+def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, make_images):
     assert call("in/a.png", "--descriptions=descriptions.json", "--csv=out.csv") == 0
-    assert [row["text"] for row in rows(pictures / "out.csv")] == ["Robin", "jay"]
+    assert [row["text"] for row in rows(make_images / "out.csv")] == ["Robin", "jay"]
 
 
 @pytest.mark.parametrize(
     ("option", "step", "best"), [("--step=40", 40, False), ("--best", None, True)]
 )
-def test_a_checkpoint_of_the_run_is_chosen(asked, pictures, option, step, best):
+def test_a_checkpoint_of_the_run_is_chosen(asked, make_images, option, step, best):
     assert call("in/a.png", "--labels=robin,jay", option) == 0
     assert asked == [("run", step, best, BATCH_SIZE)]
 
 
-def test_many_labels_are_no_file_name(asked, pictures, capsys):
+def test_many_labels_are_no_file_name(asked, make_images, capsys):
     labels = ",".join(f"a bird of species number {i}" for i in range(50))
     assert call("in/a.png", f"--labels={labels}", "--top=1") == 0
     assert call("in/a.png", "x" * 5000, "--labels=robin,jay") == 3
     assert "no such file" in capsys.readouterr().err
 
 
-def test_what_is_nowhere_gets_no_box(asked, pictures, capsys):
+def test_what_is_nowhere_gets_no_box(asked, make_images, capsys):
     """Below --min_cosine: not in the table, CSV, JSON, nor on the card."""
     arguments = ["in/a.png", "--phrases=a red tail;a white tail", "--csv=out.csv"]
     assert call(*arguments, "--json=out.json", "--out=any") == 0
-    found = rows(pictures / "out.csv")
+    found = rows(make_images / "out.csv")
     cosines = [float(row["cosine"]) for row in found]
     assert cosines[0] > cosines[1]
     assert all(row["x0"] for row in found)
     limit = f"--min-cosine={sum(cosines) / 2}"
     assert call(*arguments, "--json=out.json", "--out=some", "--overwrite", limit) == 0
     assert "not found" in capsys.readouterr().out
-    first, second = rows(pictures / "out.csv")
+    first, second = rows(make_images / "out.csv")
     assert first["x0"]
     assert (second["x0"], second["cosine"]) == ("", found[1]["cosine"])
-    one, two = json.loads((pictures / "out.json").read_text())["pictures"][0]["phrases"]
+    one, two = json.loads((make_images / "out.json").read_text())["images"][0]["phrases"]
     assert len(one["box_xyxy"]) == 4
     assert two["box_xyxy"] is None
-    assert (pictures / "any/a.png").read_bytes() != (pictures / "some/a.png").read_bytes()
+    assert (make_images / "any/a.png").read_bytes() != (make_images / "some/a.png").read_bytes()
 
 
-def test_texts_come_from_files_too(asked, pictures):
-    (pictures / "labels.txt").write_text("green\n\nred\n")
-    (pictures / "phrases.json").write_text(json.dumps({"all": ["blue, or so"]}))
+def test_texts_come_from_files_too(asked, make_images):
+    (make_images / "labels.txt").write_text("green\n\nred\n")
+    (make_images / "phrases.json").write_text(json.dumps({"all": ["blue, or so"]}))
     arguments = ["--labels=labels.txt", "--phrases=phrases.json#all", "--templates=t.json"]
-    (pictures / "t.json").write_text('["the {}"]')
+    (make_images / "t.json").write_text('["the {}"]')
     assert call("in", *arguments, "--csv=out.csv") == 0
-    found = [(row["file"], row["text"]) for row in rows(pictures / "out.csv")]
+    found = [(row["file"], row["text"]) for row in rows(make_images / "out.csv")]
     assert found == [
         ("in/a.png", "red"),
         ("in/a.png", "green"),
@@ -200,97 +200,97 @@ def test_texts_come_from_files_too(asked, pictures):
     ]
 
 
-def test_what_cannot_be_read_is_named_and_the_status_says_so(asked, pictures, capsys):
+def test_what_cannot_be_read_is_named_and_the_status_says_so(asked, make_images, capsys):
     arguments = ["--labels=red,blue", "--csv=out.csv", "--json=out.json", "--out=cards"]
-    (pictures / "empty").mkdir()
+    (make_images / "empty").mkdir()
     assert call("broken.png", "in", "gone.png", "empty", "--batch-size=1", *arguments) == 3
     error = capsys.readouterr().err
-    assert "Skipped broken.png: 10 bytes are not an image" in error
+    assert "Skipped broken.png: 8 bytes are not an image" in error
     assert "Skipped gone.png: there is no such file" in error
-    assert "Skipped empty: the folder holds no pictures" in error
-    assert "2 pictures, 3 skipped" in error
-    assert {row["file"] for row in rows(pictures / "out.csv")} == {"in/a.png", "in/deep/a.png"}
-    skipped = json.loads((pictures / "out.json").read_text())["skipped"]
+    assert "Skipped empty: the folder holds no images" in error
+    assert "2 images, 3 skipped" in error
+    assert {row["file"] for row in rows(make_images / "out.csv")} == {"in/a.png", "in/deep/a.png"}
+    skipped = json.loads((make_images / "out.json").read_text())["skipped"]
     assert [one["file"] for one in skipped] == ["gone.png", "empty", "broken.png"]
 
 
-def test_nothing_readable_is_a_failure_and_writes_nothing(asked, pictures, capsys):
+def test_nothing_readable_is_a_failure_and_writes_nothing(asked, make_images, capsys):
     assert call("broken.png", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 2
-    assert "no picture could be read" in capsys.readouterr().err
+    assert "no image could be read" in capsys.readouterr().err
     assert call("gone.png", "--labels=red,blue", "--csv=out.csv") == 2
-    assert not (pictures / "out.csv").exists()
-    assert not (pictures / "cards").exists()
+    assert not (make_images / "out.csv").exists()
+    assert not (make_images / "cards").exists()
 
 
-def test_each_picture_gets_a_card_of_its_own(asked, pictures, capsys):
+def test_each_image_gets_a_card_of_its_own(asked, make_images, capsys):
     arguments = ["in", "other/a.jpg", "in/*.png", "--phrases=a red eye", "--csv=out.csv"]
     assert call(*arguments, "--out=cards") == 0
     cards = sorted(path.relative_to("cards").as_posix() for path in Path("cards").rglob("*"))
     assert cards == ["a-2.png", "a.png", "deep", "deep/a.png"]
-    assert {row["file"]: row["card"] for row in rows(pictures / "out.csv")} == {
+    assert {row["file"]: row["card"] for row in rows(make_images / "out.csv")} == {
         "in/a.png": "a.png",
         "in/deep/a.png": "deep/a.png",
         "other/a.jpg": "a-2.png",
     }
-    before = (pictures / "cards/a-2.png").read_bytes()
+    before = (make_images / "cards/a-2.png").read_bytes()
     assert call(*arguments, "--out=cards") == 2
     assert "'out.csv' exists" in capsys.readouterr().err
     assert call("other", "--phrases=a red eye", "--out=cards") == 2
     assert "'cards/a.png' exists; give another place, or --overwrite" in capsys.readouterr().err
-    assert (pictures / "cards/a-2.png").read_bytes() == before
+    assert (make_images / "cards/a-2.png").read_bytes() == before
     assert call("other", "--phrases=a red eye", "--out=cards", "--overwrite") == 0
-    assert (pictures / "cards/a.png").read_bytes() == before
+    assert (make_images / "cards/a.png").read_bytes() == before
 
 
-def test_a_picture_is_never_replaced_by_its_card(asked, pictures, capsys):
-    before = (pictures / "in/a.png").read_bytes()
+def test_an_image_is_never_replaced_by_its_card(asked, make_images, capsys):
+    before = (make_images / "in/a.png").read_bytes()
     for given in ("in", "in/a.png", "other"):
         assert call(given, "in", "--out=in", "--overwrite", "--phrases=a red eye") == 2
-        assert "'in/a.png' would replace a picture" in capsys.readouterr().err
-        assert (pictures / "in/a.png").read_bytes() == before
+        assert "'in/a.png' would replace an image" in capsys.readouterr().err
+        assert (make_images / "in/a.png").read_bytes() == before
 
 
-def test_cards_of_a_former_call_are_no_pictures(pictures):
-    (pictures / "in/cards").mkdir()
-    (pictures / "in/cards/a.png").write_bytes(b"")
-    found, nothing = find_pictures(["in"], pictures / "in/cards")
+def test_cards_of_a_former_call_are_no_images(make_images):
+    (make_images / "in/cards").mkdir()
+    (make_images / "in/cards/a.png").write_bytes(b"")
+    found, nothing = find_images(["in"], make_images / "in/cards")
     assert [str(target.file) for target in found] == ["in/a.png", "in/deep/a.png"]
     assert nothing == []
 
 
-def test_links_are_followed_and_lost_ones_named(asked, pictures, capsys):
-    (pictures / "links").mkdir()
-    (pictures / "links" / "folder").symlink_to(pictures / "other")
-    (pictures / "links" / "one.png").symlink_to(pictures / "in/a.png")
-    (pictures / "links" / "round").symlink_to(pictures / "links")
-    found, nothing = find_pictures(["links"], None)
+def test_links_are_followed_and_lost_ones_named(asked, make_images, capsys):
+    (make_images / "links").mkdir()
+    (make_images / "links" / "folder").symlink_to(make_images / "other")
+    (make_images / "links" / "one.png").symlink_to(make_images / "in/a.png")
+    (make_images / "links" / "round").symlink_to(make_images / "links")
+    found, nothing = find_images(["links"], None)
     assert [str(target.file) for target in found] == ["links/folder/a.jpg", "links/one.png"]
     assert nothing == []
-    (pictures / "links" / "lost.png").symlink_to("gone.png")
-    (pictures / "links" / "x.heic").write_bytes(b"")
+    (make_images / "links" / "lost.png").symlink_to("gone.png")
+    (make_images / "links" / "x.heic").write_bytes(b"")
     assert call("links", "--labels=red,blue") == 3
     printed = capsys.readouterr().err
     assert "Skipped links/lost.png: the link leads nowhere." in printed
     assert "Skipped links/x.heic: this format is not read; convert it, say to PNG." in printed
-    assert "2 pictures, 2 skipped." in printed
+    assert "2 images, 2 skipped." in printed
 
 
-def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(pictures):
-    (pictures / "set [1]").mkdir()
+def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(make_images):
+    (make_images / "set [1]").mkdir()
     for name in ("a [2].png", "b.png"):
-        (pictures / "in/a.png").rename(pictures / "set [1]" / name)
-        (pictures / "set [1]" / name).write_bytes((pictures / "set [1]" / name).read_bytes())
-        (pictures / "in/a.png").write_bytes((pictures / "set [1]" / name).read_bytes())
+        (make_images / "in/a.png").rename(make_images / "set [1]" / name)
+        (make_images / "set [1]" / name).write_bytes((make_images / "set [1]" / name).read_bytes())
+        (make_images / "in/a.png").write_bytes((make_images / "set [1]" / name).read_bytes())
     for given, count in (("set [1]", 2), ("set [1]/*.png", 2), ("set [1]/a [2].png", 1)):
-        assert len(find_pictures([given], None)[0]) == count
-    assert len(find_pictures([str(pictures / "set [1]" / "?.png")], None)[0]) == 1
-    assert find_pictures(["set [2]/*.png"], None)[1] == [
+        assert len(find_images([given], None)[0]) == count
+    assert len(find_images([str(make_images / "set [1]" / "?.png")], None)[0]) == 1
+    assert find_images(["set [2]/*.png"], None)[1] == [
         ("set [2]/*.png", "there is no such file or folder.")
     ]
 
 
-def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, pictures, capsys):
-    folder = pictures / "lists #1"
+def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, make_images, capsys):
+    folder = make_images / "lists #1"
     folder.mkdir()
     (folder / "l.txt").write_text("red, dark\nblue\n")
     (folder / "l.json").write_text(json.dumps({"C#": ["red", "blue"]}))
@@ -301,7 +301,7 @@ def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, pictures, capsys):
         ("lists #1/p.md#A", {"red", "blue"}),
     ):
         assert call("in/a.png", f"--labels={given}", "--csv=o.csv", "--overwrite") == 0
-        assert {row["text"] for row in rows(pictures / "o.csv")} == labels
+        assert {row["text"] for row in rows(make_images / "o.csv")} == labels
     assert call("in/a.png", "--labels=red,blue", "--templates=lists #1/p.md#A") == 0
     capsys.readouterr()
     for gone in ("lists #1/gone", "lists #1/gone.json#C#", "lists #1/L.TXT", "lists #2/l.md#A"):
@@ -311,15 +311,15 @@ def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, pictures, capsys):
     assert "class names and templates only" in capsys.readouterr().err
 
 
-def test_one_label_alone_says_that_it_is_certain(asked, pictures, capsys):
+def test_one_label_alone_says_that_it_is_certain(asked, make_images, capsys):
     assert call("in/a.png", "--labels=either/or") == 0
     assert "'either/or' is the only label" in capsys.readouterr().err
 
 
-def test_names_differ_where_case_is_not_told_apart(pictures):
-    (pictures / "A.PNG").write_bytes(b"")
-    (pictures / "a-2.bmp").write_bytes(b"")
-    found, _ = find_pictures(["in/a.png", "A.PNG", "a-2.bmp", "other/a.jpg", "./A.PNG"], None)
+def test_names_differ_where_case_is_not_told_apart(make_images):
+    (make_images / "A.PNG").write_bytes(b"")
+    (make_images / "a-2.bmp").write_bytes(b"")
+    found, _ = find_images(["in/a.png", "A.PNG", "a-2.bmp", "other/a.jpg", "./A.PNG"], None)
     assert [str(target.card) for target in found] == ["a.png", "A-2.png", "a-2-2.png", "a-3.png"]
 
 
@@ -338,11 +338,11 @@ def test_names_differ_where_case_is_not_told_apart(pictures):
         (["--labels=a", "--csv=gone/out.csv"], "There is no folder 'gone'"),
         (["--labels=a", "--csv=x", "--json=./x"], "both name 'x'"),
         (["--labels=a", "--out=broken.png"], "is a file; needed a folder"),
-        (["--labels=a", "--csv=in/a.png", "--overwrite"], "would replace a picture"),
+        (["--labels=a", "--csv=in/a.png", "--overwrite"], "would replace an image"),
         (["--labels=a", "--checkpoint=nowhere"], "There is no checkpoint in nowhere"),
     ],
 )
-def test_mistakes_are_one_line(asked, pictures, arguments, message, capsys):
+def test_mistakes_are_one_line(asked, make_images, arguments, message, capsys):
     run = [] if "--checkpoint=nowhere" in arguments else ["--checkpoint=run"]
     assert main(["in/a.png", *run, *arguments]) == 2
     printed = capsys.readouterr()
@@ -368,11 +368,11 @@ def test_values_out_of_range_are_refused(option, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_an_empty_text_names_no_picture(pictures):
-    assert find_pictures([""], None) == ([], [("''", "there is no such file or folder.")])
+def test_an_empty_text_names_no_image(make_images):
+    assert find_images([""], None) == ([], [("''", "there is no such file or folder.")])
 
 
-def test_what_was_done_before_ctrl_c_is_kept(asked, pictures, monkeypatch, capsys):
+def test_what_was_done_before_ctrl_c_is_kept(asked, make_images, monkeypatch, capsys):
     embed = Model.embed_images
     calls = []
 
@@ -384,11 +384,11 @@ def test_what_was_done_before_ctrl_c_is_kept(asked, pictures, monkeypatch, capsy
 
     monkeypatch.setattr(Model, "embed_images", interrupted)
     assert call("in", "--phrases=a red eye", "--csv=out.csv", "--batch_size=1") == 130
-    assert "Stopped after 1 picture; written: out.csv." in capsys.readouterr().err
-    assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
+    assert "Stopped after 1 image; written: out.csv." in capsys.readouterr().err
+    assert [row["file"] for row in rows(make_images / "out.csv")] == ["in/a.png"]
 
 
-def test_ctrl_c_before_the_first_picture(pictures, monkeypatch, capsys):
+def test_ctrl_c_before_the_first_image(make_images, monkeypatch, capsys):
     def load(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -397,7 +397,7 @@ def test_ctrl_c_before_the_first_picture(pictures, monkeypatch, capsys):
     assert "Stopped; nothing was written." in capsys.readouterr().err
 
 
-def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypatch, capsys):
+def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, make_images, monkeypatch, capsys):
     draw = predict.draw_answer
 
     def full(answer, out, *, min_cosine):
@@ -408,19 +408,19 @@ def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, pictures, monkeypa
     monkeypatch.setattr(predict, "draw_answer", full)
     assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1
     assert "Error: No space left on device" in capsys.readouterr().err
-    assert [row["file"] for row in rows(pictures / "out.csv")] == ["in/a.png"]
+    assert [row["file"] for row in rows(make_images / "out.csv")] == ["in/a.png"]
 
 
-def test_many_pictures_are_not_all_printed(asked, pictures, monkeypatch, capsys):
+def test_many_images_are_not_all_printed(asked, make_images, monkeypatch, capsys):
     monkeypatch.setattr(screen, "MAX_SHOWN", 1)
     assert call("in", "--labels=red,blue") == 0
     printed = capsys.readouterr().out
     assert "a.png" in printed
     assert "deep" not in printed
-    assert "and 1 pictures more" in printed
+    assert "and 1 images more" in printed
 
 
-def test_files_are_named_from_the_folder_they_share(pictures):
-    paths = [pictures / "in/a.png", pictures / "in/deep/a.png"]
+def test_files_are_named_from_the_folder_they_share(make_images):
+    paths = [make_images / "in/a.png", make_images / "in/deep/a.png"]
     assert screen._short_names(paths) == ["a.png", os.path.join("deep", "a.png")]
     assert screen._short_names(paths[1:]) == ["a.png"]

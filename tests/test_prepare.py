@@ -321,12 +321,12 @@ def test_an_empty_result_is_an_error_that_can_be_repaired(photos: Path) -> None:
 # Images
 
 
-def test_larger_pictures_are_shrunk_upright(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (80, 40), "red")
-    exif = picture.getexif()
+def test_larger_images_are_shrunk_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (80, 40), "red")
+    exif = image.getexif()
     exif[0x0112] = 6
     out = io.BytesIO()
-    picture.save(out, "JPEG", exif=exif)
+    image.save(out, "JPEG", exif=exif)
     data = out.getvalue()
     pixels = decode_image(data)
     assert stored_image(data, pixels, 0) == data
@@ -343,7 +343,7 @@ def test_other_formats_become_png_of_the_same_pixels() -> None:
     np.testing.assert_array_equal(decode_image(stored), pixels)
 
 
-def test_nothing_is_opened_as_another_kind_of_picture(tmp_path: Path) -> None:
+def test_nothing_is_opened_as_another_kind_of_image(tmp_path: Path) -> None:
     pixels = np.zeros((4, 6, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "EPS")

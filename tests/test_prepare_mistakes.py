@@ -364,7 +364,7 @@ def test_single_odd_boxes_are_no_reason_to_doubt_the_others(folder: Path) -> Non
     assert "would fit as" not in boxes(folder, [0, 0, 1, 1], [0.5, 0.5, 2, 2], [0.9, 0.9, 0.8, 0.8])
 
 
-def test_boxes_of_a_picture_of_another_shape_are_refused(folder: Path) -> None:
+def test_boxes_of_an_image_of_another_shape_are_refused(folder: Path) -> None:
     region = {"bbox": [0, 0, 10, 10], "description": "x"}
 
     def size(width: int, height: int) -> dict:

@@ -1,4 +1,4 @@
-"""Pictures that a command line names, and the files that answers go to."""
+"""Images that a command line names, and the files that answers go to."""
 
 import glob
 import os
@@ -12,16 +12,16 @@ from grain_jax.paths import expand_home
 
 @dataclass(frozen=True)
 class Target:
-    """A picture to look at, and the name of its card below --out."""
+    """An image to look at, and the name of its card below --out."""
 
     file: Path
     card: Path
 
 
-def find_pictures(
+def find_images(
     given: Sequence[str], out: Path | None
 ) -> tuple[list[Target], list[tuple[str, str]]]:
-    """The pictures that files, folders and globs name, each once and with a card of its own; and
+    """The images that files, folders and globs name, each once and with a card of its own; and
     what names none, with the reason. What lies in `out`, where that is inside a given folder, was
     written by this command.
     """
@@ -51,7 +51,7 @@ def find_pictures(
             nothing += [(str(path / name), reason) for name, reason in unreadable]
             if not images and not unreadable and len(matches) == 1:
                 suffixes = ", ".join(IMAGE_SUFFIXES)
-                nothing.append((one, f"the folder holds no pictures ({suffixes})."))
+                nothing.append((one, f"the folder holds no images ({suffixes})."))
     return targets, nothing
 
 
@@ -92,7 +92,7 @@ def _written(file: Path, folder: Path, out: Path | None) -> bool:
 
 
 def _card_name(name: Path, taken: set[str]) -> Path:
-    """A .png that no other picture has, on file systems that do not tell case either."""
+    """A .png that no other image has, on file systems that do not tell case either."""
     card, number = name.with_suffix(".png"), 1
     while str(card).casefold() in taken:
         number += 1
@@ -125,7 +125,7 @@ def check_outputs(
     read = {target.file.resolve() for target in targets}
     for path in files:
         if path.resolve() in read:
-            raise ValueError(f"{str(path)!r} would replace a picture to look at; change --out.")
+            raise ValueError(f"{str(path)!r} would replace an image to look at; change --out.")
         if path.is_dir() or (path.exists() and not overwrite):
             raise ValueError(
                 f"{str(path)!r} exists; give another place, or --overwrite to replace it."

@@ -1,4 +1,4 @@
-"""What a model says of a picture, as a card, CSV and JSON."""
+"""What a model says of an image, as a card, CSV and JSON."""
 
 import csv
 import dataclasses
@@ -43,13 +43,13 @@ ESCAPED = "backslashreplace"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says about one picture."""
+    """What the model says about one image."""
 
     target: Target
     labels: Classification | None
     phrases: Grounding | None
     boxes_xyxy: np.ndarray | None  # [Q, 4] of all regions, in pixels
-    view_xyxy: np.ndarray  # [4], the part of the picture that the model saw
+    view_xyxy: np.ndarray  # [4], the part of the image that the model saw
 
 
 @dataclass
@@ -123,7 +123,7 @@ def has_box(seen: SeenText, min_cosine: float) -> bool:
 
 
 def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
-    """A line for every label and phrase of each picture."""
+    """A line for every label and phrase of each image."""
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, COLUMNS, restval="")
     writer.writeheader()
@@ -140,7 +140,7 @@ def write_json(
     """All answers with all boxes, what was skipped, and `asked`, which led to them."""
     report = {
         **asked,
-        "pictures": [_entry(answer, min_cosine, cards=cards) for answer in outcome.answers],
+        "images": [_entry(answer, min_cosine, cards=cards) for answer in outcome.answers],
         "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)

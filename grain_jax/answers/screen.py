@@ -11,11 +11,11 @@ from rich.table import Table
 from grain_jax.answers.outputs import Answer
 from grain_jax.visualize.card import CERTAIN, confidence
 
-MAX_SHOWN = 20  # pictures on the screen; files hold all
+MAX_SHOWN = 20  # images on the screen; files hold all
 
 
 def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: float) -> None:
-    """The first pictures' labels and phrases."""
+    """The first images' labels and phrases."""
     shown = answers[:MAX_SHOWN]
     names = _short_names([answer.target.file for answer in shown])
     labelled = [
@@ -24,7 +24,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
     if labelled:
         count = labelled[0][1].num_labels
         title = f"Labels, of {count:,}: chance is a probability of {1 / count:.1%}"
-        table = Table("picture", "label", title=title, title_justify="left")
+        table = Table("image", "label", title=title, title_justify="left")
         for column in ("probability", "score"):
             table.add_column(column, justify="right")
         described = any(one.seen for _, labels in labelled for one in labels.ranked)
@@ -45,7 +45,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
         (name, answer.phrases) for name, answer in zip(names, shown, strict=True) if answer.phrases
     ]
     if phrased:
-        table = Table("picture", "phrase", title="Phrases", title_justify="left")
+        table = Table("image", "phrase", title="Phrases", title_justify="left")
         table.add_column("cosine", justify="right")
         table.add_column("box x0, y0, x1, y1, pixels")
         for name, grounding in phrased:
@@ -58,7 +58,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
             table.add_section()
         output.print(table)
     if (more := len(answers) - len(shown)) > 0:
-        output.print(f"and {more} pictures more; --csv or --json writes all.", highlight=False)
+        output.print(f"and {more} images more; --csv or --json writes all.", highlight=False)
 
 
 def _short_names(files: Sequence[Path]) -> list[str]:

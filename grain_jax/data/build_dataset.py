@@ -60,7 +60,7 @@ class Plan:
     images: Path
     out: Path
     split: str = "train"
-    max_image_side: int = 0  # 0: pictures are stored as they are
+    max_image_side: int = 0  # 0: images are stored as they are
     on_error: str = "stop"  # at an entry that cannot be read: "stop" | "skip"
     captions_from_regions: bool = False  # where an image has no caption of its own
 

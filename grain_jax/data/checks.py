@@ -22,10 +22,10 @@ from grain_jax.data.transforms import IMAGE_FORMATS, ImageError, decode_image
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_TEXT = 10_000  # characters of one caption or description; more is an accident
-JPEG_QUALITY = 92  # of pictures that --max_image_side shrinks
+JPEG_QUALITY = 92  # of images that --max_image_side shrinks
 PIXEL_TOLERANCE, FRACTION_TOLERANCE = 1.0, 0.01  # boxes this far outside are clipped
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further pictures behind it
+STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further images behind it
 
 
 class Dropped(ValueError):
@@ -46,7 +46,7 @@ class Figures:
     images_with_regions: int = 0
     clipped_boxes: int = 0
     captions_from_regions: int = 0  # images whose caption is made of their regions' descriptions
-    several_frames: int = 0  # pictures with more than one frame or page, the first of which is kept
+    several_frames: int = 0  # images with more than one frame or page, the first of which is kept
     repeated_ids: int = 0  # images under an id that an earlier one has
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
     dropped_regions: Counter[str] = field(default_factory=Counter)
@@ -90,7 +90,7 @@ def check_item(
     """The record of an imported image; counts its regions in `figures`.
 
     `captions_from_regions`: an image without a caption gets one of its regions' descriptions.
-    Raises `Dropped`, and `BadItem` where pixel boxes are those of another picture.
+    Raises `Dropped`, and `BadItem` where pixel boxes are those of another image.
     """
     figures.ignored_fields.update(item.ignored)
     data = read_image_file(item.image, images)
@@ -132,17 +132,17 @@ def check_item(
     )
 
 
-def check_size(given: tuple[int, int], picture: tuple[int, int], name: str) -> None:
-    """Raises `BadItem` unless `picture` can be a resized picture of the size `given`, both (width,
+def check_size(given: tuple[int, int], image: tuple[int, int], name: str) -> None:
+    """Raises `BadItem` unless `image` can be a resized image of the size `given`, both (width,
     height): boxes in its pixels would lie elsewhere.
     """
-    if abs(given[0] * picture[1] - given[1] * picture[0]) <= max(*given, *picture):  # rounding
+    if abs(given[0] * image[1] - given[1] * image[0]) <= max(*given, *image):  # rounding
         return
     turned = " Boxes refer to the image as it is shown, after its EXIF orientation."
     raise BadItem(
         f"{name}: its boxes refer to {given[0]} x {given[1]} pixels ('width' x 'height'), and the "
-        f"image has {picture[0]} x {picture[1]}, of another shape."
-        f"{turned if given[::-1] == picture else ''}"
+        f"image has {image[0]} x {image[1]}, of another shape."
+        f"{turned if given[::-1] == image else ''}"
     )
 
 
@@ -160,8 +160,8 @@ def region_captions(regions: Sequence[Region]) -> tuple[Caption, ...]:
 def has_several_frames(data: bytes) -> bool:
     """Whether an image that decodes is an animation or has pages. An MPO is one photograph."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:  # a damaged later frame leaves the first as good as it is
         return False
 
@@ -201,19 +201,19 @@ def read_image_bytes(path: Path, *, name: str) -> bytes:
 def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
     """The bytes to store: as given where that is JPEG or PNG of at most `max_side` pixels (0: any).
 
-    Larger pictures are shrunk, aspect kept, to JPEG; other formats become PNG, upright and RGB.
+    Larger images are shrunk, aspect kept, to JPEG; other formats become PNG, upright and RGB.
     """
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     out = io.BytesIO()
-    if 0 < max_side < max(picture.size):
-        scale = max_side / max(picture.size)
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        small = picture.resize((width, height), Image.Resampling.BICUBIC)
+    if 0 < max_side < max(image.size):
+        scale = max_side / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        small = image.resize((width, height), Image.Resampling.BICUBIC)
         small.save(out, "JPEG", quality=JPEG_QUALITY)
         return out.getvalue()
     if Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).format in STORED_AS_GIVEN:
         return data
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 

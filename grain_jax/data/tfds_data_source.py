@@ -64,7 +64,7 @@ class PreparedRecords:
 
     def origin(self, *, num_images: str, length: str) -> str:
         return (
-            f"{num_images} pictures of the split `{self.config.train_split}` of the data set "
+            f"{num_images} images of the split `{self.config.train_split}` of the data set "
             f"`{Path(self.config.data_dir).name}`, {length}. The export knows no more of their "
             "origin: whoever publishes this model has to say where they come from, and under "
             "which terms."

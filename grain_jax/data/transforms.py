@@ -1,6 +1,6 @@
 """Images to squares of uint8, and the boxes with them. Host side: numpy and Pillow, no JAX.
 
-A `Window` is the part of the picture that becomes the square, in fractions of it; it is all that
+A `Window` is the part of the image that becomes the square, in fractions of it; it is all that
 boxes need to know. Normalisation (mean, std) happens on the device, from uint8.
 """
 
@@ -23,10 +23,10 @@ from grain_jax.config.schema import Interpolation, Resize
 from grain_jax.data.captions import normalize_text
 from grain_jax.data.records import Region
 
-MAX_PIXELS = 64_000_000  # of one picture; more is taken for a decompression bomb
+MAX_PIXELS = 64_000_000  # of one image; more is taken for a decompression bomb
 MIN_VISIBLE = 0.25  # of a box's area; a region of which less survives a crop is dropped
 # What is opened at all. Pillow knows more: it hands EPS to Ghostscript, a program of its own. Its
-# JPEG reader is that of MPO (a JPEG with further pictures behind it) too.
+# JPEG reader is that of MPO (a JPEG with further images behind it) too.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 RESIZES = get_args(Resize)
@@ -36,12 +36,12 @@ Square = UInt8[np.ndarray, "S S 3"]
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded: truncated, not an image, or too large."""
+    """An image that cannot be decoded: truncated, not an image, or too large."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a picture that is kept, in fractions of its height and width, and whether it is
+    """The part of an image that is kept, in fractions of its height and width, and whether it is
     mirrored.
     """
 
@@ -67,8 +67,8 @@ class Window:
             return None
         return clipped
 
-    def to_picture(self, boxes_xyxy: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
-        """Boxes (x0, y0, x1, y1) in fractions of the window to fractions of the whole picture: what
+    def to_image(self, boxes_xyxy: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
+        """Boxes (x0, y0, x1, y1) in fractions of the window to fractions of the whole image: what
         `box` does, backwards.
         """
         x0, y0, x1, y1 = np.moveaxis(boxes_xyxy, -1, 0)
@@ -86,7 +86,7 @@ def decode_image(image: bytes | Pixels) -> Pixels:
     """RGB uint8 [H, W, 3] of encoded bytes, upright (EXIF orientation applied); an array comes back
     as it is.
 
-    CMYK, Lab, gray, 16 bit and palette pictures are converted; transparency is shown on white; of
+    CMYK, Lab, gray, 16 bit and palette images are converted; transparency is shown on white; of
     several frames or pages the first is taken. Colour profiles and PNG's gamma are not applied.
     Raises `ImageError`.
     """
@@ -125,21 +125,21 @@ def _not_an_image(data: bytes) -> str:
 
 
 def _open(data: bytes) -> Image.Image:
-    """The picture with only its header read."""
+    """The image with only its header read."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(_not_an_image(data)) from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise ImageError(f"Cannot read the image: {type(error).__name__}: {error}") from error
-    width, height = picture.size
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed.")
-    return picture
+    return image
 
 
 _IMAGE_WIDTH, _IMAGE_LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC = 256, 257, 258, 262  # TIFF tags
-_TURNS = {  # EXIF orientation -> what makes the picture upright
+_TURNS = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -150,9 +150,9 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 }
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata, common on the web, leaves the pixels as good as they are
         return 1
 
@@ -161,52 +161,52 @@ def _open_rgb(data: bytes) -> Image.Image:
     return upright_rgb(_open(data))
 
 
-def upright_rgb(picture: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
     """RGB with the EXIF orientation applied, as `decode_image` gives it. Raises `ImageError`."""
     try:
         # The orientation is read after loading: Pillow turns a TIFF upright while it loads, and
         # then forgets the tag; read before, it would be applied twice.
-        picture.load()
-        turn = _TURNS.get(_orientation(picture))
-        picture = _to_rgb(picture)
-        return picture if turn is None else picture.transpose(turn)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        image = _to_rgb(image)
+        return image if turn is None else image.transpose(turn)
     except ImageError:
         raise
     except Exception as error:  # as above
         raise ImageError(f"Cannot decode the image: {type(error).__name__}: {error}") from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """A loaded picture as RGB."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith(("I", "F")):  # which Pillow would clip instead of scaling
-        return Image.fromarray(_eight_bits(picture)).convert("RGB")
-    if picture.mode == "LAB":
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image as RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):  # which Pillow would clip instead of scaling
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        picture = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB") or picture
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _eight_bits(picture: Image.Image) -> UInt8[np.ndarray, "H W"]:
+def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
     """Gray of more than 8 bits, scaled by its depth, not by its content. Raises `ImageError`.
 
     Files of 32 bits do not say which value is white: 1 of fractions, else 255, else 65,535.
     """
-    values = np.asarray(picture)
-    tags = getattr(picture, "tag_v2", {})  # of a TIFF
-    if picture.mode.startswith("I;16") or picture.format == "PNG":
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if image.mode.startswith("I;16") or image.format == "PNG":
         bits = min(int(tags.get(_BITS_PER_SAMPLE, (16,))[0]), 16)
         levels = values.astype(np.int64)
         if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only up to 8 bits
             levels = (1 << bits) - 1 - levels
         gray = levels >> (bits - 8)
-        if "transparency" in picture.info:
-            gray = np.where(values == picture.info["transparency"], 255, gray)
+        if "transparency" in image.info:
+            gray = np.where(values == image.info["transparency"], 255, gray)
         return gray.clip(0, 255).astype(np.uint8)
     low, high = float(values.min()), float(values.max())  # NaN where there is one
     if not (math.isfinite(low) and math.isfinite(high)) or high > 65_535:
@@ -214,14 +214,14 @@ def _eight_bits(picture: Image.Image) -> UInt8[np.ndarray, "H W"]:
             f"Its 32 bit values reach from {low:g} to {high:g}, needed 0 to 1, 255 or 65535; "
             "convert it to 8 or 16 bits."
         )
-    white = 1.0 if picture.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0
+    white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0
     return (values.astype(np.float64) * (255.0 / white)).clip(0, 255).round().astype(np.uint8)
 
 
 def fit_image(
     image: bytes | Pixels, size: int, *, interpolation: str, window: Window | None = None
 ) -> Square:
-    """The window of the picture (None: all of it, squashed) as a square of `size` pixels a side.
+    """The window of the image (None: all of it, squashed) as a square of `size` pixels a side.
 
     Same pixels as torchvision's `Resize((size, size))` on a PIL image, antialiased. Cropping and
     resizing are one step, so a crop costs no more than a resize. Raises `ImageError`.
@@ -231,33 +231,33 @@ def fit_image(
     if isinstance(image, np.ndarray):
         if whole and image.shape[:2] == (size, size):
             return image[:, ::-1] if window.flip else image
-        picture = Image.fromarray(image)
+        opened = Image.fromarray(image)
     else:
-        picture = _open_rgb(image)
-    width, height = picture.size
+        opened = _open_rgb(image)
+    width, height = opened.size
     left, top = window.left * width, window.top * height
     right, bottom = left + window.width * width, top + window.height * height
     area = (left, top, min(right, width), min(bottom, height))
-    pixels = np.asarray(picture.resize((size, size), RESAMPLING[interpolation], box=area))
+    pixels = np.asarray(opened.resize((size, size), RESAMPLING[interpolation], box=area))
     return pixels[:, ::-1] if window.flip else pixels
 
 
 def image_shape(image: bytes | Pixels) -> tuple[int, int]:
-    """(height, width) of the upright picture, without decoding it. Raises `ImageError`."""
+    """(height, width) of the upright image, without decoding it. Raises `ImageError`."""
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
-    picture = _open(image)
-    width, height = picture.size
-    if picture.format == "TIFF":
+    opened = _open(image)
+    width, height = opened.size
+    if opened.format == "TIFF":
         # As stored; whether `size` is upright already depends on Pillow's version.
-        tags = getattr(picture, "tag_v2", {})
+        tags = getattr(opened, "tag_v2", {})
         width, height = tags[_IMAGE_WIDTH], tags[_IMAGE_LENGTH]
-    swapped = _orientation(picture) in (5, 6, 7, 8)
+    swapped = _orientation(opened) in (5, 6, 7, 8)
     return (width, height) if swapped else (height, width)
 
 
 def center_window(height: int, width: int) -> Window:
-    """The largest centred square of a picture of height x width pixels: what evaluation sees with
+    """The largest centred square of an image of height x width pixels: what evaluation sees with
     "crop".
     """
     side = min(height, width)
@@ -327,7 +327,7 @@ def select_regions(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How evaluation sees a picture; travels with a checkpoint. Squash, or the centre crop of
+    """How evaluation sees an image; travels with a checkpoint. Squash, or the centre crop of
     "crop".
     """
 
@@ -356,7 +356,7 @@ class Preprocessing:
         )
 
     def window(self, image: bytes | Pixels) -> Window:
-        """The part of the picture that evaluation sees; boxes go through it too."""
+        """The part of the image that evaluation sees; boxes go through it too."""
         return FULL if self.resize == "squash" else center_window(*image_shape(image))
 
     def __call__(self, image: bytes | Pixels) -> Square:

@@ -1,4 +1,4 @@
-"""The baseline of grounding: boxes that look at no picture, fitted to training boxes.
+"""The baseline of grounding: boxes that look at no image, fitted to training boxes.
 
 Birds sit in the middle and photographs have habits, so blind boxes score well above nothing; a
 model has learned to ground by what it adds to them.
@@ -85,7 +85,7 @@ def constant_boxes(
     restarts: int = 4,
     rounds: int = 12,
 ) -> Float[np.ndarray, "Q 4"]:
-    """The `num_boxes` boxes that, the same for every picture, match these training boxes best: the
+    """The `num_boxes` boxes that, the same for every image, match these training boxes best: the
     baseline.
 
     k-means under matched IoU: each image's boxes are assigned one-to-one to the constants, each

@@ -34,10 +34,10 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     details: ResultDetails | None = None,
 ) -> list[Path]:
-    """Writes the pictures that there is something to draw for, then `report.md`; returns all paths.
+    """Writes the images that there is something to draw for, then `report.md`; returns all paths.
 
     `results` are those of `suite.evaluate(final=True)`, `details` what it was told to fill, `facts`
-    what only the caller knows (times, parameters, commit). Every process must call it (pictures run
+    what only the caller knows (times, parameters, commit). Every process must call it (images run
     the model); the first one writes.
     """
     folder = Path(run_folder)
@@ -61,7 +61,7 @@ def write_report(
         results,
         learned=encoder.learned,
         facts=facts or {},
-        pictures=[path.name for path in written],
+        images=[path.name for path in written],
         sets={} if details is None else details.zero_shot_sets,
     )
     (folder / "report.md").write_text(page, encoding="utf-8")
@@ -91,7 +91,7 @@ def _page(
     *,
     learned: Learned,
     facts: Mapping[str, str],
-    pictures: Sequence[str],
+    images: Sequence[str],
     sets: Mapping[str, Mapping[str, Any]],
 ) -> str:
     parts = [f"# {config.name}\n", f"{_what_ran(config, learned)}\n"]
@@ -101,10 +101,10 @@ def _page(
     parts.append("## Results\n")
     parts += [table.markdown() for table in tables] or ["Nothing was held out to measure.\n"]
     parts += _texts_of_sets(sets)
-    if pictures:
-        parts.append("## Pictures\n")
+    if images:
+        parts.append("## Images\n")
         for title, of_kind in (("What the regions found", "grounding"), ("Training", "curves")):
-            shown = [f"![{title}]({name})\n" for name in pictures if name.startswith(of_kind)]
+            shown = [f"![{title}]({name})\n" for name in images if name.startswith(of_kind)]
             parts += [f"### {title}\n", *shown] if shown else []
     parts.append("## The run\n")
     for title, entries in (

@@ -174,7 +174,7 @@ def _grounding(results: Results) -> Table:
         "Every true box is matched one-to-one with a predicted one (best total IoU): mean IoU, and "
         "recall of boxes with IoU of at least 0.5, which cannot exceed the ceiling where images "
         "have more boxes than the model has queries. Phrase: the query most similar to a phrase "
-        "has a box that overlaps one of the phrase's. Constant boxes see no picture; they are "
+        "has a box that overlaps one of the phrase's. Constant boxes see no image; they are "
         "fitted to training boxes, and with parts they know which part a phrase speaks of.",
     )
 

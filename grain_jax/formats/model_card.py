@@ -40,8 +40,8 @@ from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{folder}", trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
-picture = Image.open("photo.jpg")
-inputs = processor(images=picture, text=["{caption}"]{more}, return_tensors="pt")
+image = Image.open("photo.jpg")
+inputs = processor(images=image, text=["{caption}"]{more}, return_tensors="pt")
 with torch.no_grad():
     output = model(**inputs)
 print(output.logits_per_image)
@@ -54,7 +54,7 @@ print(classify("photo.jpg", descriptions=described, alpha=0.5))  # half whole im
 """
 
 _REGIONS = """\
-boxes = processor.boxes_in_pixels(output.pred_boxes, [picture])
+boxes = processor.boxes_in_pixels(output.pred_boxes, [image])
 print(boxes[0])  # [{queries}, 4]: left, top, right, bottom of each region
 print(output.description_scores)  # [1, {queries}, 1]: cosine of each region with each description
 """
@@ -113,12 +113,12 @@ def _what(loaded: ModelBundle, *, ours: bool) -> str:
         f"tower of depth {model.text.depth} and width {model.text.width}"
     )
     if model.type == "clip":
-        return f"A CLIP-like model in the layout of GRAIN: pictures of {size}; {towers}."
+        return f"A CLIP-like model in the layout of GRAIN: images of {size}; {towers}."
     decoder = model.decoder
     return (
         "GRAIN ([arXiv 2412.04429](https://arxiv.org/abs/2412.04429)): a CLIP-like model whose "
-        f"{decoder.num_queries} region queries say where a description is in the picture. "
-        f"Pictures of {size}; {towers}, a decoder of depth {decoder.depth} and width "
+        f"{decoder.num_queries} region queries say where a description is in the image. "
+        f"Images of {size}; {towers}, a decoder of depth {decoder.depth} and width "
         f"{decoder.width}. "
         + (f"This one has no {lacking}. " if (lacking := what_lacks(loaded.learned)) else "")
         + ("Trained with grain_jax and converted from JAX." if ours else "Converted by grain_jax.")
@@ -141,7 +141,7 @@ def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
     model, data = config.model, config.data
     shape = "squashed to a square" if spec.resize == "squash" else "cut to their centre square"
     limits = [
-        f"Pictures are {shape} of {spec.image_size} px; what is smaller than a few patches of "
+        f"Images are {shape} of {spec.image_size} px; what is smaller than a few patches of "
         f"{model.vision.patch_size} px of that is not seen.",
         f"Texts end after {data.caption_length} tokens, descriptions of regions after "
         f"{data.description_length}; the rest is cut off.",
@@ -156,7 +156,7 @@ def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
     elif model.type == "grain":
         limits.insert(
             2,
-            f"Every picture gets {model.decoder.num_queries} boxes, whatever it shows, and none "
+            f"Every image gets {model.decoder.num_queries} boxes, whatever it shows, and none "
             "comes with a confidence: rank them by `description_scores`.",
         )
     limits = [*source.limits(), *limits]

@@ -1,4 +1,4 @@
-"""How other people's models see pictures, as a `Preprocessing`: from their settings, or refused."""
+"""How other people's models see images, as a `Preprocessing`: from their settings, or refused."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 def huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) -> Preprocessing:
     """Of the first of `IMAGE_SETTINGS` that says any; without, what such models are trained with.
 
-    Raises ValueError for what is done to pictures there and not here.
+    Raises ValueError for what is done to images there and not here.
     """
     path, given = _image_settings(folder)
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
@@ -54,7 +54,7 @@ def huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) ->
 
 
 def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how pictures are prepared and what it says; {} where none does."""
+    """The file that says how images are prepared and what it says; {} where none does."""
     whole, nested = (folder / name for name in IMAGE_SETTINGS)
     if whole.is_file():
         return whole, present(read_json(whole))
@@ -83,7 +83,7 @@ def _resize(path: Path, given: Mapping[str, Any], image_size: int, *, cropped: b
         f"{path}: size is {given['size']} {'with' if cropped else 'without'} a centre crop. Needed "
         f"one of these, with the image_size of {HUGGINGFACE_CONFIG}: {shortest} with "
         f"do_center_crop, which keeps the largest centred square, or {square}, which squashes the "
-        "picture."
+        "image."
     )
 
 
@@ -106,7 +106,7 @@ def open_clip_preprocessing(path: Path, given: Any, image_size: int) -> Preproce
     if mode not in list(resizes):
         raise ValueError(
             f"{path}: resize_mode is {mode!r}, needed 'shortest' (the largest centred square) or "
-            "'squash'; pictures are not padded here."
+            "'squash'; images are not padded here."
         )
     interpolation = given.get("interpolation", "bicubic")
     if interpolation not in list(RESAMPLING):

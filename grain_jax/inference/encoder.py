@@ -1,7 +1,7 @@
 """Images and texts to cached unit-length embeddings: everything the metrics look at.
 
 One compilation for images and a few for texts (by length), on one device or sharded over a mesh;
-with `smallest_batch` a few more, so that one picture does not cost a whole batch. On several hosts
+with `smallest_batch` a few more, so that one image does not cost a whole batch. On several hosts
 every host calls with the same source and gets all embeddings, and decodes only its own rows.
 """
 

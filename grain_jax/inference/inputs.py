@@ -1,4 +1,4 @@
-"""Pictures and texts as a caller gives them: read or refused."""
+"""Images and texts as a caller gives them: read or refused."""
 
 import difflib
 import os
@@ -22,32 +22,32 @@ from grain_jax.data.transforms import (
 )
 from grain_jax.paths import user_path
 
-Picture = Image.Image | np.ndarray | str | Path | bytes
-PICTURES = "a file's path, its bytes, a PIL image or a uint8 array [H, W, 3]"
+ImageInput = Image.Image | np.ndarray | str | Path | bytes
+ACCEPTED_IMAGES = "a file's path, its bytes, a PIL image or a uint8 array [H, W, 3]"
 
 
-class PictureSource:
-    """Pictures as squares of the model, and what happened to each on the way there."""
+class ImageInputs:
+    """Images as squares of the model, and what happened to each on the way there."""
 
-    def __init__(self, pictures: Sequence[Picture], preprocessing: Preprocessing, *, skip: bool):
+    def __init__(self, images: Sequence[ImageInput], preprocessing: Preprocessing, *, skip: bool):
         self.shapes: dict[int, tuple[int, int]] = {}  # height, width
         self.windows: dict[int, Window] = {}
         self.failed: dict[int, str] = {}
-        self._pictures, self._preprocessing, self._skip = pictures, preprocessing, skip
+        self._images, self._preprocessing, self._skip = images, preprocessing, skip
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index: int, /) -> Record:
         size = self._preprocessing.image_size
         try:
-            image = self._read(self._pictures[index])
+            image = self._read(self._images[index])
             window, shape = self._preprocessing.window(image), image_shape(image)
             square = self._preprocessing(image)
         except (ImageError, Dropped) as error:
             if not self._skip:
-                raise ImageError(f"Picture {self.name(index)!r}: {error}") from None
+                raise ImageError(f"Image {self.name(index)!r}: {error}") from None
             self.failed[index] = str(error)
             square = np.zeros((size, size, 3), np.uint8)
         else:
@@ -56,41 +56,41 @@ class PictureSource:
 
     def name(self, index: int) -> str:
         """The file, or the position among those given."""
-        picture = self._pictures[index]
-        return str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+        image = self._images[index]
+        return str(image) if isinstance(image, str | Path) else f"image {index}"
 
-    def _read(self, picture: Picture) -> bytes | Pixels:
+    def _read(self, image: ImageInput) -> bytes | Pixels:
         """Raises `ImageError` or `Dropped`."""
-        if isinstance(picture, bytes):
-            return picture
-        if isinstance(picture, np.ndarray):
-            return _checked_pixels(picture)
-        if isinstance(picture, Image.Image):
+        if isinstance(image, bytes):
+            return image
+        if isinstance(image, np.ndarray):
+            return _checked_pixels(image)
+        if isinstance(image, Image.Image):
             with self._lock:  # one that is given twice must not be decoded by two threads at once
-                return np.asarray(upright_rgb(picture))
-        if not isinstance(picture, str | Path):
-            raise ImageError(f"a {type(picture).__name__} is no picture; needed {PICTURES}.")
-        if "://" in str(picture):
+                return np.asarray(upright_rgb(image))
+        if not isinstance(image, str | Path):
+            raise ImageError(f"a {type(image).__name__} is no image; needed {ACCEPTED_IMAGES}.")
+        if "://" in str(image):
             raise ImageError("a file of this machine is needed; download it first.")
-        path = user_path(picture)
+        path = user_path(image)
         if not os.path.isfile(path):  # unlike Path.is_file, false of names that are too long
             raise ImageError("it is a folder." if os.path.isdir(path) else "there is no such file.")
         return read_image_bytes(path, name=path.name)
 
 
-def _checked_pixels(picture: np.ndarray) -> Pixels:
+def _checked_pixels(image: np.ndarray) -> Pixels:
     """Raises `ImageError`."""
-    shape = picture.shape
+    shape = image.shape
     gray = len(shape) == 2
-    if picture.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] == 3)):
-        hint = " Give a list of pictures, one array each." if len(shape) == 4 else ""
+    if image.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] == 3)):
+        hint = " Give a list of images, one array each." if len(shape) == 4 else ""
         raise ImageError(
-            f"an array of {picture.dtype} {list(shape)} is no picture; needed uint8 [H, W, 3] "
+            f"an array of {image.dtype} {list(shape)} is no image; needed uint8 [H, W, 3] "
             f"(RGB, 0 to 255) or [H, W] (gray).{hint}"
         )
-    if picture.size == 0:
+    if image.size == 0:
         raise ImageError(f"an array of shape {list(shape)} has no pixels.")
-    return np.repeat(picture[:, :, None], 3, axis=2) if gray else picture
+    return np.repeat(image[:, :, None], 3, axis=2) if gray else image
 
 
 def checked_texts(texts: Sequence[str], what: str) -> Sequence[str]:

@@ -1,9 +1,9 @@
-"""A trained model on new pictures and texts.
+"""A trained model on new images and texts.
 
 model = grain_jax.load("runs/demo")
 model.classify("bird.jpg", ["cardinal", "blue jay"])[0].label
 
-Boxes come back in pixels of the picture as it was given, upright: what squashing or the centre crop
+Boxes come back in pixels of the image as it was given, upright: what squashing or the centre crop
 did to it is undone.
 """
 
@@ -23,9 +23,9 @@ from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import Window
 from grain_jax.inference.encoder import Encoder
 from grain_jax.inference.inputs import (
-    PICTURES,
-    Picture,
-    PictureSource,
+    ACCEPTED_IMAGES,
+    ImageInput,
+    ImageInputs,
     checked_descriptions,
     checked_mapping,
     checked_texts,
@@ -44,7 +44,7 @@ from grain_jax.models.learned import what_lacks
 from grain_jax.zero_shot.methods import METHODS, ComponentScores, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
 
-BATCH_SIZE = 64  # pictures or texts at once
+BATCH_SIZE = 64  # images or texts at once
 ALPHA = 0.5  # share of the whole image where there are regions and descriptions
 MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
 # What an image may be compared with where there are descriptions; the first is the default.
@@ -52,11 +52,11 @@ WAYS = ("description", *(name for name in METHODS if name not in ("description",
 
 
 class Model:
-    """Classifies pictures, finds phrases in them, and embeds both.
+    """Classifies images, finds phrases in them, and embeds both.
 
-    Pictures are one or a list of: a file's path, its bytes, a PIL image, a uint8 array [H, W, 3]
+    Images are one or a list of: a file's path, its bytes, a PIL image, a uint8 array [H, W, 3]
     (RGB) or [H, W] (gray); or what `embed_images` returned, which saves embedding them again.
-    Compiles once for every power of two of pictures up to `batch_size`.
+    Compiles once for every power of two of images up to `batch_size`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Model:
 
     def classify(
         self,
-        images: Picture | Sequence[Picture] | ImageEmbeddings,
+        images: ImageInput | Sequence[ImageInput] | ImageEmbeddings,
         labels: Sequence[str] | None = None,
         descriptions: Mapping[str, Sequence[str]] | None = None,
         *,
@@ -121,7 +121,7 @@ class Model:
         description_template: str = "{}",
         progress: bool = False,
     ) -> list[Classification]:
-        """The `top` best labels (None: all) of each picture, as `grain_jax.evaluate` scores them.
+        """The `top` best labels (None: all) of each image, as `grain_jax.evaluate` scores them.
 
         `labels` may be left out where `descriptions` has them all. Without `descriptions`: by name,
         in every one of `templates` ("{}" takes the name; None: the model's own). With them the
@@ -173,14 +173,14 @@ class Model:
 
     def ground(
         self,
-        images: Picture | Sequence[Picture] | ImageEmbeddings,
+        images: ImageInput | Sequence[ImageInput] | ImageEmbeddings,
         phrases: Sequence[str],
         *,
         progress: bool = False,
     ) -> list[Grounding]:
-        """The region of each picture that is most similar to each phrase.
+        """The region of each image that is most similar to each phrase.
 
-        There always is one: whether the phrase is true of the picture, the cosine has to tell.
+        There always is one: whether the phrase is true of the image, the cosine has to tell.
         Raises ValueError for a CLIP model, and where boxes or region embeddings were never trained.
         """
         if not (self.has_regions and self.loaded.has_boxes):
@@ -204,32 +204,33 @@ class Model:
 
     def embed_images(
         self,
-        images: Picture | Sequence[Picture] | ImageEmbeddings,
+        images: ImageInput | Sequence[ImageInput] | ImageEmbeddings,
         *,
         on_error: str = "stop",
         progress: bool = False,
     ) -> ImageEmbeddings:
-        """Embeddings of the pictures and their regions, to be asked as often as you like.
+        """Embeddings of the images and their regions, to be asked as often as you like.
 
-        `on_error` for a picture that cannot be read: "stop" raises `ImageError`, a ValueError, with
+        `on_error` for an image that cannot be read: "stop" raises `ImageError`, a ValueError, with
         its name or position; "skip" leaves it out and lists it in `skipped`.
         """
         if isinstance(images, ImageEmbeddings):
             return images
         if on_error not in ("stop", "skip"):
             raise ValueError(f"Unknown on_error={on_error!r}; choose 'stop' or 'skip'.")
-        pictures = [images] if isinstance(images, Picture) else images
-        if isinstance(pictures, Mapping) or not isinstance(pictures, Iterable):
+        given = [images] if isinstance(images, ImageInput) else images
+        if isinstance(given, Mapping) or not isinstance(given, Iterable):
             raise ValueError(
-                f"Pictures were given as {type(images).__name__}; needed {PICTURES}, or a list."
+                f"Images were given as {type(images).__name__}; needed "
+                f"{ACCEPTED_IMAGES}, or a list."
             )
-        pictures = list(pictures)
-        if not pictures:
-            raise ValueError("There are no pictures to look at; give at least one.")
-        source = PictureSource(pictures, self.loaded.preprocessing, skip=on_error == "skip")
-        with _bar(len(pictures), shown=progress) as on_batch:
+        given = list(given)
+        if not given:
+            raise ValueError("There are no images to look at; give at least one.")
+        source = ImageInputs(given, self.loaded.preprocessing, skip=on_error == "skip")
+        with _bar(len(given), shown=progress) as on_batch:
             features = self._encoder.images(source, on_batch=on_batch)
-        kept = [i for i in range(len(pictures)) if i not in source.failed]
+        kept = [i for i in range(len(given)) if i not in source.failed]
         sizes = np.array([source.shapes[i] for i in kept], int).reshape(-1, 2)
         windows = [source.windows[i] for i in kept]
         boxes = None
@@ -250,13 +251,13 @@ class Model:
         )
 
     def embed_texts(self, texts: Sequence[str], kind: str = "caption") -> Float[np.ndarray, "T E"]:
-        """Embeddings of unit length. `kind`: "caption", about whole pictures, or "description", of
+        """Embeddings of unit length. `kind`: "caption", about whole images, or "description", of
         regions; the model may take captions to be longer. Raises ValueError.
         """
         return self._texts(checked_texts(texts, "texts"), kind=kind)
 
     def _embedded(
-        self, images: Picture | Sequence[Picture] | ImageEmbeddings, *, progress: bool
+        self, images: ImageInput | Sequence[ImageInput] | ImageEmbeddings, *, progress: bool
     ) -> ImageEmbeddings:
         """As `embed_images`; raises ValueError for embeddings that cannot be of this model."""
         embedded = self.embed_images(images, progress=progress)
@@ -264,7 +265,7 @@ class Model:
         wanted = self.loaded.config.model.embed_dim
         if regions != self.has_regions or size != wanted:
             raise ValueError(
-                "These pictures were embedded by another model, "
+                "These images were embedded by another model, "
                 f"{'with' if regions else 'without'} regions and in {size} dimensions; this one "
                 f"has {'regions' if self.has_regions else 'none'} and {wanted}. Embed them with it."
             )
@@ -329,7 +330,7 @@ class Model:
     def _seen(
         self, embedded: ImageEmbeddings, n: int, texts: ClassTexts, k: int, *, alpha: float
     ) -> tuple[SeenText, ...]:
-        """What tells class k in picture n, surest first."""
+        """What tells class k in image n, surest first."""
         if alpha == 1 or embedded.regions is None:
             described = texts.descriptions[k]
             whole = self._texts(described, kind="caption") @ embedded.image[n]
@@ -404,11 +405,11 @@ def _to_pixels(
     windows: Sequence[Window],
     sizes: Int[np.ndarray, "N 2"],
 ) -> Float[np.ndarray, "N Q 4"]:
-    """Boxes in [0, 1] of the squares to pixels of the pictures of these heights and widths."""
+    """Boxes in [0, 1] of the squares to pixels of the images of these heights and widths."""
     boxes = np.empty_like(squares_xyxy)
     for n, (window, (height, width)) in enumerate(zip(windows, sizes.tolist(), strict=True)):
         scale = np.array([width, height, width, height], np.float32)
-        boxes[n] = window.to_picture(squares_xyxy[n]) * scale
+        boxes[n] = window.to_image(squares_xyxy[n]) * scale
     return boxes
 
 
@@ -424,7 +425,7 @@ def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None] | None]:
         yield None
         return
     console = Console(stderr=True)
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn())
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=total)

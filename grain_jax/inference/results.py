@@ -1,4 +1,4 @@
-"""What a model says of pictures, in pixels of each picture as it was given, upright."""
+"""What a model says of images, in pixels of each image as it was given, upright."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that was left out."""
+    """An image that was left out."""
 
     position: int  # among those given
     name: str
@@ -19,14 +19,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
-    """N pictures as the model sees them; float32, embeddings of unit length."""
+    """N images as the model sees them; float32, embeddings of unit length."""
 
-    names: tuple[str, ...]  # file, or "picture 3" for what came without one
+    names: tuple[str, ...]  # file, or "image 3" for what came without one
     sizes: Int[np.ndarray, "N 2"]  # height and width in pixels, upright
     image: Float[np.ndarray, "N E"]
     regions: Float[np.ndarray, "N Q E"] | None  # None for a CLIP model, or never trained
-    boxes_xyxy: Float[np.ndarray, "N Q 4"] | None  # of the regions, in pixels of each picture
-    view_xyxy: Float[np.ndarray, "N 4"]  # the part of each picture that the model saw, likewise
+    boxes_xyxy: Float[np.ndarray, "N Q 4"] | None  # of the regions, in pixels of each image
+    view_xyxy: Float[np.ndarray, "N 4"]  # the part of each image that the model saw, likewise
     skipped: tuple[Skipped, ...] = ()  # none of the N
 
     def __len__(self) -> int:
@@ -35,12 +35,12 @@ class ImageEmbeddings:
 
 @dataclass(frozen=True)
 class SeenText:
-    """A text and the region of a picture that is most similar to it, or the whole picture."""
+    """A text and the region of an image that is most similar to it, or the whole image."""
 
     text: str
     cosine: float
-    query: int | None  # which region query of the model; None: compared with the whole picture
-    # Pixels of the picture; of the whole, what the model saw of it; None: boxes never trained.
+    query: int | None  # which region query of the model; None: compared with the whole image
+    # Pixels of the image; of the whole, what the model saw of it; None: boxes never trained.
     box_xyxy: Box | None
 
 
@@ -48,7 +48,7 @@ class SeenText:
 class RankedLabel:
     """A label with its score; `seen`: its descriptions where each is seen best, surest first.
 
-    Where the whole picture alone decides (alpha 1, a CLIP model) they are as it met them, in their
+    Where the whole image alone decides (alpha 1, a CLIP model) they are as it met them, in their
     template. A label without descriptions has its name there, or its prompts.
     """
 
@@ -60,7 +60,7 @@ class RankedLabel:
 
 @dataclass(frozen=True)
 class Classification:
-    """The best labels of a picture, best first."""
+    """The best labels of an image, best first."""
 
     name: str
     height: int
@@ -76,7 +76,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Grounding:
-    """Where in a picture each of T phrases is seen best, in the order they were given."""
+    """Where in an image each of T phrases is seen best, in the order they were given."""
 
     name: str
     height: int

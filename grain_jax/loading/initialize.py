@@ -99,7 +99,7 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
     notes = list(came_along.values())
     if config.data.resize != (resize := trained.config.data.resize):
         notes.append(
-            f"data.resize = {config.data.resize!r}, and the weights saw pictures as {resize!r}; a "
+            f"data.resize = {config.data.resize!r}, and the weights saw images as {resize!r}; a "
             "crop cuts off regions, so this is not taken from them"
         )
     if config.data.tokenizer == "synthetic_birds":

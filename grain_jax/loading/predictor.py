@@ -16,7 +16,7 @@ def load(
     batch_size: int = BATCH_SIZE,
     note: Callable[[str], None] = warnings.warn,
 ) -> Model:
-    """The model of a run folder, ready for pictures and texts, on the first device.
+    """The model of a run folder, ready for images and texts, on the first device.
 
     `path` may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or
     open_clip: a folder, or a name on the Hugging Face hub. Of a run's checkpoints the newest is

@@ -235,9 +235,9 @@ def _draw_bar(
 
 def _shrunk(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """No more pixels than the card has: smoothing a photograph takes seconds otherwise."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((LONG_SIDE * DPI, LONG_SIDE * DPI), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    shrunk = Image.fromarray(image)
+    shrunk.thumbnail((LONG_SIDE * DPI, LONG_SIDE * DPI), Image.Resampling.LANCZOS)
+    return np.asarray(shrunk)
 
 
 def _pale_outside(axes: Any, view_xyxy: Float[np.ndarray, "4"]) -> None:

@@ -4,7 +4,8 @@
 
 Writes 512 JPEG files of 256 x 256 pixels into a temporary data set. Per line: images/s after the
 first batch, and while nobody takes a batch: bytes in /dev/shm, and for each process its resident
-memory and what belongs to it alone (unique set size). The main module imports grain_jax.train, as training does.
+memory and what belongs to it alone (unique set size). The main module imports grain_jax.train, as
+training does.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def write(folder: Path) -> None:
         out = io.BytesIO()
         coarse.resize((256, 256), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
         regions = tuple(Region((0.1, 0.1, 0.5, 0.5), f"a blue part {k}") for k in range(i % 6))
-        record = Record(str(i), out.getvalue(), (Caption(f"picture {i} of some noise"),), regions)
+        record = Record(str(i), out.getvalue(), (Caption(f"image {i} of some noise"),), regions)
         records.append(storage.encode_record(record))
     path = storage.shard_path(folder, "train", 0, 1)
     storage.write_metadata(folder, {"train": storage.write_shard(path, records)})

@@ -1,9 +1,9 @@
-"""Whether an export answers as the model it came from, picture by picture, on a whole set.
+"""Whether an export answers as the model it came from, image by image, on a whole set.
 
 python tests/benchmarks/same_answers.py --checkpoint=RUN --export=DIR --data=SET [--split=SPLIT]
 
 SET is what `python -m grain_jax.evaluate` takes: labelled images, or records with their split. The
-export is used as transformers loads it; pictures and texts go through its own processor. Printed
+export is used as transformers loads it; images and texts go through its own processor. Printed
 for each figure: ours, PyTorch's, and of labelled images how many are put into the same class.
 """
 
@@ -45,12 +45,12 @@ class TorchEncoder:
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
     def images(self, source: Source, **_: Any) -> ImageFeatures:
-        """Embeddings and boxes of every picture of the source."""
+        """Embeddings and boxes of every image of the source."""
         parts = []
         for start in range(0, len(source), BATCH):
             rows = range(start, min(start + BATCH, len(source)))
-            pictures = [Image.fromarray(decode_image(source[i].image)) for i in rows]
-            inputs = self.processor(images=pictures, return_tensors="pt")
+            images = [Image.fromarray(decode_image(source[i].image)) for i in rows]
+            inputs = self.processor(images=images, return_tensors="pt")
             with torch.no_grad():
                 output = self.model(**inputs)
             found = (output.image_embeds, output.region_embeds, output.pred_boxes)
@@ -73,7 +73,7 @@ class TorchEncoder:
 
 
 def main() -> int:
-    """1 where a figure or the class of a picture differs."""
+    """1 where a figure or the class of an image differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--checkpoint", required=True)

@@ -17,17 +17,17 @@ from grain_jax.data.transforms import ImageError, decode_image, fit_image, image
 ORIENTATION = 0x0112
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
-def turned(picture: Image.Image, kind: str, orientation: int, **options) -> bytes:
-    """The stored pixels of `picture`, to be shown turned."""
+def turned(image: Image.Image, kind: str, orientation: int, **options) -> bytes:
+    """The stored pixels of `image`, to be shown turned."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    return encoded(picture, kind, exif=exif, **options)
+    return encoded(image, kind, exif=exif, **options)
 
 
 # What each orientation says of the stored rows and columns (EXIF 2.3, tag 0x0112).
@@ -71,7 +71,7 @@ def test_each_orientation_is_applied_once(kind: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG"])
-def test_prepare_stores_a_turned_picture_upright_with_its_boxes(tmp_path: Path, kind: str) -> None:
+def test_prepare_stores_a_turned_image_upright_with_its_boxes(tmp_path: Path, kind: str) -> None:
     stored = np.zeros((16, 24, 3), np.uint8)
     stored[:, :8] = 255  # a third at the left; turned a quarter clockwise, at the top
     (tmp_path / "a").write_bytes(turned(Image.fromarray(stored), kind, 6))
@@ -167,14 +167,14 @@ def test_sixteen_bits_of_colour_are_scaled() -> None:
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "CMYK", "RGBX", "PA", "P"])
 def test_colours_survive_their_mode(mode: str) -> None:
     colour = (204, 51, 51)  # which the palette has
-    picture = Image.new("RGB", (8, 8), colour)
+    image = Image.new("RGB", (8, 8), colour)
     if mode == "LAB":
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        picture = ImageCms.profileToProfile(picture, *profiles, outputMode="LAB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
     else:
-        picture = picture.convert("RGBA").convert("P").convert("PA") if mode == "PA" else picture
-        picture = picture.convert(mode)
-    pixels = decode_image(encoded(picture, "TIFF"))
+        image = image.convert("RGBA").convert("P").convert("PA") if mode == "PA" else image
+        image = image.convert(mode)
+    pixels = decode_image(encoded(image, "TIFF"))
     assert abs(pixels.astype(int) - colour).max() <= 4
 
 

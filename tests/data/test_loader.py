@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from numbered_images import CONFIG, TOKENIZER, Pictures, assert_equal, batches
+from numbered_images import CONFIG, TOKENIZER, NumberedImages, assert_equal, batches
 from places import HELPERS, REPOSITORY
 
 from grain_jax.config import DataConfig
@@ -34,7 +34,7 @@ from grain_jax.data.transforms import Preprocessing
 
 def test_shapes_and_contents() -> None:
     config = dataclasses.replace(CONFIG, resize="squash", flip_probability=0.0)
-    for batch in batches(Pictures(), 5, config):
+    for batch in batches(NumberedImages(), 5, config):
         assert batch.images.shape == (8, 8, 8, 3)
         assert batch.descriptions.shape == (8, 3, 6)
         np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.index)
@@ -57,20 +57,20 @@ def test_shapes_and_contents() -> None:
 
 def test_texts_cut_to_the_same_tokens_are_duplicates() -> None:
     config = dataclasses.replace(CONFIG, caption_length=3, description_length=3)
-    for batch in batches(Pictures(), 3, config):
+    for batch in batches(NumberedImages(), 3, config):
         assert len(set(batch.caption_key.tolist())) <= 2  # "original" or "synthetic" is left
         assert len(set(batch.description_key[batch.region_mask].tolist())) == 1  # "part"
 
 
 @pytest.mark.parametrize("rows", [[2, 3], [0, 3, 5]])
 def test_the_global_batch_does_not_depend_on_who_makes_which_rows(rows: list[int]) -> None:
-    source = Pictures(bad=(3, 17))
+    source = NumberedImages(bad=(3, 17))
     expected = [jax.tree.map(lambda field: field[rows], step) for step in batches(source, 6)]
     assert_equal(batches(source, 6, rows=rows), expected)
 
 
 def test_any_step_can_be_resumed() -> None:
-    source = Pictures(bad=(3, 17))
+    source = NumberedImages(bad=(3, 17))
     whole = batches(source, 12)
     for step in (1, 5, 11):
         assert_equal(batches(source, 12 - step, start_step=step), whole[step:])
@@ -79,12 +79,12 @@ def test_any_step_can_be_resumed() -> None:
 def test_threads_change_nothing() -> None:
     one = dataclasses.replace(CONFIG, num_threads=1)
     many = dataclasses.replace(CONFIG, num_threads=4, prefetch_batches=8)
-    source = Pictures(bad=(3, 17))
+    source = NumberedImages(bad=(3, 17))
     assert_equal(batches(source, 6, one), batches(source, 6, many))
 
 
-class Broken(Pictures):
-    """Pictures on a disk that fails."""
+class Broken(NumberedImages):
+    """Images on a disk that fails."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class Broken(Pictures):
         raise self.error
 
 
-class Meeting(Pictures):
-    """Pictures that are read only once `count` threads are reading."""
+class Meeting(NumberedImages):
+    """Images that are read only once `count` threads are reading."""
 
     def __init__(self, threads: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def test_every_thread_works_however_little_is_prefetched() -> None:
 
 
 def test_worker_processes_change_nothing_and_end() -> None:
-    source = Pictures(bad=(3,))
+    source = NumberedImages(bad=(3,))
     config = dataclasses.replace(CONFIG, num_workers=2)
     assert_equal(batches(source, 5, config, image_size=32), batches(source, 5, image_size=32))
     assert not multiprocessing.active_children()
@@ -122,12 +122,12 @@ def test_worker_processes_change_nothing_and_end() -> None:
 
 KILLED = """
 import dataclasses, multiprocessing, os, signal
-from numbered_images import CONFIG, TOKENIZER, Pictures, training_batches
+from numbered_images import CONFIG, TOKENIZER, NumberedImages, training_batches
 
 if __name__ == "__main__":
     config = dataclasses.replace(CONFIG, num_workers=1)
     iterator = training_batches(
-        Pictures(), config, TOKENIZER, image_size=32, batch_size=8, seed=0
+        NumberedImages(), config, TOKENIZER, image_size=32, batch_size=8, seed=0
     )
     next(iterator)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -178,18 +178,18 @@ def runs(process: str) -> bool:
 
 
 def test_an_epoch_is_every_record_once_in_a_new_order() -> None:
-    orders = np.concatenate([b.index for b in batches(Pictures(40), 10)]).reshape(2, 40)
+    orders = np.concatenate([b.index for b in batches(NumberedImages(40), 10)]).reshape(2, 40)
     for order in orders:
         assert sorted(order) == list(range(40))
     assert (orders[0] != orders[1]).any()
-    other = np.concatenate([b.index for b in batches(Pictures(40), 5, seed=2)])
+    other = np.concatenate([b.index for b in batches(NumberedImages(40), 5, seed=2)])
     assert (orders[0] != other).any()
 
 
 def test_bad_images_are_replaced_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    good = np.concatenate([b.index for b in batches(Pictures(), 10)])
+    good = np.concatenate([b.index for b in batches(NumberedImages(), 10)])
     with caplog.at_level(logging.WARNING):
-        made = batches(Pictures(bad=(3, 17)), 10)
+        made = batches(NumberedImages(bad=(3, 17)), 10)
     index = np.concatenate([b.index for b in made])
     replaced = np.concatenate([b.replaced for b in made])
     np.testing.assert_array_equal(replaced, np.isin(good, (3, 17)))
@@ -197,12 +197,12 @@ def test_bad_images_are_replaced_counted_and_named(caplog: pytest.LogCaptureFixt
     assert not np.isin(index, (3, 17)).any()
     for bad in (3, 17):
         assert len(set(index[good == bad])) == 1  # a function of the index, in every epoch
-        assert f"'picture-{bad}'" in caplog.text
+        assert f"'image-{bad}'" in caplog.text
 
 
 def test_nothing_but_bad_images_ends_the_run() -> None:
     with pytest.raises(ValueError, match="cannot be decoded"):
-        batches(Pictures(bad=tuple(range(40))), 1)
+        batches(NumberedImages(bad=tuple(range(40))), 1)
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
@@ -210,15 +210,15 @@ def test_the_cache_changes_nothing_and_reads_once(resize: str) -> None:
     config = dataclasses.replace(CONFIG, resize=resize, num_threads=1)
     cached = dataclasses.replace(config, cache="memory")
     reads: list[int] = []
-    got = batches(Pictures(bad=(3,), reads=reads), 15, cached)
-    assert_equal(got, batches(Pictures(bad=(3,)), 15, config))
+    got = batches(NumberedImages(bad=(3,), reads=reads), 15, cached)
+    assert_equal(got, batches(NumberedImages(bad=(3,)), 15, config))
     assert max(Counter(i for i in reads if i != 3).values()) == 1
 
 
 def test_the_cache_is_refused_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 64)
     with pytest.raises(ValueError, match="GiB"):
-        batches(Pictures(), 1, dataclasses.replace(CONFIG, cache="memory", resize="squash"))
+        batches(NumberedImages(), 1, dataclasses.replace(CONFIG, cache="memory", resize="squash"))
 
 
 @pytest.mark.parametrize(
@@ -253,12 +253,12 @@ def test_a_full_cache_of_originals_changes_nothing_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = dataclasses.replace(CONFIG, num_threads=1)
-    expected = batches(Pictures(), 15, config)
+    expected = batches(NumberedImages(), 15, config)
     ten = 10 * 12 * 20 * 3  # bytes
     monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else ten * 5 // 4)
     reads: list[int] = []
     with caplog.at_level(logging.WARNING):
-        got = batches(Pictures(reads=reads), 15, dataclasses.replace(config, cache="memory"))
+        got = batches(NumberedImages(reads=reads), 15, dataclasses.replace(config, cache="memory"))
     assert_equal(got, expected)
     assert sum(count == 1 for count in Counter(reads).values()) == 10
     assert caplog.text.count("is full with 10 of 40 images") == 1
@@ -267,7 +267,7 @@ def test_a_full_cache_of_originals_changes_nothing_and_says_so_once(
 
 def test_cut_texts_are_counted() -> None:
     config = dataclasses.replace(CONFIG, caption_length=3, description_length=3)
-    long, short = batches(Pictures(), 5, config), batches(Pictures(), 5)
+    long, short = batches(NumberedImages(), 5, config), batches(NumberedImages(), 5)
     for cut, whole in zip(long, short, strict=True):
         np.testing.assert_array_equal(cut.truncated, 1 + cut.region_mask.sum(1))
         assert not whole.truncated.any()
@@ -295,7 +295,7 @@ def test_caption_sources_follow_their_probabilities() -> None:
 
 
 def test_a_record_gets_another_caption_each_time() -> None:
-    two_epochs = batches(Pictures(40), 10)
+    two_epochs = batches(NumberedImages(40), 10)
     index = np.concatenate([b.index for b in two_epochs])
     kind = np.concatenate([b.captions[:, 1] for b in two_epochs])  # "original" or "synthetic"
     kinds, _ = TOKENIZER.encode(["original", "synthetic"], 3)
@@ -333,7 +333,7 @@ def test_region_captions_hold_every_description_once() -> None:
 )
 def test_settings_that_cannot_work_are_refused(change, options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        batches(Pictures(), 1, dataclasses.replace(CONFIG, **change), **options)
+        batches(NumberedImages(), 1, dataclasses.replace(CONFIG, **change), **options)
 
 
 def loader_threads() -> set[threading.Thread]:
@@ -342,7 +342,9 @@ def loader_threads() -> set[threading.Thread]:
 
 def test_closing_ends_the_threads() -> None:
     others = loader_threads()  # of iterators that other tests have not closed
-    iterator = training_batches(Pictures(), CONFIG, TOKENIZER, image_size=8, batch_size=8, seed=0)
+    iterator = training_batches(
+        NumberedImages(), CONFIG, TOKENIZER, image_size=8, batch_size=8, seed=0
+    )
     next(iterator)
     assert loader_threads() - others
     iterator.close()
@@ -356,8 +358,10 @@ def test_closing_ends_the_threads() -> None:
 
 
 def test_device_prefetch_keeps_order_and_measures_waiting() -> None:
-    expected = batches(Pictures(), 4)
-    iterator = training_batches(Pictures(), CONFIG, TOKENIZER, image_size=8, batch_size=8, seed=1)
+    expected = batches(NumberedImages(), 4)
+    iterator = training_batches(
+        NumberedImages(), CONFIG, TOKENIZER, image_size=8, batch_size=8, seed=1
+    )
     with prefetch_to_device(iterator, jax.device_put, size=2) as ready:
         got = [next(ready) for _ in range(4)]
         assert ready.wait_seconds > 0
@@ -369,19 +373,19 @@ def test_device_prefetch_keeps_order_and_measures_waiting() -> None:
 
 def test_evaluation_batches_are_in_order_and_whole() -> None:
     preprocessing = Preprocessing(image_size=8)
-    got = list(evaluation_batches(Pictures(10), preprocessing, 4))
+    got = list(evaluation_batches(NumberedImages(10), preprocessing, 4))
     assert [len(images) for images, _ in got] == [4, 4, 2]
     assert np.concatenate([indices for _, indices in got]).tolist() == list(range(10))
     for images, indices in got:
         np.testing.assert_array_equal(images[:, 0, 0, 0], indices)
-    some = list(evaluation_batches(Pictures(10), preprocessing, 4, indices=[7, 2]))
+    some = list(evaluation_batches(NumberedImages(10), preprocessing, 4, indices=[7, 2]))
     assert some[0][1].tolist() == [7, 2]
     assert some[0][0][:, 0, 0, 0].tolist() == [7, 2]
 
 
 def test_evaluation_refuses_to_leave_an_image_out() -> None:
-    with pytest.raises(ValueError, match="'picture-6' cannot be evaluated on"):
-        list(evaluation_batches(Pictures(10, bad=(6,)), Preprocessing(image_size=8), 4))
+    with pytest.raises(ValueError, match="'image-6' cannot be evaluated on"):
+        list(evaluation_batches(NumberedImages(10, bad=(6,)), Preprocessing(image_size=8), 4))
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("Corrupted")])

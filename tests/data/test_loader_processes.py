@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered_images import CONFIG, TOKENIZER, Pictures, assert_equal, batches
+from numbered_images import CONFIG, TOKENIZER, NumberedImages, assert_equal, batches
 from PIL import Image
 from telling_source import Telling
 
@@ -27,7 +27,7 @@ BATCH = 24
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class Counted(Pictures):
+class Counted(NumberedImages):
     """Writes a byte to a file for each record read, whichever process reads it."""
 
     def __init__(self, log: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_loader_process_that_is_killed_is_named(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, num_workers=1)
     others = set(multiprocessing.active_children())
     with training_batches(
-        Pictures(), config, TOKENIZER, image_size=8, batch_size=8, seed=0
+        NumberedImages(), config, TOKENIZER, image_size=8, batch_size=8, seed=0
     ) as iterator:
         next(iterator)
         (worker,) = set(multiprocessing.active_children()) - others
@@ -151,7 +151,7 @@ def test_too_little_shared_memory_is_found_out_at_once(monkeypatch, tmp_path: Pa
 
 
 def test_uneven_parts_and_processes_change_nothing() -> None:
-    source = Pictures(bad=(3,))
+    source = NumberedImages(bad=(3,))
     config = dataclasses.replace(CONFIG, num_workers=2, num_threads=1, prefetch_batches=3)
     rows = [0, 2, 3, 5, 6, 7, 9]
     options = {"batch_size": 11, "rows": rows, "start_step": 3}

@@ -271,7 +271,7 @@ def test_predict_draws_no_box_and_says_so(tmp_path, capsys, monkeypatch):
     written = json.loads((tmp_path / "o.json").read_text())
     assert "no box is shown, alpha is 1" in capsys.readouterr().err
     assert written["asked"]["alpha"] == 1
-    assert "boxes_xyxy" not in written["pictures"][0]
+    assert "boxes_xyxy" not in written["images"][0]
     assert (tmp_path / "cards/bird.png").is_file()
 
 

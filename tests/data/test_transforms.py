@@ -31,9 +31,9 @@ from grain_jax.data.transforms import (
 )
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
@@ -47,24 +47,24 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    picture = Image.new("RGB", (6, 4), "white").convert(mode)
+    image = Image.new("RGB", (6, 4), "white").convert(mode)
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    pixels = decode_image(encoded(picture, kind))
+    pixels = decode_image(encoded(image, kind))
     assert pixels.shape == (4, 6, 3)
     assert pixels.dtype == np.uint8
     assert pixels.min() >= 240
 
 
 def test_cmyk_jpeg_keeps_its_colours() -> None:
-    picture = Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK")
-    pixels = decode_image(encoded(picture, "JPEG", quality=95))
+    image = Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK")
+    pixels = decode_image(encoded(image, "JPEG", quality=95))
     assert abs(pixels.astype(int) - (200, 30, 30)).max() < 12
 
 
 def test_transparency_shows_white() -> None:
-    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     palette = Image.new("P", (4, 4))
-    assert (decode_image(encoded(picture)) == 255).all()
+    assert (decode_image(encoded(image)) == 255).all()
     assert (decode_image(encoded(palette, transparency=0)) == 255).all()
 
 
@@ -76,10 +76,10 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 def test_exif_orientation_is_applied() -> None:
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, :4] = 255  # left half white
-    picture = Image.fromarray(pixels)
-    exif = picture.getexif()
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: left becomes top
-    data = encoded(picture, exif=exif)
+    data = encoded(image, exif=exif)
     upright = decode_image(data)
     assert upright.shape == (8, 4, 3)
     assert upright[:4].min() == 255
@@ -93,18 +93,18 @@ def test_exif_orientation_is_applied() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_turned_as_pillow_does(orientation: int) -> None:
-    picture = Image.fromarray(noise(4, 8))
-    exif = picture.getexif()
+    image = Image.fromarray(noise(4, 8))
+    exif = image.getexif()
     exif[0x0112] = orientation
-    data = encoded(picture, exif=exif)
+    data = encoded(image, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(decode_image(data), expected)
     assert image_shape(data) == expected.shape[:2]
 
 
-def test_damaged_metadata_does_not_cost_the_picture() -> None:
-    picture = Image.new("RGB", (8, 4), "white")
-    data = encoded(picture, "PNG", exif=b"Exif\0\0XX*\0\x08\0\0\0")
+def test_damaged_metadata_does_not_cost_the_image() -> None:
+    image = Image.new("RGB", (8, 4), "white")
+    data = encoded(image, "PNG", exif=b"Exif\0\0XX*\0\x08\0\0\0")
     assert decode_image(data).shape == (4, 8, 3)
     assert image_shape(data) == (4, 8)
 
@@ -125,7 +125,7 @@ def test_common_formats_are_read(kind: str) -> None:
     assert image_shape(data) == (4, 6)
 
 
-def test_a_picture_that_another_program_would_draw_is_not_opened() -> None:
+def test_an_image_that_another_program_would_draw_is_not_opened() -> None:
     data = encoded(Image.new("RGB", (6, 4)), "EPS")
     for read in (decode_image, image_shape):
         with pytest.raises(ImageError, match="not an image of these: JPEG"):
@@ -158,7 +158,7 @@ def test_flip_mirrors_the_pixels() -> None:
     np.testing.assert_array_equal(flipped, plain[:, ::-1])
 
 
-# Boxes. A white rectangle is drawn, the picture transformed, and the rectangle found again.
+# Boxes. A white rectangle is drawn, the image transformed, and the rectangle found again.
 
 
 def found_box(pixels: np.ndarray) -> tuple[float, float, float, float]:
@@ -219,7 +219,7 @@ def lit_share(window: Window, box: tuple[float, ...]) -> float:
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=100, deadline=None)
-def test_random_window_is_a_square_inside_the_picture(height, width, min_area, seed) -> None:
+def test_random_window_is_a_square_inside_the_image(height, width, min_area, seed) -> None:
     window = random_window(height, width, min_area=min_area, rng=random.Random(seed))
     sides = window.height * height, window.width * width
     assert math.isclose(*sides)

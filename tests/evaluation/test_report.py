@@ -16,7 +16,7 @@ from grain_jax.evaluation import report
 from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.tables import headline, print_results, result_tables
 from grain_jax.visualize import curves
-from grain_jax.visualize import grounding_sheet as pictures
+from grain_jax.visualize import grounding_sheet as make_images
 from grain_jax.visualize.curves import draw_curves, read_metrics
 
 RESULTS = {
@@ -232,7 +232,7 @@ def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp
 
 def test_every_page_of_the_sheet_is_in_the_report(run, monkeypatch):
     folder, config = run
-    monkeypatch.setattr(pictures, "EXAMPLES_PER_PAGE", 1)
+    monkeypatch.setattr(make_images, "EXAMPLES_PER_PAGE", 1)
     written = report.write_report(folder, config, RESULTS, encoder=toy_encoder())
     pages = ["grounding.png", "grounding-2.png"]
     assert [path.name for path in written] == ["report.md", "curves.png", *pages]

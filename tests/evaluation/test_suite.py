@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from toy_encoder import ToySource, bird_set, half, picture, record, toy_encoder
+from toy_encoder import ToySource, bird_set, half, make_image, record, toy_encoder
 
 from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.data.records import EvaluationSet, Record, Region
@@ -33,7 +33,7 @@ def test_intervals_look_at_validation_species_only():
     assert suite.best_metric_name(world_config()) in results
 
 
-def test_pictures_of_the_world_are_drawn_once_a_run():
+def test_images_of_the_world_are_drawn_once_a_run():
     data_source.interval_set.cache_clear()
     encoder, config = toy_encoder(image_size=32), world_config()
     first = suite.evaluate(encoder, config, final=False)
@@ -41,7 +41,7 @@ def test_pictures_of_the_world_are_drawn_once_a_run():
     assert data_source.interval_set.cache_info().misses == 1
 
 
-def test_more_pictures_than_memory_allows_are_drawn_when_needed(monkeypatch):
+def test_more_images_than_memory_allows_are_drawn_when_needed(monkeypatch):
     encoder, config = toy_encoder(image_size=32), world_config()
     kept = suite.evaluate(encoder, config, final=False)
     data_source.interval_set.cache_clear()
@@ -156,7 +156,7 @@ def evaluate_dev(encoder, source, *, training=None):
 
 def test_constant_boxes_are_fitted_to_training_boxes_only():
     def with_boxes_at(query: int) -> ToySource:
-        image = picture("red", "green", "green")
+        image = make_image("red", "green", "green")
         region = Region(half(query), "green part")
         return ToySource(*(Record(str(i), image, regions=(region,)) for i in range(4)))
 
@@ -171,7 +171,7 @@ def test_constant_boxes_are_fitted_to_training_boxes_only():
 def test_an_image_that_cannot_be_decoded_is_named_with_its_split():
     damaged = ToySource(
         record("0", "red", "green", "blue"),
-        Record("1", b"no picture", regions=(Region(half(0), "green part"),)),
+        Record("1", b"no image", regions=(Region(half(0), "green part"),)),
     )
     with pytest.raises(ValueError, match=r"^Split 'dev': Image '1' .*Take it out of the set"):
         evaluate_dev(toy_encoder(), damaged)

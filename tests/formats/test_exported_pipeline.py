@@ -1,4 +1,4 @@
-"""The exported pipeline: texts embedded once, wrong dictionaries and bad pictures named, texts
+"""The exported pipeline: texts embedded once, wrong dictionaries and bad images named, texts
 cleaned as in training.
 """
 
@@ -24,7 +24,7 @@ TOKENS = GOLDEN / "openai_tokens.json"
 DESCRIBED = {"red": ["red crest"], "blue": ["blue tail", "a blue bird"]}
 
 
-def picture(seed=0):
+def make_image(seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8))
 
 
@@ -51,10 +51,10 @@ def encoded(classify, monkeypatch):
 
 
 def test_texts_are_embedded_once_for_many_calls(classify, encoded):
-    one = [classify(picture(i), candidate_labels=["red", "blue"]) for i in range(3)]
+    one = [classify(make_image(i), candidate_labels=["red", "blue"]) for i in range(3)]
     assert len(encoded) == 1
-    assert classify([picture(i) for i in range(3)], candidate_labels=["red", "blue"]) == one
-    classify(picture(), candidate_labels=["red", "a blue bird"])
+    assert classify([make_image(i) for i in range(3)], candidate_labels=["red", "blue"]) == one
+    classify(make_image(), candidate_labels=["red", "a blue bird"])
     assert len(encoded) == 2
 
 
@@ -78,7 +78,7 @@ def loaded_again(model):
 @pytest.mark.parametrize("change", [changed_in_place, changed_through_data, replaced, loaded_again])
 def test_texts_are_embedded_again_for_other_weights(classify, encoded, change):
     def scores():
-        found = classify(picture(), candidate_labels=["red", "blue"])
+        found = classify(make_image(), candidate_labels=["red", "blue"])
         return {entry["label"]: entry["score"] for entry in found}
 
     before = scores()
@@ -91,15 +91,15 @@ def test_texts_are_embedded_again_for_other_weights(classify, encoded, change):
 
 
 def test_texts_are_embedded_again_in_another_type(classify, encoded):
-    classify(picture(), candidate_labels=["red", "blue"])
+    classify(make_image(), candidate_labels=["red", "blue"])
     classify.model.to(torch.bfloat16)
-    classify(picture(), candidate_labels=["red", "blue"])
+    classify(make_image(), candidate_labels=["red", "blue"])
     assert len(encoded) == 2
 
 
 def test_only_the_last_texts_are_kept(classify):
     for i in range(6):
-        classify(picture(), candidate_labels=["red", "blue " * (i + 1)])
+        classify(make_image(), candidate_labels=["red", "blue " * (i + 1)])
     assert len(classify._encoded) == len(classify._tokens) == 4
 
 
@@ -127,7 +127,7 @@ NESTED = {"red": {"coarse": "a bird", "description": "red crest"}}
 )
 def test_wrong_descriptions_are_named(classify, given, named):
     with pytest.raises(ValueError, match=named):
-        classify(picture(), descriptions=given)
+        classify(make_image(), descriptions=given)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_wrong_descriptions_are_named(classify, given, named):
 )
 def test_wrong_labels_are_named(classify, given, named):
     with pytest.raises(ValueError, match=named):
-        classify(picture(), given)
+        classify(make_image(), given)
 
 
 @pytest.mark.parametrize(
@@ -160,21 +160,21 @@ def test_wrong_labels_are_named(classify, given, named):
 )
 def test_wrong_options_are_named(classify, options, named):
     with pytest.raises(ValueError, match=named):
-        classify(picture(), ["red", "blue"], **options)
+        classify(make_image(), ["red", "blue"], **options)
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Three pictures, the second of which is none."""
+    """Three images, the second of which is none."""
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
     for i in (0, 2):
-        picture(i).save(paths[i])
+        make_image(i).save(paths[i])
     Path(paths[1]).write_bytes(b"<html>not found</html>")
     return paths
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_a_bad_picture_is_named_or_skipped(classify, files, batch_size):
+def test_a_bad_image_is_named_or_skipped(classify, files, batch_size):
     asked = {"descriptions": DESCRIBED, "batch_size": batch_size}
     with pytest.raises(ValueError, match=r"Image 2 of 3 \('.*1.png'\) cannot be read: "):
         classify(files, **asked)
@@ -193,18 +193,21 @@ def test_a_bad_picture_is_named_or_skipped(classify, files, batch_size):
     [
         ("nowhere.png", r"The image \('nowhere.png'\) cannot be read"),
         (["nowhere.png"], r"Image 1 of 1 \('nowhere.png'\) cannot be read"),
-        ([picture(), np.zeros((4, 4, 3))], "Image 2 of 2 cannot be read: An image array must be"),
+        (
+            [make_image(), np.zeros((4, 4, 3))],
+            "Image 2 of 2 cannot be read: An image array must be",
+        ),
         ([3], "Image 1 of 1 cannot be read"),
     ],
 )
-def test_pictures_of_all_kinds_are_named(classify, given, named):
+def test_images_of_all_kinds_are_named(classify, given, named):
     with pytest.raises(ValueError, match=named):
         classify(given, candidate_labels=["red", "blue"])
     with pytest.raises(ValueError, match="on_error='ignore'; choose one of"):
         classify(given, candidate_labels=["red", "blue"], on_error="ignore")
 
 
-def test_the_processor_names_a_bad_picture_too(files):
+def test_the_processor_names_a_bad_image_too(files):
     with pytest.raises(ValueError, match=r"Image 2 of 3 \('.*1.png'\) cannot be read"):
         processing.GrainImageProcessor(image_size=16)(files)
 

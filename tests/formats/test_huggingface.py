@@ -39,14 +39,14 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
 
 folder, path = sys.argv[1:]
-picture = Image.open(path)
+image = Image.open(path)
 labels = json.loads(sys.stdin.read())
 classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
 own = classify(path, candidate_labels=labels)
-plain = classify(picture, candidate_labels=labels, hypothesis_template="{}")
+plain = classify(image, candidate_labels=labels, hypothesis_template="{}")
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-inputs = processor(images=picture, text=labels, descriptions=labels, return_tensors="pt")
+inputs = processor(images=image, text=labels, descriptions=labels, return_tensors="pt")
 with torch.no_grad():
     output = model(**inputs)
 found = {name: value.tolist() for name, value in output.items()} | {"own": own, "plain": plain}
@@ -109,10 +109,10 @@ def _umask() -> int:
 def test_it_works_alone_and_offline(loaded, folder, tmp_path):
     """Pixels, tokens, prompts, embeddings, boxes and scores are those of the model in JAX."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 4), np.uint8)
-    Image.fromarray(pixels, "RGBA").save(tmp_path / "picture.png")  # partly transparent
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "image.png")  # partly transparent
     settings = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ALONE, str(folder), str(tmp_path / "picture.png")],
+        [sys.executable, "-W", "error", "-c", ALONE, str(folder), str(tmp_path / "image.png")],
         input=json.dumps(LABELS),
         capture_output=True,
         text=True,
@@ -127,7 +127,7 @@ def test_it_works_alone_and_offline(loaded, folder, tmp_path):
     assert found["shapes"]["description_ids"] == [3, 6]
 
     model, spec = loaded[0], loaded[0].preprocessing
-    square = spec((tmp_path / "picture.png").read_bytes())[None]
+    square = spec((tmp_path / "image.png").read_bytes())[None]
     images = np.asarray(normalize_images(jnp.asarray(square), spec.mean, spec.std))
     prompts = [template.replace("{}", label) for template in TEMPLATES for label in LABELS]
     tokens, _ = model.tokenizer.encode([*LABELS, *prompts], 10)
@@ -162,7 +162,7 @@ def test_the_card_is_filled_from_the_run(folder):
         "for 7 steps of batch 16",
         "| val | model | 50.0 | 25.0 | 12.5 | 100.0 |",
         "after 10 tokens, descriptions of regions after 6",
-        "Every picture gets 3 boxes",
+        "Every image gets 3 boxes",
         "knows 12 English words",
         "on random and real inputs",
     ):
@@ -174,20 +174,20 @@ def test_a_pipeline_keeps_the_template_it_was_made_with(auto):
 
     model, processor = auto
     parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
-    picture = Image.new("RGB", (9, 9), "red")
+    make_image = Image.new("RGB", (9, 9), "red")
     made = GrainZeroShotPipeline(model=model, **parts, hypothesis_template="the {} bird")
     plain = GrainZeroShotPipeline(model=model, **parts)
-    scores = made(picture, candidate_labels=LABELS)
-    assert scores == plain(picture, candidate_labels=LABELS, hypothesis_template="the {} bird")
-    assert scores != plain(picture, candidate_labels=LABELS)
-    both = plain([picture, picture], candidate_labels=LABELS, batch_size=2)
-    alone = plain(picture, candidate_labels=LABELS)
+    scores = made(make_image, candidate_labels=LABELS)
+    assert scores == plain(make_image, candidate_labels=LABELS, hypothesis_template="the {} bird")
+    assert scores != plain(make_image, candidate_labels=LABELS)
+    both = plain([make_image, make_image], candidate_labels=LABELS, batch_size=2)
+    alone = plain(make_image, candidate_labels=LABELS)
     assert [entry["label"] for entry in both[0]] == [entry["label"] for entry in alone]
     assert [entry["score"] for entry in both[1]] == pytest.approx([e["score"] for e in alone])
     with pytest.raises(ValueError, match=r"one \{\} for the label; got 'a bird'"):
-        plain(picture, candidate_labels=LABELS, hypothesis_template="a bird")
+        plain(make_image, candidate_labels=LABELS, hypothesis_template="a bird")
     with pytest.raises(ValueError, match="must be a list of texts; got 'red'"):
-        plain(picture, candidate_labels="red")
+        plain(make_image, candidate_labels="red")
 
 
 LONG = "a long red tail with a blue crest and red"  # cut as a text, and sooner as a description
@@ -217,16 +217,16 @@ def test_descriptions_tell_labels_as_in_jax(changes, alpha):
         tokenizer=processor.tokenizer,
         image_processor=processor.image_processor,
     )
-    pictures = [picture("RGB"), picture("L")]
-    found = pipeline(pictures, descriptions=DESCRIBED, alpha=alpha, batch_size=2)
-    arrays, labels = [np.asarray(one.convert("RGB")) for one in pictures], list(DESCRIBED)
+    make_images = [make_image("RGB"), make_image("L")]
+    found = pipeline(make_images, descriptions=DESCRIBED, alpha=alpha, batch_size=2)
+    arrays, labels = [np.asarray(one.convert("RGB")) for one in make_images], list(DESCRIBED)
     model = Model(loaded, note=lambda text: None)
     answers = model.classify(arrays, labels, DESCRIBED, alpha=alpha)
     for one, answer in zip(found, answers, strict=True):
         assert [entry["label"] for entry in one] == [ranked.label for ranked in answer.ranked]
         expected = [ranked.probability for ranked in answer.ranked]
         np.testing.assert_allclose([entry["score"] for entry in one], expected, atol=1e-5)
-    single = pipeline(pictures[0], candidate_labels=labels, descriptions=DESCRIBED, alpha=alpha)
+    single = pipeline(make_images[0], candidate_labels=labels, descriptions=DESCRIBED, alpha=alpha)
     assert [entry["label"] for entry in single] == [entry["label"] for entry in found[0]]
 
 
@@ -239,24 +239,24 @@ def made(auto, **arguments):
 
 
 @pytest.mark.parametrize(("alpha", "num_encoded"), [(0.0, 1), (0.5, 2), (1.0, 1)])
-def test_a_pipeline_embeds_texts_once_for_all_pictures(auto, monkeypatch, alpha, num_encoded):
+def test_a_pipeline_embeds_texts_once_for_all_images(auto, monkeypatch, alpha, num_encoded):
     classify, calls = made(auto), []
     encode = classify.model.get_text_features
     monkeypatch.setattr(
         classify.model, "get_text_features", lambda ids: calls.append(ids.shape) or encode(ids)
     )
-    pictures = [picture("RGB"), picture("L"), picture("RGBA")]
-    classify(pictures, descriptions=DESCRIBED, alpha=alpha)
+    make_images = [make_image("RGB"), make_image("L"), make_image("RGBA")]
+    classify(make_images, descriptions=DESCRIBED, alpha=alpha)
     assert len(calls) == num_encoded
-    classify(pictures[0], descriptions=DESCRIBED, alpha=alpha)
+    classify(make_images[0], descriptions=DESCRIBED, alpha=alpha)
     assert len(calls) == num_encoded
 
 
 def test_what_a_pipeline_is_made_with_is_used(auto):
-    expected = made(auto)(picture("RGB"), descriptions=DESCRIBED, alpha=0.25)
-    assert made(auto, descriptions=DESCRIBED, alpha=0.25)(picture("RGB")) == expected
+    expected = made(auto)(make_image("RGB"), descriptions=DESCRIBED, alpha=0.25)
+    assert made(auto, descriptions=DESCRIBED, alpha=0.25)(make_image("RGB")) == expected
     template = made(auto, hypothesis_template="the {} bird")
-    assert template(picture("RGB"), descriptions=DESCRIBED, alpha=0.25) == expected
+    assert template(make_image("RGB"), descriptions=DESCRIBED, alpha=0.25) == expected
 
 
 @pytest.mark.parametrize("ensembling", ["embedding", "score"])
@@ -264,9 +264,9 @@ def test_class_names_score_as_in_jax(ensembling):
     loaded = tiny_model(type="clip")
     loaded.config.evaluation.prompt_ensembling = ensembling
     parts = (huggingface_folder.torch_model(loaded), huggingface_folder.processor(loaded))
-    found = made(parts)(picture("RGB"), candidate_labels=LABELS)
+    found = made(parts)(make_image("RGB"), candidate_labels=LABELS)
     model = Model(loaded, note=lambda text: None)
-    (answer,) = model.classify(np.asarray(picture("RGB")), LABELS)
+    (answer,) = model.classify(np.asarray(make_image("RGB")), LABELS)
     scores = {entry["label"]: entry["score"] for entry in found}
     for one in answer.ranked:
         assert scores[one.label] == pytest.approx(one.probability, abs=1e-6)
@@ -293,13 +293,13 @@ def test_what_does_not_go_together_in_a_pipeline_is_said(auto, arguments, error,
     model, processor = auto
     parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
     with pytest.raises(error, match=message):
-        GrainZeroShotPipeline(model=model, **parts)(picture("RGB"), **arguments)
+        GrainZeroShotPipeline(model=model, **parts)(make_image("RGB"), **arguments)
 
 
 # Pixels
 
 
-def picture(mode: str) -> Image.Image:
+def make_image(mode: str) -> Image.Image:
     rng = np.random.default_rng(1)
     if mode == "I;16":
         return Image.fromarray(rng.integers(0, 2**16, (37, 61)).astype(np.uint16))
@@ -317,7 +317,7 @@ def test_pixels_are_exactly_ours(resize, interpolation, mode):
     data = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6 if mode == "turned" else 1
-    picture("RGB" if mode == "turned" else mode).save(data, "PNG", exif=exif)
+    make_image("RGB" if mode == "turned" else mode).save(data, "PNG", exif=exif)
     spec = Preprocessing(image_size=24, resize=resize, interpolation=interpolation)
     processor = GrainImageProcessor(24, resize, interpolation, spec.mean, spec.std)
     found = processor(Image.open(data), return_tensors="np")["pixel_values"]
@@ -330,10 +330,10 @@ def test_pixels_are_exactly_ours(resize, interpolation, mode):
 
 
 def test_a_palette_may_be_transparent():
-    """As `Image.quantize` leaves it; no file is like that, so a picture of the caller's alone."""
+    """As `Image.quantize` leaves it; no file is like that, so an image of the caller's alone."""
     from grain_jax.formats.torch_grain.processing_grain import upright_rgb
 
-    image = picture("RGBA").quantize(16)
+    image = make_image("RGBA").quantize(16)
     assert image.has_transparency_data
     assert "transparency" not in image.info
     whites = np.asarray(transforms.upright_rgb(image))
@@ -343,7 +343,7 @@ def test_a_palette_may_be_transparent():
     assert (whites[~opaque] > np.asarray(image.convert("RGB"))[~opaque]).any()
 
 
-def test_arrays_and_batches_are_pictures_too(auto):
+def test_arrays_and_batches_are_images_too(auto):
     process = auto[1].image_processor
     arrays = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
     one = process([Image.fromarray(array) for array in arrays])["pixel_values"]
@@ -355,7 +355,7 @@ def test_arrays_and_batches_are_pictures_too(auto):
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_boxes_come_back_to_the_picture(auto, resize):
+def test_boxes_come_back_to_the_image(auto, resize):
     """The inverse of what evaluation does to a box."""
     processor = auto[1]
     spec = Preprocessing(image_size=24, resize=resize)
@@ -370,19 +370,19 @@ def test_boxes_come_back_to_the_picture(auto, resize):
     np.testing.assert_allclose(found[0], [[40, 10, 50, 30]], atol=1e-4)
 
 
-def test_boxes_of_a_turned_picture_are_those_of_the_upright_one(auto, tmp_path):
+def test_boxes_of_a_turned_image_are_those_of_the_upright_one(auto, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture("RGB").save(tmp_path / "turned.png", exif=exif)
+    make_image("RGB").save(tmp_path / "turned.png", exif=exif)
     turned, boxes = Image.open(tmp_path / "turned.png"), torch.tensor([[[0.5, 0.5, 0.2, 0.4]]])
     turned.load()
-    height, width = picture("RGB").width, picture("RGB").height
+    height, width = make_image("RGB").width, make_image("RGB").height
     expected = auto[1].boxes_in_pixels(boxes, [(height, width)])[0]
     array = np.zeros((height, width, 3), np.uint8)
     sizes = [height, width], torch.tensor([height, width]), np.array([height, width])
     for given in (turned, tmp_path / "turned.png", array, *sizes):
         np.testing.assert_array_equal(auto[1].boxes_in_pixels(boxes, [given])[0], expected)
-    with pytest.raises(ValueError, match="Boxes of 1 pictures, and 2 pictures"):
+    with pytest.raises(ValueError, match="Boxes of 1 images, and 2 images"):
         auto[1].boxes_in_pixels(boxes, [turned, turned])
 
 
@@ -670,7 +670,7 @@ def test_bfloat16_weights(loaded, auto, tmp_path):
     [
         ({"pixel_values": torch.zeros(1, 3, 16, 16)}, "use the image processor"),
         ({"input_ids": torch.zeros(1, 20, dtype=torch.long)}, "20 tokens do not fit the 12"),
-        ({"return_loss": True}, "as many pictures as texts, pair by pair; got None and None"),
+        ({"return_loss": True}, "as many images as texts, pair by pair; got None and None"),
         ({**batch(2), "input_ids": batch(3)["input_ids"], "return_loss": True}, "got 2 and 3"),
     ],
 )

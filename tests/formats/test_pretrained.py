@@ -154,7 +154,7 @@ def test_pixels_beside_the_last_whole_patch_are_not_seen(siglip, tmp_path):
         images, transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     )
     processor.save_pretrained(folder)
-    seen = pictures(WHOLE_SIZES)
+    seen = make_images(WHOLE_SIZES)
     theirs, _ = torch_cosines(model, processor, seen, ["a cat"])
     assert nearest_other(theirs).min() > 1e-3
     assert export.main([f"--checkpoint={folder}", "--to=huggingface", f"--out={whole}"]) == 0
@@ -241,13 +241,13 @@ def test_open_clip_is_the_same_model(clip, open_clip):
     assert found.preprocessing.std == (0.4, 0.5, 0.6)
 
 
-def pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """A smooth picture of each (height, width): a pixel more or less of it changes little."""
+def make_images(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """A smooth image of each (height, width): a pixel more or less of it changes little."""
     rng = np.random.default_rng(1)
     small = [Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8)) for _ in sizes]
     return [
-        np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-        for picture, (height, width) in zip(small, sizes, strict=True)
+        np.asarray(make_image.resize((width, height), Image.Resampling.BICUBIC))
+        for make_image, (height, width) in zip(small, sizes, strict=True)
     ]
 
 
@@ -321,7 +321,7 @@ def nearest_other(rows):
 
 
 @pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
-def test_pictures_are_seen_as_by_the_processor_of_transformers(with_processor, file):
+def test_images_are_seen_as_by_the_processor_of_transformers(with_processor, file):
     model, processor, folder, expected = with_processor
     if file == "preprocessor_config.json":  # up to transformers 4
         (folder / "processor_config.json").unlink()
@@ -332,10 +332,10 @@ def test_pictures_are_seen_as_by_the_processor_of_transformers(with_processor, f
     assert (seen.resize, seen.interpolation, seen.mean, seen.std) == expected
     labels = ["a photo of a cat", "Dog", "a red bird"]
     squashed = seen.resize == "squash"
-    images = pictures(WHOLE_SIZES + ODD_SIZES if squashed else WHOLE_SIZES)
+    images = make_images(WHOLE_SIZES + ODD_SIZES if squashed else WHOLE_SIZES)
     inputs = processor(images=[Image.fromarray(image) for image in images], return_tensors="np")
     levels = inputs["pixel_values"].transpose(0, 2, 3, 1) * seen.std + seen.mean
-    # Pillow rounds between width and height, and a part of a picture may go through them in the
+    # Pillow rounds between width and height, and a part of an image may go through them in the
     # other order: a level of 255 apart, here or there.
     apart = np.stack(
         [np.abs(seen(image) - level) for image, level in zip(images, levels * 255, strict=True)]
@@ -355,7 +355,7 @@ def test_pictures_are_seen_as_by_the_processor_of_transformers(with_processor, f
     np.testing.assert_allclose(np.array(ours)[same], cosines[same], atol=1e-4)
     np.testing.assert_allclose(ours, cosines, atol=5e-4)
     if not squashed:  # they cut to whole pixels, we to parts of one
-        images = pictures(ODD_SIZES)
+        images = make_images(ODD_SIZES)
         theirs, _ = torch_cosines(model, processor, images, labels)
         ours = loaded.embed_images(images).image
         assert (np.linalg.norm(ours - theirs, axis=-1) < 0.5 * nearest_other(theirs)).all()
@@ -366,7 +366,7 @@ def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path):
     module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     folder = tmp_path / "model"
     model = save(transformers.CLIPModel(clip[0].config), folder, seed=4)
-    with torch.no_grad():  # only what a picture holds counts, so that they get different names
+    with torch.no_grad():  # only what an image holds counts, so that they get different names
         for name, parameter in model.vision_model.named_parameters():
             if "norm" in name and name.endswith("weight"):
                 parameter.fill_(1)
@@ -376,7 +376,7 @@ def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path):
     tokenizer = fast_tokenizer(ClipTokenizer(), max_length=12)
     processor = transformers.CLIPProcessor(module.CLIPImageProcessorPil(**CROP), tokenizer)
     names = ["cat", "dog", "bird", "red", "the sea", "a house", "green", "no", "seven", "tree"]
-    images, texts = pictures(WHOLE_SIZES * 8), [f"a photo of a {name}." for name in names]
+    images, texts = make_images(WHOLE_SIZES * 8), [f"a photo of a {name}." for name in names]
     _, cosines = torch_cosines(model, processor, images, texts)
     second, first = np.sort(cosines, axis=1)[:, -2:].T
     sure = np.flatnonzero(first - second > 1e-3)
@@ -431,7 +431,7 @@ LATER = {"crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 2
         ({}, "crop", "bicubic", MEAN),
     ],
 )
-def test_published_settings_of_pictures_are_read(tmp_path, given, resize, interpolation, mean):
+def test_published_settings_of_images_are_read(tmp_path, given, resize, interpolation, mean):
     (tmp_path / "processor_config.json").write_text('{"image_processor": {"size": 1}}')
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
     found = huggingface_preprocessing(tmp_path, 224, siglip=False)
@@ -460,7 +460,7 @@ def test_published_settings_of_pictures_are_read(tmp_path, given, resize, interp
         ({"image_std": [1, 1]}, r"image_std is \[1, 1\], needed three numbers"),
     ],
 )
-def test_what_is_not_done_to_pictures_here_is_refused(tmp_path, changed, message):
+def test_what_is_not_done_to_images_here_is_refused(tmp_path, changed, message):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(OPENAI | changed))
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json: .*{message}"):
@@ -479,7 +479,7 @@ def test_what_is_not_done_to_pictures_here_is_refused(tmp_path, changed, message
         ({"mean": [1]}, r"mean is \[1\], needed three numbers"),
     ],
 )
-def test_what_open_clip_does_to_pictures_is_done_or_refused(open_clip, changed, message):
+def test_what_open_clip_does_to_images_is_done_or_refused(open_clip, changed, message):
     def write(changed):
         config = OPEN_CLIP | {"preprocess_cfg": OPEN_CLIP["preprocess_cfg"] | changed}
         (open_clip / "open_clip_config.json").write_text(json.dumps(config))

@@ -25,8 +25,8 @@ CONFIG = DataConfig(
 )
 
 
-class Pictures:
-    """Picture i is one colour that says i; every `bad` one cannot be decoded."""
+class NumberedImages:
+    """Image i is one colour that says i; every `bad` one cannot be decoded."""
 
     def __init__(self, count: int = 40, bad: tuple[int, ...] = (), reads: list | None = None):
         self.count, self.bad, self.reads = count, bad, reads
@@ -42,7 +42,7 @@ class Pictures:
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "PNG")
         return Record(
-            id=f"picture-{index}",
+            id=f"image-{index}",
             image=b"not an image" if index in self.bad else out.getvalue(),
             captions=(Caption(f"original n{index}"), Caption(f"synthetic n{index}", "synthetic")),
             regions=tuple(
@@ -52,7 +52,9 @@ class Pictures:
         )
 
 
-def batches(source: Pictures, count: int, config: DataConfig = CONFIG, **options) -> list[Batch]:
+def batches(
+    source: NumberedImages, count: int, config: DataConfig = CONFIG, **options
+) -> list[Batch]:
     settings = {"image_size": 8, "batch_size": 8, "seed": 1, **options}
     with training_batches(source, config, TOKENIZER, **settings) as iterator:
         return [next(iterator) for _ in range(count)]

@@ -1,7 +1,7 @@
 """A model with a known answer: what it says can be read off the pixels and the tokens.
 
-A picture's first pixel (r, g, b) is its embedding; region query q gives pixel (0, q) as embedding
-and a box centred on the picture's column q. A text's embedding is the direction of its last letter.
+An image's first pixel (r, g, b) is its embedding; region query q gives pixel (0, q) as embedding
+and a box centred on the image's column q. A text's embedding is the direction of its last letter.
 """
 
 import flax.linen as nn
@@ -85,8 +85,8 @@ def toy_encoder(
     )
 
 
-def picture(whole: str, *parts: str) -> np.ndarray:
-    """A picture whose whole has one colour and whose region queries see others."""
+def make_image(whole: str, *parts: str) -> np.ndarray:
+    """An image whose whole has one colour and whose region queries see others."""
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     image[0, 0, COLOURS[whole]] = 255
     for query, colour in enumerate(parts):
@@ -115,7 +115,7 @@ class ToySource:
 def record(name: str, whole: str, *parts: str, label: str | None = None) -> Record:
     return Record(
         id=name,
-        image=picture(whole, *parts),
+        image=make_image(whole, *parts),
         captions=(Caption(f"a {whole} thing"),),
         regions=tuple(Region(half(q), f"{colour} part") for q, colour in enumerate(parts)),
         label=label,
@@ -141,7 +141,7 @@ def toy_model(
 
 
 def columns(*colours: str, height: int = 40, width: int = 80) -> np.ndarray:
-    """A picture of equal columns; black where there are fewer than four."""
+    """An image of equal columns; black where there are fewer than four."""
     image = np.zeros((height, width, 3), np.uint8)
     for number, colour in enumerate(colours):
         start, stop = (width * (number + i) // 4 for i in (0, 1))

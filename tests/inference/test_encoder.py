@@ -139,7 +139,7 @@ def test_what_one_process_cannot_decode_stops_all_after_the_last_batch(
     encoder._encode_images = lambda *arguments: (batches.append(1), run(*arguments))[1]
     records = [record("red", "red") for _ in range(3 * encoder.batch_size)]
     if damaged:
-        records[0] = dataclasses.replace(records[0], id="broken", image=b"no picture")
+        records[0] = dataclasses.replace(records[0], id="broken", image=b"no image")
     with pytest.raises(ValueError, match=message):
         encoder.images(ToySource(*records))
     assert (gathered, len(batches)) == ([damaged], 3)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from places import HELPERS, REPOSITORY
 from tiny_run import TinyRun, tiny_config
-from toy_encoder import ToyModel, columns, picture, toy_model
+from toy_encoder import ToyModel, columns, make_image, toy_model
 
 import grain_jax
 from grain_jax import evaluate
@@ -49,7 +49,7 @@ def run_folder(tmp_path_factory):
     )
     checkpoints = Checkpoints(folder, CheckpointConfig(), metadata=metadata)
     state = TinyRun(config).state
-    # Weights large enough for pictures to differ in what they are most similar to.
+    # Weights large enough for images to differ in what they are most similar to.
     params = jax.tree.map(lambda leaf: 6 * leaf if leaf.ndim > 1 else leaf, state.params)
     checkpoints.save(dataclasses.replace(state, params=params), step=1)
     checkpoints.wait()
@@ -64,7 +64,7 @@ def model(run_folder):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Random pictures in one folder a class, with descriptions."""
+    """Random images in one folder a class, with descriptions."""
     root = tmp_path_factory.mktemp("birds")
     rng = np.random.default_rng(0)
     for label in DESCRIPTIONS:
@@ -105,7 +105,7 @@ def test_it_agrees_with_the_evaluation_command(run_folder, model, labelled, tmp_
         top5 = sum(rank < 5 for rank in ranks) / len(ranks)
         assert figures[f"{labelled.name}/{way}/top5"] == pytest.approx(top5), way
         compared.append(tuple(ranks))
-        assert len({result.label for result in results}) > 2  # of 6: not all pictures alike
+        assert len({result.label for result in results}) > 2  # of 6: not all images alike
 
     check("name", top=None)
     for alpha in (1.0, 0.3, 0.0):
@@ -120,7 +120,7 @@ def test_it_agrees_with_the_evaluation_command(run_folder, model, labelled, tmp_
 WITH_NAME = "name_and_regions"
 
 
-def test_one_form_of_a_picture_is_as_good_as_another(model, tmp_path):
+def test_one_form_of_an_image_is_as_good_as_another(model, tmp_path):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (30, 20, 3)).astype(np.uint8)
     path = tmp_path / "a.png"
@@ -134,12 +134,12 @@ def test_one_form_of_a_picture_is_as_good_as_another(model, tmp_path):
         np.testing.assert_array_equal(embedded.image[one], embedded.image[0])
         np.testing.assert_array_equal(embedded.boxes_xyxy[one], embedded.boxes_xyxy[0])
     assert embedded.sizes.tolist() == [[30, 20]] * len(forms)
-    assert embedded.names[1:4] == (str(path), "picture 2", "picture 3")
+    assert embedded.names[1:4] == (str(path), "image 2", "image 3")
     gray = model.embed_images([pixels[..., 0], np.repeat(pixels[..., :1], 3, axis=2)])
     np.testing.assert_array_equal(gray.image[0], gray.image[1])
 
 
-def test_a_picture_means_the_same_alone_and_among_others(model, labelled):
+def test_an_image_means_the_same_alone_and_among_others(model, labelled):
     files = sorted(labelled.glob("*/*.png"))[:11]
     together = model.embed_images(files)
     for number in (0, 10):
@@ -167,9 +167,9 @@ class Counting(ToyModel):
 def test_each_power_of_two_is_compiled_once():
     Counting.traced.clear()
     model = toy_model(model=Counting(), batch_size=4)
-    pictures = [picture("red", "green", "blue")] * 11
+    make_images = [make_image("red", "green", "blue")] * 11
     for count in (1, 3, 1, 4, 2, 11, 6):  # the last two: 4 + 4 + 3 and 4 + 2
-        assert len(model.embed_images(pictures[:count])) == count
+        assert len(model.embed_images(make_images[:count])) == count
     assert Counting.traced == [("images", 1), ("images", 4), ("images", 2)]
     Counting.traced.clear()
     for texts in (["red"], ["blue"], ["a", "b"], [f"word {i}" for i in range(7)]):
@@ -181,15 +181,15 @@ def test_a_batch_size_that_is_no_power_of_two_is_a_size_too():
     Counting.traced.clear()
     model = toy_model(model=Counting(), batch_size=6)
     for count in (5, 6, 3):
-        model.embed_images([picture("red")] * count)
+        model.embed_images([make_image("red")] * count)
     assert Counting.traced == [("images", 6), ("images", 4)]
 
 
 def test_known_texts_are_not_embedded_again(monkeypatch):
     model = toy_model()
-    model.classify(picture("red"), ["red", "blue"])
+    model.classify(make_image("red"), ["red", "blue"])
     monkeypatch.setattr(model._encoder, "texts", lambda *_, **__: pytest.fail("embedded again"))
-    assert model.classify(picture("blue"), ["red", "blue"])[0].label == "blue"
+    assert model.classify(make_image("blue"), ["red", "blue"])[0].label == "blue"
 
 
 @given(
@@ -203,7 +203,7 @@ def test_boxes_of_a_window_go_back_to_where_they_came_from(height, width, flip, 
     window = Window(whole.top, whole.left, whole.height, whole.width, flip)
     (x0, x1), (y0, y1) = sorted(corners[:2]), sorted(corners[2:])
     inside = np.array([[x0, y0, x1, y1]])
-    back = window.to_picture(inside)
+    back = window.to_image(inside)
     seen = window.box(tuple(back[0]))
     if seen is not None:  # None: rounding made it empty
         np.testing.assert_allclose(seen, inside[0], atol=1e-9)
@@ -218,7 +218,7 @@ def test_boxes_of_a_window_go_back_to_where_they_came_from(height, width, flip, 
         ("crop", (20, 0, 40, 40), (40, 0, 60, 40), (20, 0, 60, 40)),
     ],
 )
-def test_boxes_are_in_pixels_of_the_picture_given(resize, red, blue, view):
+def test_boxes_are_in_pixels_of_the_image_given(resize, red, blue, view):
     """The toy's two queries look at the first two quarters of what it sees, and say the halves."""
     pixels = columns("red", "blue")
     if resize == "crop":  # the same in the centre, beside what is cut off
@@ -243,7 +243,7 @@ def test_boxes_are_in_pixels_of_the_picture_given(resize, red, blue, view):
 def test_a_label_says_which_of_its_descriptions_was_seen_where():
     model = toy_model()
     described = {"parrot": ["blue tail", "green wing"], "crow": ["red eye"]}
-    (result,) = model.classify(picture("red", "green", "red"), ["crow", "parrot"], described)
+    (result,) = model.classify(make_image("red", "green", "red"), ["crow", "parrot"], described)
     assert result.label == "crow"  # red in the whole and in a region
     best, second = result.ranked
     assert [(one.text, one.query) for one in best.seen] == [("red eye", 1)]
@@ -260,7 +260,7 @@ def test_a_label_says_which_of_its_descriptions_was_seen_where():
 def test_alpha_weighs_the_whole_against_the_regions():
     model = toy_model()
     described = {"a": ["red"], "b": ["blue"]}
-    embedded = model.embed_images(picture("red", "blue", "blue"))
+    embedded = model.embed_images(make_image("red", "blue", "blue"))
     for alpha, label in ((1.0, "a"), (0.8, "a"), (0.2, "b"), (0.0, "b")):
         (result,) = model.classify(embedded, ["a", "b"], described, alpha=alpha)
         assert result.label == label
@@ -272,7 +272,7 @@ def test_alpha_weighs_the_whole_against_the_regions():
 def test_what_decided_is_what_was_compared():
     model = toy_model()
     described = {"a": ["red", "green"], "b": ["blue"]}
-    embedded = model.embed_images(picture("red", "blue", "blue"))
+    embedded = model.embed_images(make_image("red", "blue", "blue"))
     (whole,) = model.classify(embedded, ["a", "b"], described, alpha=1.0)
     assert [(one.text, one.query) for one in whole.ranked[0].seen] == [
         ("red", None),
@@ -292,11 +292,11 @@ def test_the_logit_scale_is_held_within_its_bounds():
 
 def test_a_clip_model_classifies_but_grounds_nothing():
     model = toy_model(regions=False)
-    embedded = model.embed_images(picture("red"))
+    embedded = model.embed_images(make_image("red"))
     assert embedded.regions is None
     assert embedded.boxes_xyxy is None
     (result,) = model.classify(embedded, ["x", "y"], {"x": ["blue"], "y": ["red", "red one"]})
-    seen = result.ranked[0].seen  # in the whole picture, as nothing else decides
+    seen = result.ranked[0].seen  # in the whole image, as nothing else decides
     assert (result.label, [one.text for one in seen]) == ("y", ["red", "red one"])
     height, width = embedded.sizes[0]
     assert [(one.query, one.box_xyxy) for one in seen] == [(None, (0, 0, width, height))] * 2
@@ -346,7 +346,7 @@ def test_wrong_types_are_named():
             "given as NoneType; needed a file's path",
             "given as int; needed a file's path",
             "given as dict; needed a file's path",
-            "'picture 0': a object is no picture; needed a file's path",
+            "'image 0': a object is no image; needed a file's path",
             "not a dict; classify(images, descriptions=...)",
             "descriptions as {label: [text, ...]}, or both; got a list",
             "Give labels, or descriptions as {label: [text, ...]}, or both; got neither",
@@ -359,7 +359,7 @@ def test_wrong_types_are_named():
 
 def test_labels_may_come_from_their_descriptions():
     described = {"x": ["blue"], "y": ["red"]}
-    model, image = toy_model(), picture("red")
+    model, image = toy_model(), make_image("red")
     assert model.classify(image, descriptions=described) == model.classify(
         image, ["x", "y"], described
     )
@@ -368,9 +368,9 @@ def test_labels_may_come_from_their_descriptions():
 def test_what_may_spoil_an_answer_is_noted(model):
     notes = []
     toy = toy_model(note=notes.append)
-    toy.classify(picture("red"), ["x", "y"], {"x": ["blue"]})
+    toy.classify(make_image("red"), ["x", "y"], {"x": ["blue"]})
     assert "1 of 2 classes have no description ('y' first)" in notes.pop()
-    toy.classify(picture("red"), ["x", "y"], {"x": ["blue"]})
+    toy.classify(make_image("red"), ["x", "y"], {"x": ["blue"]})
     assert notes == []  # said once
     toy.embed_texts(["one two three four red"], "description")
     assert "1 of 1 texts are longer than the 4 tokens of a description" in notes.pop()
@@ -379,19 +379,19 @@ def test_what_may_spoil_an_answer_is_noted(model):
     model.embed_texts(["a cow"])  # said once
 
 
-def test_unreadable_pictures_are_named_and_can_be_left_out(tmp_path):
+def test_unreadable_images_are_named_and_can_be_left_out(tmp_path):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     model = toy_model()
-    pictures = [picture("red"), broken, picture("blue"), b"nothing", picture("green")]
-    with pytest.raises(ImageError, match=r"Picture '.*broken.jpg': 10 bytes are not an image"):
-        model.embed_images(pictures)
-    embedded = model.embed_images(pictures, on_error="skip")
+    make_images = [make_image("red"), broken, make_image("blue"), b"nothing", make_image("green")]
+    with pytest.raises(ImageError, match=r"Image '.*broken.jpg': 8 bytes are not an image"):
+        model.embed_images(make_images)
+    embedded = model.embed_images(make_images, on_error="skip")
     assert embedded.image.argmax(axis=1).tolist() == [0, 2, 1]
-    assert embedded.names == ("picture 0", "picture 2", "picture 4")
+    assert embedded.names == ("image 0", "image 2", "image 4")
     assert [(one.position, one.name) for one in embedded.skipped] == [
         (1, str(broken)),
-        (3, "picture 3"),
+        (3, "image 3"),
     ]
     none = model.embed_images([broken], on_error="skip")
     assert len(none) == 0
@@ -400,22 +400,22 @@ def test_unreadable_pictures_are_named_and_can_be_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
         ("nowhere.jpg", "'nowhere.jpg': there is no such file"),
         ("x" * 5000, "x': there is no such file"),
         (os.curdir, "it is a folder"),
         ("https://example.org/a.jpg", "download it first"),
-        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\] is no picture; needed uint8"),
-        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\] is no picture"),
-        (np.zeros((2, 4, 4, 3), np.uint8), "Give a list of pictures"),
+        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\] is no image; needed uint8"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\] is no image"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "Give a list of images"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
-        ([], "There are no pictures"),
+        ([], "There are no images"),
     ],
 )
-def test_what_is_no_picture_is_refused(pictures, message):
+def test_what_is_no_image_is_refused(images, message):
     with pytest.raises(ValueError, match=message):
-        toy_model().embed_images(pictures)
+        toy_model().embed_images(images)
 
 
 @pytest.mark.parametrize(
@@ -440,16 +440,16 @@ def test_what_is_no_picture_is_refused(pictures, message):
 )
 def test_questions_that_make_no_sense_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
-        toy_model().classify(picture("red"), *arguments, **options)
+        toy_model().classify(make_image("red"), *arguments, **options)
 
 
 def test_phrases_are_checked():
     model = toy_model()
     for phrases, message in (([], "no phrases"), ("red", "takes a list"), ([""], "needed a text")):
         with pytest.raises(ValueError, match=message):
-            model.ground(picture("red"), phrases)
+            model.ground(make_image("red"), phrases)
     with pytest.raises(ValueError, match="on_error"):
-        model.embed_images(picture("red"), on_error="ignore")
+        model.embed_images(make_image("red"), on_error="ignore")
     with pytest.raises(ValueError, match="kind of text"):
         model.embed_texts(["red"], "title")
 
@@ -457,9 +457,9 @@ def test_phrases_are_checked():
 def test_progress_is_shown_when_asked_for(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     model = toy_model()
-    model.embed_images([picture("red")] * 9)
+    model.embed_images([make_image("red")] * 9)
     assert capsys.readouterr().err == ""
-    model.embed_images([picture("red")] * 9, progress=True)
+    model.embed_images([make_image("red")] * 9, progress=True)
     assert "9/9" in capsys.readouterr().err
 
 

@@ -82,7 +82,7 @@ def test_positions_are_resized_for_another_image_size(clip):
 
 
 @pytest.mark.parametrize("num_cls", [0, 1])
-def test_resized_positions_follow_the_picture(num_cls):
+def test_resized_positions_follow_the_image(num_cls):
     """A plane over the grid stays one: its middle keeps its value, its slope halves."""
     y, x = np.meshgrid(np.arange(8.0), np.arange(8.0), indexing="ij")
     plane = np.stack([y, x], axis=-1).reshape(64, 2).astype(np.float32)
@@ -143,7 +143,7 @@ def test_interpolation_comes_along_and_a_crop_is_told(tmp_path, monkeypatch):
     assert origin.config.data.interpolation == "bilinear"
     assert origin.config.data.resize == "squash"
     (note,) = [note for note in origin.notes if "data.resize" in note]
-    assert "data.resize = 'squash', and the weights saw pictures as 'crop'" in note
+    assert "data.resize = 'squash', and the weights saw images as 'crop'" in note
     config.data.resize = "crop"
     assert not [note for note in initialize.pretrained(config, tmp_path).notes if "resize" in note]
     trained.data.interpolation, config.data.interpolation = "bicubic", "bilinear"

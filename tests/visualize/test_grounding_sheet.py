@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from figures import texts_of
 from matplotlib.figure import Figure
-from toy_encoder import ToySource, half, picture, record, toy_encoder
+from toy_encoder import ToySource, half, make_image, record, toy_encoder
 
 from grain_jax.data.records import Record, Region
 from grain_jax.data.transforms import decode_image
@@ -28,7 +28,9 @@ def test_each_query_gets_the_best_description_of_the_whole_split():
     source = ToySource(
         record("0", "red", "green", "blue"),
         record("1", "green", "red", "green"),
-        Record(id="2", image=picture("blue", "blue", "red"), regions=(Region(half(0), "a sky"),)),
+        Record(
+            id="2", image=make_image("blue", "blue", "red"), regions=(Region(half(0), "a sky"),)
+        ),
     )
     examples = grounding_examples(toy_encoder(), source, 3)
     assert [example.title for example in examples] == ["a red thing", "a green thing", "2"]
@@ -46,7 +48,7 @@ def test_each_query_gets_the_best_description_of_the_whole_split():
 def test_paraphrases_share_one_true_box():
     same = Record(
         id="0",
-        image=picture("red", "red", "red"),
+        image=make_image("red", "red", "red"),
         regions=(Region(half(0), "a red part"), Region(half(0), "red thing")),
     )
     (example,) = grounding_examples(toy_encoder(), ToySource(same), 1)
@@ -60,7 +62,7 @@ def test_a_model_without_regions_has_no_examples():
 
 def example(true: int, predicted: int) -> Example:
     return Example(
-        image=picture("red"),
+        image=make_image("red"),
         title="two things",
         true=tuple(NamedBox(box(0.1 * i, 0.0, 0.1 * i + 0.1, 1.0), (f"{i}",)) for i in range(true)),
         predicted=tuple(

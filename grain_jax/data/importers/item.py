@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from grain_jax.data.records import Caption
 
-MAX_SIDE = 1_000_000  # pixels of a picture that boxes refer to
+MAX_SIDE = 1_000_000  # pixels of an image that boxes refer to
 
 
 class BadItem(ValueError):
@@ -32,7 +32,7 @@ class ImportedImage:
     captions: tuple[Caption, ...] = ()
     regions: tuple[ImportedRegion, ...] = ()
     label: str | None = None
-    box_unit: str = "fraction"  # of the picture's width and height | "pixel"
+    box_unit: str = "fraction"  # of the image's width and height | "pixel"
     size: tuple[int, int] | None = (
         None  # (width, height) that pixel boxes refer to; None: the file's
     )

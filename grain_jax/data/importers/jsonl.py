@@ -151,7 +151,7 @@ def parse_line(line: bytes) -> ImportedImage:
     image = _text(entry, "image")
     if not image:
         _check_names(entry, FIELDS, ("image",))
-        raise BadItem("'image' is missing: the path of the picture inside the images folder.")
+        raise BadItem("'image' is missing: the path of the image inside the images folder.")
     _check_names(entry, FIELDS, ("captions", "regions", "bbox_unit"))
     captions, regions = _list(entry, "captions"), _list(entry, "regions")
     unit = entry.get("bbox_unit", "fraction")

@@ -1,7 +1,7 @@
 """python -m grain_jax.data.synthetic_birds --out=DIR: a few scenes of the world as ordinary files.
 
 A sample to copy when you bring your own data: `train.jsonl` and `validation.jsonl` as
-`python -m grain_jax.prepare --from=jsonl` reads them, the pictures in `images/`, and in `unseen/` a
+`python -m grain_jax.prepare --from=jsonl` reads them, the images in `images/`, and in `unseen/` a
 zero-shot set with `labels.csv`, `classes.txt` and `descriptions.json` as
 `python -m grain_jax.evaluate --data` reads it.
 """
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def write_jsonl(source: Source, out: Path, split: str) -> None:
-    """The records as `out/<split>.jsonl`, their pictures as PNG files in `out/images/<split>`."""
+    """The records as `out/<split>.jsonl`, their images as PNG files in `out/images/<split>`."""
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
     with (out / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
         for index in range(len(source)):

@@ -1,6 +1,6 @@
 """Draws a scene and knows what is visible of each thing in it.
 
-Every polygon that can be described goes into a second picture too, as an id instead of a colour.
+Every polygon that can be described goes into a second image too, as an id instead of a colour.
 What is left of an id when all is drawn is the visible box, so boxes are true under occlusion and at
 the frame.
 """
@@ -27,7 +27,7 @@ from grain_jax.data.synthetic_birds.shapes import OBJECT_OUTLINES, Figure, figur
 from grain_jax.data.synthetic_birds.species import PARTS, Species
 
 SUPERSAMPLING = 2
-MIN_PIXELS = 4  # of the final picture; less of a part does not count as visible
+MIN_PIXELS = 4  # of the final image; less of a part does not count as visible
 MIN_VISIBLE = 0.35  # share of a part that must be left
 PALETTE: dict[str, Colour] = {
     "red": (220, 42, 46),
@@ -54,14 +54,14 @@ CREAM, INK, BLUSH, GLOW = (252, 246, 228), (58, 46, 50), (255, 120, 120), (255, 
 
 @dataclass(frozen=True)
 class Level:
-    """How a level of difficulty draws. Lengths are shares of the picture's side."""
+    """How a level of difficulty draws. Lengths are shares of the image's side."""
 
     mood: str  # of the backdrop
     scale: tuple[float, float]  # of the unit in which birds are drawn
     rotation: float  # largest turn either way, radians
     bend: float  # likewise of each part about its joint
     flip: bool  # half of the birds look left
-    overhang: float  # how far a bird may reach out of the picture
+    overhang: float  # how far a bird may reach out of the image
     clutter: int  # most things in the back that nobody describes
     objects: int  # most objects
     in_front: float  # chance that an object may hide a part of the bird
@@ -81,10 +81,10 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and the visible boxes (xyxy in [0, 1]) of what is in it."""
+    """An image and the visible boxes (xyxy in [0, 1]) of what is in it."""
 
     image: UInt8[np.ndarray, "S S 3"]
-    parts: dict[str, Box]  # of the one bird that the picture is about, in the order of PARTS
+    parts: dict[str, Box]  # of the one bird that the image is about, in the order of PARTS
     objects: tuple[tuple[str, Box], ...]  # description and box of stones, leaves, other birds...
 
 
@@ -96,7 +96,7 @@ def draw_scene(
     image_size: int,
     others: Sequence[Species] = (),
 ) -> Scene:
-    """A bird of this species, in the picture's front; `others` may turn up behind it."""
+    """A bird of this species, in the image's front; `others` may turn up behind it."""
     draw = uniform_numbers(rng).__next__
     size = SUPERSAMPLING * image_size
     margin = math.ceil(level.overhang * size)
@@ -181,7 +181,7 @@ def _pose(
 
 
 class _Canvas:
-    """The picture and its mask of ids, wider by `margin` to know what the frame cuts off."""
+    """The image and its mask of ids, wider by `margin` to know what the frame cuts off."""
 
     def __init__(self, image: Image.Image, horizon: float, margin: int):
         self.image, self.horizon, self.margin = image, horizon, margin
@@ -258,7 +258,7 @@ class _Canvas:
         self.whole = [old or new for old, new in zip(self.whole, now, strict=True)]
 
     def visible_boxes(self, num_ids: int) -> dict[int, Box]:
-        """Box of each id of which enough is left in the picture."""
+        """Box of each id of which enough is left in the image."""
         m, n = self.margin, self.size
         mask = self.mask.crop((m, m, m + n, m + n)) if m else self.mask
         left = mask.histogram()

@@ -40,10 +40,10 @@ DESCRIBED_OBJECT = 0.3
 class WorldSource:
     """Records of a split ("train", "validation", "seen", "unseen"), each a function of its index.
 
-    "seen" shows the training species in new pictures; "validation" and "unseen" show species that
+    "seen" shows the training species in new images; "validation" and "unseen" show species that
     training never does. Only "train" is annotated with noise. Each K records from a multiple of K
     on, K species, show every species once. Raises ValueError for an unknown split or level, a
-    negative seed, or a picture that is too small.
+    negative seed, or an image that is too small.
     """
 
     config: SyntheticBirdsConfig
@@ -66,7 +66,7 @@ class WorldSource:
             )
         if self.image_size < MIN_IMAGE_SIZE:
             raise ValueError(
-                f"The world needs pictures of at least {MIN_IMAGE_SIZE} pixels, "
+                f"The world needs images of at least {MIN_IMAGE_SIZE} pixels, "
                 f"given {self.image_size}; raise model.image_size."
             )
 
@@ -108,7 +108,7 @@ class WorldSource:
 
     @property
     def num_with_regions(self) -> int:
-        """Every picture is annotated, noisily or not."""
+        """Every image is annotated, noisily or not."""
         return len(self)
 
     def species_of(self, index: int) -> Species:

@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 NOT_GIVEN = {
     "output_attentions": "attention weights are never formed",
     "output_hidden_states": "last_hidden_state of get_image_features is all there is",
-    "interpolate_pos_encoding": "pictures have one size",
+    "interpolate_pos_encoding": "images have one size",
 }
 
 
@@ -540,7 +540,7 @@ class GrainModel(PreTrainedModel):
         if return_loss:
             if logits is None or logits.shape[0] != logits.shape[1]:
                 raise ValueError(
-                    "return_loss needs as many pictures as texts, pair by pair; got "
+                    "return_loss needs as many images as texts, pair by pair; got "
                     f"{None if image is None else len(image)} and "
                     f"{None if text is None else len(text)}."
                 )

@@ -1,4 +1,4 @@
-"""From pictures and texts to what the model takes: as it was evaluated, without being told.
+"""From images and texts to what the model takes: as it was evaluated, without being told.
 
 Image processor, processor and pipeline are one file, as saving a processor saves its file alone.
 """
@@ -26,7 +26,7 @@ from transformers.processing_utils import ProcessorMixin
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZES = ("squash", "crop")
-TURNS = {  # EXIF orientation -> what makes the picture upright
+TURNS = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -46,14 +46,14 @@ NORMALIZATION = "text_normalization"  # in tokenizer_config.json
 # Texts that "ftfy" leaves to the tokenizer's own normalizer: printable ASCII without "&", and marks
 # that no broken encoding is made of alone.
 PLAIN = re.compile(r"[\t\n\r !-%'-~\u2013\u2014\u2018-\u201f\u2026]*")
-Picture = Any  # path, PIL image, or array [H, W, 3] or [H, W] of uint8
+ImageInput = Any  # path, PIL image, or array [H, W, 3] or [H, W] of uint8
 
 
 class GrainImageProcessor(BaseImageProcessor):
     """Squashes to a square, or cuts the centre square out ("crop"); then (x / 255 - mean) / std.
 
     By Pillow alone. Raises ValueError for unknown settings, and for arrays that are not uint8
-    pictures.
+    images.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -78,15 +78,15 @@ class GrainImageProcessor(BaseImageProcessor):
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def __call__(
-        self, images: Picture | Sequence[Picture], return_tensors: str | None = None
+        self, images: ImageInput | Sequence[ImageInput], return_tensors: str | None = None
     ) -> BatchFeature:
         """As `preprocess`."""
         return self.preprocess(images, return_tensors=return_tensors)
 
     def preprocess(
-        self, images: Picture | Sequence[Picture], return_tensors: str | None = None
+        self, images: ImageInput | Sequence[ImageInput], return_tensors: str | None = None
     ) -> BatchFeature:
-        """`pixel_values` float32 [B, 3, S, S] of one picture or several, of any sizes."""
+        """`pixel_values` float32 [B, 3, S, S] of one image or several, of any sizes."""
         batch = isinstance(images, np.ndarray) and images.ndim == 4
         several = images if batch or isinstance(images, list | tuple) else [images]
         if len(several) == 0:
@@ -98,7 +98,7 @@ class GrainImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def seen_area(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in pixels of the part of a picture that the model sees."""
+        """(left, top, right, bottom) in pixels of the part of an image that the model sees."""
         if self.resize == "squash":
             return 0.0, 0.0, float(width), float(height)
         side = min(height, width)
@@ -116,7 +116,7 @@ class GrainImageProcessor(BaseImageProcessor):
 
 
 class GrainProcessor(ProcessorMixin):
-    """Pictures, texts and descriptions of regions to all that the model takes.
+    """Images, texts and descriptions of regions to all that the model takes.
 
     Texts are cleaned as in training, cut where the model's evaluation cuts them, and padded.
     """
@@ -134,7 +134,7 @@ class GrainProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture] | None = None,
+        images: ImageInput | Sequence[ImageInput] | None = None,
         text: str | Sequence[str] | None = None,
         descriptions: str | Sequence[str] | None = None,
         return_tensors: str | None = None,
@@ -180,11 +180,11 @@ class GrainProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def boxes_in_pixels(
-        self, pred_boxes: Any, pictures: Sequence[Picture | Sequence[int]]
+        self, pred_boxes: Any, images: Sequence[ImageInput | Sequence[int]]
     ) -> list[Any]:
-        """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) [Q, 4] of each picture.
+        """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) [Q, 4] of each image.
 
-        Of each of `pictures`, or of its (height, width), as it is seen upright: cameras store many
+        Of each of `images`, or of its (height, width), as it is seen upright: cameras store many
         turned. Boxes stay within what the model saw. Raises ValueError for another number, and for
         None, which a model whose boxes were never trained gives.
         """
@@ -193,14 +193,14 @@ class GrainProcessor(ProcessorMixin):
                 "pred_boxes is None: the boxes of this model were never trained (boxes_trained in "
                 "its config.json), or it was given no images."
             )
-        if len(pictures) != len(pred_boxes):
-            raise ValueError(f"Boxes of {len(pred_boxes)} pictures, and {len(pictures)} pictures.")
+        if len(images) != len(pred_boxes):
+            raise ValueError(f"Boxes of {len(pred_boxes)} images, and {len(images)} images.")
         found = []
-        for boxes, picture in zip(pred_boxes, pictures, strict=True):
-            if _is_picture(picture):
-                width, height = upright_rgb(picture).size
+        for boxes, image in zip(pred_boxes, images, strict=True):
+            if _is_image(image):
+                width, height = upright_rgb(image).size
             else:
-                height, width = map(int, picture)
+                height, width = map(int, image)
             left, top, right, bottom = self.image_processor.seen_area(height, width)
             scale = boxes.new_tensor([right - left, bottom - top] * 2)
             corners = boxes[:, [0, 1, 0, 1]] + boxes[:, [2, 3, 2, 3]] * boxes.new_tensor(
@@ -222,7 +222,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
 
     Texts are embedded once, and again when the weights, their type or their device have changed
     (seen by torch's version counter and a sample of each tensor, which miss a change of single
-    numbers through `.data`). A picture that cannot be read is named in a ValueError; with
+    numbers through `.data`). An image that cannot be read is named in a ValueError; with
     `on_error="skip"` it is named in a warning, and its place has an empty list.
     """
 
@@ -235,7 +235,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         """Every model that names this class in its configuration is meant for it."""
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
-        """[{"label", "score"}, ...] of a picture, best first; a list of these for several.
+        """[{"label", "score"}, ...] of an image, best first; a list of these for several.
 
         Raises ValueError for what does not go together, TypeError for unknown arguments. What is
         not given is as the pipeline was made with; descriptions go without a template.
@@ -272,7 +272,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         """`hypothesis_template`: a text or several; `alpha`: a number from 0 to 1.
 
         Raises ValueError for others, without labels, for a template without one "{}", and for a
-        picture that cannot be read, unless `on_error` is "skip".
+        image that cannot be read, unless `on_error` is "skip".
         """
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error={on_error!r}; choose one of {ON_ERROR}.")
@@ -288,7 +288,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             asked = self._described(candidate_labels, descriptions, alpha)
         failed = None
         try:
-            image = self._picture(image, timeout)
+            image = self._image(image, timeout)
         except ValueError as error:
             if on_error == "raise":
                 raise
@@ -296,7 +296,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         inputs = self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
         return inputs | {"candidate_labels": candidate_labels, "asked": asked, "failed": failed}
 
-    def _picture(self, image: Any, timeout: float | None) -> Image.Image:
+    def _image(self, image: Any, timeout: float | None) -> Image.Image:
         """Raises ValueError that names it."""
         name = "The image"
         if isinstance(image, _Numbered):
@@ -349,7 +349,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         )
 
     def _ids(self, texts: Sequence[str], length: int) -> Any:
-        """[N, L] token ids, made once for the pictures that share the texts."""
+        """[N, L] token ids, made once for the images that share the texts."""
         key = (length, tuple(texts))
 
         def tokens() -> Any:
@@ -362,7 +362,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     def _forward(self, model_inputs: Any) -> Any:
         labels, failed = model_inputs.pop("candidate_labels"), model_inputs.pop("failed")
         asked = model_inputs.pop("asked")
-        batch = isinstance(asked, list)  # whose pictures share their labels
+        batch = isinstance(asked, list)  # whose images share their labels
         asked = asked[0] if batch else asked
         num_labels = len(labels[0] if batch else labels)
         output = self.model(**model_inputs)
@@ -377,7 +377,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         return {"candidate_labels": labels, "logits": logits, "failed": failed}
 
     def postprocess(self, model_outputs: Any) -> Any:
-        """Labels with their scores, best first; [] for a picture that was skipped."""
+        """Labels with their scores, best first; [] for an image that was skipped."""
         if failed := model_outputs.pop("failed"):
             warnings.warn(f"Skipped: {failed}", stacklevel=2)
             return []
@@ -431,7 +431,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
 
 @dataclass(frozen=True, eq=False)
 class _Numbered:
-    """A picture of a list, and its place there."""
+    """An image of a list, and its place there."""
 
     image: Any
     number: int
@@ -440,7 +440,7 @@ class _Numbered:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """Tokens of what a picture is asked for; a type of its own, which stays on the CPU."""
+    """Tokens of what an image is asked for; a type of its own, which stays on the CPU."""
 
     ids: Any  # [N, L] prompts or descriptions
     region_ids: Any = None  # [M, L] descriptions as they are cut for regions
@@ -538,7 +538,7 @@ def _normalized(text: str, how: str) -> str:
 
 
 def _read(image: Any, place: str, given: Any = None) -> Image.Image:
-    """`upright_rgb` of a picture, or of what a function gives. Raises ValueError that names it."""
+    """`upright_rgb` of an image, or of what a function gives. Raises ValueError that names it."""
     try:
         return upright_rgb(image() if callable(image) else image)
     except Exception as error:  # of Pillow, the file system or a download
@@ -549,7 +549,7 @@ def _read(image: Any, place: str, given: Any = None) -> Image.Image:
         raise ValueError(f"{name} cannot be read: {why}") from error
 
 
-def upright_rgb(image: Picture) -> Image.Image:
+def upright_rgb(image: ImageInput) -> Image.Image:
     """Turned as its EXIF data says; 16 bit gray is scaled, transparency shown on white."""
     image = _opened(image)
     if not isinstance(image, Image.Image):
@@ -560,12 +560,12 @@ def upright_rgb(image: Picture) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _is_picture(given: Any) -> bool:
+def _is_image(given: Any) -> bool:
     """Rather than a size: two numbers in a tuple, list, array or tensor."""
     return isinstance(given, str | Path | Image.Image) or np.ndim(given) > 1
 
 
-def _opened(image: Picture) -> Picture:
+def _opened(image: ImageInput) -> ImageInput:
     if not isinstance(image, str | Path):
         return image
     with Image.open(image) as opened:

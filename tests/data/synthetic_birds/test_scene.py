@@ -1,4 +1,4 @@
-"""The world's pictures: pure, balanced, true boxes, in any size and level."""
+"""The world's images: pure, balanced, true boxes, in any size and level."""
 
 import pickle
 
@@ -58,7 +58,7 @@ def test_every_species_comes_equally_often():
 
 
 @pytest.mark.parametrize("level", ["easy", "hard"])
-def test_boxes_are_where_recolouring_a_part_changes_the_picture(level):
+def test_boxes_are_where_recolouring_a_part_changes_the_image(level):
     train = population(0).train
     size, worst, checked = 64, [], 0
     for index in range(24):
@@ -79,7 +79,7 @@ def test_boxes_are_where_recolouring_a_part_changes_the_picture(level):
             worst.append(np.abs(np.asarray(box) * size - extent).max())
             checked += 1
     assert checked > 24 * 5
-    assert max(worst) <= 0.5  # of a pixel: the mask is twice as fine as the picture
+    assert max(worst) <= 0.5  # of a pixel: the mask is twice as fine as the image
 
 
 def test_a_hidden_part_has_no_box():
@@ -100,7 +100,7 @@ def test_a_hidden_part_has_no_box():
     assert lost >= 3
 
 
-def test_a_larger_picture_shows_the_same_scene():
+def test_a_larger_image_shows_the_same_scene():
     small, large = (WorldSource(SyntheticBirdsConfig(), "seen", size) for size in (64, 96))
     for index in range(8):
         first, second = small[index], large[index]
@@ -113,7 +113,7 @@ def test_a_larger_picture_shows_the_same_scene():
 
 @pytest.mark.parametrize("level", ["easy", "hard"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_boxes_lie_in_the_picture(level, split):
+def test_boxes_lie_in_the_image(level, split):
     source = WorldSource(SyntheticBirdsConfig(difficulty=level), split, 64)
     for index in range(60):
         for region in source[index].regions:
