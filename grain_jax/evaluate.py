@@ -118,7 +118,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", required=True, metavar="RUN", help="run folder, or other model (above)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    which.add_argument("--best", action="store_true", help="the one keep-best kept")
+    which.add_argument("--best", action="store_true", help="the one keep_best kept")
     add("--data", help="labelled images, or prepared records (default: the run's own)")
     add("--split", help="of prepared records (default: the run's evaluation split)")
     add("--tasks", help="of prepared records: retrieval,grounding (default: both)")

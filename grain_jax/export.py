@@ -258,7 +258,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    which.add_argument("--best", action="store_true", help="the one keep-best kept")
+    which.add_argument("--best", action="store_true", help="the one keep_best kept")
     add("--to", required=True, choices=tuple(WRITERS), help="format")
     add("--out", required=True, type=path_option, help="new folder to write")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")

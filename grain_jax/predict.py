@@ -116,7 +116,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", required=True, metavar="RUN", help="run folder, or another model")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    which.add_argument("--best", action="store_true", help="the one keep-best kept")
+    which.add_argument("--best", action="store_true", help="the one keep_best kept")
     add("--labels", help='"a,b,c", or a file: .txt (one a line), .json, .md; file.json#key')
     add("--descriptions", help=".json {label: [description, ...]}; alone, its keys are the labels")
     add("--phrases", help='what to find: "a;b", or a file as for --labels')

@@ -40,9 +40,9 @@ class _WithoutTracebacks(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        told = f"{os.sep}orbax{os.sep}" in record.pathname
-        told |= "exception was never retrieved" in str(record.msg)
-        return not (record.exc_info and told)
+        repeated = f"{os.sep}orbax{os.sep}" in record.pathname
+        repeated |= "exception was never retrieved" in str(record.msg)
+        return not (record.exc_info and repeated)
 
 
 class _WithoutClosedLoops:
@@ -94,13 +94,13 @@ def open_devices() -> None:
 
     Raises ValueError where those that JAX_PLATFORMS asks for are not there.
     """
-    asked = os.environ.get("JAX_PLATFORMS", "")
+    platforms = os.environ.get("JAX_PLATFORMS", "")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX itself says no more than that
         reason = f" JAX says: {error}" if str(error) else ""
         raise ValueError(
-            f"No device was found (JAX_PLATFORMS={asked or 'not set'}). {_advice(asked)} "
+            f"No device was found (JAX_PLATFORMS={platforms or 'not set'}). {_advice(platforms)} "
             f"JAX_PLATFORMS=cpu computes on the CPU.{reason}"
         ) from error
 

@@ -41,15 +41,15 @@ def hide_alarm() -> None:
 
 def without_alarm(lines: Iterable[bytes]) -> Iterator[bytes]:
     """`lines` without those of the alarm, and once, in its place, what is the matter."""
-    told = in_alarm = False
+    noted = in_alarm = False
     for line in lines:
         if SOURCE in line:
             in_alarm = True
         elif not (in_alarm and (not line.strip(b"*\r\n ") or QUESTION in line)):
             in_alarm = False
             yield line
-        if in_alarm and not told:
-            told = True
+        if in_alarm and not noted:
+            noted = True
             yield INSTEAD
 
 

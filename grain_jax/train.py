@@ -312,7 +312,7 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
                 failure = error
                 if not processes.are_many():
                     stop_over_data(run, window, screen, done=step - 1, failure=error)
-                # The others wait for this process in every step, so it goes on with steps that
+                # The others wait for this process in every step, so it continues with steps that
                 # change nothing in any of them, until all have agreed on one to stop after.
                 print(f"Process {jax.process_index()}: {error}", file=sys.stderr)
                 signals.ask()
@@ -351,9 +351,9 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
                     stop = save = True
             better = measured is not None and measured > run.best and config.checkpoint.keep_best
 
-            # Nothing is saved within a streak of bad steps: weights that may be unable to take any
+            # Nothing is saved while steps are nonfinite: weights that may be unable to take any
             # step would push good checkpoints out.
-            if (save or better) and not summary.streak:
+            if (save or better) and not summary.consecutive_nonfinite:
                 run.checkpoints.save(run.state, step=step, score=measured)
                 run.best = max(run.best, -math.inf if measured is None else measured)
             run.checkpoints.check()

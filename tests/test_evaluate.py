@@ -144,7 +144,7 @@ def test_classes_of_one_name_tie_and_the_result_says_so(run, images, capsys):
     assert report["settings"]["allow_equal_names"] is True
     assert report["results"]["colours/name"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert report["results"]["colours/name/top5"] == 1.0
-    assert report["results"]["colours/chance"] == pytest.approx(1 / 3)
+    assert report["results"]["colours/random"] == pytest.approx(1 / 3)
     assert report["results"]["colours/classes"] == 3
 
 

@@ -102,7 +102,7 @@ def test_labelled_images_steer_a_run_where_the_user_says_so(tmp_path, capsys, mo
         "--evaluation.best_metric=pets/name",
     )
     assert status == 0
-    assert "figures of 'pets' flatter" in " ".join(capsys.readouterr().out.split())
+    assert "metrics of 'pets' flatter" in " ".join(capsys.readouterr().out.split())
     scores = {line["step"]: line["pets/name"] for line in log(workdir) if "pets/name" in line}
     assert list(scores) == [2, 4]
     assert set(scores.values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}  # of 4 images
@@ -149,11 +149,11 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
     output = capsys.readouterr().out
     assert "not finite for" in output
     assert "Lower optim.learning_rate" in output
-    assert "Step 3 skipped" in output
+    assert "Step 3 changed nothing" in output
     assert "step 2 is saved" in output
     lines = log(tmp_path / "run")
-    (bad,) = [line for line in lines if line["step"] == 3 and "bad_batch_ids" in line]
-    assert len(bad["bad_batch_index"]) == len(bad["bad_batch_ids"]) == 16
+    (bad,) = [line for line in lines if line["step"] == 3 and "nonfinite_batch_ids" in line]
+    assert len(bad["nonfinite_batch_index"]) == len(bad["nonfinite_batch_ids"]) == 16
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == [1, 2]
     assert train(*arguments) == 1
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == [1, 2]
@@ -166,7 +166,7 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
         (["--batch_size=12"], "cannot be split over 8 devices"),
         (["--model.text.vocab_size=20"], "raise the latter"),
         (["--batch_size=64"], "fewer than one batch"),
-        (["--model.image_size=33"], "no multiple of model.vision.patch_size"),
+        (["--model.image_size=33"], "not a multiple of model.vision.patch_size"),
         (["--logging.wandb=true"], "[wandb]"),
         (["--evaluation.zero_shot=nowhere"], "nowhere"),
         (

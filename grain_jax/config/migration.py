@@ -65,6 +65,26 @@ REASONS = {
     "stop_at_step": "set max_steps_this_run, the number of steps of this process, not of the run",
 }
 
+# Keys of metrics.jsonl and of results, by their last part.
+METRICS = {
+    "chance": "random",
+    "chance_R@1": "random_R@1",
+    "box_recall_ceiling": "box_recall_upper_bound",
+    "bad_steps": "nonfinite_steps",
+    "bad_streak": "consecutive_nonfinite",
+    "bad_batch_ids": "nonfinite_batch_ids",
+    "bad_batch_index": "nonfinite_batch_index",
+}
+
+
+def migrate_metrics(logged: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics under today's keys."""
+    renamed = {}
+    for key, value in logged.items():
+        prefix, slash, last = key.rpartition("/")
+        renamed[prefix + slash + METRICS.get(last, last)] = value
+    return renamed
+
 
 def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings as JSON holds them, under today's names.

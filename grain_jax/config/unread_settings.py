@@ -1,6 +1,6 @@
 """Settings that were changed and that nothing reads, because of other settings.
 
-Refused where a user would believe that something else was trained or measured. Told where it is
+Refused where a user would believe that something else was trained or measured. Noted where it is
 plain that nothing was meant by them: a recipe for GRAIN that is trained as CLIP keeps the sizes of
 its decoder. A setting at its default is neither. `validation` has those whose value is wrong too.
 """

@@ -166,7 +166,7 @@ def _has_type(value: object, declared: object) -> bool:
         return isinstance(value, str)
     if declared is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is declared  # a bool is no int here
+    return type(value) is declared  # a bool is not an int here
 
 
 def _model_problems(model: ModelConfig) -> Iterator[str]:
@@ -174,7 +174,7 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
     if model.image_size % patch:
         near = [patch * max(1, model.image_size // patch), patch * (model.image_size // patch + 1)]
         yield (
-            f"model.image_size = {model.image_size} is no multiple of model.vision.patch_size = "
+            f"model.image_size = {model.image_size} is not a multiple of model.vision.patch_size = "
             f"{patch}; set it to {near[0]} or {near[1]}."
         )
     towers: list[tuple[str, Any]] = [("vision", model.vision), ("text", model.text)]

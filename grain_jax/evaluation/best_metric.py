@@ -1,4 +1,4 @@
-"""Which metric decides what keep-best keeps, and whether there can be one of that name.
+"""Which metric decides what keep_best keeps, and whether there can be one of that name.
 
 The names that can exist are not listed anywhere: they are those that `suite.evaluate` returns for
 an encoder that looks at no image. So a new metric, or another rule for when one is measured, needs
@@ -20,7 +20,7 @@ from grain_jax.inference.encoder import Encoder, ImageFeatures
 from grain_jax.models.learned import EVERYTHING, Learned
 
 # Last parts of the names of what only the data decides: no model is better by it.
-OF_THE_DATA = ("chance", "chance_R@1", "images", "texts", "box_recall_ceiling")
+OF_THE_DATA = ("random", "random_R@1", "images", "texts", "box_recall_upper_bound")
 
 
 class BlindEncoder(Encoder):
@@ -68,9 +68,9 @@ def measured_during_training(config: TrainConfig, *, learned: Learned = EVERYTHI
 
 
 def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> list[str]:
-    """What the user should know about keep-best, as sentences without a full stop.
+    """What the user should know about keep_best, as sentences without a full stop.
 
-    Raises ValueError where the metric of keep-best is not measured during training, with the
+    Raises ValueError where the metric of keep_best is not measured during training, with the
     nearest one that is.
     """
     if not (config.evaluation.eval_interval_steps and config.checkpoint.keep_best):
@@ -83,7 +83,7 @@ def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> 
         looked_at = named_folders(config, final=False)
         if chosen_on := [known for known in looked_at if name.startswith(f"{known}/")]:
             return [
-                f"keep-best goes by {name}, so figures of {chosen_on[0]!r} flatter the checkpoint "
+                f"keep_best goes by {name}, so metrics of {chosen_on[0]!r} flatter the checkpoint "
                 "that it keeps; compare models on data that chose none of them"
             ]
         return []
@@ -92,7 +92,7 @@ def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> 
         return [f"{unused} of {listed}"] if choices else []
     if not given:
         raise ValueError(
-            f"Keep-best goes by {name!r} unless set otherwise, and this data has no such metric. "
+            f"keep_best goes by {name!r} unless set otherwise, and this data has no such metric. "
             + (
                 f"Set evaluation.best_metric to one of {listed}, or checkpoint.keep_best=False."
                 if choices

@@ -24,13 +24,13 @@ class Phrase:
 
 @dataclass(frozen=True)
 class BoxScores:
-    """All in [0, 1]. Boxes that no query was left for count as misses; `ceiling` is the best recall
-    possible.
+    """All in [0, 1]. Boxes that no query was left for count as misses; `upper_bound` is the best
+    recall possible.
     """
 
     iou: float  # mean over true boxes of the IoU with the query matched to it
-    recall: float  # share of true boxes matched with IoU of at least 0.5
-    ceiling: float  # share of true boxes that as many queries could cover
+    recall: float  # fraction of true boxes matched with IoU of at least 0.5
+    upper_bound: float  # fraction of true boxes that as many queries could cover
     count: int  # true boxes
 
 
@@ -62,9 +62,9 @@ def box_scores(
             for queries, boxes in zip(predicted_xyxy, true_xyxy, strict=True)
         ]
     )
-    ceiling = np.minimum(counts, predicted_xyxy.shape[1]).sum() / counts.sum()
+    upper_bound = np.minimum(counts, predicted_xyxy.shape[1]).sum() / counts.sum()
     recall = float((iou >= IOU_HIT).mean())
-    return BoxScores(float(iou.mean()), recall, float(ceiling), int(counts.sum()))
+    return BoxScores(float(iou.mean()), recall, float(upper_bound), int(counts.sum()))
 
 
 def phrase_hits(

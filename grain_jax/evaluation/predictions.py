@@ -15,7 +15,7 @@ from grain_jax.boxes import pairwise_iou
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.disk import whole_file
 from grain_jax.evaluation.grounding import Phrase, phrase_hits
-from grain_jax.evaluation.ranking import hit_chance
+from grain_jax.evaluation.ranking import expected_recall
 from grain_jax.evaluation.retrieval import ranked
 from grain_jax.evaluation.zero_shot import OnScores
 
@@ -80,7 +80,7 @@ class PredictionsFile:
             method: str, start: int, scores: Float[np.ndarray, "n K"], labels: Int[np.ndarray, "n"]
         ) -> None:
             right = labels[:, None] == np.arange(len(names))[None]
-            hits = hit_chance(scores, right, (1,))[1]
+            hits = expected_recall(scores, right, (1,))[1]
             best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
                 top = [[names[k], _rounded(scores[row, k])] for k in order]

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float
 CHUNK_ROWS = 1024  # rows of a score matrix looked at together: bounds the memory of the masks
 
 
-def hit_chance(
+def expected_recall(
     scores: Float[np.ndarray, "N K"], correct: Bool[np.ndarray, "N K"], ks: tuple[int, ...]
 ) -> dict[int, Float[np.ndarray, "N"]]:
-    """Chance in [0, 1] that a correct item is among the k best of its row, for each k; ties in
-    random order.
+    """Expected recall at each k, in [0, 1]: the probability that a correct item is among the k best
+    of its row, with ties in random order.
 
     Without ties it is 0 or 1. Raises ValueError on scores that are not finite or a row without a
     correct item.

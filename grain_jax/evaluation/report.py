@@ -36,7 +36,7 @@ def write_report(
 ) -> list[Path]:
     """Writes the images that there is something to draw for, then `report.md`; returns all paths.
 
-    `results` are those of `suite.evaluate(final=True)`, `details` what it was told to fill, `facts`
+    `results` are those of `suite.evaluate(final=True)`, `details` what it has filled, `facts`
     what only the caller knows (times, parameters, commit). Every process must call it (images run
     the model); the first one writes.
     """
@@ -80,7 +80,7 @@ def hardware() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python and what the figures depend on."""
+    """Of this package, Python and what the metrics depend on."""
     found = {"grain_jax": __version__, "python": sys.version.split()[0]}
     return found | {name: importlib.metadata.version(name) for name in PACKAGES}
 
@@ -116,7 +116,7 @@ def _page(
         if entries:
             rows = "\n".join(f"| {key} | {value} |" for key, value in entries.items())
             parts.append(f"### {title}\n\n| | |\n| --- | --- |\n{rows}\n")
-    parts.append("All settings: `config.json`. All figures: `metrics.jsonl`.\n")
+    parts.append("All settings: `config.json`. All metrics: `metrics.jsonl`.\n")
     return "\n".join(parts)
 
 
@@ -124,10 +124,12 @@ def _texts_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Which files the texts of labelled images came from; [] where none came from a file."""
     roles = ("classes", "templates", "descriptions")
     rows = []
-    for name, told in sets.items():
-        if any(told[role]["file"] for role in ("images", *roles)):
-            cells = [_file_cell(told[role]) for role in roles]
-            rows.append(f"| {name} | {told['images']['count']:,} | " + " | ".join(cells) + " |")
+    for name, described in sets.items():
+        if any(described[role]["file"] for role in ("images", *roles)):
+            cells = [_file_cell(described[role]) for role in roles]
+            rows.append(
+                f"| {name} | {described['images']['count']:,} | " + " | ".join(cells) + " |"
+            )
     if not rows:
         return []
     head = f"| set | images | {' | '.join(roles)} |\n| --- | --- | --- | --- | --- |\n"
@@ -135,13 +137,15 @@ def _texts_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return ["### Texts of the sets\n", f"{meaning}\n", head + "\n".join(rows) + "\n"]
 
 
-def _file_cell(told: Mapping[str, Any]) -> str:
+def _file_cell(described: Mapping[str, Any]) -> str:
     """The texts' number and file: `12: d.json (0a1b2c3d)`."""
-    if not told["count"]:
+    if not described["count"]:
         return "-"
-    if told["file"] is None:
-        return f"{told['count']:,}"
-    return f"{told['count']:,}: `{Path(told['file']).name}` ({told['file_sha256'][:8]})"
+    if described["file"] is None:
+        return f"{described['count']:,}"
+    return (
+        f"{described['count']:,}: `{Path(described['file']).name}` ({described['file_sha256'][:8]})"
+    )
 
 
 def _looked_at(config: TrainConfig) -> dict[str, str]:

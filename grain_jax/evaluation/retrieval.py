@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.data.captions import normalize_text
-from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance
+from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall
 
 KS = (1, 5, 10)
 
@@ -65,8 +65,8 @@ def retrieval(
     results["mean_R@1"] = (results["image_to_text/R@1"] + results["text_to_image/R@1"]) / 2
     pairs = np.unique(np.stack([image_rows, text_rows]), axis=1)  # a text twice at an image: once
     images_of_text = np.bincount(pairs[1], minlength=num_texts)
-    results["image_to_text/chance_R@1"] = pairs.shape[1] / num_images / num_texts
-    results["text_to_image/chance_R@1"] = float(
+    results["image_to_text/random_R@1"] = pairs.shape[1] / num_images / num_texts
+    results["text_to_image/random_R@1"] = float(
         np.average(images_of_text, weights=weights) / num_images
     )
     return results
@@ -79,7 +79,7 @@ class Ranked:
     best: Int[np.ndarray, "Q"]  # the item most similar to each
     score: Float[np.ndarray, "Q"]  # its similarity
     rank: Float[np.ndarray, "Q"]  # of the best right item, from 1; the expected one among ties
-    hit: Float[np.ndarray, "Q"]  # chance that the first item is right
+    hit: Float[np.ndarray, "Q"]  # expected recall at 1
 
 
 def ranked(queries, items, query_rows, item_rows) -> Ranked:
@@ -92,16 +92,16 @@ def ranked(queries, items, query_rows, item_rows) -> Ranked:
         tied = scores == best
         wrong_tied, right_tied = (tied & ~correct).sum(axis=1), (tied & correct).sum(axis=1)
         rank = 1 + (scores > best).sum(axis=1) + wrong_tied / (right_tied + 1)
-        hit = hit_chance(scores, correct, (1,))[1]
+        hit = expected_recall(scores, correct, (1,))[1]
         parts.append((scores.argmax(axis=1), scores.max(axis=1), rank, hit))
     return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def _recall(queries, items, query_rows, item_rows) -> dict[int, np.ndarray]:
-    """Chance of a hit for each query; pairs as in `ranked`."""
+    """Expected recall for each query; pairs as in `ranked`."""
     hits = {k: np.empty(len(queries)) for k in KS}
     for block, scores, correct in _similarities(queries, items, query_rows, item_rows):
-        for k, values in hit_chance(scores, correct, KS).items():
+        for k, values in expected_recall(scores, correct, KS).items():
             hits[k][block] = values
     return hits
 

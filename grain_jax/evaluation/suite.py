@@ -1,8 +1,8 @@
 """What a run is measured by: during training on held-out data, and at its end on the test sets.
 
 No test set is looked at before the end unless the user names it in
-`evaluation.zero_shot_during_training`. Without that, keep-best and the headline's alpha are decided
-on the validation species of the world, or on the evaluation split of records.
+`evaluation.zero_shot_during_training`. Without that, keep_best and the headline's alpha are decided
+on the validation species of synthetic_birds, or on the evaluation split of tfds.
 """
 
 import functools
@@ -41,7 +41,7 @@ def evaluate(
     note: Callable[[str], None] = print,
     details: ResultDetails | None = None,
 ) -> dict[str, float]:
-    """Flat metrics, shares in [0, 1], such as "unseen/description/alpha0" or
+    """Flat metrics, fractions in [0, 1], such as "unseen/description/alpha0" or
     "dev/retrieval/mean_R@1".
 
     `final=False` (at intervals): at most `evaluation.max_images` of the held-out data, and of each
@@ -83,7 +83,7 @@ def named_folders(config: TrainConfig, *, final: bool) -> dict[str, str]:
 def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda text: None) -> None:
     """Raises ValueError at the start of a run for data that its end would fail to find.
 
-    `note` is called with what a reader of the zero-shot figures should know.
+    `note` is called with what a reader of the zero-shot metrics should know.
     """
     data = data_source(config.data, image_size=config.model.image_size)
     if (split := data.held_out_split) and not len(data.records(split)):
@@ -96,7 +96,7 @@ def check_inputs(config: TrainConfig, *, note: Callable[[str], None] = lambda te
 
 
 def best_metric_name(config: TrainConfig) -> str:
-    """The metric of `evaluate(final=False)` that keep-best maximises; "" when nothing is held out.
+    """The metric of `evaluate(final=False)` that keep_best maximises; "" when nothing is held out.
 
     That of the settings, else the data set's own.
     """
@@ -123,7 +123,7 @@ def evaluate_grounding(
     results = {
         f"{prefix}/box_iou": boxes.iou,
         f"{prefix}/box_recall": boxes.recall,
-        f"{prefix}/box_recall_ceiling": boxes.ceiling,
+        f"{prefix}/box_recall_upper_bound": boxes.upper_bound,
     }
     if features.regions is None:
         return results

@@ -40,7 +40,7 @@ class Table:
 
 
 def result_tables(results: Results) -> list[Table]:
-    """What there is among zero-shot classification, grounding and retrieval; figures in percent."""
+    """What there is among zero-shot classification, grounding and retrieval; in percent."""
     found = (_zero_shot(results), _grounding(results), _retrieval(results))
     return [table for table in found if table.rows]
 
@@ -61,11 +61,11 @@ def metrics_at_step(metrics_file: Path, step: int) -> str:
 
 def print_results(results: Results, console: rich.console.Console) -> None:
     """The tables and the headline; on a terminal in its width, in a file or pipe never broken."""
-    for figures in result_tables(results):
-        table = rich.table.Table(title=figures.title, title_justify="left")
-        for number, column in enumerate(figures.columns):
+    for content in result_tables(results):
+        table = rich.table.Table(title=content.title, title_justify="left")
+        for number, column in enumerate(content.columns):
             table.add_column(column, justify="left" if number < 2 else "right")
-        for row in figures.rows:
+        for row in content.rows:
             table.add_row(*(rich.markup.escape(cell) for cell in row))
         if console.is_terminal:
             console.print(table)
@@ -73,7 +73,7 @@ def print_results(results: Results, console: rich.console.Console) -> None:
             wide = console.options.update(max_width=UNBROKEN)
             table.width = Measurement.get(console, wide, table).maximum
             console.print(table, crop=False)
-        console.print(figures.meaning + "\n", style="dim", markup=False, highlight=False)
+        console.print(content.meaning + "\n", style="dim", markup=False, highlight=False)
     if sentence := headline(results):
         console.print(sentence, style="bold", highlight=False)
 
@@ -85,7 +85,7 @@ def headline(results: Results) -> str:
     return (
         f"Unseen species by description: {_percent(results['headline/unseen_by_description'])} % "
         f"at alpha = {results['headline/alpha']:g}, the best alpha on the validation species "
-        f"(chance {_chance(results, 'unseen')} %)."
+        f"(random {_random(results, 'unseen')} %)."
     )
 
 
@@ -97,7 +97,7 @@ def _zero_shot(results: Results) -> Table:
         reverse=True,
     )
     rows = []
-    for name in (key.removesuffix("/chance") for key in results if key.endswith("/chance")):
+    for name in (key.removesuffix("/random") for key in results if key.endswith("/random")):
         for method in {**METHOD_TITLES, **METHODS}:
             ends = [f"{name}/{method}/alpha{alpha}" for alpha in alphas]
             if f"{name}/{method}" in results:  # without an alpha: of the whole image only
@@ -105,16 +105,16 @@ def _zero_shot(results: Results) -> Table:
             if any(key in results for key in ends):
                 cells = [_accuracy(results, key) for key in ends]
                 described = METHODS[method].texts & {DESCRIPTIONS, REGIONS}
-                told = METHOD_TITLES.get(method, method)
-                told += _described(results, name) if described else ""
-                rows.append((_set_title(results, name), told, *cells, _chance(results, name)))
+                title = METHOD_TITLES.get(method, method)
+                title += _described(results, name) if described else ""
+                rows.append((_set_title(results, name), title, *cells, _random(results, name)))
     return Table(
         "Zero-shot classification: top-1 accuracy, %",
-        ("set", "told by", *(f"alpha = {alpha}" for alpha in alphas), "chance"),
+        ("set", "method", *(f"alpha = {alpha}" for alpha in alphas), "random"),
         tuple(rows),
-        "Alpha is the weight of the whole image: at 1 the image embedding decides alone, as in "
+        "Alpha is the weight of the global score: at 1 the image embedding decides alone, as in "
         "CLIP, at 0 the regions do. By description means without the name. "
-        + ("Names of unseen species were never heard. " if "unseen/chance" in results else "")
+        + ("Names of unseen species were never heard. " if "unseen/random" in results else "")
         + "With the half width of the 95 % interval (Wilson, over images)."
         + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
     )
@@ -135,8 +135,8 @@ def _described(results: Results, name: str) -> str:
     return f" ({classes - without:g} of {classes:g} described)"
 
 
-def _chance(results: Results, name: str) -> str:
-    return _percent(results[f"{name}/chance"])
+def _random(results: Results, name: str) -> str:
+    return _percent(results[f"{name}/random"])
 
 
 def _accuracy(results: Results, key: str) -> str:
@@ -158,23 +158,25 @@ def _grounding(results: Results) -> Table:
         ):
             keys = [f"{name}/{start}{m}" for m in ("box_iou", "box_recall", "phrase_accuracy")]
             if keys[0] in results:
-                ceiling = results[f"{name}/box_recall_ceiling"]
-                rows.append((name, who, *(_percent(results[k]) for k in keys), _percent(ceiling)))
+                upper_bound = results[f"{name}/box_recall_upper_bound"]
+                rows.append(
+                    (name, who, *(_percent(results[k]) for k in keys), _percent(upper_bound))
+                )
     return Table(
         "Grounding, %",
         (
             "split",
-            "boxes of",
+            "predictor",
             "mean IoU",
             "recall@0.5",
-            "phrase@0.5",
-            "ceiling",
+            "Acc@0.5",
+            "recall upper bound",
         ),
         tuple(rows),
         "Every true box is matched one-to-one with a predicted one (best total IoU): mean IoU, and "
-        "recall of boxes with IoU of at least 0.5, which cannot exceed the ceiling where images "
-        "have more boxes than the model has queries. Phrase: the query most similar to a phrase "
-        "has a box that overlaps one of the phrase's. Constant boxes see no image; they are "
+        "recall of boxes with IoU of at least 0.5, at most its upper bound where images have more "
+        "boxes than the model has queries. Acc@0.5: the query most similar to a phrase "
+        "has a box that overlaps one of the phrase's. Constant boxes see no image and are "
         "fitted to training boxes, and with parts they know which part a phrase speaks of.",
     )
 
@@ -184,20 +186,20 @@ def _retrieval(results: Results) -> Table:
     rows = []
     for name in (key.removesuffix(marker) for key in results if key.endswith(marker)):
         images, texts = (results[f"{name}/retrieval/{what}"] for what in ("images", "texts"))
-        for way, title in (
+        for direction, title in (
             ("image_to_text", f"{images:g} images to their texts"),
             ("text_to_image", f"{texts:g} texts to their images"),
         ):
-            keys = [f"{name}/retrieval/{way}/{end}" for end in (*ends, "chance_R@1")]
+            keys = [f"{name}/retrieval/{direction}/{end}" for end in (*ends, "random_R@1")]
             rows.append((name, title, *(_percent(results[key]) for key in keys)))
     return Table(
         "Retrieval: recall, %",
-        ("split", "from", *ends, "chance of R@1"),
+        ("split", "from", *ends, "random R@1"),
         tuple(rows),
         "An image has found its text when any of its captions is among the k best of all texts; a "
         "text its image, when an image that carries it is. Equal texts count as one.",
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

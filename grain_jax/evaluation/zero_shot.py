@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
-from grain_jax.evaluation.ranking import CHUNK_ROWS, hit_chance, wilson_interval
+from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.zero_shot.methods import (
     METHODS,
@@ -59,7 +59,7 @@ class _Hits:
         """Scores of the images from `start` on."""
         rows = slice(start, start + len(scores))
         correct = self._labels[rows, None] == np.arange(self._num_classes)[None]
-        hits = hit_chance(scores, correct, (1, 5))
+        hits = expected_recall(scores, correct, (1, 5))
         self._top1[rows], self._top5[rows] = hits[1], hits[5]
 
     def accuracy(self) -> Accuracy:
@@ -87,7 +87,7 @@ def evaluate_zero_shot(
     on_scores: OnScores | None = None,
 ) -> dict[str, float]:
     """Accuracies in [0, 1] of the set under "<set>/name" and "<set>/description/alpha<a>", and
-    "<set>/chance". "name_and_regions" in `by` adds "<set>/name_and_regions/alpha<a>" for 0 < a < 1:
+    "<set>/random". "name_and_regions" in `by` adds "<set>/name_and_regions/alpha<a>" for 0 < a < 1:
     the name score with the region score mixed in, as the official protocol has it.
 
     A model without regions, and a set without descriptions, report what they have: alpha = 1, or
@@ -121,7 +121,7 @@ def evaluate_zero_shot(
             if on_scores is not None:
                 on_scores(method, start, values, labels[start : start + rows])
     prefix = dataset.name
-    results = {f"{prefix}/chance": 1.0 / len(position)}
+    results = {f"{prefix}/random": 1.0 / len(position)}
     for method, found in hits.items():
         key, measured = f"{prefix}/{method}", found.accuracy()
         results[key] = measured.top1

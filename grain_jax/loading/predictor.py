@@ -20,7 +20,7 @@ def load(
 
     `path` may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or
     open_clip: a folder, or a name on the Hugging Face hub. Of a run's checkpoints the newest is
-    taken, that of `step`, or the `best` that keep-best kept. `note` is told what does not stop a
+    taken, that of `step`, or the `best` that keep_best kept. `note` is told what does not stop a
     call but may spoil its answer, such as texts that were cut. Raises ValueError where there is no
     such model.
     """

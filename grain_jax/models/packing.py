@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 
-def capacity(share: float, num_slots: int, *, num_parts: int = 1) -> int:
-    """Rows encoded out of `num_slots`, rounded up to share evenly.
+def capacity(fraction: float, num_slots: int, *, num_parts: int = 1) -> int:
+    """Rows encoded out of `num_slots`, rounded up to divide evenly.
 
     Among the devices of the mesh and, where a batch is encoded in parts, among `num_parts`.
     """
     multiple = num_parts * max(jax.sharding.get_abstract_mesh().size, 1)
-    return min(multiple * math.ceil(share * num_slots / multiple), num_slots)
+    return min(multiple * math.ceil(fraction * num_slots / multiple), num_slots)
 
 
 def pack(

@@ -1,6 +1,6 @@
 """Several processes: when this one is one of them, how they agree, and how they stop together.
 
-`jax.distributed.initialize` raises on a single machine, so it is called only when asked for or when
+`jax.distributed.initialize` raises on a single machine, so it is called only on request or when
 the environment says that this process is one of several.
 
 What decides whether something collective runs (a save, an evaluation, a restore) must be the same
@@ -110,8 +110,8 @@ def from_first(value: Value) -> Value:
     text = json.dumps(value).encode()
     if len(text) > _MESSAGE_BYTES:
         raise AssertionError(f"{len(text)} bytes to tell all, more than {_MESSAGE_BYTES}")
-    told = multihost_utils.broadcast_one_to_all(_padded(text))
-    return json.loads(bytes(told).rstrip(b"\0"))
+    received = multihost_utils.broadcast_one_to_all(_padded(text))
+    return json.loads(bytes(received).rstrip(b"\0"))
 
 
 class FailedInAll(ValueError):
@@ -155,10 +155,10 @@ def raise_in_all(failure: ValueError | OSError | None) -> None:
             raise failure
         return
     text = b"" if failure is None else str(failure).encode() or type(failure).__name__.encode()
-    told = multihost_utils.process_allgather(_padded(text))
+    received = multihost_utils.process_allgather(_padded(text))
     if failure is not None:
         raise FailedInAll(str(failure), elsewhere=False) from failure
-    for number, row in enumerate(told):
+    for number, row in enumerate(received):
         if message := bytes(row).rstrip(b"\0").decode(errors="replace"):
             raise FailedInAll(f"process {number}: {message}", elsewhere=True)
 
@@ -227,11 +227,11 @@ def _padded(text: bytes) -> np.ndarray:
 
 
 class StopRequested(Exception):
-    """Raised where work may be dropped (evaluation) because the run was asked to stop."""
+    """Raised where work may be dropped (evaluation) because the run is stopping."""
 
 
 class StopSignals:
-    """SIGINT and SIGTERM as a question asked once a step; a second Ctrl-C aborts at once.
+    """SIGINT and SIGTERM looked at once a step; a second Ctrl-C aborts at once.
 
     With several processes SIGTERM belongs to JAX's coordination service, which makes all of them
     answer yes at the same step, whichever got the signal; Ctrl-C is passed on to it.

@@ -217,12 +217,12 @@ def parameter_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     def check(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
         for size, axes in zip(leaf.shape, sharding.spec, strict=False):
             names = (axes,) if isinstance(axes, str) else axes or ()
-            ways = math.prod(mesh.shape[name] for name in names)
-            if size % ways:
+            parts = math.prod(mesh.shape[name] for name in names)
+            if size % parts:
                 raise ValueError(
-                    f"mesh.{'*'.join(names)} = {ways} cannot split parameter "
+                    f"mesh.{'*'.join(names)} = {parts} cannot split parameter "
                     f"{jax.tree_util.keystr(path, simple=True, separator='/')} of shape "
-                    f"{leaf.shape} evenly: {size} is no multiple of it. Choose another mesh size."
+                    f"{leaf.shape} evenly: {size} is not a multiple of it. Choose another mesh."
                 )
 
     jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
@@ -258,7 +258,7 @@ def put_rows(local: np.ndarray, sharding: NamedSharding, batch_size: int) -> jax
     rows = local_rows(sharding, batch_size)
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None  # of a device of ours
+        assert index is not None  # of a device of this process
         return local[(place_of(index[0], rows, batch_size), *index[1:])]
 
     return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)

@@ -102,36 +102,36 @@ def stop_over_data(
 def save_before_stopping(run: Run) -> None:
     """Saves what is not saved yet and waits for it; every process calls it.
 
-    Weights within a streak of nonfinite steps are not saved: they would push out good ones, and the
+    Weights while steps are nonfinite are not saved: they would push out good ones, and the
     next start would resume from them.
     """
     step = int(run.state.step)
     newest = processes.from_first(run.checkpoints.latest())
-    if step > (newest or 0) and not int(run.state.bad_streak):
+    if step > (newest or 0) and not int(run.state.consecutive_nonfinite):
         run.checkpoints.save(run.state, step=step)
     run.checkpoints.wait()
 
 
 def log_window(run: Run, summary: Summary, screen: Screen) -> None:
-    """Writes a window's line; names the images of skipped steps; stops after too many in a row."""
+    """Writes a window's line, names the images of nonfinite steps, stops after too many."""
     run.seconds += summary.seconds
     epoch = summary.step * run.config.batch_size / len(run.source)
     run.log.write(summary.step, summary.values | {"epoch": epoch, metrics.SECONDS: run.seconds})
     left = (run.last_step - summary.step) * summary.seconds_per_step
-    screen.figures(summary.step, summary.values, seconds_left=left)
-    for step, rows in summary.bad_batches.items():
+    screen.metrics(summary.step, summary.values, seconds_left=left)
+    for step, rows in summary.nonfinite_batches.items():
         ids = _ids(run.source, rows)
-        run.log.write(step, {"bad_batch_index": rows.tolist(), "bad_batch_ids": ids})
+        run.log.write(step, {"nonfinite_batch_index": rows.tolist(), "nonfinite_batch_ids": ids})
         shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
-        screen.say(f"Step {step} skipped, loss or gradient not finite. Its images: {shown}")
+        screen.say(f"Step {step} changed nothing: loss or gradient not finite. Its images: {shown}")
     follow_regions(run, summary, screen)
     if replaced := int(summary.values["replaced_images"]):
         screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")
-    if summary.streak >= run.config.optim.max_consecutive_nonfinite:
+    if summary.consecutive_nonfinite >= run.config.optim.max_consecutive_nonfinite:
         run.checkpoints.wait()
         raise RunStopped(
-            f"loss or gradient was not finite for {summary.streak} steps in a row, up to step "
-            f"{summary.step}. Lower optim.learning_rate, set optim.clip_grad_norm=1, or look at "
+            f"loss or gradient was not finite for {summary.consecutive_nonfinite} steps in a "
+            f"row, up to step {summary.step}. Lower optim.learning_rate, set optim.clip_grad_norm=1, or look at "
             f"the images named in {run.workdir / metrics.FILE}; {run.kept()}"
         )
 
@@ -157,7 +157,7 @@ def follow_regions(run: Run, summary: Summary, screen: Screen) -> None:
 
 
 def score(run: Run, step: int) -> float | None:
-    """Measures what is held out, and returns what decides on keep-best; None without such data."""
+    """Measures what is held out, and returns what decides on keep_best; None without such data."""
     encoder = run.encoder.with_params(run.state.inference_params)
     try:
         with sharding.use_mesh(run.mesh):
@@ -171,7 +171,7 @@ def score(run: Run, step: int) -> float | None:
     if name and name not in results and run.config.checkpoint.keep_best:
         save_before_stopping(run)
         raise RunStopped(
-            f"{name!r}, by which keep-best goes, could be measured when the run began and cannot "
+            f"{name!r}, by which keep_best goes, could be measured when the run began and cannot "
             f"any more: the data has changed. {run.kept()}"
         )
     # The last bit may differ between machines, and a save that only some begin waits for ever.
@@ -192,7 +192,7 @@ def facts(run: Run) -> dict[str, str]:
         "steps": f"{int(run.state.step):,} of {run.steps:,}",
         "training time": f"{duration(run.seconds)}, without compiling and evaluating",
         "parameters": f"{count_parameters(run.state.params):,}",
-        "skipped steps": str(int(run.state.skipped)),
+        "nonfinite steps": str(int(run.state.nonfinite_steps)),
         "mesh": shape,
         "commit": run.checkpoints.commit or "of an installed package",
     }

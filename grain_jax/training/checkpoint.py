@@ -35,6 +35,14 @@ from grain_jax.training.state import TrainState, abstract_boxed_params
 
 SECONDS_TO_SHOW = 60  # that a shared file system may take to show a file to another machine
 
+# Name in a checkpoint -> field of the state. Two have the names that version 0.1 gave them.
+STORED = {
+    "step": "step",
+    "opt_state": "opt_state",
+    "skipped": "nonfinite_steps",
+    "bad_streak": "consecutive_nonfinite",
+}
+
 
 def load(
     path: str | Path, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
@@ -130,7 +138,7 @@ class Checkpoints:
     def save(self, state: TrainState, *, step: int, score: float | None = None) -> None:
         """Starts to save and returns once the state may be overwritten; a step is saved once.
 
-        `score`: the held-out metric that decides on keep-best, where it was measured at this step.
+        `score`: the held-out metric that decides on keep_best, where it was measured at this step.
         Raises `SaveFailed` where this or an earlier save failed.
         """
         self.check()
@@ -154,7 +162,7 @@ class Checkpoints:
         return TrainState(
             params=restored["params"],
             ema_params=restored["ema_params"] if "ema_params" in items else None,
-            **restored["optimizer"],
+            **{name: restored["optimizer"][stored] for stored, name in STORED.items()},
         )
 
     def best_score(self) -> float:
@@ -240,9 +248,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The parts of a state that are stored, and can be read, on their own."""
-    optimizer = {
-        name: getattr(state, name) for name in ("step", "opt_state", "skipped", "bad_streak")
-    }
+    optimizer = {stored: getattr(state, name) for stored, name in STORED.items()}
     average = {} if state.ema_params is None else {"ema_params": state.ema_params}
     return {"params": state.params, "optimizer": optimizer} | average
 

@@ -1,4 +1,4 @@
-"""Figures of a run: exact means over a window of steps, and the files and services they go to."""
+"""Metrics of a run: exact means over a window of steps, and the files and services they go to."""
 
 import json
 import time
@@ -33,8 +33,8 @@ class Summary:
     values: dict[str, float]
     seconds: float  # of training, without compiling, evaluating and saving
     seconds_per_step: float
-    bad_batches: dict[int, np.ndarray]  # skipped step -> index in the source of each row
-    streak: int  # skipped steps in a row at the end of the window
+    nonfinite_batches: dict[int, np.ndarray]  # nonfinite step -> index in the source of each row
+    consecutive_nonfinite: int  # nonfinite steps in a row at the end of the window
 
 
 class Window:
@@ -88,8 +88,8 @@ class Window:
                 values[name] = total
             elif weight:  # without weight nothing was measured, and 0 would look perfect
                 values[name] = total / weight
-        streaks = [float(metrics["bad_streak"][0]) for metrics in fetched]
-        values["bad_streak"] = max(streaks)
+        counts = [float(metrics["consecutive_nonfinite"][0]) for metrics in fetched]
+        values["consecutive_nonfinite"] = max(counts)
         values["images_per_second"] = self._timed_steps * batch_size / seconds
         values["data_wait"] = (wait_seconds - self._wait_before) / seconds
         summary = Summary(
@@ -97,12 +97,12 @@ class Window:
             values=values,
             seconds=seconds,
             seconds_per_step=seconds / max(self._timed_steps, 1),
-            bad_batches={
+            nonfinite_batches={
                 step: _whole(index)
                 for (step, _, index), metrics in zip(self._steps, fetched, strict=True)
                 if metrics["nonfinite_steps"][0]
             },
-            streak=int(streaks[-1]),
+            consecutive_nonfinite=int(counts[-1]),
         )
         self._steps = []
         self.restart_clock(wait_seconds=wait_seconds)
@@ -131,18 +131,18 @@ class MetricsLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line; figures also go to TensorBoard and W&B, other entries only into the line."""
+        """One line; metrics also go to TensorBoard and W&B, other entries only into the line."""
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
         self._file.flush()
-        figures = {name: value for name, value in values.items() if isinstance(value, float)}
+        scalars = {name: value for name, value in values.items() if isinstance(value, float)}
         if self._writer is not None:
-            for name, value in figures.items():
+            for name, value in scalars.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
-        if self._wandb is not None and figures:
-            self._wandb.log(figures, step=step)
+        if self._wandb is not None and scalars:
+            self._wandb.log(scalars, step=step)
 
     def close(self) -> None:
         """Flushes and ends all of them. Safe to call twice."""

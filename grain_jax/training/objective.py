@@ -31,7 +31,7 @@ def total_loss(
     """The weighted sum in float32, and each term's (sum, weight), which is not yet weighted.
 
     `boxes` are cxcywh of the real regions (`region_mask`); one without area after clipping to the
-    image is no target of boxes or regions, but its description stays a negative. A model without
+    image is not a target of boxes or regions, but its description stays a negative. A model without
     regions (CLIP) has only the terms on images. A term of weight 0 is not computed, except the
     first and the box terms, which are always reported.
     """

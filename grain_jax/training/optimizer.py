@@ -41,8 +41,8 @@ def make_schedule(config: OptimConfig, *, steps: int, warmup_steps: int) -> Sche
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
         at = step.astype(jnp.float32)
         rising = config.warmup_start + (peak - config.warmup_start) * at / max(warmup_steps - 1, 1)
-        share = jnp.clip((at - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
-        falling = final + 0.5 * (peak - final) * (1.0 + jnp.cos(jnp.pi * share))
+        progress = jnp.clip((at - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
+        falling = final + 0.5 * (peak - final) * (1.0 + jnp.cos(jnp.pi * progress))
         return jnp.where(at < warmup_steps, rising, falling)
 
     return schedule

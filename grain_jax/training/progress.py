@@ -73,8 +73,8 @@ class Screen:
         if self._live is not None:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
-    def figures(self, step: int, values: Mapping[str, float], *, seconds_left: float) -> None:
-        """Shows a window's figures."""
+    def metrics(self, step: int, values: Mapping[str, float], *, seconds_left: float) -> None:
+        """Shows a window's metrics."""
         terms = ", ".join(f"{SHOWN[name]} {values[name]:.3f}" for name in SHOWN if name in values)
         pace = (
             f"{values['images_per_second']:,.0f} images/s, data wait {values['data_wait']:.0%}, "

@@ -19,12 +19,12 @@ from grain_jax.parallel.sharding import parameter_shardings, replicated
 class TrainState:
     """All that a checkpoint must hold to go on; the data is a function of `step`."""
 
-    step: jax.Array  # int32, steps done, skipped ones included
+    step: jax.Array  # int32, steps done, nonfinite ones included
     params: Any  # float32 tree
     opt_state: Any
     ema_params: Any  # exponential average of params; None when off
-    skipped: jax.Array  # int32, steps whose loss or gradient was not finite
-    bad_streak: jax.Array  # int32, such steps in a row up to now
+    nonfinite_steps: jax.Array  # int32, steps whose loss or gradient was not finite: no update
+    consecutive_nonfinite: jax.Array  # int32, such steps in a row up to now
 
     @property
     def inference_params(self) -> Any:
@@ -101,8 +101,8 @@ def _start(params: Any, optimizer: optax.GradientTransformation, config: TrainCo
         params=params,
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if config.optim.ema_decay else None,
-        skipped=jnp.zeros((), jnp.int32),
-        bad_streak=jnp.zeros((), jnp.int32),
+        nonfinite_steps=jnp.zeros((), jnp.int32),
+        consecutive_nonfinite=jnp.zeros((), jnp.int32),
     )
 
 

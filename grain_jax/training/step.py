@@ -60,14 +60,14 @@ def make_train_step(
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~void
         rate = schedule(state.step)
         updated = _update(optimizer, state, grads, rate=rate, factors=factors, config=config)
-        # A bad step changes nothing but the counters.
+        # A nonfinite step changes nothing but the counters.
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
-        bad = (~good & ~void).astype(jnp.int32)
+        nonfinite = (~good & ~void).astype(jnp.int32)
         new_state = dataclasses.replace(
             kept,
             step=state.step + (~void).astype(jnp.int32),
-            skipped=state.skipped + bad,
-            bad_streak=jnp.where(good, 0, state.bad_streak + bad),
+            nonfinite_steps=state.nonfinite_steps + nonfinite,
+            consecutive_nonfinite=jnp.where(good, 0, state.consecutive_nonfinite + nonfinite),
         )
         one = jnp.ones((), jnp.float32)
         metrics = (
@@ -84,8 +84,8 @@ def make_train_step(
         metrics = jax.tree.map(lambda value: jnp.where(good, value, 0.0), metrics)
         metrics = metrics | {
             "learning_rate": (rate, one),
-            "nonfinite_steps": (bad.astype(jnp.float32), one),
-            "bad_streak": (new_state.bad_streak.astype(jnp.float32), one),
+            "nonfinite_steps": (nonfinite.astype(jnp.float32), one),
+            "consecutive_nonfinite": (new_state.consecutive_nonfinite.astype(jnp.float32), one),
             "replaced_images": (batch.replaced.sum().astype(jnp.float32), one),
             "truncated_texts": (batch.truncated.sum().astype(jnp.float32), one),
         }

@@ -1,4 +1,4 @@
-"""curves.png: how the figures of metrics.jsonl moved during a run."""
+"""curves.png: how the metrics of metrics.jsonl moved during a run."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from grain_jax.config.migration import migrate_metrics
 from grain_jax.visualize.canvas import FAINT, INK, Canvas
 
 # A colour means one part of the model, in every panel; line and marker tell the rest apart.
@@ -68,12 +69,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            steps.setdefault(entry["step"], {}).update(entry)
+            steps.setdefault(entry["step"], {}).update(migrate_metrics(entry))
     return [steps[step] for step in sorted(steps)]
 
 
 def draw_curves(records: Records, path: Path) -> None:
-    """Losses, held-out accuracy by description, other held-out figures, and images a second; a
+    """Losses, held-out accuracy by description, other held-out metrics, and images a second; a
     panel without data is left out.
 
     Where accuracies come near 100 % the axis shows their distance from it on a logarithmic scale,
@@ -81,7 +82,7 @@ def draw_curves(records: Records, path: Path) -> None:
     """
     panels = [(title, lines) for title, lines in _panels(records) if lines]
     if not panels:
-        raise ValueError("The metrics hold no loss, no held-out figure and no speed to draw.")
+        raise ValueError("The metrics hold no loss, no held-out metric and no speed to draw.")
     across = min(ACROSS, len(panels))
     width, height = across * PANEL[0], -(-len(panels) // across) * PANEL[1]
     canvas = Canvas.blank(width, height, dpi=DPI)
@@ -100,7 +101,7 @@ def _panels(records: Records) -> list[tuple[str, list[Line]]]:
     return [
         ("Losses", [line for line in losses if line.steps]),
         ("Held-out accuracy by description, %", _described(records)),
-        ("Other held-out figures, %", _followed(records)),
+        ("Other held-out metrics, %", _followed(records)),
         ("Images per second", [speed] if speed.steps else []),
     ]
 

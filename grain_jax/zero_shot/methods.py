@@ -40,7 +40,7 @@ class ClassBanks:
 
 
 class ComponentScores:
-    """Scores of N images for K classes by each kind of text, each computed when first asked for.
+    """Scores of N images for K classes by each kind of text, each computed on first use.
 
     `prompt_ensembling` and `region_aggregation` are those of `global_scores` and `region_scores`.
     """
@@ -91,7 +91,7 @@ class ZeroShotMethod(Protocol):
 
     @property
     def texts(self) -> frozenset[str]:
-        """Kinds of class texts without which it cannot be asked."""
+        """Kinds of class texts that it needs."""
         ...
 
     def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:

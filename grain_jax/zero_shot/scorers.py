@@ -75,7 +75,7 @@ def make_class_texts(
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(
             f"{title} lists class {repeated[0]!r} more than once; classes "
-            "are told apart by name, so give each its own."
+            "are distinguished by name, so give each its own."
         )
     for texts in (descriptions, global_texts, name_texts):
         if unknown := sorted(set(texts) - set(names)):
@@ -213,7 +213,9 @@ def mixed_scores(
     1).
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is the share of the whole-image score, in [0, 1]; got {alpha}.")
+        raise ValueError(
+            f"alpha is the weight of the global score, given {alpha}, expected 0 to 1."
+        )
     return (alpha * whole + (1 - alpha) * regions).astype(np.float32)
 
 

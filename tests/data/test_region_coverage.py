@@ -304,8 +304,8 @@ def test_what_was_taught_is_recorded_from_the_window_on_that_taught_it(monkeypat
 @pytest.mark.parametrize(
     ("learned", "metrics"),
     [
-        (EVERYTHING, {"box_iou", "box_recall", "box_recall_ceiling", "phrase_accuracy"}),
-        (Learned(regions=False, boxes=True), {"box_iou", "box_recall", "box_recall_ceiling"}),
+        (EVERYTHING, {"box_iou", "box_recall", "box_recall_upper_bound", "phrase_accuracy"}),
+        (Learned(regions=False, boxes=True), {"box_iou", "box_recall", "box_recall_upper_bound"}),
         (Learned(regions=True, boxes=False), set()),
     ],
 )

@@ -1,4 +1,4 @@
-"""What may decide keep-best is known before the first step, whatever the data and the model."""
+"""What may decide keep_best is known before the first step, whatever the data and the model."""
 
 import dataclasses
 import json
@@ -99,8 +99,8 @@ def test_the_names_follow_what_the_decoder_learns(learned, folders):
             r"Did you mean 'validation/box_recall'\? Measured during training: va",
         ),
         ("pets/description/alpha0.3", "Did you mean 'pets/description/alpha"),
-        ("pets/chance", "is decided by the data, not by the model"),
-        ("validation/box_recall_ceiling", "is decided by the data"),
+        ("pets/random", "is decided by the data, not by the model"),
+        ("validation/box_recall_upper_bound", "is decided by the data"),
         ("val/name", "name '.*toys/val' in evaluation.zero_shot_during_training too"),
         ("xyz", "not measured during training. Measured during"),
     ],
@@ -120,7 +120,7 @@ def test_keep_best_by_a_test_set_is_allowed_and_said(folders):
         "synthetic_birds", zero_shot_during_training=folders, best_metric="pets/name"
     )
     (said,) = check_best_metric(config)
-    assert "figures of 'pets' flatter the checkpoint" in said
+    assert "metrics of 'pets' flatter the checkpoint" in said
     config.evaluation.best_metric = ""
     assert check_best_metric(config) == []
 

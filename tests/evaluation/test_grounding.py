@@ -73,7 +73,7 @@ def test_scores_by_hand():
     scores = box_scores(predicted, true)  # one query for two boxes: the better one counts
     assert scores.iou == pytest.approx(0.25)
     assert scores.recall == pytest.approx(0.5)
-    assert scores.ceiling == pytest.approx(0.5)
+    assert scores.upper_bound == pytest.approx(0.5)
     assert scores.count == 2
     with pytest.raises(ValueError, match="true box"):
         box_scores(predicted, [np.zeros((0, 4), np.float32)] * 2)

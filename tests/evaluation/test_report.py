@@ -20,7 +20,7 @@ from grain_jax.visualize import grounding_sheet as make_images
 from grain_jax.visualize.curves import draw_curves, read_metrics
 
 RESULTS = {
-    "seen/chance": 0.005,
+    "seen/random": 0.005,
     "seen/name": 0.25,
     "seen/description/alpha1": 0.1,
     "seen/description/alpha1/low": 0.08,
@@ -28,11 +28,11 @@ RESULTS = {
     "seen/description/alpha1/top5": 0.3,
     "seen/description/alpha0": 0.9,
     "seen/classes": 200.0,
-    "unseen/chance": 0.02,
+    "unseen/random": 0.02,
     "unseen/description/alpha0": 0.875,
     "dev/box_iou": 0.55,
     "dev/box_recall": 0.6,
-    "dev/box_recall_ceiling": 0.95,
+    "dev/box_recall_upper_bound": 0.95,
     "dev/phrase_accuracy": 0.5,
     "dev/constant_box_iou": 0.3,
     "dev/constant_box_recall": 0.2,
@@ -40,8 +40,8 @@ RESULTS = {
     **{f"dev/retrieval/image_to_text/R@{k}": k / 100 for k in (1, 5, 10)},
     **{f"dev/retrieval/text_to_image/R@{k}": k / 50 for k in (1, 5, 10)},
     "dev/retrieval/mean_R@1": 0.015,
-    "dev/retrieval/image_to_text/chance_R@1": 0.001,
-    "dev/retrieval/text_to_image/chance_R@1": 0.002,
+    "dev/retrieval/image_to_text/random_R@1": 0.001,
+    "dev/retrieval/text_to_image/random_R@1": 0.002,
     "dev/retrieval/images": 1_000.0,
     "dev/retrieval/texts": 4_990.0,
     "headline/alpha": 0.0,
@@ -55,7 +55,7 @@ def pixels(path) -> np.ndarray:
 
 def test_tables_hold_every_kind_of_result():
     zero_shot, grounding, retrieval = result_tables(RESULTS)
-    assert zero_shot.columns == ("set", "told by", "alpha = 1", "alpha = 0", "chance")
+    assert zero_shot.columns == ("set", "method", "alpha = 1", "alpha = 0", "random")
     assert zero_shot.rows == (
         ("seen (200 classes)", "name", "25.0", "-", "0.5"),
         ("seen (200 classes)", "description", "10.0 ± 2.0", "90.0", "0.5"),
@@ -79,7 +79,7 @@ def test_tables_hold_every_kind_of_result():
 
 def test_rows_by_description_say_how_many_classes_have_one():
     results = {
-        "pets/chance": 0.01,
+        "pets/random": 0.01,
         "pets/classes": 100.0,
         "pets/undescribed_classes": 88.0,
         "pets/name": 0.5,
@@ -157,7 +157,7 @@ def test_curves_are_drawn_from_what_there_is(tmp_path):
 
 def test_each_labelled_set_has_a_curve_of_its_own():
     sets = {"pets/name": 0.5, "birds/name": 0.25, "pets/description/alpha1": 0.75}
-    sets |= {"birds/description/alpha1": 0.125, "pets/chance": 0.1}
+    sets |= {"birds/description/alpha1": 0.125, "pets/random": 0.1}
     drawn = {
         line.name: line.values[-1]
         for _, lines in curves._panels([{"step": step} | sets for step in (1, 2)])

@@ -28,7 +28,7 @@ def test_intervals_look_at_validation_species_only():
     results = suite.evaluate(toy_encoder(image_size=32), world_config(), final=False)
     assert {key.partition("/")[0] for key in results} == {"validation"}
     assert "validation/name" not in results  # never heard: nothing to learn from it
-    assert results["validation/chance"] == 1 / 25
+    assert results["validation/random"] == 1 / 25
     assert results["validation/retrieval/images"] == 25
     assert suite.best_metric_name(world_config()) in results
 

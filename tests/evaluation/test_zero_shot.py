@@ -5,7 +5,7 @@ import pytest
 from toy_encoder import ToySource, bird_set, record, toy_encoder
 
 from grain_jax.data.records import ZeroShotSet
-from grain_jax.evaluation.ranking import hit_chance, wilson_interval
+from grain_jax.evaluation.ranking import expected_recall, wilson_interval
 from grain_jax.evaluation.zero_shot import accuracy, evaluate_zero_shot, subset
 
 
@@ -43,14 +43,14 @@ def test_random_scores_are_at_chance_and_equal_scores_exactly_so():
 def test_a_tie_is_worth_its_expected_value():
     correct = np.array([[False, True, False, True, False]])
     scores = np.array([[3.0, 2.0, 2.0, 2.0, 1.0]])  # one ahead, two right and one wrong tied
-    hits = hit_chance(scores, correct, (1, 2, 3))
+    hits = expected_recall(scores, correct, (1, 2, 3))
     assert hits[1][0] == 0.0
     assert hits[2][0] == pytest.approx(2 / 3)  # one place for three, two of them right
     assert hits[3][0] == pytest.approx(1.0)  # two places: one is right for certain
     with pytest.raises(ValueError, match="not finite"):
-        hit_chance(np.array([[np.nan, 0.0]]), np.array([[True, False]]), (1,))
+        expected_recall(np.array([[np.nan, 0.0]]), np.array([[True, False]]), (1,))
     with pytest.raises(ValueError, match="no correct item"):
-        hit_chance(np.zeros((1, 2)), np.zeros((1, 2), bool), (1,))
+        expected_recall(np.zeros((1, 2)), np.zeros((1, 2), bool), (1,))
 
 
 def test_wilson_interval_known_values():
@@ -65,12 +65,12 @@ def test_wilson_interval_known_values():
 
 def test_regions_recognise_what_the_whole_image_does_not():
     results = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(1.0, 0.5, 0.0))
-    assert results["birds/chance"] == 0.5
+    assert results["birds/random"] == 0.5
     assert results["birds/name"] == pytest.approx(0.5)  # names mean nothing to the toy: all tied
     assert results["birds/description/alpha1"] == pytest.approx(1 / 3)  # "red" is always a wren
     assert results["birds/description/alpha0"] == 1.0
     assert set(results) == {
-        "birds/chance",
+        "birds/random",
         "birds/name",
         *(f"birds/description/alpha{alpha}" for alpha in ("1", "0.5", "0")),
         "birds/name_and_regions/alpha0.5",
@@ -97,9 +97,9 @@ def test_a_class_without_descriptions_is_scored_by_its_name():
 
 def test_models_and_sets_report_what_they_have():
     clip = evaluate_zero_shot(toy_encoder(regions=False), bird_set(), alphas=(1.0, 0.5, 0.0))
-    assert set(clip) == {"birds/chance", "birds/name", "birds/description/alpha1"}
+    assert set(clip) == {"birds/random", "birds/name", "birds/description/alpha1"}
     undescribed = evaluate_zero_shot(toy_encoder(), bird_set(descriptions={}), alphas=(1.0, 0.0))
-    assert set(undescribed) == {"birds/chance", "birds/name"}
+    assert set(undescribed) == {"birds/random", "birds/name"}
 
 
 def test_labels_must_be_classes():

@@ -66,7 +66,12 @@ print(json.dumps(found))
 def loaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     write_run(tiny_model(region_logit_scale="own"), folder)
-    line = {"step": 7, "val/box_iou": 0.5, "val/box_recall": 0.25, "val/box_recall_ceiling": 1.0}
+    line = {
+        "step": 7,
+        "val/box_iou": 0.5,
+        "val/box_recall": 0.25,
+        "val/box_recall_upper_bound": 1.0,
+    }
     line["val/phrase_accuracy"] = 0.125
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     return checkpoint.load(folder), folder

@@ -179,7 +179,7 @@ def test_settings_are_checked_together_once_the_weights_are_known():
     config, trained = TrainConfig(pretrained="RUN"), tiny_clip()
     config.model.image_size, trained.model.vision.patch_size = 280, 14
     validate(config, complete=False)
-    with pytest.raises(ValueError, match="no multiple of"):
+    with pytest.raises(ValueError, match="not a multiple of"):
         validate(config)
     assert not [p for p in problems(adopt(config, trained)[0]) if "multiple" in p]
     config.model.image_size = -1

@@ -19,7 +19,7 @@ def step_metrics(loss, boxes, *, bad=0.0, streak=0.0, replaced=0.0):
         "loss": (jnp.float32(loss), one * (1 - bad)),
         "box_l1": (jnp.float32(boxes[0]), jnp.float32(boxes[1])),
         "nonfinite_steps": (jnp.float32(bad), one),
-        "bad_streak": (jnp.float32(streak), one),
+        "consecutive_nonfinite": (jnp.float32(streak), one),
         "replaced_images": (jnp.float32(replaced), one),
     }
 
@@ -35,10 +35,10 @@ def test_a_window_gives_exact_means_and_names_bad_batches():
     assert summary.values["box_l1"] == 1.0  # 7 over 7 boxes, not the mean of 2 and 0.25
     assert summary.values["nonfinite_steps"] == 1.0
     assert summary.values["replaced_images"] == 2.0
-    assert summary.values["bad_streak"] == 1.0
-    assert summary.streak == 0
-    assert list(summary.bad_batches) == [12]
-    np.testing.assert_array_equal(summary.bad_batches[12], np.arange(16))
+    assert summary.values["consecutive_nonfinite"] == 1.0
+    assert summary.consecutive_nonfinite == 0
+    assert list(summary.nonfinite_batches) == [12]
+    np.testing.assert_array_equal(summary.nonfinite_batches[12], np.arange(16))
 
 
 def test_pace_leaves_out_compiling_and_pauses(monkeypatch):
@@ -98,7 +98,7 @@ def test_wandb_gets_figures_and_keeps_its_identity(tmp_path, monkeypatch):
     for start_step in (0, 2):
         log = MetricsLog(tmp_path, config, start_step=start_step)
         log.write(start_step + 2, {"loss": 1.0})
-        log.write(start_step + 1, {"bad_batch_ids": ["a"]})
+        log.write(start_step + 1, {"nonfinite_batch_ids": ["a"]})
         log.close()
     assert logged == [(2, {"loss": 1.0}), (4, {"loss": 1.0})]
     assert started[0]["id"] == started[1]["id"]

@@ -96,8 +96,8 @@ def test_a_bad_step_changes_nothing_but_is_counted(eventful):
         same(before.opt_state, after.opt_state)
         same(before.ema_params, after.ema_params)
     assert [int(state.step) for state in states] == [0, 1, 2, 3, 4]
-    assert [int(state.skipped) for state in states] == [0, 0, 1, 2, 2]
-    assert [int(state.bad_streak) for state in states] == [0, 0, 1, 2, 0]
+    assert [int(state.nonfinite_steps) for state in states] == [0, 0, 1, 2, 2]
+    assert [int(state.consecutive_nonfinite) for state in states] == [0, 0, 1, 2, 0]
     assert [metrics["nonfinite_steps"] for metrics in history] == [0, 1, 1, 0]
     assert all(math.isfinite(value) for metrics in history for value in metrics.values())
     assert history[1]["loss"] == 0  # and a weight of 0, so that it is in no mean
