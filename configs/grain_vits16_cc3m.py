@@ -8,7 +8,7 @@ Expected: no figure of ours yet. Users report that CC3M overfits early: keep_bes
 the held-out split is on.
 Published by others for CLIP ViT-B/16 on CC3M, with another recipe: ImageNet 17.1 %, CIFAR-10 49.4,
 SUN397 25.9, R@1 on COCO 14.6 to text and 10.3 to image (github.com/bethgelab/
-frequency_determines_performance, template ensemble).
+frequency_determines_performance, template ensemble); ImageNet 15.8 % (LaCLIP's README).
 Web images: prepare them with `--max_image_side=256`. A core decodes 101 images/s with a short side
 of 800 pixels, 488 with 256.
 Text lengths are not measured: the annotations of this set were not at hand. Padding costs: captions

@@ -4,15 +4,17 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging as absl_logging
 
+from grain_jax.extras import how_to_install
 from grain_jax.paths import expand_home, user_path
 
 PROFILED_STEPS = 5
@@ -121,21 +123,29 @@ def _advice(platforms: str) -> str:
     """What to look at where JAX finds nothing of these platforms."""
     if "tpu" in platforms:
         return (
-            'Needed a TPU VM, the extra for it (pip install -e ".[tpu]"), and no other process '
-            "that holds the TPU."
+            f"Expected a TPU VM, jax for it ({how_to_install('tpu')}), and no other process that "
+            "holds the TPU."
         )
     if not any(name in platforms for name in ("cuda", "gpu", "rocm")):
         return "Unset JAX_PLATFORMS, or name cpu, cuda or tpu in it."
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return (
-            f"CUDA_VISIBLE_DEVICES={visible!r} leaves only these of the GPUs; needed numbers that "
-            'nvidia-smi lists, and the extra for CUDA (pip install -e ".[cuda]").'
+            f"CUDA_VISIBLE_DEVICES={visible!r} leaves only these of the GPUs; expected numbers "
+            f"that nvidia-smi lists, and jax for CUDA ({how_to_install('cuda')})."
         )
     return (
-        "Needed a GPU that nvidia-smi lists, and the extra for CUDA (pip install -e "
-        '".[cuda]", or ".[cuda12]" for older drivers).'
+        f"Expected a GPU that nvidia-smi lists, and jax for CUDA ({how_to_install('cuda')}; for "
+        "older drivers the extra cuda12)."
     )
+
+
+def processes_on_this_machine(environment: Mapping[str, str]) -> int:
+    """Tasks of the step on the fullest machine, as Open MPI or Slurm say; 1 where neither does."""
+    if (count := environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")).isdigit():
+        return int(count)
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # "8(x2),4"
+    return max((int(count) for count in re.findall(r"(?:^|,)(\d+)", tasks)), default=1)
 
 
 def usable_cpus() -> int:

@@ -230,7 +230,8 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
             notes += origin.sentences(config.pretrained)
     checkpoints.set_learned(inputs.learned)
 
-    loader, loader_notes = fitting_loader(config.data)
+    rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)
+    loader, loader_notes = fitting_loader(config.data, rows=len(rows))
     notes += [*loader_notes, *runtime.missing_gpu_notes()]
     notes += sharding.cpu_devices_notes(config)
     batches = training_batches(
@@ -241,7 +242,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        rows=sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size),
+        rows=rows,
     )
     encoder = Encoder(
         model,

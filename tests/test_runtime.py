@@ -119,9 +119,9 @@ COMMANDS = {
 @pytest.mark.parametrize(
     ("platforms", "visible", "message"),
     [
-        ("cuda", None, 'pip install -e ".[cuda]"'),
+        ("cuda", None, "[cuda]"),
         ("cuda", "7", "CUDA_VISIBLE_DEVICES='7' leaves only these"),
-        ("tpu", None, "Needed a TPU VM"),
+        ("tpu", None, "Expected a TPU VM"),
         ("cdua", None, "name cpu, cuda or tpu in it"),
     ],
 )

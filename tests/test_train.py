@@ -11,6 +11,7 @@ import grain_jax.train
 from grain_jax import runtime
 from grain_jax.config import DataConfig
 from grain_jax.config.cli import config_from_json
+from grain_jax.data.loader_plan import plan_loader
 from grain_jax.trainer.inputs import fitting_loader
 from grain_jax.training import checkpoint
 
@@ -229,12 +230,25 @@ def test_a_check_refuses_devices_that_the_mesh_does_not_fit(tmp_path, capsys, de
 
 def test_no_more_loader_processes_than_cpus(monkeypatch):
     monkeypatch.setattr(runtime, "usable_cpus", lambda: 3)
-    data, notes = fitting_loader(DataConfig(num_workers=16))
+    data, notes = fitting_loader(DataConfig(num_workers=16), rows=256)
     assert data.num_workers == 3
     assert "num_workers = 16" in notes[0]
-    assert "3 are started" in notes[0]
+    assert "3 loader processes are started" in notes[0]
     for fits in (0, 3):
-        assert fitting_loader(DataConfig(num_workers=fits)) == (DataConfig(num_workers=fits), [])
+        data = DataConfig(num_workers=fits)
+        assert fitting_loader(data, rows=256) == (data, [])
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(4, 2), (1, 0)])
+def test_no_more_loader_processes_than_rows_keep_busy(monkeypatch, rows, expected):
+    """A small batch of each process: fewer are started, instead of an error after the queue."""
+    monkeypatch.setattr(runtime, "usable_cpus", lambda: 16)
+    data, notes = fitting_loader(DataConfig(num_workers=16), rows=rows)
+    assert data.num_workers == expected
+    assert f"with {rows} images" in notes[0]
+    started = f"{expected} loader processes are" if expected else "threads of this process"
+    assert started in notes[0]
+    plan_loader(data, rows=rows, row_bytes=1)
 
 
 def test_help_and_print_config(capsys):

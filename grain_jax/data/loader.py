@@ -7,6 +7,7 @@ batch however many processes there are.
 """
 
 import dataclasses
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from grain_jax.data.loader_plan import (
 from grain_jax.data.records import Source
 from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.runtime import processes_on_this_machine, usable_cpus
 
 _MOST = 2**50  # parts of batches, more than any run has; grain wants a length
 
@@ -62,7 +64,7 @@ def training_batches(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     dtype = row_dtype(config, image_size)
     plan = plan_loader(config, rows=len(rows), row_bytes=dtype.itemsize)
-    check_shared_memory(plan)
+    check_shared_memory(plan, num_processes=processes_on_this_machine(os.environ))
     maker = BatchMaker(
         source=source,
         order=order,
@@ -295,12 +297,12 @@ def evaluation_batches(
 def _evaluation_plan(
     config: DataConfig, *, workers: int, images: int, rows: int, row_bytes: int
 ) -> LoaderPlan:
-    """With as many of the `workers` as are of use and have room: they were chosen for training."""
-    workers = min(workers, images // _IMAGES_PER_WORKER, most_workers(config, rows))
+    """With as many of the `workers` as have work, room and CPUs: they were chosen for training."""
+    workers = min(workers, images // _IMAGES_PER_WORKER, most_workers(config, rows), usable_cpus())
     config = dataclasses.replace(config, num_workers=workers)
     plan = plan_loader(config, rows=rows, row_bytes=row_bytes)
     try:
-        check_shared_memory(plan)
+        check_shared_memory(plan, num_processes=processes_on_this_machine(os.environ))
     except ValueError:
         config = dataclasses.replace(config, num_workers=0)
         plan = plan_loader(config, rows=rows, row_bytes=row_bytes)

@@ -93,8 +93,12 @@ def most_workers(config: DataConfig, rows: int) -> int:
     return config.prefetch_batches * rows // (config.num_threads + _QUEUED)
 
 
-def check_shared_memory(plan: LoaderPlan, folder: Path = SHARED_MEMORY) -> None:
+def check_shared_memory(
+    plan: LoaderPlan, folder: Path = SHARED_MEMORY, *, num_processes: int = 1
+) -> None:
     """Raises ValueError where the shared memory that the plan needs is not there.
+
+    `num_processes`: training processes of this machine, which share the folder.
 
     A process that writes where there is none is ended by a bus error, without a word of why.
     Systems without `folder` (macOS) have no such limit.
@@ -103,12 +107,14 @@ def check_shared_memory(plan: LoaderPlan, folder: Path = SHARED_MEMORY) -> None:
         return
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
-    if plan.shared_bytes > free:
+    needed = plan.shared_bytes * num_processes
+    if needed > free:
+        each = f" in each of {num_processes} processes of this machine" if num_processes > 1 else ""
         raise ValueError(
-            f"The data loader needs {size(plan.shared_bytes)} of shared memory for "
-            f"data.num_workers = {plan.num_workers} and data.prefetch_batches, and {folder} has "
-            f"{size(free)} free. Make it larger (docker run --shm-size="
-            f"{-(-2 * plan.shared_bytes // 2**30)}g; Kubernetes: an emptyDir of medium Memory "
+            f"The data loader needs {size(needed)} of shared memory for "
+            f"data.num_workers = {plan.num_workers}{each} and data.prefetch_batches, and {folder} "
+            f"has {size(free)} free. Make it larger (docker run --shm-size="
+            f"{-(-2 * needed // 2**30)}g; Kubernetes: an emptyDir of medium Memory "
             f"mounted at {folder}), lower data.prefetch_batches, or set data.num_workers=0, whose "
             "threads need none."
         )

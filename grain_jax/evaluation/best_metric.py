@@ -115,9 +115,18 @@ def _why_not(config: TrainConfig, given: str, measured: Sequence[str]) -> str:
                 f"is of a set that is measured at the end only: name {folder!r} in "
                 "evaluation.zero_shot_during_training too"
             )
+    name, slash, _ = given.partition("/")
+    if slash and name not in {known.partition("/")[0] for known in measured}:
+        return (
+            f"is of a set {name!r} that this run does not have: name its folder in "
+            "evaluation.zero_shot_during_training"
+        )
     return "is not measured during training"
 
 
 def _nearest(given: str, choices: Sequence[str]) -> str:
+    """By spelling, else one that ends alike: of another set."""
     near = difflib.get_close_matches(given, choices, n=1, cutoff=0.5)
+    last = given.rpartition("/")[2]
+    near += [known for known in choices if known.rpartition("/")[2] == last]
     return f"Did you mean {near[0]!r}? " if near else ""

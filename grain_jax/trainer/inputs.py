@@ -15,6 +15,7 @@ from grain_jax import runtime
 from grain_jax.config import DataConfig, TrainConfig, validate
 from grain_jax.config.validation import unread_notes
 from grain_jax.data.loader import check_batch_fits
+from grain_jax.data.loader_plan import most_workers
 from grain_jax.data.records import Source
 from grain_jax.data.region_coverage import (
     RegionCoverage,
@@ -64,6 +65,11 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
 
     `newest`: the checkpoint of `workdir` that the run resumes from, None for a new run.
     """
+    # What the weights change nothing of is found out before they are read.
+    size = config.model.image_size
+    train = open_source(config.data, config.data.train_split, image_size=size)
+    check_batch_fits(train, config.batch_size)
+
     # Weights to start from, and the settings that come with them.
     given = initialize.pretrained(config, workdir)
     config, notes = given.config, [*given.notes]
@@ -73,7 +79,6 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     # Data. A batch is a function of the step, so there is no loader state to restore.
     size = config.model.image_size
     source = open_source(config.data, config.data.train_split, image_size=size)
-    check_batch_fits(source, config.batch_size)
     tokenizer = given.tokenizer or build_tokenizer(config.data, pooling=config.model.text.pooling)
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ValueError(
@@ -195,16 +200,24 @@ def folder_in_words(workdir: Path, step: int | None) -> str:
     return str(workdir) + (f", resumed at step {step}" if step else "")
 
 
-def fitting_loader(data: DataConfig) -> tuple[DataConfig, list[str]]:
-    """`data` with no more loader processes than this process has CPUs, and a note where it changed.
+def fitting_loader(data: DataConfig, *, rows: int) -> tuple[DataConfig, list[str]]:
+    """`data` with no more loader processes than this process has CPUs, and than its `rows` of each
+    batch can be divided among; a note where that changed it.
 
     Batches stay the same, whoever makes them.
     """
-    cpus = runtime.usable_cpus()
-    if data.num_workers <= cpus:
+    cpus, most = runtime.usable_cpus(), most_workers(data, rows)
+    if data.num_workers <= min(cpus, most):
         return data, []
-    return dataclasses.replace(data, num_workers=cpus), [
-        f"data.num_workers = {data.num_workers} loader processes are asked for and this process "
-        f"may use {cpus} of the CPUs: {cpus} are started. Ask the batch system for more CPUs where "
-        "the data wait is not near 0 (Slurm: --cpus-per-task)"
+    given = f"data.num_workers = {data.num_workers}"
+    if cpus <= most:
+        return dataclasses.replace(data, num_workers=cpus), [
+            f"{given}, and this process may use {cpus} of the CPUs: {cpus} loader processes are "
+            "started. Ask the batch system for more CPUs where the data wait is not near 0 (Slurm: "
+            "--cpus-per-task)"
+        ]
+    started = f"{most} loader processes are started" if most else "threads of this process make it"
+    return dataclasses.replace(data, num_workers=most), [
+        f"{given}, and data.prefetch_batches = {data.prefetch_batches} batches with {rows} images "
+        f"of this process each are too few for so many: {started}"
     ]

@@ -130,8 +130,9 @@ def log_window(run: Run, summary: Summary, screen: Screen) -> None:
     if summary.consecutive_nonfinite >= run.config.optim.max_consecutive_nonfinite:
         run.checkpoints.wait()
         raise RunStopped(
-            f"loss or gradient was not finite for {summary.consecutive_nonfinite} steps in a "
-            f"row, up to step {summary.step}. Lower optim.learning_rate, set optim.clip_grad_norm=1, or look at "
+            f"loss or gradient was not finite for {summary.consecutive_nonfinite} steps in "
+            f"a row, up to step {summary.step}. Lower optim.learning_rate, set "
+            "optim.clip_grad_norm=1, or look at "
             f"the images named in {run.workdir / metrics.FILE}; {run.kept()}"
         )
 

@@ -30,7 +30,7 @@ FOLLOWED = {  # held-out metric without its split -> likewise
     "box_recall": ("box recall", BOXES, "-"),
     "phrase_accuracy": ("phrase right", REGIONS, "-"),
     "retrieval/mean_R@1": ("retrieval, mean R@1", IMAGE, "-"),
-    "name": ("by name", WHOLE, "-"),  # of labelled images that are looked at during training
+    "name": ("by name", IMAGE, "--"),  # of labelled images that are looked at during training
 }
 STYLES = ("-", "--", ":", "-.")  # of mixtures of image and regions
 MARKERS = "osD^vP*X"

@@ -146,6 +146,10 @@ def test_too_little_shared_memory_is_found_out_at_once(monkeypatch, tmp_path: Pa
     with pytest.raises(ValueError, match=r"has 64 MiB free.*--shm-size=\dg"):
         check_shared_memory(plan, tmp_path)
     check_shared_memory(plan, tmp_path / "absent")  # as on macOS
+    fits = plan_loader(config, rows=32, row_bytes=150_528)
+    check_shared_memory(fits, tmp_path)
+    with pytest.raises(ValueError, match="in each of 8 processes of this machine"):
+        check_shared_memory(fits, tmp_path, num_processes=8)
     threads = plan_loader(dataclasses.replace(config, num_workers=0), rows=2048, row_bytes=150_528)
     check_shared_memory(threads, tmp_path)
 
@@ -172,6 +176,7 @@ class Photographs:
 
 def test_evaluation_takes_no_more_processes_than_are_of_use(monkeypatch) -> None:
     """Their number was chosen for training: here it is never an error."""
+    monkeypatch.setattr(pipeline, "usable_cpus", lambda: 5)
     for free, images, expected in ((2**40, 50_000, 5), (2**40, 2_500, 2), (4096, 50_000, 0)):
         found = os.statvfs_result((4096, 4096, 1, 1, free // 4096, 0, 0, 0, 0, 255))
         monkeypatch.setattr(loader_plan.os, "statvfs", lambda _, found=found: found)

@@ -103,6 +103,11 @@ def test_the_names_follow_what_the_decoder_learns(learned, folders):
         ("validation/box_recall_upper_bound", "is decided by the data"),
         ("val/name", "name '.*toys/val' in evaluation.zero_shot_during_training too"),
         ("xyz", "not measured during training. Measured during"),
+        (
+            "imagenet/name",
+            "of a set 'imagenet' that this run does not have: name its folder in evaluation."
+            "zero_shot_during_training. Did you mean 'pets/name'",
+        ),
     ],
 )
 def test_a_metric_that_cannot_exist_is_refused_with_the_nearest(metric, message, folders):

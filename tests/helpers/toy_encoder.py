@@ -67,6 +67,7 @@ def toy_encoder(
     regions: bool = True,
     batch_size: int = 3,
     num_threads: int = 2,
+    num_workers: int = 0,
     mesh=None,
     image_size: int = SIZE,
     smallest_batch: int | None = None,
@@ -80,6 +81,7 @@ def toy_encoder(
         caption_length=8,
         description_length=4,
         num_threads=num_threads,
+        num_workers=num_workers,
         mesh=mesh,
         smallest_batch=smallest_batch,
     )

@@ -9,6 +9,7 @@ from toy_encoder import ToyModel, ToySource, record, toy_encoder
 from grain_jax.config import MeshConfig
 from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Selection, evenly_spaced
+from grain_jax.inference import encoder as encoder_module
 from grain_jax.inference.encoder import errors_about
 from grain_jax.parallel.processes import FailedInAll
 from grain_jax.parallel.sharding import make_mesh
@@ -28,6 +29,37 @@ def test_features_are_in_order_unit_length_and_without_padding():
     assert features.regions.argmax(axis=2)[4].tolist() == [2, 0]
     np.testing.assert_allclose(np.linalg.norm(features.image, axis=1), 1.0, rtol=1e-6)
     np.testing.assert_allclose(features.boxes[0, :, 0], [0.25, 0.75])
+
+
+class InOneCall(ToySource):
+    """Records that are read several in a call, as those of a file are, and never one by one."""
+
+    def __getitems__(self, indices):
+        return [self.records[i] for i in indices]
+
+    def __getitem__(self, index):
+        raise AssertionError("read one by one")
+
+
+def test_records_are_read_several_in_one_call():
+    several = InOneCall(*colours(7).records)
+    np.testing.assert_array_equal(
+        toy_encoder(batch_size=3).images(several).image,
+        toy_encoder(batch_size=3).images(colours(7)).image,
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_images_are_decoded_by_the_processes_that_were_given(monkeypatch, num_workers):
+    given = []
+
+    def spy(*arguments, num_workers, **options):
+        given.append(num_workers)
+        return evaluation_batches(*arguments, num_workers=0, **options)
+
+    monkeypatch.setattr(encoder_module, "evaluation_batches", spy)
+    toy_encoder(num_workers=num_workers).images(colours(2))
+    assert given == [num_workers]
 
 
 def test_a_model_without_regions_has_none():
