@@ -16,19 +16,21 @@ from grain_jax.parallel.sharding import batch_sharding, use_mesh
 BATCH, EMBED, REGIONS, QUERIES = 304, 13, 3, 5
 
 
-def config_of(*, grad_cache_chunks: int = 1, scan_layers: bool = False) -> TrainConfig:
+def config_of(
+    *, grad_cache_chunks: int = 1, scan_layers: bool = False, num_heads: int = 2
+) -> TrainConfig:
     config = tiny_config()
     config.batch_size, config.optim.grad_cache_chunks = BATCH, grad_cache_chunks
     config.model.scan_layers = scan_layers
     config.loss.auxiliary_box_weight = 1.0  # the boxes of every layer, batch first
     config.model.embed_dim, config.model.image_size = EMBED, 24
     config.data.caption_length, config.data.description_length = 7, 5
-    config.model.vision = dataclasses.replace(config.model.vision, num_heads=2)
-    config.model.text = dataclasses.replace(config.model.text, num_heads=2, width=48)
+    config.model.vision = dataclasses.replace(config.model.vision, num_heads=num_heads)
+    config.model.text = dataclasses.replace(config.model.text, num_heads=num_heads, width=48)
     config.model.decoder = dataclasses.replace(
         config.model.decoder,
         depth=2,
-        num_heads=2,
+        num_heads=num_heads,
         width=32,
         mlp_dim=64,
         num_queries=QUERIES,
@@ -86,8 +88,12 @@ def per_row(shape: tuple[int, ...], *, shards: int) -> int | None:
         pytest.param((1, 4, 2), config_of(scan_layers=True), marks=pytest.mark.slow),
         # Where data x fsdp is 2 a device has 152 rows; micro-batches keep their multiples apart
         # from `BATCH`. (1, 1, 8) splits no batch.
-        pytest.param((2, 1, 4), config_of(grad_cache_chunks=2), marks=pytest.mark.slow),
-        pytest.param((1, 2, 4), config_of(grad_cache_chunks=2), marks=pytest.mark.slow),
+        pytest.param(
+            (2, 1, 4), config_of(grad_cache_chunks=2, num_heads=4), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            (1, 2, 4), config_of(grad_cache_chunks=2, num_heads=4), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_no_device_has_more_of_the_whole_batch_than_embeddings_keys_and_masks(shape, config):
