@@ -4,7 +4,7 @@ r"""GRAIN ViT-B/16 on CC3M with MLLM captions and detector boxes.
         --data.data_dir=DIR --workdir=RUN
 
 Hardware: sized for 8 GPUs of 80 GB or a v5e-16. Shape-tested, not yet run.
-Expected: no figure of ours yet. Users report that CC3M overfits early: keep_best on
+Expected: no result of grain_jax's yet. Users report that CC3M overfits early: keep_best on
 the held-out split is on.
 Published by others for CLIP ViT-B/16 on CC3M, with another recipe: ImageNet 17.1 %, CIFAR-10 49.4,
 SUN397 25.9, R@1 on COCO 14.6 to text and 10.3 to image (github.com/bethgelab/

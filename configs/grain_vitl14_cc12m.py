@@ -4,7 +4,7 @@ r"""GRAIN ViT-L/14 on CC12M: the largest published size, scanned layers, sharded
         --data.data_dir=DIR --workdir=RUN
 
 Hardware: sized for a v5p-64 or 32 GPUs of 80 GB. Shape-tested, not yet run.
-Expected: no figure of ours yet.
+Expected: no result of grain_jax's yet.
 Published by others for CLIP ViT-B/16 on CC12M, with other recipes: ImageNet 37.4 %, CIFAR-10 67.9,
 SUN397 41.8, R@1 on COCO 32.8 to text and 22.5 to image (github.com/bethgelab/
 frequency_determines_performance, template ensemble); ImageNet 40.2 % (LaCLIP's README).

@@ -11,8 +11,8 @@ DIR is what `python -m grain_jax.prepare` wrote, with the splits `train` and `va
 Variants: "" (GRAIN), "clip" (the baseline: same towers, data and schedule).
 Run on 5,999 photographs of Flickr8k: 63 to 70 minutes at the pace of two idle cores of an AMD
 EPYC; on shared ones it took 134 (clip: 108). On 1,000 others R@1 is 2.2 % from image to text and
-1.6 % back (clip: 3.4, 2.6; chance 0.1), box recall at IoU 0.5 27.6 % (constant boxes: 21.2). So few
-images do not make a good model of either kind: these figures show that the way works. All of
+1.6 % back (clip: 3.4, 2.6; random 0.1), box recall at IoU 0.5 27.6 % (constant boxes: 21.2). So few
+images do not make a good model of either kind: these results show that it works. All of
 them: docs/experiments.md, section 3.
 """
 

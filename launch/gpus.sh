@@ -7,7 +7,7 @@
 # them; for models that do not fit, add --mesh.fsdp=-1 --mesh.data=1.
 # --dry-run checks settings and data, needs no GPU, and prints the command instead of starting it.
 # In the environment: PYTHON, the interpreter; MODULE, what runs (default grain_jax.train;
-# grain_jax.evaluate takes its own arguments); XLA_PYTHON_CLIENT_MEM_FRACTION, the share of GPU
+# grain_jax.evaluate takes its own arguments); XLA_PYTHON_CLIENT_MEM_FRACTION, the fraction of GPU
 # memory that JAX takes (default .95, as nothing else is to run there).
 set -euo pipefail
 

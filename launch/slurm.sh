@@ -11,7 +11,7 @@
 # In the environment: SBATCH_ARGS, more options of sbatch, such as "--partition=gpu --time=24:00:00
 # --cpus-per-task=8"; PYTHON, the interpreter here and on the nodes; MODULE, what runs (default
 # grain_jax.train; grain_jax.evaluate takes its own arguments); XLA_PYTHON_CLIENT_MEM_FRACTION, the
-# share of GPU memory that JAX takes (default .95).
+# fraction of GPU memory that JAX takes (default .95).
 set -euo pipefail
 
 dry_run=false

@@ -154,7 +154,7 @@ class Options:
 
 
 def main() -> None:
-    """Prints the figures of one step."""
+    """Prints what one step computes, holds and exchanges."""
     base, words = read_settings(sys.argv[1:])
     options = parse(
         Options, words, command="compiled_step", description=__doc__, default=Options(config=base)

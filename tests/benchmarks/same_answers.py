@@ -109,27 +109,27 @@ def main() -> int:
 def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
     dataset = load_zero_shot(options.data, default_templates=loaded.templates, note=print)
     texts, settings = class_texts(dataset), loaded.config.evaluation
-    ways = {
+    zero_shot = {
         "prompt_ensembling": settings.prompt_ensembling,
         "region_aggregation": settings.region_aggregation,
     }
-    figures, answers = [], []
+    metrics, answers = [], []
     for encoder in (ours, theirs):
         features = encoder.images(dataset.source)
         banks = encode_banks(
             encoder.texts, texts, by=METHODS, has_regions=features.regions is not None
         )
-        components = ComponentScores(features.image, features.regions, banks, **ways)
+        components = ComponentScores(features.image, features.regions, banks, **zero_shot)
         scores = scores_by_method(components, alphas=ALPHAS, by=METHODS)
         answers.append({way: values.argmax(axis=1) for way, values in scores.items()})
-        figures.append(
-            evaluate_zero_shot(encoder, dataset, alphas=ALPHAS, features=features, **ways)
+        metrics.append(
+            evaluate_zero_shot(encoder, dataset, alphas=ALPHAS, features=features, **zero_shot)
         )
     rows = {}
     for way, first in answers[0].items():
         name = f"{dataset.name}/{way}"
         same = int((first == answers[1][way]).sum())
-        rows[name] = figures[0][name], figures[1][name], f"{same} of {len(first)}"
+        rows[name] = metrics[0][name], metrics[1][name], f"{same} of {len(first)}"
     return rows
 
 
@@ -137,10 +137,10 @@ def _records(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str
     data = dataclasses.replace(loaded.config.data, dataset="tfds", data_dir=str(options.data))
     source = open_source(data, options.split, image_size=loaded.preprocessing.image_size)
     held_out = EvaluationSet(options.split, f"Split {options.split!r}", source)
-    figures = [
+    metrics = [
         evaluate_set(encoder, held_out, loaded.config, final=True) for encoder in (ours, theirs)
     ]
-    return {name: (value, figures[1][name], "") for name, value in figures[0].items()}
+    return {name: (value, metrics[1][name], "") for name, value in metrics[0].items()}
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class Options:
 
 
 def main() -> None:
-    """Prints one line of figures."""
+    """Prints one line of seconds."""
     base, words = read_settings(sys.argv[1:])
     options = parse(
         Options, words, command="step_time", description=__doc__, default=Options(config=base)
