@@ -146,7 +146,14 @@ def parse_options(arguments: Sequence[str]) -> Options:
     base, words = read_settings(
         arguments, note=lambda text: print(f"Note: {text}.", file=sys.stderr)
     )
-    return parse(Options, words, command="train", description=__doc__, default=Options(config=base))
+    return parse(
+        Options,
+        words,
+        command="train",
+        description=__doc__,
+        default=Options(config=base),
+        may_repeat=True,
+    )
 
 
 def run_to_end(run: "Run", screen: Screen) -> int:
