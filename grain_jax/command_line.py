@@ -1,8 +1,10 @@
 """What all commands have in common: exit statuses, and how options are parsed."""
 
+import dataclasses
 import enum
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -147,9 +149,9 @@ def parse(
     the help, and raises NotParsed.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    flags = _flags(options, default)
+    known = dict(_spellings(options))
     try:
-        _refuse_repeated(arguments, flags, may_repeat=may_repeat)
+        _refuse_repeated(arguments, known, may_repeat=may_repeat)
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise NotParsed(ExitStatus.MISTAKE) from None
@@ -158,10 +160,10 @@ def parse(
             options,
             prog=f"python -m grain_jax.{command}",
             description=description,
-            args=list(_words(arguments, flags)),
+            args=list(_words(arguments, known)),
             default=default,
             use_underscores=True,
-            config=_CONFIG,
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:
         raise NotParsed(ExitStatus.MISTAKE if end.code else ExitStatus.DONE) from None
@@ -169,17 +171,26 @@ def parse(
     return parsed
 
 
-_CONFIG = (tyro.conf.FlagCreatePairsOff,)
+_ARG: type[Any] = type(arg())
 
 
-def _flags(options: type[Options], default: Options | None) -> dict[str, tuple[str, bool]]:
-    """Each spelling of an option, with "_" -> the option's name, and whether it takes no value."""
-    parser = tyro.extras.get_parser(options, default=default, use_underscores=True, config=_CONFIG)
-    return {
-        _spelled(spelling): (_spelled(action.option_strings[-1]), action.nargs == 0)
-        for action in parser._actions
-        for spelling in action.option_strings
-    }
+def _spellings(options: type[Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Each spelling of an option, with "_", its name, and whether it takes no value."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        notes = [note for note in getattr(hints[field.name], "__metadata__", ())]
+        declared = typing.get_args(hints[field.name])[0] if notes else hints[field.name]
+        name, aliases = field.name, ()
+        for note in notes:
+            if isinstance(note, _ARG):
+                name = name if note.name is None else note.name
+                aliases = note.aliases or aliases
+        if dataclasses.is_dataclass(declared):
+            assert isinstance(declared, type)
+            yield from _spellings(declared, f"{prefix}{name}." if name else prefix)
+            continue
+        for spelling in (prefix + name, *aliases):
+            yield _spelled(spelling), (_spelled(prefix + name), declared is bool)
 
 
 def _spelled(name: str) -> str:

@@ -1,8 +1,8 @@
 """Zero-shot classification, retrieval and grounding of a checkpoint.
 
-python -m grain_jax.evaluate --checkpoint=RUN                 (what the run itself was measured by)
-python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or one subfolder a class)
-python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
+  python -m grain_jax.evaluate --checkpoint=RUN                 (what the run was measured by)
+  python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or a folder a class)
+  python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -332,7 +332,9 @@ def _note_choice(
         (name for name in labelled if metric.startswith(f"{name}/")), metric.partition("/")[0]
     )
     same = options.data is None
-    if options.data is not None and chosen_on in labelled:
+    if options.data is None:
+        pass
+    elif chosen_on in labelled:
         same = _same(options.data, user_path(labelled[chosen_on]))
     elif split is not None and config.data.dataset == "tfds":
         folder = user_path(config.data.data_dir).resolve()
@@ -355,6 +357,7 @@ def _images(
     note: Callable[[str], None],
     details: ResultDetails,
 ) -> dict[str, float]:
+    assert options.data is not None
     dataset = load_zero_shot(
         options.data,
         classes=options.classes or "",

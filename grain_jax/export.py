@@ -1,10 +1,10 @@
 """Write a trained model for PyTorch, and compare it with ours, output by output; or read one back.
 
-python -m grain_jax.export --checkpoint=RUN --to=huggingface --output=DIR
+  python -m grain_jax.export --checkpoint=RUN --to=huggingface --output=DIR
 
---to=huggingface  a folder for AutoModel.from_pretrained(DIR, trust_remote_code=True)
---to=official     DIR/checkpoint.pth, which the official code loads with strict=True
---to=run          a run folder, of any model that --checkpoint takes
+  --to=huggingface  a folder for AutoModel.from_pretrained(DIR, trust_remote_code=True)
+  --to=official     DIR/checkpoint.pth, which the official code loads with strict=True
+  --to=run          a run folder, of any model that --checkpoint takes
 
 RUN is a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
 a folder, or a name on the Hugging Face hub. DIR/parity.json holds the largest difference of every

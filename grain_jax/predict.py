@@ -1,8 +1,8 @@
 """Classify images and find phrases in them with a trained model.
 
-python -m grain_jax.predict bird.jpg --checkpoint=RUN --labels="cardinal,blue jay"
-python -m grain_jax.predict IMAGES --checkpoint=RUN --descriptions=birds.json --output=DIR --csv=FILE
-python -m grain_jax.predict bird.jpg --checkpoint=RUN --phrases="a red crest;a long beak" --output=DIR
+  python -m grain_jax.predict bird.jpg --checkpoint=RUN --labels="cardinal,blue jay"
+  python -m grain_jax.predict IMAGES --checkpoint=RUN --descriptions=birds.json --csv=FILE
+  python -m grain_jax.predict a.jpg --checkpoint=RUN --phrases="a crest;a beak" --output=DIR
 
 IMAGES is any number of files, folders (with their subfolders) and quoted globs.
 What is scored how, and the exit status: `docs/use.md`.
@@ -74,9 +74,8 @@ class Options:
     # least cosine of a text and a region to give its box
     min_cosine: Annotated[float, default_is("any")] = -1.0
     top: Count = 5  # labels an image
-    output: Annotated[OptionalPath, OUT, arg(metavar="DIR")] = (
-        None  # an image of each with its boxes
-    )
+    # folder for an image of each with its boxes
+    output: Annotated[OptionalPath, OUT, arg(metavar="DIR")] = None
     csv: Annotated[OptionalPath, arg(metavar="FILE")] = None  # a line for every answer
     json: Annotated[OptionalPath, arg(metavar="FILE")] = None  # all answers with all boxes
     overwrite: bool = False  # replace what --output, --csv and --json wrote before

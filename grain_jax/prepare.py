@@ -1,6 +1,6 @@
 """Your files to a data set this project trains on.
 
-python -m grain_jax.prepare --from=jsonl --input=train.jsonl --images=DIR --output=DIR --split=train
+  python -m grain_jax.prepare --from=jsonl --input=FILE --images=DIR --output=DIR --split=train
 
 The formats, what is checked, and what is dropped are described in `docs/data-format.md`. A killed
 run continues when the same command is given again; further splits go into the same --output.

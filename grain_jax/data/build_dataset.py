@@ -222,8 +222,8 @@ def _require_same(
         different = [name for name in names if earlier.get(name) != identity.get(name)]
         raise ValueError(
             f"Split {plan.split!r} in {plan.out} is finished, and was built from something else "
-            f"(different: {', '.join(different)}). Choose another --split or --output. To build this "
-            f"split anew in its place, delete {where}; other splits stay as they are."
+            f"(different: {', '.join(different)}). Choose another --split or --output. To build "
+            f"this split anew in its place, delete {where}; other splits stay as they are."
         )
 
 

@@ -1,4 +1,6 @@
-"""python -m grain_jax.data.synthetic_birds --output=DIR: a few scenes of the world as ordinary files.
+"""A few scenes of the world as ordinary files.
+
+  python -m grain_jax.data.synthetic_birds --output=DIR
 
 A sample to copy when you bring your own data: `train.jsonl` and `validation.jsonl` as
 `python -m grain_jax.prepare --from=jsonl` reads them, the images in `images/`, and in `unseen/` a
