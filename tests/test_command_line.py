@@ -75,20 +75,22 @@ MAINS = {
 
 @pytest.mark.parametrize("command", grain_jax.__main__.COMMANDS)
 def test_every_option_of_every_command_has_a_help_text(command, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     assert MAINS[command](["--help"]) == ExitStatus.DONE
     printed = capsys.readouterr().out
     assert f"usage: python -m grain_jax.{command} " in printed
-    rows = [row.strip("│ ") for row in printed.splitlines() if row.startswith("│ ")]
     helps: dict[str, str] = {}
     name = ""
-    for row in rows:
-        # "--out DIR, --output DIR   text", or the text in the rows below; "IMAGE ...   text"
-        if option := re.match(r"(?:-h, )?--\S+(?: [^\s,]+)?(?:, --\S+ \S+)*(?=  |$)", row):
+    for row in printed.splitlines():
+        row = row.strip("│").rstrip()
+        # " --out DIR, --output DIR  text", or the text in further rows, which start further right
+        if option := re.match(
+            r" {1,2}(?:-h, )?--\w\S*(?: [^\s,]\S*)*(?:, --\S+ \S+)*(?=  |$)", row
+        ):
             name = option[0]
             helps[name] = row.removeprefix(name)
-        elif name:
-            helps[name] += f" {row}"
+        elif name and row.startswith("    "):
+            helps[name] += row
     assert len(helps) > 5
     for name, text in helps.items():
         assert re.search(r"\w", re.sub(r"\((default: .*|required)\)", "", text)), name

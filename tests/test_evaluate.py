@@ -321,8 +321,6 @@ def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkey
         ),
         (["--description_template=a {{}}"], "--description_template goes with labelled images"),
         (["--checkpoint=elsewhere"], "holds no run"),
-        (["--checkpoint=gs://bucket/run"], "not 'gs://bucket/run'; copy or mount it here first."),
-        (["--data=s3://bucket/images"], "--data takes a folder or file of this machine"),
         (["--output=nowhere/out.json"], "no folder 'nowhere' for --output"),
         (["--output={images}"], "is a folder; needed a file"),
         (["--output={records}/dataset_info.json"], "exists; give another file, or --overwrite"),
@@ -341,6 +339,19 @@ def test_mistakes_are_one_line(run, images, records, arguments, message, capsys)
     assert message in " ".join(printed.err.split())
     assert "Traceback" not in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--checkpoint=gs://b/run", "--data=s3://b/images", "--output=gs://b/a.json"],
+)
+def test_an_address_is_not_a_path_of_this_machine(option, capsys):
+    given = [option] if option.startswith("--checkpoint") else ["--checkpoint=run", option]
+    assert evaluate.main(given) == 2
+    printed = plain(capsys.readouterr().err)
+    name, _, address = option.partition("=")
+    assert f"{name}: {address!r} is an address" in printed
+    assert "copy or mount it here first" in printed
 
 
 @pytest.mark.parametrize("option", ["--alphas=1", "--description_template=a {}"])

@@ -64,7 +64,7 @@ class Plan:
     out: Path
     split: str = "train"
     max_image_side: int = 0  # 0: images are stored as they are
-    on_error: OnError = "stop"
+    on_error: str = "stop"  # one of `OnError`
     captions_from_regions: bool = False  # where an image has no caption of its own
 
     def validate(self) -> None:
