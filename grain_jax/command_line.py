@@ -1,15 +1,20 @@
 """What all commands have in common: exit statuses, and how options are parsed."""
 
-import argparse
+import dataclasses
 import enum
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from grain_jax.disk import disk_trouble
+from grain_jax.paths import user_path
 
 
 class ExitStatus(enum.IntEnum):
@@ -38,6 +43,85 @@ def status_of(error: Exception) -> ExitStatus:
     return ExitStatus.MISTAKE if disk_trouble(error) is None else ExitStatus.STOPPED
 
 
+def one_word(
+    read: Callable[[str], Any], metavar: str, choices: tuple[str, ...] | None = None
+) -> PrimitiveConstructorSpec[Any]:
+    """How a value is read from its word; the message of a ValueError of `read` is shown.
+
+    It stands in `Annotated[X | None, ...]`, where tyro's own reading takes the word "None" for
+    None.
+    """
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar if choices is None else "{" + ",".join(choices) + "}",
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+        choices=choices,
+    )
+
+
+def one_of(choices: tuple[str, ...]) -> PrimitiveConstructorSpec[Any]:
+    """How one of `choices` is read."""
+    return one_word(str, "", choices)
+
+
+def default_is(text: str) -> Any:
+    """What --help says of the default, where it is decided later."""
+    return arg(help_behavior_hint=f"(default: {text})")
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # NaN too
+        raise ValueError(f"{text!r} should be a number from 0 to 1")
+    return value
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """Numbers from 0 to 1 with commas between them."""
+    try:
+        return tuple(fraction(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} should be numbers from 0 to 1, as in 1,0.5,0") from None
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ValueError(f"{text!r} should be a whole number of at least 1")
+    return value
+
+
+def integer(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} should be a whole number") from None
+
+
+# Types of fields of options; those that may be None say nothing of a default in --help.
+_no_default = arg(help_behavior_hint="")
+_step_or_best = tyro.conf.create_mutex_group(required=False)
+Count = Annotated[int, one_word(count, "N")]
+OptionalCount = Annotated[int | None, one_word(count, "N"), _no_default]
+OptionalText = Annotated[str | None, one_word(str, "TEXT"), _no_default]
+RequiredPath = Annotated[Path, one_word(user_path, "PATH")]
+OptionalPath = Annotated[Path | None, one_word(user_path, "PATH"), _no_default]
+Step = Annotated[int | None, _step_or_best, one_word(integer, "N"), default_is("the newest")]
+Best = Annotated[bool, _step_or_best]
+OUT = arg(aliases=("--out",))  # the name that --output had in most commands
+
+
 class NotParsed(Exception):
     """The command ends here: help was asked for, or an option is wrong and has been named."""
 
@@ -51,23 +135,32 @@ Options = TypeVar("Options")
 
 def parse(
     options: type[Options],
-    arguments: Sequence[str],
+    arguments: Sequence[str] | None,
     *,
     command: str,
     description: str | None,
     default: Options | None = None,
+    may_repeat: bool = False,
 ) -> Options:
     """The dataclass `options` from a command line; its comments are the text of --help.
 
-    Prints what is wrong, with the nearest name that exists, or the help, and raises NotParsed.
+    `arguments`: None for those of the process. A value that is given twice is refused, also where
+    it is the same unless `may_repeat`. Prints what is wrong, with the nearest name that exists, or
+    the help, and raises NotParsed.
     """
-    _refuse_repeated(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    known = dict(_spellings(options))
+    try:
+        _refuse_repeated(arguments, known, may_repeat=may_repeat)
+    except ValueError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise NotParsed(ExitStatus.MISTAKE) from None
     try:
         parsed = tyro.cli(
             options,
             prog=f"python -m grain_jax.{command}",
             description=description,
-            args=list(arguments),
+            args=list(_words(arguments, known)),
             default=default,
             use_underscores=True,
             config=(tyro.conf.FlagCreatePairsOff,),
@@ -78,91 +171,62 @@ def parse(
     return parsed
 
 
-def _refuse_repeated(arguments: Sequence[str]) -> None:
+_ARG: type[Any] = type(arg())
+
+
+def _spellings(options: type[Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Each spelling of an option, with "_", its name, and whether it takes no value."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        notes = [note for note in getattr(hints[field.name], "__metadata__", ())]
+        declared = typing.get_args(hints[field.name])[0] if notes else hints[field.name]
+        name, aliases = field.name, ()
+        for note in notes:
+            if isinstance(note, _ARG):
+                name = name if note.name is None else note.name
+                aliases = note.aliases or aliases
+        if dataclasses.is_dataclass(declared):
+            assert isinstance(declared, type)
+            yield from _spellings(declared, f"{prefix}{name}." if name else prefix)
+            continue
+        for spelling in (prefix + name, *aliases):
+            yield _spelled(spelling), (_spelled(prefix + name), declared is bool)
+
+
+def _spelled(name: str) -> str:
+    return "--" + name.lstrip("-").replace("-", "_")
+
+
+def _words(arguments: Sequence[str], known: dict[str, tuple[str, bool]]) -> Iterator[str]:
+    """`arguments`, those of unknown options without "=": tyro then looks for the nearest name."""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and equals and _spelled(name) not in known:
+            yield from (name, value)
+        else:
+            yield argument
+
+
+def _refuse_repeated(
+    arguments: Sequence[str], known: dict[str, tuple[str, bool]], *, may_repeat: bool
+) -> None:
     """ValueError for an option that is given twice, of which the parser would keep the last."""
     given: dict[str, str] = {}
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
+        if name == "--":
+            return
         if not name.startswith("--"):
+            continue
+        name, is_flag = known.get(_spelled(name), (_spelled(name), False))
+        if is_flag:
             continue
         if not equals:
             following = arguments[position + 1 : position + 2]
             value = "" if not following or following[0].startswith("--") else following[0]
-        name = name.replace("-", "_")
-        if given.setdefault(name, value) != value:
+        if name in given and not (may_repeat and given[name] == value):
             raise ValueError(
-                f"--{name.strip('_')} is given twice, {given[name]!r} and {value!r}, and takes one "
-                "value; give one of them, or run the command once for each."
+                f"{name} is given twice, {given[name]!r} and {value!r}, and takes one value; give "
+                "one of them, or run the command once for each."
             )
-
-
-class Parser(argparse.ArgumentParser):
-    """Shows the text of the command's module as it is, and refuses a value that is given twice.
-
-    argparse would keep the last and drop the others without a word.
-    """
-
-    def __init__(self, command: str, description: str | None):
-        super().__init__(
-            prog=f"python -m grain_jax.{command}",
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # a typing error would be taken for another option
-        )
-        for name in (None, "store"):
-            self.register("action", name, _StoreOnce)
-
-
-def share_option(text: str) -> float:
-    """A number from 0 to 1, as a type of argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:  # NaN too
-        raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0 to 1")
-    return value
-
-
-def shares_option(text: str) -> tuple[float, ...]:
-    """Numbers from 0 to 1 with commas between them, as a type of argparse."""
-    try:
-        return tuple(share_option(part) for part in text.split(","))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} should be numbers from 0 to 1, as in 1,0.5,0"
-        ) from None
-
-
-def count_option(text: str) -> int:
-    """A whole number of at least 1, as a type of argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
-    return value
-
-
-class _StoreOnce(argparse.Action):
-    """Stores a value; an error where there was one."""
-
-    _earlier: Any = None
-    _given = False
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if self._given and option_string is not None:
-            given = f"{str(self._earlier)!r} and {str(values)!r}"
-            parser.error(
-                f"{option_string} is given twice, {given}, and takes one value; give one of them, "
-                "or run the command once for each."
-            )
-        self._given, self._earlier = True, values
-        setattr(namespace, self.dest, values)
+        given[name] = value

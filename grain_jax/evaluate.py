@@ -1,8 +1,8 @@
 """Zero-shot classification, retrieval and grounding of a checkpoint.
 
-python -m grain_jax.evaluate --checkpoint=RUN                 (what the run itself was measured by)
-python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or one subfolder a class)
-python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
+  python -m grain_jax.evaluate --checkpoint=RUN                 (what the run was measured by)
+  python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or a folder a class)
+  python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -14,23 +14,41 @@ folder, or a name on the Hugging Face hub.
 What every figure means is said in `docs/evaluation.md`.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import jax
 from rich.console import Console
+from tyro.conf import arg
 
 from grain_jax import runtime, slow_compile
-from grain_jax.command_line import ExitStatus, Parser, count_option, end, shares_option, status_of
+from grain_jax.command_line import (
+    OUT,
+    Best,
+    ExitStatus,
+    NotParsed,
+    OptionalCount,
+    OptionalText,
+    Step,
+    default_is,
+    end,
+    fractions,
+    one_of,
+    one_word,
+    parse,
+    status_of,
+)
 from grain_jax.config import MeshConfig, TrainConfig
+from grain_jax.config.migration import migrate_options
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
-from grain_jax.data.classification.class_names import BINDINGS
+from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet
 from grain_jax.data.source import open_source
@@ -53,6 +71,7 @@ from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.models.learned import what_lacks
 from grain_jax.parallel import processes
+from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
@@ -63,19 +82,78 @@ ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
 OF_IMAGES = ("classes", "templates", "descriptions", "description_template", *OF_NAMES)
 OF_RECORDS = ("split", "tasks")
+OLDER = ("evaluation.region_score", "evaluation.name_ensemble")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    escape_unprintable()
-    options = _parse(arguments)
-    try:
-        names = [item.name for item in dataclasses.fields(processes.ProcessOptions)]
-        processes.join_processes(
-            processes.ProcessOptions(**{name: getattr(options, name) for name in names})
+def local_path(text: str) -> Path:
+    """The path that a user gave. Raises ValueError for an address such as gs://..."""
+    if "://" in text:
+        raise ValueError(
+            f"{text!r} is an address, and a folder or file of this machine was expected; copy or "
+            "mount it here first"
         )
+    return user_path(text)
+
+
+_LocalPath = Annotated[Path, one_word(local_path, "PATH")]
+_OptionalPath = Annotated[Path | None, one_word(local_path, "PATH")]
+_OptionalFile = Annotated[_OptionalPath, arg(metavar="FILE", help_behavior_hint="")]
+_own = default_is("the run's")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `evaluate` takes."""
+
+    checkpoint: Annotated[_LocalPath, arg(metavar="RUN")]  # run folder, or another model (above)
+    step: Step = None  # checkpoint of this step
+    best: Best = False  # the checkpoint that keep-best kept
+    # labelled images, or prepared records
+    data: Annotated[_OptionalPath, default_is("the run's own")] = None
+    # of prepared records
+    split: Annotated[OptionalText, default_is("the run's evaluation split")] = None
+    # of prepared records: retrieval,grounding
+    tasks: Annotated[OptionalText, default_is("both")] = None
+    # names: .json {label: name}, or a list in .json, .txt, .md#heading
+    classes: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # prompts with one "{}": .txt, .json or .md; file.json#key
+    templates: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # .json {class: [description, ...]}
+    descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # what the image is compared with, e.g. "a photo of a {name}, which has {}"
+    description_template: Annotated[OptionalText, default_is('"{}"')] = None
+    keep_names: bool = False  # leave underscores in names
+    # how a list of names is bound to labels
+    classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
+    allow_equal_names: bool = False  # classes may have the same name; their scores by name tie
+    # weights of the whole image, e.g. 1,0.5,0
+    alphas: Annotated[tuple[float, ...] | None, one_word(fractions, "A,B,..."), _own] = None
+    # score of a class by its descriptions, see `docs/evaluation.md`
+    region_aggregation: Annotated[
+        RegionAggregation | None, one_of(get_args(RegionAggregation)), _own
+    ] = None
+    # what is averaged over templates: embeddings, or scores
+    prompt_ensembling: Annotated[
+        PromptEnsembling | None, one_of(get_args(PromptEnsembling)), _own
+    ] = None
+    batch_size: Annotated[OptionalCount, _own] = None  # images at once
+    # file of the results, JSON
+    output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
+    predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
+    overwrite: bool = False  # replace files of an earlier evaluation
+    processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    escape_unprintable()
+    try:
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+        processes.join_processes(options.processes)
         runtime.open_devices()
+    except NotParsed as parsed:
+        return parsed.status
     except ValueError as error:
         return processes.refused(error)
     messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
@@ -112,71 +190,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("evaluate", __doc__)
-    add = parser.add_argument
-    add("--checkpoint", required=True, metavar="RUN", help="run folder, or other model (above)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    which.add_argument("--best", action="store_true", help="the one keep_best kept")
-    add("--data", help="labelled images, or prepared records (default: the run's own)")
-    add("--split", help="of prepared records (default: the run's evaluation split)")
-    add("--tasks", help="of prepared records: retrieval,grounding (default: both)")
-    add("--classes", help="names: .json {label: name}, or a list in .json, .txt, .md#heading")
-    add("--templates", help='prompts with one "{}": .txt, .json or .md; file.json#key')
-    add("--descriptions", help=".json {class: [description, ...]}")
-    add(
-        "--description_template",
-        "--description-template",
-        metavar="TEXT",
-        help='what the image meets, e.g. "a photo of a {name}, which has {}" (default: "{}")',
-    )
-    add(
-        "--keep_names",
-        "--keep-names",
-        action="store_true",
-        default=None,
-        help="leave underscores in names",
-    )
-    add(
-        "--classes_by",
-        "--classes-by",
-        choices=BINDINGS,
-        help="how a list of names is bound to labels (default: name)",
-    )
-    add(
-        "--allow_equal_names",
-        "--allow-equal-names",
-        action="store_true",
-        default=None,
-        help="classes may have the same name; their scores by name tie",
-    )
-    add("--alphas", type=shares_option, help="weights of the whole image, e.g. 1,0.5,0")
-    add("--region_aggregation", "--region-aggregation", choices=get_args(RegionAggregation))
-    add("--prompt_ensembling", "--prompt-ensembling", choices=get_args(PromptEnsembling))
-    add(
-        "--batch_size",
-        "--batch-size",
-        type=count_option,
-        help="images at once (default: the run's)",
-    )
-    add("--output", help="file of the results, JSON (default: one in the run's folder)")
-    add("--predictions", metavar="FILE", help="every single answer: .jsonl or .csv")
-    add("--overwrite", action="store_true", help="replace files of an earlier evaluation")
-    processes.add_arguments(parser)
-    return parser.parse_args(arguments)
+def parse_options(arguments: Sequence[str]) -> Options:
+    """The options of the command line, also under their older names; NotParsed as `parse`."""
+    words = migrate_options(arguments, OLDER)
+    return parse(Options, words, command="evaluate", description=__doc__)
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Turns paths into `Path`s and refuses what does not apply, before anything is loaded."""
-    for name in ("checkpoint", "data", "output", "predictions"):
-        given = getattr(options, name)
-        if given is not None and "://" in given:
-            raise ValueError(
-                f"--{name} takes a folder or file of this machine, not {given!r}; copy or mount it "
-                "here first."
-            )
-        setattr(options, name, None if given is None else user_path(given))
+def _check(options: Options) -> None:
+    """Refuses what does not apply, before anything is loaded."""
     kind = _kind(options.data)
     if kind != "records":
         _refuse(options, OF_RECORDS, "prepared records")
@@ -204,14 +225,12 @@ def _kind(data: Path | None) -> str:
     return "records" if (data / "dataset_info.json").exists() else "images"
 
 
-def _refuse(options: argparse.Namespace, names: Sequence[str], needs: str) -> None:
-    if given := [name for name in names if getattr(options, name) is not None]:
+def _refuse(options: Options, names: Sequence[str], needs: str) -> None:
+    if given := [name for name in names if getattr(options, name) not in (None, False)]:
         raise ValueError(f"--{given[0]} goes with {needs}; leave it out or change --data.")
 
 
-def _evaluate(
-    options: argparse.Namespace, messages: Console
-) -> tuple[dict[str, Any], OSError | None]:
+def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], OSError | None]:
     """The report, and why the predictions could not be written where they could not."""
 
     def note(text: str) -> None:
@@ -301,7 +320,7 @@ def _evaluate(
 
 
 def _note_choice(
-    options: argparse.Namespace,
+    options: Options,
     config: TrainConfig,
     split: str | None,
     labelled: Mapping[str, str],
@@ -313,7 +332,9 @@ def _note_choice(
         (name for name in labelled if metric.startswith(f"{name}/")), metric.partition("/")[0]
     )
     same = options.data is None
-    if options.data is not None and chosen_on in labelled:
+    if options.data is None:
+        pass
+    elif chosen_on in labelled:
         same = _same(options.data, user_path(labelled[chosen_on]))
     elif split is not None and config.data.dataset == "tfds":
         folder = user_path(config.data.data_dir).resolve()
@@ -329,13 +350,14 @@ def _note_choice(
 
 
 def _images(
-    options: argparse.Namespace,
+    options: Options,
     encoder: Encoder,
     config: TrainConfig,
     templates: Sequence[str],
     note: Callable[[str], None],
     details: ResultDetails,
 ) -> dict[str, float]:
+    assert options.data is not None
     dataset = load_zero_shot(
         options.data,
         classes=options.classes or "",
@@ -343,9 +365,9 @@ def _images(
         descriptions=options.descriptions or "",
         description_template=options.description_template or "{}",
         default_templates=templates,
-        keep_names=bool(options.keep_names),
+        keep_names=options.keep_names,
         classes_by=options.classes_by or BINDINGS[0],
-        allow_equal_names=bool(options.allow_equal_names),
+        allow_equal_names=options.allow_equal_names,
         note=note,
     )
     if not any(dataset.descriptions.values()):
@@ -358,7 +380,7 @@ def _images(
     return score_zero_shot(encoder, dataset, config, final=True, details=details)
 
 
-def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
+def _tasks(options: Options) -> tuple[str, ...]:
     """Raises ValueError for an unknown one."""
     tasks = tuple(options.tasks.split(",")) if options.tasks else TASKS
     if unknown := [task for task in tasks if task not in TASKS]:
@@ -372,7 +394,7 @@ def _tasks(options: argparse.Namespace) -> tuple[str, ...]:
 def _records(
     encoder: Encoder,
     config: TrainConfig,
-    options: argparse.Namespace,
+    options: Options,
     split: str,
     details: ResultDetails,
 ) -> dict[str, float]:
@@ -406,7 +428,7 @@ def _named(path: Path) -> str:
     return str(path.absolute()) if path.exists() else str(path)
 
 
-def _write(options: argparse.Namespace, report: dict[str, Any], messages: Console) -> list[str]:
+def _write(options: Options, report: dict[str, Any], messages: Console) -> list[str]:
     """What was written, as lines to print; [] and a message where it could not be."""
     try:
         path = options.output

@@ -1,10 +1,10 @@
 """Write a trained model for PyTorch, and compare it with ours, output by output; or read one back.
 
-python -m grain_jax.export --checkpoint=RUN --to=huggingface --out=DIR
+  python -m grain_jax.export --checkpoint=RUN --to=huggingface --output=DIR
 
---to=huggingface  a folder for AutoModel.from_pretrained(DIR, trust_remote_code=True)
---to=official     DIR/checkpoint.pth, which the official code loads with strict=True
---to=run          a run folder, of any model that --checkpoint takes
+  --to=huggingface  a folder for AutoModel.from_pretrained(DIR, trust_remote_code=True)
+  --to=official     DIR/checkpoint.pth, which the official code loads with strict=True
+  --to=run          a run folder, of any model that --checkpoint takes
 
 RUN is a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
 a folder, or a name on the Hugging Face hub. DIR/parity.json holds the largest difference of every
@@ -12,22 +12,33 @@ output, in float32, on random inputs and on images and texts that the run evalua
 export beyond 1e-4 fails and names the output.
 """
 
-import argparse
 import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import arg
 
 from grain_jax import runtime
-from grain_jax.command_line import ExitStatus, Parser, end, status_of
+from grain_jax.command_line import (
+    OUT,
+    Best,
+    ExitStatus,
+    NotParsed,
+    RequiredPath,
+    Step,
+    end,
+    parse,
+    status_of,
+)
 from grain_jax.data.source import data_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -41,7 +52,6 @@ from grain_jax.loading.load import read_model
 from grain_jax.loading.write_run import write_run
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import normalize_images
-from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training import metrics, run_folder
 
@@ -55,10 +65,28 @@ TEXTS = (
 Note = Callable[[str], None]
 
 
+Format = Literal["huggingface", "official", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `export` takes."""
+
+    checkpoint: Annotated[RequiredPath, arg(metavar="RUN")]  # run folder, or another model (above)
+    to: Format  # what to write (above)
+    output: Annotated[RequiredPath, OUT, arg(metavar="DIR")]  # new folder to write
+    step: Step = None  # checkpoint of this step
+    best: Best = False  # the checkpoint that keep-best kept
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """The command; returns its exit status."""
     escape_unprintable()
-    options = _parse(arguments)
+    try:
+        options = parse(Options, arguments, command="export", description=__doc__)
+    except NotParsed as parsed:
+        return parsed.status
     console = Console(stderr=True)
     runtime.quiet_libraries()
     try:
@@ -69,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         loaded = _load(options)
         note = functools.partial(console.print, markup=False, soft_wrap=True)
-        with whole_folder(options.out) as folder:
+        with whole_folder(options.output) as folder:
             WRITERS[options.to](loaded, options, folder, note)
     except (ValueError, OSError) as error:
         _say_error(console, str(error))
@@ -84,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # torch and safetensors have errors of their own for a full disk
         if (trouble := disk_trouble(error)) is None:
             raise
-        _say_error(console, f"--out={options.out} could not be written: {trouble}")
+        _say_error(console, f"--output={options.output} could not be written: {trouble}")
         return ExitStatus.STOPPED
-    print(f"Written to {options.out}")
+    print(f"Written to {options.output}")
     return ExitStatus.DONE
 
 
@@ -94,18 +122,16 @@ def _say_error(console: Console, text: str) -> None:
     console.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
 
 
-def _load(options: argparse.Namespace) -> ModelBundle:
+def _load(options: Options) -> ModelBundle:
     if options.dtype != "float32" and options.to != "huggingface":
         raise ValueError(f"--dtype={options.dtype} is for --to=huggingface; official is float32.")
-    out = options.out
+    out = options.output
     if out.exists() and not (out.is_dir() and all(map(is_partial, out.iterdir()))):
-        raise ValueError(f"--out={options.out} is there already; give a new folder.")
+        raise ValueError(f"--output={options.output} is there already; give a new folder.")
     return read_model(options.checkpoint, step=options.step, best=options.best)
 
 
-def _write_official(
-    loaded: ModelBundle, options: argparse.Namespace, out: Path, note: Note
-) -> None:
+def _write_official(loaded: ModelBundle, options: Options, out: Path, note: Note) -> None:
     from grain_jax.formats import grain_reference_files
     from grain_jax.formats import huggingface as huggingface_folder
 
@@ -138,9 +164,7 @@ def _write_official(
         )
 
 
-def _write_huggingface(
-    loaded: ModelBundle, options: argparse.Namespace, out: Path, note: Note
-) -> None:
+def _write_huggingface(loaded: ModelBundle, options: Options, out: Path, note: Note) -> None:
     from transformers.utils import logging
 
     from grain_jax.formats import huggingface as huggingface_folder
@@ -176,16 +200,16 @@ def _training_run(path: Path, step: int) -> TrainingRun:
     return TrainingRun(path.name, num_images, metrics_at_step(run / metrics.FILE, step))
 
 
-def _write_run(loaded: ModelBundle, options: argparse.Namespace, out: Path, note: Note) -> None:
+def _write_run(loaded: ModelBundle, options: Options, out: Path, note: Note) -> None:
     write_run(loaded, out)
     again = read_model(out)
     if not jax.tree.all(jax.tree.map(np.array_equal, again.params, loaded.params)):
         raise ValueError(f"{out} does not read back to the same weights; please report it.")
-    note(f"python -m grain_jax.evaluate --checkpoint={options.out} --data=... measures it;")
-    note(f"python -m grain_jax.train --config=... --pretrained={options.out} trains from it.")
+    note(f"python -m grain_jax.evaluate --checkpoint={options.output} --data=... measures it;")
+    note(f"python -m grain_jax.train --config=... --pretrained={options.output} trains from it.")
 
 
-WRITERS: dict[str, Callable[[ModelBundle, argparse.Namespace, Path, Note], None]] = {
+WRITERS: dict[Format, Callable[[ModelBundle, Options, Path, Note], None]] = {
     "huggingface": _write_huggingface,
     "official": _write_official,
     "run": _write_run,
@@ -244,25 +268,6 @@ def _print(title: str, differences: Sequence[Difference]) -> None:
         row = (found.inputs, found.output, f"{found.absolute:.1e}", f"{found.relative:.1e}")
         table.add_row(*row)
     Console().print(table)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("export", __doc__)
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        type=path_option,
-        metavar="RUN",
-        help="run folder, or other model",
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    which.add_argument("--best", action="store_true", help="the one keep_best kept")
-    add("--to", required=True, choices=tuple(WRITERS), help="format")
-    add("--out", required=True, type=path_option, help="new folder to write")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

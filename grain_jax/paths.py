@@ -1,9 +1,8 @@
 """Paths as people write them: "~" is their home folder, also where no shell has replaced it.
 
-A shell leaves the "~" of `--out=~/sets` and of a string in Python alone.
+A shell leaves the "~" of `--output=~/sets` and of a string in Python alone.
 """
 
-import argparse
 import os
 from pathlib import Path
 
@@ -26,11 +25,3 @@ def expand_home(text: str) -> str:
 def user_path(text: str | os.PathLike[str]) -> Path:
     """The path that a user gave, "~" expanded. Raises ValueError where there is no home folder."""
     return Path(expand_home(os.fspath(text)))
-
-
-def path_option(text: str) -> Path:
-    """`user_path` as a type of argparse, which shows the message of this error alone."""
-    try:
-        return user_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,39 +1,85 @@
 """Classify images and find phrases in them with a trained model.
 
-python -m grain_jax.predict bird.jpg --checkpoint=RUN --labels="cardinal,blue jay"
-python -m grain_jax.predict IMAGES --checkpoint=RUN --descriptions=birds.json --out=DIR --csv=FILE
-python -m grain_jax.predict bird.jpg --checkpoint=RUN --phrases="a red crest;a long beak" --out=DIR
+  python -m grain_jax.predict bird.jpg --checkpoint=RUN --labels="cardinal,blue jay"
+  python -m grain_jax.predict IMAGES --checkpoint=RUN --descriptions=birds.json --csv=FILE
+  python -m grain_jax.predict a.jpg --checkpoint=RUN --phrases="a crest;a beak" --output=DIR
 
 IMAGES is any number of files, folders (with their subfolders) and quoted globs.
 What is scored how, and the exit status: `docs/use.md`.
 """
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import Positional, arg
 
 from grain_jax import runtime
 from grain_jax.answers.files import Target, check_outputs, find_images
 from grain_jax.answers.outputs import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.answers.screen import print_answers
-from grain_jax.command_line import ExitStatus, Parser, count_option, end, share_option, status_of
+from grain_jax.command_line import (
+    OUT,
+    Best,
+    Count,
+    ExitStatus,
+    NotParsed,
+    OptionalPath,
+    OptionalText,
+    Step,
+    default_is,
+    end,
+    fraction,
+    one_of,
+    one_word,
+    parse,
+    status_of,
+)
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.predictor import BATCH_SIZE, WAYS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
 from grain_jax.loading.predictor import load
-from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 
 LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `predict` takes."""
+
+    # files, folders, quoted globs
+    images: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="IMAGE ...", help_behavior_hint="(required)")
+    ]
+    checkpoint: Annotated[str, arg(metavar="RUN")]  # run folder, or another model
+    step: Step = None  # checkpoint of this step
+    best: Best = False  # the checkpoint that keep-best kept
+    labels: OptionalText = None  # "a,b,c", or a file: .txt (one a line), .json, .md; file.json#key
+    # .json {label: [description, ...]}; alone, its keys are the labels
+    descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
+    phrases: OptionalText = None  # what to find: "a;b", or a file as for --labels
+    # prompts with one "{}" for the label: .txt or .json
+    templates: Annotated[OptionalText, arg(metavar="FILE")] = None
+    by: Annotated[str, one_of(WAYS)] = WAYS[0]  # what the whole image is compared with
+    # weight of the whole image, 0 to 1
+    alpha: Annotated[float | None, one_word(fraction, "A"), default_is("0.5 with regions")] = None
+    # least cosine of a text and a region to give its box
+    min_cosine: Annotated[float, default_is("any")] = -1.0
+    top: Count = 5  # labels an image
+    # folder for an image of each with its boxes
+    output: Annotated[OptionalPath, OUT, arg(metavar="DIR")] = None
+    csv: Annotated[OptionalPath, arg(metavar="FILE")] = None  # a line for every answer
+    json: Annotated[OptionalPath, arg(metavar="FILE")] = None  # all answers with all boxes
+    overwrite: bool = False  # replace what --output, --csv and --json wrote before
+    batch_size: Count = BATCH_SIZE  # images at once
 
 
 @dataclass(frozen=True)
@@ -47,9 +93,12 @@ class Question:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """The command; returns its exit status."""
     escape_unprintable()
-    options = _parse(arguments)
+    try:
+        options = parse(Options, arguments, command="predict", description=__doc__)
+    except NotParsed as parsed:
+        return parsed.status
     messages, output = Console(stderr=True), Console()
     if not output.is_terminal:
         output.width = PIPE_WIDTH
@@ -71,11 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitStatus.MISTAKE
     outcome = Outcome()
     try:
+        if not options.images:
+            raise ValueError("There is nothing to look at: give images, folders or quoted globs.")
         question = _question(options, note)
-        targets, outcome.skipped = find_images(options.images, options.out)
+        targets, outcome.skipped = find_images(options.images, options.output)
         check_outputs(
             targets,
-            out=options.out,
+            out=options.output,
             csv=options.csv,
             json=options.json,
             overwrite=options.overwrite,
@@ -109,52 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _conclude(options, outcome, say)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("predict", __doc__)
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="files, folders, quoted globs")
-    add("--checkpoint", required=True, metavar="RUN", help="run folder, or another model")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, help="checkpoint of this step (default: the newest)")
-    which.add_argument("--best", action="store_true", help="the one keep_best kept")
-    add("--labels", help='"a,b,c", or a file: .txt (one a line), .json, .md; file.json#key')
-    add("--descriptions", help=".json {label: [description, ...]}; alone, its keys are the labels")
-    add("--phrases", help='what to find: "a;b", or a file as for --labels')
-    add("--templates", help='prompts with one "{}" for the label: .txt or .json')
-    add(
-        "--by",
-        choices=WAYS,
-        default=WAYS[0],
-        help="what the whole image meets (default: %(default)s)",
-    )
-    add(
-        "--alpha",
-        type=share_option,
-        help="weight of the whole image, 0 to 1 (default: 0.5 with regions)",
-    )
-    add(
-        "--min_cosine",
-        "--min-cosine",
-        type=float,
-        default=-1.0,
-        help="least cosine of a text and a region to give its box (default: any)",
-    )
-    add("--top", type=count_option, default=5, help="labels an image (default: %(default)s)")
-    add("--out", type=path_option, metavar="DIR", help="an image of each with its boxes")
-    add("--csv", type=path_option, metavar="FILE", help="a line for every answer")
-    add("--json", type=path_option, metavar="FILE", help="all answers with all boxes")
-    add("--overwrite", action="store_true", help="replace what --out, --csv, --json wrote before")
-    add(
-        "--batch_size",
-        "--batch-size",
-        type=count_option,
-        default=BATCH_SIZE,
-        help="images at once (default: %(default)s)",
-    )
-    return parser.parse_args(arguments)
-
-
-def _question(options: argparse.Namespace, note: Callable[[str], None]) -> Question:
+def _question(options: Options, note: Callable[[str], None]) -> Question:
     labels = _texts(options.labels, ",", "--labels")
     phrases = _texts(options.phrases, ";", "--phrases")
     for option, texts, separator, other in (
@@ -208,7 +214,7 @@ def _texts(given: str | None, separator: str, option: str) -> tuple[str, ...]:
     else:
         content = given.split(separator)
         if Path(name).suffix.lower() in LISTS:
-            raise ValueError(f"{option}: {given!r} is no file of .txt or .json; needed one.")
+            raise ValueError(f"{option}: {given!r} is not a .txt or .json file; give one.")
     texts = tuple(text.strip() for text in content if text.strip())
     if not texts:
         raise ValueError(f"{option} holds no text; give at least one.")
@@ -232,7 +238,7 @@ def _look(
     model: Model,
     targets: Sequence[Target],
     question: Question,
-    options: argparse.Namespace,
+    options: Options,
     outcome: Outcome,
     messages: Console,
 ) -> None:
@@ -255,8 +261,8 @@ def _look(
                 left_out = {one.position for one in embedded.skipped}
                 kept = [target for i, target in enumerate(batch) if i not in left_out]
                 for answer in _answers(model, embedded, kept, question, options):
-                    if options.out is not None:
-                        draw_answer(answer, options.out, min_cosine=options.min_cosine)
+                    if options.output is not None:
+                        draw_answer(answer, options.output, min_cosine=options.min_cosine)
                     outcome.answers.append(answer)
                     progress.advance(task)
         except KeyboardInterrupt:
@@ -268,7 +274,7 @@ def _answers(
     embedded: ImageEmbeddings,
     targets: Sequence[Target],
     question: Question,
-    options: argparse.Namespace,
+    options: Options,
 ) -> Iterator[Answer]:
     classified: Sequence[Classification | None] = [None] * len(targets)
     grounded: Sequence[Grounding | None] = [None] * len(targets)
@@ -291,11 +297,11 @@ def _answers(
         yield Answer(target, classified[n], grounded[n], boxes, embedded.view_xyxy[n])
 
 
-def _write(options: argparse.Namespace, model: Model, question: Question, outcome: Outcome) -> None:
+def _write(options: Options, model: Model, question: Question, outcome: Outcome) -> None:
     """The files of --csv and --json, also of what was done before an interruption."""
     if not outcome.answers:
         return
-    cards, min_cosine = options.out is not None, options.min_cosine
+    cards, min_cosine = options.output is not None, options.min_cosine
     if options.csv is not None:
         write_csv(options.csv, outcome.answers, min_cosine=min_cosine, cards=cards)
     if options.json is not None:
@@ -310,13 +316,13 @@ def _write(options: argparse.Namespace, model: Model, question: Question, outcom
         write_json(options.json, outcome, asked=told, min_cosine=min_cosine, cards=cards)
 
 
-def _conclude(options: argparse.Namespace, outcome: Outcome, say: Callable[..., None]) -> int:
+def _conclude(options: Options, outcome: Outcome, say: Callable[..., None]) -> int:
     """Says what was done and where it is; the exit status."""
     done, skipped = len(outcome.answers), len(outcome.skipped)
     if not done:
         say("Stopped." if outcome.interrupted else "Error: no image could be read.", style="red")
         return ExitStatus.INTERRUPTED if outcome.interrupted else ExitStatus.MISTAKE
-    places = [str(path) for path in (options.out, options.csv, options.json) if path is not None]
+    places = [str(path) for path in (options.output, options.csv, options.json) if path is not None]
     where = f"; written: {', '.join(places)}" if places else ""
     left_out = f", {skipped} skipped" if skipped else ""
     stopped = "Stopped after " if outcome.interrupted else ""

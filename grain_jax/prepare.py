@@ -1,40 +1,78 @@
 """Your files to a data set this project trains on.
 
-python -m grain_jax.prepare --from=jsonl --input=train.jsonl --images=DIR --out=DIR --split=train
+  python -m grain_jax.prepare --from=jsonl --input=FILE --images=DIR --output=DIR --split=train
 
 The formats, what is checked, and what is dropped are described in `docs/data-format.md`. A killed
-run continues when the same command is given again; further splits go into the same --out.
+run continues when the same command is given again; further splits go into the same --output.
 """
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Annotated
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
+from tyro.conf import arg
 
-from grain_jax.command_line import ExitStatus, Parser, end, status_of
-from grain_jax.data.build_dataset import Plan, Progress, build_split
+from grain_jax.command_line import (
+    OUT,
+    ExitStatus,
+    NotParsed,
+    RequiredPath,
+    default_is,
+    end,
+    integer,
+    one_of,
+    one_word,
+    parse,
+    status_of,
+)
+from grain_jax.data.build_dataset import OnError, Plan, Progress, build_split, is_built
 from grain_jax.data.checks import Figures
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
-from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 
 
+@dataclass(frozen=True)
+class Options:
+    """What `prepare` takes."""
+
+    # what the input is
+    format: Annotated[str, arg(name="from"), one_of(tuple(sorted(IMPORTERS)))]
+    input: RequiredPath  # file or folder of the format
+    images: Annotated[RequiredPath, arg(metavar="DIR")]  # folder that paths start from
+    output: Annotated[RequiredPath, OUT, arg(metavar="DIR")]  # folder of the data set
+    split: Annotated[str, arg(metavar="NAME")] = "train"  # name of this part
+    # processes
+    workers: Annotated[int, one_word(integer, "N"), default_is("all cores")] = os.cpu_count() or 1
+    # shrink larger images to N pixels and JPEG
+    max_image_side: Annotated[
+        int, one_word(integer, "N"), default_is("0: keep the files' bytes")
+    ] = 0
+    # at an entry that cannot be read: stop and name it, or skip and count it
+    on_error: OnError = "stop"
+    # give images without a caption one of what their regions show, rather than drop them
+    captions_from_regions: bool = False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """The command; returns its exit status."""
     escape_unprintable()
-    options = _parse(arguments)
+    try:
+        options = parse(Options, arguments, command="prepare", description=__doc__)
+    except NotParsed as parsed:
+        return parsed.status
     plan = Plan(
         format=options.format,
         input=options.input,
         images=options.images,
-        out=options.out,
+        out=options.output,
         split=options.split,
         max_image_side=options.max_image_side,
         on_error=options.on_error,
@@ -43,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         plan.validate()
+        built_before = is_built(plan)
         figures = _build(plan, options.workers, console)
     except (ValueError, OSError) as error:
         message = f"Error: {error}"
@@ -61,45 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("Stopped. The same command continues; finished shards are kept.")
         return ExitStatus.INTERRUPTED
     _print_report(plan, figures, Console())
+    if built_before:
+        console.print(
+            f"Split {plan.split!r} was in {plan.out} already; nothing was built anew.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     return ExitStatus.DONE
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("prepare", __doc__)
-    parser.add_argument("--from", dest="format", required=True, choices=sorted(IMPORTERS))
-    parser.add_argument(
-        "--input", type=path_option, required=True, help="file or folder of the format"
-    )
-    parser.add_argument(
-        "--images", type=path_option, required=True, help="folder that paths start from"
-    )
-    parser.add_argument("--out", type=path_option, required=True, help="folder of the data set")
-    parser.add_argument("--split", default="train", help="name of this part (default: train)")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
-    )
-    parser.add_argument(
-        "--max_image_side",
-        "--max-image-side",
-        type=int,
-        default=0,
-        metavar="N",
-        help="shrink larger images to N pixels and JPEG (default: keep the files' bytes)",
-    )
-    parser.add_argument(
-        "--on-error",
-        "--on_error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at an entry that cannot be read: stop, naming it (default), or skip and count it",
-    )
-    parser.add_argument(
-        "--captions_from_regions",
-        "--captions-from-regions",
-        action="store_true",
-        help="give images without a caption one of what their regions show (default: drop them)",
-    )
-    return parser.parse_args(arguments)
 
 
 def _build(plan: Plan, workers: int, console: Console) -> Figures:

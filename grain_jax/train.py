@@ -65,7 +65,7 @@ from grain_jax.trainer.run import (
     stop_over_data,
     stopped_by,
 )
-from grain_jax.training import checkpoint, lock, metrics
+from grain_jax.training import checkpoint, lock, metrics, run_folder
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 from grain_jax.training.metrics import MetricsLog, Window
 from grain_jax.training.optimizer import (
@@ -146,7 +146,14 @@ def parse_options(arguments: Sequence[str]) -> Options:
     base, words = read_settings(
         arguments, note=lambda text: print(f"Note: {text}.", file=sys.stderr)
     )
-    return parse(Options, words, command="train", description=__doc__, default=Options(config=base))
+    return parse(
+        Options,
+        words,
+        command="train",
+        description=__doc__,
+        default=Options(config=base),
+        may_repeat=True,
+    )
 
 
 def run_to_end(run: "Run", screen: Screen) -> int:
@@ -397,7 +404,7 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
             stopped = stopped_by(error)
             raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
     print_results(results, screen.console)
-    for path in [*written, run.workdir / metrics.FILE, run.checkpoints.folder]:
+    for path in [*written, run.workdir / metrics.FILE, run.workdir / run_folder.FOLDER]:
         screen.say(str(path))
 
 

@@ -2,16 +2,21 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from places import REPOSITORY
+from tyro.conf import Positional, arg
 
 import grain_jax.__main__
-from grain_jax import evaluate, export, predict, prepare
-from grain_jax.command_line import ExitStatus, Parser, status_of
+from grain_jax import evaluate, export, predict, prepare, train
+from grain_jax.command_line import ExitStatus, NotParsed, parse, status_of
+from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 
 
 @pytest.mark.parametrize(
@@ -27,20 +32,101 @@ from grain_jax.command_line import ExitStatus, Parser, status_of
     ],
 )
 def test_a_value_that_is_given_twice_is_refused(main, twice, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(twice)
-    assert stopped.value.code == 2
-    assert "is given twice" in capsys.readouterr().err
+    assert main(twice) == 2
+    printed = capsys.readouterr().err
+    assert "is given twice" in printed
+    assert (
+        twice[-1].partition("=")[0].replace("batch-", "batch_") in printed or "--output" in printed
+    )
 
 
-def test_each_command_line_is_read_afresh():
-    for value in ("a", "b"):
-        parser = Parser("some", "Text.")
-        parser.add_argument("--one")
-        parser.add_argument("--flag", action="store_true")
-        options = parser.parse_args([f"--one={value}", "--flag", "--flag"])
-        assert (options.one, options.flag) == (value, True)
-        assert parser.prog == "python -m grain_jax.some"
+@dataclass(frozen=True)
+class Few:
+    """Some options."""
+
+    one: str = ""  # a value
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE")] = ()  # some files
+    a_flag: bool = False  # a flag
+
+
+def test_a_flag_may_be_repeated_and_takes_no_value():
+    given = ["--a-flag", "x.png", "--one=a", "--a_flag"]
+    options = parse(Few, given, command="some", description="Text.")
+    assert (options.one, options.a_flag, options.images) == ("a", True, ("x.png",))
+
+
+def test_the_same_value_twice_is_refused_unless_it_may_be(capsys):
+    twice = ["--one=a", "--one=a"]
+    with pytest.raises(NotParsed):
+        parse(Few, twice, command="some", description="Text.")
+    assert parse(Few, twice, command="some", description="Text.", may_repeat=True).one == "a"
+    assert parse(Few, ["--", "--one", "--one"], command="some", description="").images
+
+
+MAINS = {
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "predict": predict.main,
+    "prepare": prepare.main,
+    "export": export.main,
+    "data.synthetic_birds": synthetic_birds.main,
+}
+
+
+@pytest.mark.parametrize("command", grain_jax.__main__.COMMANDS)
+def test_every_option_of_every_command_has_a_help_text(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert MAINS[command](["--help"]) == ExitStatus.DONE
+    printed = capsys.readouterr().out
+    assert f"usage: python -m grain_jax.{command} " in printed
+    helps: dict[str, str] = {}
+    name = ""
+    for row in printed.splitlines():
+        row = row.strip("│").rstrip()
+        # " --out DIR, --output DIR  text", or the text in further rows, which start further right
+        if option := re.match(
+            r" {1,2}(?:-h, )?--\w\S*(?: [^\s,]\S*)*(?:, --\S+ \S+)*(?=  |$)", row
+        ):
+            name = option[0]
+            helps[name] = row.removeprefix(name)
+        elif name and row.startswith("    "):
+            helps[name] += row
+    assert len(helps) > 5
+    for name, text in helps.items():
+        assert re.search(r"\w", re.sub(r"\((default: .*|required)\)", "", text)), name
+
+
+@pytest.mark.parametrize(
+    ("main", "given", "nearest"),
+    [
+        (train.main, ["--workdr=a"], "--workdir"),
+        (evaluate.main, ["--checkpoint=a", "--outptu=b"], "--output"),
+        (predict.main, ["x.png", "--checkpoint=a", "--phrase", "b"], "--phrases"),
+        (
+            prepare.main,
+            ["--from=jsonl", "--input=a", "--images=a", "--out=a", "--splt=b"],
+            "--split",
+        ),
+        (export.main, ["--checkpoint=a", "--to=run", "--out=a", "--bst"], "--best"),
+        (synthetic_birds.main, ["--out=a", "--held-ot=3"], "--held_out"),
+    ],
+)
+def test_a_mistyped_option_names_the_nearest(main, given, nearest, capsys):
+    assert main(given) == ExitStatus.MISTAKE
+    printed = capsys.readouterr().err
+    assert (
+        f"{nearest} " in printed.partition("Perhaps you meant")[2]
+        or f"{nearest} " in (printed.partition("similar to")[2])
+    )
+
+
+@pytest.mark.parametrize("main", [evaluate.main, predict.main, export.main])
+def test_a_step_and_the_best_exclude_each_other(main, capsys):
+    more = {predict.main: ["x.png"], export.main: ["--to=run", "--out=a"]}.get(main, [])
+    assert main([*more, "--checkpoint=a", "--best", "--step=3"]) == ExitStatus.MISTAKE
+    printed = capsys.readouterr().err
+    assert "--best" in printed
+    assert "--step" in printed
 
 
 @pytest.mark.parametrize(
@@ -74,11 +160,17 @@ def test_a_command_that_is_given_as_an_argument_is_refused(capsys):
     assert grain_jax.__main__.main(["--help"]) == ExitStatus.DONE
 
 
-def test_a_part_of_an_option_is_no_option(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main(["--checkpoint=a", "--alpha=0.5"])
-    assert stopped.value.code == ExitStatus.MISTAKE
-    assert "unrecognized arguments: --alpha=0.5" in capsys.readouterr().err
+def test_a_part_of_an_option_is_not_an_option(capsys):
+    assert evaluate.main(["--checkpoint=a", "--alpha=0.5"]) == ExitStatus.MISTAKE
+    assert "--alpha" in capsys.readouterr().err
+
+
+def test_paths_that_commands_write_are_called_output_or_out(tmp_path):
+    for name in ("--output", "--out"):
+        folder = tmp_path / name
+        given = [f"{name}={folder}", "--train=1", "--held-out=1", "--level=hard"]
+        assert synthetic_birds.main(given) == ExitStatus.DONE
+        assert (folder / "train.jsonl").is_file()
 
 
 def test_an_interrupted_export_says_so(monkeypatch, capsys, tmp_path):

@@ -3,7 +3,6 @@
 A limit on the size of files stands for the full disk: libraries meet both in the same place.
 """
 
-import argparse
 import contextlib
 import errno
 import json
@@ -163,7 +162,7 @@ def test_predict_says_it_and_keeps_what_was_there(tmp_path: Path, monkeypatch, c
 
 def test_evaluate_says_it(tmp_path: Path, capsys) -> None:
     console = evaluate.Console(stderr=True)
-    options = argparse.Namespace(output=tmp_path / "a.json", overwrite=False, predictions=None)
+    options = evaluate.Options(checkpoint=tmp_path, output=tmp_path / "a.json")
     with largest_file(100):
         assert not evaluate._write(options, {"results": "x" * 200}, console)
     assert TOO_LARGE in " ".join(capsys.readouterr().err.split())

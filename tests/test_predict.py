@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from plain_text import plain
 from toy_encoder import columns, toy_model
 
 from grain_jax import predict
@@ -359,13 +360,19 @@ def test_mistakes_are_one_line(asked, make_images, arguments, message, capsys):
         ("--alpha=abc", "'abc' should be a number from 0 to 1"),
         ("--top=0", "'0' should be a whole number of at least 1"),
         ("--batch_size=1.5", "'1.5' should be a whole number of at least 1"),
-        ("--by=guess", "invalid choice: 'guess'"),
+        ("--by=guess", "invalid choice 'guess' for argument '--by'"),
     ],
 )
 def test_values_out_of_range_are_refused(option, message, capsys):
-    with pytest.raises(SystemExit):
-        main(["in/a.png", "--checkpoint=run", "--labels=a", option])
-    assert message in capsys.readouterr().err
+    assert main(["in/a.png", "--checkpoint=run", "--labels=a", option]) == 2
+    printed = plain(capsys.readouterr().err)
+    assert message in printed
+    assert option.partition("=")[0] in printed
+
+
+def test_without_an_image_there_is_nothing_to_look_at(capsys):
+    assert main(["--checkpoint=run", "--labels=a"]) == 2
+    assert "give images" in capsys.readouterr().err
 
 
 def test_an_empty_text_names_no_image(make_images):

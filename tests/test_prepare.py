@@ -221,6 +221,12 @@ def test_a_run_killed_at_its_end_continues(photos: Path, monkeypatch, place: str
         assert len(RecordSource(photos / "out", split)) == 30
 
 
+def test_a_second_run_says_that_nothing_was_built(photos: Path, capsys) -> None:
+    for said in (False, True):
+        assert prepare.main(command(photos)) == 0
+        assert ("nothing was built anew" in capsys.readouterr().err) == said
+
+
 def test_a_finished_split_is_not_built_again_nor_mixed(photos: Path, monkeypatch) -> None:
     first = build_split(plan(photos), workers=1)
     with monkeypatch.context() as patch:

@@ -12,7 +12,7 @@ from grain_jax.paths import expand_home
 
 @dataclass(frozen=True)
 class Target:
-    """An image to look at, and the name of its card below --out."""
+    """An image to look at, and the name of its card below --output."""
 
     file: Path
     card: Path
@@ -120,12 +120,12 @@ def check_outputs(
             raise ValueError(f"There is no folder {str(path.parent)!r}; make it first.")
     if out is not None:
         if out.exists() and not out.is_dir():
-            raise ValueError(f"--out={out} is a file; needed a folder.")
+            raise ValueError(f"--output={out} is a file; needed a folder.")
         files += [out / target.card for target in targets]
     read = {target.file.resolve() for target in targets}
     for path in files:
         if path.resolve() in read:
-            raise ValueError(f"{str(path)!r} would replace an image to look at; change --out.")
+            raise ValueError(f"{str(path)!r} would replace an image to look at; change --output.")
         if path.is_dir() or (path.exists() and not overwrite):
             raise ValueError(
                 f"{str(path)!r} exists; give another place, or --overwrite to replace it."

@@ -5,7 +5,7 @@ versions load. A Python config file does not: it sets fields, and an unknown fie
 its new name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,31 @@ def migrate_one(path: str, value: Any) -> tuple[str, Any]:
     if now is None:
         return path, value
     return now.path, now.values.get(value, value) if isinstance(value, str) else value
+
+
+def migrate_options(arguments: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """A command line with today's names and values of options that older versions had.
+
+    `settings`: paths of `SETTINGS`, whose last part is the name of an option, as
+    "evaluation.region_score" is of --region_score. What follows "--" stays as it is.
+    """
+    older = {path.rpartition(".")[2]: path for path in settings}
+    result: list[str] = []
+    value_of = ""  # the setting whose value is the next argument
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return [*result, *arguments[position:]]
+        if value_of and not argument.startswith("--"):
+            argument = migrate_one(value_of, argument)[1]
+        value_of = ""
+        name, equals, value = argument.partition("=")
+        path = older.get(name[2:].replace("-", "_")) if name.startswith("--") else None
+        if path is not None:
+            now, value = migrate_one(path, value)
+            value_of = "" if equals else path
+            argument = f"--{now.rpartition('.')[2]}{equals}{value}"
+        result.append(argument)
+    return result
 
 
 def renamed_to(name: str) -> list[str]:

@@ -50,14 +50,14 @@ class Settings:
 class VisionConfig(Settings):
     """Vision transformer. Defaults: ViT-B/16 as the official GRAIN builds it."""
 
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
+    patch_size: int = 16  # side of a patch in pixels
+    width: int = 768  # of the tokens
+    depth: int = 12  # number of layers
+    num_heads: int = 12  # of attention
+    mlp_ratio: float = 4.0  # hidden size of the MLP / width
     qk_norm: bool = True  # LayerNorm on q and k of each head
     activation: Activation = "gelu"  # "gelu" (exact) | "quick_gelu" (OpenAI's CLIP) | "gelu_tanh"
-    norm_eps: float = 1e-6
+    norm_eps: float = 1e-6  # epsilon of LayerNorm
     # The next three are those of pretrained towers, see `pretrained` below.
     patch_bias: bool = True  # CLIP: False
     pre_norm: bool = False  # LayerNorm on the tokens before the first layer (CLIP: True)
@@ -72,30 +72,30 @@ class VisionConfig(Settings):
 class TextConfig(Settings):
     """Text transformer; one tower for captions and descriptions. Defaults: CLIP's."""
 
-    vocab_size: int = 49408
+    vocab_size: int = 49408  # number of token ids
     context_length: int = 77  # rows of the position table; batches may be shorter (DataConfig)
-    width: int = 512
-    depth: int = 12
-    num_heads: int = 8
-    mlp_ratio: float = 4.0
-    activation: Activation = "quick_gelu"
-    norm_eps: float = 1e-5
+    width: int = 512  # of the tokens
+    depth: int = 12  # number of layers
+    num_heads: int = 8  # of attention
+    mlp_ratio: float = 4.0  # hidden size of the MLP / width
+    activation: Activation = "quick_gelu"  # as model.vision.activation
+    norm_eps: float = 1e-5  # epsilon of LayerNorm
     causal: bool = True  # SigLIP: False
     # "end": at end-of-text, the highest id | "last": at the last of all positions (SigLIP)
     pooling: Literal["end", "last"] = "end"
     projection_bias: bool = False  # SigLIP: True
-    token_init_std: float = 0.02
+    token_init_std: float = 0.02  # standard deviation of the token embeddings at the start
 
 
 @dataclass
 class DecoderConfig(Settings):
     """DETR-style decoder: `num_queries` region queries and, last, one image query."""
 
-    width: int = 512
-    depth: int = 6
-    num_heads: int = 8
-    mlp_dim: int = 2048
-    dropout: float = 0.1
+    width: int = 512  # of the queries
+    depth: int = 6  # number of layers
+    num_heads: int = 8  # of attention
+    mlp_dim: int = 2048  # hidden size of the MLP
+    dropout: float = 0.1  # probability, in training only
     num_queries: int = 5  # region queries; the image query comes on top
     share_projection: bool = False  # one matrix for image and region embeddings instead of two
 
@@ -105,8 +105,8 @@ class ModelConfig(Settings):
     """The two towers, the decoder between them, and how they are computed."""
 
     type: ModelType = "grain"  # "clip": the same towers, CLS token, no decoder
-    image_size: int = 224
-    embed_dim: int = 512
+    image_size: int = 224  # pixels a side
+    embed_dim: int = 512  # of image, region and text embeddings
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -116,8 +116,8 @@ class ModelConfig(Settings):
     # "cudnn" (flash; GPU and bfloat16 only) | "auto": cudnn where it applies, else xla
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     description_capacity_factor: float = 1.0  # fraction of a batch's B * M descriptions encoded
-    init_logit_scale: float = 1 / 0.07
-    max_logit_scale: float = 100.0
+    init_logit_scale: float = 1 / 0.07  # at the start; 1 / temperature
+    max_logit_scale: float = 100.0  # the learned scale is clipped to it
     # "shared" (official) | "own": a learned scale for regions
     region_logit_scale: Literal["shared", "own"] = "shared"
 
@@ -126,13 +126,13 @@ class ModelConfig(Settings):
 class LossConfig(Settings):
     """Weights, and the differences from the official loss (`official_loss` is that one)."""
 
-    contrastive_weight: float = 1.0
+    contrastive_weight: float = 1.0  # of images against captions
     box_weight: float = 1.5  # of (L1 + 1 - GIoU); official: divided by len(weights)/3, so 3/2
-    region_weight: float = 1.0
+    region_weight: float = 1.0  # of regions against descriptions
     auxiliary_box_weight: float = 0.0  # on earlier decoder layers; official computes, never adds
     image_description_weight: float = 0.0  # image embedding against its own descriptions
-    match_l1_cost: float = 5.0
-    match_giou_cost: float = 2.0
+    match_l1_cost: float = 5.0  # of the L1 distance, in matching queries to boxes
+    match_giou_cost: float = 2.0  # of 1 - GIoU, likewise
     mask_duplicate_captions: bool = True  # equal captions are not negatives; official: they are
     mask_duplicate_descriptions: bool = True  # likewise for descriptions
     variant: Literal["corrected", "official"] = "corrected"  # bugs and all, see `losses.official`
@@ -143,7 +143,7 @@ class SyntheticBirdsConfig(Settings):
     """Procedurally drawn birds (no files). An image is a function of (seed, split, index)."""
 
     difficulty: Difficulty = "easy"  # "hard": flips, backgrounds, several birds, more phrasings
-    num_train_images: int = 16_000
+    num_train_images: int = 16_000  # of the training split
     num_eval_images: int = 1_500  # of each evaluation set
     seed: int = 0  # of the birds, not of the run: species, names and images
 
@@ -163,12 +163,14 @@ class DataConfig(Settings):
     resize: Resize = "squash"  # (official) | "crop": random in training, centre in evaluation
     crop_min_area: float = 0.5  # of "crop": smallest area, of the largest square; from 0.01
     flip_probability: float = 0.0  # horizontal flip in training, boxes with it
-    interpolation: Interpolation = "bicubic"
+    interpolation: Interpolation = "bicubic"  # of resizing
+    # of each colour channel, subtracted from pixels of 0 to 1
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    # of each colour channel, which then divides them
     std: tuple[float, float, float] = IMAGENET_STD
     tokenizer: str = "clip"  # "clip" | "synthetic_birds" | a transformers name or folder
     caption_length: int = 77  # static token lengths, end-of-text kept
-    description_length: int = 32
+    description_length: int = 32  # likewise, of a region's description
     max_regions: int = 5  # M, best by score
     region_nms_iou: float = 1.0  # drop boxes that overlap a better one more; 1 = off (official)
     unique_descriptions: bool = False  # keep each description once an image
@@ -184,15 +186,15 @@ class DataConfig(Settings):
 class OptimConfig(Settings):
     """AdamW with linear warm-up and cosine decay; defaults as the official recipe."""
 
-    learning_rate: float = 1e-3
-    warmup_epochs: float = 1.0
+    learning_rate: float = 1e-3  # at the end of warm-up, the highest
+    warmup_epochs: float = 1.0  # of linearly rising learning rate
     warmup_steps: int = 0  # instead of warmup_epochs when > 0
-    warmup_start: float = 1e-6
-    final_learning_rate: float = 1e-5
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    warmup_start: float = 1e-6  # learning rate of the first step
+    final_learning_rate: float = 1e-5  # at the end of the cosine decay
+    beta1: float = 0.9  # decay rate of the first moment
+    beta2: float = 0.98  # decay rate of the second moment
+    eps: float = 1e-8  # epsilon of AdamW
+    weight_decay: float = 0.1  # decoupled, times the learning rate
     # What weight decay acts on: parameters of 2 or more dimensions | the official groups by name
     weight_decay_mask: Literal["matrices", "official"] = "matrices"
     clip_grad_norm: float = 0.0  # 0 = off (official)
@@ -208,9 +210,9 @@ class OptimConfig(Settings):
 class MeshConfig(Settings):
     """Sizes of the device mesh; -1 takes what is left."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = -1  # data parallelism
+    fsdp: int = 1  # data parallelism with sharded parameters and optimizer state
+    tensor: int = 1  # tensor parallelism
     cpu_devices: int = 0  # on CPU only: host devices to make; 0 = as many as the axes name
 
 
@@ -218,11 +220,11 @@ class MeshConfig(Settings):
 class CheckpointConfig(Settings):
     """When the state of a run is saved, and which saves are kept."""
 
-    save_interval_steps: int = 1_000
+    save_interval_steps: int = 1_000  # the last step is saved in any case
     max_to_keep: int = 2  # newest
     # By evaluation.best_metric; without effect if evaluation.eval_interval_steps = 0
     keep_best: bool = True
-    asynchronous: bool = True
+    asynchronous: bool = True  # train on while a checkpoint is written
 
 
 @dataclass
@@ -230,8 +232,9 @@ class EvaluationConfig(Settings):
     """What is measured during a run and at its end."""
 
     eval_interval_steps: int = 0  # 0 = only at the end
-    batch_size: int = 256
+    batch_size: int = 256  # images or texts at once
     max_images: int = 1_000  # of each held-out set, during training; the end uses all
+    # weights of the whole image against regions, each with figures of its own
     alphas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
     # Score of a class by its descriptions: the mean over descriptions of the best query's cosine |
     # official: the mean over queries of the best description's
@@ -251,10 +254,10 @@ class EvaluationConfig(Settings):
 class LoggingConfig(Settings):
     """Where metrics go besides `metrics.jsonl`, which is always written."""
 
-    log_interval_steps: int = 50
-    tensorboard: bool = True
+    log_interval_steps: int = 50  # steps from one line of metrics to the next
+    tensorboard: bool = True  # write event files for TensorBoard
     wandb: bool = False  # needs the package wandb
-    wandb_project: str = "grain_jax"
+    wandb_project: str = "grain_jax"  # where the run is listed
     compilation_cache: str = "auto"  # a folder | "auto" (user cache) | "off"
     profile_step: int = -1  # write a profiler trace of 5 steps from here; -1 = none
 
@@ -263,10 +266,10 @@ class LoggingConfig(Settings):
 class TrainConfig(Settings):
     """A whole run."""
 
-    name: str = "grain"
-    seed: int = 0
-    batch_size: int = 2048  # global
-    epochs: float = 35.0
+    name: str = "grain"  # of the run; its folder is runs/<name> without --workdir
+    seed: int = 0  # of initial weights, order of the data and augmentation
+    batch_size: int = 2048  # global: of all devices together
+    epochs: float = 35.0  # passes over the training data
     steps: int = 0  # instead of epochs when > 0
     # Stop after so many steps of this process, with the schedule of the whole run; 0 = off
     max_steps_this_run: int = 0

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -51,6 +51,9 @@ CHECKS = 2  # to be raised with what is checked or stored: unfinished shards are
 LOCK = ".lock"  # in the folder, held while its metadata is changed
 
 
+OnError = Literal["stop", "skip"]  # at an entry that cannot be read
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is built from what."""
@@ -61,7 +64,7 @@ class Plan:
     out: Path
     split: str = "train"
     max_image_side: int = 0  # 0: images are stored as they are
-    on_error: str = "stop"  # at an entry that cannot be read: "stop" | "skip"
+    on_error: str = "stop"  # one of `OnError`
     captions_from_regions: bool = False  # where an image has no caption of its own
 
     def validate(self) -> None:
@@ -72,13 +75,13 @@ class Plan:
             raise ValueError(f"--images={self.images} is not a folder.")
         if os.path.lexists(self.out) and not self.out.is_dir():
             raise ValueError(
-                f"--out={self.out} is not a folder; give a new one, or an earlier --out."
+                f"--output={self.out} is not a folder; give a new one, or an earlier --output."
             )
         try:
             os.fspath(self.out).encode()
         except UnicodeEncodeError:  # array_record opens no file there
             raise ValueError(
-                f"--out={self.out!r} is not UTF-8; give a folder whose whole path is."
+                f"--output={self.out!r} is not UTF-8; give a folder whose whole path is."
             ) from None
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split) or self.split == "all":
             raise ValueError(
@@ -86,7 +89,7 @@ class Plan:
             )
         if self.max_image_side < 0:
             raise ValueError("--max_image_side must be a number of pixels, or 0 for any.")
-        if self.on_error not in ("stop", "skip"):
+        if self.on_error not in get_args(OnError):
             raise ValueError(f"--on-error must be 'stop' or 'skip', got {self.on_error!r}.")
 
 
@@ -121,6 +124,11 @@ def report_path(out: Path, split: str) -> Path:
     return out / f"report-{split}.json"
 
 
+def is_built(plan: Plan) -> bool:
+    """Whether the split is finished, so that `build_split` only checks it."""
+    return report_path(plan.out, plan.split).exists()
+
+
 def build_split(
     plan: Plan, *, workers: int, progress: Callable[[Progress], None] = lambda state: None
 ) -> Figures:
@@ -139,7 +147,7 @@ def build_split(
     folder.mkdir(parents=True, exist_ok=True)
     taken = (
         f"Another process is building split {plan.split!r} in {plan.out}; let it finish, or choose "
-        "another --split or --out."
+        "another --split or --output."
     )
     with _locked(folder / "lock", taken=taken):
         return _build_rest(plan, importer, identity, folder, workers, progress)
@@ -214,8 +222,8 @@ def _require_same(
         different = [name for name in names if earlier.get(name) != identity.get(name)]
         raise ValueError(
             f"Split {plan.split!r} in {plan.out} is finished, and was built from something else "
-            f"(different: {', '.join(different)}). Choose another --split or --out. To build this "
-            f"split anew in its place, delete {where}; other splits stay as they are."
+            f"(different: {', '.join(different)}). Choose another --split or --output. To build "
+            f"this split anew in its place, delete {where}; other splits stay as they are."
         )
 
 

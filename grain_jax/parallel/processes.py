@@ -10,7 +10,6 @@ process 0 (`from_first`); an error that one process alone may meet is raised in 
 the others too: waiting for them would be waiting for ever.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -20,10 +19,11 @@ import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
+import tyro
 from jax.experimental import multihost_utils
 
 _MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one program is compiled
@@ -42,14 +42,18 @@ def is_one_of_many(environment: Mapping[str, str]) -> bool:
     return any(int(count) > 1 for count in tasks) or len(hosts) > 1 or multi_slice
 
 
+_Number = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+
+
 @dataclasses.dataclass(frozen=True)
 class ProcessOptions:
     """How a command joins other processes; Slurm steps and TPU pods on GKE join without any."""
 
     distributed: bool = False  # join the processes that JAX detects
-    coordinator: str = ""  # HOST:PORT of process 0; with num_processes and process_id
-    num_processes: int | None = None
-    process_id: int | None = None
+    # of process 0; with num_processes and process_id
+    coordinator: Annotated[str, tyro.conf.arg(metavar="HOST:PORT")] = ""
+    num_processes: _Number = None  # how many processes there are; with coordinator
+    process_id: _Number = None  # of this one, from 0; with coordinator
 
 
 def join_processes(options: ProcessOptions) -> None:
@@ -84,18 +88,6 @@ def join_processes(options: ProcessOptions) -> None:
             f"This process could not join the others ({error})."
             + (how and f"{how}--num_processes and --process_id.")
         ) from error
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the same options, with the same meaning, to an argparse command."""
-    several = parser.add_argument_group("several processes, as for grain_jax.train")
-    several.add_argument(
-        "--distributed", action="store_true", help="join the processes that JAX detects"
-    )
-    several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
-    for name in ("num_processes", "process_id"):
-        dashed = f"--{name.replace('_', '-')}"
-        several.add_argument(f"--{name}", dashed, type=int, metavar="N")
 
 
 def are_many() -> bool:

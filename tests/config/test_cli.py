@@ -99,8 +99,11 @@ def test_no_value_is_dropped_without_a_word(capsys):
         "Note: --optim.learning_rate",
     ]
     assert notes[0].endswith("twice, '3' and '4': the last one counts.")
+    with pytest.raises(NotParsed) as ended:
+        parse("--workdir=a", "--workdir", "b")
+    assert ended.value.status == 2
+    assert "--workdir is given twice" in capsys.readouterr().err
     for twice in (
-        ["--workdir=a", "--workdir", "b"],
         ["--config=demo", "--config=demo:clip"],
         ["--config", "demo", "--config", "demo:clip"],
     ):

@@ -5,10 +5,12 @@ import typing
 
 import pytest
 
+from grain_jax import evaluate
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_from_json
-from grain_jax.config.migration import REASONS, REMOVED, SETTINGS, migrate
+from grain_jax.config.migration import REASONS, REMOVED, SETTINGS, migrate, migrate_options
 from grain_jax.config.validation import leaves
+from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 from grain_jax.train import parse_options
 
 DECLARED = {path: declared for path, (_, declared) in leaves(TrainConfig()).items()}
@@ -42,6 +44,32 @@ def test_older_flags_are_understood(old):
     if isinstance(default, int | float) and not now.values:
         config = parse_options([f"--config.{old}={default + 1}"]).config
         assert leaves(config)[now.path][0] == default + 1
+
+
+@pytest.mark.parametrize(
+    ("older", "today"),
+    [
+        (["--region_score=descriptions"], ["--region_aggregation=max_over_queries"]),
+        (["--region-score", "queries"], ["--region_aggregation", "max_over_descriptions"]),
+        (["--name_ensemble=embedding"], ["--prompt_ensembling=embedding"]),
+        (["--name_ensemble", "cosine", "a"], ["--prompt_ensembling", "score", "a"]),
+        (["--region_score", "--best"], ["--region_aggregation", "--best"]),
+        (["--region_aggregation=max_over_queries"], ["--region_aggregation=max_over_queries"]),
+        (["--best", "--", "--region_score"], ["--best", "--", "--region_score"]),
+    ],
+)
+def test_older_options_of_commands_are_understood(older, today):
+    assert migrate_options(older, evaluate.OLDER) == today
+
+
+def test_commands_take_older_options_with_their_values():
+    given = ["--checkpoint=a", "--region_score=queries", "--name_ensemble=cosine"]
+    options = evaluate.parse_options(given)
+    assert options.region_aggregation == "max_over_descriptions"
+    assert options.prompt_ensembling == "score"
+    for value in ("easy", "hard"):
+        options = synthetic_birds.parse_options(["--out=a", f"--level={value}"])
+        assert options.difficulty == value
 
 
 def test_what_no_longer_exists_is_left_out_or_refused():

@@ -12,12 +12,13 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from grain_jax.data.text_files import entries_hint
 
 # How a list of names is bound to labels. By name alone, unless a person vouches for more.
-BINDINGS = ("name", "order", "elimination")
+Binding = Literal["name", "order", "elimination"]
+BINDINGS: tuple[Binding, ...] = get_args(Binding)
 SHOWN = 5  # pairs and labels listed in a message
 ENTITY = re.compile(r"&(#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 

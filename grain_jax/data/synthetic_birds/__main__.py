@@ -1,4 +1,6 @@
-"""python -m grain_jax.data.synthetic_birds --out=DIR: a few scenes of the world as ordinary files.
+"""A few scenes of the world as ordinary files.
+
+  python -m grain_jax.data.synthetic_birds --output=DIR
 
 A sample to copy when you bring your own data: `train.jsonl` and `validation.jsonl` as
 `python -m grain_jax.prepare --from=jsonl` reads them, the images in `images/`, and in `unseen/` a
@@ -8,58 +10,82 @@ zero-shot set with `labels.csv`, `classes.txt` and `descriptions.json` as
 
 import csv
 import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
+from tyro.conf import arg
 
-from grain_jax.command_line import Parser, status_of
+from grain_jax.command_line import (
+    OUT,
+    Count,
+    ExitStatus,
+    NotParsed,
+    RequiredPath,
+    end,
+    integer,
+    one_word,
+    parse,
+    status_of,
+)
 from grain_jax.config import SyntheticBirdsConfig
+from grain_jax.config.migration import migrate_options
+from grain_jax.config.schema import Difficulty
 from grain_jax.data.records import Record, Source
-from grain_jax.data.synthetic_birds.scene import LEVELS
 from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
-from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 
 
-def main() -> None:
-    """Writes the files and says what they are."""
+@dataclass(frozen=True)
+class Options:
+    """What `data.synthetic_birds` takes."""
+
+    # folder to write, made if missing
+    output: Annotated[RequiredPath, OUT, arg(metavar="DIR")]
+    train: Count = 400  # training images
+    held_out: Count = 100  # images of each held-out set
+    image_size: Count = 96  # pixels a side
+    difficulty: Difficulty = "easy"  # "hard": flips, backgrounds, several birds, more phrasings
+    seed: Annotated[int, one_word(integer, "N")] = 0  # of the birds: species, names and images
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the files and says what they are; returns the exit status."""
     escape_unprintable()
-    parser = Parser("data.synthetic_birds", __doc__)
-    parser.add_argument(
-        "--out", type=path_option, required=True, help="folder to write, made if missing"
-    )
-    parser.add_argument(
-        "--train", type=int, default=400, help="training images (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--held_out",
-        type=int,
-        default=100,
-        help="images of each held-out set (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--image_size", type=int, default=96, help="pixels a side (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--difficulty", "--level", default="easy", choices=LEVELS, help="(default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the world")
-    args = parser.parse_args()
+    try:
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+    except NotParsed as parsed:
+        return parsed.status
     config = SyntheticBirdsConfig(
-        difficulty=args.difficulty,
-        num_train_images=args.train,
-        num_eval_images=args.held_out,
-        seed=args.seed,
+        difficulty=options.difficulty,
+        num_train_images=options.train,
+        num_eval_images=options.held_out,
+        seed=options.seed,
     )
+    output = options.output
     try:
         for split in ("train", "validation"):
-            write_jsonl(WorldSource(config, split, args.image_size), args.out, split)
-        write_zero_shot_set(config, args.image_size, args.out / "unseen")
+            write_jsonl(WorldSource(config, split, options.image_size), output, split)
+        write_zero_shot_set(config, options.image_size, output / "unseen")
     except (ValueError, OSError) as error:
-        parser.exit(status_of(error), f"Error: {error}\n")
-    print(f"{args.out}/train.jsonl        {args.train} images with captions and regions")
-    print(f"{args.out}/validation.jsonl   {args.held_out} images of species not in training")
-    print(f"{args.out}/unseen/            {args.held_out} images to classify, with descriptions")
+        print(f"Error: {error}", file=sys.stderr)
+        return status_of(error)
+    except KeyboardInterrupt:
+        print("Stopped; the files are not complete.", file=sys.stderr)
+        return ExitStatus.INTERRUPTED
+    print(f"{output}/train.jsonl        {options.train} images with captions and regions")
+    print(f"{output}/validation.jsonl   {options.held_out} images of species not in training")
+    print(f"{output}/unseen/            {options.held_out} images to classify, with descriptions")
+    return ExitStatus.DONE
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """The options of the command line, also under their older names; NotParsed as `parse`."""
+    words = migrate_options(arguments, ("data.world.level",))
+    return parse(Options, words, command="data.synthetic_birds", description=__doc__)
 
 
 def write_jsonl(source: Source, out: Path, split: str) -> None:
@@ -111,4 +137,4 @@ def _line(record: Record, name: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    end(main())
