@@ -108,7 +108,7 @@ class Options:
 
     checkpoint: Annotated[_LocalPath, arg(metavar="RUN")]  # run folder, or another model (above)
     step: Step = None  # checkpoint of this step
-    best: Best = False  # the checkpoint that keep-best kept
+    best: Best = False  # the checkpoint that keep_best kept
     # labelled images, or prepared records
     data: Annotated[_OptionalPath, default_is("the run's own")] = None
     # of prepared records

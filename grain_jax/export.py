@@ -76,7 +76,7 @@ class Options:
     to: Format  # what to write (above)
     output: Annotated[RequiredPath, OUT, arg(metavar="DIR")]  # new folder to write
     step: Step = None  # checkpoint of this step
-    best: Best = False  # the checkpoint that keep-best kept
+    best: Best = False  # the checkpoint that keep_best kept
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
 
 

@@ -42,7 +42,7 @@ from grain_jax.command_line import (
 )
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
-from grain_jax.inference.predictor import BATCH_SIZE, WAYS, Model
+from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
 from grain_jax.loading.predictor import load
 from grain_jax.terminal import escape_unprintable
@@ -61,19 +61,22 @@ class Options:
     ]
     checkpoint: Annotated[str, arg(metavar="RUN")]  # run folder, or another model
     step: Step = None  # checkpoint of this step
-    best: Best = False  # the checkpoint that keep-best kept
+    best: Best = False  # the checkpoint that keep_best kept
     labels: OptionalText = None  # "a,b,c", or a file: .txt (one a line), .json, .md; file.json#key
     # .json {label: [description, ...]}; alone, its keys are the labels
     descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
     phrases: OptionalText = None  # what to find: "a;b", or a file as for --labels
     # prompts with one "{}" for the label: .txt or .json
     templates: Annotated[OptionalText, arg(metavar="FILE")] = None
-    by: Annotated[str, one_of(WAYS)] = WAYS[0]  # what the whole image is compared with
+    # what the whole image is compared with
+    method: Annotated[str, one_of(DESCRIPTION_METHODS), arg(aliases=("--by",))] = (
+        DESCRIPTION_METHODS[0]
+    )
     # weight of the whole image, 0 to 1
     alpha: Annotated[float | None, one_word(fraction, "A"), default_is("0.5 with regions")] = None
     # least cosine of a text and a region to give its box
-    min_cosine: Annotated[float, default_is("any")] = -1.0
-    top: Count = 5  # labels an image
+    score_threshold: Annotated[float, default_is("any"), arg(aliases=("--min_cosine",))] = -1.0
+    top_k: Annotated[Count, arg(aliases=("--top",))] = 5  # labels an image
     # folder for an image of each with its boxes
     output: Annotated[OptionalPath, OUT, arg(metavar="DIR")] = None
     csv: Annotated[OptionalPath, arg(metavar="FILE")] = None  # a line for every answer
@@ -84,7 +87,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of every image."""
+    """What is query of every image."""
 
     labels: tuple[str, ...]
     descriptions: dict[str, tuple[str, ...]] | None
@@ -148,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             try:
                 _look(model, targets, question, options, outcome, messages)
-            finally:  # what was done is not lost where, say, the disk is full of cards
+            finally:  # what was done is not lost where, say, the disk is full of visualizations
                 _write(options, model, question, outcome)
     except (ValueError, OSError) as error:
         say(f"Error: {error}", style="red")
@@ -156,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("Stopped; nothing was written.")
         return ExitStatus.INTERRUPTED
-    print_answers(outcome.answers, output, min_cosine=options.min_cosine)
+    print_answers(outcome.answers, output, score_threshold=options.score_threshold)
     return _conclude(options, outcome, say)
 
 
@@ -168,7 +171,7 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
         ("--phrases", phrases, ";", ","),
     ):
         if len(texts) == 1 and other in texts[0]:
-            several = f"several are told apart by {separator!r}"
+            several = f"several are given apart by {separator!r}"
             note(f"{option} is taken for one text, {texts[0]!r}; {several}.")
     described = None
     if options.descriptions is not None:
@@ -186,8 +189,10 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
             "--alpha weighs the whole image against regions, which are compared with "
             "--descriptions; give them, or leave --alpha out."
         )
-    if options.by != WAYS[0] and described is None:
-        raise ValueError(f"--by={options.by} goes with --descriptions; give them or leave it out.")
+    if options.method != DESCRIPTION_METHODS[0] and described is None:
+        raise ValueError(
+            f"--method={options.method} goes with --descriptions; give them or leave it out."
+        )
     if options.templates is not None and not labels:
         raise ValueError("--templates goes with --labels; give them or leave it out.")
     templates = None
@@ -242,7 +247,7 @@ def _look(
     outcome: Outcome,
     messages: Console,
 ) -> None:
-    """Fills `outcome`, one batch of images after the other; draws the cards."""
+    """Fills `outcome`, one batch of images after the other; draws the visualizations."""
     columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     quiet = not messages.is_terminal
     with Progress(*columns, console=messages, transient=True, disable=quiet) as progress:
@@ -262,7 +267,7 @@ def _look(
                 kept = [target for i, target in enumerate(batch) if i not in left_out]
                 for answer in _answers(model, embedded, kept, question, options):
                     if options.output is not None:
-                        draw_answer(answer, options.output, min_cosine=options.min_cosine)
+                        draw_answer(answer, options.output, score_threshold=options.score_threshold)
                     outcome.answers.append(answer)
                     progress.advance(task)
         except KeyboardInterrupt:
@@ -286,34 +291,47 @@ def _answers(
             question.labels,
             question.descriptions,
             alpha=options.alpha,
-            top=options.top,
-            by=options.by,
+            top_k=options.top_k,
+            method=options.method,
             templates=question.templates,
         )
     if question.phrases:
         grounded = model.ground(embedded, question.phrases)
     for n, target in enumerate(targets):
         boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
-        yield Answer(target, classified[n], grounded[n], boxes, embedded.view_xyxy[n])
+        yield Answer(target, classified[n], grounded[n], boxes, embedded.crop_xyxy[n])
 
 
 def _write(options: Options, model: Model, question: Question, outcome: Outcome) -> None:
     """The files of --csv and --json, also of what was done before an interruption."""
     if not outcome.answers:
         return
-    cards, min_cosine = options.output is not None, options.min_cosine
+    visualizations, score_threshold = options.output is not None, options.score_threshold
     if options.csv is not None:
-        write_csv(options.csv, outcome.answers, min_cosine=min_cosine, cards=cards)
+        write_csv(
+            options.csv,
+            outcome.answers,
+            score_threshold=score_threshold,
+            visualizations=visualizations,
+        )
     if options.json is not None:
-        asked: dict[str, Any] = dataclasses.asdict(question)
-        asked |= {name: getattr(options, name) for name in ("alpha", "by", "top", "min_cosine")}
-        named = question.descriptions is None or options.by == "name_and_regions"
+        query: dict[str, Any] = dataclasses.asdict(question)
+        query |= {
+            name: getattr(options, name) for name in ("alpha", "method", "top_k", "score_threshold")
+        }
+        named = question.descriptions is None or options.method == "name_and_regions"
         if question.labels and named and question.templates is None:
-            asked["templates"] = model.loaded.templates
+            query["templates"] = model.loaded.templates
         if question.descriptions is not None and options.alpha is None:
-            asked["alpha"] = model.default_alpha
-        told = {"checkpoint": str(options.checkpoint), "asked": asked}
-        write_json(options.json, outcome, asked=told, min_cosine=min_cosine, cards=cards)
+            query["alpha"] = model.default_alpha
+        given = {"checkpoint": str(options.checkpoint), "query": query}
+        write_json(
+            options.json,
+            outcome,
+            query=given,
+            score_threshold=score_threshold,
+            visualizations=visualizations,
+        )
 
 
 def _conclude(options: Options, outcome: Outcome, say: Callable[..., None]) -> int:

@@ -14,12 +14,12 @@ from grain_jax.answers import outputs, screen
 from grain_jax.answers.files import find_images
 from grain_jax.inference.predictor import BATCH_SIZE, Model
 from grain_jax.predict import main
-from grain_jax.visualize.card import WHOLE
+from grain_jax.visualize.prediction import WHOLE
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The toy model stands for that of any run; what `load` was asked for is noted."""
+def query(monkeypatch):
+    """The toy model stands for that of any run; what `load` was query for is noted."""
     calls = []
 
     def load(path, *, step, best, batch_size, note):
@@ -60,7 +60,7 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_labels_and_phrases_are_printed_and_written(asked, make_images, capsys):
+def test_labels_and_phrases_are_printed_and_written(query, make_images, capsys):
     status = call(
         "in/a.png",
         "other",
@@ -68,14 +68,14 @@ def test_labels_and_phrases_are_printed_and_written(asked, make_images, capsys):
         "--descriptions=descriptions.json",
         "--phrases=a blue tail; a red eye",
         "--alpha=0.25",
-        "--top=2",
+        "--top_k=2",
         "--csv=out.csv",
         "--json=out.json",
         "--batch-size=3",
     )
     printed = capsys.readouterr()
     assert status == 0
-    assert asked == [("run", None, False, 3)]
+    assert query == [("run", None, False, 3)]
     assert "2 images; written: out.csv, out.json." in printed.err
     assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
     assert "in/a.png" in printed.out
@@ -83,68 +83,75 @@ def test_labels_and_phrases_are_printed_and_written(asked, make_images, capsys):
     table = rows(make_images / "out.csv")
     assert [row["file"] for row in table] == ["in/a.png"] * 4 + ["other/a.jpg"] * 4
     first = table[0]
-    assert (first["asked"], first["rank"], first["text"]) == ("label", "1", "robin")
-    assert first["seen"] == "red"
+    assert (first["query"], first["rank"], first["text"]) == ("label", "1", "robin")
+    assert first["grounded"] == "red"
     assert [float(first[name]) for name in ("x0", "y0", "x1", "y1")] == [0, 0, 40, 40]
     assert float(first["score"]) == pytest.approx(1, abs=0.01)
     tail = table[2]
-    assert (tail["asked"], tail["rank"], tail["text"]) == ("phrase", "", "a blue tail")
+    assert (tail["query"], tail["rank"], tail["text"]) == ("phrase", "", "a blue tail")
     assert [float(tail[name]) for name in ("x0", "y0", "x1", "y1")] == [40, 0, 80, 40]
     report = json.loads((make_images / "out.json").read_text())
-    assert report["asked"]["phrases"] == ["a blue tail", "a red eye"]
-    assert report["asked"]["descriptions"] == {"robin": ["red"], "jay": ["blue"]}
+    assert report["query"]["phrases"] == ["a blue tail", "a red eye"]
+    assert report["query"]["descriptions"] == {"robin": ["red"], "jay": ["blue"]}
     (make_image, other) = report["images"]
     assert (make_image["height"], make_image["width"]) == (40, 80)
     assert [one["label"] for one in make_image["labels"]] == ["robin", "jay"]
     # Of the whole image nothing is blue, of the two regions one is.
     assert make_image["labels"][1]["score"] == pytest.approx(0.75, abs=0.05)
-    assert make_image["labels"][0]["seen"][0]["text"] == "red"
+    assert make_image["labels"][0]["grounded"][0]["text"] == "red"
     assert make_image["phrases"][1]["query"] == 0
     np.testing.assert_allclose(make_image["boxes_xyxy"], [[0, 0, 40, 40], [40, 0, 80, 40]])
     assert other["labels"][0]["label"] == "jay"
     assert report["skipped"] == []
-    assert report["asked"]["alpha"] == 0.25
-    assert report["asked"]["templates"] is None  # none played a part
+    assert report["query"]["alpha"] == 0.25
+    assert report["query"]["templates"] is None  # none played a part
 
 
-def test_what_was_not_given_is_written_as_it_was_used(asked, make_images):
+def test_what_was_not_given_is_written_as_it_was_used(query, make_images):
     assert call("in/a.png", "--descriptions=descriptions.json", "--json=out.json") == 0
-    assert json.loads((make_images / "out.json").read_text())["asked"]["alpha"] == 0.5
+    assert json.loads((make_images / "out.json").read_text())["query"]["alpha"] == 0.5
     assert call("in/a.png", "--labels=red,blue", "--json=named.json") == 0
-    named = json.loads((make_images / "named.json").read_text())["asked"]
+    named = json.loads((make_images / "named.json").read_text())["query"]
     assert named["alpha"] is None
     assert named["templates"] == list(toy_model().loaded.templates)
 
 
-def test_what_the_whole_image_decided_has_no_box(asked, make_images, monkeypatch):
+def test_what_the_whole_image_decided_has_no_box(query, make_images, monkeypatch):
     """Nor is it not found: the limit is one of regions."""
-    cards = []
-    monkeypatch.setattr(outputs, "draw_card", lambda image, **given: cards.append(given))
-    arguments = ("in/a.png", "--descriptions=descriptions.json", "--alpha=1", "--min_cosine=0.9")
-    assert call(*arguments, "--out=cards", "--csv=out.csv", "--json=out.json") == 0
-    (card,) = cards
-    (section,) = [section for section in card["sections"] if section.texts]
+    visualizations = []
+    monkeypatch.setattr(
+        outputs, "draw_prediction", lambda image, **given: visualizations.append(given)
+    )
+    arguments = (
+        "in/a.png",
+        "--descriptions=descriptions.json",
+        "--alpha=1",
+        "--score_threshold=0.9",
+    )
+    assert call(*arguments, "--out=visualizations", "--csv=out.csv", "--json=out.json") == 0
+    (visualization,) = visualizations
+    (section,) = [section for section in visualization["sections"] if section.texts]
     (shown,) = section.texts
     text, cosine = shown.text, shown.cosine
-    assert (shown.xyxy, shown.why, card["num_labels"]) == (None, WHOLE, 2)
-    assert len(card["others_xyxy"]) == 2
+    assert (shown.xyxy, shown.why, visualization["num_labels"]) == (None, WHOLE, 2)
+    assert len(visualization["others_xyxy"]) == 2
     row = rows(make_images / "out.csv")[0]
-    assert (row["seen"], row["x0"], row["y1"]) == (text, "", "")
+    assert (row["grounded"], row["x0"], row["y1"]) == (text, "", "")
     assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-6)
     (make_image,) = json.loads((make_images / "out.json").read_text())["images"]
-    (seen,) = make_image["labels"][0]["seen"]
+    (seen,) = make_image["labels"][0]["grounded"]
     assert (seen["text"], seen["query"], seen["box_xyxy"]) == (text, None, None)
 
 
 @pytest.mark.parametrize("name", ["x:y.png", "c\\d.png"])
-def test_a_file_may_have_any_name(asked, make_images, name):
+def test_a_file_may_have_any_name(query, make_images, name):
     (make_images / "in/a.png").rename(make_images / "in" / name)
-    assert call("in", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 0
+    assert call("in", "--labels=red,blue", "--csv=out.csv", "--out=visualizations") == 0
     assert f"in/{name}" in [row["file"] for row in rows(make_images / "out.csv")]
-    assert (make_images / "cards" / name).is_file()
+    assert (make_images / "visualizations" / name).is_file()
 
 
-def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, make_images):
+def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(query, make_images):
     assert call("in/a.png", "--descriptions=descriptions.json", "--csv=out.csv") == 0
     assert [row["text"] for row in rows(make_images / "out.csv")] == ["Robin", "jay"]
 
@@ -152,27 +159,27 @@ def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(asked, mak
 @pytest.mark.parametrize(
     ("option", "step", "best"), [("--step=40", 40, False), ("--best", None, True)]
 )
-def test_a_checkpoint_of_the_run_is_chosen(asked, make_images, option, step, best):
+def test_a_checkpoint_of_the_run_is_chosen(query, make_images, option, step, best):
     assert call("in/a.png", "--labels=robin,jay", option) == 0
-    assert asked == [("run", step, best, BATCH_SIZE)]
+    assert query == [("run", step, best, BATCH_SIZE)]
 
 
-def test_many_labels_are_no_file_name(asked, make_images, capsys):
+def test_many_labels_are_no_file_name(query, make_images, capsys):
     labels = ",".join(f"a bird of species number {i}" for i in range(50))
-    assert call("in/a.png", f"--labels={labels}", "--top=1") == 0
+    assert call("in/a.png", f"--labels={labels}", "--top_k=1") == 0
     assert call("in/a.png", "x" * 5000, "--labels=robin,jay") == 3
     assert "no such file" in capsys.readouterr().err
 
 
-def test_what_is_nowhere_gets_no_box(asked, make_images, capsys):
-    """Below --min_cosine: not in the table, CSV, JSON, nor on the card."""
+def test_what_is_nowhere_gets_no_box(query, make_images, capsys):
+    """Below --score_threshold: not in the table, CSV, JSON, nor on the visualization."""
     arguments = ["in/a.png", "--phrases=a red tail;a white tail", "--csv=out.csv"]
     assert call(*arguments, "--json=out.json", "--out=any") == 0
     found = rows(make_images / "out.csv")
     cosines = [float(row["cosine"]) for row in found]
     assert cosines[0] > cosines[1]
     assert all(row["x0"] for row in found)
-    limit = f"--min-cosine={sum(cosines) / 2}"
+    limit = f"--score-threshold={sum(cosines) / 2}"
     assert call(*arguments, "--json=out.json", "--out=some", "--overwrite", limit) == 0
     assert "not found" in capsys.readouterr().out
     first, second = rows(make_images / "out.csv")
@@ -184,7 +191,7 @@ def test_what_is_nowhere_gets_no_box(asked, make_images, capsys):
     assert (make_images / "any/a.png").read_bytes() != (make_images / "some/a.png").read_bytes()
 
 
-def test_texts_come_from_files_too(asked, make_images):
+def test_texts_come_from_files_too(query, make_images):
     (make_images / "labels.txt").write_text("green\n\nred\n")
     (make_images / "phrases.json").write_text(json.dumps({"all": ["blue, or so"]}))
     arguments = ["--labels=labels.txt", "--phrases=phrases.json#all", "--templates=t.json"]
@@ -201,8 +208,8 @@ def test_texts_come_from_files_too(asked, make_images):
     ]
 
 
-def test_what_cannot_be_read_is_named_and_the_status_says_so(asked, make_images, capsys):
-    arguments = ["--labels=red,blue", "--csv=out.csv", "--json=out.json", "--out=cards"]
+def test_what_cannot_be_read_is_named_and_the_status_says_so(query, make_images, capsys):
+    arguments = ["--labels=red,blue", "--csv=out.csv", "--json=out.json", "--out=visualizations"]
     (make_images / "empty").mkdir()
     assert call("broken.png", "in", "gone.png", "empty", "--batch-size=1", *arguments) == 3
     error = capsys.readouterr().err
@@ -215,35 +222,40 @@ def test_what_cannot_be_read_is_named_and_the_status_says_so(asked, make_images,
     assert [one["file"] for one in skipped] == ["gone.png", "empty", "broken.png"]
 
 
-def test_nothing_readable_is_a_failure_and_writes_nothing(asked, make_images, capsys):
-    assert call("broken.png", "--labels=red,blue", "--csv=out.csv", "--out=cards") == 2
+def test_nothing_readable_is_a_failure_and_writes_nothing(query, make_images, capsys):
+    assert call("broken.png", "--labels=red,blue", "--csv=out.csv", "--out=visualizations") == 2
     assert "no image could be read" in capsys.readouterr().err
     assert call("gone.png", "--labels=red,blue", "--csv=out.csv") == 2
     assert not (make_images / "out.csv").exists()
-    assert not (make_images / "cards").exists()
+    assert not (make_images / "visualizations").exists()
 
 
-def test_each_image_gets_a_card_of_its_own(asked, make_images, capsys):
+def test_each_image_gets_a_card_of_its_own(query, make_images, capsys):
     arguments = ["in", "other/a.jpg", "in/*.png", "--phrases=a red eye", "--csv=out.csv"]
-    assert call(*arguments, "--out=cards") == 0
-    cards = sorted(path.relative_to("cards").as_posix() for path in Path("cards").rglob("*"))
-    assert cards == ["a-2.png", "a.png", "deep", "deep/a.png"]
-    assert {row["file"]: row["card"] for row in rows(make_images / "out.csv")} == {
+    assert call(*arguments, "--out=visualizations") == 0
+    visualizations = sorted(
+        path.relative_to("visualizations").as_posix() for path in Path("visualizations").rglob("*")
+    )
+    assert visualizations == ["a-2.png", "a.png", "deep", "deep/a.png"]
+    assert {row["file"]: row["visualization"] for row in rows(make_images / "out.csv")} == {
         "in/a.png": "a.png",
         "in/deep/a.png": "deep/a.png",
         "other/a.jpg": "a-2.png",
     }
-    before = (make_images / "cards/a-2.png").read_bytes()
-    assert call(*arguments, "--out=cards") == 2
+    before = (make_images / "visualizations/a-2.png").read_bytes()
+    assert call(*arguments, "--out=visualizations") == 2
     assert "'out.csv' exists" in capsys.readouterr().err
-    assert call("other", "--phrases=a red eye", "--out=cards") == 2
-    assert "'cards/a.png' exists; give another place, or --overwrite" in capsys.readouterr().err
-    assert (make_images / "cards/a-2.png").read_bytes() == before
-    assert call("other", "--phrases=a red eye", "--out=cards", "--overwrite") == 0
-    assert (make_images / "cards/a.png").read_bytes() == before
+    assert call("other", "--phrases=a red eye", "--out=visualizations") == 2
+    assert (
+        "'visualizations/a.png' exists; give another place, or --overwrite"
+        in capsys.readouterr().err
+    )
+    assert (make_images / "visualizations/a-2.png").read_bytes() == before
+    assert call("other", "--phrases=a red eye", "--out=visualizations", "--overwrite") == 0
+    assert (make_images / "visualizations/a.png").read_bytes() == before
 
 
-def test_an_image_is_never_replaced_by_its_card(asked, make_images, capsys):
+def test_an_image_is_never_replaced_by_its_visualization(query, make_images, capsys):
     before = (make_images / "in/a.png").read_bytes()
     for given in ("in", "in/a.png", "other"):
         assert call(given, "in", "--out=in", "--overwrite", "--phrases=a red eye") == 2
@@ -252,14 +264,14 @@ def test_an_image_is_never_replaced_by_its_card(asked, make_images, capsys):
 
 
 def test_cards_of_a_former_call_are_no_images(make_images):
-    (make_images / "in/cards").mkdir()
-    (make_images / "in/cards/a.png").write_bytes(b"")
-    found, nothing = find_images(["in"], make_images / "in/cards")
+    (make_images / "in/visualizations").mkdir()
+    (make_images / "in/visualizations/a.png").write_bytes(b"")
+    found, nothing = find_images(["in"], make_images / "in/visualizations")
     assert [str(target.file) for target in found] == ["in/a.png", "in/deep/a.png"]
     assert nothing == []
 
 
-def test_links_are_followed_and_lost_ones_named(asked, make_images, capsys):
+def test_links_are_followed_and_lost_ones_named(query, make_images, capsys):
     (make_images / "links").mkdir()
     (make_images / "links" / "folder").symlink_to(make_images / "other")
     (make_images / "links" / "one.png").symlink_to(make_images / "in/a.png")
@@ -290,7 +302,7 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(make_images):
     ]
 
 
-def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, make_images, capsys):
+def test_a_list_in_a_folder_with_a_number_sign_is_read(query, make_images, capsys):
     folder = make_images / "lists #1"
     folder.mkdir()
     (folder / "l.txt").write_text("red, dark\nblue\n")
@@ -312,7 +324,7 @@ def test_a_list_in_a_folder_with_a_number_sign_is_read(asked, make_images, capsy
     assert "class names and templates only" in capsys.readouterr().err
 
 
-def test_one_label_alone_says_that_it_is_certain(asked, make_images, capsys):
+def test_one_label_alone_says_that_it_is_certain(query, make_images, capsys):
     assert call("in/a.png", "--labels=either/or") == 0
     assert "'either/or' is the only label" in capsys.readouterr().err
 
@@ -321,7 +333,12 @@ def test_names_differ_where_case_is_not_told_apart(make_images):
     (make_images / "A.PNG").write_bytes(b"")
     (make_images / "a-2.bmp").write_bytes(b"")
     found, _ = find_images(["in/a.png", "A.PNG", "a-2.bmp", "other/a.jpg", "./A.PNG"], None)
-    assert [str(target.card) for target in found] == ["a.png", "A-2.png", "a-2-2.png", "a-3.png"]
+    assert [str(target.visualization) for target in found] == [
+        "a.png",
+        "A-2.png",
+        "a-2-2.png",
+        "a-3.png",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +350,7 @@ def test_names_differ_where_case_is_not_told_apart(make_images):
         (["--labels=gone.txt"], "There is no file 'gone.txt'"),
         (["--labels=descriptions.json"], "must hold a list of texts"),
         (["--labels=a", "--alpha=1"], "--alpha weighs the whole image"),
-        (["--labels=a", "--by=name_and_regions"], "goes with --descriptions"),
+        (["--labels=a", "--method=name_and_regions"], "goes with --descriptions"),
         (["--phrases=a", "--templates=t.json"], "goes with --labels"),
         (["--labels=a", "--descriptions=descriptions.json"], "No key of 'descriptions.json'"),
         (["--labels=a", "--csv=gone/out.csv"], "There is no folder 'gone'"),
@@ -343,7 +360,7 @@ def test_names_differ_where_case_is_not_told_apart(make_images):
         (["--labels=a", "--checkpoint=nowhere"], "There is no checkpoint in nowhere"),
     ],
 )
-def test_mistakes_are_one_line(asked, make_images, arguments, message, capsys):
+def test_mistakes_are_one_line(query, make_images, arguments, message, capsys):
     run = [] if "--checkpoint=nowhere" in arguments else ["--checkpoint=run"]
     assert main(["in/a.png", *run, *arguments]) == 2
     printed = capsys.readouterr()
@@ -358,9 +375,9 @@ def test_mistakes_are_one_line(asked, make_images, arguments, message, capsys):
     [
         ("--alpha=2", "'2' should be a number from 0 to 1"),
         ("--alpha=abc", "'abc' should be a number from 0 to 1"),
-        ("--top=0", "'0' should be a whole number of at least 1"),
+        ("--top_k=0", "'0' should be a whole number of at least 1"),
         ("--batch_size=1.5", "'1.5' should be a whole number of at least 1"),
-        ("--by=guess", "invalid choice 'guess' for argument '--by'"),
+        ("--method=guess", "invalid choice 'guess' for argument '--method"),
     ],
 )
 def test_values_out_of_range_are_refused(option, message, capsys):
@@ -379,7 +396,7 @@ def test_an_empty_text_names_no_image(make_images):
     assert find_images([""], None) == ([], [("''", "there is no such file or folder.")])
 
 
-def test_what_was_done_before_ctrl_c_is_kept(asked, make_images, monkeypatch, capsys):
+def test_what_was_done_before_ctrl_c_is_kept(query, make_images, monkeypatch, capsys):
     embed = Model.embed_images
     calls = []
 
@@ -404,21 +421,21 @@ def test_ctrl_c_before_the_first_image(make_images, monkeypatch, capsys):
     assert "Stopped; nothing was written." in capsys.readouterr().err
 
 
-def test_answers_are_kept_where_a_card_cannot_be_drawn(asked, make_images, monkeypatch, capsys):
+def test_answers_are_kept_where_a_card_cannot_be_drawn(query, make_images, monkeypatch, capsys):
     draw = predict.draw_answer
 
-    def full(answer, out, *, min_cosine):
+    def full(answer, out, *, score_threshold):
         if answer.target.file.parent.name == "deep":
             raise OSError("No space left on device")
-        draw(answer, out, min_cosine=min_cosine)
+        draw(answer, out, score_threshold=score_threshold)
 
     monkeypatch.setattr(predict, "draw_answer", full)
-    assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=cards") == 1
+    assert call("in", "--phrases=a red eye", "--csv=out.csv", "--out=visualizations") == 1
     assert "Error: No space left on device" in capsys.readouterr().err
     assert [row["file"] for row in rows(make_images / "out.csv")] == ["in/a.png"]
 
 
-def test_many_images_are_not_all_printed(asked, make_images, monkeypatch, capsys):
+def test_many_images_are_not_all_printed(query, make_images, monkeypatch, capsys):
     monkeypatch.setattr(screen, "MAX_SHOWN", 1)
     assert call("in", "--labels=red,blue") == 0
     printed = capsys.readouterr().out

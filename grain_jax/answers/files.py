@@ -12,18 +12,18 @@ from grain_jax.paths import expand_home
 
 @dataclass(frozen=True)
 class Target:
-    """An image to look at, and the name of its card below --output."""
+    """An image to look at, and the name of its visualization below --output."""
 
     file: Path
-    card: Path
+    visualization: Path
 
 
 def find_images(
     given: Sequence[str], out: Path | None
 ) -> tuple[list[Target], list[tuple[str, str]]]:
-    """The images that files, folders and globs name, each once and with a card of its own; and
-    what names none, with the reason. What lies in `out`, where that is inside a given folder, was
-    written by this command.
+    """The images that files, folders and globs name, each once and with a place for its
+    visualization; and what names none, with the reason. What lies in `out`, where that is inside a
+    given folder, was written by this command.
     """
     targets: list[Target] = []
     nothing: list[tuple[str, str]] = []
@@ -83,7 +83,7 @@ def _unreadable(content: FolderContent) -> list[tuple[str, str]]:
 
 
 def _written(file: Path, folder: Path, out: Path | None) -> bool:
-    """Whether it lies in `out`, and that is inside the folder: cards beside or above are
+    """Whether it lies in `out`, and that is inside the folder: visualizations beside or above are
     not a reason to leave anything out.
     """
     if out is None or out.resolve() in (folder.resolve(), *folder.resolve().parents):
@@ -93,12 +93,12 @@ def _written(file: Path, folder: Path, out: Path | None) -> bool:
 
 def _card_name(name: Path, taken: set[str]) -> Path:
     """A .png that no other image has, on file systems that do not tell case either."""
-    card, number = name.with_suffix(".png"), 1
-    while str(card).casefold() in taken:
+    visualization, number = name.with_suffix(".png"), 1
+    while str(visualization).casefold() in taken:
         number += 1
-        card = name.with_name(f"{name.stem}-{number}.png")
-    taken.add(str(card).casefold())
-    return card
+        visualization = name.with_name(f"{name.stem}-{number}.png")
+    taken.add(str(visualization).casefold())
+    return visualization
 
 
 def check_outputs(
@@ -121,7 +121,7 @@ def check_outputs(
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ValueError(f"--output={out} is a file; needed a folder.")
-        files += [out / target.card for target in targets]
+        files += [out / target.visualization for target in targets]
     read = {target.file.resolve() for target in targets}
     for path in files:
         if path.resolve() in read:

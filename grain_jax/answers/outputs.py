@@ -1,4 +1,4 @@
-"""What a model says of an image, as a card, CSV and JSON."""
+"""What a model says of an image, as a visualization, CSV and JSON."""
 
 import csv
 import dataclasses
@@ -15,27 +15,27 @@ from grain_jax.answers.files import Target
 from grain_jax.data.checks import read_image_bytes
 from grain_jax.data.transforms import decode_image
 from grain_jax.disk import whole_file, write_whole
-from grain_jax.inference.results import Classification, Grounding, SeenText
-from grain_jax.visualize.card import (
+from grain_jax.inference.results import Classification, GroundedText, Grounding
+from grain_jax.visualize.prediction import (
     NOT_FOUND,
     WHOLE,
-    CardLabel,
-    CardSection,
-    CardText,
-    draw_card,
+    LabelRow,
+    TextRow,
+    TextSection,
+    draw_prediction,
 )
 
 COLUMNS = (
     "file",
-    "asked",  # "label" or "phrase"
+    "query",  # "label" or "phrase"
     "rank",
     "text",
     "score",
     "probability",
-    "seen",  # the text whose region follows, if it has one
+    "grounded",  # the text whose region follows, if it has one
     "cosine",
     *("x0", "y0", "x1", "y1"),
-    "card",
+    "visualization",
 )
 # Of file names that are not UTF-8: `\\udcff` for the byte ff, which JSON reads back as the name.
 ESCAPED = "backslashreplace"
@@ -49,7 +49,7 @@ class Answer:
     labels: Classification | None
     phrases: Grounding | None
     boxes_xyxy: np.ndarray | None  # [Q, 4] of all regions, in pixels
-    view_xyxy: np.ndarray  # [4], the part of the image that the model saw
+    crop_xyxy: np.ndarray  # [4], the part of the image that the model saw
 
 
 @dataclass
@@ -61,130 +61,141 @@ class Outcome:
     interrupted: bool = False
 
 
-def draw_answer(answer: Answer, out: Path, *, min_cosine: float) -> None:
-    """The card: labels, the phrases that were asked, and the descriptions of the first label."""
+def draw_answer(answer: Answer, out: Path, *, score_threshold: float) -> None:
+    """The visualization: labels, the phrases, and the descriptions of the first label."""
     file = answer.target.file
     image = decode_image(read_image_bytes(file, name=file.name))
     height, width = image.shape[:2]
     scale = np.array([width, height, width, height], np.float32)
     labels = [] if answer.labels is None else answer.labels.ranked
     phrases = () if answer.phrases is None else answer.phrases.phrases
-    described = tuple(one for one in labels[0].seen if one not in phrases) if labels else ()
-    queries = {one.query for one in (*phrases, *described) if has_box(one, min_cosine)}
+    described = tuple(one for one in labels[0].grounded if one not in phrases) if labels else ()
+    queries = {one.query for one in (*phrases, *described) if has_box(one, score_threshold)}
     others = [
         box / scale
         for query, box in enumerate(() if answer.boxes_xyxy is None else answer.boxes_xyxy)
         if query not in queries
     ]
     sections = [
-        CardSection(
-            heading, tuple(_card_text(one, scale, min_cosine) for one in dict.fromkeys(seen))
+        TextSection(
+            heading, tuple(_text_row(one, scale, score_threshold) for one in dict.fromkeys(seen))
         )
         for heading, seen in (
             ("phrase", phrases),
             (f"description of {labels[0].label!r}" if labels else "", described),
         )
     ]
-    path = out / answer.target.card
+    path = out / answer.target.visualization
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as written:
-        draw_card(
+        draw_prediction(
             image,
             title=answer.target.file.name,
             labels=[
-                CardLabel(
+                LabelRow(
                     one.label,
                     one.probability,
                     one.score,
-                    (one.seen[0].text, one.seen[0].cosine) if one.seen else None,
+                    (one.grounded[0].text, one.grounded[0].cosine) if one.grounded else None,
                 )
                 for one in labels
             ],
             num_labels=0 if answer.labels is None else answer.labels.num_labels,
             sections=sections,
             others_xyxy=np.array(others, np.float32).reshape(-1, 4),
-            view_xyxy=answer.view_xyxy / scale,
+            crop_xyxy=answer.crop_xyxy / scale,
             path=written,
         )
 
 
-def _card_text(seen: SeenText, scale: np.ndarray, min_cosine: float) -> CardText:
+def _text_row(seen: GroundedText, scale: np.ndarray, score_threshold: float) -> TextRow:
     if seen.query is None:
-        return CardText(seen.text, seen.cosine, why=WHOLE)
-    if seen.box_xyxy is not None and has_box(seen, min_cosine):
-        return CardText(seen.text, seen.cosine, np.array(seen.box_xyxy, np.float32) / scale)
-    return CardText(seen.text, seen.cosine, why="" if seen.box_xyxy is None else NOT_FOUND)
+        return TextRow(seen.text, seen.cosine, why=WHOLE)
+    if seen.box_xyxy is not None and has_box(seen, score_threshold):
+        return TextRow(seen.text, seen.cosine, np.array(seen.box_xyxy, np.float32) / scale)
+    return TextRow(seen.text, seen.cosine, why="" if seen.box_xyxy is None else NOT_FOUND)
 
 
-def has_box(seen: SeenText, min_cosine: float) -> bool:
+def has_box(seen: GroundedText, score_threshold: float) -> bool:
     """Whether it was seen in a region, and surely enough."""
     has_region = seen.query is not None and seen.box_xyxy is not None
-    return has_region and seen.cosine >= min_cosine
+    return has_region and seen.cosine >= score_threshold
 
 
-def write_csv(path: Path, answers: Sequence[Answer], *, min_cosine: float, cards: bool) -> None:
+def write_csv(
+    path: Path, answers: Sequence[Answer], *, score_threshold: float, visualizations: bool
+) -> None:
     """A line for every label and phrase of each image."""
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, COLUMNS, restval="")
     writer.writeheader()
     for answer in answers:
-        card = str(answer.target.card) if cards else ""
-        for row in _rows(answer, min_cosine):
-            writer.writerow({"file": str(answer.target.file), "card": card} | row)
+        visualization = str(answer.target.visualization) if visualizations else ""
+        for row in _rows(answer, score_threshold):
+            writer.writerow({"file": str(answer.target.file), "visualization": visualization} | row)
     write_whole(path, lines.getvalue(), errors=ESCAPED)
 
 
 def write_json(
-    path: Path, outcome: Outcome, *, asked: Mapping[str, Any], min_cosine: float, cards: bool
+    path: Path,
+    outcome: Outcome,
+    *,
+    query: Mapping[str, Any],
+    score_threshold: float,
+    visualizations: bool,
 ) -> None:
-    """All answers with all boxes, what was skipped, and `asked`, which led to them."""
+    """All answers with all boxes, what was skipped, and `query`, which led to them."""
     report = {
-        **asked,
-        "images": [_entry(answer, min_cosine, cards=cards) for answer in outcome.answers],
+        **query,
+        "images": [
+            _entry(answer, score_threshold, visualizations=visualizations)
+            for answer in outcome.answers
+        ],
         "skipped": [{"file": name, "reason": reason} for name, reason in outcome.skipped],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     write_whole(path, text + "\n", errors=ESCAPED)
 
 
-def _rows(answer: Answer, min_cosine: float) -> Iterator[dict[str, Any]]:
-    """Lines of the table; a label comes with the description that is seen best."""
+def _rows(answer: Answer, score_threshold: float) -> Iterator[dict[str, Any]]:
+    """Lines of the table; a label comes with the best-matching description."""
     for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
-        row = {"asked": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
+        row = {"query": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
         row["probability"] = f"{one.probability:.6f}"
-        yield row | (_seen_row(one.seen[0], min_cosine) if one.seen else {})
+        yield row | (_grounded_row(one.grounded[0], score_threshold) if one.grounded else {})
     for seen in answer.phrases.phrases if answer.phrases else ():
-        row = {"asked": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
-        yield row | _seen_row(seen, min_cosine)
+        row = {"query": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
+        yield row | _grounded_row(seen, score_threshold)
 
 
-def _seen_row(seen: SeenText, min_cosine: float) -> dict[str, str]:
-    row = {"seen": seen.text, "cosine": f"{seen.cosine:.6f}"}
-    if seen.box_xyxy is None or not has_box(seen, min_cosine):
+def _grounded_row(seen: GroundedText, score_threshold: float) -> dict[str, str]:
+    row = {"grounded": seen.text, "cosine": f"{seen.cosine:.6f}"}
+    if seen.box_xyxy is None or not has_box(seen, score_threshold):
         return row
     corners = zip(("x0", "y0", "x1", "y1"), seen.box_xyxy, strict=True)
     return row | {name: f"{value:.1f}" for name, value in corners}
 
 
-def _seen_entry(seen: SeenText, min_cosine: float) -> dict[str, Any]:
-    found = {} if has_box(seen, min_cosine) else {"box_xyxy": None}
+def _grounded_entry(seen: GroundedText, score_threshold: float) -> dict[str, Any]:
+    found = {} if has_box(seen, score_threshold) else {"box_xyxy": None}
     return dataclasses.asdict(seen) | found
 
 
-def _entry(answer: Answer, min_cosine: float, *, cards: bool) -> dict[str, Any]:
+def _entry(answer: Answer, score_threshold: float, *, visualizations: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"file": str(answer.target.file)}
     for result in (answer.labels, answer.phrases):
         if result is not None:
             entry |= {"height": result.height, "width": result.width}
-    if cards:
-        entry["card"] = str(answer.target.card)
+    if visualizations:
+        entry["visualization"] = str(answer.target.visualization)
     if answer.labels is not None:
         entry["labels"] = [
-            dataclasses.asdict(one) | {"seen": [_seen_entry(text, min_cosine) for text in one.seen]}
+            dataclasses.asdict(one)
+            | {"grounded": [_grounded_entry(text, score_threshold) for text in one.grounded]}
             for one in answer.labels.ranked
         ]
     if answer.phrases is not None:
-        entry["phrases"] = [_seen_entry(one, min_cosine) for one in answer.phrases.phrases]
+        entry["phrases"] = [_grounded_entry(one, score_threshold) for one in answer.phrases.phrases]
     if answer.boxes_xyxy is not None:
         entry["boxes_xyxy"] = answer.boxes_xyxy.tolist()
     return _rounded(entry)

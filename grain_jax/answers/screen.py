@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from grain_jax.answers.outputs import Answer
-from grain_jax.visualize.card import CERTAIN, confidence
+from grain_jax.visualize.prediction import CERTAIN, confidence
 
 MAX_SHOWN = 20  # images on the screen; files hold all
 
 
-def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: float) -> None:
+def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold: float) -> None:
     """The first images' labels and phrases."""
     shown = answers[:MAX_SHOWN]
     names = _short_names([answer.target.file for answer in shown])
@@ -23,11 +23,11 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
     ]
     if labelled:
         count = labelled[0][1].num_labels
-        title = f"Labels, of {count:,}: chance is a probability of {1 / count:.1%}"
+        title = f"Labels, of {count:,}: random is a probability of {1 / count:.1%}"
         table = Table("image", "label", title=title, title_justify="left")
         for column in ("probability", "score"):
             table.add_column(column, justify="right")
-        described = any(one.seen for _, labels in labelled for one in labels.ranked)
+        described = any(one.grounded for _, labels in labelled for one in labels.ranked)
         if described:
             table.add_column("best-matching description")
         for name, labels in labelled:
@@ -35,7 +35,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
                 cells = ["" if rank else name, one.label]
                 cells += [f"{one.probability:.1%}", f"{one.score:.3f}"]
                 if described:
-                    best = one.seen[0] if one.seen else None
+                    best = one.grounded[0] if one.grounded else None
                     cells.append(f"{best.text} ({best.cosine:.2f})" if best else "")
                 sure = confidence(one.probability, labels.num_labels) >= CERTAIN
                 table.add_row(*map(escape, cells), style="bold" if sure else None)
@@ -51,7 +51,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, min_cosine: flo
         for name, grounding in phrased:
             for number, seen in enumerate(grounding.phrases):
                 corners = ", ".join(f"{value:.0f}" for value in seen.box_xyxy or ())
-                if seen.cosine < min_cosine:
+                if seen.cosine < score_threshold:
                     corners = "not found"
                 cells = ["" if number else name, seen.text, f"{seen.cosine:.2f}", corners]
                 table.add_row(*map(escape, cells))

@@ -203,7 +203,7 @@ def evaluate_set(
             final=final,
             details=details,
             features=features,
-            by=held_out.methods,
+            methods=held_out.methods,
         )
     elif details is not None:
         details.add_split(prefix, held_out.source)
@@ -254,7 +254,7 @@ def score_zero_shot(
     final: bool,
     details: ResultDetails | None = None,
     features: ImageFeatures | None = None,
-    by: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(METHODS),
 ) -> dict[str, float]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = None
@@ -266,7 +266,7 @@ def score_zero_shot(
         encoder,
         dataset,
         alphas=config.evaluation.alphas,
-        by=by,
+        methods=methods,
         prompt_ensembling=config.evaluation.prompt_ensembling,
         region_aggregation=config.evaluation.region_aggregation,
         features=features,

@@ -79,7 +79,7 @@ def evaluate_zero_shot(
     dataset: ZeroShotSet,
     *,
     alphas: Sequence[float],
-    by: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(METHODS),
     prompt_ensembling: str = "embedding",
     region_aggregation: str = "max_over_queries",
     features: ImageFeatures | None = None,
@@ -87,8 +87,8 @@ def evaluate_zero_shot(
     on_scores: OnScores | None = None,
 ) -> dict[str, float]:
     """Accuracies in [0, 1] of the set under "<set>/name" and "<set>/description/alpha<a>", and
-    "<set>/random". "name_and_regions" in `by` adds "<set>/name_and_regions/alpha<a>" for 0 < a < 1:
-    the name score with the region score mixed in, as the official protocol has it.
+    "<set>/random". "name_and_regions" in `methods` adds "<set>/name_and_regions/alpha<a>" for
+    0 < a < 1: the name score with the region score mixed in, as the official protocol has it.
 
     A model without regions, and a set without descriptions, report what they have: alpha = 1, or
     names only. With `details` each accuracy brings its /top5, /per_class, /low and /high.
@@ -96,14 +96,16 @@ def evaluate_zero_shot(
     ("description/alpha0.5"), the index of the first image of a block, the block's scores
     [n, K] and its true classes [n].
     """
-    check_methods(by)
+    check_methods(methods)
     texts = class_texts(dataset)
     position = {name: k for k, name in enumerate(dataset.class_names)}
     labels = label_indices(dataset, position)
     if features is None:
         with errors_about(f"Zero-shot set {dataset.name!r}"):
             features = encoder.images(dataset.source)
-    banks = encode_banks(encoder.texts, texts, by=by, has_regions=features.regions is not None)
+    banks = encode_banks(
+        encoder.texts, texts, methods=methods, has_regions=features.regions is not None
+    )
     hits: dict[str, _Hits] = {}
     rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
     for start in range(0, len(labels), rows):
@@ -115,7 +117,7 @@ def evaluate_zero_shot(
             prompt_ensembling=prompt_ensembling,
             region_aggregation=region_aggregation,
         )
-        scores = scores_by_method(components, alphas=alphas, by=by)
+        scores = scores_by_method(components, alphas=alphas, methods=methods)
         for method, values in scores.items():
             hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
             if on_scores is not None:

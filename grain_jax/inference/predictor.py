@@ -33,10 +33,10 @@ from grain_jax.inference.inputs import (
 from grain_jax.inference.results import (
     Box,
     Classification,
+    GroundedText,
     Grounding,
     ImageEmbeddings,
     RankedLabel,
-    SeenText,
     Skipped,
 )
 from grain_jax.models.bundle import ModelBundle
@@ -45,10 +45,13 @@ from grain_jax.zero_shot.methods import METHODS, ComponentScores, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
 
 BATCH_SIZE = 64  # images or texts at once
-ALPHA = 0.5  # share of the whole image where there are regions and descriptions
+ALPHA = 0.5  # weight of the global score where there are regions and descriptions
 MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
 # What an image may be compared with where there are descriptions; the first is the default.
-WAYS = ("description", *(name for name in METHODS if name not in ("description", "name")))
+DESCRIPTION_METHODS = (
+    "description",
+    *(name for name in METHODS if name not in ("description", "name")),
+)
 
 
 class Model:
@@ -99,7 +102,7 @@ class Model:
 
     @property
     def default_alpha(self) -> float:
-        """The share of the whole image in a score with descriptions."""
+        """The weight of the global score in a score with descriptions."""
         return ALPHA if self.has_regions else 1.0
 
     @property
@@ -115,37 +118,37 @@ class Model:
         descriptions: Mapping[str, Sequence[str]] | None = None,
         *,
         alpha: float | None = None,
-        top: int | None = 5,
-        by: str = "description",
+        top_k: int | None = 5,
+        method: str = "description",
         templates: Sequence[str] | None = None,
         description_template: str = "{}",
         progress: bool = False,
     ) -> list[Classification]:
-        """The `top` best labels (None: all) of each image, as `grain_jax.evaluate` scores them.
+        """The `top_k` best labels (None: all) of each image, as `grain_jax.evaluate` scores them.
 
         `labels` may be left out where `descriptions` has them all. Without `descriptions`: by name,
         in every one of `templates` ("{}" takes the name; None: the model's own). With them the
         score is alpha x whole image + (1 - alpha) x regions; the whole image meets the
-        descriptions, or with `by="name_and_regions"` the name (the official protocol). `alpha` is
-        0.5 if not given, and 1 for a model without (trained) regions. Raises ValueError.
+        descriptions, or with `method="name_and_regions"` the name (the official protocol). `alpha`
+        is 0.5 if not given, and 1 for a model without (trained) regions. Raises ValueError.
         """
         if labels is None:
             labels = tuple(checked_mapping(descriptions))
         texts = self._class_texts(labels, descriptions, templates, description_template)
-        self._check_way(by, description_template, described=descriptions is not None)
+        self._check_method(method, description_template, described=descriptions is not None)
         alpha = self._alpha(alpha, described=descriptions is not None)
-        if top is not None and top < 1:
-            raise ValueError(f"top={top} must be at least 1; None for all labels.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} must be at least 1; None for all labels.")
         embedded = self._embedded(images, progress=progress)
         # At its ends the mixture is one of its parts, and evaluation has it under that name.
-        way = by
-        if descriptions is None or (by == "name_and_regions" and alpha == 1):
-            way = "name"
-        elif by == "name_and_regions" and alpha == 0:
-            way = "description"
+        scored = method
+        if descriptions is None or (method == "name_and_regions" and alpha == 1):
+            scored = "name"
+        elif method == "name_and_regions" and alpha == 0:
+            scored = "description"
         settings = self.loaded.config.evaluation
         regions = embedded.regions
-        banks = encode_banks(self._texts, texts, by=(way,), has_regions=regions is not None)
+        banks = encode_banks(self._texts, texts, methods=(scored,), has_regions=regions is not None)
         components = ComponentScores(
             embedded.image,
             regions,
@@ -153,17 +156,19 @@ class Model:
             prompt_ensembling=settings.prompt_ensembling,
             region_aggregation=settings.region_aggregation,
         )
-        scores = METHODS[way].scores(components, alpha)
+        scores = METHODS[scored].scores(components, alpha)
         probabilities = _softmax(self.logit_scale * scores.astype(np.float64))
         results = []
         for n, name in enumerate(embedded.names):
-            best = np.argsort(-scores[n], kind="stable")[:top].tolist()
+            best = np.argsort(-scores[n], kind="stable")[:top_k].tolist()
             ranked = [
                 RankedLabel(
                     label=labels[k],
                     score=float(scores[n, k]),
                     probability=float(probabilities[n, k]),
-                    seen=() if way == "name" else self._seen(embedded, n, texts, k, alpha=alpha),
+                    grounded=()
+                    if scored == "name"
+                    else self._grounded(embedded, n, texts, k, alpha=alpha),
                 )
                 for k in best
             ]
@@ -180,7 +185,7 @@ class Model:
     ) -> list[Grounding]:
         """The region of each image that is most similar to each phrase.
 
-        There always is one: whether the phrase is true of the image, the cosine has to tell.
+        There always is one: whether the phrase is true of the image, the cosine has to say.
         Raises ValueError for a CLIP model, and where boxes or region embeddings were never trained.
         """
         if not (self.has_regions and self.loaded.has_boxes):
@@ -209,7 +214,7 @@ class Model:
         on_error: str = "stop",
         progress: bool = False,
     ) -> ImageEmbeddings:
-        """Embeddings of the images and their regions, to be asked as often as you like.
+        """Embeddings of the images and their regions, to be used as often as you like.
 
         `on_error` for an image that cannot be read: "stop" raises `ImageError`, a ValueError, with
         its name or position; "skip" leaves it out and lists it in `skipped`.
@@ -244,7 +249,7 @@ class Model:
             image=features.image[kept],
             regions=None if features.regions is None else features.regions[kept],
             boxes_xyxy=boxes,
-            view_xyxy=_to_pixels(whole, windows, sizes)[:, 0],
+            crop_xyxy=_to_pixels(whole, windows, sizes)[:, 0],
             skipped=tuple(
                 Skipped(i, source.name(i), reason) for i, reason in sorted(source.failed.items())
             ),
@@ -281,7 +286,7 @@ class Model:
         checked_texts(labels, "labels")
         if repeated := [label for label, count in Counter(labels).items() if count > 1]:
             raise ValueError(
-                f"Label {repeated[0]!r} is given more than once; labels are told apart by name."
+                f"Label {repeated[0]!r} is given more than once; labels are distinguished by name."
             )
         if isinstance(templates, str):
             raise ValueError(f"templates takes a list of texts, not one: [{templates!r}].")
@@ -297,15 +302,17 @@ class Model:
             self._say(undescribed_note("labels", texts.undescribed, len(labels)))
         return texts
 
-    def _check_way(self, by: str, description_template: str, *, described: bool) -> None:
-        if by not in WAYS:
-            raise ValueError(f"Unknown by={by!r}; choose one of {WAYS}.")
-        if by == "name_and_regions" and not (described and self.has_regions):
-            raise ValueError(f"by={by!r} needs a GRAIN model and descriptions for its regions.")
-        if description_template != "{}" and (by != "description" or not described):
+    def _check_method(self, method: str, description_template: str, *, described: bool) -> None:
+        if method not in DESCRIPTION_METHODS:
+            raise ValueError(f"Unknown method={method!r}; choose one of {DESCRIPTION_METHODS}.")
+        if method == "name_and_regions" and not (described and self.has_regions):
+            raise ValueError(
+                f"method={method!r} needs a GRAIN model and descriptions for its regions."
+            )
+        if description_template != "{}" and (method != "description" or not described):
             raise ValueError(
                 "description_template is what the whole image meets of a description; it needs "
-                "descriptions and by='description'."
+                "descriptions and method='description'."
             )
 
     def _kind(self) -> str:
@@ -315,7 +322,9 @@ class Model:
 
     def _alpha(self, alpha: float | None, *, described: bool) -> float:
         if alpha is not None and not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is the share of the whole image, from 0 to 1; got {alpha:g}.")
+            raise ValueError(
+                f"alpha is the weight of the global score, given {alpha:g}, expected 0 to 1."
+            )
         if alpha is not None and not described:
             raise ValueError(
                 f"alpha={alpha:g} weighs the whole image against regions, which are compared with "
@@ -327,16 +336,16 @@ class Model:
             )
         return self.default_alpha if alpha is None else alpha
 
-    def _seen(
+    def _grounded(
         self, embedded: ImageEmbeddings, n: int, texts: ClassTexts, k: int, *, alpha: float
-    ) -> tuple[SeenText, ...]:
-        """What tells class k in image n, surest first."""
+    ) -> tuple[GroundedText, ...]:
+        """The texts of class k in image n, highest-scoring first."""
         if alpha == 1 or embedded.regions is None:
             described = texts.descriptions[k]
             whole = self._texts(described, kind="caption") @ embedded.image[n]
-            view = _box(embedded.view_xyxy[n])
+            view = _box(embedded.crop_xyxy[n])
             seen = [
-                SeenText(text, float(cosine), None, view)
+                GroundedText(text, float(cosine), None, view)
                 for text, cosine in zip(described, whole, strict=True)
             ]
         else:
@@ -347,7 +356,7 @@ class Model:
         return tuple(sorted(seen, key=lambda one: -one.cosine))
 
     def _texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
-        """As `Encoder.texts`; a text that was asked before is not embedded again."""
+        """As `Encoder.texts`; a text that was embedded before is not embedded again."""
         missing = [text for text in dict.fromkeys(texts) if (kind, text) not in self._cached]
         if missing and len(self._cached) + len(missing) > MAX_CACHED_TEXTS:
             self._cached.clear()
@@ -385,12 +394,14 @@ def _best_regions(
     texts: Sequence[str],
     cosines: Float[np.ndarray, "Q T"],
     boxes_xyxy: Float[np.ndarray, "Q 4"] | None,
-) -> list[SeenText]:
+) -> list[GroundedText]:
     """`boxes_xyxy`: None where the model's boxes were never trained."""
     queries = cosines.argmax(axis=0)
     boxes = None if boxes_xyxy is None else [_box(boxes_xyxy[query]) for query in queries]
     return [
-        SeenText(text, float(cosines[query, t]), int(query), None if boxes is None else boxes[t])
+        GroundedText(
+            text, float(cosines[query, t]), int(query), None if boxes is None else boxes[t]
+        )
         for t, (text, query) in enumerate(zip(texts, queries, strict=True))
     ]
 

@@ -26,7 +26,7 @@ class ImageEmbeddings:
     image: Float[np.ndarray, "N E"]
     regions: Float[np.ndarray, "N Q E"] | None  # None for a CLIP model, or never trained
     boxes_xyxy: Float[np.ndarray, "N Q 4"] | None  # of the regions, in pixels of each image
-    view_xyxy: Float[np.ndarray, "N 4"]  # the part of each image that the model saw, likewise
+    crop_xyxy: Float[np.ndarray, "N 4"]  # the part of each image that the model saw, likewise
     skipped: tuple[Skipped, ...] = ()  # none of the N
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class ImageEmbeddings:
 
 
 @dataclass(frozen=True)
-class SeenText:
+class GroundedText:
     """A text and the region of an image that is most similar to it, or the whole image."""
 
     text: str
@@ -46,7 +46,8 @@ class SeenText:
 
 @dataclass(frozen=True)
 class RankedLabel:
-    """A label with its score; `seen`: its descriptions where each is seen best, surest first.
+    """A label with its score; `grounded`: its descriptions, each with its best-matching region,
+    highest-scoring first.
 
     Where the whole image alone decides (alpha 1, a CLIP model) they are as it met them, in their
     template. A label without descriptions has its name there, or its prompts.
@@ -55,7 +56,7 @@ class RankedLabel:
     label: str
     score: float  # cosines, mixed with alpha
     probability: float  # softmax of the model's logit scale x score over all labels given
-    seen: tuple[SeenText, ...]  # () by name alone
+    grounded: tuple[GroundedText, ...]  # () by name alone
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Classification:
     height: int
     width: int
     ranked: tuple[RankedLabel, ...]
-    num_labels: int  # that were asked for; `ranked` has the best of them
+    num_labels: int  # given; `ranked` has the best of them
 
     @property
     def label(self) -> str:
@@ -76,11 +77,11 @@ class Classification:
 
 @dataclass(frozen=True)
 class Grounding:
-    """Where in an image each of T phrases is seen best, in the order they were given."""
+    """The best-matching region of each of T phrases in an image, in the order they were given."""
 
     name: str
     height: int
     width: int
-    phrases: tuple[SeenText, ...]
+    phrases: tuple[GroundedText, ...]
     boxes_xyxy: Float[np.ndarray, "Q 4"]  # of all regions, in pixels
     cosines: Float[np.ndarray, "Q T"]  # of every region with every phrase

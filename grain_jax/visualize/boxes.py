@@ -1,4 +1,4 @@
-"""An image with numbered boxes: what the cards and the grounding sheet draw alike.
+"""An image with numbered boxes: what the visualizations and the grounding sheet draw alike.
 
 A number, on its box and beside its text, says which box is meant; the colour only helps.
 """

@@ -157,14 +157,14 @@ def check_methods(names: Collection[str]) -> None:
 
 
 def encode_banks(
-    encode_texts: EncodeTexts, texts: ClassTexts, *, by: Collection[str], has_regions: bool
+    encode_texts: EncodeTexts, texts: ClassTexts, *, methods: Collection[str], has_regions: bool
 ) -> ClassBanks:
-    """Encodes what the methods `by` compare images with; `has_regions`: whether the model has any.
+    """Encodes what the `methods` compare images with; `has_regions`: whether the model has any.
 
     Descriptions are left out where no class has one.
     """
     described = len(texts.undescribed) < len(texts.names)
-    wanted = set().union(*(METHODS[name].texts for name in by))
+    wanted = set().union(*(METHODS[name].texts for name in methods))
     return ClassBanks(
         names=text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
         if NAMES in wanted
@@ -179,14 +179,14 @@ def encode_banks(
 
 
 def scores_by_method(
-    components: ComponentScores, *, alphas: Sequence[float], by: Collection[str]
+    components: ComponentScores, *, alphas: Sequence[float], methods: Collection[str]
 ) -> dict[str, Float[np.ndarray, "N K"]]:
     """Scores of N images for K classes under "name", "description/alpha<a>" and so on: of the
-    methods `by`, those whose texts there are.
+    `methods`, those whose texts there are.
     """
     scores = {}
     for name, method in METHODS.items():
-        if name in by and method.texts <= components.banks.kinds():
+        if name in methods and method.texts <= components.banks.kinds():
             for alpha in method.alphas(alphas, has_regions=components.has_regions):
                 key = name if alpha is None else f"{name}/alpha{alpha:g}"
                 scores[key] = method.scores(components, alpha)

@@ -117,10 +117,10 @@ def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, st
     for encoder in (ours, theirs):
         features = encoder.images(dataset.source)
         banks = encode_banks(
-            encoder.texts, texts, by=METHODS, has_regions=features.regions is not None
+            encoder.texts, texts, methods=METHODS, has_regions=features.regions is not None
         )
         components = ComponentScores(features.image, features.regions, banks, **zero_shot)
-        scores = scores_by_method(components, alphas=ALPHAS, by=METHODS)
+        scores = scores_by_method(components, alphas=ALPHAS, methods=METHODS)
         answers.append({way: values.argmax(axis=1) for way, values in scores.items()})
         metrics.append(
             evaluate_zero_shot(encoder, dataset, alphas=ALPHAS, features=features, **zero_shot)

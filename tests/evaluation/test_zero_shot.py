@@ -108,7 +108,7 @@ def test_labels_must_be_classes():
             toy_encoder(), bird_set(class_names=("wren",), descriptions={}), alphas=(1.0,)
         )
     with pytest.raises(ValueError, match="Unknown method"):
-        evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(1.0,), by=("guess",))
+        evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(1.0,), methods=("guess",))
 
 
 def labelled_set(counts: dict[str, int]) -> ZeroShotSet:

@@ -349,7 +349,7 @@ def test_images_are_seen_as_by_the_processor_of_transformers(with_processor, fil
     assert nearest_other(theirs).min() > 5e-3  # ten times what is let pass below
     np.testing.assert_allclose(found.image[same], theirs[same], atol=1e-4)
     np.testing.assert_allclose(found.image, theirs, atol=5e-4)
-    answers = loaded.classify(found, labels, templates=["{}"], top=None)
+    answers = loaded.classify(found, labels, templates=["{}"], top_k=None)
     scores = [{ranked.label: ranked.score for ranked in answer.ranked} for answer in answers]
     ours = [[score[label] for label in labels] for score in scores]
     np.testing.assert_allclose(np.array(ours)[same], cosines[same], atol=1e-4)

@@ -107,12 +107,16 @@ def test_it_agrees_with_the_evaluation_command(run_folder, model, labelled, tmp_
         compared.append(tuple(ranks))
         assert len({result.label for result in results}) > 2  # of 6: not all images alike
 
-    check("name", top=None)
+    check("name", top_k=None)
     for alpha in (1.0, 0.3, 0.0):
-        check(f"description/alpha{alpha:g}", DESCRIPTIONS, alpha=alpha, top=None)
-    check("name_and_regions/alpha0.3", DESCRIPTIONS, alpha=0.3, by="name_and_regions", top=None)
+        check(f"description/alpha{alpha:g}", DESCRIPTIONS, alpha=alpha, top_k=None)
+    check(
+        "name_and_regions/alpha0.3", DESCRIPTIONS, alpha=0.3, method="name_and_regions", top_k=None
+    )
     assert len(set(compared)) == len(compared)  # no way is right by being another
-    with_name = model.classify(embedded, list(DESCRIPTIONS), DESCRIPTIONS, alpha=1.0, by=WITH_NAME)
+    with_name = model.classify(
+        embedded, list(DESCRIPTIONS), DESCRIPTIONS, alpha=1.0, method=WITH_NAME
+    )
     by_name = model.classify(embedded, list(DESCRIPTIONS))
     assert [one.label for one in with_name] == [one.label for one in by_name]
 
@@ -237,7 +241,7 @@ def test_boxes_are_in_pixels_of_the_image_given(resize, red, blue, view):
         np.testing.assert_allclose(second.box_xyxy, red, atol=1e-4)
         np.testing.assert_allclose(grounding.boxes_xyxy, [red, blue], atol=1e-4)
         np.testing.assert_allclose(grounding.cosines, [[0, 1], [1, 0]], atol=0.15)  # bicubic
-    np.testing.assert_allclose(model.embed_images(pixels).view_xyxy, [view])
+    np.testing.assert_allclose(model.embed_images(pixels).crop_xyxy, [view])
 
 
 def test_a_label_says_which_of_its_descriptions_was_seen_where():
@@ -246,10 +250,10 @@ def test_a_label_says_which_of_its_descriptions_was_seen_where():
     (result,) = model.classify(make_image("red", "green", "red"), ["crow", "parrot"], described)
     assert result.label == "crow"  # red in the whole and in a region
     best, second = result.ranked
-    assert [(one.text, one.query) for one in best.seen] == [("red eye", 1)]
-    assert best.seen[0].box_xyxy == pytest.approx((2, 0, 4, 4))
-    assert [one.text for one in second.seen] == ["green wing", "blue tail"]
-    assert [one.cosine for one in second.seen] == pytest.approx([1, 0])
+    assert [(one.text, one.query) for one in best.grounded] == [("red eye", 1)]
+    assert best.grounded[0].box_xyxy == pytest.approx((2, 0, 4, 4))
+    assert [one.text for one in second.grounded] == ["green wing", "blue tail"]
+    assert [one.cosine for one in second.grounded] == pytest.approx([1, 0])
     assert best.score == pytest.approx(1.0)
     assert second.score == pytest.approx(0.25)  # half the regions of one of two descriptions
     odds = best.probability / second.probability
@@ -274,14 +278,14 @@ def test_what_decided_is_what_was_compared():
     described = {"a": ["red", "green"], "b": ["blue"]}
     embedded = model.embed_images(make_image("red", "blue", "blue"))
     (whole,) = model.classify(embedded, ["a", "b"], described, alpha=1.0)
-    assert [(one.text, one.query) for one in whole.ranked[0].seen] == [
+    assert [(one.text, one.query) for one in whole.ranked[0].grounded] == [
         ("red", None),
         ("green", None),
     ]
-    (named,) = model.classify(embedded, ["a", "b"], described, alpha=1.0, by="name_and_regions")
-    assert [ranked.seen for ranked in named.ranked] == [(), ()]
+    (named,) = model.classify(embedded, ["a", "b"], described, alpha=1.0, method="name_and_regions")
+    assert [ranked.grounded for ranked in named.ranked] == [(), ()]
     (regions,) = model.classify(embedded, ["a", "b"], described, alpha=0.0)
-    assert all(one.query is not None for ranked in regions.ranked for one in ranked.seen)
+    assert all(one.query is not None for ranked in regions.ranked for one in ranked.grounded)
 
 
 def test_the_logit_scale_is_held_within_its_bounds():
@@ -296,12 +300,12 @@ def test_a_clip_model_classifies_but_grounds_nothing():
     assert embedded.regions is None
     assert embedded.boxes_xyxy is None
     (result,) = model.classify(embedded, ["x", "y"], {"x": ["blue"], "y": ["red", "red one"]})
-    seen = result.ranked[0].seen  # in the whole image, as nothing else decides
+    seen = result.ranked[0].grounded  # in the whole image, as nothing else decides
     assert (result.label, [one.text for one in seen]) == ("y", ["red", "red one"])
     height, width = embedded.sizes[0]
     assert [(one.query, one.box_xyxy) for one in seen] == [(None, (0, 0, width, height))] * 2
     assert np.mean([one.cosine for one in seen]) == pytest.approx(result.ranked[0].score)
-    assert model.classify(embedded, ["red", "blue"])[0].ranked[0].seen == ()
+    assert model.classify(embedded, ["red", "blue"])[0].ranked[0].grounded == ()
     with pytest.raises(ValueError, match="CLIP model, which has no regions"):
         model.ground(embedded, ["red"])
     with pytest.raises(ValueError, match=r"alpha=0.5 needs regions"):
@@ -309,7 +313,7 @@ def test_a_clip_model_classifies_but_grounds_nothing():
     with pytest.raises(ValueError, match="by another model, without regions"):
         toy_model().ground(embedded, ["red"])
     with pytest.raises(ValueError, match="by another model, without regions"):
-        toy_model().classify(embedded, ["x"], {"x": ["blue"]}, by="name_and_regions")
+        toy_model().classify(embedded, ["x"], {"x": ["blue"]}, method="name_and_regions")
 
 
 WRONG_TYPES = """
@@ -429,10 +433,10 @@ def test_what_is_no_image_is_refused(images, message):
         ((["red"], {"red": "a crest"}), {}, "must be a list of texts"),
         ((["red"], {"red": [" "]}), {}, "holds no text"),
         ((["red"],), {"alpha": 0.5}, "give some, or leave alpha out"),
-        ((["red"], {"red": ["x"]}), {"alpha": 1.5}, "from 0 to 1; got 1.5"),
-        ((["red"],), {"top": 0}, "at least 1"),
-        ((["red"], {"red": ["x"]}), {"by": "guess"}, "Unknown by='guess'"),
-        ((["red"],), {"by": WITH_NAME}, "needs a GRAIN model and descriptions"),
+        ((["red"], {"red": ["x"]}), {"alpha": 1.5}, "given 1.5, expected 0 to 1"),
+        ((["red"],), {"top_k": 0}, "at least 1"),
+        ((["red"], {"red": ["x"]}), {"method": "guess"}, "Unknown method='guess'"),
+        ((["red"],), {"method": WITH_NAME}, "needs a GRAIN model and descriptions"),
         ((["red"],), {"description_template": "a {}"}, "needs descriptions"),
         ((["red"],), {"templates": "a {}"}, "templates takes a list"),
         ((["red"],), {"templates": ["a photo"]}, r"exactly one '\{\}'"),

@@ -28,10 +28,12 @@ def encode(texts: list[str], *, kind: str) -> np.ndarray:
     return unit(np.stack([np.random.default_rng(seed).normal(size=8) for seed in seeds]))
 
 
-def components(*, regions: bool = True, descriptions=DESCRIPTIONS, by=METHODS) -> ComponentScores:
+def components(
+    *, regions: bool = True, descriptions=DESCRIPTIONS, methods=METHODS
+) -> ComponentScores:
     rng = np.random.default_rng(0)
     texts = make_class_texts(NAMES, templates=("a {}",), descriptions=descriptions)
-    banks = encode_banks(encode, texts, by=by, has_regions=regions)
+    banks = encode_banks(encode, texts, methods=methods, has_regions=regions)
     image, queries = unit(rng.normal(size=(5, 8))), unit(rng.normal(size=(5, 4, 8)))
     return ComponentScores(
         image,
@@ -48,8 +50,8 @@ def components(*, regions: bool = True, descriptions=DESCRIPTIONS, by=METHODS) -
 def test_every_method_scores_every_class_or_leaves_itself_out(name, regions, descriptions):
     """Finite, of the right shape, for whatever the model and the texts have, asked for alone."""
     assert isinstance(METHODS[name], ZeroShotMethod)
-    parts = components(regions=regions, descriptions=descriptions, by=(name,))
-    found = scores_by_method(parts, alphas=ALPHAS, by=(name,))
+    parts = components(regions=regions, descriptions=descriptions, methods=(name,))
+    found = scores_by_method(parts, alphas=ALPHAS, methods=(name,))
     for key, values in found.items():
         assert key.partition("/alpha")[0] == name
         assert values.shape == (5, len(NAMES))
@@ -68,7 +70,7 @@ def test_alphas_are_some_of_those_given_or_the_whole_image(name):
 
 def test_alpha_weighs_the_image_against_its_regions():
     parts = components()
-    scores = scores_by_method(parts, alphas=ALPHAS, by=METHODS)
+    scores = scores_by_method(parts, alphas=ALPHAS, methods=METHODS)
     assert list(scores) == [
         "name",
         "name_and_regions/alpha0.25",
@@ -94,7 +96,7 @@ def test_only_what_the_methods_compare_with_is_encoded():
         return encode(texts, kind=kind)
 
     texts = make_class_texts(NAMES, templates=("a {}",), descriptions={})
-    encode_banks(note, texts, by=("name", "description"), has_regions=True)
+    encode_banks(note, texts, methods=("name", "description"), has_regions=True)
     assert kinds == ["caption"]  # the names: no class has a description
 
 

@@ -1,4 +1,6 @@
-"""The card of one image: labels with their probabilities, and the regions that texts match best."""
+"""The visualization of one image: labels with probabilities, and regions with the texts
+that match them best.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +24,8 @@ MAX_ENTRIES = 24  # texts under the image
 
 
 @dataclass(frozen=True)
-class CardLabel:
-    """A label with its probability among all that were asked; `match`: the description of it that
+class LabelRow:
+    """A label with its probability among all that were query; `match`: the description of it that
     the image matches best, with its cosine.
     """
 
@@ -34,7 +36,7 @@ class CardLabel:
 
 
 @dataclass(frozen=True)
-class CardText:
+class TextRow:
     """A text and its cosine with the region it matches best; without a box where there is none,
     for the reason `why`.
     """
@@ -46,16 +48,16 @@ class CardText:
 
 
 @dataclass(frozen=True)
-class CardSection:
+class TextSection:
     """Texts under the image with the heading of their column."""
 
     heading: str
-    texts: tuple[CardText, ...]
+    texts: tuple[TextRow, ...]
 
 
 @dataclass
 class _Line:
-    """A line of text on the card; `columns` are right-aligned at inches from the left edge."""
+    """A line of text; `columns` are right-aligned at inches from the left edge."""
 
     text: str = ""
     left: float = MARGIN
@@ -64,36 +66,36 @@ class _Line:
     weight: str = "normal"
     columns: tuple[tuple[float, str], ...] = ()
     tag: int | None = None
-    bar: tuple[float, float] | None = None  # probability, and that of chance
+    bar: tuple[float, float] | None = None  # probability, and that of random
     height: float = LINE
     after: float = 0.0  # inches left below it
 
 
 def confidence(probability: float, num_labels: int) -> float:
-    """From 0 at chance (or below, or with a single label) to 1 where a label is certain."""
+    """From 0 at random (or below, or with a single label) to 1 where a label is certain."""
     if num_labels < 2:
         return 0.0
-    chance = 1 / num_labels
-    return max(0.0, (probability - chance) / (1 - chance))
+    random = 1 / num_labels
+    return max(0.0, (probability - random) / (1 - random))
 
 
-def draw_card(
+def draw_prediction(
     image: UInt8[np.ndarray, "H W 3"],
     *,
     title: str,
-    labels: Sequence[CardLabel],
+    labels: Sequence[LabelRow],
     num_labels: int,
-    sections: Sequence[CardSection],
+    sections: Sequence[TextSection],
     others_xyxy: Float[np.ndarray, "n 4"],
-    view_xyxy: Float[np.ndarray, "4"],
+    crop_xyxy: Float[np.ndarray, "4"],
     path: Path,
 ) -> None:
     """Writes one image (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
 
-    Above it the highest-scoring of `num_labels` labels, bold where one is far above chance and
+    Above it the highest-scoring of `num_labels` labels, bold where one is far above random and
     faint where it is near; below it the texts of each section in full, under the number of their
     box, which texts may share. Other regions are grey and dashed, and what lies outside
-    `view_xyxy`, which the model did not see, is pale.
+    `crop_xyxy`, which the model did not see, is pale.
     """
     height, width = image.shape[:2]
     scale = LONG_SIDE / max(height, width)
@@ -115,14 +117,14 @@ def draw_card(
     canvas = Canvas.blank(*page, dpi=DPI)
     _draw_lines(canvas, above, MARGIN)
     axes = canvas.panel(_shrunk(image), MARGIN + (LONG_SIDE - size[0]) / 2, top, size=size)
-    _pale_outside(axes, view_xyxy)
+    _pale_outside(axes, crop_xyxy)
     others = [NumberedBox(box, dashed=True) for box in others_xyxy]
     draw_boxes(axes, [*others, *boxes], size=size)
     _draw_lines(canvas, below, top + size[1] + MARGIN)
     canvas.figure.savefig(path, format="png")
 
 
-def _label_lines(labels: Sequence[CardLabel], num_labels: int, measure: Measure) -> list[_Line]:
+def _label_lines(labels: Sequence[LabelRow], num_labels: int, measure: Measure) -> list[_Line]:
     if not labels:
         return []
     right = MARGIN + LONG_SIDE
@@ -149,13 +151,13 @@ def _label_lines(labels: Sequence[CardLabel], num_labels: int, measure: Measure)
                     _Line(part, left=MARGIN + 0.15, size=SMALL, colour=FAINT, height=0.165)
                 )
     if num_labels > 1:
-        chance = f"chance: {100 / num_labels:.2g} % (the line across a bar)"
-        lines.append(_Line(chance, size=SMALL, colour=FAINT))
+        random = f"random: {100 / num_labels:.2g} % (the line across a bar)"
+        lines.append(_Line(random, size=SMALL, colour=FAINT))
     return lines
 
 
 def _section_lines(
-    sections: Sequence[CardSection], boxes: list[NumberedBox], measure: Measure
+    sections: Sequence[TextSection], boxes: list[NumberedBox], measure: Measure
 ) -> list[_Line]:
     """The key; adds the boxes it numbers to `boxes`, one for texts that share one."""
     right, left = MARGIN + LONG_SIDE, MARGIN + TAG[0] + 0.1
@@ -211,9 +213,9 @@ def _draw_lines(canvas: Canvas, lines: Sequence[_Line], top: float) -> None:
 
 
 def _draw_bar(
-    canvas: Canvas, baseline: float, probability: float, chance: float, *, colour: str
+    canvas: Canvas, baseline: float, probability: float, random: float, *, colour: str
 ) -> None:
-    """A bar as long as the probability, with chance as a line across it."""
+    """A bar as long as the probability, with random as a line across it."""
     left, length = MARGIN + LONG_SIDE - PROBABILITY + 0.12, PROBABILITY - 0.75
 
     def add(x: float, width: float, tall: float, fill: str) -> None:
@@ -230,18 +232,18 @@ def _draw_bar(
 
     add(left, length, 0.09, "#e3e5e8")
     add(left, length * probability, 0.09, colour)
-    add(left + length * chance - 0.006, 0.012, 0.15, INK)
+    add(left + length * random - 0.006, 0.012, 0.15, INK)
 
 
 def _shrunk(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """No more pixels than the card has: smoothing a photograph takes seconds otherwise."""
+    """No more pixels than the visualization has: smoothing a photograph takes seconds otherwise."""
     shrunk = Image.fromarray(image)
     shrunk.thumbnail((LONG_SIDE * DPI, LONG_SIDE * DPI), Image.Resampling.LANCZOS)
     return np.asarray(shrunk)
 
 
-def _pale_outside(axes: Any, view_xyxy: Float[np.ndarray, "4"]) -> None:
-    x0, y0, x1, y1 = view_xyxy.tolist()
+def _pale_outside(axes: Any, crop_xyxy: Float[np.ndarray, "4"]) -> None:
+    x0, y0, x1, y1 = crop_xyxy.tolist()
     for left, top, right, bottom in (
         (0, 0, x0, 1),
         (x1, 0, 1, 1),

@@ -1,4 +1,4 @@
-"""The card of an image, and what it shares with the sheet: colours, numbers, text that fits."""
+"""The visualization of an image, and what it shares with the sheet: colours, numbers, texts."""
 
 import itertools
 
@@ -23,31 +23,31 @@ from grain_jax.visualize.canvas import (
     drawable,
     ink_on,
 )
-from grain_jax.visualize.card import (
+from grain_jax.visualize.prediction import (
     LONG_SIDE,
     NOT_FOUND,
     WHOLE,
-    CardLabel,
-    CardSection,
-    CardText,
+    LabelRow,
+    TextRow,
+    TextSection,
     confidence,
-    draw_card,
+    draw_prediction,
 )
 
 LONG = "a long-tailed bird with a narrow yellow ring around each of its eyes " * 4
 
 
-def card(path, image=None, **given):
+def visualization(path, image=None, **given):
     settings = {
         "title": "bird.jpg",
         "labels": [],
         "num_labels": 0,
         "sections": [],
         "others_xyxy": np.zeros((0, 4), np.float32),
-        "view_xyxy": np.array([0, 0, 1, 1], np.float32),
+        "crop_xyxy": np.array([0, 0, 1, 1], np.float32),
     }
     image = np.zeros((80, 80, 3), np.uint8) if image is None else image
-    draw_card(image, path=path, **settings | given)
+    draw_prediction(image, path=path, **settings | given)
 
 
 @pytest.fixture
@@ -98,10 +98,10 @@ def test_colours_differ_to_the_colour_blind(cones):
 
 
 def test_a_long_text_is_wrapped_and_whole(drawn, tmp_path):
-    found = CardText(LONG, 0.5, box(0.1, 0.1, 0.9, 0.9))
-    labels = [CardLabel(LONG + "warbler", 0.4, 0.3, (LONG, 0.2)), CardLabel("wren", 0.3, 0.2)]
-    sections = [CardSection("phrase", (found,))]
-    card(tmp_path / "card.png", labels=labels, num_labels=3, sections=sections)
+    found = TextRow(LONG, 0.5, box(0.1, 0.1, 0.9, 0.9))
+    labels = [LabelRow(LONG + "warbler", 0.4, 0.3, (LONG, 0.2)), LabelRow("wren", 0.3, 0.2)]
+    sections = [TextSection("phrase", (found,))]
+    visualization(tmp_path / "visualization.png", labels=labels, num_labels=3, sections=sections)
     texts = [text for text, _ in texts_of(drawn[0])]
     words = " ".join(text for text in texts if not set(text) <= set("0123456789. %"))
     assert words.count(" ".join(LONG.split())) == 2  # as a label and as a phrase
@@ -109,25 +109,25 @@ def test_a_long_text_is_wrapped_and_whole(drawn, tmp_path):
 
 
 def test_columns_have_names_and_the_number_of_labels_is_said(drawn, tmp_path):
-    labels = [CardLabel("tern", 0.06, 0.281, ("a black cap", 0.31)), CardLabel("wren", 0.05, 0.28)]
+    labels = [LabelRow("tern", 0.06, 0.281, ("a black cap", 0.31)), LabelRow("wren", 0.05, 0.28)]
     sections = [
-        CardSection("phrase", (CardText("a beak", 0.4, box(0, 0, 1, 1)),)),
-        CardSection("description of 'tern'", (CardText("a black cap", 0.31, why=WHOLE),)),
+        TextSection("phrase", (TextRow("a beak", 0.4, box(0, 0, 1, 1)),)),
+        TextSection("description of 'tern'", (TextRow("a black cap", 0.31, why=WHOLE),)),
     ]
-    card(tmp_path / "card.png", labels=labels, num_labels=81, sections=sections)
+    visualization(tmp_path / "visualization.png", labels=labels, num_labels=81, sections=sections)
     texts = [text for text, _ in texts_of(drawn[0])]
     for text in (
         *("highest-scoring of 81 labels", "score", "probability", "phrase", "cosine"),
         *("best-matching description: a black cap (0.31)", "description of 'tern'"),
-        *("chance: 1.2 % (the line across a bar)", "6.0 %", "0.281", "whole image: a black cap"),
+        *("random: 1.2 % (the line across a bar)", "6.0 %", "0.281", "whole image: a black cap"),
     ):
         assert text in texts, text
 
 
 def test_a_label_is_as_bold_as_it_is_likely(drawn, tmp_path):
     def looks(probability: float, num_labels: int) -> tuple[str, str]:
-        label = CardLabel("tern", probability, 0.28)
-        card(tmp_path / "card.png", labels=[label], num_labels=num_labels)
+        label = LabelRow("tern", probability, 0.28)
+        visualization(tmp_path / "visualization.png", labels=[label], num_labels=num_labels)
         (text,) = [text for text in drawn.pop().texts if text.get_text() == "tern"]
         return text.get_weight(), text.get_color()
 
@@ -142,12 +142,12 @@ def test_a_label_is_as_bold_as_it_is_likely(drawn, tmp_path):
 
 def test_texts_share_the_number_of_their_box(drawn, tmp_path):
     texts = (
-        CardText("a dog", 0.4, box(0.1, 0.1, 0.5, 0.5)),
-        CardText("an animal", 0.3, box(0.1, 0.1, 0.5, 0.5)),
-        CardText("a hat", 0.2, box(0.6, 0.1, 0.9, 0.5)),
-        CardText("a unicorn", 0.1, why=NOT_FOUND),
+        TextRow("a dog", 0.4, box(0.1, 0.1, 0.5, 0.5)),
+        TextRow("an animal", 0.3, box(0.1, 0.1, 0.5, 0.5)),
+        TextRow("a hat", 0.2, box(0.6, 0.1, 0.9, 0.5)),
+        TextRow("a unicorn", 0.1, why=NOT_FOUND),
     )
-    card(tmp_path / "card.png", sections=[CardSection("phrase", texts)])
+    visualization(tmp_path / "visualization.png", sections=[TextSection("phrase", texts)])
     (figure,) = drawn
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2"]
     tags = [text.get_text() for text in figure.texts if text.get_text() in ("1", "2")]
@@ -157,16 +157,16 @@ def test_texts_share_the_number_of_their_box(drawn, tmp_path):
 
 @pytest.mark.parametrize("shape", [(60, 200), (200, 60), (40, 4000), (3, 2)])
 def test_texts_stay_on_the_card_and_apart(drawn, shape, tmp_path):
-    many = tuple(CardText(f"{LONG}{i}", 0.5, box(0, 0, 0.1 * (i % 5), 1)) for i in range(30))
-    card(
-        tmp_path / "card.png",
+    many = tuple(TextRow(f"{LONG}{i}", 0.5, box(0, 0, 0.1 * (i % 5), 1)) for i in range(30))
+    visualization(
+        tmp_path / "visualization.png",
         np.zeros((*shape, 3), np.uint8),
         title="$TITLE$ " * 40,
-        labels=[CardLabel("WIDE" * 60, 0.999, 0.5)],
+        labels=[LabelRow("WIDE" * 60, 0.999, 0.5)],
         num_labels=2,
-        sections=[CardSection("phrase", many), CardSection("description", many[:1])],
+        sections=[TextSection("phrase", many), TextSection("description", many[:1])],
         others_xyxy=np.array([[0, 0, 1, 1]], np.float32),
-        view_xyxy=np.array([0.2, 0, 0.8, 1], np.float32),
+        crop_xyxy=np.array([0.2, 0, 0.8, 1], np.float32),
     )
     (figure,) = drawn
     places = texts_of(figure)
@@ -184,8 +184,12 @@ def test_scripts_without_a_font_are_escaped_and_said(drawn, tmp_path, monkeypatc
     monkeypatch.setattr(canvas, "_family_of", lambda code: None)  # as where only matplotlib's is
     drawable.cache_clear()
     try:
-        texts = (CardText("红 bird", 0.5), CardText("\U0001f469\u200d\U0001f680", 0.4))
-        card(tmp_path / "card.png", title="a\udcff.png", sections=[CardSection("phrase", texts)])
+        texts = (TextRow("红 bird", 0.5), TextRow("\U0001f469\u200d\U0001f680", 0.4))
+        visualization(
+            tmp_path / "visualization.png",
+            title="a\udcff.png",
+            sections=[TextSection("phrase", texts)],
+        )
     finally:
         drawable.cache_clear()
     shown = [text for text, _ in texts_of(drawn[0])]
@@ -238,19 +242,19 @@ def test_numbers_on_boxes_do_not_cover_each_other(size):
         assert all(0 <= x <= 1 - wide + 1e-9 and 0 <= y <= 1 - tall + 1e-9 for x, y in places)
 
 
-def test_boxes_and_the_unseen_part_show_on_the_card(tmp_path):
+def test_boxes_and_the_unseen_part_show_on_the_visualization(tmp_path):
     def pixels(**given) -> np.ndarray:
-        path = tmp_path / "card.png"
-        card(path, **given)
+        path = tmp_path / "visualization.png"
+        visualization(path, **given)
         return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
     plain = pixels()
-    found = CardText("x", 0.5, box(0.2, 0.2, 0.8, 0.8))
+    found = TextRow("x", 0.5, box(0.2, 0.2, 0.8, 0.8))
     colour = np.array(colors.to_rgb(PALETTE[0])) * 255
-    first = np.abs(pixels(sections=[CardSection("phrase", (found,))]) - colour).max(axis=-1) < 8
+    first = np.abs(pixels(sections=[TextSection("phrase", (found,))]) - colour).max(axis=-1) < 8
     assert first.sum() > 500
     assert not (np.abs(plain - colour).max(axis=-1) < 8).any()
-    cropped = pixels(view_xyxy=np.array([0.25, 0, 0.75, 1], np.float32))
+    cropped = pixels(crop_xyxy=np.array([0.25, 0, 0.75, 1], np.float32))
     assert (plain == 0).all(axis=-1).mean() > 1.8 * (cropped == 0).all(axis=-1).mean()
 
 
