@@ -60,7 +60,6 @@ def test_the_same_value_twice_is_refused_unless_it_may_be(capsys):
     with pytest.raises(NotParsed):
         parse(Few, twice, command="some", description="Text.")
     assert parse(Few, twice, command="some", description="Text.", may_repeat=True).one == "a"
-    assert parse(Few, ["--", "--one", "--one"], command="some", description="").images
 
 
 MAINS = {
