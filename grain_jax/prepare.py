@@ -18,8 +18,8 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from grain_jax.command_line import ExitStatus, Parser, end, status_of
-from grain_jax.data.build_dataset import Plan, Progress, build_split
-from grain_jax.data.checks import Figures
+from grain_jax.data.build_dataset import DatasetBuildSpec, Progress, build_split
+from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
 from grain_jax.paths import path_option
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     escape_unprintable()
     options = _parse(arguments)
-    plan = Plan(
+    plan = DatasetBuildSpec(
         format=options.format,
         input=options.input,
         images=options.images,
@@ -102,7 +102,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _build(plan: Plan, workers: int, console: Console) -> Figures:
+def _build(plan: DatasetBuildSpec, workers: int, console: Console) -> DatasetStatistics:
     with ProgressBar(
         TextColumn(plan.split),
         BarColumn(),
@@ -114,14 +114,14 @@ def _build(plan: Plan, workers: int, console: Console) -> Figures:
         task = bar.add_task("", total=None, state="reading the input")
 
         def show(progress: Progress) -> None:
-            dropped = progress.figures.dropped_images.total()
-            state = f"{progress.figures.images} images, {dropped} dropped"
+            dropped = progress.statistics.dropped_images.total()
+            state = f"{progress.statistics.images} images, {dropped} dropped"
             bar.update(task, total=progress.total, completed=progress.entries, state=state)
 
         return build_split(plan, workers=workers, progress=show)
 
 
-def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
+def _print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Console) -> None:
     table = Table(title=f"Split {plan.split!r}", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -159,7 +159,7 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     )
 
 
-def _warnings(figures: Figures) -> Iterator[str]:
+def _warnings(figures: DatasetStatistics) -> Iterator[str]:
     """What the counts say about mistakes in the input."""
     dropped = figures.dropped_regions
     odd = dropped["empty box"] + dropped["box out of range"]

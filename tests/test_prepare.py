@@ -15,10 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from grain_jax import prepare
 from grain_jax.data import build_dataset
 from grain_jax.data import checks as checking
-from grain_jax.data.build_dataset import Plan, build_split, report_path
+from grain_jax.data.build_dataset import DatasetBuildSpec, build_split, report_path
 from grain_jax.data.checks import (
-    Dropped,
-    Figures,
+    DatasetStatistics,
+    SkippedSample,
     check_item,
     check_region,
     read_image_file,
@@ -55,14 +55,14 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(folder: Path, **changes) -> Plan:
+def plan(folder: Path, **changes) -> DatasetBuildSpec:
     values = {
         "format": "jsonl",
         "input": folder / "train.jsonl",
         "images": folder / "images",
         "out": folder / "out",
     }
-    return Plan(**{**values, **changes})
+    return DatasetBuildSpec(**{**values, **changes})
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -174,7 +174,7 @@ def encode_record(record):
     return encode(record)
 build_dataset.encode_record = encode_record
 folder = Path(sys.argv[1])
-plan = build_dataset.Plan("jsonl", folder / "train.jsonl", folder / "images", folder / "out")
+plan = build_dataset.DatasetBuildSpec("jsonl", folder / "train.jsonl", folder / "images", folder / "out")
 build_dataset.build_split(plan, workers=1)
 """
 
@@ -350,8 +350,10 @@ def test_nothing_is_opened_as_another_kind_of_image(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError):
         stored_image(out.getvalue(), pixels, 0)
     (tmp_path / "a.jpg").write_bytes(out.getvalue())
-    with pytest.raises(Dropped, match="not an image of these") as dropped:
-        check_item(ImportedImage("a", "a.jpg"), tmp_path, max_image_side=0, figures=Figures())
+    with pytest.raises(SkippedSample, match="not an image of these") as dropped:
+        check_item(
+            ImportedImage("a", "a.jpg"), tmp_path, max_image_side=0, figures=DatasetStatistics()
+        )
     assert dropped.value.reason == "corrupt image"
 
 
@@ -376,7 +378,7 @@ def test_paths_stay_inside_the_images_folder(tmp_path, monkeypatch, path, reason
     write_images(images, ["big.png"])
     write_images(tmp_path, ["a.png"])
     monkeypatch.setattr(checking, "MAX_IMAGE_BYTES", 10)
-    with pytest.raises(Dropped) as dropped:
+    with pytest.raises(SkippedSample) as dropped:
         read_image_file(path, images)
     assert dropped.value.reason == reason
     monkeypatch.undo()
@@ -384,7 +386,7 @@ def test_paths_stay_inside_the_images_folder(tmp_path, monkeypatch, path, reason
 
 
 def test_pixel_boxes_have_a_pixel_of_slack() -> None:
-    figures = Figures()
+    figures = DatasetStatistics()
 
     def box(*values: float) -> object:
         region = check_region(ImportedRegion(values, "x"), "pixel", (200, 100), figures)

@@ -13,10 +13,10 @@ from PIL import Image
 from grain_jax import prepare
 from grain_jax.config import DataConfig
 from grain_jax.data import build_dataset
-from grain_jax.data.build_dataset import Plan, build_split, report_path
+from grain_jax.data.build_dataset import DatasetBuildSpec, build_split, report_path
 from grain_jax.data.captions import choose_caption
-from grain_jax.data.checks import Figures, region_captions
-from grain_jax.data.importers import BadItem
+from grain_jax.data.checks import DatasetStatistics, region_captions
+from grain_jax.data.importers import InvalidRecordError
 from grain_jax.data.importers.jsonl import JsonLines, parse_line
 from grain_jax.data.records import Region
 from grain_jax.data.tfds_records import RecordSource, shard_path
@@ -38,9 +38,9 @@ def entry(i: int, **more) -> dict:
     return {"image": f"{i}.png", "captions": [f"caption {i}"], **more}
 
 
-def plan(folder: Path, **changes) -> Plan:
+def plan(folder: Path, **changes) -> DatasetBuildSpec:
     values = {"format": "jsonl", "input": folder / "in.jsonl", "images": folder}
-    return Plan(**{**values, "out": folder / "out", **changes})
+    return DatasetBuildSpec(**{**values, "out": folder / "out", **changes})
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -89,7 +89,7 @@ BOX = {"bbox": [0, 0, 1, 1], "description": "x"}
     ],
 )
 def test_a_field_of_another_name_is_named(line: dict, message: str) -> None:
-    with pytest.raises(BadItem, match=message):
+    with pytest.raises(InvalidRecordError, match=message):
         parse_line(json.dumps(line).encode())
 
 
@@ -116,7 +116,7 @@ def test_fields_of_dropped_images_are_counted(folder: Path, capsys) -> None:
 
 
 def test_a_field_given_twice_is_refused() -> None:
-    with pytest.raises(BadItem, match='"captions" is given twice'):
+    with pytest.raises(InvalidRecordError, match='"captions" is given twice'):
         parse_line(b'{"image": "a", "captions": ["x"], "captions": ["y"]}')
 
 
@@ -150,7 +150,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path: Path) -> 
     items = JsonLines(path)
     assert [items[i].captions[0].text for i in range(2)] == ["é", "é"]
     path.write_bytes(LINE.encode("latin-1"))
-    with pytest.raises(BadItem, match=r"not UTF-8 text .* save the file as UTF-8"):
+    with pytest.raises(InvalidRecordError, match=r"not UTF-8 text .* save the file as UTF-8"):
         JsonLines(path)[0]
 
 
@@ -274,10 +274,12 @@ def test_a_finished_split_says_how_to_replace_it(folder: Path, monkeypatch) -> N
 
 
 def test_reports_of_earlier_versions_are_read() -> None:
-    stored = Figures(images=3).to_json()
+    stored = DatasetStatistics(images=3).to_json()
     for later in ("captions_from_regions", "several_frames", "repeated_ids", "misread_boxes"):
         del stored[later]
-    assert Figures.from_json(json.loads(json.dumps(stored))) == Figures(images=3)
+    assert DatasetStatistics.from_json(json.loads(json.dumps(stored))) == DatasetStatistics(
+        images=3
+    )
 
 
 # Boxes without captions

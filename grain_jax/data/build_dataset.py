@@ -1,7 +1,7 @@
 """Builds one split of a prepared data set: in parallel, and so that it can be killed and continued.
 
 The input is cut into shards of consecutive entries. Each is written whole or not at all under
-`OUT/.building/<split>/`, with its figures beside it, under a name that tells what it was made of; a
+`OUT/.building/<split>/`, with its statistics beside it, under a name that tells what it was made of; a
 later run keeps those of entries, options and left-out images that are still the same, so that a
 corrected input costs the shards it changes. At the end the shards move to their final names and the
 metadata of all splits is written, by one process at a time: several may build splits of one folder
@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from grain_jax.data.checks import Dropped, Figures, check_item, image_state
-from grain_jax.data.importers import IMPORTERS, BadItem, Importer
+from grain_jax.data.checks import DatasetStatistics, SkippedSample, check_item, image_state
+from grain_jax.data.importers import IMPORTERS, Importer, InvalidRecordError
 from grain_jax.data.processes import end_with_parent
 from grain_jax.data.tfds_records import (
     SplitShards,
@@ -45,14 +45,14 @@ logger = logging.getLogger(__name__)
 
 MAX_SHARDS = 1_000
 MIN_SHARD = 500  # entries; small enough that a killed run loses little
-MOVING = "moving.json"  # beside the shards: the plan whose shards move to their final names
+MOVING = "moving.json"  # beside the shards: the spec whose shards move to their final names
 UNREADABLE = "unreadable entry"  # the reason of a dropped image whose entry is at fault
 CHECKS = 2  # to be raised with what is checked or stored: unfinished shards are then made again
 LOCK = ".lock"  # in the folder, held while its metadata is changed
 
 
 @dataclass(frozen=True)
-class Plan:
+class DatasetBuildSpec:
     """What is built from what."""
 
     format: str
@@ -96,7 +96,7 @@ class Progress:
 
     entries: int  # read so far, those of earlier runs included
     total: int
-    figures: Figures
+    statistics: DatasetStatistics
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Shard:
     path: Path
 
     @property
-    def figures_path(self) -> Path:
+    def statistics_path(self) -> Path:
         return self.path.with_suffix(".json")
 
     @property
@@ -117,71 +117,76 @@ class _Shard:
 
 
 def report_path(out: Path, split: str) -> Path:
-    """Where the figures of a finished split are kept."""
+    """Where the statistics of a finished split are kept."""
     return out / f"report-{split}.json"
 
 
 def build_split(
-    plan: Plan, *, workers: int, progress: Callable[[Progress], None] = lambda state: None
-) -> Figures:
-    """Builds the split, or what is left of it; returns the figures of the whole of it.
+    spec: DatasetBuildSpec,
+    *,
+    workers: int,
+    progress: Callable[[Progress], None] = lambda state: None,
+) -> DatasetStatistics:
+    """Builds the split, or what is left of it; returns the statistics of the whole of it.
 
-    Raises ValueError on a plan that cannot work, on a folder that holds something else under that
+    Raises ValueError on a spec that cannot work, on a folder that holds something else under that
     name or is being given this split by another process, on an unreadable entry with on_error
     "stop", and where no image is left.
     """
-    plan.validate()
-    importer = IMPORTERS[plan.format](plan.input)
+    spec.validate()
+    importer = IMPORTERS[spec.format](spec.input)
     if not len(importer):
-        raise ValueError(f"--input={plan.input} has no entries.")
-    identity = _identity(plan, importer)
-    folder = plan.out / ".building" / plan.split
+        raise ValueError(f"--input={spec.input} has no entries.")
+    identity = _identity(spec, importer)
+    folder = spec.out / ".building" / spec.split
     folder.mkdir(parents=True, exist_ok=True)
     taken = (
-        f"Another process is building split {plan.split!r} in {plan.out}; let it finish, or choose "
+        f"Another process is building split {spec.split!r} in {spec.out}; let it finish, or choose "
         "another --split or --out."
     )
     with _locked(folder / "lock", taken=taken):
-        return _build_rest(plan, importer, identity, folder, workers, progress)
+        return _build_rest(spec, importer, identity, folder, workers, progress)
 
 
 def _build_rest(
-    plan: Plan,
+    spec: DatasetBuildSpec,
     importer: Importer,
     identity: dict[str, Any],
     folder: Path,
     workers: int,
     progress: Callable[[Progress], None],
-) -> Figures:
-    if (report := _read_json(report_path(plan.out, plan.split))) is not None:
-        _remove_work(plan)
-        _require_same(report["plan"], identity, plan, report_path(plan.out, plan.split))
-        with _locked(plan.out / LOCK):
-            _list_splits(plan.out)
-        return Figures.from_json(report["figures"])
-    shards = _cut(plan, importer, folder)
+) -> DatasetStatistics:
+    if (report := _read_json(report_path(spec.out, spec.split))) is not None:
+        _remove_work(spec)
+        _require_same(report["plan"], identity, spec, report_path(spec.out, spec.split))
+        with _locked(spec.out / LOCK):
+            _list_splits(spec.out)
+        return DatasetStatistics.from_json(report["figures"])
+    shards = _cut(spec, importer, folder)
     # Of a run that was killed while it moved its shards, which are not where they were any more.
     moved = _read_json(folder / MOVING) == json.loads(json.dumps(identity))
     if not moved:
         (folder / MOVING).unlink(missing_ok=True)
-    figures, entries = Figures(), 0
-    for shard, part in _build_shards(shards, plan, importer, workers, moved=moved):
-        figures.add(part)
+    statistics, entries = DatasetStatistics(), 0
+    for shard, part in _build_shards(shards, spec, importer, workers, moved=moved):
+        statistics.add(part)
         entries += shard.stop - shard.start
-        progress(Progress(entries, len(importer), figures))
-    if not figures.images:
-        _remove_work(plan)
-        reasons = ", ".join(f"{n} {reason}" for reason, n in figures.dropped_images.items())
-        raise ValueError(f"No image is left ({reasons}), first: {figures.examples[0]}")
-    figures = Figures()  # again in input order, which the examples should have
+        progress(Progress(entries, len(importer), statistics))
+    if not statistics.images:
+        _remove_work(spec)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in statistics.dropped_images.items())
+        raise ValueError(f"No image is left ({reasons}), first: {statistics.examples[0]}")
+    statistics = DatasetStatistics()  # again in input order, which the examples should have
     for shard in shards:
-        figures.add(
-            Figures.from_json(json.loads(shard.figures_path.read_text(encoding="utf-8"))["figures"])
+        statistics.add(
+            DatasetStatistics.from_json(
+                json.loads(shard.statistics_path.read_text(encoding="utf-8"))["figures"]
+            )
         )
-    figures.repeated_ids = _count_repeated(shards)
+    statistics.repeated_ids = _count_repeated(shards)
     _write_json(folder / MOVING, identity)
-    _adopt(shards, plan, identity, figures)
-    return figures
+    _adopt(shards, spec, identity, statistics)
+    return statistics
 
 
 def _count_repeated(shards: list[_Shard]) -> int:
@@ -190,39 +195,39 @@ def _count_repeated(shards: list[_Shard]) -> int:
     return int(everything.size - np.unique(everything).size)
 
 
-def _identity(plan: Plan, importer: Importer) -> dict[str, Any]:
+def _identity(spec: DatasetBuildSpec, importer: Importer) -> dict[str, Any]:
     return {
-        "from": plan.format,
+        "from": spec.format,
         "input": importer.fingerprint(),
-        "images": str(plan.images.resolve()),
-        **_options(plan),
+        "images": str(spec.images.resolve()),
+        **_options(spec),
     }
 
 
-def _options(plan: Plan) -> dict[str, Any]:
+def _options(spec: DatasetBuildSpec) -> dict[str, Any]:
     """The options that records depend on; one that is off is left out, as earlier versions did."""
-    asked = {"captions_from_regions": True} if plan.captions_from_regions else {}
-    return {"max_image_side": plan.max_image_side} | asked
+    asked = {"captions_from_regions": True} if spec.captions_from_regions else {}
+    return {"max_image_side": spec.max_image_side} | asked
 
 
 def _require_same(
-    earlier: dict[str, Any], identity: dict[str, Any], plan: Plan, where: Path
+    earlier: dict[str, Any], identity: dict[str, Any], spec: DatasetBuildSpec, where: Path
 ) -> None:
     identity = json.loads(json.dumps(identity))
     if earlier != identity:
         names = {**earlier, **identity}
         different = [name for name in names if earlier.get(name) != identity.get(name)]
         raise ValueError(
-            f"Split {plan.split!r} in {plan.out} is finished, and was built from something else "
+            f"Split {spec.split!r} in {spec.out} is finished, and was built from something else "
             f"(different: {', '.join(different)}). Choose another --split or --out. To build this "
             f"split anew in its place, delete {where}; other splits stay as they are."
         )
 
 
-def _cut(plan: Plan, importer: Importer, folder: Path) -> list[_Shard]:
+def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[_Shard]:
     count = len(importer)
     size = max(MIN_SHARD, -(-count // MAX_SHARDS))
-    made_by = [CHECKS, plan.format, str(plan.images.resolve()), _options(plan)]
+    made_by = [CHECKS, spec.format, str(spec.images.resolve()), _options(spec)]
     shards = []
     for number, start in enumerate(range(0, count, size)):
         stop = min(start + size, count)
@@ -233,25 +238,25 @@ def _cut(plan: Plan, importer: Importer, folder: Path) -> list[_Shard]:
 
 
 def _build_shards(
-    shards: list[_Shard], plan: Plan, importer: Importer, workers: int, *, moved: bool
-) -> Iterator[tuple[_Shard, Figures]]:
-    """Each shard with its figures as it is there: those of an earlier run first. `moved`: which may
+    shards: list[_Shard], spec: DatasetBuildSpec, importer: Importer, workers: int, *, moved: bool
+) -> Iterator[tuple[_Shard, DatasetStatistics]]:
+    """Each shard with its statistics as it is there: those of an earlier run first. `moved`: which may
     have taken them to their final names.
     """
     missing = []
     for shard in shards:
-        done = _read_json(shard.figures_path)
-        if done is not None and (moved or (shard.path.exists() and _is_current(done, plan))):
-            yield shard, Figures.from_json(done["figures"])
+        done = _read_json(shard.statistics_path)
+        if done is not None and (moved or (shard.path.exists() and _is_current(done, spec))):
+            yield shard, DatasetStatistics.from_json(done["figures"])
         else:
             missing.append(shard)
     if workers <= 1 or len(missing) <= 1:
         for shard in missing:
-            yield shard, _build_shard(shard, plan, importer)
+            yield shard, _build_shard(shard, spec, importer)
         return
     context = multiprocessing.get_context("spawn")  # fork is unsafe with threads about
     with ProcessPoolExecutor(
-        min(workers, len(missing)), context, initializer=_start_worker, initargs=(plan, importer)
+        min(workers, len(missing)), context, initializer=_start_worker, initargs=(spec, importer)
     ) as pool:
         futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
         try:
@@ -262,53 +267,53 @@ def _build_shards(
             raise
 
 
-def _is_current(done: dict[str, Any], plan: Plan) -> bool:
+def _is_current(done: dict[str, Any], spec: DatasetBuildSpec) -> bool:
     """Whether a shard would leave out the same entries again: their images may have been mended
     since, and entries that cannot be read may have become an error.
     """
-    if plan.on_error == "stop" and UNREADABLE in done["figures"]["dropped_images"]:
+    if spec.on_error == "stop" and UNREADABLE in done["figures"]["dropped_images"]:
         return False
-    return all(image_state(name, plan.images) == state for name, state in done["left_out"].items())
+    return all(image_state(name, spec.images) == state for name, state in done["left_out"].items())
 
 
-_worker_state: tuple[Plan, Importer] | None = None  # of a worker process
+_worker_state: tuple[DatasetBuildSpec, Importer] | None = None  # of a worker process
 
 
-def _start_worker(plan: Plan, importer: Importer) -> None:
+def _start_worker(spec: DatasetBuildSpec, importer: Importer) -> None:
     global _worker_state
-    _worker_state = plan, importer
+    _worker_state = spec, importer
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback from every process
     end_with_parent()
 
 
-def _build_in_worker(shard: _Shard) -> Figures:
+def _build_in_worker(shard: _Shard) -> DatasetStatistics:
     assert _worker_state is not None
     return _build_shard(shard, *_worker_state)
 
 
-def _build_shard(shard: _Shard, plan: Plan, importer: Importer) -> Figures:
-    figures, ids = Figures(), array.array("Q")
+def _build_shard(shard: _Shard, spec: DatasetBuildSpec, importer: Importer) -> DatasetStatistics:
+    statistics, ids = DatasetStatistics(), array.array("Q")
     left_out: dict[str, list[int] | None] = {}
-    written = write_shard(shard.path, _encoded(shard, plan, importer, figures, ids, left_out))
+    written = write_shard(shard.path, _encoded(shard, spec, importer, statistics, ids, left_out))
     shard.ids_path.write_bytes(ids.tobytes())
-    # The figures come last: a shard without them is written again.
+    # The statistics come last: a shard without them is written again.
     _write_json(
-        shard.figures_path,
+        shard.statistics_path,
         {
-            "figures": figures.to_json(),
+            "figures": statistics.to_json(),
             "records": written.lengths[0],
             "bytes": written.num_bytes,
             "left_out": left_out,
         },
     )
-    return figures
+    return statistics
 
 
 def _encoded(
     shard: _Shard,
-    plan: Plan,
+    spec: DatasetBuildSpec,
     importer: Importer,
-    figures: Figures,
+    statistics: DatasetStatistics,
     ids: "array.array[int]",
     left_out: dict[str, list[int] | None],
 ) -> Iterator[bytes]:
@@ -319,49 +324,54 @@ def _encoded(
             item = importer[index]
             record = check_item(
                 item,
-                plan.images,
-                max_image_side=plan.max_image_side,
-                captions_from_regions=plan.captions_from_regions,
-                figures=figures,
+                spec.images,
+                max_image_side=spec.max_image_side,
+                captions_from_regions=spec.captions_from_regions,
+                statistics=statistics,
             )
-        except BadItem as error:
-            if plan.on_error == "stop":
+        except InvalidRecordError as error:
+            if spec.on_error == "stop":
                 raise ValueError(f"{error} (--on-error=skip leaves such entries out.)") from None
-            figures.drop_image(UNREADABLE, str(error))
-        except Dropped as error:
-            figures.drop_image(error.reason, str(error))
+            statistics.drop_image(UNREADABLE, str(error))
+        except SkippedSample as error:
+            statistics.drop_image(error.reason, str(error))
         else:
             digest = hashlib.sha256(record.id.encode()).digest()
             ids.append(int.from_bytes(digest[:8], "little"))
             yield encode_record(record)
             continue
         if item is not None:
-            left_out[item.image] = image_state(item.image, plan.images)
+            left_out[item.image] = image_state(item.image, spec.images)
 
 
-def _adopt(shards: list[_Shard], plan: Plan, identity: dict[str, Any], figures: Figures) -> None:
+def _adopt(
+    shards: list[_Shard],
+    spec: DatasetBuildSpec,
+    identity: dict[str, Any],
+    statistics: DatasetStatistics,
+) -> None:
     """Moves shards to their final names and writes the metadata. Killed midway, it runs again."""
-    done = [json.loads(shard.figures_path.read_text(encoding="utf-8")) for shard in shards]
+    done = [json.loads(shard.statistics_path.read_text(encoding="utf-8")) for shard in shards]
     kept = [(shard, d) for shard, d in zip(shards, done, strict=True) if d["records"]]
     places = set()
     for number, (shard, _) in enumerate(kept):
-        place = shard_path(plan.out, plan.split, number, len(kept))
+        place = shard_path(spec.out, spec.split, number, len(kept))
         places.add(place)
         if shard.path.exists():
             os.replace(shard.path, place)
     report = {
         "plan": identity,
-        "figures": figures.to_json(),
+        "figures": statistics.to_json(),
         "records": [d["records"] for _, d in kept],
         "bytes": sum(d["bytes"] for _, d in kept),
     }
-    with _locked(plan.out / LOCK):
+    with _locked(spec.out / LOCK):
         # The report first: whatever ends here, each later run lists every split that has one.
-        _write_json(report_path(plan.out, plan.split), report)
-        _list_splits(plan.out)
-    for stale in set(shard_paths(plan.out, plan.split)) - places:
+        _write_json(report_path(spec.out, spec.split), report)
+        _list_splits(spec.out)
+    for stale in set(shard_paths(spec.out, spec.split)) - places:
         stale.unlink()  # of what was built in this split's place before
-    _remove_work(plan)
+    _remove_work(spec)
 
 
 def _list_splits(out: Path) -> None:
@@ -393,9 +403,9 @@ def _locked(path: Path, *, taken: str = "") -> Iterator[None]:
         yield
 
 
-def _remove_work(plan: Plan) -> None:
-    work = plan.out / ".building"
-    shutil.rmtree(work / plan.split, ignore_errors=True)
+def _remove_work(spec: DatasetBuildSpec) -> None:
+    work = spec.out / ".building"
+    shutil.rmtree(work / spec.split, ignore_errors=True)
     with contextlib.suppress(OSError):  # another split is being built there, or it is gone
         work.rmdir()
 

@@ -16,7 +16,7 @@ from PIL import Image
 from grain_jax.boxes import Box
 from grain_jax.data.captions import clean_text, normalize_text
 from grain_jax.data.image_paths import path_inside
-from grain_jax.data.importers import BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.importers import ImportedImage, ImportedRegion, InvalidRecordError
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.transforms import IMAGE_FORMATS, ImageError, decode_image
 
@@ -28,7 +28,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further images behind it
 
 
-class Dropped(ValueError):
+class SkippedSample(ValueError):
     """An image that is left out; `reason` is the line of the report it counts under."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -37,7 +37,7 @@ class Dropped(ValueError):
 
 
 @dataclass
-class Figures:
+class DatasetStatistics:
     """Counts of a closing report."""
 
     images: int = 0
@@ -54,7 +54,7 @@ class Figures:
     misread_boxes: Counter[str] = field(default_factory=Counter)  # dropped; what they would fit as
     examples: list[str] = field(default_factory=list)  # a few messages on dropped images
 
-    def add(self, other: "Figures", *, max_examples: int = 20) -> None:
+    def add(self, other: "DatasetStatistics", *, max_examples: int = 20) -> None:
         for name, value in vars(other).items():
             if isinstance(value, int):
                 setattr(self, name, getattr(self, name) + value)
@@ -63,13 +63,13 @@ class Figures:
         self.examples = (self.examples + other.examples)[:max_examples]
 
     def drop_image(self, reason: str, message: str) -> None:
-        self.add(Figures(dropped_images=Counter([reason]), examples=[message]))
+        self.add(DatasetStatistics(dropped_images=Counter([reason]), examples=[message]))
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))  # a Counter is a dict; `asdict` breaks it in Python 3.11
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Figures":
+    def from_json(cls, stored: dict[str, Any]) -> "DatasetStatistics":
         """Also of reports that earlier versions wrote, without the later fields."""
         blank = vars(cls())
         values: dict[str, Any] = {
@@ -85,19 +85,19 @@ def check_item(
     *,
     max_image_side: int,
     captions_from_regions: bool = False,
-    figures: Figures,
+    statistics: DatasetStatistics,
 ) -> Record:
-    """The record of an imported image; counts its regions in `figures`.
+    """The record of an imported image; counts its regions in `statistics`.
 
     `captions_from_regions`: an image without a caption gets one of its regions' descriptions.
-    Raises `Dropped`, and `BadItem` where pixel boxes are those of another image.
+    Raises `SkippedSample`, and `InvalidRecordError` where pixel boxes are those of another image.
     """
-    figures.ignored_fields.update(item.ignored)
+    statistics.ignored_fields.update(item.ignored)
     data = read_image_file(item.image, images)
     try:
         pixels = decode_image(data)  # all of it: a truncated file shows only at its end
     except ImageError as error:
-        raise Dropped("corrupt image", f"{item.image}: {error}") from None
+        raise SkippedSample("corrupt image", f"{item.image}: {error}") from None
     height, width = pixels.shape[:2]
     if item.regions and item.box_unit == "pixel" and item.size is not None:
         check_size(item.size, (width, height), item.image)
@@ -107,22 +107,22 @@ def check_item(
         message = f"{item.image}: no caption of 1 to {MAX_TEXT} characters."
         if item.regions:
             message += " --captions_from_regions makes one of what its regions show."
-        raise Dropped("no caption", message)
+        raise SkippedSample("no caption", message)
     unit = item.size or (width, height)
-    checked = (check_region(region, item.box_unit, unit, figures) for region in item.regions)
+    checked = (check_region(region, item.box_unit, unit, statistics) for region in item.regions)
     regions = tuple(region for region in checked if region is not None)
     if not captions:
         captions = region_captions(regions)
         if not captions:
-            raise Dropped(
+            raise SkippedSample(
                 "no caption", f"{item.image}: no caption, and none of its regions is kept."
             )
-        figures.captions_from_regions += 1
-    figures.images += 1
-    figures.captions += len(captions)
-    figures.regions += len(regions)
-    figures.images_with_regions += bool(regions)
-    figures.several_frames += has_several_frames(data)
+        statistics.captions_from_regions += 1
+    statistics.images += 1
+    statistics.captions += len(captions)
+    statistics.regions += len(regions)
+    statistics.images_with_regions += bool(regions)
+    statistics.several_frames += has_several_frames(data)
     return Record(
         id=clean_text(item.id),
         image=stored_image(data, pixels, max_image_side),
@@ -133,13 +133,13 @@ def check_item(
 
 
 def check_size(given: tuple[int, int], image: tuple[int, int], name: str) -> None:
-    """Raises `BadItem` unless `image` can be a resized image of the size `given`, both (width,
+    """Raises `InvalidRecordError` unless `image` can be a resized image of the size `given`, both (width,
     height): boxes in its pixels would lie elsewhere.
     """
     if abs(given[0] * image[1] - given[1] * image[0]) <= max(*given, *image):  # rounding
         return
     turned = " Boxes refer to the image as it is shown, after its EXIF orientation."
-    raise BadItem(
+    raise InvalidRecordError(
         f"{name}: its boxes refer to {given[0]} x {given[1]} pixels ('width' x 'height'), and the "
         f"image has {image[0]} x {image[1]}, of another shape."
         f"{turned if given[::-1] == image else ''}"
@@ -167,11 +167,11 @@ def has_several_frames(data: bytes) -> bool:
 
 
 def read_image_file(relative: str, images: Path) -> bytes:
-    """The bytes of a file inside the images folder, found by `path_inside`. Raises `Dropped`."""
+    """The bytes of a file inside the images folder, found by `path_inside`. Raises `SkippedSample`."""
     try:
         path = path_inside(relative, images)
     except ValueError as error:
-        raise Dropped("path outside the images folder", str(error)) from None
+        raise SkippedSample("path outside the images folder", str(error)) from None
     return read_image_bytes(images / path, name=relative)
 
 
@@ -187,14 +187,14 @@ def image_state(relative: str, images: Path) -> list[int] | None:
 
 
 def read_image_bytes(path: Path, *, name: str) -> bytes:
-    """The bytes of any file, called `name` in errors. Raises `Dropped`."""
+    """The bytes of any file, called `name` in errors. Raises `SkippedSample`."""
     try:
         with path.open("rb") as opened:
             data = opened.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: no file name at all, such as one with NUL
-        raise Dropped("missing file", f"{name!r}: {error}") from None
+        raise SkippedSample("missing file", f"{name!r}: {error}") from None
     if len(data) > MAX_IMAGE_BYTES:
-        raise Dropped("file too large", f"{name!r} is larger than {MAX_IMAGE_BYTES} bytes.")
+        raise SkippedSample("file too large", f"{name!r} is larger than {MAX_IMAGE_BYTES} bytes.")
     return data
 
 
@@ -218,44 +218,44 @@ def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
 
 
 def check_region(
-    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+    region: ImportedRegion, unit: str, size: tuple[int, int], statistics: DatasetStatistics
 ) -> Region | None:
     """The region with its box in fractions, or None, counted. `size`: (width, height) of pixel
     boxes.
     """
     if not all(abs(value) < FLOAT32_MAX for value in (*region.box_xyxy, region.score)):
-        figures.dropped_regions["box or score not finite"] += 1
+        statistics.dropped_regions["box or score not finite"] += 1
         return None
     x0, y0, x1, y1 = region.box_xyxy
     if x1 <= x0 or y1 <= y0:
-        figures.dropped_regions["empty box"] += 1
-        _count_misread(region, unit, size, figures)
+        statistics.dropped_regions["empty box"] += 1
+        _count_misread(region, unit, size, statistics)
         return None
     description = clean_text(region.description)
     if not description:
-        figures.dropped_regions["empty description"] += 1
+        statistics.dropped_regions["empty description"] += 1
         return None
     if len(description) > MAX_TEXT:
-        figures.dropped_regions["description too long"] += 1
+        statistics.dropped_regions["description too long"] += 1
         return None
     width, height = size if unit == "pixel" else (1, 1)
     slack = PIXEL_TOLERANCE if unit == "pixel" else FRACTION_TOLERANCE
     if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
-        figures.dropped_regions["box out of range"] += 1
-        _count_misread(region, unit, size, figures)
+        statistics.dropped_regions["box out of range"] += 1
+        _count_misread(region, unit, size, statistics)
         return None
     box: Box = (x0 / width, y0 / height, x1 / width, y1 / height)
     clipped: Box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], 1.0), min(box[3], 1.0))
     left, top, right, bottom = np.asarray(clipped, np.float32)  # as it is stored
     if bottom <= top or right <= left:
-        figures.dropped_regions["empty box"] += 1
+        statistics.dropped_regions["empty box"] += 1
         return None
-    figures.clipped_boxes += clipped != box
+    statistics.clipped_boxes += clipped != box
     return Region(clipped, description, region.score)
 
 
 def _count_misread(
-    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+    region: ImportedRegion, unit: str, size: tuple[int, int], statistics: DatasetStatistics
 ) -> None:
     """Counts each other way of writing boxes that a dropped box would fit."""
     x0, y0, x1, y1 = region.box_xyxy
@@ -264,11 +264,11 @@ def _count_misread(
     if min(region.box_xyxy) < 0:
         return
     if min(x1, y1) > 0 and x0 + x1 <= sides[0] * 1.01 and y0 + y1 <= sides[1] * 1.01:
-        figures.misread_boxes["x, y, width, height"] += 1
+        statistics.misread_boxes["x, y, width, height"] += 1
     if x0 < x1 and y0 < y1 and unit == "fraction":
         if max(region.box_xyxy) <= 100:
-            figures.misread_boxes["percent"] += 1
+            statistics.misread_boxes["percent"] += 1
         if x1 <= width and y1 <= height:
-            figures.misread_boxes["pixels"] += 1
+            statistics.misread_boxes["pixels"] += 1
         if max(region.box_xyxy) <= 1000:
-            figures.misread_boxes["thousandths"] += 1
+            statistics.misread_boxes["thousandths"] += 1

@@ -59,10 +59,10 @@ class ImageCache:
             self._decoded = [None] * len(source)
             return
         shape = (len(source), image_size, image_size, 3)
-        needed = int(np.prod(shape, dtype=np.int64))
-        if needed > self._room:
+        required = int(np.prod(shape, dtype=np.int64))
+        if required > self._room:
             raise ValueError(
-                f"data.cache='memory' needs {needed / 2**30:.1f} GiB for {len(source)} images of "
+                f"data.cache='memory' needs {required / 2**30:.1f} GiB for {len(source)} images of "
                 f"{image_size} pixels a side, and there are {memory / 2**30:.1f} GiB; set "
                 "data.cache='none'."
             )
@@ -128,10 +128,10 @@ def row_dtype(config: DataConfig, image_size: int) -> np.dtype:
     )
 
 
-class ImageMaker:
+class ImageCollator:
     """Part of a batch of images to evaluate on -> its squares, uint8 [N, S, S, 3].
 
-    Numbers and parts as of `BatchMaker`. Raises ValueError for an image that cannot be decoded.
+    Numbers and parts as of `Collator`. Raises ValueError for an image that cannot be decoded.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ImageMaker:
         return images
 
 
-class BatchMaker:
+class Collator:
     """Part of a batch -> its rows. Pickled to the loader's processes.
 
     The rows of a batch are made in `parts` of nearly equal size: part p of step k is number
@@ -232,7 +232,7 @@ class BatchMaker:
             used, record, window, rng = self._place_image(
                 out["images"][row], wanted[row], first[row], records[row], position
             )
-            records[row] = None  # its encoded image is not needed any more
+            records[row] = None  # lets the encoded image be freed
             out["index"][row], out["replaced"][row] = used, used != wanted[row]
             visible = [
                 Region(box, region.description, region.score)

@@ -2,7 +2,7 @@
 
 Global position p = step * batch_size + row. The record at p comes from a shuffle that is new every
 epoch, the random choices of p (caption, crop, flip) from a generator seeded with (seed, p). So
-nothing but the step is needed to resume, and each process makes its own rows of the same global
+a run resumes from the step alone, and each process makes its own rows of the same global
 batch however many processes there are.
 """
 
@@ -21,7 +21,7 @@ from grain_jax.config import DataConfig
 from grain_jax.config.validation import loader_problems
 from grain_jax.data import processes
 from grain_jax.data.batch import Batch
-from grain_jax.data.collate import BatchMaker, ImageMaker, row_dtype
+from grain_jax.data.collate import Collator, ImageCollator, row_dtype
 from grain_jax.data.loader_plan import (
     PER_QUEUE,
     LoaderPlan,
@@ -63,7 +63,7 @@ def training_batches(
     dtype = row_dtype(config, image_size)
     plan = plan_loader(config, rows=len(rows), row_bytes=dtype.itemsize)
     check_shared_memory(plan)
-    maker = BatchMaker(
+    maker = Collator(
         source=source,
         order=order,
         config=config,
@@ -272,7 +272,7 @@ def evaluation_batches(
         row_bytes=preprocessing.image_size**2 * 3,
     )
     bounds = np.arange(0, len(chosen), count)
-    make = ImageMaker(source, preprocessing, chosen, batch_size=count, parts=plan.parts)
+    make = ImageCollator(source, preprocessing, chosen, batch_size=count, parts=plan.parts)
     elements = _elements(grain.MapDataset.range(len(bounds) * plan.parts).map(make), plan)
     started = False
     try:

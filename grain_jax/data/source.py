@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.example_texts import ExampleTexts
 from grain_jax.data.records import EvaluationSet, Source
-from grain_jax.data.source_words import ExampleTexts
 from grain_jax.data.synthetic_birds.data_source import SyntheticBirds
-from grain_jax.data.tfds_data_source import PreparedRecords
+from grain_jax.data.tfds_data_source import TfdsDataSource
 
 
 @runtime_checkable
@@ -96,7 +96,7 @@ class DataSource(Protocol):
 # The value of `data.dataset`, and the data set behind it.
 DATA_SOURCES: dict[str, Callable[[DataConfig, int], DataSource]] = {
     "synthetic_birds": SyntheticBirds,
-    "tfds": PreparedRecords,
+    "tfds": TfdsDataSource,
 }
 
 

@@ -69,7 +69,9 @@ def read_text_file(path: Path, *, max_bytes: int) -> str:
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     if len(data) > max_bytes:
-        raise ValueError(f"{str(path)!r} is larger than {max_bytes} bytes; needed a smaller file.")
+        raise ValueError(
+            f"{str(path)!r} is larger than {max_bytes} bytes; expected a smaller file."
+        )
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = data.decode(encoding)
@@ -101,7 +103,7 @@ def _lines(text: str, name: str) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if "\t" in line.strip():
             raise ValueError(
-                f"Line {number} of {name!r} has a tab; needed one text a line. For columns, such "
+                f"Line {number} of {name!r} has a tab; expected one text a line. For columns, such "
                 "as labels with their names, write a JSON object {label: name}."
             )
     return [line.strip() for line in lines if line.strip()]
@@ -150,12 +152,12 @@ def _entry_key(entry: str, known: list[str], name: str) -> str:
 def _markdown_list(text: str, name: str, entry: str, role: str) -> list[Any]:
     if role not in ROLES:
         raise ValueError(
-            f"{name!r} is read for class names and templates only; needed .txt or .json here."
+            f"{name!r} is read for class names and templates only; expected .txt or .json here."
         )
     sections = _markdown_sections(text)
     if not sections:
         raise ValueError(
-            f"{name!r} has no section with a code block; needed blocks with Python lists called "
+            f"{name!r} has no section with a code block; expected blocks with Python lists called "
             f"{' and '.join(ROLES)}, each under a heading."
         )
     if not entry and len(sections) > 1:
@@ -180,7 +182,7 @@ def _markdown_list(text: str, name: str, entry: str, role: str) -> list[Any]:
         ) from None
     if len(found) != 1 or not isinstance(found[0], list):
         raise ValueError(
-            f"The section {heading!r} of {name!r} has {len(found)} lists called {role!r}; needed "
+            f"The section {heading!r} of {name!r} has {len(found)} lists called {role!r}; expected "
             "one."
         )
     return found[0]

@@ -147,9 +147,9 @@ def _proposal(found: TextLengths, config: TrainConfig) -> tuple[dict[str, Number
             continue
         path, length = f"data.{kind}_length", getattr(config.data, f"{kind}_length")
         longest, most = max(lengths), math.ceil(np.percentile(lengths, 99))
-        needed = MULTIPLE * math.ceil(longest / MULTIPLE)
-        if total - _positions(config, {path: needed}) > CHANGE_WORTH * total:
-            proposed[path] = needed
+        rounded = MULTIPLE * math.ceil(longest / MULTIPLE)
+        if total - _positions(config, {path: rounded}) > CHANGE_WORTH * total:
+            proposed[path] = rounded
             told.append(
                 f"{kind}s have at most {longest} tokens (99 %: {most}) of {path} = {length}"
             )

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.example_texts import ExampleTexts
 from grain_jax.data.records import DEFAULT_TEMPLATES, EvaluationSet, Source, evenly_spaced
-from grain_jax.data.source_words import ExampleTexts
 
 
 @dataclass(frozen=True)
-class PreparedRecords:
+class TfdsDataSource:
     """A folder of records; a `DataSource`. One split may be held out (`data.eval_split`)."""
 
     config: DataConfig

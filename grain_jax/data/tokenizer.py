@@ -256,7 +256,7 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     if not text or places != list(range(start, end)) or whole.ids[start:end] != text:
         raise ValueError(
             f"The tokenizer makes {text} of the text 'a', and {whole.ids} with its special tokens; "
-            "needed one that puts them just before and after a text."
+            "expected one that puts them just before and after a text."
         )
     return whole.ids[:start], whole.ids[end:]
 
@@ -276,10 +276,10 @@ def _load_fast(name_or_folder: str) -> Any:
         else:  # without the False it asks whether to run code of the folder
             loaded = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
     except ImportError as error:
-        needed = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"Tokenizer {name_or_folder!r} is no folder with a tokenizer.json, and cannot be read "
-            f"otherwise: {needed} Give a folder that holds its fast form, tokenizer.json."
+            f"otherwise: {reason} Give a folder that holds its fast form, tokenizer.json."
         ) from error
     except Exception as error:  # tokenizers raises bare exceptions on a damaged file
         raise ValueError(

@@ -211,7 +211,7 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
     low, high = float(values.min()), float(values.max())  # NaN where there is one
     if not (math.isfinite(low) and math.isfinite(high)) or high > 65_535:
         raise ImageError(
-            f"Its 32 bit values reach from {low:g} to {high:g}, needed 0 to 1, 255 or 65535; "
+            f"Its 32 bit values reach from {low:g} to {high:g}, expected 0 to 1, 255 or 65535; "
             "convert it to 8 or 16 bits."
         )
     white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0

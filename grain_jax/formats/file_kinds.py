@@ -102,7 +102,7 @@ def _zip_kind(path: Path) -> str:
 
 def _script(name: str) -> str:
     if RESNET.fullmatch(name):
-        return f"{SCRIPT}, of a ResNet, which is not supported; needed a vision transformer"
+        return f"{SCRIPT}, of a ResNet, which is not supported; expected a vision transformer"
     if name in PUBLISHED:
         return f"{SCRIPT}: give {PUBLISHED[name]} of Hugging Face instead"
     several = ", ".join(f"{hub} for {file}" for file, hub in PUBLISHED.items())

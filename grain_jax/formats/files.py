@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, needed an object.")
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object.")
     return content
 
 

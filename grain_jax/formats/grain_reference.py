@@ -44,9 +44,9 @@ def from_official(
         if entry.official not in state_dict:
             continue
         value = np.asarray(state_dict[entry.official])
-        needed = _official_shape(entry, shapes[entry.path])
-        if value.shape != needed:
-            wrong.append(f"{entry.official}: shape {value.shape}, needed {needed}")
+        expected = _official_shape(entry, shapes[entry.path])
+        if value.shape != expected:
+            wrong.append(f"{entry.official}: shape {value.shape}, expected {expected}")
             continue
         ours = entry.layout.from_official(value, shapes[entry.path])
         if entry.path in flat and not np.array_equal(flat[entry.path], ours):

@@ -115,9 +115,9 @@ def read_official(path: Path) -> OfficialFile:
 
 def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{path}: {name} is a {type(value).__name__}, needed named entries.")
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, expected named entries.")
     if odd := [key for key in value if not isinstance(key, str)]:
-        raise ValueError(f"{path}: {name} has an entry called {odd[0]!r}, needed names.")
+        raise ValueError(f"{path}: {name} has an entry called {odd[0]!r}, expected names.")
     return dict(value)
 
 
@@ -130,7 +130,7 @@ def _array(path: Path, name: str, value: Any) -> np.ndarray:
 
 
 def _check_representable(config: ModelConfig) -> None:
-    needed: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "vision.activation": "gelu",
         "text.activation": "quick_gelu",
         "vision.norm_eps": 1e-6,
@@ -144,9 +144,9 @@ def _check_representable(config: ModelConfig) -> None:
         "text.projection_bias": False,
     }
     if config.type == "grain":  # a shared projection would load, and be trained on as two
-        needed["decoder.share_projection"] = False
+        expected["decoder.share_projection"] = False
     odd = []
-    for path, official in needed.items():
+    for path, official in expected.items():
         part, _, name = path.partition(".")
         if (value := getattr(getattr(config, part), name)) != official:
             odd.append((f"model.{path}={value}", f"--model.{path}={str(official).lower()}"))

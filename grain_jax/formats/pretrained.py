@@ -84,7 +84,7 @@ def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
     kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in DEFAULTS:
         raise ValueError(
-            f"{HUGGINGFACE_CONFIG} has model_type {kind!r}; needed one of {', '.join(DEFAULTS)} or "
+            f"{HUGGINGFACE_CONFIG} has model_type {kind!r}; expected one of {', '.join(DEFAULTS)} or "
             "grain."
         )
     parts = {}
@@ -213,7 +213,7 @@ def _loaded(
         if not abs(float(scale)) <= MAX_LOG_SCALE:
             raise ValueError(
                 f"{folder}: logit_scale is {scale}, the logarithm of what cosines are multiplied "
-                f"by; needed one number, at most {MAX_LOG_SCALE}."
+                f"by; expected one number, at most {MAX_LOG_SCALE}."
             )
         model.max_logit_scale = max(model.max_logit_scale, float(np.exp(scale)))
     return loaded_model(
@@ -278,7 +278,7 @@ def _tower(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(name: str, given: Any) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{name} is {given!r}, needed an object.")
+        raise ValueError(f"{name} is {given!r}, expected an object.")
     return present(given)
 
 
@@ -286,17 +286,17 @@ def _check_kind(name: str, value: Any, *, like: Any) -> None:
     """Raises ValueError unless it is as the example: a flag, a text, or a number above 0."""
     match like:
         case bool():
-            good, needed = isinstance(value, bool), "true or false"
+            good, expected = isinstance(value, bool), "true or false"
         case str():
-            good, needed = isinstance(value, str), "a text"
+            good, expected = isinstance(value, str), "a text"
         case int():
             good = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-            needed = "a whole number above 0"
+            expected = "a whole number above 0"
         case _:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            good, needed = number and 0 < value < math.inf, "a number above 0"
+            good, expected = number and 0 < value < math.inf, "a number above 0"
     if not good:
-        raise ValueError(f"{name} is {value!r}, needed {needed}.")
+        raise ValueError(f"{name} is {value!r}, expected {expected}.")
 
 
 def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
@@ -346,7 +346,7 @@ def _refuse_others(
     found = list(_unknown(known))
     if found:
         raise ValueError(
-            f"{path}: {', '.join(found)} not supported; needed open_clip's own vision "
+            f"{path}: {', '.join(found)} not supported; expected open_clip's own vision "
             "transformer with a class token, and CLIP's text tower."
         )
 

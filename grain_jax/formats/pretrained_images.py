@@ -23,23 +23,23 @@ def huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) ->
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
     if kind.startswith(("CLIP", "Siglip")):  # whose defaults are meant where a setting is left out
         siglip = kind.startswith("Siglip")
-    for name, needed in (
+    for name, expected in (
         *(("do_resize", True), ("do_rescale", True), ("do_normalize", True)),
         *(("do_pad", False), ("use_square_size", False)),
     ):
-        if bool(given.get(name, needed)) != needed:
-            raise ValueError(f"{path}: {name} is {given[name]}, needed {needed} or none.")
+        if bool(given.get(name, expected)) != expected:
+            raise ValueError(f"{path}: {name} is {given[name]}, expected {expected} or none.")
     factor = given.get("rescale_factor", 1 / 255)
     if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
         raise ValueError(
-            f"{path}: rescale_factor is {factor!r}, needed 1/255: pixels become 0 to 1 before they "
+            f"{path}: rescale_factor is {factor!r}, expected 1/255: pixels become 0 to 1 before they "
             "are normalised."
         )
     names = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
     resample = given.get("resample", 3)
     if resample not in list(names):
         raise ValueError(
-            f"{path}: resample is {resample!r}, needed 2 (bilinear) or 3 (bicubic), or none."
+            f"{path}: resample is {resample!r}, expected 2 (bilinear) or 3 (bicubic), or none."
         )
     mean, std = ((0.5,) * 3,) * 2 if siglip else (MEAN, STD)
     return Preprocessing(
@@ -60,7 +60,7 @@ def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
         return whole, present(read_json(whole))
     given = read_json(nested).get("image_processor") if nested.is_file() else None
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{nested}: image_processor is {given!r}, needed an object.")
+        raise ValueError(f"{nested}: image_processor is {given!r}, expected an object.")
     return nested, present(given)
 
 
@@ -72,7 +72,7 @@ def _resize(path: Path, given: Mapping[str, Any], image_size: int, *, cropped: b
     crop = _named_sides(given.get("crop_size", square), ("height", "width"))
     if cropped and crop != square:
         raise ValueError(
-            f"{path}: crop_size is {given['crop_size']}, needed {image_size}, the image_size of "
+            f"{path}: crop_size is {given['crop_size']}, expected {image_size}, the image_size of "
             f"{HUGGINGFACE_CONFIG}."
         )
     if size == square:
@@ -99,19 +99,19 @@ def _named_sides(size: Any, of_one: Sequence[str]) -> Any:
 def open_clip_preprocessing(path: Path, given: Any, image_size: int) -> Preprocessing:
     """Of `preprocess_cfg`. Its `size` is not looked at: open_clip puts the model's in its place."""
     if not isinstance(given, Mapping):
-        raise ValueError(f"{path}: preprocess_cfg is {given!r}, needed an object.")
+        raise ValueError(f"{path}: preprocess_cfg is {given!r}, expected an object.")
     given = present(given)
     resizes = {"shortest": "crop", "squash": "squash"}
     mode = given.get("resize_mode", "shortest")
     if mode not in list(resizes):
         raise ValueError(
-            f"{path}: resize_mode is {mode!r}, needed 'shortest' (the largest centred square) or "
+            f"{path}: resize_mode is {mode!r}, expected 'shortest' (the largest centred square) or "
             "'squash'; images are not padded here."
         )
     interpolation = given.get("interpolation", "bicubic")
     if interpolation not in list(RESAMPLING):
         raise ValueError(
-            f"{path}: interpolation is {interpolation!r}, needed one of {', '.join(RESAMPLING)}."
+            f"{path}: interpolation is {interpolation!r}, expected one of {', '.join(RESAMPLING)}."
         )
     return Preprocessing(
         image_size=image_size,
@@ -126,5 +126,5 @@ def _triple(path: Path, name: str, values: Any) -> tuple[float, float, float]:
     try:
         red, green, blue = (float(value) for value in values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {name} is {values!r}, needed three numbers.") from error
+        raise ValueError(f"{path}: {name} is {values!r}, expected three numbers.") from error
     return red, green, blue

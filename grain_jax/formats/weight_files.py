@@ -65,10 +65,10 @@ def part_names(index: Path) -> dict[str, list[str]]:
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not _is_plain(file):
             raise ValueError(
-                f"{index} says that {tensor!r} is in {file!r}; needed the name of a file beside it."
+                f"{index} says that {tensor!r} is in {file!r}; expected the name of a file beside it."
             )
         if not file.endswith(suffix):
-            raise ValueError(f"{index} says that {tensor!r} is in {file!r}; needed a {suffix}.")
+            raise ValueError(f"{index} says that {tensor!r} is in {file!r}; expected a {suffix}.")
         parts.setdefault(file, []).append(tensor)
     if len(parts) > MAX_PARTS:
         raise ValueError(f"{index} names {len(parts)} files; expected at most {MAX_PARTS}.")
@@ -164,14 +164,14 @@ def _state_dict(path: Path) -> Tensors:
     import torch  # it is there, as the file was read
 
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, needed a state dict.")
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict.")
     content = _of_training(path, content, lambda value: isinstance(value, torch.Tensor))
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if odd := [name for name in tensors if not isinstance(name, str)]:
-        raise ValueError(f"{path} has a tensor called {odd[0]!r}, needed a name.")
+        raise ValueError(f"{path} has a tensor called {odd[0]!r}, expected a name.")
     if not tensors:
         listed = ", ".join(map(repr, list(content)[:5])) or "nothing"
-        raise ValueError(f"{path} holds no tensors, needed a state dict; it has {listed}.")
+        raise ValueError(f"{path} holds no tensors, expected a state dict; it has {listed}.")
     return {name: torch_array(path, repr(name), value) for name, value in tensors.items()}
 
 

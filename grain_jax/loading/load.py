@@ -102,7 +102,7 @@ def _read_other(path: Path, name: str) -> ModelBundle:
     if (path / OPEN_CLIP_CONFIG).is_file():
         return read_open_clip(path)
     what = "There is no" if not path.exists() else "There is no model that is known in"
-    raise ValueError(f"{what} {name}; needed {KINDS}.{_hint(path)}")
+    raise ValueError(f"{what} {name}; expected {KINDS}.{_hint(path)}")
 
 
 def _hint(path: Path) -> str:

@@ -27,7 +27,7 @@ from grain_jax.data.region_coverage import (
     needs_regions,
     region_coverage,
 )
-from grain_jax.data.synthetic_birds import WorldSource
+from grain_jax.data.synthetic_birds import SyntheticBirdSource
 from grain_jax.data.tfds_records import (
     RecordSource,
     SplitShards,
@@ -99,7 +99,7 @@ def test_a_sample_is_all_that_is_read_where_it_has_boxes():
 
 
 def test_the_world_counts_itself_and_is_right():
-    source = WorldSource(SyntheticBirdsConfig(num_train_images=40), "train", 32)
+    source = SyntheticBirdSource(SyntheticBirdsConfig(num_train_images=40), "train", 32)
     assert source.num_with_regions == sum(bool(source[i].regions) for i in range(40)) == 40
 
 

@@ -149,8 +149,8 @@ def test_wrong_labels_are_named(classify, given, named):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"descriptions": DESCRIBED, "alpha": "0.5"}, "alpha='0.5'; needed a number from 0 to 1"),
-        ({"descriptions": DESCRIBED, "alpha": True}, "alpha=True; needed a number"),
+        ({"descriptions": DESCRIBED, "alpha": "0.5"}, "alpha='0.5'; expected a number from 0 to 1"),
+        ({"descriptions": DESCRIBED, "alpha": True}, "alpha=True; expected a number"),
         (
             {"hypothesis_template": 3},
             "hypothesis_template must be a text or a list .* got 3",

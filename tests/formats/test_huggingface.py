@@ -278,7 +278,7 @@ def test_class_names_score_as_in_jax(ensembling):
         (
             {"descriptions": DESCRIBED, "alpha": 2.0},
             ValueError,
-            "alpha=2.0; needed a number from 0",
+            "alpha=2.0; expected a number from 0",
         ),
         ({"candidate_labels": ["red"], "alpha": 1.0}, ValueError, "give descriptions"),
         ({"candidate_labels": ["red"], "descriptions": DESCRIBED}, ValueError, "not both"),
@@ -570,7 +570,7 @@ def test_it_runs_on_meta_tensors_and_as_a_replica():
 
 def test_other_attention_is_refused(folder):
     auto = transformers.AutoModel.from_pretrained
-    with pytest.raises(ValueError, match="attn_implementation='eager'; needed 'sdpa'"):
+    with pytest.raises(ValueError, match="attn_implementation='eager'; expected 'sdpa'"):
         auto(folder, trust_remote_code=True, attn_implementation="eager")
 
 

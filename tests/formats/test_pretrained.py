@@ -448,16 +448,16 @@ def test_published_settings_of_images_are_read(tmp_path, given, resize, interpol
         ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "longest_edge"),
         ({"size": {"max_height": 224, "max_width": 224}}, "max_height"),
         ({"do_center_crop": False}, "size is 224 without a centre crop"),
-        ({"crop_size": 200}, "crop_size is 200, needed 224"),
+        ({"crop_size": 200}, "crop_size is 200, expected 224"),
         ({"crop_size": {"height": 224, "width": 200}}, "crop_size is"),
-        ({"do_resize": False}, "do_resize is False, needed True"),
-        ({"do_rescale": False}, "do_rescale is False, needed True"),
-        ({"do_normalize": False}, "do_normalize is False, needed True"),
-        ({"do_pad": True}, "do_pad is True, needed False"),
-        ({"rescale_factor": 1 / 127.5}, r"rescale_factor is 0\.0078.*, needed 1/255"),
-        ({"resample": 1}, r"resample is 1, needed 2 \(bilinear\) or 3"),
-        ({"image_mean": 0.5}, r"image_mean is 0\.5, needed three numbers"),
-        ({"image_std": [1, 1]}, r"image_std is \[1, 1\], needed three numbers"),
+        ({"do_resize": False}, "do_resize is False, expected True"),
+        ({"do_rescale": False}, "do_rescale is False, expected True"),
+        ({"do_normalize": False}, "do_normalize is False, expected True"),
+        ({"do_pad": True}, "do_pad is True, expected False"),
+        ({"rescale_factor": 1 / 127.5}, r"rescale_factor is 0\.0078.*, expected 1/255"),
+        ({"resample": 1}, r"resample is 1, expected 2 \(bilinear\) or 3"),
+        ({"image_mean": 0.5}, r"image_mean is 0\.5, expected three numbers"),
+        ({"image_std": [1, 1]}, r"image_std is \[1, 1\], expected three numbers"),
     ],
 )
 def test_what_is_not_done_to_images_here_is_refused(tmp_path, changed, message):
@@ -474,9 +474,9 @@ def test_what_is_not_done_to_images_here_is_refused(tmp_path, changed, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"resize_mode": "longest"}, "resize_mode is 'longest', needed 'shortest'"),
-        ({"interpolation": "nearest"}, "interpolation is 'nearest', needed one of bicubic"),
-        ({"mean": [1]}, r"mean is \[1\], needed three numbers"),
+        ({"resize_mode": "longest"}, "resize_mode is 'longest', expected 'shortest'"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest', expected one of bicubic"),
+        ({"mean": [1]}, r"mean is \[1\], expected three numbers"),
     ],
 )
 def test_what_open_clip_does_to_images_is_done_or_refused(open_clip, changed, message):
@@ -499,7 +499,7 @@ def test_a_configuration_alone_takes_no_memory(siglip, tmp_path):
     given = json.loads((tmp_path / "config.json").read_text())
     given["vision_config"]["hidden_size"] = 4_000_000
     (tmp_path / "config.json").write_text(json.dumps(given))
-    with pytest.raises(ValueError, match=r"shape \(96, 32\), needed \(12000000, 4000000\)"):
+    with pytest.raises(ValueError, match=r"shape \(96, 32\), expected \(12000000, 4000000\)"):
         read_model(tmp_path)
 
 
@@ -585,7 +585,9 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
     shutil.copytree(clip[1], folder)
     given = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(given | {"model_type": "blip"}))
-    with pytest.raises(ValueError, match=r"model_type 'blip'; needed one of clip, siglip or grain"):
+    with pytest.raises(
+        ValueError, match=r"model_type 'blip'; expected one of clip, siglip or grain"
+    ):
         read_model(folder)
     given["vision_config"]["num_hidden_layers"] = 3
     (folder / "config.json").write_text(json.dumps(given))
@@ -599,18 +601,21 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_config": "x"}, "vision_config is 'x', needed an object"),
+        ({"vision_config": "x"}, "vision_config is 'x', expected an object"),
         (
             {"vision_config": {"image_size": "224"}},
-            "vision_config.image_size is '224', needed",
+            "vision_config.image_size is '224', expected",
         ),
         ({"vision_config": {"image_size": [32, 32]}}, "vision_config.image_size is"),
         (
             {"text_config": {"hidden_size": 0}},
-            "text_config.hidden_size is 0, needed a whole number",
+            "text_config.hidden_size is 0, expected a whole number",
         ),
-        ({"text_config": {"hidden_act": ["gelu"]}}, "text_config.hidden_act is .*, needed a text"),
-        ({"text_config": {"layer_norm_eps": True}}, "layer_norm_eps is True, needed a number"),
+        (
+            {"text_config": {"hidden_act": ["gelu"]}},
+            "text_config.hidden_act is .*, expected a text",
+        ),
+        ({"text_config": {"layer_norm_eps": True}}, "layer_norm_eps is True, expected a number"),
         ({"text_config": {"num_hidden_layers": 10**6}}, "text.depth=1000000, and there are"),
         ({"projection_dim": None}, "projection_dim is None"),
         ({"model_type": ["clip"]}, r"model_type \['clip'\]"),
@@ -629,8 +634,8 @@ def test_settings_of_another_kind_are_refused_by_name(clip, tmp_path, changes, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_cfg": 3}, "vision_cfg is 3, needed an object"),
-        ({"text_cfg": {"heads": "8"}}, "text_cfg.heads is '8', needed a whole number"),
+        ({"vision_cfg": 3}, "vision_cfg is 3, expected an object"),
+        ({"text_cfg": {"heads": "8"}}, "text_cfg.heads is '8', expected a whole number"),
         ({"embed_dim": 0}, "model_cfg.embed_dim is 0"),
     ],
 )
@@ -670,7 +675,7 @@ def test_a_tensor_of_another_shape_is_refused_by_its_name(open_clip):
 
 def test_tensors_without_a_name_are_refused(open_clip):
     torch.save({3: torch.zeros(2)}, open_clip / "open_clip_pytorch_model.bin")
-    with pytest.raises(ValueError, match="a tensor called 3, needed a name"):
+    with pytest.raises(ValueError, match="a tensor called 3, expected a name"):
         read_open_clip(open_clip)
 
 
@@ -690,7 +695,9 @@ def test_code_in_a_torch_file_is_not_run(open_clip):
 
 
 def test_what_is_not_there_is_said_with_what_there_could_be(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no .*nowhere; needed a run folder, an export"):
+    with pytest.raises(
+        ValueError, match=r"There is no .*nowhere; expected a run folder, an export"
+    ):
         read_model(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no model that is known in"):
         read_model(tmp_path)

@@ -206,7 +206,7 @@ def test_a_part_lies_in_the_folder(tmp_path, file):
     folder.mkdir()
     save_file({NAMES[0]: np.asarray(STATE[NAMES[0]])}, tmp_path / SAFE)
     split(folder, {}, weight_map={NAMES[0]: file})
-    with pytest.raises(ValueError, match="needed the name of a file beside it"):
+    with pytest.raises(ValueError, match="expected the name of a file beside it"):
         read_weights(folder, (SAFE,))
 
 
@@ -215,7 +215,7 @@ def test_a_part_lies_in_the_folder(tmp_path, file):
     [
         ({}, "has no weight_map"),
         ([1], "has no weight_map"),
-        ({NAMES[0]: "model.bin"}, "needed a .safetensors"),
+        ({NAMES[0]: "model.bin"}, "expected a .safetensors"),
         ({NAMES[0]: FIRST, "text_projection.weight": FIRST}, "has 'text_projection.weight'"),
     ],
 )

@@ -117,7 +117,7 @@ def test_a_layer_of_a_huge_number_costs_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"vision\.depth=1000000000, and there are"):
         read_model(tmp_path / "checkpoint.pth")
     torch.save({"backbone_state_dict": {0: torch.zeros(1)}}, tmp_path / "checkpoint.pth")
-    with pytest.raises(ValueError, match="an entry called 0, needed names"):
+    with pytest.raises(ValueError, match="an entry called 0, expected names"):
         read_model(tmp_path / "checkpoint.pth")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grain_jax.data.checks import MAX_IMAGE_BYTES, Dropped, read_image_bytes
+from grain_jax.data.checks import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.classification.class_folders import (
     LAYOUTS,
     ClassFolders,
@@ -47,7 +47,7 @@ class ImageFiles:
         name = printable(self.files[index])
         try:
             image = read_image_bytes(self.root / self.files[index], name=name)
-        except Dropped as error:
+        except SkippedSample as error:
             raise ValueError(f"Image {error} Replace it, or take it out of the set.") from error
         return Record(id=name, image=image, label=self.labels[index])
 

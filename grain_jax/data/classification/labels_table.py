@@ -125,7 +125,7 @@ def _cells(cells: list[str], columns: list[str], path: Path, where: str) -> tupl
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if inside == ".":
-        raise ValueError(f"{where}: {file!r} is the folder itself; needed the file of an image.")
+        raise ValueError(f"{where}: {file!r} is the folder itself; expected the file of an image.")
     return inside, label
 
 

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grain_jax.data.importers.flickr30k_entities import Flickr30kEntities
-from grain_jax.data.importers.item import BadItem, ImportedImage, ImportedRegion, Importer
+from grain_jax.data.importers.item import (
+    ImportedImage,
+    ImportedRegion,
+    Importer,
+    InvalidRecordError,
+)
 from grain_jax.data.importers.jsonl import JsonLines
 
 IMPORTERS: dict[str, Callable[[Path], Importer]] = {
@@ -16,4 +21,4 @@ IMPORTERS: dict[str, Callable[[Path], Importer]] = {
     "flickr30k_entities": Flickr30kEntities,
 }
 
-__all__ = ["IMPORTERS", "BadItem", "ImportedImage", "ImportedRegion", "Importer"]
+__all__ = ["IMPORTERS", "ImportedImage", "ImportedRegion", "Importer", "InvalidRecordError"]

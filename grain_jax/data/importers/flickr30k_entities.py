@@ -16,7 +16,12 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from pathlib import Path
 
-from grain_jax.data.importers.item import MAX_SIDE, BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.importers.item import (
+    MAX_SIDE,
+    ImportedImage,
+    ImportedRegion,
+    InvalidRecordError,
+)
 from grain_jax.data.records import Caption
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]+)*\s+([^\]]*)\]")
@@ -51,9 +56,11 @@ class Flickr30kEntities:
         try:
             size, boxes = parse_annotation(_read(place))
         except (ElementTree.ParseError, ValueError, AttributeError) as error:
-            if isinstance(error, BadItem):
+            if isinstance(error, InvalidRecordError):
                 raise
-            raise BadItem(f"{place}: not an annotation of Flickr30k Entities ({error}).") from None
+            raise InvalidRecordError(
+                f"{place}: not an annotation of Flickr30k Entities ({error})."
+            ) from None
         regions = tuple(
             ImportedRegion(box, max(said, key=len))
             for chain, said in phrases.items()
@@ -85,10 +92,10 @@ class Flickr30kEntities:
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadItem(f"{path}: larger than {MAX_FILE_BYTES} bytes.")
+            raise InvalidRecordError(f"{path}: larger than {MAX_FILE_BYTES} bytes.")
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise BadItem(f"{path}: {error.strerror}.") from None
+        raise InvalidRecordError(f"{path}: {error.strerror}.") from None
 
 
 def parse_sentences(text: str) -> tuple[list[str], dict[str, list[str]]]:

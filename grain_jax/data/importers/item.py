@@ -8,7 +8,7 @@ from grain_jax.data.records import Caption
 MAX_SIDE = 1_000_000  # pixels of an image that boxes refer to
 
 
-class BadItem(ValueError):
+class InvalidRecordError(ValueError):
     """An entry that cannot be read at all; the message names file, line and what is wrong."""
 
 
@@ -41,7 +41,7 @@ class ImportedImage:
 
 @runtime_checkable
 class Importer(Protocol):
-    """A random-access sequence of images. Pickled to worker processes. Raises `BadItem`."""
+    """A random-access sequence of images. Pickled to worker processes. Raises `InvalidRecordError`."""
 
     def __len__(self) -> int: ...
 

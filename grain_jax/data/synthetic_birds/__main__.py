@@ -15,8 +15,8 @@ from PIL import Image
 from grain_jax.command_line import Parser, status_of
 from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.records import Record, Source
-from grain_jax.data.synthetic_birds.scene import LEVELS
-from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
+from grain_jax.data.synthetic_birds.scene import DIFFICULTIES
+from grain_jax.data.synthetic_birds.source import SyntheticBirdSource, bird_zero_shot_sets
 from grain_jax.paths import path_option
 from grain_jax.terminal import escape_unprintable
 
@@ -41,7 +41,11 @@ def main() -> None:
         "--image_size", type=int, default=96, help="pixels a side (default: %(default)s)"
     )
     parser.add_argument(
-        "--difficulty", "--level", default="easy", choices=LEVELS, help="(default: %(default)s)"
+        "--difficulty",
+        "--level",
+        default="easy",
+        choices=DIFFICULTIES,
+        help="(default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the world")
     args = parser.parse_args()
@@ -53,7 +57,7 @@ def main() -> None:
     )
     try:
         for split in ("train", "validation"):
-            write_jsonl(WorldSource(config, split, args.image_size), args.out, split)
+            write_jsonl(SyntheticBirdSource(config, split, args.image_size), args.out, split)
         write_zero_shot_set(config, args.image_size, args.out / "unseen")
     except (ValueError, OSError) as error:
         parser.exit(status_of(error), f"Error: {error}\n")
@@ -75,7 +79,7 @@ def write_jsonl(source: Source, out: Path, split: str) -> None:
 
 def write_zero_shot_set(config: SyntheticBirdsConfig, image_size: int, out: Path) -> None:
     """The unseen species as a folder with `labels.csv` (file,label), class names, descriptions."""
-    dataset = world_zero_shot_sets(config, image_size)["unseen"]
+    dataset = bird_zero_shot_sets(config, image_size)["unseen"]
     (out / "images").mkdir(parents=True, exist_ok=True)
     with (out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

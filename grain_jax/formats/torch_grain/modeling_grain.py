@@ -411,7 +411,7 @@ class GrainModel(PreTrainedModel):
         super().__init__(config)
         if config._attn_implementation not in (None, "sdpa"):
             raise ValueError(
-                f"attn_implementation={config._attn_implementation!r}; needed 'sdpa', or none."
+                f"attn_implementation={config._attn_implementation!r}; expected 'sdpa', or none."
             )
         self.backbone = Backbone(config)
         if config.type == "grain":

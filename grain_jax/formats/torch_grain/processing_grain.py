@@ -158,8 +158,8 @@ class GrainProcessor(ProcessorMixin):
             raise ValueError(f"padding={padding!r}, and this model needs {self.padding!r}.")
         exact = self.padding == "max_length"
         if max_length is not None and (max_length > limit or (exact and max_length != limit)):
-            needed = f"{'' if exact else 'at most '}{limit}"
-            raise ValueError(f"max_length={max_length}, and this model takes {needed} tokens.")
+            expected = f"{'' if exact else 'at most '}{limit}"
+            raise ValueError(f"max_length={max_length}, and this model takes {expected} tokens.")
         settings = {
             "padding": self.padding if padding in (None, True) else padding,
             "truncation": truncation,
@@ -332,10 +332,10 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             alpha = 0.5 if regions else 1.0
         number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
         if not number or not 0 <= alpha <= 1 or (alpha != 1 and not regions):
-            needed = (
+            expected = (
                 "a number from 0 to 1" if regions else "1, as this model has no trained regions"
             )
-            raise ValueError(f"alpha={alpha!r}; needed {needed}.")
+            raise ValueError(f"alpha={alpha!r}; expected {expected}.")
         _check_descriptions(descriptions)
         if odd := set(descriptions) ^ set(labels):
             raise ValueError(f"{odd.pop()!r} is a label or has descriptions, not both.")
@@ -478,7 +478,7 @@ def _check_descriptions(descriptions: Any) -> None:
         kind = type(descriptions).__name__
         raise ValueError(f"descriptions must be {{label: [text, ...]}}; got a {kind}.")
     if not descriptions:
-        raise ValueError("descriptions has no labels; needed {label: [text, ...]}.")
+        raise ValueError("descriptions has no labels; expected {label: [text, ...]}.")
     _check_texts("The labels of descriptions", list(descriptions))
     for label, texts in descriptions.items():
         name = f"descriptions[{label!r}]"
@@ -615,6 +615,6 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
         return gray.clip(0, 255).astype(np.uint8)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all() or high > 65_535:
-        raise ValueError(f"Values from {low:g} to {high:g}; needed 0 to 1, 255 or 65535.")
+        raise ValueError(f"Values from {low:g} to {high:g}; expected 0 to 1, 255 or 65535.")
     white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0
     return (values.astype(np.float64) * (255.0 / white)).clip(0, 255).round().astype(np.uint8)
