@@ -174,8 +174,10 @@ def encode_record(record):
     return encode(record)
 build_dataset.encode_record = encode_record
 folder = Path(sys.argv[1])
-plan = build_dataset.DatasetBuildSpec("jsonl", folder / "train.jsonl", folder / "images", folder / "out")
-build_dataset.build_split(plan, workers=1)
+spec = build_dataset.DatasetBuildSpec(
+    "jsonl", folder / "train.jsonl", folder / "images", folder / "out"
+)
+build_dataset.build_split(spec, workers=1)
 """
 
 
@@ -352,7 +354,7 @@ def test_nothing_is_opened_as_another_kind_of_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(out.getvalue())
     with pytest.raises(SkippedSample, match="not an image of these") as dropped:
         check_item(
-            ImportedImage("a", "a.jpg"), tmp_path, max_image_side=0, figures=DatasetStatistics()
+            ImportedImage("a", "a.jpg"), tmp_path, max_image_side=0, statistics=DatasetStatistics()
         )
     assert dropped.value.reason == "corrupt image"
 

@@ -133,7 +133,7 @@ LINE = '{"image": "é.png", "captions": ["é"]}'
             "compressed with gzip; decompress it first: gunzip",
         ),
         (LINE.encode("utf-16"), "in UTF-16; convert it: iconv -f UTF-16"),
-        (f"[{LINE}]".encode(), "one JSON list; write its elements one a line: jq"),
+        (f"[{LINE}]".encode(), "one JSON list; write one element per line: jq"),
         (json.dumps(json.loads(LINE), indent=1).encode(), "one JSON object over several lines"),
         (b"PAR1....", "a Parquet table"),
     ],
@@ -219,7 +219,7 @@ def test_what_was_skipped_stops_a_run_that_is_to_stop(folder: Path, monkeypatch)
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", {"image": 3}, *(entry(i) for i in range(7)))
     with monkeypatch.context() as patch:
-        patch.setattr(build_dataset, "_adopt", None)
+        patch.setattr(build_dataset, "_move_to_final_names", None)
         with pytest.raises(TypeError):
             build_split(plan(folder, on_error="skip"), workers=1)
     (folder / "out/.building/train/moving.json").unlink()

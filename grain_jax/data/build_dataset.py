@@ -1,11 +1,11 @@
-"""Builds one split of a prepared data set: in parallel, and so that it can be killed and continued.
+"""Build one split of a prepared data set, in parallel and resumable after an interruption.
 
-The input is cut into shards of consecutive entries. Each is written whole or not at all under
-`OUT/.building/<split>/`, with its statistics beside it, under a name that tells what it was made of; a
-later run keeps those of entries, options and left-out images that are still the same, so that a
-corrected input costs the shards it changes. At the end the shards move to their final names and the
-metadata of all splits is written, by one process at a time: several may build splits of one folder
-at once.
+The input is cut into shards of consecutive records. Each shard is written atomically under
+`OUT/.building/<split>/`, with its statistics beside it, under a name that is a hash of its input
+and options. A later run keeps the shards whose records, options and skipped images have not
+changed, so that a corrected input rebuilds only the shards it changes. At the end the shards move
+to their final names and the metadata of all splits is written. A lock lets several processes build
+different splits of one folder at once.
 """
 
 import array
@@ -44,41 +44,45 @@ from grain_jax.disk import write_whole
 logger = logging.getLogger(__name__)
 
 MAX_SHARDS = 1_000
-MIN_SHARD = 500  # entries; small enough that a killed run loses little
-MOVING = "moving.json"  # beside the shards: the spec whose shards move to their final names
-UNREADABLE = "unreadable entry"  # the reason of a dropped image whose entry is at fault
-CHECKS = 2  # to be raised with what is checked or stored: unfinished shards are then made again
-LOCK = ".lock"  # in the folder, held while its metadata is changed
+MIN_SHARD = 500  # records; small enough that an interrupted run loses little
+MOVING = "moving.json"  # beside the shards: identity of the build whose shards are being moved
+UNREADABLE = "unreadable entry"  # the reason counted for an `InvalidRecordError`
+CHECKS = 2  # raise when checks or stored fields change, so that unfinished shards are rebuilt
+LOCK = ".lock"  # in the folder, held while its metadata is written
 
 
 @dataclass(frozen=True)
 class DatasetBuildSpec:
-    """What is built from what."""
+    """The input, output and options of one split to build."""
 
-    format: str
+    format: str  # a name in `IMPORTERS`
     input: Path
     images: Path
     out: Path
     split: str = "train"
     max_image_side: int = 0  # 0: images are stored as they are
-    on_error: str = "stop"  # at an entry that cannot be read: "stop" | "skip"
-    captions_from_regions: bool = False  # where an image has no caption of its own
+    on_error: str = "raise"  # at an `InvalidRecordError`: "raise" | "skip"
+    captions_from_regions: bool = False  # for images without a caption of their own
+
+    def __post_init__(self) -> None:
+        if self.on_error == "stop":  # the name before version 0.2
+            object.__setattr__(self, "on_error", "raise")
 
     def validate(self) -> None:
-        """Raises ValueError."""
+        """Raises ValueError for an option that is invalid, named as on the command line."""
         if self.format not in IMPORTERS:
             raise ValueError(f"Unknown --from={self.format}; choose one of {sorted(IMPORTERS)}.")
         if not self.images.is_dir():
             raise ValueError(f"--images={self.images} is not a folder.")
         if os.path.lexists(self.out) and not self.out.is_dir():
             raise ValueError(
-                f"--out={self.out} is not a folder; give a new one, or an earlier --out."
+                f"--out={self.out} is not a folder; give a new folder, or that of an earlier build."
             )
         try:
             os.fspath(self.out).encode()
-        except UnicodeEncodeError:  # array_record opens no file there
+        except UnicodeEncodeError:  # array_record cannot open files there
             raise ValueError(
-                f"--out={self.out!r} is not UTF-8; give a folder whose whole path is."
+                f"--out={self.out!r} is not UTF-8; give a folder whose whole path is UTF-8."
             ) from None
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split) or self.split == "all":
             raise ValueError(
@@ -86,17 +90,17 @@ class DatasetBuildSpec:
             )
         if self.max_image_side < 0:
             raise ValueError("--max_image_side must be a number of pixels, or 0 for any.")
-        if self.on_error not in ("stop", "skip"):
-            raise ValueError(f"--on-error must be 'stop' or 'skip', got {self.on_error!r}.")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"--on-error must be 'raise' or 'skip', got {self.on_error!r}.")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a build stands, after each shard."""
+    """The progress of a build, reported after each shard."""
 
-    entries: int  # read so far, those of earlier runs included
-    total: int
-    statistics: DatasetStatistics
+    entries: int  # records read so far, including those of earlier runs
+    total: int  # records of the input
+    statistics: DatasetStatistics  # of the records read so far
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,12 @@ class _Shard:
 
     @property
     def ids_path(self) -> Path:
-        """Of a number for each record's id."""
+        """The file with a 64-bit hash of each record's id."""
         return self.path.with_suffix(".ids")
 
 
 def report_path(out: Path, split: str) -> Path:
-    """Where the statistics of a finished split are kept."""
+    """The file that holds the statistics of a finished split."""
     return out / f"report-{split}.json"
 
 
@@ -127,11 +131,16 @@ def build_split(
     workers: int,
     progress: Callable[[Progress], None] = lambda state: None,
 ) -> DatasetStatistics:
-    """Builds the split, or what is left of it; returns the statistics of the whole of it.
+    """Builds the split, or the rest of an interrupted build; returns the statistics of the split.
 
-    Raises ValueError on a spec that cannot work, on a folder that holds something else under that
-    name or is being given this split by another process, on an unreadable entry with on_error
-    "stop", and where no image is left.
+    Args:
+        spec: input, output and options.
+        workers: processes; 1 builds in this process.
+        progress: called after each shard.
+
+    Raises ValueError for an invalid `spec`, for a split that is finished with another input or
+    options, for one that another process is building, for an invalid record with
+    `spec.on_error` "raise", and where every image is skipped.
     """
     spec.validate()
     importer = IMPORTERS[spec.format](spec.input)
@@ -141,8 +150,8 @@ def build_split(
     folder = spec.out / ".building" / spec.split
     folder.mkdir(parents=True, exist_ok=True)
     taken = (
-        f"Another process is building split {spec.split!r} in {spec.out}; let it finish, or choose "
-        "another --split or --out."
+        f"Another process is building split {spec.split!r} in {spec.out}; wait until it is done, "
+        "or choose another --split or --out."
     )
     with _locked(folder / "lock", taken=taken):
         return _build_rest(spec, importer, identity, folder, workers, progress)
@@ -163,7 +172,7 @@ def _build_rest(
             _list_splits(spec.out)
         return DatasetStatistics.from_json(report["figures"])
     shards = _cut(spec, importer, folder)
-    # Of a run that was killed while it moved its shards, which are not where they were any more.
+    # True after an interruption while shards moved: some are at their final names already.
     moved = _read_json(folder / MOVING) == json.loads(json.dumps(identity))
     if not moved:
         (folder / MOVING).unlink(missing_ok=True)
@@ -176,7 +185,7 @@ def _build_rest(
         _remove_work(spec)
         reasons = ", ".join(f"{n} {reason}" for reason, n in statistics.dropped_images.items())
         raise ValueError(f"No image is left ({reasons}), first: {statistics.examples[0]}")
-    statistics = DatasetStatistics()  # again in input order, which the examples should have
+    statistics = DatasetStatistics()  # again, so that examples are in the order of the input
     for shard in shards:
         statistics.add(
             DatasetStatistics.from_json(
@@ -185,7 +194,7 @@ def _build_rest(
         )
     statistics.repeated_ids = _count_repeated(shards)
     _write_json(folder / MOVING, identity)
-    _adopt(shards, spec, identity, statistics)
+    _move_to_final_names(shards, spec, identity, statistics)
     return statistics
 
 
@@ -205,9 +214,9 @@ def _identity(spec: DatasetBuildSpec, importer: Importer) -> dict[str, Any]:
 
 
 def _options(spec: DatasetBuildSpec) -> dict[str, Any]:
-    """The options that records depend on; one that is off is left out, as earlier versions did."""
-    asked = {"captions_from_regions": True} if spec.captions_from_regions else {}
-    return {"max_image_side": spec.max_image_side} | asked
+    """The options that change records; those that are off are left out, as earlier versions did."""
+    enabled = {"captions_from_regions": True} if spec.captions_from_regions else {}
+    return {"max_image_side": spec.max_image_side} | enabled
 
 
 def _require_same(
@@ -219,8 +228,8 @@ def _require_same(
         different = [name for name in names if earlier.get(name) != identity.get(name)]
         raise ValueError(
             f"Split {spec.split!r} in {spec.out} is finished, and was built from something else "
-            f"(different: {', '.join(different)}). Choose another --split or --out. To build this "
-            f"split anew in its place, delete {where}; other splits stay as they are."
+            f"(different: {', '.join(different)}). Choose another --split or --out. To rebuild "
+            f"this split in place, delete {where}; other splits are not changed."
         )
 
 
@@ -240,8 +249,9 @@ def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[_Shar
 def _build_shards(
     shards: list[_Shard], spec: DatasetBuildSpec, importer: Importer, workers: int, *, moved: bool
 ) -> Iterator[tuple[_Shard, DatasetStatistics]]:
-    """Each shard with its statistics as it is there: those of an earlier run first. `moved`: which may
-    have taken them to their final names.
+    """Each shard with its statistics when it is done, those of an earlier run first.
+
+    `moved`: an earlier run may have moved its shards to their final names.
     """
     missing = []
     for shard in shards:
@@ -254,7 +264,7 @@ def _build_shards(
         for shard in missing:
             yield shard, _build_shard(shard, spec, importer)
         return
-    context = multiprocessing.get_context("spawn")  # fork is unsafe with threads about
+    context = multiprocessing.get_context("spawn")  # fork is unsafe in a process with threads
     with ProcessPoolExecutor(
         min(workers, len(missing)), context, initializer=_start_worker, initargs=(spec, importer)
     ) as pool:
@@ -268,10 +278,11 @@ def _build_shards(
 
 
 def _is_current(done: dict[str, Any], spec: DatasetBuildSpec) -> bool:
-    """Whether a shard would leave out the same entries again: their images may have been mended
-    since, and entries that cannot be read may have become an error.
+    """Whether rebuilding a shard would skip the same records.
+
+    Their images may have been repaired since, and `on_error` may have changed.
     """
-    if spec.on_error == "stop" and UNREADABLE in done["figures"]["dropped_images"]:
+    if spec.on_error == "raise" and UNREADABLE in done["figures"]["dropped_images"]:
         return False
     return all(image_state(name, spec.images) == state for name, state in done["left_out"].items())
 
@@ -282,7 +293,7 @@ _worker_state: tuple[DatasetBuildSpec, Importer] | None = None  # of a worker pr
 def _start_worker(spec: DatasetBuildSpec, importer: Importer) -> None:
     global _worker_state
     _worker_state = spec, importer
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: no traceback from every process
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C, no traceback from each process
     end_with_parent()
 
 
@@ -296,7 +307,7 @@ def _build_shard(shard: _Shard, spec: DatasetBuildSpec, importer: Importer) -> D
     left_out: dict[str, list[int] | None] = {}
     written = write_shard(shard.path, _encoded(shard, spec, importer, statistics, ids, left_out))
     shard.ids_path.write_bytes(ids.tobytes())
-    # The statistics come last: a shard without them is written again.
+    # The statistics are written last: a shard without them is rebuilt.
     _write_json(
         shard.statistics_path,
         {
@@ -317,7 +328,11 @@ def _encoded(
     ids: "array.array[int]",
     left_out: dict[str, list[int] | None],
 ) -> Iterator[bytes]:
-    """The records of a shard. Fills the other arguments; `left_out`: image -> its state."""
+    """The encoded records of a shard.
+
+    Fills `statistics`, `ids` (a hash of each record's id) and `left_out` (skipped image -> its
+    `image_state`).
+    """
     for index in range(shard.start, shard.stop):
         item = None
         try:
@@ -330,8 +345,8 @@ def _encoded(
                 statistics=statistics,
             )
         except InvalidRecordError as error:
-            if spec.on_error == "stop":
-                raise ValueError(f"{error} (--on-error=skip leaves such entries out.)") from None
+            if spec.on_error == "raise":
+                raise ValueError(f"{error} (--on-error=skip skips such records.)") from None
             statistics.drop_image(UNREADABLE, str(error))
         except SkippedSample as error:
             statistics.drop_image(error.reason, str(error))
@@ -344,13 +359,13 @@ def _encoded(
             left_out[item.image] = image_state(item.image, spec.images)
 
 
-def _adopt(
+def _move_to_final_names(
     shards: list[_Shard],
     spec: DatasetBuildSpec,
     identity: dict[str, Any],
     statistics: DatasetStatistics,
 ) -> None:
-    """Moves shards to their final names and writes the metadata. Killed midway, it runs again."""
+    """Moves shards to their final names and writes the metadata. Safe to repeat if interrupted."""
     done = [json.loads(shard.statistics_path.read_text(encoding="utf-8")) for shard in shards]
     kept = [(shard, d) for shard, d in zip(shards, done, strict=True) if d["records"]]
     places = set()
@@ -366,11 +381,11 @@ def _adopt(
         "bytes": sum(d["bytes"] for _, d in kept),
     }
     with _locked(spec.out / LOCK):
-        # The report first: whatever ends here, each later run lists every split that has one.
+        # The report first: after an interruption here, a later run lists every split with a report.
         _write_json(report_path(spec.out, spec.split), report)
         _list_splits(spec.out)
     for stale in set(shard_paths(spec.out, spec.split)) - places:
-        stale.unlink()  # of what was built in this split's place before
+        stale.unlink()  # of an earlier build of this split
     _remove_work(spec)
 
 
@@ -381,15 +396,15 @@ def _list_splits(out: Path) -> None:
         report = json.loads(path.read_text(encoding="utf-8"))
         shards = SplitShards(tuple(report["records"]), report["bytes"])
         splits[path.stem.removeprefix("report-")] = shards
-    if stored_splits(out) != splits:  # else it stays as it is, for those who are reading it
+    if stored_splits(out) != splits:  # else unchanged, as other processes may be reading it
         write_metadata(out, splits)
 
 
 @contextlib.contextmanager
 def _locked(path: Path, *, taken: str = "") -> Iterator[None]:
-    """Holds a lock, which ends with the process at the latest.
+    """Holds a file lock, released at the latest when the process ends.
 
-    Where another process has it: waits, or raises ValueError with the message `taken`.
+    While another process holds it, waits; with a message `taken`, raises ValueError instead.
     """
     with path.open("w", encoding="utf-8") as file:
         try:
@@ -398,7 +413,9 @@ def _locked(path: Path, *, taken: str = "") -> Iterator[None]:
             raise ValueError(taken) from None
         except OSError as error:  # a file system without locks
             logger.warning(
-                "%s cannot be locked (%s): run one prepare at a time there.", path, error
+                "%s cannot be locked (%s): run only one prepare at a time in this folder.",
+                path,
+                error,
             )
         yield
 
@@ -406,7 +423,7 @@ def _locked(path: Path, *, taken: str = "") -> Iterator[None]:
 def _remove_work(spec: DatasetBuildSpec) -> None:
     work = spec.out / ".building"
     shutil.rmtree(work / spec.split, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another split is being built there, or it is gone
+    with contextlib.suppress(OSError):  # another split is being built there, or the folder is gone
         work.rmdir()
 
 

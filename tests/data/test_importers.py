@@ -60,7 +60,7 @@ def test_the_shortest_line() -> None:
         (b"\xff{}", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"image": "a", "x": ' + b"9" * 5000 + b"}", "not JSON that can be read: .*digits"),
-        (b"3", "needs an object"),
+        (b"3", "expected an object"),
         (b"{}", "'image' is missing"),
         (b'{"image": ""}', "'image' is missing"),
         (line(image=3), "'image' must be a string"),

@@ -134,7 +134,7 @@ def test_it_works_alone_and_offline(loaded, folder, tmp_path):
     short, _ = model.tokenizer.encode(LABELS, 6)
     tokens = np.concatenate([tokens, np.pad(short, ((0, 0), (0, 4)))])
     inputs = parity.Inputs("", images, tokens.astype(np.int32))
-    ours = parity.our_outputs(model.config.model)(model.params, inputs)
+    ours = parity.jax_outputs(model.config.model)(model.params, inputs)
     names, by_template, descriptions = np.split(ours["text_embeds"], [3, 9])
     scale = ours["logit_scale"]
     for name, expected in {

@@ -613,7 +613,7 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
         ),
         (
             {"text_config": {"hidden_act": ["gelu"]}},
-            "text_config.hidden_act is .*, expected a text",
+            "text_config.hidden_act is .*, expected a string",
         ),
         ({"text_config": {"layer_norm_eps": True}}, "layer_norm_eps is True, expected a number"),
         ({"text_config": {"num_hidden_layers": 10**6}}, "text.depth=1000000, and there are"),
@@ -652,7 +652,7 @@ def test_settings_of_another_kind_of_open_clip_too(open_clip, changes, message):
 def test_a_file_nested_without_end_is_refused(clip, tmp_path):
     shutil.copytree(clip[1], tmp_path, dirs_exist_ok=True)
     (tmp_path / "preprocessor_config.json").write_text('{"a": ' + "[" * 100_000)
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is not JSON"):
         read_model(tmp_path)
 
 

@@ -1,7 +1,7 @@
 """Formats that `python -m grain_jax.prepare --from=NAME` reads.
 
-To add one, write a class like those here (an `Importer`, built from the `--input` path) and name it
-in `IMPORTERS`.
+To add one, write an `Importer` that is constructed from the `--input` path and add it to
+`IMPORTERS`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One JSON object a line, one line an image. The format is described in `docs/data-format.md`."""
+"""JSON lines, one image per line. The format is described in `docs/data-format.md`."""
 
 import array
 import difflib
@@ -22,8 +22,8 @@ CAPTION_SOURCES = ("original", "synthetic")
 BOX_UNITS = ("fraction", "pixel")
 FIELDS = {"image", "id", "captions", "regions", "label", "bbox_unit", "width", "height"}
 CAPTION_FIELDS, REGION_FIELDS = {"text", "source"}, {"bbox", "description", "score"}
-# What other tools call them. One of these without the expected name is taken for a mistake, not for
-# a field that nothing reads.
+# Names of the fields in other tools. A line with one of these and without the expected name is an
+# error, as the field would otherwise be ignored.
 OTHER_NAMES = {
     "image": (
         *("file_name", "filename", "file", "path", "filepath", "image_path", "image_file"),
@@ -49,33 +49,35 @@ OTHER_NAMES = {
 }
 EMPTY: tuple[Any, ...] = (None, [], "", {})
 CLOSE = 0.8  # of difflib; "captoins" is 0.88 close to "captions"
-# How a file begins that is not lines of JSON.
+# First bytes of files that are not JSON lines.
 NOT_LINES = (
     (b"\x1f\x8b", "compressed with gzip; decompress it first: gunzip -k FILE"),
     (b"BZh", "compressed with bzip2; decompress it first: bunzip2 -k FILE"),
     (b"\xfd7zXZ", "compressed with xz; decompress it first: unxz -k FILE"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first: unzstd FILE"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
-    (b"PAR1", "a Parquet table; write one JSON object a line"),
+    (b"PAR1", "a Parquet table; write one JSON object per line"),
     (b"\xff\xfe", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
     (b"\xfe\xff", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
-    (b"[", "one JSON list; write its elements one a line: jq -c '.[]' FILE"),
+    (b"[", "one JSON list; write one element per line: jq -c '.[]' FILE"),
 )
 
 
 class JsonLines:
-    """The lines of a file, empty ones left out."""
+    """The non-empty lines of a file. An `Importer`."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise ValueError(f"--input={path} is not a file; it needs one JSON object a line.")
+            raise ValueError(
+                f"--input={path} is not a file; expected a file with one JSON object per line."
+            )
         _check_kind(path)
         self._path = path
         self._starts, self._numbers = array.array("q"), array.array("q")
         start = number = checksum = 0
         fresh = True
         with path.open("rb") as file:
-            # In pieces: a file without line ends must not fill the memory.
+            # In pieces, so that a file without line ends does not fill the memory.
             while piece := file.readline(MAX_LINE_BYTES):
                 if fresh:
                     number += 1
@@ -97,8 +99,8 @@ class JsonLines:
             line = file.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
             raise InvalidRecordError(
-                f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; each image needs a "
-                "line of its own."
+                f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; put each image on "
+                "a line of its own."
             )
         try:
             return parse_line(line)
@@ -128,13 +130,13 @@ def _check_kind(path: Path) -> None:
             raise ValueError(f"--input={path} is {what.replace('FILE', str(path))}.")
     if start.rstrip() == b"{" or start.startswith((b"{\n", b"{\r\n")):
         raise ValueError(
-            f"--input={path} is one JSON object over several lines; it needs one object a line, "
-            "one line an image."
+            f"--input={path} is one JSON object over several lines; expected one object per line, "
+            "one line per image."
         )
 
 
 def parse_line(line: bytes) -> ImportedImage:
-    """One line as an image. Raises `InvalidRecordError`, without a place."""
+    """The image of one line. Raises `InvalidRecordError`, without file and line number."""
     try:
         entry = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
     except InvalidRecordError:
@@ -147,19 +149,19 @@ def parse_line(line: bytes) -> ImportedImage:
         raise InvalidRecordError(f"not JSON: {error.msg} at column {error.colno}.") from None
     except RecursionError:
         raise InvalidRecordError("not JSON that can be read: nested too deeply.") from None
-    except ValueError as error:  # a whole number of more digits than Python converts
+    except ValueError as error:  # an integer with more digits than Python converts
         raise InvalidRecordError(f"not JSON that can be read: {error}.") from None
     if not isinstance(entry, dict):
         raise InvalidRecordError(
-            f"needs an object with 'image' and 'captions', got {_shown(entry)}."
+            f"expected an object with 'image' and 'captions', got {_shown(entry)}."
         )
     if {"images", "annotations"} <= set(entry):
-        raise InvalidRecordError("this is a COCO file as a whole; expected one line an image.")
+        raise InvalidRecordError("this is a COCO file as a whole; expected one line per image.")
     image = _text(entry, "image")
     if not image:
         _check_names(entry, FIELDS, ("image",))
         raise InvalidRecordError(
-            "'image' is missing: the path of the image inside the images folder."
+            "'image' is missing; give the path of the image inside the images folder."
         )
     _check_names(entry, FIELDS, ("captions", "regions", "bbox_unit"))
     captions, regions = _list(entry, "captions"), _list(entry, "regions")
@@ -190,7 +192,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidRecordError(
-            f"{_shown(twice)} is given twice; JSON would keep the last one alone."
+            f"{_shown(twice)} is given twice; JSON would keep only the last. Remove one."
         )
     return entry
 
@@ -202,8 +204,9 @@ def _others(values: list[Any], known: set[str]) -> list[str]:
 def _check_names(
     entry: dict[str, Any], known: set[str], expected: tuple[str, ...], where: str = ""
 ) -> None:
-    """Raises `InvalidRecordError` where one of `expected` is absent, and there under another name: with a value,
-    as other tools write empty fields too.
+    """Raises `InvalidRecordError` where one of `expected` seems to be there under another name.
+
+    Empty fields are not considered, as other tools write those too.
     """
     others = [name for name in entry if name not in known and entry[name] not in EMPTY]
     for name in expected:
@@ -213,7 +216,7 @@ def _check_names(
         if found := same or difflib.get_close_matches(name, others, n=1, cutoff=CLOSE):
             raise InvalidRecordError(
                 f"{where}has no {name!r}; it has {_shown(found[0])}. Rename it to {name!r} (see "
-                "docs/data-format.md), or take it out."
+                "docs/data-format.md), or remove it."
             )
 
 
@@ -241,7 +244,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except OverflowError:  # an integer past the floats
+    except OverflowError:  # an integer too large for a float
         return math.inf
 
 
@@ -287,7 +290,7 @@ def _region(value: Any, index: int) -> ImportedRegion:
 
 
 def _size(entry: dict[str, Any], unit: str) -> tuple[int, int] | None:
-    """Width and height that pixel boxes refer to, where the line says them."""
+    """Width and height that pixel boxes refer to; None where the line has none."""
     given = entry.get("width"), entry.get("height")
     if unit == "fraction" or given == (None, None):
         return None

@@ -49,8 +49,8 @@ def get_config(variant: str = "") -> TrainConfig:
             ),
             dtype="float32",
             init_logit_scale=10.0,
-            # Caption accuracy stays at the random baseline for hundreds of steps, which would keep a
-            # shared scale low.
+            # Caption accuracy stays at the random baseline for hundreds of steps, which would keep
+            # a shared scale low.
             region_logit_scale="own",
         ),
         # Without it the image embedding learns little about descriptions: docs/experiments.md.

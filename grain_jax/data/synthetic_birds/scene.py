@@ -1,8 +1,8 @@
 """Draw a scene and compute the visible box of each thing in it.
 
 Every polygon that can be described is also drawn into a mask, as an id instead of a colour. The
-pixels that an id still has when everything is drawn give its box, so boxes are exact under occlusion
-and at the frame.
+pixels that an id still has when everything is drawn give its box, so boxes are exact under
+occlusion and at the frame.
 """
 
 import math

@@ -27,8 +27,7 @@ from grain_jax.data.synthetic_birds.species import COLOURS, Species, Trait, popu
 SPLITS = {"train": 0, "validation": 1, "seen": 2, "unseen": 3}
 MIN_IMAGE_SIZE = 32
 
-# Probabilities and sizes of the noise in the training annotations, modelled on the errors of an MLLM
-# and a detector.
+# Noise of the training annotations, modelled on the errors of an MLLM and a detector.
 GENERIC_CAPTIONS = 0.08  # fraction of original captions without a name
 WRONG_COLOUR = 0.06
 MISSED_PART = 0.2
@@ -67,7 +66,7 @@ class SyntheticBirdSource:
             )
         if self.image_size < MIN_IMAGE_SIZE:
             raise ValueError(
-                f"Synthetic birds need images of at least {MIN_IMAGE_SIZE} pixels a side, "
+                f"Synthetic birds need images of at least {MIN_IMAGE_SIZE} pixels, "
                 f"given {self.image_size}; raise model.image_size."
             )
 
