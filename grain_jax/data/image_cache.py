@@ -10,7 +10,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def memory_limit() -> int:
-    """Bytes: of the machine, or the smallest limit of the control groups (v1, v2) of the process."""
+    """Bytes: of the machine, or the smallest limit of the process's control groups (v1, v2)."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _limit_files():
         with contextlib.suppress(OSError, ValueError):  # absent, or "max"

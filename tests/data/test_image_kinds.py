@@ -185,7 +185,7 @@ def test_the_first_of_several_frames_is_taken(kind: str) -> None:
     assert abs(pixels.astype(int) - (255, 0, 0)).max() <= 4
 
 
-def test_profiles_and_gamma_leave_the_numbers_alone() -> None:
+def test_profiles_and_gamma_are_not_applied() -> None:
     pixels = np.full((2, 2, 3), (200, 100, 50), np.uint8)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(Image.fromarray(pixels), "PNG", icc_profile=profile)
@@ -238,12 +238,12 @@ def test_extreme_shapes(size: tuple[int, int]) -> None:
         (b"\x1f\x8b\x08\0", "gzip"),
     ],
 )
-def test_what_is_not_an_image_is_named(data: bytes, message: str) -> None:
+def test_files_that_are_not_images_are_named(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         decode_image(data)
 
 
-def test_the_content_counts_not_the_suffix(tmp_path: Path) -> None:
+def test_the_format_is_detected_by_content(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.jpg", "PNG")
     assert decode_image((tmp_path / "a.jpg").read_bytes())[0, 0].tolist() == [1, 2, 3]
 

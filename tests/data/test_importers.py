@@ -83,12 +83,12 @@ def test_the_shortest_line() -> None:
         (line(label=3), "'label' must be a string"),
     ],
 )
-def test_a_bad_line_says_what_is_wrong(text: bytes, message: str) -> None:
+def test_an_invalid_line_is_explained(text: bytes, message: str) -> None:
     with pytest.raises(InvalidRecordError, match=message):
         parse_line(text)
 
 
-def test_numbers_past_the_floats_are_left_to_the_checks() -> None:
+def test_numbers_too_large_for_floats_reach_the_checks() -> None:
     bbox = f'{{"image": "a", "regions": [{{"bbox": [0, 0, 1, {10**400}], "description": "x"}}]}}'
     assert parse_line(bbox.encode()).regions[0].box_xyxy[3] == float("inf")
 
@@ -103,7 +103,7 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
         items[2]
 
 
-def test_a_number_that_python_does_not_read_has_its_place(tmp_path: Path) -> None:
+def test_a_number_that_python_does_not_read_is_located(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"image": "1"}\n{"image": "2", "width": ' + "9" * 5000 + "}\n")
     with pytest.raises(InvalidRecordError, match=r"a\.jsonl:2: not JSON that can be read"):
@@ -187,7 +187,7 @@ def test_a_list_of_ids_chooses(entities: Path) -> None:
     assert [items[i].id for i in range(len(items))] == ["8"]
 
 
-def test_what_is_missing_or_broken_is_named(entities: Path) -> None:
+def test_missing_and_damaged_files_are_named(entities: Path) -> None:
     items = Flickr30kEntities(entities)
     (entities / "Annotations" / "7.xml").write_text("<annotation><size/></annotation>")
     with pytest.raises(InvalidRecordError, match=r"7\.xml: not an annotation .*no <size/width>"):
@@ -218,19 +218,19 @@ def test_the_published_sample(tmp_path: Path) -> None:
     with zipfile.ZipFile(SAMPLE) as archive:
         archive.extractall(tmp_path)
     root = tmp_path / "flickr30k_entities_sample"
-    figures = build_split(
+    statistics = build_split(
         DatasetBuildSpec(
             "flickr30k_entities", root, root / "images", tmp_path / "out", split="dev"
         ),
         workers=1,
     )
-    assert figures.images == 24
-    assert figures.captions == 120
-    assert not figures.dropped_images
-    assert not figures.dropped_regions
+    assert statistics.images == 24
+    assert statistics.captions == 120
+    assert not statistics.dropped_images
+    assert not statistics.dropped_regions
     source = RecordSource(tmp_path / "out", "dev")
     assert len(source) == 24
-    assert sum(len(source[i].regions) for i in range(24)) == figures.regions > 100
+    assert sum(len(source[i].regions) for i in range(24)) == statistics.regions > 100
     record = next(source[i] for i in range(24) if source[i].id == "1002674143")
     assert record.captions[4].text == ("Young girl with pigtails painting outside in the grass .")
     girl = record.regions[0]

@@ -1,4 +1,4 @@
-"""Towers of other people, read as ours: parity with transformers, which builds them at random."""
+"""Pretrained towers: parity with models of transformers with random weights."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ PIXELS = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 
 
 def save(model, folder, *, seed=0):
-    """Weights drawn by `seed`, whatever drew before."""
+    """Random weights that depend on `seed` alone."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -141,7 +141,7 @@ def test_siglip_embeds_as_in_transformers(siglip):
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
-def test_pixels_beside_the_last_whole_patch_are_not_seen(siglip, tmp_path):
+def test_pixels_after_the_last_whole_patch_are_ignored(siglip, tmp_path):
     """Such as the last 6 of the 384 of SigLIP so400m/14, in every part of the way."""
     module = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
     config = copy.deepcopy(siglip[0].config)
@@ -257,7 +257,7 @@ ODD_SIZES = [(50, 71), (130, 57), (40, 33), (20, 27)]
 CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 SQUASH = {"size": {"height": 32, "width": 32}}
 OTHERS = {"image_mean": [0.1, 0.3, 0.5], "image_std": [0.2, 0.4, 0.6]}
-SETTINGS = {  # what transformers is told, and what we have to make of it
+SETTINGS = {  # settings of transformers, and the expected preprocessing
     "clip": (CROP, ("crop", "bicubic", MEAN, STD)),
     "clip, other numbers": (
         CROP | OTHERS | {"resample": 2},
@@ -321,7 +321,7 @@ def nearest_other(rows):
 
 
 @pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
-def test_images_are_seen_as_by_the_processor_of_transformers(with_processor, file):
+def test_images_are_preprocessed_as_by_transformers(with_processor, file):
     model, processor, folder, expected = with_processor
     if file == "preprocessor_config.json":  # up to transformers 4
         (folder / "processor_config.json").unlink()
@@ -460,7 +460,7 @@ def test_published_settings_of_images_are_read(tmp_path, given, resize, interpol
         ({"image_std": [1, 1]}, r"image_std is \[1, 1\], expected three numbers"),
     ],
 )
-def test_what_is_not_done_to_images_here_is_refused(tmp_path, changed, message):
+def test_unsupported_image_settings_are_refused(tmp_path, changed, message):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(OPENAI | changed))
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json: .*{message}"):
@@ -479,7 +479,7 @@ def test_what_is_not_done_to_images_here_is_refused(tmp_path, changed, message):
         ({"mean": [1]}, r"mean is \[1\], expected three numbers"),
     ],
 )
-def test_what_open_clip_does_to_images_is_done_or_refused(open_clip, changed, message):
+def test_image_settings_of_open_clip_are_read_or_refused(open_clip, changed, message):
     def write(changed):
         config = OPEN_CLIP | {"preprocess_cfg": OPEN_CLIP["preprocess_cfg"] | changed}
         (open_clip / "open_clip_config.json").write_text(json.dumps(config))
@@ -575,7 +575,7 @@ def test_a_checkpoint_of_open_clip_is_read_by_its_own_name(open_clip):
         read_model(file)
 
 
-def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
+def test_unsupported_settings_are_refused_by_name(clip, open_clip, tmp_path):
     config = json.loads(json.dumps(OPEN_CLIP))
     config["model_cfg"]["vision_cfg"]["timm_model_name"] = "vit_base_patch16_siglip"
     (open_clip / "open_clip_config.json").write_text(json.dumps(config))
@@ -656,7 +656,7 @@ def test_a_file_nested_without_end_is_refused(clip, tmp_path):
         read_model(tmp_path)
 
 
-def test_a_scale_beyond_use_is_refused(clip, tmp_path):
+def test_an_implausible_scale_is_refused(clip, tmp_path):
     model = copy.deepcopy(clip[0])
     torch.nn.init.constant_(model.logit_scale, 200.0)
     model.save_pretrained(tmp_path)
@@ -694,7 +694,7 @@ def test_code_in_a_torch_file_is_not_run(open_clip):
         read_model(open_clip)
 
 
-def test_what_is_not_there_is_said_with_what_there_could_be(tmp_path):
+def test_a_missing_model_is_refused_with_the_supported_kinds(tmp_path):
     with pytest.raises(
         ValueError, match=r"There is no .*nowhere; expected a run folder, an export"
     ):

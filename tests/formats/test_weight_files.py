@@ -83,7 +83,7 @@ def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, key):
     assert same(read_weights(tmp_path, (TORCH,)))
 
 
-def test_of_two_models_in_a_file_neither_is_chosen_silently(tmp_path):
+def test_a_file_with_two_models_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     state = {name: torch.tensor(value) for name, value in STATE.items()}
     torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / TORCH)
@@ -295,7 +295,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("form", [SAFE, TORCH])
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_is_not_weights_is_named(tmp_path, kind, form):
+def test_files_that_are_not_weights_are_named(tmp_path, kind, form):
     """With and without torch: none of these is ever given to it."""
     content, named = OTHERS[kind]
     (tmp_path / form).write_bytes(content)
@@ -350,7 +350,7 @@ class Runs:
         return open, (self.path, "w")
 
 
-def test_objects_in_a_torch_file_are_named_and_not_made(tmp_path):
+def test_objects_in_a_torch_file_are_named_and_not_created(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"state_dict": {}, "args": Runs(str(tmp_path / "ran"))}, tmp_path / TORCH)
     with pytest.raises(ValueError, match=r"it holds (io|_io|builtins).open, an object") as caught:

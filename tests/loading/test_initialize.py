@@ -44,7 +44,7 @@ def clip():
 
 
 def started(clip: ModelBundle, config: TrainConfig, devices: int = 1):
-    """A run of `config` whose state is zeros, so that what was loaded can be told from it."""
+    """A run of `config` whose state is zeros, so that loaded tensors can be recognized."""
     run = TinyRun(config, devices=devices)
     zeros: TrainState = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract)
     run.set_state(zeros)

@@ -1,4 +1,4 @@
-"""The world's images: pure, balanced, true boxes, in any size and difficulty."""
+"""Images of synthetic birds: deterministic, balanced, with exact boxes, at any size."""
 
 import pickle
 
@@ -130,7 +130,7 @@ def test_boxes_lie_in_the_image(difficulty, split):
             assert 0 < region.score <= 1
 
 
-def test_the_hard_level_is_hard():
+def test_the_hard_difficulty_is_hard():
     train = population(0).train
     facing_left, other_birds, sizes = 0, 0, {"easy": [], "hard": []}
     for difficulty, found in sizes.items():
@@ -161,7 +161,7 @@ def test_the_hard_level_is_hard():
         ({}, "train", 16, "at least 32 pixels, given 16"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(changes, split, size, message):
+def test_invalid_settings_are_refused(changes, split, size, message):
     config = SyntheticBirdsConfig()
     for name, value in changes.items():
         setattr(config, name, value)

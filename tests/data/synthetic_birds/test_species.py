@@ -1,4 +1,4 @@
-"""What the world guarantees about its species, its texts and the errors of its annotations."""
+"""Properties of the species, texts and annotation noise of synthetic birds."""
 
 import itertools
 import re
@@ -70,7 +70,7 @@ def test_no_training_text_names_a_held_out_species():
     assert labels == {species.name for species in groups.train}
 
 
-def test_training_annotations_err_as_often_as_they_should():
+def test_training_annotations_have_the_documented_error_rates():
     config, difficulty = SyntheticBirdsConfig(), DIFFICULTIES["easy"]
     source, train = SyntheticBirdSource(config, "train", 64), population(0).train
     parts = found = wrong = canonical = things = named_things = generic = 0
