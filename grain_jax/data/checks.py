@@ -50,12 +50,9 @@ class DatasetStatistics:
     repeated_ids: int = 0  # images whose id an earlier image has
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
     dropped_regions: Counter[str] = field(default_factory=Counter)
-    ignored_fields: Counter[str] = field(
-        default_factory=Counter
-    )  # including those of dropped images
-    misread_boxes: Counter[str] = field(
-        default_factory=Counter
-    )  # dropped boxes, by the format they would fit
+    ignored_fields: Counter[str] = field(default_factory=Counter)  # of dropped images too
+    # Dropped boxes that would fit another format, by that format.
+    misread_boxes: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)  # the first messages about dropped images
 
     def add(self, other: "DatasetStatistics", *, max_examples: int = 20) -> None:

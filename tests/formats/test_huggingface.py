@@ -161,9 +161,9 @@ def test_the_card_is_filled_from_the_run(folder):
         "16 images of drawn birds",
         "for 7 steps of batch 16",
         "| val | model | 50.0 | 25.0 | 12.5 | 100.0 |",
-        "after 10 tokens, descriptions of regions after 6",
+        "to 10 tokens, descriptions of regions to 6",
         "Every image gets 3 boxes",
-        "knows 12 English words",
+        "vocabulary has 12 English words",
         "on random and real inputs",
     ):
         assert part in card, part
@@ -280,11 +280,19 @@ def test_scores_by_class_name_are_those_of_jax(ensembling):
             ValueError,
             "alpha=2.0; expected a number from 0",
         ),
-        ({"candidate_labels": ["red"], "alpha": 1.0}, ValueError, "give descriptions"),
-        ({"candidate_labels": ["red"], "descriptions": DESCRIBED}, ValueError, "not both"),
+        ({"candidate_labels": ["red"], "alpha": 1.0}, ValueError, "descriptions"),
+        (
+            {"candidate_labels": ["red"], "descriptions": DESCRIBED},
+            ValueError,
+            "descriptions of exactly",
+        ),
         ({"descriptions": {"red": "crest"}}, ValueError, "must be a list of texts"),
-        ({"descriptions": DESCRIBED, "hypothesis_template": "{}"}, ValueError, "for names"),
-        ({"candidate_labels": ["red"], "description": {}}, TypeError, "'description' is no arg"),
+        ({"descriptions": DESCRIBED, "hypothesis_template": "{}"}, ValueError, "names only"),
+        (
+            {"candidate_labels": ["red"], "description": {}},
+            TypeError,
+            "'description' is not an arg",
+        ),
     ],
 )
 def test_contradictory_pipeline_arguments_are_refused(auto, arguments, error, message):
@@ -405,7 +413,7 @@ def test_usual_arguments_of_processors_work(auto):
     assert torch.equal(plain["input_ids"], same["input_ids"])
     cut = processor(text=texts, descriptions="red", max_length=4, padding="max_length")
     assert [len(row) for row in (*cut["input_ids"], *cut["description_ids"])] == [4, 4, 4]
-    with pytest.raises(ValueError, match="max_length=77, and this model takes at most 10"):
+    with pytest.raises(ValueError, match="max_length=77; this model takes at most 10"):
         processor(text=texts, padding="max_length", max_length=77)
 
 

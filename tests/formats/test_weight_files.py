@@ -275,7 +275,7 @@ OTHERS = {
     "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "is XML"),
     "answer": (b'{"error": "Invalid username or password."}', "is a text, not weights: .*error"),
     "empty": (b"", "is empty"),
-    "zeros": (bytes(5000), "holds zeros alone"),
+    "zeros": (bytes(5000), "holds only zeros"),
     "gguf": (b"GGUF" + bytes(100), "is a GGUF file"),
     "onnx": (b"\x08\x08\x12\x07pytorch" + bytes(40), "is an ONNX model"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
@@ -374,8 +374,8 @@ def test_a_damaged_torch_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        (["flax_model.msgpack"], "flax_model.msgpack is of Flax"),
-        (["tf_model.h5"], "tf_model.h5 is of TensorFlow"),
+        (["flax_model.msgpack"], "flax_model.msgpack is a file of Flax"),
+        (["tf_model.h5"], "tf_model.h5 is a file of TensorFlow"),
         ([], "looked for model.safetensors, pytorch_model.bin.$"),
     ],
 )
@@ -389,7 +389,7 @@ def test_weights_of_another_format_alone_are_named(tmp_path, files, named):
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        (["zero_to_fp32.py", "latest"], "a checkpoint of DeepSpeed, whose own zero_to_fp32.py"),
+        (["zero_to_fp32.py", "latest"], "a checkpoint of DeepSpeed; zero_to_fp32.py"),
         ([".metadata", "__0_0.distcp"], "dcp_to_torch"),
     ],
 )

@@ -69,7 +69,7 @@ def test_an_incomplete_folder_is_refused(tmp_path):
     metadata = json.loads((tmp_path / "grain_jax.json").read_text())
     del metadata["tokenizer"]
     (tmp_path / "grain_jax.json").write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match=r"grain_jax.json is not whole: KeyError\('tokenizer'\)"):
+    with pytest.raises(ValueError, match=r"is incomplete or damaged: KeyError\('tokenizer'\)"):
         read_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is a text, not weights"):
