@@ -142,7 +142,7 @@ def _write_official(loaded: ModelBundle, options: Options, out: Path, note: Note
         raise ValueError(f"{path} does not read back to the same weights; please report this.")
     # Built from the file, not from our parameters, and under the names that the file has.
     model = huggingface_folder.torch_model(loaded, params=read)
-    ours = functools.partial(parity.our_outputs(config), loaded.params)
+    ours = functools.partial(parity.jax_outputs(config), loaded.params)
     differences = _compare(ours, model, _inputs(loaded, note))
     _print("Difference from the model, float32", differences)
     parity.write_parity(differences, out)
@@ -171,7 +171,7 @@ def _write_huggingface(loaded: ModelBundle, options: Options, out: Path, note: N
 
     logging.disable_progress_bar()
     huggingface_folder.write_folder(loaded, out, dtype=options.dtype)
-    inputs, ours = _inputs(loaded, note), parity.our_outputs(loaded.config.model)
+    inputs, ours = _inputs(loaded, note), parity.jax_outputs(loaded.config.model)
     _compare_tokens(loaded, out)
     # What a reader of the folder gets, against parameters that went through the same rounding.
     params = huggingface_folder.rounded(loaded.params, options.dtype)

@@ -7,6 +7,7 @@ run continues when the same command is given again; further splits go into the s
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -32,11 +33,20 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.data.build_dataset import OnError, Plan, Progress, build_split, is_built
-from grain_jax.data.checks import Figures
+from grain_jax.config.migration import migrate_options
+from grain_jax.data.build_dataset import (
+    DatasetBuildSpec,
+    OnError,
+    Progress,
+    build_split,
+    is_built,
+)
+from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
+
+OLDER = ("prepare.on_error",)  # had other values
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,8 @@ class Options:
     max_image_side: Annotated[
         int, one_word(integer, "N"), default_is("0: keep the files' bytes")
     ] = 0
-    # at an entry that cannot be read: stop and name it, or skip and count it
-    on_error: OnError = "stop"
+    # at an invalid record: stop with its place, or skip and count it
+    on_error: OnError = "raise"
     # give images without a caption one of what their regions show, rather than drop them
     captions_from_regions: bool = False
 
@@ -65,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
     try:
-        options = parse(Options, arguments, command="prepare", description=__doc__)
+        words = migrate_options(sys.argv[1:] if arguments is None else arguments, OLDER)
+        options = parse(Options, words, command="prepare", description=__doc__)
     except NotParsed as parsed:
         return parsed.status
-    plan = Plan(
+    plan = DatasetBuildSpec(
         format=options.format,
         input=options.input,
         images=options.images,
@@ -110,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.DONE
 
 
-def _build(plan: Plan, workers: int, console: Console) -> Figures:
+def _build(plan: DatasetBuildSpec, workers: int, console: Console) -> DatasetStatistics:
     with ProgressBar(
         TextColumn(plan.split),
         BarColumn(),
@@ -122,14 +133,14 @@ def _build(plan: Plan, workers: int, console: Console) -> Figures:
         task = bar.add_task("", total=None, state="reading the input")
 
         def show(progress: Progress) -> None:
-            dropped = progress.figures.dropped_images.total()
-            state = f"{progress.figures.images} images, {dropped} dropped"
+            dropped = progress.statistics.dropped_images.total()
+            state = f"{progress.statistics.images} images, {dropped} dropped"
             bar.update(task, total=progress.total, completed=progress.entries, state=state)
 
         return build_split(plan, workers=workers, progress=show)
 
 
-def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
+def _print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Console) -> None:
     table = Table(title=f"Split {plan.split!r}", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -167,7 +178,7 @@ def _print_report(plan: Plan, figures: Figures, console: Console) -> None:
     )
 
 
-def _warnings(figures: Figures) -> Iterator[str]:
+def _warnings(figures: DatasetStatistics) -> Iterator[str]:
     """What the counts say about mistakes in the input."""
     dropped = figures.dropped_regions
     odd = dropped["empty box"] + dropped["box out of range"]

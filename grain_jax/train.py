@@ -223,7 +223,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         num_images=len(source),
         learned=NOTHING,
     )
-    metadata["adopted"] = list(inputs.adopted)
+    metadata["inherited_settings"] = list(inputs.inherited)
     checkpoints = Checkpoints(
         workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
     )
@@ -233,8 +233,8 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         state = new_state(model, optimizer, config, abstract)
         if inputs.trained is not None:
             with processes.errors_in_all():
-                state, origin = initialize.start_from(inputs.trained, state, config)
-            notes += origin.sentences(config.pretrained)
+                state, report = initialize.start_from(inputs.trained, state, config)
+            notes += report.sentences(config.pretrained)
     checkpoints.set_learned(inputs.learned)
 
     rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)

@@ -56,7 +56,7 @@ def test_every_output_of_every_kind_of_model(changes):
     loaded = tiny_model(**changes)
     config = loaded.config.model
     model = huggingface_folder.torch_model(loaded)
-    ours = parity.our_outputs(config)
+    ours = parity.jax_outputs(config)
     differences = parity.compare(
         lambda inputs: ours(loaded.params, inputs),
         lambda inputs: huggingface_folder.torch_outputs(model, inputs),
@@ -268,7 +268,7 @@ def test_a_file_with_code_in_it_is_refused(tmp_path, by_torch):
         ([1], "has list"),
         ({"backbone_state_dict": {"a": 1}}, "'a'] is a int"),
         ({"backbone_state_dict": [1]}, "backbone_state_dict is a list"),
-        ({"backbone_state_dict": {}, "grain_jax": {"metadata": "{"}}, "'metadata'] is no JSON"),
+        ({"backbone_state_dict": {}, "grain_jax": {"metadata": "{"}}, "'metadata'] is not JSON"),
         ({"backbone_state_dict": {}, "grain_jax": {"metadata": "[]"}}, "'metadata'] is a list"),
         ({"backbone_state_dict": {}, "grain_jax": {"metadata": "{}"}}, "not whole: KeyError"),
     ],

@@ -108,7 +108,7 @@ def test_every_command_and_setting_takes_a_tilde(home: Path, monkeypatch) -> Non
     assert runtime.local_folder("~/run") == home / "run"
     (home / "run").mkdir()
     for read in (read_model, grain_jax.load):
-        with pytest.raises(ValueError, match=f"no model that is known in {home}/run"):
+        with pytest.raises(ValueError, match=f"no supported model in {home}/run"):
             read("~/run")
     with pytest.raises(ValueError, match=f"there is no file '{home}/own.py'"):
         load_config("~/own.py")

@@ -15,10 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from grain_jax import prepare
 from grain_jax.data import build_dataset
 from grain_jax.data import checks as checking
-from grain_jax.data.build_dataset import Plan, build_split, report_path
+from grain_jax.data.build_dataset import DatasetBuildSpec, build_split, report_path
 from grain_jax.data.checks import (
-    Dropped,
-    Figures,
+    DatasetStatistics,
+    SkippedSample,
     check_item,
     check_region,
     read_image_file,
@@ -55,14 +55,14 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(folder: Path, **changes) -> Plan:
+def spec(folder: Path, **changes) -> DatasetBuildSpec:
     values = {
         "format": "jsonl",
         "input": folder / "train.jsonl",
         "images": folder / "images",
         "out": folder / "out",
     }
-    return Plan(**{**values, **changes})
+    return DatasetBuildSpec(**{**values, **changes})
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -95,16 +95,16 @@ def test_round_trip(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_splits_share_a_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
-    build_split(plan(photos), workers=1)
+    build_split(spec(photos), workers=1)
     few = write_lines(photos / "few.jsonl", (photos / "train.jsonl").read_text().split("\n")[:3])
-    build_split(plan(photos, input=few, split="validation"), workers=1)
+    build_split(spec(photos, input=few, split="validation"), workers=1)
     assert len(RecordSource(photos / "out", "train")) == 30
     assert RecordSource(photos / "out", "validation")[2].id == "2.png"
     assert len(list((photos / "out").glob("*-train.array_record-*-of-00008"))) == 8
 
 
 def test_splits_built_at_once_are_all_listed(photos: Path, monkeypatch) -> None:
-    write, other = build_dataset.write_metadata, plan(photos, split="validation")
+    write, other = build_dataset.write_metadata, spec(photos, split="validation")
     second = threading.Thread(target=build_split, args=(other,), kwargs={"workers": 1})
 
     def overtaken(*arguments) -> None:
@@ -114,20 +114,20 @@ def test_splits_built_at_once_are_all_listed(photos: Path, monkeypatch) -> None:
         write(*arguments)
 
     monkeypatch.setattr(build_dataset, "write_metadata", overtaken)
-    build_split(plan(photos), workers=1)
+    build_split(spec(photos), workers=1)
     second.join()
     for split in ("train", "validation"):
         assert len(RecordSource(photos / "out", split)) == 30
 
 
 def test_a_finished_split_is_listed_again(photos: Path) -> None:
-    build_split(plan(photos), workers=1)
-    build_split(plan(photos, split="validation"), workers=1)
+    build_split(spec(photos), workers=1)
+    build_split(spec(photos, split="validation"), workers=1)
     info = photos / "out" / "dataset_info.json"
     whole = json.loads(info.read_text())
     for broken in (json.dumps({**whole, "splits": whole["splits"][1:]}), "{", ""):
         info.write_text(broken)
-        build_split(plan(photos), workers=1)
+        build_split(spec(photos), workers=1)
         assert len(RecordSource(photos / "out", "train")) == 30
         assert len(RecordSource(photos / "out", "validation")) == 30
 
@@ -135,16 +135,16 @@ def test_a_finished_split_is_listed_again(photos: Path) -> None:
 def test_a_split_is_built_by_one_process_at_a_time(photos: Path) -> None:
     def second(state: build_dataset.Progress) -> None:
         with pytest.raises(ValueError, match="Another process is building split 'train'"):
-            build_split(plan(photos), workers=1)
+            build_split(spec(photos), workers=1)
 
-    assert build_split(plan(photos), workers=1, progress=second).images == 30
+    assert build_split(spec(photos), workers=1, progress=second).images == 30
 
 
 def test_shards_that_come_out_empty_leave_no_gap(photos: Path, monkeypatch) -> None:
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 10)
     for i in range(10, 20):
         (photos / "images" / f"{i}.png").unlink()
-    figures = build_split(plan(photos), workers=1)
+    figures = build_split(spec(photos), workers=1)
     assert (figures.images, figures.dropped_images["missing file"]) == (20, 10)
     assert len(list((photos / "out").glob("*-of-00002"))) == 2
     source = RecordSource(photos / "out", "train")
@@ -154,8 +154,8 @@ def test_shards_that_come_out_empty_leave_no_gap(photos: Path, monkeypatch) -> N
 def test_workers_change_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Workers are fresh processes: they get their shards by argument, whatever MIN_SHARD is there.
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 10)
-    one = build_split(plan(photos, out=photos / "one"), workers=1)
-    two = build_split(plan(photos, out=photos / "two"), workers=2)
+    one = build_split(spec(photos, out=photos / "one"), workers=1)
+    two = build_split(spec(photos, out=photos / "two"), workers=2)
     assert one == two
     a, b = RecordSource(photos / "one", "train"), RecordSource(photos / "two", "train")
     assert [a[i] for i in range(30)] == [b[i] for i in range(30)]
@@ -174,8 +174,10 @@ def encode_record(record):
     return encode(record)
 build_dataset.encode_record = encode_record
 folder = Path(sys.argv[1])
-plan = build_dataset.Plan("jsonl", folder / "train.jsonl", folder / "images", folder / "out")
-build_dataset.build_split(plan, workers=1)
+spec = build_dataset.DatasetBuildSpec(
+    "jsonl", folder / "train.jsonl", folder / "images", folder / "out"
+)
+build_dataset.build_split(spec, workers=1)
 """
 
 
@@ -189,7 +191,7 @@ def test_a_killed_run_continues(photos: Path, monkeypatch: pytest.MonkeyPatch) -
     calls = []
     encode = build_dataset.encode_record
     monkeypatch.setattr(build_dataset, "encode_record", lambda r: calls.append(r.id) or encode(r))
-    figures = build_split(plan(photos), workers=1)
+    figures = build_split(spec(photos), workers=1)
     assert figures.images == 30
     assert calls == [f"{i}.png" for i in range(12, 30)]  # the finished shards are kept
     assert finished <= {p.stat().st_ino for p in (photos / "out").glob("*.array_record-*")}
@@ -215,8 +217,8 @@ def test_a_run_killed_at_its_end_continues(photos: Path, monkeypatch, place: str
         assert prepare.main(command(photos)) == 130
     assert list((photos / "out").glob("*-train.array_record-*"))
     # What is left there is no hindrance to another split.
-    assert build_split(plan(photos, split="validation"), workers=1).images == 30
-    assert build_split(plan(photos), workers=1).images == 30
+    assert build_split(spec(photos, split="validation"), workers=1).images == 30
+    assert build_split(spec(photos), workers=1).images == 30
     for split in ("train", "validation"):
         assert len(RecordSource(photos / "out", split)) == 30
 
@@ -228,14 +230,14 @@ def test_a_second_run_says_that_nothing_was_built(photos: Path, capsys) -> None:
 
 
 def test_a_finished_split_is_not_built_again_nor_mixed(photos: Path, monkeypatch) -> None:
-    first = build_split(plan(photos), workers=1)
+    first = build_split(spec(photos), workers=1)
     with monkeypatch.context() as patch:
         patch.setattr(build_dataset, "encode_record", None)
-        assert build_split(plan(photos), workers=1) == first
+        assert build_split(spec(photos), workers=1) == first
     with (photos / "train.jsonl").open("a") as file:
         file.write('{"image": "1.png", "captions": ["new"]}\n')
     with pytest.raises(ValueError, match=r"something else \(different: input\)"):
-        build_split(plan(photos), workers=1)
+        build_split(spec(photos), workers=1)
 
 
 def test_everything_dropped_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,7 +308,7 @@ def test_a_bad_line_stops_with_its_place(photos: Path, capsys) -> None:
         ({"split": "Train"}, "lower-case"),
         ({"split": "all"}, "lower-case"),
         ({"max_image_side": -1}, "max_image_side"),
-        ({"on_error": "ignore"}, "on-error"),
+        ({"on_error": "ignore"}, "on-error must be 'raise' or 'skip'"),
         ({"format": "coco"}, "jsonl"),
         ({"images": Path("/nowhere")}, "/nowhere is not a folder"),
         ({"input": Path("/nowhere.jsonl")}, "/nowhere.jsonl is not a file"),
@@ -314,14 +316,14 @@ def test_a_bad_line_stops_with_its_place(photos: Path, capsys) -> None:
 )
 def test_a_plan_that_cannot_work_is_refused(photos: Path, change, message) -> None:
     with pytest.raises(ValueError, match=message):
-        build_split(plan(photos, **change), workers=1)
+        build_split(spec(photos, **change), workers=1)
 
 
 def test_an_empty_result_is_an_error_that_can_be_repaired(photos: Path) -> None:
     (photos / "empty").mkdir()
     with pytest.raises(ValueError, match="30 missing file"):
-        build_split(plan(photos, images=photos / "empty"), workers=1)
-    assert build_split(plan(photos), workers=1).images == 30
+        build_split(spec(photos, images=photos / "empty"), workers=1)
+    assert build_split(spec(photos), workers=1).images == 30
 
 
 # Images
@@ -356,8 +358,10 @@ def test_nothing_is_opened_as_another_kind_of_image(tmp_path: Path) -> None:
     with pytest.raises(UnidentifiedImageError):
         stored_image(out.getvalue(), pixels, 0)
     (tmp_path / "a.jpg").write_bytes(out.getvalue())
-    with pytest.raises(Dropped, match="not an image of these") as dropped:
-        check_item(ImportedImage("a", "a.jpg"), tmp_path, max_image_side=0, figures=Figures())
+    with pytest.raises(SkippedSample, match="not an image of these") as dropped:
+        check_item(
+            ImportedImage("a", "a.jpg"), tmp_path, max_image_side=0, statistics=DatasetStatistics()
+        )
     assert dropped.value.reason == "corrupt image"
 
 
@@ -382,7 +386,7 @@ def test_paths_stay_inside_the_images_folder(tmp_path, monkeypatch, path, reason
     write_images(images, ["big.png"])
     write_images(tmp_path, ["a.png"])
     monkeypatch.setattr(checking, "MAX_IMAGE_BYTES", 10)
-    with pytest.raises(Dropped) as dropped:
+    with pytest.raises(SkippedSample) as dropped:
         read_image_file(path, images)
     assert dropped.value.reason == reason
     monkeypatch.undo()
@@ -390,7 +394,7 @@ def test_paths_stay_inside_the_images_folder(tmp_path, monkeypatch, path, reason
 
 
 def test_pixel_boxes_have_a_pixel_of_slack() -> None:
-    figures = Figures()
+    figures = DatasetStatistics()
 
     def box(*values: float) -> object:
         region = check_region(ImportedRegion(values, "x"), "pixel", (200, 100), figures)
@@ -401,3 +405,10 @@ def test_pixel_boxes_have_a_pixel_of_slack() -> None:
     assert box(0.0, 0.0, 202.0, 50.0) is None
     assert figures.clipped_boxes == 1
     assert figures.dropped_regions == {"box out of range": 1}
+
+
+@pytest.mark.parametrize("words", [["--on-error=stop"], ["--on_error", "stop"]])
+def test_the_older_name_of_raise_is_understood(tmp_path, words, capsys):
+    tmp_path.joinpath("train.jsonl").write_text("{nonsense\n")
+    assert prepare.main(command(tmp_path, *words)) == 2
+    assert "train.jsonl:1" in capsys.readouterr().err

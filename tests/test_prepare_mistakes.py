@@ -13,10 +13,10 @@ from PIL import Image
 from grain_jax import prepare
 from grain_jax.config import DataConfig
 from grain_jax.data import build_dataset
-from grain_jax.data.build_dataset import Plan, build_split, report_path
+from grain_jax.data.build_dataset import DatasetBuildSpec, build_split, report_path
 from grain_jax.data.captions import choose_caption
-from grain_jax.data.checks import Figures, region_captions
-from grain_jax.data.importers import BadItem
+from grain_jax.data.checks import DatasetStatistics, region_captions
+from grain_jax.data.importers import InvalidRecordError
 from grain_jax.data.importers.jsonl import JsonLines, parse_line
 from grain_jax.data.records import Region
 from grain_jax.data.tfds_records import RecordSource, shard_path
@@ -38,9 +38,9 @@ def entry(i: int, **more) -> dict:
     return {"image": f"{i}.png", "captions": [f"caption {i}"], **more}
 
 
-def plan(folder: Path, **changes) -> Plan:
+def spec(folder: Path, **changes) -> DatasetBuildSpec:
     values = {"format": "jsonl", "input": folder / "in.jsonl", "images": folder}
-    return Plan(**{**values, "out": folder / "out", **changes})
+    return DatasetBuildSpec(**{**values, "out": folder / "out", **changes})
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -89,7 +89,7 @@ BOX = {"bbox": [0, 0, 1, 1], "description": "x"}
     ],
 )
 def test_a_field_of_another_name_is_named(line: dict, message: str) -> None:
-    with pytest.raises(BadItem, match=message):
+    with pytest.raises(InvalidRecordError, match=message):
         parse_line(json.dumps(line).encode())
 
 
@@ -116,7 +116,7 @@ def test_fields_of_dropped_images_are_counted(folder: Path, capsys) -> None:
 
 
 def test_a_field_given_twice_is_refused() -> None:
-    with pytest.raises(BadItem, match='"captions" is given twice'):
+    with pytest.raises(InvalidRecordError, match='"captions" is given twice'):
         parse_line(b'{"image": "a", "captions": ["x"], "captions": ["y"]}')
 
 
@@ -133,7 +133,7 @@ LINE = '{"image": "é.png", "captions": ["é"]}'
             "compressed with gzip; decompress it first: gunzip",
         ),
         (LINE.encode("utf-16"), "in UTF-16; convert it: iconv -f UTF-16"),
-        (f"[{LINE}]".encode(), "one JSON list; write its elements one a line: jq"),
+        (f"[{LINE}]".encode(), "one JSON list; write one element per line: jq"),
         (json.dumps(json.loads(LINE), indent=1).encode(), "one JSON object over several lines"),
         (b"PAR1....", "a Parquet table"),
     ],
@@ -150,7 +150,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path: Path) -> 
     items = JsonLines(path)
     assert [items[i].captions[0].text for i in range(2)] == ["é", "é"]
     path.write_bytes(LINE.encode("latin-1"))
-    with pytest.raises(BadItem, match=r"not UTF-8 text .* save the file as UTF-8"):
+    with pytest.raises(InvalidRecordError, match=r"not UTF-8 text .* save the file as UTF-8"):
         JsonLines(path)[0]
 
 
@@ -158,7 +158,7 @@ def test_links_in_a_circle_are_missing_files(folder: Path) -> None:
     (folder / "0.png").unlink()
     (folder / "0.png").symlink_to("0.png")
     write(folder / "in.jsonl", entry(0), entry(1))
-    assert build_split(plan(folder), workers=1).dropped_images == {"missing file": 1}
+    assert build_split(spec(folder), workers=1).dropped_images == {"missing file": 1}
 
 
 def test_a_place_that_cannot_hold_a_data_set_is_refused(folder: Path) -> None:
@@ -166,10 +166,10 @@ def test_a_place_that_cannot_hold_a_data_set_is_refused(folder: Path) -> None:
     (folder / "loop").symlink_to("loop")
     for place in ("0.png", "loop"):
         with pytest.raises(ValueError, match=f"{place} is not a folder"):
-            build_split(plan(folder, out=folder / place), workers=1)
+            build_split(spec(folder, out=folder / place), workers=1)
     latin = folder / os.fsdecode(b"caf\xe9")
     with pytest.raises(ValueError, match=r"caf\\udce9.* is not UTF-8"):
-        build_split(plan(folder, out=latin), workers=1)
+        build_split(spec(folder, out=latin), workers=1)
 
 
 # Trying again
@@ -204,13 +204,13 @@ def test_images_that_were_mended_are_taken(folder: Path, monkeypatch, content) -
             (folder / name).write_bytes(content)
     write(folder / "in.jsonl", *(entry(i) for i in range(11)), {"image": "11.png", "caption": "x"})
     with pytest.raises(ValueError, match=r"in\.jsonl:12"):
-        build_split(plan(folder), workers=1)
+        build_split(spec(folder), workers=1)
     (folder / "1.png").write_bytes(good)
     made = []
     encode = build_dataset.encode_record
     monkeypatch.setattr(build_dataset, "encode_record", lambda r: made.append(r.id) or encode(r))
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
-    figures = build_split(plan(folder), workers=1)
+    figures = build_split(spec(folder), workers=1)
     assert (figures.images, figures.dropped_images.total()) == (11, 1)
     assert made == [f"{i}.png" for i in (*range(4), *range(8, 12))]  # not where 5.png is missing
 
@@ -219,20 +219,20 @@ def test_what_was_skipped_stops_a_run_that_is_to_stop(folder: Path, monkeypatch)
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", {"image": 3}, *(entry(i) for i in range(7)))
     with monkeypatch.context() as patch:
-        patch.setattr(build_dataset, "_adopt", None)
+        patch.setattr(build_dataset, "_move_to_final_names", None)
         with pytest.raises(TypeError):
-            build_split(plan(folder, on_error="skip"), workers=1)
+            build_split(spec(folder, on_error="skip"), workers=1)
     (folder / "out/.building/train/moving.json").unlink()
     with pytest.raises(ValueError, match=r"in\.jsonl:1:"):
-        build_split(plan(folder), workers=1)
+        build_split(spec(folder), workers=1)
 
 
 def test_other_options_take_no_shard_of_an_unfinished_run(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", *(entry(i) for i in range(11)), {"image": "11.png"}, {"image": 3})
     with pytest.raises(ValueError, match=r"in\.jsonl:13"):
-        build_split(plan(folder), workers=1)
-    build_split(plan(folder, max_image_side=30, on_error="skip"), workers=1)
+        build_split(spec(folder), workers=1)
+    build_split(spec(folder, max_image_side=30, on_error="skip"), workers=1)
     source = RecordSource(folder / "out", "train")
     assert len(source) == 11
     assert all(source[i].image.startswith(b"\xff\xd8") for i in range(11))  # JPEG: all shrunk
@@ -251,7 +251,7 @@ def test_an_input_corrected_after_a_kill_at_the_end(folder: Path, monkeypatch) -
         patch.setattr(build_dataset, "shard_path", move_two)
         assert prepare.main(command(folder)) == 130
     write(folder / "in.jsonl", *(entry(i) for i in range(11, 3, -1)))
-    assert build_split(plan(folder), workers=1).images == 8
+    assert build_split(spec(folder), workers=1).images == 8
     source = RecordSource(folder / "out", "train")
     assert [source[i].id for i in range(8)] == [f"{i}.png" for i in range(11, 3, -1)]
     assert len(list((folder / "out").glob("*.array_record-*"))) == 2
@@ -260,24 +260,26 @@ def test_an_input_corrected_after_a_kill_at_the_end(folder: Path, monkeypatch) -
 def test_a_finished_split_says_how_to_replace_it(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
-    build_split(plan(folder), workers=1)
-    build_split(plan(folder, split="validation"), workers=1)
+    build_split(spec(folder), workers=1)
+    build_split(spec(folder, split="validation"), workers=1)
     write(folder / "in.jsonl", entry(5))
     report = report_path(folder / "out", "train")
     with pytest.raises(ValueError, match=f"different: input.* delete {report}"):
-        build_split(plan(folder), workers=1)
+        build_split(spec(folder), workers=1)
     report.unlink()
-    build_split(plan(folder), workers=1)
+    build_split(spec(folder), workers=1)
     assert RecordSource(folder / "out", "train")[0].id == "5.png"
     assert len(RecordSource(folder / "out", "validation")) == 12
     assert len(list((folder / "out").glob("*-train.array_record-*"))) == 1
 
 
 def test_reports_of_earlier_versions_are_read() -> None:
-    stored = Figures(images=3).to_json()
+    stored = DatasetStatistics(images=3).to_json()
     for later in ("captions_from_regions", "several_frames", "repeated_ids", "misread_boxes"):
         del stored[later]
-    assert Figures.from_json(json.loads(json.dumps(stored))) == Figures(images=3)
+    assert DatasetStatistics.from_json(json.loads(json.dumps(stored))) == DatasetStatistics(
+        images=3
+    )
 
 
 # Boxes without captions
@@ -338,8 +340,8 @@ def boxes(folder: Path, *bboxes: list[float], **more) -> str:
 
 def _printed(folder: Path) -> str:
     console = prepare.Console(record=True, width=200, file=io.StringIO())
-    figures = build_split(plan(folder), workers=1)
-    prepare._print_report(plan(folder), figures, console)
+    figures = build_split(spec(folder), workers=1)
+    prepare._print_report(spec(folder), figures, console)
     return console.export_text()
 
 
@@ -373,12 +375,12 @@ def test_boxes_of_an_image_of_another_shape_are_refused(folder: Path) -> None:
 
     write(folder / "in.jsonl", size(40, 60))
     with pytest.raises(ValueError, match=r"40 x 60 pixels .* has 60 x 40, .* its EXIF orient"):
-        build_split(plan(folder), workers=1)
+        build_split(spec(folder), workers=1)
     write(folder / "in.jsonl", size(100, 60))
     with pytest.raises(ValueError, match=r"of another shape\. \(--on-error=skip"):
-        build_split(plan(folder), workers=1)
+        build_split(spec(folder), workers=1)
     write(folder / "in.jsonl", size(601, 400))  # resized since
-    build_split(plan(folder), workers=1)
+    build_split(spec(folder), workers=1)
     box = RecordSource(folder / "out", "train")[0].regions[0].box_xyxy
     assert box == pytest.approx((0, 0, 10 / 601, 10 / 400))
 
@@ -389,8 +391,12 @@ def test_what_else_is_counted_is_shown(folder: Path) -> None:
     lines = [entry(0), entry(0), entry(1, id="0.png"), entry(2), {**entry(3), "image": "0.gif"}]
     write(folder / "in.jsonl", *lines)
     printed = " ".join(_printed(folder).split())
-    figures = build_split(plan(folder), workers=1)
+    figures = build_split(spec(folder), workers=1)
     assert (figures.several_frames, figures.repeated_ids) == (1, 2)
     assert "images of several frames, first kept" in printed
     assert "2 images have an id that an earlier one has. Put all captions" in printed
     assert "no region was kept" in printed
+
+
+def test_stop_is_the_older_name_of_raise(folder):
+    assert spec(folder, on_error="stop") == spec(folder, on_error="raise") == spec(folder)

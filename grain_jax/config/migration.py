@@ -54,6 +54,8 @@ SETTINGS: dict[str, Now] = {
     "evaluation.num_pictures": Now("evaluation.num_visualized"),
     "logging.every_steps": Now("logging.log_interval_steps"),
 }
+# Options of commands that are not settings.
+OPTIONS: dict[str, Now] = {"prepare.on_error": Now("prepare.on_error", {"stop": "raise"})}
 # Settings that no longer exist, with the values that asked for nothing.
 REMOVED: dict[str, tuple[Any, ...]] = {
     "model.decoder.memory_position": ("none",),
@@ -110,7 +112,7 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def migrate_one(path: str, value: Any) -> tuple[str, Any]:
     """Today's path and value of the setting `path`; both as given where nothing has changed."""
-    now = SETTINGS.get(path)
+    now = SETTINGS.get(path) or OPTIONS.get(path)
     if now is None:
         return path, value
     return now.path, now.values.get(value, value) if isinstance(value, str) else value
@@ -119,7 +121,7 @@ def migrate_one(path: str, value: Any) -> tuple[str, Any]:
 def migrate_options(arguments: Sequence[str], settings: Sequence[str]) -> list[str]:
     """A command line with today's names and values of options that older versions had.
 
-    `settings`: paths of `SETTINGS`, whose last part is the name of an option, as
+    `settings`: paths of `SETTINGS` or `OPTIONS`, whose last part is the name of an option, as
     "evaluation.region_score" is of --region_score. What follows "--" stays as it is.
     """
     older = {path.rpartition(".")[2]: path for path in settings}

@@ -1,1 +1,1 @@
-"""Records, the procedural world, transforms, tokenizers, and batches as a function of the step."""
+"""Records, data sets, transforms, tokenizers, and batches as a function of the step."""

@@ -1,4 +1,4 @@
-"""The batch that a training step consumes."""
+"""The batch of a training step."""
 
 from typing import no_type_check
 
@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt32
 @no_type_check  # under tree_map its leaves become device arrays, shardings or shape structs
 @flax.struct.dataclass
 class Batch:
-    """What one training step consumes; every shape static.
+    """The input of one training step, with static shapes.
 
-    `caption_key` and `description_key` are hashes of the tokens: texts that the model cannot tell
-    apart have equal keys, which is how the losses find duplicates. Padded regions have
-    `region_mask` False, zero boxes, zero keys and all-zero tokens.
+    `caption_key` and `description_key` are hashes of the tokens, by which the losses find
+    duplicates: texts with the same tokens have the same key. Padded regions have `region_mask`
+    False, zero boxes, zero keys and all-zero tokens.
     """
 
     images: UInt8[np.ndarray, "B H W 3"]  # normalised on the device

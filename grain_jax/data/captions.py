@@ -1,4 +1,4 @@
-"""The texts of a record: how they are compared, and which caption a sample gets."""
+"""Texts of a record: how they are compared, and which caption a sample gets."""
 
 import random
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ from grain_jax.data.records import Record, Region
 
 
 def normalize_text(text: str) -> str:
-    """Lower case, white space collapsed: how texts are compared."""
+    """The text in lower case with white space collapsed, by which texts are compared."""
     return " ".join(text.lower().split())
 
 
 def clean_text(text: str) -> str:
-    """White space collapsed; lone surrogates, which UTF-8 has no bytes for, become "?"."""
+    """The text with white space collapsed and lone surrogates, invalid in UTF-8, as "?"."""
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
 def choose_caption(
     record: Record, visible: Sequence[Region], config: DataConfig, rng: random.Random
 ) -> str:
-    """One caption of the record.
+    """A random caption of the record.
 
-    With `region_caption_probability`: the descriptions of all its visible regions, each once, in
-    random order, joined by ", ". Else, where it has both kinds, a synthetic one with
-    `synthetic_caption_probability` (official: 0.5); any one of the kind. Raises ValueError where
-    there is none.
+    With `config.region_caption_probability`: the distinct descriptions of the `visible` regions, in
+    random order, joined by ", ". Otherwise one of the record's captions; where it has synthetic and
+    other ones, a synthetic one with `config.synthetic_caption_probability` (official code: 0.5).
+    Raises ValueError where the record has no caption.
     """
     probability = config.region_caption_probability
     if visible and probability > 0 and rng.random() < probability:
@@ -36,8 +36,8 @@ def choose_caption(
         return ", ".join(descriptions)
     if not record.captions:
         raise ValueError(
-            f"Record {record.id!r} has no caption, and training needs one; "
-            "`python -m grain_jax.prepare` drops such images."
+            f"Record {record.id!r} has no caption, and training needs one; prepare the data set "
+            "again with `python -m grain_jax.prepare`, which skips such images."
         )
     synthetic = [caption.text for caption in record.captions if caption.source == "synthetic"]
     original = [caption.text for caption in record.captions if caption.source != "synthetic"]

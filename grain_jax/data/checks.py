@@ -1,6 +1,6 @@
-"""From what an importer read to a record worth storing: paths, pixels, boxes and texts are checked.
+"""Checks that turn an imported image into a record: paths, pixels, boxes and texts.
 
-Nothing is dropped without being counted under a reason that the closing report prints.
+Everything that is skipped is counted under a reason, which the report of the build prints.
 """
 
 import io
@@ -16,20 +16,20 @@ from PIL import Image
 from grain_jax.boxes import Box
 from grain_jax.data.captions import clean_text, normalize_text
 from grain_jax.data.image_paths import path_inside
-from grain_jax.data.importers import BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.importers import ImportedImage, ImportedRegion, InvalidRecordError
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.transforms import IMAGE_FORMATS, ImageError, decode_image
 
 MAX_IMAGE_BYTES = 64 * 2**20
-MAX_TEXT = 10_000  # characters of one caption or description; more is an accident
-JPEG_QUALITY = 92  # of images that --max_image_side shrinks
+MAX_TEXT = 10_000  # characters of one caption or description; more is taken for a mistake
+JPEG_QUALITY = 92  # of images shrunk by --max_image_side
 PIXEL_TOLERANCE, FRACTION_TOLERANCE = 1.0, 0.01  # boxes this far outside are clipped
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further images behind it
 
 
-class Dropped(ValueError):
-    """An image that is left out; `reason` is the line of the report it counts under."""
+class SkippedSample(ValueError):
+    """An image that is skipped; `reason` is the line of the report that counts it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -37,24 +37,26 @@ class Dropped(ValueError):
 
 
 @dataclass
-class Figures:
-    """Counts of a closing report."""
+class DatasetStatistics:
+    """Counts of a split, for the report of its build; JSON with the same names."""
 
     images: int = 0
     captions: int = 0
     regions: int = 0
     images_with_regions: int = 0
     clipped_boxes: int = 0
-    captions_from_regions: int = 0  # images whose caption is made of their regions' descriptions
-    several_frames: int = 0  # images with more than one frame or page, the first of which is kept
-    repeated_ids: int = 0  # images under an id that an earlier one has
+    captions_from_regions: int = 0  # images whose caption was made from region descriptions
+    several_frames: int = 0  # images with several frames or pages, of which the first is kept
+    repeated_ids: int = 0  # images whose id an earlier image has
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
     dropped_regions: Counter[str] = field(default_factory=Counter)
     ignored_fields: Counter[str] = field(default_factory=Counter)  # of dropped images too
-    misread_boxes: Counter[str] = field(default_factory=Counter)  # dropped; what they would fit as
-    examples: list[str] = field(default_factory=list)  # a few messages on dropped images
+    # Dropped boxes that would fit another format, by that format.
+    misread_boxes: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)  # the first messages about dropped images
 
-    def add(self, other: "Figures", *, max_examples: int = 20) -> None:
+    def add(self, other: "DatasetStatistics", *, max_examples: int = 20) -> None:
+        """Adds the counts of `other`, and its examples up to `max_examples` in all."""
         for name, value in vars(other).items():
             if isinstance(value, int):
                 setattr(self, name, getattr(self, name) + value)
@@ -63,14 +65,15 @@ class Figures:
         self.examples = (self.examples + other.examples)[:max_examples]
 
     def drop_image(self, reason: str, message: str) -> None:
-        self.add(Figures(dropped_images=Counter([reason]), examples=[message]))
+        """Counts a skipped image; `message` may become one of the examples."""
+        self.add(DatasetStatistics(dropped_images=Counter([reason]), examples=[message]))
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))  # a Counter is a dict; `asdict` breaks it in Python 3.11
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Figures":
-        """Also of reports that earlier versions wrote, without the later fields."""
+    def from_json(cls, stored: dict[str, Any]) -> "DatasetStatistics":
+        """Reads `to_json`, also of earlier versions, which had fewer fields."""
         blank = vars(cls())
         values: dict[str, Any] = {
             name: Counter(value) if isinstance(blank[name], Counter) else value
@@ -85,19 +88,26 @@ def check_item(
     *,
     max_image_side: int,
     captions_from_regions: bool = False,
-    figures: Figures,
+    statistics: DatasetStatistics,
 ) -> Record:
-    """The record of an imported image; counts its regions in `figures`.
+    """The record of an imported image, counted in `statistics`.
 
-    `captions_from_regions`: an image without a caption gets one of its regions' descriptions.
-    Raises `Dropped`, and `BadItem` where pixel boxes are those of another image.
+    Args:
+        images: folder that `item.image` is relative to.
+        max_image_side: larger images are shrunk to this many pixels; 0 for no limit.
+        captions_from_regions: an image without a caption gets one made from its region
+            descriptions.
+
+    Raises `SkippedSample` where the image is missing, cannot be decoded or has no caption, and
+    `InvalidRecordError` where the size that pixel boxes refer to has another aspect ratio than the
+    image.
     """
-    figures.ignored_fields.update(item.ignored)
+    statistics.ignored_fields.update(item.ignored)
     data = read_image_file(item.image, images)
     try:
-        pixels = decode_image(data)  # all of it: a truncated file shows only at its end
+        pixels = decode_image(data)  # completely: truncation shows only at the end of a file
     except ImageError as error:
-        raise Dropped("corrupt image", f"{item.image}: {error}") from None
+        raise SkippedSample("corrupt image", f"{item.image}: {error}") from None
     height, width = pixels.shape[:2]
     if item.regions and item.box_unit == "pixel" and item.size is not None:
         check_size(item.size, (width, height), item.image)
@@ -106,23 +116,23 @@ def check_item(
     if not captions and not (captions_from_regions and item.regions):
         message = f"{item.image}: no caption of 1 to {MAX_TEXT} characters."
         if item.regions:
-            message += " --captions_from_regions makes one of what its regions show."
-        raise Dropped("no caption", message)
+            message += " --captions_from_regions makes one from its region descriptions."
+        raise SkippedSample("no caption", message)
     unit = item.size or (width, height)
-    checked = (check_region(region, item.box_unit, unit, figures) for region in item.regions)
+    checked = (check_region(region, item.box_unit, unit, statistics) for region in item.regions)
     regions = tuple(region for region in checked if region is not None)
     if not captions:
         captions = region_captions(regions)
         if not captions:
-            raise Dropped(
-                "no caption", f"{item.image}: no caption, and none of its regions is kept."
+            raise SkippedSample(
+                "no caption", f"{item.image}: no caption, and all of its regions are dropped."
             )
-        figures.captions_from_regions += 1
-    figures.images += 1
-    figures.captions += len(captions)
-    figures.regions += len(regions)
-    figures.images_with_regions += bool(regions)
-    figures.several_frames += has_several_frames(data)
+        statistics.captions_from_regions += 1
+    statistics.images += 1
+    statistics.captions += len(captions)
+    statistics.regions += len(regions)
+    statistics.images_with_regions += bool(regions)
+    statistics.several_frames += has_several_frames(data)
     return Record(
         id=clean_text(item.id),
         image=stored_image(data, pixels, max_image_side),
@@ -133,13 +143,14 @@ def check_item(
 
 
 def check_size(given: tuple[int, int], image: tuple[int, int], name: str) -> None:
-    """Raises `BadItem` unless `image` can be a resized image of the size `given`, both (width,
-    height): boxes in its pixels would lie elsewhere.
+    """Raises `InvalidRecordError` unless two sizes (width, height) have the same aspect ratio.
+
+    `given`: the size that pixel boxes refer to; `image`: the size of the file called `name`.
     """
     if abs(given[0] * image[1] - given[1] * image[0]) <= max(*given, *image):  # rounding
         return
-    turned = " Boxes refer to the image as it is shown, after its EXIF orientation."
-    raise BadItem(
+    turned = " Boxes refer to the upright image, after its EXIF orientation is applied."
+    raise InvalidRecordError(
         f"{name}: its boxes refer to {given[0]} x {given[1]} pixels ('width' x 'height'), and the "
         f"image has {image[0]} x {image[1]}, of another shape."
         f"{turned if given[::-1] == image else ''}"
@@ -147,8 +158,9 @@ def check_size(given: tuple[int, int], image: tuple[int, int], name: str) -> Non
 
 
 def region_captions(regions: Sequence[Region]) -> tuple[Caption, ...]:
-    """One caption that names what the regions show, each description once, best score first; () for
-    none. Its source is "regions".
+    """One caption with source "regions" that lists the descriptions, best score first, each once.
+
+    Empty where there are no descriptions.
     """
     best_first = sorted(regions, key=lambda region: -region.score)
     texts = {normalize_text(region.description): region.description for region in best_first[::-1]}
@@ -158,26 +170,30 @@ def region_captions(regions: Sequence[Region]) -> tuple[Caption, ...]:
 
 
 def has_several_frames(data: bytes) -> bool:
-    """Whether an image that decodes is an animation or has pages. An MPO is one photograph."""
+    """Whether an image that decodes is an animation or has several pages. An MPO counts as one."""
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
-    except Exception:  # a damaged later frame leaves the first as good as it is
+    except Exception:  # a damaged later frame does not affect the first
         return False
 
 
 def read_image_file(relative: str, images: Path) -> bytes:
-    """The bytes of a file inside the images folder, found by `path_inside`. Raises `Dropped`."""
+    """The bytes of a file inside the images folder, found by `path_inside`.
+
+    Raises `SkippedSample` where it is outside the folder, missing or too large.
+    """
     try:
         path = path_inside(relative, images)
     except ValueError as error:
-        raise Dropped("path outside the images folder", str(error)) from None
+        raise SkippedSample("path outside the images folder", str(error)) from None
     return read_image_bytes(images / path, name=relative)
 
 
 def image_state(relative: str, images: Path) -> list[int] | None:
-    """What changes with an image file: its size in bytes, and when it and its rights were changed,
-    in nanoseconds; None where no such file can be reached.
+    """[size in bytes, mtime, ctime in nanoseconds] of an image file, to notice changes.
+
+    None where the file does not exist or cannot be reached.
     """
     try:
         status = (images / path_inside(relative, images)).stat()
@@ -187,21 +203,25 @@ def image_state(relative: str, images: Path) -> list[int] | None:
 
 
 def read_image_bytes(path: Path, *, name: str) -> bytes:
-    """The bytes of any file, called `name` in errors. Raises `Dropped`."""
+    """The bytes of a file, called `name` in errors.
+
+    Raises `SkippedSample` where it is missing or larger than `MAX_IMAGE_BYTES`.
+    """
     try:
         with path.open("rb") as opened:
             data = opened.read(MAX_IMAGE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: no file name at all, such as one with NUL
-        raise Dropped("missing file", f"{name!r}: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: not a file name, for example one with NUL
+        raise SkippedSample("missing file", f"{name!r}: {error}") from None
     if len(data) > MAX_IMAGE_BYTES:
-        raise Dropped("file too large", f"{name!r} is larger than {MAX_IMAGE_BYTES} bytes.")
+        raise SkippedSample("file too large", f"{name!r} is larger than {MAX_IMAGE_BYTES} bytes.")
     return data
 
 
 def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
-    """The bytes to store: as given where that is JPEG or PNG of at most `max_side` pixels (0: any).
+    """The bytes to store: `data` itself for JPEG and PNG of at most `max_side` pixels (0: any).
 
-    Larger images are shrunk, aspect kept, to JPEG; other formats become PNG, upright and RGB.
+    Larger images are resized with their aspect kept and stored as JPEG. Other formats are stored
+    as PNG, upright and RGB.
     """
     image = Image.fromarray(pixels)
     out = io.BytesIO()
@@ -218,57 +238,58 @@ def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
 
 
 def check_region(
-    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+    region: ImportedRegion, unit: str, size: tuple[int, int], statistics: DatasetStatistics
 ) -> Region | None:
-    """The region with its box in fractions, or None, counted. `size`: (width, height) of pixel
-    boxes.
+    """The region with its box in fractions; None where it is dropped, counted in `statistics`.
+
+    `size`: (width, height) that boxes in the unit "pixel" refer to.
     """
     if not all(abs(value) < FLOAT32_MAX for value in (*region.box_xyxy, region.score)):
-        figures.dropped_regions["box or score not finite"] += 1
+        statistics.dropped_regions["box or score not finite"] += 1
         return None
     x0, y0, x1, y1 = region.box_xyxy
     if x1 <= x0 or y1 <= y0:
-        figures.dropped_regions["empty box"] += 1
-        _count_misread(region, unit, size, figures)
+        statistics.dropped_regions["empty box"] += 1
+        _count_misread(region, unit, size, statistics)
         return None
     description = clean_text(region.description)
     if not description:
-        figures.dropped_regions["empty description"] += 1
+        statistics.dropped_regions["empty description"] += 1
         return None
     if len(description) > MAX_TEXT:
-        figures.dropped_regions["description too long"] += 1
+        statistics.dropped_regions["description too long"] += 1
         return None
     width, height = size if unit == "pixel" else (1, 1)
     slack = PIXEL_TOLERANCE if unit == "pixel" else FRACTION_TOLERANCE
     if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
-        figures.dropped_regions["box out of range"] += 1
-        _count_misread(region, unit, size, figures)
+        statistics.dropped_regions["box out of range"] += 1
+        _count_misread(region, unit, size, statistics)
         return None
     box: Box = (x0 / width, y0 / height, x1 / width, y1 / height)
     clipped: Box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], 1.0), min(box[3], 1.0))
     left, top, right, bottom = np.asarray(clipped, np.float32)  # as it is stored
     if bottom <= top or right <= left:
-        figures.dropped_regions["empty box"] += 1
+        statistics.dropped_regions["empty box"] += 1
         return None
-    figures.clipped_boxes += clipped != box
+    statistics.clipped_boxes += clipped != box
     return Region(clipped, description, region.score)
 
 
 def _count_misread(
-    region: ImportedRegion, unit: str, size: tuple[int, int], figures: Figures
+    region: ImportedRegion, unit: str, size: tuple[int, int], statistics: DatasetStatistics
 ) -> None:
-    """Counts each other way of writing boxes that a dropped box would fit."""
+    """Counts each other box format that a dropped box would fit."""
     x0, y0, x1, y1 = region.box_xyxy
     width, height = size
     sides = (width, height) if unit == "pixel" else (1, 1)
     if min(region.box_xyxy) < 0:
         return
     if min(x1, y1) > 0 and x0 + x1 <= sides[0] * 1.01 and y0 + y1 <= sides[1] * 1.01:
-        figures.misread_boxes["x, y, width, height"] += 1
+        statistics.misread_boxes["x, y, width, height"] += 1
     if x0 < x1 and y0 < y1 and unit == "fraction":
         if max(region.box_xyxy) <= 100:
-            figures.misread_boxes["percent"] += 1
+            statistics.misread_boxes["percent"] += 1
         if x1 <= width and y1 <= height:
-            figures.misread_boxes["pixels"] += 1
+            statistics.misread_boxes["pixels"] += 1
         if max(region.box_xyxy) <= 1000:
-            figures.misread_boxes["thousandths"] += 1
+            statistics.misread_boxes["thousandths"] += 1

@@ -1,4 +1,4 @@
-"""Rows of one batch, from nothing but (seed, step)."""
+"""Collate records into the rows of a batch, a pure function of (seed, step)."""
 
 import dataclasses
 import logging
@@ -31,18 +31,16 @@ from grain_jax.data.transforms import (
 
 logger = logging.getLogger(__name__)
 
-_CACHE_SHARE = 0.8  # of the memory this process may use
-_MAX_REPLACEMENTS = 20  # records in a row that fail to decode before the data set is given up
+_CACHE_FRACTION = 0.8  # of the memory limit of this process
+_MAX_REPLACEMENTS = 20  # consecutive records that fail to decode before an error
 
 
 class ImageCache:
-    """Decoded images and their records in the memory of this process, filled as they are first
-    read.
+    """Records and decoded images in the memory of this process, filled at the first read of each.
 
-    With resize "squash" an image costs image_size^2 * 3 bytes, and a data set that does not fit is
-    refused with ValueError. With "crop" it costs all pixels of the decoded original, as the crop is
-    new each time; where these do not fit, the rest is decoded each time, with one warning. Threads
-    may share it.
+    With resize "squash" an image takes image_size^2 * 3 bytes; raises ValueError where the data set
+    does not fit. With "crop" it takes all pixels of the decoded original, because the crop differs
+    each time; images that do not fit are decoded at each read, with one warning. Thread-safe.
     """
 
     def __init__(self, source: Source, config: DataConfig, image_size: int) -> None:
@@ -52,24 +50,24 @@ class ImageCache:
         self._records: list[Record | None] = [None] * len(source)
         self._decoded: list[Pixels | None] | None = None
         memory = memory_limit()
-        self._room = int(_CACHE_SHARE * memory)  # bytes that decoded originals may still take
+        self._room = int(_CACHE_FRACTION * memory)  # bytes left for decoded originals
         self._full = False
         self._lock = threading.Lock()
         if config.resize == "crop":
             self._decoded = [None] * len(source)
             return
         shape = (len(source), image_size, image_size, 3)
-        needed = int(np.prod(shape, dtype=np.int64))
-        if needed > self._room:
+        required = int(np.prod(shape, dtype=np.int64))
+        if required > self._room:
             raise ValueError(
-                f"data.cache='memory' needs {needed / 2**30:.1f} GiB for {len(source)} images of "
+                f"data.cache='memory' needs {required / 2**30:.1f} GiB for {len(source)} images of "
                 f"{image_size} pixels a side, and there are {memory / 2**30:.1f} GiB; set "
                 "data.cache='none'."
             )
-        self._squares = np.empty(shape, np.uint8)  # pages are taken only as they are written
+        self._squares = np.empty(shape, np.uint8)  # memory pages are allocated as they are written
 
     def read(self, index: int) -> tuple[Record, Pixels]:
-        """The record without its encoded image, and the pixels. Raises `ImageError`."""
+        """The record without its encoded image, and its pixels. Raises `ImageError`."""
         record = self._records[index]
         if record is None:
             record = self._source[index]
@@ -84,7 +82,7 @@ class ImageCache:
                 if not self._reserve(pixels.nbytes):
                     return record, pixels
                 self._decoded[index] = pixels
-            self._records[index] = record  # last: tells other threads that the pixels are there
+            self._records[index] = record  # last, as it marks the pixels as ready for other threads
         if self._decoded is None:
             return record, self._squares[index]
         kept = self._decoded[index]
@@ -110,7 +108,7 @@ class ImageCache:
 
 
 def row_dtype(config: DataConfig, image_size: int) -> np.dtype:
-    """One row of a batch: a field for each field of `Batch`, of the same name."""
+    """The structured dtype of one row of a batch, with the fields of `Batch`."""
     size, limit = image_size, config.max_regions
     return np.dtype(
         [
@@ -128,10 +126,10 @@ def row_dtype(config: DataConfig, image_size: int) -> np.dtype:
     )
 
 
-class ImageMaker:
-    """Part of a batch of images to evaluate on -> its squares, uint8 [N, S, S, 3].
+class ImageCollator:
+    """Collates images for evaluation: part number -> uint8 [N, S, S, 3].
 
-    Numbers and parts as of `BatchMaker`. Raises ValueError for an image that cannot be decoded.
+    Parts are numbered as in `Collator`. Raises ValueError for an image that cannot be decoded.
     """
 
     def __init__(
@@ -160,18 +158,24 @@ class ImageMaker:
                 images[row] = self._preprocessing(record.image)
             except ImageError as error:
                 raise ValueError(
-                    f"Image {record.id!r} cannot be evaluated on: {error} Take it out of the set; "
-                    "where it was prepared, prepare it again, which drops such images."
+                    f"Image {record.id!r} cannot be evaluated on: {error} Take it out of the set, "
+                    "or prepare the data set again, which skips such images."
                 ) from error
         return images
 
 
-class BatchMaker:
-    """Part of a batch -> its rows. Pickled to the loader's processes.
+class Collator:
+    """Collates records for training: part number -> rows of a batch. Pickled to loader processes.
 
-    The rows of a batch are made in `parts` of nearly equal size: part p of step k is number
-    `k * parts + p`. With `packed` a part is one array of `row_dtype`, which takes one segment of
-    shared memory; otherwise a dictionary of arrays by field.
+    The rows of a batch are made in `parts` of nearly equal size: part p of step k has the number
+    `k * parts + p`.
+
+    Args:
+        order: global position (step * batch_size + row) -> index of the record in `source`.
+        rows: rows of the global batch that this process makes.
+        parts: elements that a batch is made in.
+        packed: return one array of `row_dtype`, which takes one segment of shared memory, rather
+            than a dictionary of arrays by field.
     """
 
     def __init__(
@@ -189,7 +193,7 @@ class BatchMaker:
         packed: bool = False,
     ) -> None:
         self._source = source
-        self._order = order  # global position -> record index
+        self._order = order
         self._config = config
         self._tokenizer = tokenizer
         self._image_size = image_size
@@ -199,7 +203,9 @@ class BatchMaker:
         self._packed = packed
         in_memory = config.cache == "memory"
         self._cache = ImageCache(source, config, image_size) if in_memory else None
-        self._replacement: dict[int, int] = {}  # of records that failed before
+        self._replacement: dict[
+            int, int
+        ] = {}  # index of a record that failed to decode -> index of its replacement
 
     def __call__(self, number: int) -> dict[str, np.ndarray] | np.ndarray:
         step, part = divmod(number, len(self._parts))
@@ -217,7 +223,7 @@ class BatchMaker:
         return arrays
 
     def _fill(self, out: dict[str, np.ndarray], step: int, rows: np.ndarray) -> None:
-        """Writes the `rows` of `step` into arrays of zeros."""
+        """Writes the `rows` of `step` into `out`, whose arrays are zeros."""
         config = self._config
         positions = [step * self._batch_size + int(number) for number in rows]
         wanted = [int(self._order[position]) for position in positions]
@@ -232,7 +238,7 @@ class BatchMaker:
             used, record, window, rng = self._place_image(
                 out["images"][row], wanted[row], first[row], records[row], position
             )
-            records[row] = None  # its encoded image is not needed any more
+            records[row] = None  # lets the encoded image be freed
             out["index"][row], out["replaced"][row] = used, used != wanted[row]
             visible = [
                 Region(box, region.description, region.score)
@@ -263,13 +269,13 @@ class BatchMaker:
     def _place_image(
         self, out: Square, wanted: int, first: int, read: Record | None, position: int
     ) -> tuple[int, Record, Window, random.Random]:
-        """Writes the square of record `wanted`, or of its replacement, into `out`.
+        """Writes the image of record `wanted`, or of its replacement, into `out`.
 
-        `first` is the record to try first, and `read` that record where it has been read already.
+        `first` is the index to try first, and `read` that record if it has been read already.
 
-        The replacement depends on `wanted` alone, and the generator starts afresh at each attempt:
-        a process that already knows that a record is bad makes the same sample as one that finds
-        out.
+        The replacement depends on `wanted` alone, and the random generator is seeded anew at each
+        attempt. So a process that already knows the replacement makes the same sample as one that
+        does not.
         """
         used = first
         for attempt in range(_MAX_REPLACEMENTS):
@@ -285,15 +291,15 @@ class BatchMaker:
                 )
             except ImageError as error:
                 following = zlib.crc32(f"{wanted}/{attempt}".encode()) % len(self._source)
-                bad = self._source[used].id
-                logger.warning("Image %r is replaced by record %d: %s", bad, following, error)
+                failed = self._source[used].id
+                logger.warning("Image %r is replaced by record %d: %s", failed, following, error)
                 used = following
                 continue
             if used != wanted:
                 self._replacement[wanted] = used
             return used, record, window, rng
         raise ValueError(
-            f"{_MAX_REPLACEMENTS} images in a row cannot be decoded, record {wanted} first; "
+            f"{_MAX_REPLACEMENTS} consecutive images cannot be decoded, from record {wanted} on; "
             "prepare the data set again with `python -m grain_jax.prepare`."
         )
 

@@ -1,4 +1,4 @@
-"""How much memory this process may use: the machine's, or less in a container or a batch job."""
+"""The memory limit of this process: of the machine, or of its container or batch job."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def memory_limit() -> int:
-    """Bytes of the machine, or of the narrowest control group (v1 or v2) around this process."""
+    """Bytes: of the machine, or the smallest limit of the process's control groups (v1, v2)."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _limit_files():
         with contextlib.suppress(OSError, ValueError):  # absent, or "max"
@@ -19,7 +19,7 @@ def memory_limit() -> int:
 
 
 def _limit_files() -> Iterator[Path]:
-    """Where a limit may be written, from our own group up to the root of the hierarchy."""
+    """Files that may hold a limit, from the group of the process up to the root."""
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux

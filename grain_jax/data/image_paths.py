@@ -1,4 +1,4 @@
-"""Where an image that a table or a list names lies below its folder: one rule for all of them."""
+"""Paths of images in tables and lists, relative to a folder: one rule for all of them."""
 
 import os
 import posixpath
@@ -10,11 +10,11 @@ DRIVE = re.compile("[A-Za-z]:/" if os.sep == "/" else "[A-Za-z]:")
 
 
 def path_inside(name: str, folder: Path) -> str:
-    r"""`name` below `folder`, with "/" between its parts and without "." and "..".
+    r"""The normalised relative path of `name` in `folder`, with "/" as separator and without "..".
 
-    A backslash separates as "/" does, unless `folder` has a file of that very name. Symbolic links
-    inside the folder are followed: who fills it decides. Raises ValueError for an absolute path,
-    and for ".." that leads out.
+    A backslash separates as "/" does, unless `folder` has a file with exactly that name. Symbolic
+    links inside the folder are followed. Raises ValueError for an absolute path, and where ".."
+    leads out of the folder.
     """
     literal = posixpath.normpath(name)
     odd = "\\" in name and os.sep == "/"
@@ -23,8 +23,8 @@ def path_inside(name: str, folder: Path) -> str:
     path = posixpath.normpath(name.replace("\\", "/"))
     if _leads_out(path):
         raise ValueError(
-            f"{name!r} leads out of the folder; images must lie inside it, where links are "
-            "followed."
+            f"{name!r} leads out of the folder; give a relative path inside it (symbolic links are "
+            "followed)."
         )
     return path
 

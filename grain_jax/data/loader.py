@@ -1,9 +1,9 @@
-"""Records to batches: a batch is a pure function of (seed, step), on any number of hosts.
+"""Load records as batches: a batch is a pure function of (seed, step), on any number of hosts.
 
-Global position p = step * batch_size + row. The record at p comes from a shuffle that is new every
-epoch, the random choices of p (caption, crop, flip) from a generator seeded with (seed, p). So
-nothing but the step is needed to resume, and each process makes its own rows of the same global
-batch however many processes there are.
+Global position p = step * batch_size + row. The record at p comes from a shuffle that differs in
+each epoch, and the random choices at p (caption, crop, flip) come from a generator seeded with
+(seed, p). So a run resumes from the step alone, and each process makes its own rows of the same
+global batch on any number of processes.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from grain_jax.config import DataConfig
 from grain_jax.config.validation import loader_problems
 from grain_jax.data import processes
 from grain_jax.data.batch import Batch
-from grain_jax.data.collate import BatchMaker, ImageMaker, row_dtype
+from grain_jax.data.collate import Collator, ImageCollator, row_dtype
 from grain_jax.data.loader_plan import (
     PER_QUEUE,
     LoaderPlan,
@@ -35,10 +35,12 @@ from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.runtime import processes_on_this_machine, usable_cpus
 
-_MOST = 2**50  # parts of batches, more than any run has; grain wants a length
+_ENDLESS = 2**50  # parts of batches, more than any run has; grain expects a length
 
 _EVALUATION_PREFETCH = 2  # batches of images made ahead
-_IMAGES_PER_WORKER = 1_000  # of an evaluation: with fewer, threads are done before a process is up
+_IMAGES_PER_WORKER = (
+    1_000  # of an evaluation; with fewer, threads finish before a process has started
+)
 
 DeviceBatch = TypeVar("DeviceBatch")
 
@@ -54,10 +56,15 @@ def training_batches(
     start_step: int = 0,
     rows: Sequence[int] | None = None,
 ) -> "BatchIterator":
-    """Endless batches from `start_step` on: of each global batch the `rows` (default: all).
+    """Endless training batches; close the iterator when done.
 
-    Close it when done. Raises ValueError where the data cannot fill a batch or a setting makes no
-    sense.
+    Args:
+        seed: of the shuffle and of every random choice.
+        start_step: the step of the first batch.
+        rows: rows of each global batch that this process makes (default: all).
+
+    Raises ValueError where the source has fewer records than a batch, for an invalid setting, and
+    where shared memory does not suffice.
     """
     rows = range(batch_size) if rows is None else rows
     _check(source, config, batch_size, rows)
@@ -65,7 +72,7 @@ def training_batches(
     dtype = row_dtype(config, image_size)
     plan = plan_loader(config, rows=len(rows), row_bytes=dtype.itemsize)
     check_shared_memory(plan, num_processes=processes_on_this_machine(os.environ))
-    maker = BatchMaker(
+    collator = Collator(
         source=source,
         order=order,
         config=config,
@@ -78,17 +85,17 @@ def training_batches(
         packed=plan.num_workers > 0,
     )
     first = start_step * plan.parts
-    elements = _elements(grain.MapDataset.range(first, first + _MOST).map(maker), plan)
+    elements = _elements(grain.MapDataset.range(first, first + _ENDLESS).map(collator), plan)
     return BatchIterator(elements, plan)
 
 
 def _elements(parts: Any, plan: LoaderPlan) -> Any:
-    """Iterator over a MapDataset whose items are made ahead as the plan says."""
+    """Iterator over a MapDataset whose elements are prefetched according to `plan`."""
     dataset = parts.to_iter_dataset(
         grain.ReadOptions(num_threads=plan.num_threads, prefetch_buffer_size=plan.buffer)
     )
     if plan.num_workers:
-        if not flags.FLAGS.is_parsed():  # grain reads its flags, which only an absl app has parsed
+        if not flags.FLAGS.is_parsed():  # grain reads absl flags, which only an absl app parses
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
@@ -100,8 +107,9 @@ def _elements(parts: Any, plan: LoaderPlan) -> Any:
 
 
 def _following(elements: Any, plan: LoaderPlan, *, started: bool) -> Any:
-    """The next element. Raises ValueError where the data cannot be read, as `LoaderProcessDied`
-    where a process ended instead.
+    """The next element.
+
+    Raises ValueError where the data cannot be read, and `LoaderProcessDied` where a process died.
     """
     try:
         if started:
@@ -110,17 +118,18 @@ def _following(elements: Any, plan: LoaderPlan, *, started: bool) -> Any:
     except (RuntimeError, OSError, KeyError) as error:
         if plan.num_workers and (death := processes.died(error)) is not None:
             raise death from error
-        # A file that is damaged or gone: array_record and TFDS have no one type for it.
+        # A damaged or missing file: array_record and TFDS have no common error type for it.
         raise ValueError(
-            f"The data could not be read ({type(error).__name__}: {error}). Look at the disk or "
-            "network it lies on, or prepare it again."
+            f"The data could not be read ({type(error).__name__}: {error}). Check the disk or "
+            "network that holds it, or prepare it again."
         ) from error
 
 
 class BatchIterator(Iterator[Batch]):
     """Iterator over batches; `close()` (or a `with` block) ends its threads and processes.
 
-    `next` raises ValueError for data that no batch can be made of, and `LoaderProcessDied`.
+    `next` raises ValueError where the data cannot be read or collated, and `LoaderProcessDied`
+    where a loader process died.
     """
 
     def __init__(self, elements: Any, plan: LoaderPlan) -> None:
@@ -133,7 +142,7 @@ class BatchIterator(Iterator[Batch]):
         if self._closed:
             raise StopIteration
         if self.plan.parts == 1 and not self.plan.num_workers:
-            return Batch(**self._part())  # nothing to put together
+            return Batch(**self._part())  # the part is the batch
         out: dict[str, np.ndarray] = {}
         row = 0
         for _ in range(self.plan.parts):
@@ -145,8 +154,8 @@ class BatchIterator(Iterator[Batch]):
                     out[name] = np.empty((self.plan.rows, *values.shape[1:]), values.dtype)
                 out[name][row : row + len(values)] = values
             row += len(values)
-            # The parts of processes lie in shared memory, which is free again once nothing refers
-            # to it.
+            # Parts made by processes are in shared memory, which is freed when nothing refers to
+            # it.
             del part, values
         return Batch(**out)
 
@@ -156,7 +165,7 @@ class BatchIterator(Iterator[Batch]):
         return part
 
     def close(self) -> None:
-        """Safe to call twice."""
+        """Ends threads and processes. Safe to call twice."""
         if not self._closed:
             self._closed = True
             self._elements.close()
@@ -179,7 +188,7 @@ def _check(source: Source, config: DataConfig, batch_size: int, rows: Sequence[i
 
 
 def check_batch_fits(source: Source, batch_size: int) -> None:
-    """Raises ValueError where the source has fewer images than a batch."""
+    """Raises ValueError where the source has fewer records than a batch."""
     if len(source) < batch_size:
         raise ValueError(
             f"The data set has {len(source)} images, fewer than one batch of {batch_size}; "
@@ -188,7 +197,7 @@ def check_batch_fits(source: Source, batch_size: int) -> None:
 
 
 def void_batch(config: DataConfig, image_size: int, num_rows: int) -> Batch:
-    """Rows without a record (index -1), with which a training step changes nothing."""
+    """A batch of rows without a record (index -1), on which a training step changes nothing."""
     dtype = row_dtype(config, image_size)
     rows = {
         name: np.zeros((num_rows, *dtype[name].shape), dtype[name].base)
@@ -199,17 +208,17 @@ def void_batch(config: DataConfig, image_size: int, num_rows: int) -> Batch:
 
 
 class DevicePrefetch(Iterator[DeviceBatch], Generic[DeviceBatch]):
-    """Batches put on the device ahead of their use; `wait_seconds` is the time spent on the host.
+    """Iterator that prefetches batches to the device.
 
-    `put` starts the transfer (`jax.device_put` and the like return at once), so that the copy of
-    the next batch overlaps with the step on this one. Ends when `batches` ends; `close` closes it
-    too.
+    `put` starts the transfer (`jax.device_put` returns at once), so that the copy of the next batch
+    overlaps with the step on this one. Ends when `batches` ends; `close` also closes `batches`.
+    `wait_seconds` is the total time spent waiting for `batches` and starting transfers.
     """
 
     def __init__(
         self, batches: BatchIterator, put: Callable[[Batch], DeviceBatch], *, size: int
     ) -> None:
-        self.wait_seconds = 0.0  # in all, waiting for `batches` and handing them to the device
+        self.wait_seconds = 0.0
         self._batches = batches
         self._put = put
         self._size = max(size, 1)
@@ -228,7 +237,7 @@ class DevicePrefetch(Iterator[DeviceBatch], Generic[DeviceBatch]):
         return self._ready.popleft()
 
     def close(self) -> None:
-        """Drops what is waiting. Safe to call twice."""
+        """Discards prefetched batches and closes the loader. Safe to call twice."""
         self._ready.clear()
         self._batches.close()
 
@@ -242,7 +251,7 @@ class DevicePrefetch(Iterator[DeviceBatch], Generic[DeviceBatch]):
 def prefetch_to_device(
     batches: BatchIterator, put: Callable[[Batch], DeviceBatch], *, size: int = 2
 ) -> DevicePrefetch[DeviceBatch]:
-    """Keeps `size` batches on their way to the device; see `DevicePrefetch`."""
+    """Prefetches `size` batches to the device; see `DevicePrefetch`."""
     return DevicePrefetch(batches, put, size=size)
 
 
@@ -255,12 +264,16 @@ def evaluation_batches(
     num_threads: int = 2,
     num_workers: int = 0,
 ) -> Iterator[tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, "N"]]]:
-    """(images, their indices) in order, all of `source` or the given `indices` of it.
+    """Batches (images, indices of their records) in order; the last may be smaller.
 
-    The last batch may be smaller. `num_workers` processes help with sets that are worth starting
-    them for, unless `source` says of itself that it is `in_memory` (which each of them would get a
-    copy of). Raises ValueError on an image that cannot be decoded: a figure should not silently
-    leave one out. Raises `LoaderProcessDied` where a process ended on its own.
+    Args:
+        preprocessing: size and crop of the images.
+        indices: records of `source` to load (default: all).
+        num_workers: at most this many processes, fewer for small sets and none for a source that is
+            `in_memory`, of which each process would get a copy.
+
+    Raises ValueError for an image that cannot be decoded, so that no metric silently leaves one
+    out, and `LoaderProcessDied` where a loader process died.
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     count = min(batch_size, len(chosen))
@@ -274,7 +287,7 @@ def evaluation_batches(
         row_bytes=preprocessing.image_size**2 * 3,
     )
     bounds = np.arange(0, len(chosen), count)
-    make = ImageMaker(source, preprocessing, chosen, batch_size=count, parts=plan.parts)
+    make = ImageCollator(source, preprocessing, chosen, batch_size=count, parts=plan.parts)
     elements = _elements(grain.MapDataset.range(len(bounds) * plan.parts).map(make), plan)
     started = False
     try:
@@ -297,7 +310,9 @@ def evaluation_batches(
 def _evaluation_plan(
     config: DataConfig, *, workers: int, images: int, rows: int, row_bytes: int
 ) -> LoaderPlan:
-    """With as many of the `workers` as have work, room and CPUs: they were chosen for training."""
+    """A plan with at most `workers` processes, fewer for a small set, few CPUs or little shared
+    memory: they were chosen for training.
+    """
     workers = min(workers, images // _IMAGES_PER_WORKER, most_workers(config, rows), usable_cpus())
     config = dataclasses.replace(config, num_workers=workers)
     plan = plan_loader(config, rows=rows, row_bytes=row_bytes)

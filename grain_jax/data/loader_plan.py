@@ -1,8 +1,8 @@
-"""How much a loader holds: the parts that a batch is made in, and the memory of all of them.
+"""Plan the memory of a loader: the parts that a batch is made in, and how many exist at once.
 
-grain hands elements from its threads and processes through queues of its own, whose sizes do not
-depend on each other, so a whole batch as an element means many batches in memory. Here an element
-is a part of a batch, so small that all that may exist at once make up `data.prefetch_batches`.
+grain passes elements from threads and processes through several queues, each with a size of its
+own, so elements of a whole batch would mean many batches in memory. Here an element is a part of a
+batch, small enough that all elements that may exist at once make up `data.prefetch_batches`.
 """
 
 import os
@@ -12,22 +12,22 @@ from pathlib import Path
 from grain_jax.config import DataConfig
 
 SHARED_MEMORY = Path("/dev/shm")
-# Elements of a process besides those that its threads make. All are in shared memory: one waits for
-# the queue to the parent and one is in it; in the parent one waits for a buffer and one is in it.
+# Elements of a process besides those that its threads are making, all in shared memory: one waiting
+# for the queue to the parent and one in it, one in the parent waiting for a buffer and one in it.
 _QUEUED = 4
-PER_QUEUE = 1  # places in each of those queues
+PER_QUEUE = 1  # size of each of those queues
 
 
 @dataclass(frozen=True)
 class LoaderPlan:
-    """What a loader of `rows` rows a batch holds."""
+    """Parts, threads, processes and memory of a loader."""
 
     rows: int  # of a batch that this process makes
     row_bytes: int
     num_workers: int
     num_threads: int  # of each process
     parts: int  # elements that a batch is made in
-    buffer: int  # elements that the threads of one process make ahead
+    buffer: int  # elements that the threads of one process prefetch
 
     @property
     def part_rows(self) -> int:
@@ -36,26 +36,26 @@ class LoaderPlan:
 
     @property
     def elements(self) -> int:
-        """Elements that exist at most before a batch is handed over."""
+        """The largest number of elements that exist before a batch is returned."""
         if self.num_workers:
             return self.num_workers * (self.num_threads + _QUEUED)
         return self.buffer
 
     @property
     def bytes_ahead(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all `elements`."""
         return self.elements * self.part_rows * self.row_bytes
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of shared memory among them, with the element that is being copied."""
+        """Bytes of shared memory among them, including the element being copied."""
         if not self.num_workers:
             return 0
         return (self.num_workers * _QUEUED + 1) * self.part_rows * self.row_bytes
 
     @property
     def sentence(self) -> str:
-        """For the introduction of a run."""
+        """Threads, processes and memory in words, to print at the start of a run."""
         who = f"{self.num_threads} threads"
         if self.num_workers:
             who = f"{self.num_workers} processes with {who} each"
@@ -65,9 +65,9 @@ class LoaderPlan:
 
 
 def plan_loader(config: DataConfig, *, rows: int, row_bytes: int) -> LoaderPlan:
-    """The plan that keeps to `config.prefetch_batches`.
+    """The plan that prefetches `config.prefetch_batches` batches of `rows` rows.
 
-    Raises ValueError where more processes are asked for than rows can be shared out to.
+    Raises ValueError where `config.num_workers` exceeds `most_workers`.
     """
     workers, threads, ahead = config.num_workers, config.num_threads, config.prefetch_batches
     at_once = workers * (threads + _QUEUED) if workers else threads
@@ -89,19 +89,18 @@ def plan_loader(config: DataConfig, *, rows: int, row_bytes: int) -> LoaderPlan:
 
 
 def most_workers(config: DataConfig, rows: int) -> int:
-    """Processes that `config.prefetch_batches` batches of `rows` rows can be shared out to."""
+    """The most processes that `config.prefetch_batches` batches of `rows` rows allow."""
     return config.prefetch_batches * rows // (config.num_threads + _QUEUED)
 
 
 def check_shared_memory(
     plan: LoaderPlan, folder: Path = SHARED_MEMORY, *, num_processes: int = 1
 ) -> None:
-    """Raises ValueError where the shared memory that the plan needs is not there.
+    """Raises ValueError where `folder` has less free shared memory than the plan takes.
 
-    `num_processes`: training processes of this machine, which share the folder.
-
-    A process that writes where there is none is ended by a bus error, without a word of why.
-    Systems without `folder` (macOS) have no such limit.
+    `num_processes`: training processes of this machine, which share the folder. Without the check a
+    process would be ended by a bus error without a message. Systems without `folder` (macOS) have
+    no such limit.
     """
     if not plan.num_workers or not folder.is_dir():
         return
@@ -115,11 +114,11 @@ def check_shared_memory(
             f"data.num_workers = {plan.num_workers}{each} and data.prefetch_batches, and {folder} "
             f"has {size(free)} free. Make it larger (docker run --shm-size="
             f"{-(-2 * needed // 2**30)}g; Kubernetes: an emptyDir of medium Memory "
-            f"mounted at {folder}), lower data.prefetch_batches, or set data.num_workers=0, whose "
-            "threads need none."
+            f"mounted at {folder}), lower data.prefetch_batches, or set data.num_workers=0, which "
+            "takes no shared memory."
         )
 
 
 def size(count: int) -> str:
-    """Bytes as MiB or GiB."""
+    """A number of bytes in words, as MiB or GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

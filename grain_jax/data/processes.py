@@ -1,6 +1,6 @@
-"""Loader processes: how they start, what ends them, and what their end is called.
+"""Loader processes: how they start, how they end, and the error when one dies.
 
-Imported by each of them, so it imports nothing that they do not need.
+Each loader process imports this module, so it imports nothing else that they do not use.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-_SECONDS_TO_START = 10  # of all processes, once the first has delivered
-_SECONDS_TO_STOP = 20  # of a process that was told to
+_SECONDS_TO_START = 10  # of all processes, after the first element
+_SECONDS_TO_STOP = 20  # of a process that was asked to stop
 _EXIT_CODE = re.compile(r"exit code (-?\d+)")
 _REASONS = {
     signal.SIGKILL: (
@@ -35,19 +35,19 @@ _REASONS = {
 
 
 class LoaderProcessDied(ValueError):
-    """A loader process ended on its own; the message names the reason and what to change.
+    """A loader process died; the message names the reason and what to change.
 
-    A ValueError, as a damaged data set is one: who reads data is ready for those.
+    A ValueError, because callers handle ValueError for unreadable data already.
     """
 
 
 def died(error: Exception) -> LoaderProcessDied | None:
-    """What grain's error about a process that ended means; None for any other error."""
+    """The error for grain's message about a process that died; None for any other error."""
     found = _EXIT_CODE.search(str(error))
     if not isinstance(error, RuntimeError) or found is None:
         return None
     code = int(found[1])
-    reason = f"ended with exit code {code}; its own message stands above"
+    reason = f"ended with exit code {code}; its own message is above"
     if code < 0:
         with contextlib.suppress(ValueError):
             name = signal.Signals(-code)
@@ -56,8 +56,11 @@ def died(error: Exception) -> LoaderProcessDied | None:
 
 
 def start_worker(index: int, count: int) -> None:
-    """Runs first in each loader process, number `index` of `count`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent decides
+    """Initializes a loader process, number `index` of `count`."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # sent to the whole process group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 
@@ -65,9 +68,9 @@ def start_worker(index: int, count: int) -> None:
 def first_element(elements: Iterator[Any], num_workers: int) -> Any:
     """The first of `elements`, for which `num_workers` processes are started.
 
-    A process that is spawned imports the program's main module again: that of grain_jax.train
-    brings all that trains, and none of it makes batches. So there is no main module meanwhile. What
-    a script of the user's defines in its own reaches the processes all the same, by value.
+    A spawned process imports the main module of the program again; grain_jax.train would import
+    all training code, which makes no batches. So the main module is hidden while processes start.
+    What the script of a user defines still reaches the processes, pickled by value.
     """
     if not num_workers:
         return next(elements)
@@ -93,7 +96,7 @@ def _without_main_module() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Called in a fresh worker process: from now on it ends when its parent does."""
+    """Makes this worker process end when its parent ends."""
     threading.Thread(target=_wait_and_end, daemon=True).start()
 
 
@@ -101,8 +104,8 @@ def _wait_and_end() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    # A loader process of grain, told to stop, unlinks the shared memory of the batches that nobody
-    # took; without that it would stay until the machine restarts.
+    # A loader process of grain that is asked to stop unlinks the shared memory of unread batches,
+    # which would otherwise stay allocated until the machine restarts.
     stop = vars(multiprocessing.current_process()).get("_kwargs", {}).get("should_stop")
     if stop is not None:
         stop.set()

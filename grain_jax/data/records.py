@@ -1,4 +1,4 @@
-"""The record of one image, and what every source of records promises.
+"""The record of one image, and the protocol of sources of records.
 
 Contract: a source is a random-access sequence. `source[i]` is a pure function of `i`, so a batch is
 a pure function of the step and a restart needs no loader state.
@@ -13,7 +13,9 @@ from jaxtyping import UInt8
 
 from grain_jax.boxes import Box
 
-DEFAULT_TEMPLATES = ("a photo of a {}.",)  # prompts of zero-shot sets and runs without their own
+DEFAULT_TEMPLATES = (
+    "a photo of a {}.",
+)  # prompts of zero-shot sets and runs without templates of their own
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,14 @@ class Caption:
     """A text about the whole image."""
 
     text: str
-    # "original" (found with the image) | "synthetic" (written by an MLLM) | "regions" (made by
-    # `prepare --captions_from_regions` of their descriptions)
+    # "original" (found with the image) | "synthetic" (written by an MLLM) | "regions" (made from
+    # region descriptions by `prepare --captions_from_regions`)
     source: str = "original"
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box with what is said about it."""
+    """A box and its description."""
 
     box_xyxy: Box  # in [0, 1] of the image
     description: str
@@ -36,7 +38,7 @@ class Region:
 
     @property
     def bbox(self) -> Box:
-        """(ymin, xmin, ymax, xmax), as TFDS has it; for the scripts of users."""
+        """(ymin, xmin, ymax, xmax), the order of TFDS; kept for scripts of users."""
         x0, y0, x1, y1 = self.box_xyxy
         return y0, x0, y1, x1
 
@@ -63,7 +65,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ZeroShotSet:
-    """A classification set: images with `label` in `class_names`, and texts to know them by."""
+    """A classification set: images with a `label` in `class_names`, and texts of the classes."""
 
     name: str
     source: Source
@@ -75,27 +77,28 @@ class ZeroShotSet:
     description_template: str = (
         "{}"  # "{}" takes one description; "{name}", if present, the class name
     )
-    # class name -> texts about the whole image, made from the class's descriptions by the source;
-    # empty: every description in `description_template`
+    # class name -> texts about the whole image, made by the source from the class's descriptions;
+    # empty: each description in `description_template`
     global_texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    # what its labels and texts were read from: "labels", "classes", "templates" or "descriptions"
+    # files that labels and texts were read from: "labels", "classes", "templates" or "descriptions"
     # -> path of the file, without "#key"; absent where no file was read
     text_files: dict[str, str] = field(default_factory=dict)
-    # class name -> what prompts call it, for classes that share a name with another and are told
-    # apart by their labels
+    # class name -> its name in prompts, for classes that have the same name in prompts as another
     name_texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out images of a data set, and what can be measured on them."""
+    """Held-out images of a data set, and what is measured on them."""
 
-    name: str  # in front of the metrics, "<name>/box_recall"
-    title: str  # in front of errors
+    name: str  # prefix of the metrics, "<name>/box_recall"
+    title: str  # prefix of errors
     source: Source
-    preferred_captions: str = "original"  # for retrieval; an image without any has all of its own
+    preferred_captions: str = (
+        "original"  # source of captions for retrieval; images without one use all of theirs
+    )
     zero_shot: ZeroShotSet | None = None
-    methods: tuple[str, ...] = ()  # of zero-shot classification
+    methods: tuple[str, ...] = ()  # zero-shot methods to evaluate
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class LabelledSelection(Selection):
-    """Some records of a source with their labels, which then need no reading."""
+    """Some records of a source with their labels, known without reading the records."""
 
     labels: Sequence[str]
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Records that are kept, so that a drawn image is drawn once in a run."""
+    """Records kept in memory, so that a procedural image is drawn once in a run."""
 
     records: tuple[Record, ...]
     in_memory = True
@@ -154,8 +157,9 @@ class Labelled(Protocol):
 
 
 def evenly_spaced(source: Source, limit: int) -> Source:
-    """At most `limit` records spread over the whole source, so that a sorted one is not cut to its
-    first classes.
+    """At most `limit` records, evenly spaced over the source.
+
+    So a source that is sorted by class does not lose its last classes.
     """
     if len(source) <= limit:
         return source

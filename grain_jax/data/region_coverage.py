@@ -1,4 +1,4 @@
-"""How many images of a split have a region, which is all that GRAIN's decoder can learn from."""
+"""How many images of a split have a region. GRAIN's decoder learns from these alone."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -8,13 +8,13 @@ import numpy as np
 from grain_jax.config import TrainConfig
 from grain_jax.data.records import Source
 
-SAMPLE_IMAGES = 1_000  # read where nobody has counted
-FEW = 0.05  # fraction of images with regions below which a run says so
+SAMPLE_IMAGES = 1_000  # read where the source has no count
+FEW = 0.05  # fraction of images with regions below which a run prints a note
 
 
 @runtime_checkable
 class CountsRegions(Protocol):
-    """A source that may know how many of its records have regions without reading them."""
+    """A source that may know the number of records with regions without reading them."""
 
     @property
     def num_with_regions(self) -> int | None: ...
@@ -22,20 +22,20 @@ class CountsRegions(Protocol):
 
 @dataclass(frozen=True)
 class RegionCoverage:
-    """Images with at least one region (a box with its description) among those looked at."""
+    """The number of images with at least one region (a box with its description)."""
 
     with_regions: int
-    counted: int  # images looked at, evenly spaced
+    counted: int  # images counted, evenly spaced
     total: int  # images of the split
-    any_regions: bool  # exact, also where `with_regions` of a sample is 0
+    any_regions: bool  # exact, also where a sample has none
 
     @property
     def fraction(self) -> float:
-        """Of the images looked at, from 0 to 1."""
+        """The fraction of counted images with a region, from 0 to 1."""
         return self.with_regions / max(self.counted, 1)
 
     def sentence(self) -> str:
-        """For the screen: "12 % of images"."""
+        """The coverage in words, such as "12 % of images"."""
         if not self.any_regions:
             return "no image has one"
         if not self.with_regions:
@@ -44,14 +44,14 @@ class RegionCoverage:
         percent = f"{100 * self.fraction:.2g}" if self.fraction < 0.995 else "100"
         if exact and self.with_regions < self.total and percent == "100":
             percent = "99.9"
-        return f"{percent} % of images" + ("" if exact else f" (of {self.counted:,} looked at)")
+        return f"{percent} % of images" + ("" if exact else f" (of {self.counted:,} sampled)")
 
 
 def region_coverage(source: Source) -> RegionCoverage:
-    """Counts by what the source knows, else by an evenly spaced sample of `SAMPLE_IMAGES`.
+    """The coverage of a source: the count it knows, else that of `SAMPLE_IMAGES` even samples.
 
-    Where the sample has no region, the other records are read up to the first that has one: a split
-    is never taken for one without regions because they are rare.
+    Where the sample has no region, the other records are read up to the first one with a region, so
+    that `any_regions` is exact.
     """
     total = len(source)
     if isinstance(source, CountsRegions) and (known := source.num_with_regions) is not None:
@@ -64,7 +64,7 @@ def region_coverage(source: Source) -> RegionCoverage:
 
 
 def needs_regions(config: TrainConfig) -> bool:
-    """Whether a setting of the run is about regions, so that they have to be looked for."""
+    """Whether a setting of the run uses regions, so that they have to be counted."""
     return (
         config.model.type == "grain"
         or config.loss.image_description_weight > 0
@@ -73,14 +73,16 @@ def needs_regions(config: TrainConfig) -> bool:
 
 
 def needs_descriptions(config: TrainConfig) -> bool:
-    """Whether a loss reads the descriptions of regions, so that the text tower encodes them."""
+    """Whether a loss uses the descriptions of regions, so that the text tower encodes them."""
     regions_learn = config.model.type == "grain" and config.loss.region_weight > 0
     return regions_learn or config.loss.image_description_weight > 0
 
 
 def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
-    """Notes on a split where few images have regions. Raises ValueError where none has one and
-    `data.allow_no_regions` is off, or where the loss could not be computed.
+    """Notes on a split where few images have regions.
+
+    Raises ValueError where no image has a region and `data.allow_no_regions` is off, or the
+    official loss would be NaN.
     """
     data, loss, grain = config.data, config.loss, config.model.type == "grain"
     if not coverage.any_regions:
@@ -106,12 +108,12 @@ def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
 
 
 def _wasted(config: TrainConfig) -> str:
-    """What would learn nothing, and what to change."""
+    """The end of an error: which part would learn nothing, and what to change."""
     if config.model.type == "grain":
         return (
             "(a box with a description), so GRAIN's boxes and region embeddings would learn "
-            "nothing. Give the data regions (docs/data-format.md), train the baseline that needs "
-            "none (--model.type=clip), or, to train GRAIN's image embedding alone, set "
+            "nothing. Give the data regions (docs/data-format.md), train the baseline without "
+            "regions (--model.type=clip), or, to train GRAIN's image embedding alone, set "
             "--data.allow_no_regions=true."
         )
     setting = (

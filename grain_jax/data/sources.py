@@ -1,4 +1,4 @@
-"""Where `open_source` was before `data/source.py`; kept for the scripts of users."""
+"""Earlier module of `open_source`, now in `data/source.py`; kept for scripts of users."""
 
 from grain_jax.data.source import open_source
 

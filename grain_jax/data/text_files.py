@@ -1,6 +1,6 @@
-"""Files of class names, templates and descriptions: .txt, .json, and .md as CLIP publishes them.
+"""Read files of class names, templates and descriptions: .txt, .json, and CLIP's .md.
 
-What is damaged or ambiguous in a file is an error that names it: encodings, keys given twice, NaN.
+Anything damaged or ambiguous is an error that names it: encodings, duplicate keys, NaN.
 """
 
 import ast
@@ -20,10 +20,10 @@ ROLES = ("classes", "templates")  # lists of one data set in a Markdown file
 
 
 def split_entry(source: str) -> tuple[str, str]:
-    """The file and the entry that `file#entry` names; the entry is "" where there is none.
+    """(file, entry) of `file#entry`; the entry is "" where there is none.
 
-    A file that exists is taken as it is. Otherwise the last "#" with a file before it separates
-    them, as folders, files and entries may all have a "#" in their names.
+    A `source` that exists is a file without an entry. Otherwise the last "#" that follows an
+    existing file separates the two, as the names of folders, files and entries may contain "#".
     """
     source = expand_home(source)
     end = len(source)
@@ -34,10 +34,11 @@ def split_entry(source: str) -> tuple[str, str]:
 
 
 def read_texts(source: str, role: str = "") -> Any:
-    """Content of a file: .json; .txt, a list of its lines; .md, the list called `role`.
+    """The content of a file: of .json its value, of .txt its lines, of .md the list called `role`.
 
-    `file#entry` takes one entry: a key of a JSON object, or the section of a Markdown file, whose
-    code block assigns Python lists to `classes` and `templates` (`ROLES`). Raises ValueError.
+    `file#entry` selects a key of a JSON object, or a section of a Markdown file, whose code block
+    assigns Python lists to `classes` and `templates` (`ROLES`). Raises ValueError where the file or
+    the entry does not exist or cannot be read.
     """
     name, entry = split_entry(source)
     path = Path(name)
@@ -45,7 +46,7 @@ def read_texts(source: str, role: str = "") -> Any:
         raise ValueError(f"There is no file {name!r}.")
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
-        raise ValueError(f"{name!r} should end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+        raise ValueError(f"{name!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     text = read_text_file(path, max_bytes=MAX_MARKDOWN_BYTES if kind == ".md" else MAX_BYTES)
     if kind == ".txt":
         if entry:
@@ -57,26 +58,29 @@ def read_texts(source: str, role: str = "") -> Any:
     if not entry:
         return content
     if not isinstance(content, dict):
-        raise ValueError(f"{name!r} has no entry {entry!r}; it has none: a list.")
+        raise ValueError(f"{name!r} has no entry {entry!r}; it has none, as it is a list.")
     return content[_entry_key(entry, list(content), name)]
 
 
 def read_text_file(path: Path, *, max_bytes: int) -> str:
-    """Text of a file in UTF-8, or in UTF-16 with a byte order mark. Raises ValueError."""
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises ValueError where it cannot be read, is too large, or has another encoding.
+    """
     try:
         with path.open("rb") as opened:
             data = opened.read(max_bytes + 1)
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     if len(data) > max_bytes:
-        raise ValueError(f"{str(path)!r} is larger than {max_bytes} bytes; needed a smaller file.")
+        raise ValueError(f"{str(path)!r} is larger than {max_bytes} bytes; give a smaller file.")
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{str(path)!r} is not a text in UTF-8: line {line} has the byte "
+            f"{str(path)!r} is not text in UTF-8: line {line} has the byte "
             f"0x{data[error.start]:02x}. Save it as UTF-8."
         ) from None
     if "\0" in text:
@@ -89,7 +93,7 @@ def read_text_file(path: Path, *, max_bytes: int) -> str:
 
 
 def entries_hint(given: Any) -> str:
-    """What to add to an error about an object of lists or objects: a file of many data sets."""
+    """Hint for an error about an object of lists or objects, which may be a file of many sets."""
     nested = list | dict
     if not isinstance(given, dict) or not all(isinstance(v, nested) for v in given.values()):
         return ""
@@ -101,8 +105,8 @@ def _lines(text: str, name: str) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if "\t" in line.strip():
             raise ValueError(
-                f"Line {number} of {name!r} has a tab; needed one text a line. For columns, such "
-                "as labels with their names, write a JSON object {label: name}."
+                f"Line {number} of {name!r} has a tab; expected one text per line. For columns, "
+                "such as labels with their names, write a JSON object {label: name}."
             )
     return [line.strip() for line in lines if line.strip()]
 
@@ -136,7 +140,7 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def _entry_key(entry: str, known: list[str], name: str) -> str:
-    """The key that is called `entry`, if need be in other case. Raises ValueError."""
+    """The key `entry`, or the only one that differs from it in case. Raises ValueError."""
     if entry in known:
         return entry
     alike = [key for key in known if key.casefold() == entry.casefold()]
@@ -150,12 +154,12 @@ def _entry_key(entry: str, known: list[str], name: str) -> str:
 def _markdown_list(text: str, name: str, entry: str, role: str) -> list[Any]:
     if role not in ROLES:
         raise ValueError(
-            f"{name!r} is read for class names and templates only; needed .txt or .json here."
+            f"{name!r} can hold class names and templates only; expected a .txt or .json file here."
         )
     sections = _markdown_sections(text)
     if not sections:
         raise ValueError(
-            f"{name!r} has no section with a code block; needed blocks with Python lists called "
+            f"{name!r} has no section with a code block; expected blocks with Python lists called "
             f"{' and '.join(ROLES)}, each under a heading."
         )
     if not entry and len(sections) > 1:
@@ -180,14 +184,14 @@ def _markdown_list(text: str, name: str, entry: str, role: str) -> list[Any]:
         ) from None
     if len(found) != 1 or not isinstance(found[0], list):
         raise ValueError(
-            f"The section {heading!r} of {name!r} has {len(found)} lists called {role!r}; needed "
+            f"The section {heading!r} of {name!r} has {len(found)} lists called {role!r}; expected "
             "one."
         )
     return found[0]
 
 
 def _markdown_sections(text: str) -> dict[str, list[str]]:
-    """Heading -> its code blocks, for the headings that have some."""
+    """Heading -> its code blocks, for headings with code blocks."""
     sections: dict[str, list[str]] = {}
     block: list[str] = []
     heading = fence = ""

@@ -1,7 +1,7 @@
-"""How long the texts of a split are, and which lengths would spare the text tower padding.
+"""Text lengths of a split, and settings that would save the text tower padding.
 
-Padding costs the text tower as much as text. What it costs a run is in `metrics.jsonl`
-(`caption_positions_used` and its like) only once the run is under way; this is before its start.
+Padding costs the text tower as much as text. `metrics.jsonl` has the fraction of positions used
+(`caption_positions_used` and similar) only while a run trains; this estimates it before the start.
 """
 
 import math
@@ -20,13 +20,13 @@ from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import select_regions
 
 SAMPLE_IMAGES = 1_000
-PARTS = 20  # of the sample, each evenly spaced by itself: time may end it after any
+PARTS = 20  # of the sample, each evenly spaced; the time limit may end it after any of them
 SECONDS = 2.0
-WORTH = 0.1  # fraction of the text tower's positions from which on a run says so
-CHANGE_WORTH = 0.03  # and from which on one setting is named among them
-MULTIPLE = 8  # of the lengths proposed: a margin for what the sample lacks
-DEVIATIONS = 4  # of a batch's descriptions, beyond their mean, that a capacity has to hold
-MANY_CUT = 0.01  # fraction of texts cut from which on a run says so
+MIN_SAVING = 0.1  # smallest fraction of the text tower's positions that a note is printed for
+MIN_SETTING_SAVING = 0.03  # smallest fraction that one setting must save to be proposed
+MULTIPLE = 8  # proposed lengths are rounded up to it, as a margin beyond the sample
+DEVIATIONS = 4  # standard deviations above the mean that a proposed capacity must hold
+MANY_CUT = 0.01  # fraction of truncated texts above which a note is printed
 
 Number = int | float
 NONE: Mapping[str, Number] = MappingProxyType({})
@@ -34,21 +34,21 @@ NONE: Mapping[str, Number] = MappingProxyType({})
 
 @dataclass
 class TextLengths:
-    """Tokens, start and end included, of the texts of the images looked at.
+    """Token counts, including start and end, of the texts of sampled images.
 
-    A text longer than the text tower's positions counts as one position more than it has.
+    A text longer than the text tower's context counts as one token more than the context length.
     """
 
     images: int = 0
-    captions: list[int] = field(default_factory=list)  # of all that training may choose
-    descriptions: list[int] = field(default_factory=list)  # of the regions that it takes
+    captions: list[int] = field(default_factory=list)  # of every caption that training may choose
+    descriptions: list[int] = field(default_factory=list)  # of the regions that training selects
     num_descriptions: list[int] = field(default_factory=list)  # of each image
 
 
 def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> TextLengths:
-    """Lengths of an evenly spaced sample: `SAMPLE_IMAGES`, fewer where `SECONDS` are over before.
+    """Text lengths of `SAMPLE_IMAGES` evenly spaced images, or of as many as `SECONDS` allow.
 
-    Images are not decoded. Where no loss reads descriptions, none are looked at.
+    Images are not decoded. Descriptions are counted only where a loss uses them.
     """
     data, limit = config.data, config.model.text.context_length
     spaced = np.linspace(0, len(source) - 1, min(len(source), SAMPLE_IMAGES)).round().astype(int)
@@ -77,29 +77,29 @@ def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> T
 
 
 def text_length_notes(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> list[str]:
-    """For the screen: texts that are cut, and settings that would save `WORTH` of the positions.
+    """Notes on truncated texts, and on settings that would save `MIN_SAVING` of the positions.
 
-    With the settings proposed no text of the sample is cut that was not, and a batch's descriptions
-    fit the capacity with a margin. Nothing for a tower that pools at the last position, which reads
-    padding by design, nor for a procedural source, which would draw an image for each of its texts.
+    The proposed settings truncate no further text of the sample, and the descriptions of a batch
+    fit the capacity with a margin. No notes for a tower that pools at the last position, which
+    reads padding by design, or for a procedural source, which would have to draw each image.
     """
     if config.model.text.pooling == "last" or not isinstance(source[0].image, bytes):
         return []
     found = text_lengths(source, config, tokenizer)
     notes = [*_cut(found, config)]
-    proposed, told = _proposal(found, config)
+    proposed, reasons = _proposal(found, config)
     before, after = _positions(config), _positions(config, proposed)
-    if proposed and after < (1 - WORTH) * before:
+    if proposed and after < (1 - MIN_SAVING) * before:
         settings = " ".join(f"--{path}={value:g}" for path, value in proposed.items())
         notes.append(
-            f"{' and '.join(told)}: {settings} would save {_percent(1 - after / before)} of the "
-            f"text tower's positions ({found.images:,} images looked at)"
+            f"{' and '.join(reasons)}: {settings} would save {_percent(1 - after / before)} of the "
+            f"text tower's positions ({found.images:,} images sampled)"
         )
     return notes
 
 
 def _possible_captions(record: Record, data: DataConfig) -> Iterator[str]:
-    """Every text that `choose_caption` may return; of joined descriptions, one order."""
+    """Every text that `choose_caption` may return, with joined descriptions in one order."""
     joined = data.region_caption_probability
     if record.regions and joined > 0:
         texts = {normalize_text(r.description): r.description for r in record.regions}
@@ -117,7 +117,7 @@ def _num_tokens(texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> list[
     if not texts:
         return []
     ids, cut = tokenizer.encode(texts, limit)
-    # The last that is no padding: a word may have padding's id, end-of-text never has.
+    # The last token that is not padding: a word may have the id of padding, end-of-text does not.
     columns = np.arange(1, limit + 1)
     lengths = np.where(ids != tokenizer.pad_id, columns, 0).max(axis=1)
     return (lengths + cut).tolist()
@@ -133,49 +133,49 @@ def _cut(found: TextLengths, config: TrainConfig) -> Iterator[str]:
             most = f"more than {limit}" if longest > limit else f"up to {longest}"
             yield (
                 f"{_percent(cut / len(lengths))} of {kind}s have more tokens than "
-                f"data.{kind}_length = {length} ({most}) and are cut"
+                f"data.{kind}_length = {length} ({most}) and are truncated"
             )
 
 
 def _proposal(found: TextLengths, config: TrainConfig) -> tuple[dict[str, Number], list[str]]:
-    """Settings by path with the values that texts need, and what was found, for each."""
+    """Proposed settings {path: value}, and the reason for each."""
     proposed: dict[str, Number] = {}
-    told = []
+    reasons = []
     total = _positions(config)
     for kind, lengths in (("caption", found.captions), ("description", found.descriptions)):
         if not lengths:
             continue
         path, length = f"data.{kind}_length", getattr(config.data, f"{kind}_length")
         longest, most = max(lengths), math.ceil(np.percentile(lengths, 99))
-        needed = MULTIPLE * math.ceil(longest / MULTIPLE)
-        if total - _positions(config, {path: needed}) > CHANGE_WORTH * total:
-            proposed[path] = needed
-            told.append(
+        rounded = MULTIPLE * math.ceil(longest / MULTIPLE)
+        if total - _positions(config, {path: rounded}) > MIN_SETTING_SAVING * total:
+            proposed[path] = rounded
+            reasons.append(
                 f"{kind}s have at most {longest} tokens (99 %: {most}) of {path} = {length}"
             )
     capacity = _capacity(found, config)
     if total - _positions(config, {"model.description_capacity_factor": capacity}) > (
-        CHANGE_WORTH * total
+        MIN_SETTING_SAVING * total
     ):
         proposed["model.description_capacity_factor"] = capacity
         mean = np.mean(found.num_descriptions)
-        told.append(f"images have {mean:.1f} of {config.data.max_regions} descriptions")
-    return proposed, told
+        reasons.append(f"images have {mean:.1f} of {config.data.max_regions} descriptions")
+    return proposed, reasons
 
 
 def _capacity(found: TextLengths, config: TrainConfig) -> float:
-    """The fraction of a batch's descriptions that its real ones need, with a margin; at most 1."""
+    """Fraction of a batch's description slots that are used, with a margin; at most 1."""
     if not found.num_descriptions:
         return 1.0
     counts = np.asarray(found.num_descriptions, np.float64)
-    # Of a batch's mean around that of all images, and of the sample's around it.
+    # Standard deviation of a batch's mean minus the sample's mean.
     spread = counts.std() * math.sqrt(1 / config.batch_size + 1 / len(counts))
-    share = (counts.mean() + DEVIATIONS * spread) / config.data.max_regions
-    return min(max(math.ceil(100 * share) / 100, 0.01), 1.0)
+    fraction = (counts.mean() + DEVIATIONS * spread) / config.data.max_regions
+    return min(max(math.ceil(100 * fraction) / 100, 0.01), 1.0)
 
 
 def _positions(config: TrainConfig, changes: Mapping[str, Number] = NONE) -> Number:
-    """Positions that the text tower computes for an image, with settings by path changed."""
+    """Positions that the text tower computes per image, with `changes` {path: value} applied."""
     data, model = config.data, config.model
     captions = changes.get("data.caption_length", data.caption_length)
     if not needs_descriptions(config):

@@ -1,17 +1,17 @@
-"""Records that `python -m grain_jax.prepare` wrote, as a data set of a run."""
+"""TFDS data sets written by `python -m grain_jax.prepare`, as a `DataSource`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.data.example_texts import ExampleTexts
 from grain_jax.data.records import DEFAULT_TEMPLATES, EvaluationSet, Source, evenly_spaced
-from grain_jax.data.source_words import ExampleTexts
 
 
 @dataclass(frozen=True)
-class PreparedRecords:
-    """A folder of records; a `DataSource`. One split may be held out (`data.eval_split`)."""
+class TfdsDataSource:
+    """A prepared TFDS data set; a `DataSource`. One split may be held out (`data.eval_split`)."""
 
     config: DataConfig
     image_size: int
@@ -65,9 +65,9 @@ class PreparedRecords:
     def origin(self, *, num_images: str, length: str) -> str:
         return (
             f"{num_images} images of the split `{self.config.train_split}` of the data set "
-            f"`{Path(self.config.data_dir).name}`, {length}. The export knows no more of their "
-            "origin: whoever publishes this model has to say where they come from, and under "
-            "which terms."
+            f"`{Path(self.config.data_dir).name}`, {length}. Nothing else is recorded about "
+            "their origin: before you publish this model, state where they come from and under "
+            "which terms they may be used."
         )
 
     def limits(self) -> list[str]:

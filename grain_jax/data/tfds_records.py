@@ -1,8 +1,8 @@
-"""Records on disk: a TFDS data set over ArrayRecord, written and read without TensorFlow.
+"""Records on disk: a TFDS data set in ArrayRecord files, written and read without TensorFlow.
 
 A folder holds the splits' shards, `features.json` and `dataset_info.json`, so TFDS (and with it
 TensorFlow users) can open it too: `tfds.builder_from_directory(folder)`. Shards are written by any
-number of processes and become a data set when the metadata lists them.
+number of processes and become a data set once the metadata lists them.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from grain_jax.paths import expand_home
 NAME = "grain_records"  # of the TFDS data set
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 METADATA_FILES = ("features.json", "dataset_info.json")
-FEATURE_MODULES = "tensorflow_datasets.core.features."  # the only ones that metadata may name
+FEATURE_MODULES = "tensorflow_datasets.core.features."  # the only module that metadata may name
 
 
 @dataclass(frozen=True)
 class SplitShards:
-    """What the metadata must know of a written split."""
+    """Shards of a written split, for the metadata."""
 
     lengths: tuple[int, ...]  # records of each shard
     num_bytes: int
@@ -61,7 +61,7 @@ def features() -> Any:
 
 
 def encode_record(record: Record) -> bytes:
-    """The serialised example of a record whose image is encoded bytes."""
+    """The serialized example of a record. Raises ValueError where its image is not encoded."""
     if not isinstance(record.image, bytes):
         raise ValueError(f"Record {record.id!r} holds pixels; only encoded images are stored.")
     example = {
@@ -82,7 +82,7 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(example: Mapping[str, Any]) -> Record:
-    """A record from what `as_data_source` yields, image undecoded."""
+    """The record of an example of `as_data_source`, with its image encoded."""
     captions, regions = example["captions"], example["regions"]
     label = example["label"].decode()
     return Record(
@@ -113,10 +113,10 @@ def _to_xyxy(stored: Float[np.ndarray, "4"]) -> Box:
 
 
 class RecordSource:
-    """The records of one split of a prepared folder; TFDS sub-splits ("train[:1%]") work too.
+    """The records of one split of a prepared folder, or of a TFDS sub-split ("train[:1%]").
 
-    Raises ValueError where the folder or the split is not there, or the folder holds another kind
-    of data set. Opening a folder of unknown origin runs no code of it.
+    Raises ValueError where the folder or the split does not exist, or the folder holds another kind
+    of data set. Opening a folder does not run code that it names.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
@@ -137,7 +137,7 @@ class RecordSource:
         if builder is None:
             raise ValueError(
                 f"The metadata in {self._directory!r} names {foreign[0]}, and TFDS would run the "
-                "code behind it; only features of TFDS itself are read. Take a folder that "
+                "code behind it; only features of TFDS itself are read. Give a folder that "
                 "`python -m grain_jax.prepare` wrote."
             )
         if missing := set(features()) - set(builder.info.features or ()):
@@ -150,7 +150,7 @@ class RecordSource:
             raise ValueError(
                 f"{self._directory!r} has no split {absent[0]!r}; it has "
                 f"{sorted(builder.info.splits)}. Prepare it, or name another; without held-out "
-                'data: --data.eval_split="".'
+                'data, set --data.eval_split="".'
             )
         self._lengths = {name: info.num_examples for name, info in builder.info.splits.items()}
         self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -160,8 +160,9 @@ class RecordSource:
 
     @property
     def num_with_regions(self) -> int | None:
-        """Records with at least one region, as `prepare` counted them; None for a part of a split,
-        and where no count of just these records is kept.
+        """The number of records with a region, counted by `prepare`.
+
+        None for a part of a split, and where the report does not match the records.
         """
         counted = 0
         for name in self._split.split("+"):
@@ -173,7 +174,7 @@ class RecordSource:
                 stored = self._lengths[name.strip()]
             except (OSError, ValueError, KeyError, TypeError):
                 return None
-            # A build that an older version began has not counted all of its images.
+            # A build begun by an older version did not count all of its images.
             if images != stored or bool(regions) != bool(with_regions):
                 return None
             counted += with_regions
@@ -187,14 +188,14 @@ class RecordSource:
         return [decode_record(example) for example in self._data.__getitems__(list(indices))]
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
-        return RecordSource, (self._directory, self._split)  # a process opens its own files
+        return RecordSource, (self._directory, self._split)  # each process opens the files itself
 
 
 def foreign_features(directory: str) -> list[str]:
-    """What the metadata of a TFDS folder names besides TFDS's own features, without running any.
+    """Feature classes named by the metadata of a TFDS folder that are not TFDS's own.
 
-    TFDS imports the module of each feature class that `features.json` or `dataset_info.json` names.
-    Raises OSError or ValueError where one of them is missing or damaged.
+    TFDS would import the module of each class that `features.json` or `dataset_info.json` names;
+    this function imports none. Raises OSError or ValueError where a file is missing or damaged.
     """
     folder = tfds.core.Path(directory)
     try:
@@ -202,7 +203,7 @@ def foreign_features(directory: str) -> list[str]:
             json.loads((folder / name).read_text(encoding="utf-8")) for name in METADATA_FILES
         )
         if not isinstance(info, dict):
-            raise ValueError("dataset_info.json is no JSON object.")
+            raise ValueError("dataset_info.json is not a JSON object.")
         return [*_foreign(features), *_foreign(info.get("features"))]
     except RecursionError:
         raise ValueError("The metadata is nested too deeply.") from None
@@ -225,7 +226,7 @@ def _foreign(node: Any) -> Iterator[str]:
 
 
 def stored_splits(directory: Path) -> dict[str, SplitShards]:
-    """The splits that the metadata in `directory` lists; {} where none can be read."""
+    """The splits that the metadata in `directory` lists; {} where it cannot be read."""
     try:
         info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
         return {
@@ -239,9 +240,9 @@ def stored_splits(directory: Path) -> dict[str, SplitShards]:
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
-    """Writes one shard whole or not at all: `path` appears when it is complete.
+    """Writes one shard atomically: `path` appears when the shard is complete.
 
-    Raises OSError, with what the disk said, where it cannot be written.
+    Raises OSError where it cannot be written.
     """
     count = size = 0
     with whole_file(path) as partial:
@@ -263,7 +264,7 @@ def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """array_record's errors, all of them RuntimeError, as OSError."""
+    """Raises the errors of array_record, which are RuntimeError, as OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -271,18 +272,19 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def shard_path(directory: Path, split: str, shard: int, num_shards: int) -> Path:
-    """Where TFDS looks for a shard."""
+    """The path at which TFDS expects a shard."""
     return directory / f"{NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
 
 
 def shard_paths(directory: Path, split: str) -> list[Path]:
-    """All shards of a split, those that no metadata lists too."""
+    """All shards of a split, including those that the metadata does not list."""
     return sorted(directory.glob(f"{NAME}-{split}.array_record-[0-9]*-of-[0-9]*"))
 
 
 def write_metadata(directory: Path, splits: Mapping[str, SplitShards]) -> None:
-    """Makes the shards in `directory` a data set with these splits; replaces earlier metadata, each
-    file at once.
+    """Writes the metadata that makes the shards in `directory` a data set with these splits.
+
+    Replaces earlier metadata, each file atomically.
     """
     template = tfds.core.ShardedFileTemplate(
         data_dir=os.fspath(directory),
@@ -299,7 +301,7 @@ def write_metadata(directory: Path, splits: Mapping[str, SplitShards]) -> None:
         )
         for name, shards in splits.items()
     ]
-    # Not `tfds.folder_dataset.write_metadata`, which fails where a build that was killed has left
+    # Not `tfds.folder_dataset.write_metadata`, which fails where an interrupted build has left
     # shards of a split that is not among these.
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(

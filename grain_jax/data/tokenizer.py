@@ -1,9 +1,9 @@
 """Text to token ids: CLIP's BPE, a word vocabulary, or any fast tokenizer of Hugging Face.
 
-Every tokenizer but `PaddedTokenizer` keeps the two promises that pooling at end-of-text rests on:
+Pooling at end-of-text relies on two properties, which every tokenizer but `PaddedTokenizer` has:
 padding is 0, and end-of-text is the highest id of the vocabulary, so that `argmax(ids)` finds it.
-`spec()` is JSON and holds all that `tokenizer_from_spec` needs: a checkpoint carries it and never
-downloads or re-reads anything.
+`spec()` is JSON and complete: a checkpoint stores it, so that `tokenizer_from_spec` downloads and
+reads nothing.
 """
 
 import json
@@ -26,13 +26,13 @@ Encoded = tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T"]]
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Turns texts into fixed-length ids."""
+    """Encodes texts as token ids of a fixed length."""
 
-    vocab_size: int  # rows that the token embedding needs
+    vocab_size: int  # rows of the token embedding
     pad_id: int
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        """Ids int32 [T, L] and which texts were cut [T]; a cut text still ends in end-of-text."""
+        """Ids int32 [T, L], and bool [T]: which texts were truncated; these keep end-of-text."""
         ...
 
     def spec(self) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def _pad(tokens: Sequence[Sequence[int]], length: int, start: int | None, end: i
 def token_keys(ids: Int[np.ndarray, "T L"], *, pad_id: int = 0) -> UInt32[np.ndarray, "T"]:
     """32-bit hash of each row of `Tokenizer.encode`, without the padding at its end.
 
-    Equal for texts that the model cannot tell apart, those that were cut to the same tokens among
-    them; the same for every length of padding, and in every process and run.
+    Texts with the same tokens have the same hash, including those truncated to the same tokens. It
+    does not depend on the amount of padding, the process or the run.
     """
     rows = np.ascontiguousarray(ids, "<i4")
     columns = np.arange(1, rows.shape[1] + 1)
@@ -73,16 +73,16 @@ def token_keys(ids: Int[np.ndarray, "T L"], *, pad_id: int = 0) -> UInt32[np.nda
 class ClipTokenizer:
     """CLIP's byte-pair encoding, lower-cased; the vocabulary comes with `instant-clip-tokenizer`.
 
-    The ids of OpenAI's tokenizer and open_clip's, with two exceptions: a literal "<|endoftext|>" in
-    a text is spelled out here instead of ending the text, and an apostrophe before a long s
-    (U+017F) is not taken for "'s".
+    The ids are those of OpenAI's and open_clip's tokenizers, with two exceptions: a literal
+    "<|endoftext|>" in a text is encoded as text and does not end it, and an apostrophe before a
+    long s (U+017F) is not read as "'s".
     """
 
     vocab_size = 49408
     pad_id = 0
 
     def __init__(self, text_normalization: str = FTFY) -> None:
-        """Raises ValueError for a `text_normalization` that is not known."""
+        """Raises ValueError for an unknown `text_normalization`."""
         import instant_clip_tokenizer
 
         self.text_normalization = text_normalization
@@ -99,12 +99,12 @@ class ClipTokenizer:
         return {"kind": "clip", "text_normalization": self.text_normalization}
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        # The Rust object cannot be pickled; loader processes make their own.
+        # The Rust object cannot be pickled; loader processes create their own.
         return ClipTokenizer, (self.text_normalization,)
 
 
-# `instant-clip-tokenizer` takes these for its special tokens; a space never changes what "<" and a
-# letter after it become.
+# `instant-clip-tokenizer` reads these as its special tokens; a space after "<" does not change the
+# ids of "<" and of the letter after it.
 _SPECIAL = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9]+")
 
@@ -130,15 +130,15 @@ class WordTokenizer:
         return _pad(tokens, length, 2, self.vocab_size - 1)
 
     def unknown_words_note(self, words: Sequence[str]) -> str:
-        """What a user should know of `words` that all get the id of unknown."""
+        """A note on `words`, which all become the unknown token."""
         shown = ", ".join(words[:5])
         return (
-            f"This model has {len(self.words)} words of its own and takes these for one "
-            f"and the same unknown word: {shown}{', ...' if len(words) > 5 else ''}."
+            f"This model has a vocabulary of {len(self.words)} words and maps these to the "
+            f"same unknown word: {shown}{', ...' if len(words) > 5 else ''}."
         )
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words of the text that all get the id of unknown."""
+        """Words of the text that become the unknown token."""
         return [word for word in _WORD.findall(text.lower()) if word not in self._ids]
 
     def spec(self) -> dict[str, Any]:
@@ -146,11 +146,11 @@ class WordTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A fast tokenizer by name or folder, lower-casing and all as it was trained.
+    """A fast tokenizer of Hugging Face, with its own normalization.
 
-    Where its own end-of-text is not the highest id (nearly everywhere but CLIP), a new id past the
-    vocabulary is used instead, so `vocab_size` grows by one. Start is its bos (or cls) token, if it
-    has one.
+    Where its end-of-text does not have the highest id (nearly all but CLIP's), a new id after the
+    vocabulary is used instead, which adds one to `vocab_size`. The start token is its bos (or cls)
+    token, if it has one.
     """
 
     pad_id = 0
@@ -166,7 +166,7 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def load(cls, name_or_folder: str) -> "HuggingFaceTokenizer":
-        """Raises ValueError where there is no such tokenizer or it has no fast version."""
+        """Loads a name or folder. Raises ValueError where it does not exist or is not fast."""
         loaded = _load_fast(name_or_folder)
         start = loaded.bos_token_id if loaded.bos_token_id is not None else loaded.cls_token_id
         return cls(loaded.backend_tokenizer, start=start, end=loaded.eos_token_id)
@@ -174,7 +174,7 @@ class HuggingFaceTokenizer:
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
         cleaned = [entities(text) for text in texts]
         encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
-        # A literal end-of-text inside a text would be pooled at; drop it.
+        # A literal end-of-text inside a text would be pooled; remove it.
         tokens = [[i for i in item.ids if i != self._end] for item in encoded]
         return _pad(tokens, length, self._start, self._end)
 
@@ -188,14 +188,15 @@ class HuggingFaceTokenizer:
 
 
 class PaddedTokenizer:
-    """A fast tokenizer as its model was trained with it, for a tower that pools at the last
-    position (SigLIP): its own special tokens, and its own padding on its own side.
+    """A fast tokenizer with its own special tokens and padding, on its own side.
+
+    For text towers that pool at the last position (SigLIP).
     """
 
     def __init__(self, tokenizer: Any, *, pad_id: int, pad_left: bool) -> None:
-        """Raises ValueError where special tokens are not put just before and after a text."""
+        """Raises ValueError unless special tokens are directly before and after a text."""
         self._tokenizer = tokenizer  # tokenizers.Tokenizer
-        self._tokenizer.no_truncation()  # never changed again: loader threads share it
+        self._tokenizer.no_truncation()  # not changed later: loader threads share it
         self._tokenizer.no_padding()
         self._before, self._after = _special_tokens(tokenizer)
         self._pad_left = pad_left
@@ -205,7 +206,7 @@ class PaddedTokenizer:
 
     @classmethod
     def load(cls, name_or_folder: str) -> "PaddedTokenizer":
-        """Raises ValueError where there is no such tokenizer, or it has no padding of its own."""
+        """Loads a name or folder. Raises ValueError where it does not exist or has no padding."""
         loaded = _load_fast(name_or_folder)
         if loaded.pad_token_id is None:
             raise ValueError(
@@ -247,7 +248,7 @@ class PaddedTokenizer:
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids that a `tokenizers.Tokenizer` puts before and after every text."""
+    """Ids that a `tokenizers.Tokenizer` adds before and after every text."""
     whole = tokenizer.encode("a")
     text = tokenizer.encode("a", add_special_tokens=False).ids
     places = [i for i, sequence in enumerate(whole.sequence_ids) if sequence == 0]
@@ -255,8 +256,8 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     end = start + len(text)
     if not text or places != list(range(start, end)) or whole.ids[start:end] != text:
         raise ValueError(
-            f"The tokenizer makes {text} of the text 'a', and {whole.ids} with its special tokens; "
-            "needed one that puts them just before and after a text."
+            f"The tokenizer encodes 'a' as {text}, and as {whole.ids} with its special tokens; "
+            "expected special tokens just before and after a text."
         )
     return whole.ids[:start], whole.ids[end:]
 
@@ -273,18 +274,18 @@ def _load_fast(name_or_folder: str) -> Any:
     try:
         if _is_whole(Path(name_or_folder)):
             loaded = PreTrainedTokenizerFast.from_pretrained(name_or_folder)
-        else:  # without the False it asks whether to run code of the folder
+        else:  # without False it would ask whether to run code of the folder
             loaded = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
     except ImportError as error:
-        needed = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"Tokenizer {name_or_folder!r} is no folder with a tokenizer.json, and cannot be read "
-            f"otherwise: {needed} Give a folder that holds its fast form, tokenizer.json."
+            f"Tokenizer {name_or_folder!r} is not a folder with a tokenizer.json, and cannot be "
+            f"read otherwise: {reason} Give a folder that holds its fast form, tokenizer.json."
         ) from error
     except Exception as error:  # tokenizers raises bare exceptions on a damaged file
         raise ValueError(
-            f"No tokenizer {name_or_folder!r}: give 'clip', 'world', a name on the Hugging "
-            f"Face hub, or a folder that holds a tokenizer ({error})."
+            f"No tokenizer {name_or_folder!r}: give 'clip', 'synthetic_birds', a name on the "
+            f"Hugging Face hub, or a folder that holds a tokenizer ({error})."
         ) from error
     if getattr(loaded, "backend_tokenizer", None) is None:
         raise ValueError(
@@ -295,10 +296,10 @@ def _load_fast(name_or_folder: str) -> Any:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether tokenizer.json says it all, whatever class the folder names: some have no fast form
-    in transformers 5 (SiglipTokenizer), some are code of the folder.
+    """Whether tokenizer.json alone is the tokenizer, so that its class is not used.
 
-    Siglip2Tokenizer lower-cases by itself, which older files of its kind do not say.
+    Some of these classes have no fast form in transformers 5 (SiglipTokenizer), others are code in
+    the folder. Siglip2Tokenizer lower-cases in its class, which older tokenizer.json files lack.
     """
     if not (folder / "tokenizer.json").is_file():
         return False
@@ -310,9 +311,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:
-    """The tokenizer `config.tokenizer` names: "clip", "synthetic_birds", or one of transformers.
+    """The tokenizer that `config.tokenizer` names: "clip", "synthetic_birds", or a name or folder.
 
-    `pooling`: of the text tower (model.text.pooling), which decides how texts end.
+    `pooling`: that of the text tower (model.text.pooling), which decides how texts end. Raises
+    ValueError where the tokenizer does not exist or does not suit the pooling.
     """
     if pooling == "last":
         if config.tokenizer in ("clip", "synthetic_birds", ""):
@@ -327,30 +329,35 @@ def build_tokenizer(config: DataConfig, *, pooling: str = "end") -> Tokenizer:
         case "synthetic_birds":
             return WordTokenizer(_vocabulary(config))
         case "":
-            raise ValueError("data.tokenizer is empty; give 'clip', 'world', or a name or folder.")
+            raise ValueError(
+                "data.tokenizer is empty; give 'clip', 'synthetic_birds', or a name or folder."
+            )
         case name:
             return HuggingFaceTokenizer.load(name)
 
 
 def _vocabulary(config: DataConfig) -> list[str]:
-    from grain_jax.data.source import data_source  # here, as no other tokenizer asks the data
+    from grain_jax.data.source import (
+        data_source,
+    )  # here, as other tokenizers do not use the data set
 
     words = data_source(config, image_size=1).vocabulary()
     if words is None:
         raise ValueError(
-            f"data.tokenizer = {config.tokenizer!r} takes the words of its data, and "
-            f"data.dataset = {config.dataset!r} does not list them; give 'clip', or a name or "
+            f"data.tokenizer = {config.tokenizer!r} takes its vocabulary from the data set, and "
+            f"data.dataset = {config.dataset!r} does not list one; give 'clip', or a name or "
             "folder."
         )
     return words
 
 
 def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
-    """Rebuilds a tokenizer from its `spec()`, without any file. Raises ValueError on an unknown
-    kind.
+    """Rebuilds a tokenizer from its `spec()`, without any file.
+
+    Raises ValueError for an unknown kind, and where it cannot be read.
     """
     match spec.get("kind"):
-        case "clip":  # from before it was recorded: without ftfy
+        case "clip":  # not recorded by earlier versions, which did not use ftfy
             return ClipTokenizer(spec.get("text_normalization", ENTITIES))
         case "words":
             return WordTokenizer(spec["words"])
@@ -363,7 +370,7 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
                 ) from error
             try:
                 tokenizer = tokenizers.Tokenizer.from_str(spec["tokenizer"])
-            except Exception as error:  # the class of what its library raises is no other
+            except Exception as error:  # its library raises bare Exception
                 raise ValueError(f"A stored tokenizer cannot be read: {error}") from error
             if spec["kind"] == "huggingface":
                 return HuggingFaceTokenizer(tokenizer, start=spec["start"], end=spec["end"])

@@ -1,7 +1,7 @@
-"""Images to squares of uint8, and the boxes with them. Host side: numpy and Pillow, no JAX.
+"""Turn images into squares of uint8, and transform their boxes. On the host: numpy and Pillow.
 
-A `Window` is the part of the image that becomes the square, in fractions of it; it is all that
-boxes need to know. Normalisation (mean, std) happens on the device, from uint8.
+A `Window` is the part of the image that becomes the square, in fractions of the image; boxes are
+transformed by it alone. Normalisation (mean, std) happens on the device.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from grain_jax.config.schema import Interpolation, Resize
 from grain_jax.data.captions import normalize_text
 from grain_jax.data.records import Region
 
-MAX_PIXELS = 64_000_000  # of one image; more is taken for a decompression bomb
-MIN_VISIBLE = 0.25  # of a box's area; a region of which less survives a crop is dropped
-# What is opened at all. Pillow knows more: it hands EPS to Ghostscript, a program of its own. Its
-# JPEG reader is that of MPO (a JPEG with further images behind it) too.
+MAX_PIXELS = 64_000_000  # of one image; more is refused as a decompression bomb
+MIN_VISIBLE = 0.25  # fraction of a box's area; a region with less left after a crop is dropped
+# The formats that are opened. Pillow reads more, but runs Ghostscript, an external program, on EPS.
+# Its JPEG reader also reads MPO (a JPEG with further images behind it).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 RESIZES = get_args(Resize)
@@ -41,9 +41,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Window:
-    """The part of an image that is kept, in fractions of its height and width, and whether it is
-    mirrored.
-    """
+    """The part of an image that is kept, in fractions of its size, and whether it is mirrored."""
 
     top: float = 0.0
     left: float = 0.0
@@ -52,8 +50,9 @@ class Window:
     flip: bool = False
 
     def box(self, box_xyxy: Box) -> Box | None:
-        """The box seen through the window, clipped to it; None where under `MIN_VISIBLE` of its
-        area is left.
+        """A box of the image as a box of the window, clipped to it, both xyxy in [0, 1].
+
+        None where less than `MIN_VISIBLE` of its area is in the window.
         """
         if self == FULL:
             return box_xyxy
@@ -68,9 +67,7 @@ class Window:
         return clipped
 
     def to_image(self, boxes_xyxy: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
-        """Boxes (x0, y0, x1, y1) in fractions of the window to fractions of the whole image: what
-        `box` does, backwards.
-        """
+        """Boxes of the window as boxes of the image, both xyxy in [0, 1]: the inverse of `box`."""
         x0, y0, x1, y1 = np.moveaxis(boxes_xyxy, -1, 0)
         if self.flip:
             x0, x1 = 1 - x1, 1 - x0
@@ -83,17 +80,16 @@ FULL = Window()
 
 
 def decode_image(image: bytes | Pixels) -> Pixels:
-    """RGB uint8 [H, W, 3] of encoded bytes, upright (EXIF orientation applied); an array comes back
-    as it is.
+    """RGB uint8 [H, W, 3] of encoded bytes, upright (EXIF orientation applied).
 
-    CMYK, Lab, gray, 16 bit and palette images are converted; transparency is shown on white; of
-    several frames or pages the first is taken. Colour profiles and PNG's gamma are not applied.
-    Raises `ImageError`.
+    An array is returned unchanged. CMYK, Lab, gray, 16 bit and palette images are converted;
+    transparent pixels become white; of several frames or pages the first is used. Colour profiles
+    and PNG's gamma are not applied. Raises `ImageError` where the image cannot be decoded.
     """
     return image if isinstance(image, np.ndarray) else np.asarray(_open_rgb(image))
 
 
-# First bytes of what is often found under the name of an image, and what to do.
+# First bytes of files that are often named like an image, and what to do about them.
 _NOT_IMAGES = (
     (rb"\s*<(!doctype html|html|head|body)", "an HTML page, so the download failed"),
     (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG drawing"),
@@ -153,7 +149,7 @@ _TURNS = {  # EXIF orientation -> what makes the image upright
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata, common on the web, leaves the pixels as good as they are
+    except Exception:  # damaged metadata, common on the web, does not affect the pixels
         return 1
 
 
@@ -164,8 +160,8 @@ def _open_rgb(data: bytes) -> Image.Image:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """RGB with the EXIF orientation applied, as `decode_image` gives it. Raises `ImageError`."""
     try:
-        # The orientation is read after loading: Pillow turns a TIFF upright while it loads, and
-        # then forgets the tag; read before, it would be applied twice.
+        # The orientation is read after loading: Pillow turns a TIFF upright while it loads and
+        # removes the tag, so reading it before would apply it twice.
         image.load()
         turn = _TURNS.get(_orientation(image))
         image = _to_rgb(image)
@@ -177,7 +173,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image as RGB."""
+    """A loaded image converted to RGB."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):  # which Pillow would clip instead of scaling
@@ -193,9 +189,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
-    """Gray of more than 8 bits, scaled by its depth, not by its content. Raises `ImageError`.
+    """Gray of more than 8 bits scaled to 8 by its bit depth, not by its content.
 
-    Files of 32 bits do not say which value is white: 1 of fractions, else 255, else 65,535.
+    Files of 32 bits do not record which value is white. It is taken to be 1 for fractions up to 1,
+    else 255, else 65,535. Raises `ImageError` for values outside these ranges.
     """
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})  # of a TIFF
@@ -211,7 +208,7 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
     low, high = float(values.min()), float(values.max())  # NaN where there is one
     if not (math.isfinite(low) and math.isfinite(high)) or high > 65_535:
         raise ImageError(
-            f"Its 32 bit values reach from {low:g} to {high:g}, needed 0 to 1, 255 or 65535; "
+            f"Its 32 bit values range from {low:g} to {high:g}, expected 0 to 1, 255 or 65535; "
             "convert it to 8 or 16 bits."
         )
     white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0
@@ -221,10 +218,11 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
 def fit_image(
     image: bytes | Pixels, size: int, *, interpolation: str, window: Window | None = None
 ) -> Square:
-    """The window of the image (None: all of it, squashed) as a square of `size` pixels a side.
+    """The window of the image (None: all of it, squashed) as uint8 [size, size, 3].
 
-    Same pixels as torchvision's `Resize((size, size))` on a PIL image, antialiased. Cropping and
-    resizing are one step, so a crop costs no more than a resize. Raises `ImageError`.
+    The pixels of torchvision's `Resize((size, size))` on a PIL image, antialiased. Cropping and
+    resizing are one step, so a crop costs no more than a resize. Raises `ImageError` where the
+    image cannot be decoded.
     """
     window = window or FULL
     whole = dataclasses.replace(window, flip=False) == FULL
@@ -257,9 +255,7 @@ def image_shape(image: bytes | Pixels) -> tuple[int, int]:
 
 
 def center_window(height: int, width: int) -> Window:
-    """The largest centred square of an image of height x width pixels: what evaluation sees with
-    "crop".
-    """
+    """The largest centred square of an image, which evaluation uses with resize "crop"."""
     side = min(height, width)
     return Window(
         top=(height - side) / 2 / height,
@@ -270,7 +266,7 @@ def center_window(height: int, width: int) -> Window:
 
 
 def random_window(height: int, width: int, *, min_area: float, rng: random.Random) -> Window:
-    """A random square, aspect kept, of `min_area` to 1 times the area of the largest one."""
+    """A random square in the image, of `min_area` to 1 times the area of the largest square."""
     side = min(height, width) * rng.uniform(min_area, 1.0) ** 0.5
     return Window(
         top=rng.random() * (height - side) / height,
@@ -284,7 +280,7 @@ def training_window(config: DataConfig, image: bytes | Pixels, rng: random.Rando
     """The random crop and flip of one training sample.
 
     A flip mirrors boxes but not words: with "left" or "right" in the texts, leave
-    `flip_probability` at 0. Raises `ImageError`.
+    `config.flip_probability` at 0. Raises `ImageError` where the image cannot be read.
     """
     flip = config.flip_probability > 0 and rng.random() < config.flip_probability
     if config.resize == "squash":
@@ -301,12 +297,15 @@ def select_regions(
     nms_iou: float = 1.0,
     unique_descriptions: bool = False,
 ) -> list[Region]:
-    """The `limit` best regions by score, best first; equal scores keep their order (official: the
-    same).
+    """The `limit` regions with the highest scores, best first, as in the official code.
 
-    `nms_iou` below 1 drops a region that overlaps a better kept one by more than that, whatever it
-    says. `unique_descriptions` keeps the best region of each description, compared as
-    `normalize_text` sees it.
+    Equal scores keep their order.
+
+    Args:
+        nms_iou: a region is dropped if its IoU with a better kept region is above this, for any
+            description; 1 drops none.
+        unique_descriptions: keep only the best region of each description, compared by
+            `normalize_text`.
     """
     kept: list[Region] = []
     seen: set[str] = set()
@@ -327,8 +326,10 @@ def select_regions(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How evaluation sees an image; travels with a checkpoint. Squash, or the centre crop of
-    "crop".
+    """The preprocessing of images in evaluation, stored with a checkpoint.
+
+    Resize "squash" ignores the aspect, "crop" takes the centre square. Raises ValueError for an
+    unknown `resize` or `interpolation`.
     """
 
     image_size: int = 224
@@ -356,21 +357,21 @@ class Preprocessing:
         )
 
     def window(self, image: bytes | Pixels) -> Window:
-        """The part of the image that evaluation sees; boxes go through it too."""
+        """The part of the image that is used, by which its boxes are transformed too."""
         return FULL if self.resize == "squash" else center_window(*image_shape(image))
 
     def __call__(self, image: bytes | Pixels) -> Square:
-        """uint8 [S, S, 3]; raises `ImageError`."""
+        """The image as uint8 [S, S, 3]. Raises `ImageError` where it cannot be decoded."""
         window = self.window(image)
         return fit_image(image, self.image_size, interpolation=self.interpolation, window=window)
 
     def spec(self) -> dict[str, Any]:
-        """JSON that `from_spec` rebuilds this from."""
+        """JSON, for `from_spec`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> "Preprocessing":
-        """Raises ValueError on unknown or missing fields."""
+        """Inverse of `spec`. Raises ValueError for unknown or missing fields."""
         names = {field.name for field in dataclasses.fields(cls)}
         if set(spec) != names:
             raise ValueError(f"Preprocessing needs the fields {sorted(names)}, got {sorted(spec)}.")

@@ -1,1 +1,1 @@
-"""The model elsewhere: the official code's names and files, a folder for Hugging Face."""
+"""Model formats of other code: the official GRAIN code, Hugging Face, open_clip."""

@@ -1,8 +1,8 @@
-"""The vocabulary and merges of CLIP's byte-pair encoding, read out of `instant-clip-tokenizer`.
+"""The vocabulary and merges of CLIP's byte-pair encoding, from `instant-clip-tokenizer`.
 
-That library only encodes and decodes. A Hugging Face tokenizer needs the tables themselves, and
-exports must not download; so they are rebuilt: the bytes of an id by decoding it between bytes that
-complete its characters, and the pair that an id merges by encoding it with the merges before.
+That library only encodes and decodes. A Hugging Face tokenizer takes the tables themselves, and
+exports must not download anything, so the tables are reconstructed: the bytes of an id by decoding
+it between bytes that complete its characters, its pair by encoding it with the earlier merges.
 """
 
 import functools
@@ -13,7 +13,7 @@ NUM_BYTES = 256
 END_OF_WORD = "</w>"
 START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"
 BROKEN = "\ufffd"
-# Bytes that may have to stand before or after an id's own to make whole characters of them.
+# Bytes that may be required before or after those of an id to form complete characters.
 _BEFORE = (b"", b"\xc3", b"\xe1", b"\xe1\x80", b"\xf1", b"\xf1\x80", b"\xf1\x80\x80")
 _AFTER = (b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xa0\x80", b"\x90\x80\x80")
 
@@ -22,7 +22,7 @@ Merge = tuple[str, str]
 
 @functools.cache
 def byte_letters() -> dict[int, str]:
-    """GPT-2's printable stand-in of every byte, in the order of CLIP's first 256 ids."""
+    """Byte -> GPT-2's printable character for it, in the order of CLIP's first 256 ids."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(NUM_BYTES) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
@@ -31,7 +31,7 @@ def byte_letters() -> dict[int, str]:
 
 @functools.cache
 def clip_tables() -> tuple[dict[str, int], list[Merge]]:
-    """Token -> id, and the merges in their order, as `tokenizers.models.BPE` takes them."""
+    """(token -> id, merges in order), as `tokenizers.models.BPE` takes them."""
     import instant_clip_tokenizer
 
     tokenizer = instant_clip_tokenizer.Tokenizer()
@@ -66,12 +66,12 @@ def _own_bytes(decode: Callable[[bytes, bytes], str]) -> tuple[bytes, bool]:
 
 
 def _merges(tokens: Sequence[str], *, first: int) -> list[Merge]:
-    """The pair that each id from `first` on joins, found with the merges before it."""
+    """The pair that each id from `first` on merges, found with the merges before it."""
     ranks: dict[Merge, int] = {}
     for rank, token in enumerate(tokens[first:]):
         parts = _split(token, ranks)
         if len(parts) != 2:
-            raise ValueError(f"{token!r} is no pair of tokens before it: {parts}.")
+            raise ValueError(f"{token!r} is not a pair of earlier tokens: {parts}.")
         ranks[parts[0], parts[1]] = rank
     return list(ranks)
 

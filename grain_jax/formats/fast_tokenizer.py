@@ -1,4 +1,4 @@
-"""Our tokenizers as fast tokenizers of Hugging Face, with the same ids."""
+"""Convert grain_jax's tokenizers to fast tokenizers of Hugging Face with the same ids."""
 
 from typing import Any
 
@@ -12,41 +12,42 @@ from grain_jax.formats.clip_vocabulary import (
     clip_tables,
 )
 
-# What CLIP's regular expression takes for a word; white space between words is dropped.
+# Words according to CLIP's regular expression; white space between words is dropped.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# As Python's `str.split` has it, which four control characters more belong to.
+# White space as in Python's `str.split`, which adds four control characters.
 WHITE_SPACE = r"[\s\x1c-\x1f]+"
-# A capital sigma that ends its word, past what Unicode ignores there, an apostrophe for one.
+# A capital sigma at the end of its word, before characters that Unicode ignores (apostrophes).
 LAST_SIGMA = (
     r"(?<=\p{L})Σ(?![\p{Mn}\p{Me}\p{Cf}\p{Lm}\p{Sk}'.:·\x{2018}\x{2019}\x{2024}\x{2027}]*\p{L})"
 )
 RECORD = "text_normalization"  # in tokenizer_config.json
 FULL_WIDTH = {0x3000, *range(0xFF01, 0xFF5F)}  # of ASCII
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
-OWN_END = "<|end_of_text_of_grain|>"  # where the end-of-text is ours: nothing that a text holds
+OWN_END = "<|end_of_text_of_grain|>"  # end-of-text of tokenizers without one; occurs in no text
 
 
 def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
     """A `transformers.PreTrainedTokenizerFast` that gives the ids of `tokenizer`.
 
-    For CLIP up to letters that came with Unicode 15 and later, which its library does not know.
+    Ids for CLIP may differ for letters added in Unicode 15 and later, which its library lacks.
 
-    It adds start and end of text, and cuts to `max_length` where asked for truncation. Alone it
-    does all of `text_normalization` that its own normalizer can: HTML entities ("&amp;"), broken
-    encodings and half-width katakana, which ours resolves, stay as they are written. The exported
-    processor resolves them before: tokenizer_config.json has `text_normalization`.
-    Padding differs from ours, and changes nothing: the text tower is causal and pools at the first
-    end-of-text. Raises ValueError for a tokenizer that has no such form.
+    It adds start and end of text, and truncates to `max_length` on request. Its normalizer does the
+    part of `text_normalization` that a fast tokenizer can: HTML entities ("&amp;"), broken
+    encodings and half-width katakana are not resolved. The exported processor resolves them before,
+    according to `text_normalization` in tokenizer_config.json. Padding differs from grain_jax's
+    without effect, as the text tower is causal and pools at the first end-of-text. Raises
+    ValueError for a tokenizer that cannot be converted.
     """
     from transformers import PreTrainedTokenizerFast
 
     spec = tokenizer.spec()
     names: tuple[str | None, str, str, str | None]  # start, end, padding, unknown
-    how = ENTITIES
+    text_normalization = ENTITIES
     match spec["kind"]:
         case "clip":
-            how = spec["text_normalization"]
-            backend, names = _clip(how), (START_OF_TEXT, END_OF_TEXT, END_OF_TEXT, END_OF_TEXT)
+            text_normalization = spec["text_normalization"]
+            backend = _clip(text_normalization)
+            names = (START_OF_TEXT, END_OF_TEXT, END_OF_TEXT, END_OF_TEXT)
         case "words":
             backend, names = _words(spec["words"]), (START, END, PAD, UNKNOWN)
         case "padded":
@@ -54,8 +55,8 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
         case _:
             backend, names = _own(spec)
     start, end, pad, unknown = names
-    recorded = {} if spec["kind"] == "words" else {RECORD: how}
-    # In a text for CLIP or of words, "<|endoftext|>" is text; other tokenizers keep their ways.
+    recorded = {} if spec["kind"] == "words" else {RECORD: text_normalization}
+    # For these tokenizers "<|endoftext|>" in a text is text; others keep their own behaviour.
     literal = spec["kind"] in ("clip", "words")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -74,7 +75,7 @@ def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
 
 
 def _padded(spec: dict[str, Any], max_length: int) -> Any:
-    """A tokenizer that is Hugging Face's as it stands, special tokens and padding with it."""
+    """A `PaddedTokenizer`, which is Hugging Face's with its special tokens and padding."""
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
@@ -109,7 +110,7 @@ def _clip(text_normalization: str) -> Any:
         [
             *(_as_ftfy() if text_normalization == FTFY else []),
             normalizers.Replace(Regex(WHITE_SPACE), " "),
-            normalizers.Replace(Regex(LAST_SIGMA), "ς"),  # `Lowercase` knows no place
+            normalizers.Replace(Regex(LAST_SIGMA), "ς"),  # `Lowercase` ignores position
             normalizers.Lowercase(),
         ]
     )
@@ -130,12 +131,12 @@ def _clip(text_normalization: str) -> Any:
 
 
 def _as_ftfy() -> list[Any]:
-    """What `ftfy.fix_text` does character by character; full-width letters for Latin alone."""
+    """Replacements of single characters by `ftfy.fix_text`; of full-width letters only Latin."""
     from ftfy import chardata
     from tokenizers import Regex, normalizers
 
     plain = {chr(code): bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
-    plain = {control: text for control, text in plain.items() if text}  # Windows has some unused
+    plain = {control: text for control, text in plain.items() if text}  # some are unused in cp1252
     plain |= {chr(code): text for code, text in chardata.LIGATURES.items()}
     plain |= {chr(code): text for code, text in chardata.WIDTH_MAP.items() if code in FULL_WIDTH}
     controls = "".join(rf"\x{{{code:x}}}" for code in chardata.CONTROL_CHARS)
@@ -163,7 +164,7 @@ def _words(words: list[str]) -> Any:
 
 
 def _own(spec: dict[str, Any]) -> tuple[Any, tuple[str | None, str, str, str | None]]:
-    """A tokenizer of Hugging Face's already; its end-of-text may be ours, past its vocabulary."""
+    """A `HuggingFaceTokenizer`, whose end-of-text may be a new id after its vocabulary."""
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
@@ -183,7 +184,7 @@ def _own(spec: dict[str, Any]) -> tuple[Any, tuple[str | None, str, str, str | N
 
 
 def _collapse_white_space(backend: Any) -> None:
-    """Before its own normalizer, as our `encode` does with every text."""
+    """Adds white space collapsing before the normalizer, as `Tokenizer.encode` does."""
     from tokenizers import Regex, normalizers
 
     collapsed = [normalizers.Replace(Regex(WHITE_SPACE), " "), normalizers.Strip()]

@@ -1,16 +1,16 @@
-"""What a file of weights is by its first bytes, and why it is not read where it is not.
+"""Detect files that are not weights by their first bytes, for errors that say what to do.
 
-Public reports of weights that "cannot be loaded" are mostly files of another kind under the
-expected name: a pointer of Git LFS, a page of HTML, a download that ended early. Nothing in a file
-is executed to find out.
+Most public reports of weights that "cannot be loaded" are about files of another kind under the
+expected name: a Git LFS pointer, an HTML page, an incomplete download. Nothing in a file is
+executed.
 """
 
 import re
 import zipfile
 from pathlib import Path
 
-HEAD = 4096  # bytes that are looked at
-MAX_HEADER = 100 * 2**20  # of safetensors, as its library has it
+HEAD = 4096  # bytes that are read
+MAX_HEADER = 100 * 2**20  # of safetensors, the limit of its library
 PUBLISHED = {  # TorchScript archives of OpenAI, and the same weights on the Hugging Face hub
     "ViT-B-32.pt": "openai/clip-vit-base-patch32",
     "ViT-B-16.pt": "openai/clip-vit-base-patch16",
@@ -36,21 +36,21 @@ STARTS: tuple[tuple[bytes, str], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "is an archive of 7-Zip: unpack it"),
 )
 TAR = (
-    "is a tar archive: unpack it, and give what is in it; a checkpoint of PyTorch before 0.1.10 is "
-    "one too, and has to be saved again by a later one"
+    "is a tar archive: unpack it, and give its content; a checkpoint of PyTorch before 0.1.10 is "
+    "one too, and must be saved again with a later version"
 )
 SCRIPT = "is a TorchScript archive, as OpenAI publishes CLIP"
 LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # first object of a torch file before 1.6
 PICKLE = (
     "is a pickle that torch.save did not write, which cannot be read safely: it is a program. Save "
-    "the state dict alone, with torch.save or as safetensors"
+    "only the state dict, with torch.save or as safetensors"
 )
 
 
 def other_kind(path: Path) -> str:
-    """What the file is instead of safetensors or a torch file: "is ...; what to do". "" for these.
+    """What the file is, if not safetensors or a torch file: "is ...; what to do", else "".
 
-    Goes by the content, not by the name.
+    Detected by content, not by name.
     """
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -81,7 +81,7 @@ def is_torch(path: Path) -> bool:
 
 
 def _zip_kind(path: Path) -> str:
-    """Of an archive that torch may have written: "" where it holds a pickled object alone."""
+    """`other_kind` of a zip archive; "" where it holds a pickled object, as torch writes it."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -97,18 +97,18 @@ def _zip_kind(path: Path) -> str:
     if any(name.endswith(".weights.h5") for name in names):
         return f"is a model of Keras; {CONVERT}"
     listed = ", ".join(sorted(names)[:3])
-    return f"is a zip archive of other files ({listed}): unpack it, and give what is in it"
+    return f"is a zip archive of other files ({listed}): unpack it, and give its content"
 
 
 def _script(name: str) -> str:
     if RESNET.fullmatch(name):
-        return f"{SCRIPT}, of a ResNet, which is not supported; needed a vision transformer"
+        return f"{SCRIPT}, of a ResNet, which is not supported; expected a vision transformer"
     if name in PUBLISHED:
         return f"{SCRIPT}: give {PUBLISHED[name]} of Hugging Face instead"
     several = ", ".join(f"{hub} for {file}" for file, hub in PUBLISHED.items())
     return (
-        f"{SCRIPT}. Give the same weights of Hugging Face instead ({several}); of a model of your "
-        "own save the state dict: torch.save(model.state_dict(), FILE)"
+        f"{SCRIPT}. Give the same weights of Hugging Face instead ({several}); of your own "
+        "model, save the state dict: torch.save(model.state_dict(), FILE)"
     )
 
 
@@ -118,11 +118,11 @@ def _text_kind(head: bytes) -> str:
         title = re.search(rb"<title[^>]*>\s*([^<]{1,80}?)\s*<", head, re.IGNORECASE)
         named = f" ({title[1].decode('utf-8', 'replace')!r})" if title else ""
         return (
-            f"is a page of HTML{named}, as a server answers where one has to log in or the address "
-            "is another; download the file itself"
+            f"is a page of HTML{named}, as a server sends when a login is required or the address "
+            "is wrong; download the file itself"
         )
     if text.startswith(b"<"):
-        return f"is XML, as a server answers with an error; {AGAIN}"
+        return f"is XML, as a server sends with an error; {AGAIN}"
     printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
     if printable:
         start = head[:60].decode("ascii").strip()
@@ -132,7 +132,7 @@ def _text_kind(head: bytes) -> str:
 
 def _binary_kind(path: Path, head: bytes) -> str:
     if not any(head):
-        return f"holds zeros alone, as a download that was cut off leaves it; {AGAIN}"
+        return f"holds only zeros, as an interrupted download leaves it; {AGAIN}"
     if path.suffix == ".onnx" or re.match(rb"\x08[\x01-\x1f]\x12.[ -~]", head, re.DOTALL):
         return f"is an ONNX model; {CONVERT}"
     if re.match(rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:[\xa1-\xbf]|\xd9.)[ -~]", head, re.DOTALL):

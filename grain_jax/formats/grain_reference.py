@@ -1,4 +1,4 @@
-"""Parameters from and to a state dict with the official names, on the host, exact to the bit."""
+"""Convert parameters from and to a state dict with the official names, exact to the bit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,18 +14,19 @@ from grain_jax.models.image_text import abstract_params
 
 Params = dict[str, Any]  # nested, with arrays at the leaves
 MAX_LISTED = 10  # tensors in an error
-STACKED = "layers"  # name of a scanned stack, whose arrays have the layers as their first axis
+STACKED = "layers"  # name of scanned layers, stacked along the first axis of their arrays
 
 
 def from_official(
     state_dict: Mapping[str, Shaped[np.ndarray, "..."]], config: ModelConfig
 ) -> Params:
-    """The model's parameters (float32, stacked where `scan_layers`) from official tensors.
+    """The model's parameters (float32, stacked with `config.scan_layers`) from official tensors.
 
-    Tensors the model does not use are ignored. Raises one ValueError that lists the tensors that
-    are missing, unknown, of the wrong shape, or at odds with another that is the same parameter.
+    Official tensors that the model does not use are ignored. Raises one ValueError that lists the
+    tensors that are missing, unknown, of another shape, or different from another tensor that is
+    the same parameter.
     """
-    # Before a table of all that a file says of itself, which may be any number.
+    # First, as the depth that a file declares may be any number and determines the table's size.
     depths = {"vision": config.vision.depth, "text": config.text.depth}
     if config.type == "grain":
         depths["decoder"] = config.decoder.depth
@@ -44,17 +45,17 @@ def from_official(
         if entry.official not in state_dict:
             continue
         value = np.asarray(state_dict[entry.official])
-        needed = _official_shape(entry, shapes[entry.path])
-        if value.shape != needed:
-            wrong.append(f"{entry.official}: shape {value.shape}, needed {needed}")
+        expected = _official_shape(entry, shapes[entry.path])
+        if value.shape != expected:
+            wrong.append(f"{entry.official}: shape {value.shape}, expected {expected}")
             continue
-        ours = entry.layout.from_official(value, shapes[entry.path])
-        if entry.path in flat and not np.array_equal(flat[entry.path], ours):
+        array = entry.layout.from_official(value, shapes[entry.path])
+        if entry.path in flat and not np.array_equal(flat[entry.path], array):
             wrong.append(
                 f"{entry.official} differs from the tensor that shares its parameter; "
                 "set model.decoder.share_projection=False"
             )
-        flat[entry.path] = np.asarray(ours, np.float32, order="C")
+        flat[entry.path] = np.asarray(array, np.float32, order="C")
     if wrong:
         listed = wrong[:MAX_LISTED] + ["..."] * (len(wrong) > MAX_LISTED)
         raise ValueError(
@@ -68,10 +69,12 @@ def from_official(
 def to_official(
     params: Params, config: ModelConfig, *, unused: bool = True, num_classes: int = 22_047
 ) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The inverse of `from_official`.
+    """Official tensors by name, on the host: the inverse of `from_official`.
 
-    `unused` adds zeros for the tensors that the official modules have and never use (so that they
-    load strictly); `num_classes` is the size of the official class head among them.
+    Args:
+        unused: add zeros for tensors that the official modules have and do not use, so that they
+            load with `strict=True`.
+        num_classes: size of the official class head, one of the unused tensors.
     """
     if config.scan_layers:
         params = unstack_layers(params)
@@ -89,7 +92,7 @@ def to_official(
 
 
 def stack_layers(params: Params) -> Params:
-    """`layer_0`, `layer_1`, ... of each tower as one stacked `layers`, as `scan_layers` has it."""
+    """Stacks `layer_0`, `layer_1`, ... of each tower into one `layers`, as with `scan_layers`."""
 
     def stacked(tower: Any) -> Any:
         if not isinstance(tower, Mapping) or "layer_0" not in tower:

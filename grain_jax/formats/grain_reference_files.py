@@ -1,10 +1,10 @@
-"""Checkpoint files of the official code, and back.
+"""Read and write checkpoint files of the official code.
 
 Such a file holds two state dicts, `backbone_state_dict` of a `CLIP_VIT*` and `state_dict` of an
-`ObjDecoder`, as the bare modules name them or as `DistributedDataParallel` and `torch.compile` do.
-Files of ours have a third entry that the official code does not look at: what no tensor of its
-modules can say (numbers of heads, tokenizer, preprocessing) and the scale of region logits, of
-which it has only one.
+`ObjDecoder`, with the names of the bare modules or those of `DistributedDataParallel` and
+`torch.compile`. Files written by grain_jax have a third entry, which the official code ignores: the
+metadata (numbers of heads, tokenizer, preprocessing), and a separate scale of region logits, which
+the official code does not have.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from grain_jax.models.bundle import ModelBundle
 
 BACKBONE, DECODER = "backbone_state_dict", "state_dict"
 OFFICIAL_FILE = "checkpoint.pth"  # in the folder of an export
-OURS, METADATA = "grain_jax", "metadata"
+EXTRA, METADATA = "grain_jax", "metadata"
 REGION_SCALE = "region_logit_scale"
 MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
@@ -32,59 +32,61 @@ NOT_OF_THE_MODEL = {"position_init", "initializer", "token_init_std", "dropout",
 
 
 def save_official(loaded: ModelBundle, path: Path) -> None:
-    """Writes what the official modules load with `strict=True`; their unused tensors are zeros.
+    """Writes a file that the official modules load with `strict=True`; unused tensors are zeros.
 
-    The file counts as saved after epoch 0 and iteration 0, which `evaluate.py --resume` asks for;
-    it has no optimizer, which training on would need. Raises ValueError for a model that has
-    something the official code has not.
+    Its epoch and iteration are 0, as `evaluate.py --resume` reads them. It has no optimizer state,
+    so the official code cannot resume training from it. Raises ValueError for a model that the
+    official code does not support.
     """
     import torch
 
     config = loaded.config.model
     _check_representable(config)
-    ours: dict[str, Any] = {METADATA: json.dumps(portable_metadata(loaded))}
-    parts: dict[str, Any] = {BACKBONE: {}, DECODER: {}, "epoch": 0, "iteration": 0, OURS: ours}
+    extra: dict[str, Any] = {METADATA: json.dumps(portable_metadata(loaded))}
+    parts: dict[str, Any] = {BACKBONE: {}, DECODER: {}, "epoch": 0, "iteration": 0, EXTRA: extra}
     for name, value in to_official(loaded.params, config).items():
         part, _, own = name.partition(".")
         destination = parts[BACKBONE if part == "backbone" else DECODER]
         if own == REGION_SCALE:
-            destination = ours
+            destination = extra
         destination[own] = torch.from_numpy(np.array(value, np.float32))
     if config.type == "clip":
         del parts[DECODER]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:  # which, unlike torch's own, says why it cannot be written
+    with path.open(
+        "wb"
+    ) as file:  # unlike torch's own, its error says why the file cannot be written
         torch.save(parts, file)
 
 
 def constructor(config: ModelConfig) -> str:
-    """The official function that builds a backbone of these sizes, "" where none does."""
+    """The official constructor of a backbone of these sizes; "" where there is none."""
     for name, variant in CONSTRUCTORS.items():
         published: list[Any] = [vision_variant(variant), TextConfig(), DecoderConfig()]
-        ours: list[Any] = [config.vision, config.text, config.decoder]
+        own: list[Any] = [config.vision, config.text, config.decoder]
         if config.type == "clip":
-            published, ours = published[:2], ours[:2]
-        same = all(_same_sizes(*pair) for pair in zip(ours, published, strict=True))
+            published, own = published[:2], own[:2]
+        same = all(_same_sizes(*pair) for pair in zip(own, published, strict=True))
         if same and (config.image_size, config.embed_dim) == (224, 512):
             return name
     return ""
 
 
-def _same_sizes(ours: Any, published: Any) -> bool:
+def _same_sizes(own: Any, published: Any) -> bool:
     names = {field.name for field in dataclasses.fields(published)} - NOT_OF_THE_MODEL
-    return all(getattr(ours, name) == getattr(published, name) for name in names)
+    return all(getattr(own, name) == getattr(published, name) for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
 class OfficialFile:
-    """`tensors` by official name, `backbone.*` and `decoder.*`; `metadata` of files of ours."""
+    """The content of a checkpoint file."""
 
-    tensors: dict[str, np.ndarray]
-    metadata: dict[str, Any] | None
+    tensors: dict[str, np.ndarray]  # by official name, `backbone.*` and `decoder.*`
+    metadata: dict[str, Any] | None  # of files written by grain_jax
 
 
 def read_official(path: Path) -> OfficialFile:
-    """A file that the official code, or `save_official`, wrote; nothing in it is executed.
+    """Reads a file of the official code or of `save_official`, without executing anything in it.
 
     Raises ValueError for a file that is too large or is not such a checkpoint.
     """
@@ -100,24 +102,24 @@ def read_official(path: Path) -> OfficialFile:
         given = _mapping(path, key, content.get(key, {}))
         for name, bare in unwrapped_names(given, f"{path}: {key}").items():
             found[f"{part}.{bare}"] = _array(path, f"{key}[{name!r}]", given[name])
-    ours = _mapping(path, OURS, content.get(OURS, {}))
-    if REGION_SCALE in ours:
-        name = f"{OURS}[{REGION_SCALE!r}]"
-        found[f"decoder.{REGION_SCALE}"] = _array(path, name, ours[REGION_SCALE])
-    if METADATA not in ours:
+    extra = _mapping(path, EXTRA, content.get(EXTRA, {}))
+    if REGION_SCALE in extra:
+        name = f"{EXTRA}[{REGION_SCALE!r}]"
+        found[f"decoder.{REGION_SCALE}"] = _array(path, name, extra[REGION_SCALE])
+    if METADATA not in extra:
         return OfficialFile(found, metadata=None)
     try:
-        metadata = json.loads(ours[METADATA])
+        metadata = json.loads(extra[METADATA])
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {OURS}[{METADATA!r}] is no JSON: {error}") from error
-    return OfficialFile(found, _mapping(path, f"{OURS}[{METADATA!r}]", metadata))
+        raise ValueError(f"{path}: {EXTRA}[{METADATA!r}] is not JSON: {error}") from error
+    return OfficialFile(found, _mapping(path, f"{EXTRA}[{METADATA!r}]", metadata))
 
 
 def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{path}: {name} is a {type(value).__name__}, needed named entries.")
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, expected named entries.")
     if odd := [key for key in value if not isinstance(key, str)]:
-        raise ValueError(f"{path}: {name} has an entry called {odd[0]!r}, needed names.")
+        raise ValueError(f"{path}: {name} has an entry called {odd[0]!r}, expected names.")
     return dict(value)
 
 
@@ -130,7 +132,7 @@ def _array(path: Path, name: str, value: Any) -> np.ndarray:
 
 
 def _check_representable(config: ModelConfig) -> None:
-    needed: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "vision.activation": "gelu",
         "text.activation": "quick_gelu",
         "vision.norm_eps": 1e-6,
@@ -144,9 +146,9 @@ def _check_representable(config: ModelConfig) -> None:
         "text.projection_bias": False,
     }
     if config.type == "grain":  # a shared projection would load, and be trained on as two
-        needed["decoder.share_projection"] = False
+        expected["decoder.share_projection"] = False
     odd = []
-    for path, official in needed.items():
+    for path, official in expected.items():
         part, _, name = path.partition(".")
         if (value := getattr(getattr(config, part), name)) != official:
             odd.append((f"model.{path}={value}", f"--model.{path}={str(official).lower()}"))

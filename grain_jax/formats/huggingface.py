@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder that `transformers` loads without this package.
 
-Beside what transformers reads lies `grain_jax.json`, a checkpoint's metadata, which `read_folder`
-needs to give the very model back.
+Beside the files of transformers, `grain_jax.json` holds the metadata of a checkpoint, from which
+`read_folder` restores exactly the same model.
 """
 
 import copy
@@ -32,12 +32,12 @@ METADATA, WEIGHTS = "grain_jax.json", "model.safetensors"
 
 
 def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -> None:
-    """Weights, configuration, tokenizer, processors and the code that reads them."""
+    """Writes weights (in `dtype`), configuration, tokenizer, processors and the model's code."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     torch_model(loaded).to(getattr(torch, dtype)).save_pretrained(folder)
-    # Weights come out readable by their owner alone; whoever may read the rest may read them.
+    # safetensors makes weights readable only by their owner; give them the mode of the other files.
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)
     processor(loaded).save_pretrained(folder)
@@ -50,14 +50,14 @@ def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -
 
 
 def read_folder(folder: Path) -> ModelBundle:
-    """The model that `write_folder` was given, its weights as they were rounded there.
+    """The model that `write_folder` wrote, with its weights in float32.
 
-    Nothing in the folder is executed. Raises ValueError for a folder that is not whole.
+    Nothing in the folder is executed. Raises ValueError where a file is missing or invalid.
     """
     if not (folder / METADATA).is_file():
         raise ValueError(
-            f"{folder} has no {METADATA}, which says how its model is used. For one that was "
-            "trained on in PyTorch, copy that of the export it came from beside its weights."
+            f"{folder} has no {METADATA}, which holds the settings of its model. For a model that "
+            "was fine-tuned in PyTorch, copy that of the export it came from beside its weights."
         )
     metadata = read_json(folder / METADATA)
     state = read_weights(folder, (WEIGHTS,))
@@ -66,7 +66,7 @@ def read_folder(folder: Path) -> ModelBundle:
         config = whole.model
         if config.type == "grain" and config.decoder.share_projection:
             state["decoder.obj_proj"] = state["decoder.img_proj"]
-        if config.type == "clip" and config.region_logit_scale == "own":  # which nothing reads
+        if config.type == "clip" and config.region_logit_scale == "own":  # not read by CLIP
             scale = np.float32(math.log(config.init_logit_scale))
             state["decoder.region_logit_scale"] = np.asarray(scale)
         return jax.tree.map(jnp.asarray, from_official(state, config))
@@ -76,7 +76,7 @@ def read_folder(folder: Path) -> ModelBundle:
 
 
 def read_model(folder: Path, *, dtype: str) -> Any:
-    """The model of a folder, in eval mode, by this package's copy of its code."""
+    """`GrainModel` of a folder, in eval mode, with this package's copy of its code."""
     import torch
 
     from grain_jax.formats.torch_grain.modeling_grain import GrainModel
@@ -85,7 +85,7 @@ def read_model(folder: Path, *, dtype: str) -> Any:
 
 
 def rounded(params: Params, dtype: str) -> Params:
-    """Parameters as `dtype` holds them, in float32 again."""
+    """Parameters rounded to `dtype`, as float32."""
     return jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), params)
 
 
@@ -133,14 +133,14 @@ def torch_model(loaded: ModelBundle, *, params: Params | None = None) -> Any:
     tensors = {
         name: torch.from_numpy(np.array(value, np.float32))
         for name, value in state.items()
-        if name in wanted  # CLIP has no scale of regions, a shared projection no second name
+        if name in wanted  # CLIP has no region scale, a shared projection has one name
     }
     model.load_state_dict(tensors, strict=True)
     return model
 
 
 def processor(loaded: ModelBundle) -> Any:
-    """What makes the pixels and tokens that `loaded` was evaluated on."""
+    """`GrainProcessor` with the preprocessing and tokenizer that `loaded` was evaluated with."""
     from grain_jax.formats.torch_grain.processing_grain import GrainImageProcessor, GrainProcessor
 
     spec, data = loaded.preprocessing, loaded.config.data
@@ -152,7 +152,7 @@ def processor(loaded: ModelBundle) -> Any:
         image_std=spec.std,
     )
     images.auto_map = {"AutoImageProcessor": "processing_grain.GrainImageProcessor"}
-    # Not the length of the position table: positions beyond were never trained.
+    # Not the context length: positions beyond the captions were never trained.
     tokenizer = fast_tokenizer(loaded.tokenizer, max_length=data.caption_length)
     whole: Any = GrainProcessor(
         images,
@@ -165,9 +165,7 @@ def processor(loaded: ModelBundle) -> Any:
 
 
 def torch_outputs(model: Any, inputs: Inputs) -> Outputs:
-    """All that a `GrainModel` computes, what it never learned too, under the names of
-    `interop.parity.our_outputs`.
-    """
+    """All outputs of a `GrainModel`, untrained ones included, named as in `parity.jax_outputs`."""
     import torch
 
     own = model.config

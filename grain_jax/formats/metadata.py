@@ -1,4 +1,4 @@
-"""What an export says of the run it came from, so that the very model is read back from it."""
+"""Metadata of an export, from which exactly the same model is read back."""
 
 import copy
 import dataclasses
@@ -10,12 +10,12 @@ from grain_jax.models.bundle import ModelBundle, from_metadata
 
 
 def portable_metadata(loaded: ModelBundle) -> dict[str, Any]:
-    """A checkpoint's metadata without the folders of the machine it was trained on."""
+    """The metadata of a checkpoint without paths of the machine it was trained on."""
     config = copy.deepcopy(loaded.config)
     config.data.data_dir, config.pretrained, config.evaluation.zero_shot = "", "", ()
     config.evaluation.zero_shot_during_training = ()
     if config.data.tokenizer not in ("clip", "synthetic_birds"):
-        config.data.tokenizer = ""  # that of the export
+        config.data.tokenizer = ""  # the tokenizer of the export
     config.logging.compilation_cache = "auto"
     return dataclasses.replace(loaded, config=config).metadata() | {"step": loaded.step}
 
@@ -27,13 +27,18 @@ def exported_model(
     export: str,
     where: str,
 ) -> ModelBundle:
-    """The model that `portable_metadata` spoke of, with its tokenizer named after the `export`.
+    """The model of `portable_metadata`.
 
-    Raises ValueError, with `where` it was read, for metadata that is not whole.
+    Args:
+        read_params: called with the config for the parameters.
+        export: path of the export, which becomes the name of the tokenizer where it has none.
+        where: the place the metadata was read from, for errors.
+
+    Raises ValueError for incomplete metadata.
     """
     try:
         loaded = from_metadata(dict(metadata), read_params, step=int(metadata["step"]))
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{where} is not whole: {error!r}.") from error
+        raise ValueError(f"{where} is incomplete or damaged: {error!r}.") from error
     loaded.config.data.tokenizer = loaded.config.data.tokenizer or export
     return loaded

@@ -1,4 +1,4 @@
-"""README.md of an exported folder: what the model is, was trained on, reaches, and cannot do."""
+"""README.md of an exported folder: the model, its data, metrics and limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,24 +62,26 @@ print(output.description_scores)  # [1, {queries}, 1]: cosine of each region wit
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a model card says of the run that the weights come from."""
+    """The run that the weights come from, for a model card."""
 
     name: str  # of its folder, or of the file that the weights were read from
-    num_images: int = 0  # that it was trained on; 0 for weights that come from elsewhere
-    metrics: str = ""  # Markdown: what was measured at the step of the weights
+    num_images: int = 0  # training images; 0 for weights that were not trained by a run
+    metrics: str = ""  # Markdown: metrics at the step of the weights
 
 
 def model_card(
     loaded: ModelBundle, run: TrainingRun, differences: Sequence[Difference], *, dtype: str
 ) -> str:
-    """Markdown with front matter, filled from the model and its run.
+    """Markdown with front matter, filled from the model and its run, without a license.
 
-    The license is left to whoever publishes. `differences`: those of the export.
+    Args:
+        differences: of the outputs of the export from those of the model.
+        dtype: of the exported weights.
     """
     config, grain = loaded.config, loaded.config.model.type == "grain"
-    found = loaded.has_regions and loaded.has_boxes  # else there is nothing to ask of regions
+    found = loaded.has_regions and loaded.has_boxes  # else region outputs are None
     data = data_source(config.data, image_size=config.model.image_size)
-    first, second = data.example_texts.labels  # of words that the model knows
+    first, second = data.example_texts.labels  # in the vocabulary of the model
     of_first, of_second = data.example_texts.descriptions
     described = _DESCRIBED.format(
         first=first, second=second, of_first=of_first, of_second=of_second
@@ -95,17 +97,17 @@ def model_card(
     )
     parts = [
         _FRONT.format(tag="grain" if grain else "clip") + f"\n# {config.name}\n",
-        _what(loaded, ours=bool(run.num_images)) + "\n",
+        _model_description(loaded, trained_here=bool(run.num_images)) + "\n",
         use,
         "## Data\n\n" + _data(loaded, run, data) + "\n",
-        "## Metrics\n\n" + (run.metrics or "None were measured on the way here.\n"),
+        "## Metrics\n\n" + (run.metrics or "None were measured.\n"),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(loaded, data)) + "\n",
         "## How exact this copy is\n\n" + _exactness(differences, dtype=dtype) + "\n",
     ]
     return "\n".join(parts)
 
 
-def _what(loaded: ModelBundle, *, ours: bool) -> str:
+def _model_description(loaded: ModelBundle, *, trained_here: bool) -> str:
     model = loaded.config.model
     size = f"{model.image_size} px in patches of {model.vision.patch_size}"
     towers = (
@@ -121,7 +123,11 @@ def _what(loaded: ModelBundle, *, ours: bool) -> str:
         f"Images of {size}; {towers}, a decoder of depth {decoder.depth} and width "
         f"{decoder.width}. "
         + (f"This one has no {lacking}. " if (lacking := what_lacks(loaded.learned)) else "")
-        + ("Trained with grain_jax and converted from JAX." if ours else "Converted by grain_jax.")
+        + (
+            "Trained with grain_jax and converted from JAX."
+            if trained_here
+            else "Converted by grain_jax."
+        )
     )
 
 
@@ -129,8 +135,8 @@ def _data(loaded: ModelBundle, run: TrainingRun, source: DataSource) -> str:
     config = loaded.config
     if not run.num_images:
         return (
-            f"The weights were read from `{run.name}`, not trained here. Whoever publishes this "
-            "copy has to say what they were trained on, and under which terms."
+            f"The weights were read from `{run.name}`, not trained here. Before you publish this "
+            "copy, state what they were trained on and under which terms."
         )
     length = f"for {loaded.step:,} steps of batch {config.batch_size:,}, seed {config.seed}"
     return source.origin(num_images=f"{run.num_images:,}", length=length)
@@ -141,14 +147,14 @@ def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
     model, data = config.model, config.data
     shape = "squashed to a square" if spec.resize == "squash" else "cut to their centre square"
     limits = [
-        f"Images are {shape} of {spec.image_size} px; what is smaller than a few patches of "
-        f"{model.vision.patch_size} px of that is not seen.",
-        f"Texts end after {data.caption_length} tokens, descriptions of regions after "
-        f"{data.description_length}; the rest is cut off.",
-        "Scores of classes are a softmax over the labels that are offered: they always sum to 1, "
-        "also where no label is right, and are not calibrated.",
-        "What the training texts leave out or get wrong about people and places, the model does "
-        "too; it was not examined for bias.",
+        f"Images are {shape} of {spec.image_size} px; things smaller than a few "
+        f"patches of {model.vision.patch_size} px are not recognized.",
+        f"Texts are truncated to {data.caption_length} tokens, descriptions of regions to "
+        f"{data.description_length}.",
+        "Scores of classes are a softmax over the given labels: they always sum to 1, also where "
+        "no label is right, and are not calibrated.",
+        "The model reproduces omissions and errors of the training texts about people and places; "
+        "it was not examined for bias.",
     ]
     if model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         alpha = "" if loaded.has_regions else " `alpha` is 1."
@@ -156,14 +162,16 @@ def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
     elif model.type == "grain":
         limits.insert(
             2,
-            f"Every image gets {model.decoder.num_queries} boxes, whatever it shows, and none "
-            "comes with a confidence: rank them by `description_scores`.",
+            f"Every image gets {model.decoder.num_queries} boxes, also where nothing "
+            "matches, and none has a confidence: rank them by `description_scores`.",
         )
     limits = [*source.limits(), *limits]
     spec_of_tokenizer = loaded.tokenizer.spec()
     if spec_of_tokenizer["kind"] == "words":
         known = len(spec_of_tokenizer["words"])
-        limits.append(f"It knows {known} English words; all others are the same unknown word.")
+        limits.append(
+            f"Its vocabulary has {known} English words; all others become the same unknown word."
+        )
     return limits
 
 
@@ -172,9 +180,9 @@ def _exactness(differences: Sequence[Difference], *, dtype: str) -> str:
     inputs = " and ".join(dict.fromkeys(found.inputs for found in differences))
     text = (
         f"Computed in float32 on {inputs} inputs, no output differs from the JAX model's by more "
-        f"than {min(worst.absolute, worst.relative):.1e} (`{worst.output}`; of the largest value, "
-        "where that is above 1); all of them are in `parity.json`."
+        f"than {min(worst.absolute, worst.relative):.1e} (`{worst.output}`; relative to the "
+        "largest value, where that is above 1); `parity.json` lists all differences."
     )
     if dtype != "float32":
-        text += f" The weights are rounded to {dtype}; `rounding` there says what that changes."
+        text += f" The weights are rounded to {dtype}; `rounding` there lists the differences."
     return text

@@ -1,8 +1,8 @@
-"""The one table between our parameter tree and the official names and layouts.
+"""The table between grain_jax's parameter tree and the official names and layouts.
 
 Official names are `backbone.*` (vision and text towers) and `decoder.*`. Their linear weights are
-[outputs, inputs]; attention has one fused weight [3D, D]. A layout says how one of our arrays is
-stored there; it only moves numbers, so a round trip is exact to the bit.
+[outputs, inputs]; attention has one fused weight [3D, D]. A layout converts an array between the
+two; it only reorders numbers, so a round trip is exact to the bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array of ours is stored in the official code, and back (given our shape)."""
+    """Conversions of an array to the official layout, and back to a given shape."""
 
     to_official: Callable[[np.ndarray], np.ndarray]
     from_official: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -49,7 +49,7 @@ PATCH = Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a, _: a.transpose(2, 3,
 
 @dataclass(frozen=True)
 class Entry:
-    """One official tensor and the parameter it is."""
+    """One official tensor, the path of its parameter, and its layout."""
 
     official: str
     path: Path
@@ -57,11 +57,11 @@ class Entry:
 
 
 def entries(config: ModelConfig) -> list[Entry]:
-    """Every official tensor the model of `config` uses, layers not stacked (see `unstack_layers`).
+    """Every official tensor that the model of `config` uses, with layers not stacked.
 
-    Our additions keep to its names: with `share_projection`, `decoder.img_proj` and
-    `decoder.obj_proj` are one parameter; `decoder.region_logit_scale`, `visual.norm_pre`,
-    `visual.attn_pool` and `text_projection_bias` are what the official code does not have.
+    With `share_projection`, `decoder.img_proj` and `decoder.obj_proj` are one parameter.
+    `decoder.region_logit_scale`, `visual.norm_pre`, `visual.attn_pool` and `text_projection_bias`
+    are additions of grain_jax, which the official code does not have.
     """
     table = [*_vision(config), *_text(config)]
     table.append(Entry("backbone.logit_scale", ("logit_scale",), SAME))
@@ -75,7 +75,7 @@ def entries(config: ModelConfig) -> list[Entry]:
 
 
 def unused_shapes(config: ModelConfig, *, num_classes: int = 22_047) -> dict[str, tuple[int, ...]]:
-    """Official tensors that nothing reads, by name, with their shapes.
+    """Name -> shape of the official tensors that no official code reads.
 
     A class head of `num_classes` + 1, two tables of positions, and in GRAIN the CLIP projection.
     """
@@ -120,17 +120,17 @@ def _vision(config: ModelConfig) -> Iterator[Entry]:
     if config.vision.pre_norm:
         yield from _norm(f"{official}.norm_pre", "vision", "pre_norm")
     for i in range(config.vision.depth):
-        block, ours = f"{official}.blocks.{i}", ("vision", f"layer_{i}")
-        yield from _norm(f"{block}.norm1", *ours, "norm1")
-        qkv = (*ours, "attention", "qkv")
+        block, layer = f"{official}.blocks.{i}", ("vision", f"layer_{i}")
+        yield from _norm(f"{block}.norm1", *layer, "norm1")
+        qkv = (*layer, "attention", "qkv")
         yield from _linear(f"{block}.attn.qkv", *qkv, layout=FUSED, bias=FUSED_BIAS)
-        yield from _linear(f"{block}.attn.proj", *ours, "attention", "out", layout=MERGED)
+        yield from _linear(f"{block}.attn.proj", *layer, "attention", "out", layout=MERGED)
         if config.vision.qk_norm:
-            yield from _norm(f"{block}.attn.q_norm", *ours, "attention", "q_norm")
-            yield from _norm(f"{block}.attn.k_norm", *ours, "attention", "k_norm")
-        yield from _norm(f"{block}.norm2", *ours, "norm2")
-        yield from _linear(f"{block}.mlp.fc1", *ours, "mlp", "fc1")
-        yield from _linear(f"{block}.mlp.fc2", *ours, "mlp", "fc2")
+            yield from _norm(f"{block}.attn.q_norm", *layer, "attention", "q_norm")
+            yield from _norm(f"{block}.attn.k_norm", *layer, "attention", "k_norm")
+        yield from _norm(f"{block}.norm2", *layer, "norm2")
+        yield from _linear(f"{block}.mlp.fc1", *layer, "mlp", "fc1")
+        yield from _linear(f"{block}.mlp.fc2", *layer, "mlp", "fc2")
     yield from _norm(f"{official}.norm", "vision", "norm")
     if config.type == "clip" and config.vision.pooling == "map":
         pool, own = f"{official}.attn_pool", "attention_pool"
@@ -145,12 +145,12 @@ def _text(config: ModelConfig) -> Iterator[Entry]:
     yield Entry("backbone.token_embedding.weight", ("text", "token"), SAME)
     yield Entry("backbone.positional_embedding", ("text", "position"), SAME)
     for i in range(config.text.depth):
-        block, ours = f"backbone.transformer.resblocks.{i}", ("text", f"layer_{i}")
-        yield from _norm(f"{block}.ln_1", *ours, "norm1")
-        yield from _torch_attention(f"{block}.attn", *ours, "attention", fused=("qkv",))
-        yield from _norm(f"{block}.ln_2", *ours, "norm2")
-        yield from _linear(f"{block}.mlp.c_fc", *ours, "mlp", "fc1")
-        yield from _linear(f"{block}.mlp.c_proj", *ours, "mlp", "fc2")
+        block, layer = f"backbone.transformer.resblocks.{i}", ("text", f"layer_{i}")
+        yield from _norm(f"{block}.ln_1", *layer, "norm1")
+        yield from _torch_attention(f"{block}.attn", *layer, "attention", fused=("qkv",))
+        yield from _norm(f"{block}.ln_2", *layer, "norm2")
+        yield from _linear(f"{block}.mlp.c_fc", *layer, "mlp", "fc1")
+        yield from _linear(f"{block}.mlp.c_proj", *layer, "mlp", "fc2")
     yield from _norm("backbone.ln_final", "text", "norm")
     yield Entry("backbone.text_projection", ("text", "projection"), SAME)
     if config.text.projection_bias:
@@ -162,14 +162,14 @@ def _decoder(config: ModelConfig) -> Iterator[Entry]:
     yield from _norm("decoder.transformer.pre_norm", "decoder", "input_norm")
     yield Entry("decoder.query_embed.weight", ("decoder", "query"), SAME)
     for i in range(config.decoder.depth):
-        block, ours = f"decoder.transformer.decoder.layers.{i}", ("decoder", f"layer_{i}")
-        yield from _norm(f"{block}.norm1", *ours, "norm1")
-        yield from _torch_attention(f"{block}.self_attn", *ours, "self_attention")
-        yield from _norm(f"{block}.norm2", *ours, "norm2")
-        yield from _torch_attention(f"{block}.multihead_attn", *ours, "cross_attention")
-        yield from _norm(f"{block}.norm3", *ours, "norm3")
-        yield from _linear(f"{block}.linear1", *ours, "mlp", "fc1")
-        yield from _linear(f"{block}.linear2", *ours, "mlp", "fc2")
+        block, layer = f"decoder.transformer.decoder.layers.{i}", ("decoder", f"layer_{i}")
+        yield from _norm(f"{block}.norm1", *layer, "norm1")
+        yield from _torch_attention(f"{block}.self_attn", *layer, "self_attention")
+        yield from _norm(f"{block}.norm2", *layer, "norm2")
+        yield from _torch_attention(f"{block}.multihead_attn", *layer, "cross_attention")
+        yield from _norm(f"{block}.norm3", *layer, "norm3")
+        yield from _linear(f"{block}.linear1", *layer, "mlp", "fc1")
+        yield from _linear(f"{block}.linear2", *layer, "mlp", "fc2")
     yield from _norm("decoder.transformer.decoder.norm", "decoder", "norm")
     for i in range(3):
         yield from _linear(f"decoder.bbox_embed.layers.{i}", "decoder", "box_head", f"layer{i}")

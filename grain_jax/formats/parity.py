@@ -1,4 +1,4 @@
-"""How far a converted model is from ours: every output on the same inputs, in float32."""
+"""Compare a converted model with grain_jax's: every output on the same inputs, in float32."""
 
 import copy
 import dataclasses
@@ -16,7 +16,7 @@ from grain_jax.config import ModelConfig
 from grain_jax.formats.grain_reference import Params
 from grain_jax.models.image_text import build_model
 
-TOLERANCE = 1e-4  # absolute; of the largest value, where an output goes beyond 1
+TOLERANCE = 1e-4  # absolute, or relative to the largest value where that is above 1
 TINY = float(np.finfo(np.float32).tiny)
 FILE = "parity.json"
 
@@ -25,7 +25,7 @@ Outputs = Mapping[str, np.ndarray]  # name -> value, of one set of inputs
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What both models are given."""
+    """Inputs of both models."""
 
     name: str  # "random" or "real"
     pixels: np.ndarray  # float32 [B, S, S, 3], normalised
@@ -34,21 +34,21 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of one output on one set of inputs."""
+    """The difference of one output on one set of inputs."""
 
     inputs: str
     output: str
-    absolute: float  # largest |ours - theirs|
-    relative: float  # that, of the largest |ours|
+    absolute: float  # largest |expected - actual|
+    relative: float  # that, divided by the largest |expected|
 
     @property
     def within(self) -> bool:
-        """NaN is not."""
+        """Whether it is within `TOLERANCE`; NaN is not."""
         return min(self.absolute, self.relative) <= TOLERANCE
 
 
 def random_inputs(config: ModelConfig, *, count: int = 8) -> Inputs:
-    """Normal pixels, and texts of all lengths up to the longest that fits."""
+    """Normally distributed pixels, and texts of all lengths up to the context length."""
     rng = np.random.default_rng(0)
     size, length, last = config.image_size, config.text.context_length, config.text.vocab_size - 1
     pixels = rng.normal(size=(count, size, size, 3)).astype(np.float32)
@@ -59,9 +59,11 @@ def random_inputs(config: ModelConfig, *, count: int = 8) -> Inputs:
     return Inputs("random", pixels, tokens.astype(np.int32))
 
 
-def our_outputs(config: ModelConfig) -> Callable[[Params, Inputs], Outputs]:
-    """Computes features as they are, embeddings of unit length, boxes, scales and scores, in
-    float32; compiled once for inputs of the same shapes.
+def jax_outputs(config: ModelConfig) -> Callable[[Params, Inputs], Outputs]:
+    """A function that computes all outputs of the model of `config` in float32.
+
+    These are unnormalized features, embeddings of unit length, boxes, scales and scores. It is
+    compiled once for inputs of the same shapes.
     """
     config = copy.deepcopy(config)
     config.dtype, config.attention = "float32", "xla"
@@ -103,12 +105,17 @@ def _outputs(model: Any, pixels: jax.Array, tokens: jax.Array) -> dict[str, jax.
 
 
 def compare(
-    ours: Callable[[Inputs], Outputs], theirs: Callable[[Inputs], Outputs], inputs: Sequence[Inputs]
+    reference: Callable[[Inputs], Outputs],
+    converted: Callable[[Inputs], Outputs],
+    inputs: Sequence[Inputs],
 ) -> list[Difference]:
-    """Differences of all outputs of `ours`. Raises ValueError where the other model lacks one."""
+    """Differences of all outputs of `reference`.
+
+    Raises ValueError where `converted` lacks an output or gives it another shape.
+    """
     found = []
     for given in inputs:
-        expected, actual = ours(given), theirs(given)
+        expected, actual = reference(given), converted(given)
         for name, value in expected.items():
             if name not in actual or actual[name].shape != value.shape:
                 raise ValueError(f"The converted model gives no {name} of shape {value.shape}.")
@@ -123,7 +130,7 @@ def write_parity(
 ) -> None:
     """Writes `parity.json`. Raises ValueError that names the outputs beyond the tolerance.
 
-    `rounding`: what fewer bits of the weights change, for which there is no tolerance.
+    `rounding`: differences caused by weights of lower precision, to which no tolerance applies.
     """
     report = {"tolerance": TOLERANCE, "differences": [dataclasses.asdict(d) for d in differences]}
     if rounding:
@@ -133,7 +140,7 @@ def write_parity(
         named = ", ".join(f"{d.output} on {d.inputs} inputs by {d.absolute:.2g}" for d in beyond)
         raise ValueError(
             f"The export differs from the model by more than {TOLERANCE:g}: {named}. "
-            "Nothing of it is kept; please report this."
+            "The export is deleted; please report this."
         )
 
 

@@ -1,8 +1,8 @@
-"""Other people's CLIP-like models, read as ours: towers, tokenizer and preprocessing.
+"""Read pretrained CLIP-like models: towers, tokenizer and preprocessing.
 
-Folders of `CLIPModel` and `SiglipModel` in the Hugging Face layout, and of open_clip with its own
-vision transformer (`open_clip_config.json` beside the weights). Nothing in a file is executed:
-weights are safetensors, or torch files read with `weights_only`.
+Supported are folders of `CLIPModel` and `SiglipModel` in the Hugging Face layout, and of open_clip
+with its own vision transformer (`open_clip_config.json` beside the weights). Nothing in a file is
+executed: weights are safetensors, or torch files read with `weights_only`.
 """
 
 import math
@@ -46,15 +46,15 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-OPEN_CLIP_KINDS: dict[str, Any] = {  # of the numbers in its configuration, by example
+OPEN_CLIP_KINDS: dict[str, Any] = {  # types of the numbers in its configuration, by example
     **dict.fromkeys(("embed_dim", "image_size", "patch_size", "width", "layers", "heads"), 1),
     **dict.fromkeys(("head_width", "context_length", "vocab_size"), 1),
     "mlp_ratio": 1.0,
 }
-MAX_LOG_SCALE = 16.0  # e to it is beyond any use
-NOT_OURS = ("position_ids", "logit_bias")  # a buffer; a constant that no softmax sees
+MAX_LOG_SCALE = 16.0  # larger scales are not plausible
+UNUSED = ("position_ids", "logit_bias")  # a buffer; a constant without effect in a softmax
 
-# What `config.json` leaves out, as transformers fills it in.
+# Defaults of transformers for settings that `config.json` does not have.
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _LARGE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
@@ -77,26 +77,28 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
-    """Our configuration of a `CLIPModel` or `SiglipModel`, from what its `config.json` holds.
+    """The `ModelConfig` of a `CLIPModel` or `SiglipModel`, from the content of its `config.json`.
 
-    Raises ValueError for another kind of model, or an activation that is not known.
+    Raises ValueError for another type of model, an invalid setting or an unknown activation.
     """
     kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in DEFAULTS:
         raise ValueError(
-            f"{HUGGINGFACE_CONFIG} has model_type {kind!r}; needed one of {', '.join(DEFAULTS)} or "
-            "grain."
+            f"{HUGGINGFACE_CONFIG} has model_type {kind!r}; expected one of {', '.join(DEFAULTS)} "
+            "or grain."
         )
     parts = {}
     for part, default in DEFAULTS[kind].items():
-        told = [_object(name, given.get(name)) for name in (part, f"{part}_dict")]
-        parts[part] = default | told[0] | told[1]
+        current, older = (_object(name, given.get(name)) for name in (part, f"{part}_dict"))
+        parts[part] = default | current | older
         for name, value in default.items():
             _check_kind(f"{part}.{name}", parts[part][name], like=value)
     vision, text = parts["vision_config"], parts["text_config"]
     siglip = kind == "siglip"
     if siglip and not vision["vision_use_head"]:
-        raise ValueError("A SigLIP without vision_use_head has no image embedding.")
+        raise ValueError(
+            "A SigLIP without vision_use_head has no image embedding; give one with it."
+        )
     projection = text.get("projection_size") or text["hidden_size"]
     joint = projection if siglip else given.get("projection_dim", 512)
     _check_kind("projection_size" if siglip else "projection_dim", joint, like=512)
@@ -125,25 +127,29 @@ def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:
 
 
 def read_huggingface_clip(folder: Path) -> ModelBundle:
-    """A `CLIPModel` or `SiglipModel`. Raises ValueError for what is missing or not supported."""
+    """Reads a `CLIPModel` or `SiglipModel`.
+
+    Raises ValueError where a file is missing or invalid, and for settings that are not supported.
+    """
     try:
         model = huggingface_model(read_json(folder / HUGGINGFACE_CONFIG))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     siglip = model.vision.pooling == "map"
-    state, left = from_huggingface(read_weights(folder, WEIGHTS))
+    state, unexpected = from_huggingface(read_weights(folder, WEIGHTS))
     pooled = state.get("backbone.visual.attn_pool.attn.out_proj.weight")
     if siglip and pooled is not None and pooled.ndim == 2:
-        # Its pooled image is the embedding. The size is that of a tensor that is really there: the
-        # configuration may say anything.
+        # Its pooled image is the embedding. The size is that of an existing tensor, as that in the
+        # configuration may be wrong.
         state["backbone.image_projection"] = np.eye(*pooled.shape, dtype=np.float32)
     preprocessing = huggingface_preprocessing(folder, model.image_size, siglip=siglip)
-    return _loaded(folder, state, left, model, preprocessing)
+    return _loaded(folder, state, unexpected, model, preprocessing)
 
 
 def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> ModelBundle:
-    """A model of open_clip with `open_clip_config.json`, as its hub holds them, and the first of
-    its `weights` that is there. Errors as above.
+    """Reads a model of open_clip: `open_clip_config.json` and the first of `weights` that exists.
+
+    Raises ValueError as `read_huggingface_clip`.
     """
     path = folder / OPEN_CLIP_CONFIG
     given = read_json(path)
@@ -191,29 +197,29 @@ def read_open_clip(folder: Path, weights: Sequence[str] = OPEN_CLIP_WEIGHTS) -> 
     preprocessing = open_clip_preprocessing(
         path, given.get("preprocess_cfg") or {}, model.image_size
     )
-    state, left = from_open_clip(read_weights(folder, weights))
-    return _loaded(folder, state, left, model, preprocessing)
+    state, unexpected = from_open_clip(read_weights(folder, weights))
+    return _loaded(folder, state, unexpected, model, preprocessing)
 
 
 def _loaded(
     folder: Path,
     state: dict[str, np.ndarray],
-    left: list[str],
+    unexpected: list[str],
     model: ModelConfig,
     preprocessing: Preprocessing,
 ) -> ModelBundle:
     tokenizer = _tokenizer(folder, model)
-    if odd := [name for name in left if not name.endswith(NOT_OURS)]:
+    if odd := [name for name in unexpected if not name.endswith(UNUSED)]:
         raise ValueError(
-            f"{folder}: unknown tensor {odd[0]} ({len(odd)} in all), which no CLIP or SigLIP has "
-            "that is read here."
+            f"{folder}: unexpected tensor {odd[0]} ({len(odd)} in all), which the supported CLIP "
+            "and SigLIP models do not have."
         )
     scale = state.get("backbone.logit_scale")
     if scale is not None:
         if not abs(float(scale)) <= MAX_LOG_SCALE:
             raise ValueError(
-                f"{folder}: logit_scale is {scale}, the logarithm of what cosines are multiplied "
-                f"by; needed one number, at most {MAX_LOG_SCALE}."
+                f"{folder}: logit_scale is {scale}, the logarithm of the factor on cosines; "
+                f"expected one number, at most {MAX_LOG_SCALE}."
             )
         model.max_logit_scale = max(model.max_logit_scale, float(np.exp(scale)))
     return loaded_model(
@@ -235,9 +241,9 @@ def loaded_model(
     tokenizer_name: str,
     preprocessing: Preprocessing,
 ) -> ModelBundle:
-    """A model that no run of ours has left, with a configuration that says all that is known.
+    """The bundle of a model that was not trained by grain_jax; its config has what is known.
 
-    Captions and descriptions take all positions there are.
+    The lengths of captions and descriptions are the context length.
     """
     data = DataConfig(
         dataset="tfds",
@@ -278,25 +284,25 @@ def _tower(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(name: str, given: Any) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{name} is {given!r}, needed an object.")
+        raise ValueError(f"{name} is {given!r}, expected an object.")
     return present(given)
 
 
 def _check_kind(name: str, value: Any, *, like: Any) -> None:
-    """Raises ValueError unless it is as the example: a flag, a text, or a number above 0."""
+    """Raises ValueError unless `value` has the type of `like`; numbers must be above 0."""
     match like:
         case bool():
-            good, needed = isinstance(value, bool), "true or false"
+            good, expected = isinstance(value, bool), "true or false"
         case str():
-            good, needed = isinstance(value, str), "a text"
+            good, expected = isinstance(value, str), "a string"
         case int():
             good = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-            needed = "a whole number above 0"
+            expected = "a whole number above 0"
         case _:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            good, needed = number and 0 < value < math.inf, "a number above 0"
+            good, expected = number and 0 < value < math.inf, "a number above 0"
     if not good:
-        raise ValueError(f"{name} is {value!r}, needed {needed}.")
+        raise ValueError(f"{name} is {value!r}, expected {expected}.")
 
 
 def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
@@ -308,13 +314,13 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
     if tokenizer.vocab_size != model.text.vocab_size:
         raise ValueError(
             f"The tokenizer of {folder} has {tokenizer.vocab_size} ids with end-of-text as the "
-            f"highest, the text tower {model.text.vocab_size}; it pools where no text ends."
+            f"highest, the text tower {model.text.vocab_size}; expected equal numbers."
         )
     return tokenizer
 
 
 def _has_clip_vocabulary(folder: Path, size: int) -> bool:
-    """Whether texts become the ids of OpenAI's CLIP; without a vocabulary, its size has to tell."""
+    """Whether the vocabulary is that of OpenAI's CLIP; without a file, judged by its size."""
     if size != ClipTokenizer.vocab_size:
         return False
     if (folder / "vocab.json").is_file():
@@ -346,7 +352,7 @@ def _refuse_others(
     found = list(_unknown(known))
     if found:
         raise ValueError(
-            f"{path}: {', '.join(found)} not supported; needed open_clip's own vision "
+            f"{path}: {', '.join(found)} not supported; expected open_clip's own vision "
             "transformer with a class token, and CLIP's text tower."
         )
 

@@ -1,4 +1,4 @@
-"""How other people's models see images, as a `Preprocessing`: from their settings, or refused."""
+"""The preprocessing of pretrained models as a `Preprocessing`; other settings are errors."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,38 +8,38 @@ from grain_jax.data.transforms import RESAMPLING, Preprocessing
 from grain_jax.formats.files import present, read_json
 
 HUGGINGFACE_CONFIG = "config.json"
-# Of the second, which transformers 5 writes, the part named "image_processor".
+# Of the second, which transformers 5 writes, the entry "image_processor" is read.
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) -> Preprocessing:
-    """Of the first of `IMAGE_SETTINGS` that says any; without, what such models are trained with.
+    """The preprocessing in the first of `IMAGE_SETTINGS` that exists, else the model's default.
 
-    Raises ValueError for what is done to images there and not here.
+    Raises ValueError for steps that `Preprocessing` does not have.
     """
     path, given = _image_settings(folder)
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type"))
-    if kind.startswith(("CLIP", "Siglip")):  # whose defaults are meant where a setting is left out
+    if kind.startswith(("CLIP", "Siglip")):  # its defaults apply to settings that are absent
         siglip = kind.startswith("Siglip")
-    for name, needed in (
+    for name, expected in (
         *(("do_resize", True), ("do_rescale", True), ("do_normalize", True)),
         *(("do_pad", False), ("use_square_size", False)),
     ):
-        if bool(given.get(name, needed)) != needed:
-            raise ValueError(f"{path}: {name} is {given[name]}, needed {needed} or none.")
+        if bool(given.get(name, expected)) != expected:
+            raise ValueError(f"{path}: {name} is {given[name]}, expected {expected} or absent.")
     factor = given.get("rescale_factor", 1 / 255)
     if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
         raise ValueError(
-            f"{path}: rescale_factor is {factor!r}, needed 1/255: pixels become 0 to 1 before they "
-            "are normalised."
+            f"{path}: rescale_factor is {factor!r}, expected 1/255: pixels are scaled to 0 to 1 "
+            "before they are normalised."
         )
     names = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
     resample = given.get("resample", 3)
     if resample not in list(names):
         raise ValueError(
-            f"{path}: resample is {resample!r}, needed 2 (bilinear) or 3 (bicubic), or none."
+            f"{path}: resample is {resample!r}, expected 2 (bilinear), 3 (bicubic) or absent."
         )
     mean, std = ((0.5,) * 3,) * 2 if siglip else (MEAN, STD)
     return Preprocessing(
@@ -54,25 +54,25 @@ def huggingface_preprocessing(folder: Path, image_size: int, *, siglip: bool) ->
 
 
 def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how images are prepared and what it says; {} where none does."""
+    """The file with the image settings, and the settings; {} where there is no file."""
     whole, nested = (folder / name for name in IMAGE_SETTINGS)
     if whole.is_file():
         return whole, present(read_json(whole))
     given = read_json(nested).get("image_processor") if nested.is_file() else None
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{nested}: image_processor is {given!r}, needed an object.")
+        raise ValueError(f"{nested}: image_processor is {given!r}, expected an object.")
     return nested, present(given)
 
 
 def _resize(path: Path, given: Mapping[str, Any], image_size: int, *, cropped: bool) -> str:
-    """Which `Preprocessing.resize` they mean. Raises ValueError where none does just that."""
+    """The `Preprocessing.resize` with the same effect. Raises ValueError where there is none."""
     square = {"height": image_size, "width": image_size}
     shortest = {"shortest_edge": image_size}
     size = _named_sides(given.get("size", shortest if cropped else square), ("shortest_edge",))
     crop = _named_sides(given.get("crop_size", square), ("height", "width"))
     if cropped and crop != square:
         raise ValueError(
-            f"{path}: crop_size is {given['crop_size']}, needed {image_size}, the image_size of "
+            f"{path}: crop_size is {given['crop_size']}, expected {image_size}, the image_size of "
             f"{HUGGINGFACE_CONFIG}."
         )
     if size == square:
@@ -80,15 +80,15 @@ def _resize(path: Path, given: Mapping[str, Any], image_size: int, *, cropped: b
     if size == shortest and cropped:
         return "crop"
     raise ValueError(
-        f"{path}: size is {given['size']} {'with' if cropped else 'without'} a centre crop. Needed "
-        f"one of these, with the image_size of {HUGGINGFACE_CONFIG}: {shortest} with "
+        f"{path}: size is {given['size']} {'with' if cropped else 'without'} a centre crop. "
+        f"Expected one of these, with the image_size of {HUGGINGFACE_CONFIG}: {shortest} with "
         f"do_center_crop, which keeps the largest centred square, or {square}, which squashes the "
         "image."
     )
 
 
 def _named_sides(size: Any, of_one: Sequence[str]) -> Any:
-    """A size in full: old files have one number for the sides `of_one`, or (height, width)."""
+    """A size by side: older files have one number for the sides `of_one`, or [height, width]."""
     if isinstance(size, int):
         return dict.fromkeys(of_one, size)
     if isinstance(size, list) and len(size) == 2:
@@ -97,21 +97,21 @@ def _named_sides(size: Any, of_one: Sequence[str]) -> Any:
 
 
 def open_clip_preprocessing(path: Path, given: Any, image_size: int) -> Preprocessing:
-    """Of `preprocess_cfg`. Its `size` is not looked at: open_clip puts the model's in its place."""
+    """The preprocessing of `preprocess_cfg`. Its `size` is ignored: open_clip uses the model's."""
     if not isinstance(given, Mapping):
-        raise ValueError(f"{path}: preprocess_cfg is {given!r}, needed an object.")
+        raise ValueError(f"{path}: preprocess_cfg is {given!r}, expected an object.")
     given = present(given)
     resizes = {"shortest": "crop", "squash": "squash"}
     mode = given.get("resize_mode", "shortest")
     if mode not in list(resizes):
         raise ValueError(
-            f"{path}: resize_mode is {mode!r}, needed 'shortest' (the largest centred square) or "
+            f"{path}: resize_mode is {mode!r}, expected 'shortest' (the largest centred square) or "
             "'squash'; images are not padded here."
         )
     interpolation = given.get("interpolation", "bicubic")
     if interpolation not in list(RESAMPLING):
         raise ValueError(
-            f"{path}: interpolation is {interpolation!r}, needed one of {', '.join(RESAMPLING)}."
+            f"{path}: interpolation is {interpolation!r}, expected one of {', '.join(RESAMPLING)}."
         )
     return Preprocessing(
         image_size=image_size,
@@ -126,5 +126,5 @@ def _triple(path: Path, name: str, values: Any) -> tuple[float, float, float]:
     try:
         red, green, blue = (float(value) for value in values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {name} is {values!r}, needed three numbers.") from error
+        raise ValueError(f"{path}: {name} is {values!r}, expected three numbers.") from error
     return red, green, blue

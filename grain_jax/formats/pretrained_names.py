@@ -1,7 +1,7 @@
-"""State dicts of other CLIP-like models under the names of the official code.
+"""Rename state dicts of other CLIP-like models to the names of the official code.
 
-A rule is (pattern, replacement) on a whole name; what no rule takes is not ours. Separate query,
-key and value projections are joined, `[q; k; v]`, as `nn.MultiheadAttention` stores them.
+A rule is (pattern, replacement) for a whole name; a name without a rule is unexpected. Separate
+query, key and value projections are joined as `[q; k; v]`, as in `nn.MultiheadAttention`.
 """
 
 import re
@@ -17,7 +17,7 @@ _IMAGE, _TEXT = "backbone.visual", "backbone"
 
 
 def _in_layers(source: str, target: str, rules: Rules) -> Rules:
-    """The rules within each numbered layer; the number is the first group."""
+    """The rules for each numbered layer; the number is the first group."""
     return [(rf"{source}\.(\d+)\.{old}", rf"{target}.\1.{new}") for old, new in rules]
 
 
@@ -25,7 +25,10 @@ HUGGINGFACE: Rules = (  # CLIPModel and SiglipModel
     (r"vision_model\.embeddings\.class_embedding", rf"{_IMAGE}.cls_token"),
     (r"vision_model\.embeddings\.patch_embedding\.(\w+)", rf"{_IMAGE}.patch_embed.proj.\1"),
     (r"vision_model\.embeddings\.position_embedding\.weight", rf"{_IMAGE}.pos_embed"),
-    (r"vision_model\.pre_layrnorm\.(\w+)", rf"{_IMAGE}.norm_pre.\1"),  # so it is spelled there
+    (
+        r"vision_model\.pre_layrnorm\.(\w+)",
+        rf"{_IMAGE}.norm_pre.\1",
+    ),  # spelled like that in transformers
     *_in_layers(
         r"vision_model\.encoder\.layers",
         rf"{_IMAGE}.blocks",
@@ -89,22 +92,22 @@ _SHAPES = {"cls_token": (1, 1, -1), "pos_embed": (1, -1, 0), "logit_scale": ()}
 
 
 def from_huggingface(state: StateDict) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tensors of a `CLIPModel` or `SiglipModel` by official name, and the names that are left."""
+    """Tensors of a `CLIPModel` or `SiglipModel` by official name, and the unexpected names."""
     return _renamed(_joined(state), HUGGINGFACE)
 
 
 def from_open_clip(state: StateDict) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tensors of an open_clip model with its own ViT by official name, and the names left."""
+    """Tensors of an open_clip model with its own ViT by official name, and the unexpected names."""
     return _renamed(dict(state), OPEN_CLIP)
 
 
 def _renamed(state: StateDict, rules: Rules) -> tuple[dict[str, np.ndarray], list[str]]:
     found: dict[str, np.ndarray] = {}
-    left = []
+    unexpected = []
     for name, value in state.items():
         official = _official_name(name, rules)
         if official is None:
-            left.append(name)
+            unexpected.append(name)
             continue
         if name in _TRANSPOSED:
             value = value.T
@@ -115,7 +118,7 @@ def _renamed(state: StateDict, rules: Rules) -> tuple[dict[str, np.ndarray], lis
             except (ValueError, IndexError) as error:
                 raise ValueError(f"{name} has shape {list(value.shape)}: {error}.") from error
         found[official] = np.asarray(value)
-    return found, left
+    return found, unexpected
 
 
 def _official_name(name: str, rules: Rules) -> str | None:
@@ -132,7 +135,9 @@ def _joined(state: StateDict) -> dict[str, np.ndarray]:
         if ".self_attn.q_proj." in name:
             parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
             if missing := [part for part in parts if part not in state]:
-                raise ValueError(f"The weights have {name} and no {missing[0]}.")
+                raise ValueError(
+                    f"The weights have {name} but not {missing[0]}; give complete weights."
+                )
             joined[name.replace("q_proj", "qkv")] = np.concatenate([state[part] for part in parts])
         elif not re.search(r"\.self_attn\.[kv]_proj\.", name):
             joined[name] = value

@@ -1,4 +1,4 @@
-"""Tensors in files that others wrote: safetensors or torch, one file or several with an index."""
+"""Read tensors from safetensors or torch files, one file or several with an index."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from grain_jax.formats.files import (
 )
 from grain_jax.formats.wrapped_names import unwrapped_names
 
-INDEX = ".index.json"  # after the name that the weights would have in one file
+INDEX = ".index.json"  # suffix to the name of the weights in one file
 MAX_PARTS = 4096
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")  # in training checkpoints
 AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
@@ -39,10 +39,10 @@ Tensors = dict[str, np.ndarray]
 
 
 def read_weights(folder: Path, names: Sequence[str]) -> Tensors:
-    """The first of the named files that is there, whole or in the parts that its index names.
+    """The tensors of the first of the named files that exists, or of the parts in its index.
 
-    Floats of 16 to 64 bits come as float32, names without the wrappers of training frameworks.
-    Raises ValueError.
+    Floats of 16 to 64 bits are converted to float32; wrappers of training frameworks are removed
+    from names. Raises ValueError where a file is missing or cannot be read.
     """
     for name in names:
         if (path := folder / name).is_file():
@@ -53,9 +53,9 @@ def read_weights(folder: Path, names: Sequence[str]) -> Tensors:
 
 
 def part_names(index: Path) -> dict[str, list[str]]:
-    """{file of the index's folder: the tensors that it holds}, by an index of split weights.
+    """File -> names of its tensors, from the index of weights in several files.
 
-    Raises ValueError for a file that may lie elsewhere: only plain names are taken.
+    Raises ValueError for a file outside the folder of the index: only plain names are allowed.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
@@ -65,10 +65,11 @@ def part_names(index: Path) -> dict[str, list[str]]:
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not _is_plain(file):
             raise ValueError(
-                f"{index} says that {tensor!r} is in {file!r}; needed the name of a file beside it."
+                f"{index} says that {tensor!r} is in {file!r}; expected the name of a file "
+                "beside it."
             )
         if not file.endswith(suffix):
-            raise ValueError(f"{index} says that {tensor!r} is in {file!r}; needed a {suffix}.")
+            raise ValueError(f"{index} says that {tensor!r} is in {file!r}; expected a {suffix}.")
         parts.setdefault(file, []).append(tensor)
     if len(parts) > MAX_PARTS:
         raise ValueError(f"{index} names {len(parts)} files; expected at most {MAX_PARTS}.")
@@ -76,10 +77,10 @@ def part_names(index: Path) -> dict[str, list[str]]:
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """Floats of 16 to 64 bits as float32, integers and booleans as they are.
+    """The tensors of a file: floats of 16 to 64 bits as float32, integers and booleans unchanged.
 
-    One tensor at a time, so that no second copy of the file is held. Raises ValueError, also for
-    tensors of other types, such as floats of 8 bits.
+    Tensors are read one at a time, so that no second copy of the file is in memory. Raises
+    ValueError for a damaged file, and for tensors of other types, such as floats of 8 bits.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -87,7 +88,7 @@ def read_safetensors(path: Path) -> Tensors:
     try:
         with (
             safe_open(path, framework="numpy") as plain,
-            # Knows bfloat16 in every version, and would cut integers to 32 bits.
+            # Supports bfloat16 in every version, but would truncate integers to 32 bits.
             safe_open(path, framework="flax") as with_bfloat16,
         ):
             tensors = {}
@@ -129,7 +130,7 @@ def _read_parts(index: Path) -> Tensors:
         if absent := sorted(set(wanted) - set(found)):
             raise ValueError(
                 f"{index} says that {path.name} has {absent[0]!r} ({len(absent)} such tensors), "
-                "and it does not; the files are not of one model."
+                "but it does not; the files do not belong to one model."
             )
         for name in found:
             if (other := origin.setdefault(name, path.name)) != path.name:
@@ -142,7 +143,7 @@ def _read_parts(index: Path) -> Tensors:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names a file of the folder itself, and is not a pattern for the hub's client."""
+    """Whether it is the name of a file in the folder, and not a pattern for the hub's client."""
     odd = set('/\\:*?[]"<>|') & set(name)
     return name.isprintable() and not odd and not name.startswith(".") and bool(name)
 
@@ -161,24 +162,24 @@ def _state_dict(path: Path) -> Tensors:
     if is_safetensors(path):
         raise ValueError(f"{path} is a safetensors file: rename it to *.safetensors.")
     content = read_torch(path)
-    import torch  # it is there, as the file was read
+    import torch  # installed, as the file was read
 
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, needed a state dict.")
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict.")
     content = _of_training(path, content, lambda value: isinstance(value, torch.Tensor))
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if odd := [name for name in tensors if not isinstance(name, str)]:
-        raise ValueError(f"{path} has a tensor called {odd[0]!r}, needed a name.")
+        raise ValueError(f"{path} has a tensor called {odd[0]!r}, expected a name.")
     if not tensors:
         listed = ", ".join(map(repr, list(content)[:5])) or "nothing"
-        raise ValueError(f"{path} holds no tensors, needed a state dict; it has {listed}.")
+        raise ValueError(f"{path} holds no tensors, expected a state dict; it has {listed}.")
     return {name: torch_array(path, repr(name), value) for name, value in tensors.items()}
 
 
 def _of_training(
     path: Path, content: Mapping[Any, Any], is_tensor: Callable[[Any], bool]
 ) -> Mapping[Any, Any]:
-    """The state dict in a training checkpoint; the content itself where it is one."""
+    """The state dict in a training checkpoint; else the content itself."""
 
     def state_dicts(names: Sequence[str]) -> Iterator[str]:
         for name in names:
@@ -191,14 +192,14 @@ def _of_training(
     if given and average:
         raise ValueError(
             f"{path} holds two models, {given!r} and its average over steps, {average!r}. Save the "
-            f"one that is meant: torch.save(checkpoint[{average!r}], FILE)."
+            f"one to load: torch.save(checkpoint[{average!r}], FILE)."
         )
     chosen = given or average
     return content if chosen is None else content[chosen]
 
 
 def _why_not_safetensors(path: Path) -> str:
-    """ "is ...; what to do", "" where the content does not tell."""
+    """The reason "is ...; what to do"; "" where the content does not show it."""
     if is_torch(path):
         kind = other_kind(path)
         return kind or "is a torch file under a name of safetensors: rename it to *.bin"
@@ -218,5 +219,5 @@ def _why_not_safetensors(path: Path) -> str:
 def _hint(folder: Path) -> str:
     for pattern, format_name in OTHER_FORMATS.items():
         if found := sorted(folder.glob(pattern)):
-            return f" {found[0].name} is of {format_name}, which is not read."
+            return f" {found[0].name} is a file of {format_name}, which is not supported."
     return ""

@@ -1,9 +1,9 @@
-"""Names of tensors without what training frameworks put around a model.
+"""Remove the wrappers of training frameworks from names of tensors.
 
 `torch.compile` puts "_orig_mod." before every name, DataParallel and DistributedDataParallel
 "module.", FSDP "_fsdp_wrapped_module.", activation checkpointing "_checkpoint_wrapped_module.",
 Lightning's Fabric "_forward_module.", and a LightningModule the name of its own attribute,
-mostly "model.". They nest in any order; all but "module." and "model." also occur inside of a name.
+mostly "model.". They nest in any order; all but "module." and "model." also occur within a name.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ ATTRIBUTE = "model."  # of a LightningModule
 
 
 def unwrapped_names(names: Iterable[str], where: object) -> dict[str, str]:
-    """Each name without its wrappers: {as given: as the bare module has it}.
+    """{name: name without wrappers}.
 
-    "model." goes only where every name starts with it. Raises ValueError, with `where` they are
-    from, for two names that are then the same.
+    "model." is removed only where every name starts with it. Raises ValueError, which names `where`
+    they are from, where two names become equal.
     """
     bare = {name: _unwrapped(name) for name in names}
     if bare and all(name.startswith(ATTRIBUTE) for name in bare.values()):

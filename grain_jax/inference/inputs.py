@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from grain_jax.data.checks import Dropped, read_image_bytes
+from grain_jax.data.checks import SkippedSample, read_image_bytes
 from grain_jax.data.records import Record
 from grain_jax.data.transforms import (
     ImageError,
@@ -45,7 +45,7 @@ class ImageInputs:
             image = self._read(self._images[index])
             window, shape = self._preprocessing.window(image), image_shape(image)
             square = self._preprocessing(image)
-        except (ImageError, Dropped) as error:
+        except (ImageError, SkippedSample) as error:
             if not self._skip:
                 raise ImageError(f"Image {self.name(index)!r}: {error}") from None
             self.failed[index] = str(error)
@@ -60,7 +60,7 @@ class ImageInputs:
         return str(image) if isinstance(image, str | Path) else f"image {index}"
 
     def _read(self, image: ImageInput) -> bytes | Pixels:
-        """Raises `ImageError` or `Dropped`."""
+        """Raises `ImageError` or `SkippedSample`."""
         if isinstance(image, bytes):
             return image
         if isinstance(image, np.ndarray):

@@ -1,1 +1,1 @@
-"""Weights from a folder, a file or the hub: as a model to use, or as the start of a run."""
+"""Load weights from a folder, a file or the hub, for inference or to start a run."""

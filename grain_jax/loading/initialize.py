@@ -1,4 +1,4 @@
-"""A run that starts from trained weights (`--pretrained`): what comes with them, what does not."""
+"""Start a run from trained weights (`--pretrained`): settings it inherits, tensors it loads."""
 
 import copy
 import dataclasses
@@ -25,33 +25,36 @@ from grain_jax.models.bundle import ModelBundle
 from grain_jax.training import run_folder
 from grain_jax.training.state import TrainState
 
-NOT_OF_WEIGHTS = (  # how a tower starts, or trains: nothing the weights decide
+NOT_INHERITED = (  # how a tower is initialized or trained, which weights do not decide
     "model.vision.position_init",
     "model.vision.initializer",
     "model.text.token_init_std",
     "model.decoder.dropout",
 )
-FREE = ("model.max_logit_scale", "data.interpolation")  # the weights' own unless one is given
+OVERRIDABLE = ("model.max_logit_scale", "data.interpolation")  # inherited unless set by the user
 LENGTHS = ("data.caption_length", "data.description_length")
 POSITION = "vision/position"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where the parameters of a run come from, by name ("vision/layer_0/norm1/scale")."""
+class LoadReport:
+    """Which tensors were loaded, by parameter name ("vision/layer_0/norm1/scale").
 
-    loaded: tuple[str, ...]
-    resized: tuple[str, ...]  # loaded, for another image size
-    new: tuple[str, ...]
-    left: tuple[str, ...]  # of the weights, that the model has no place for
+    `missing` and `unexpected` mean what they mean in `transformers`.
+    """
+
+    loaded: tuple[str, ...]  # the resized ones included
+    resized: tuple[str, ...]  # position embeddings interpolated to another image size
+    missing: tuple[str, ...]  # in the model, not in the weights: newly initialized
+    unexpected: tuple[str, ...]  # in the weights, not in the model: ignored
 
     def sentences(self, source: str) -> list[str]:
-        """For the screen: one line each for what was loaded, resized, made new and left."""
+        """Lines to print, one for each kind of tensor that occurs; `source` names the weights."""
         lines = [f"{len(self.loaded)} tensors of {source} loaded"]
         for what, names in (
             ("resized to the model's image size", self.resized),
-            ("newly made", self.new),
-            ("of the weights left, as the model has no such part", self.left),
+            ("missing from the weights, newly initialized", self.missing),
+            ("unexpected in the weights, ignored", self.unexpected),
         ):
             if names:
                 lines.append(f"{len(names)} {what}: {_summary(names)}")
@@ -60,20 +63,21 @@ class Origin:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The trained weights that a run starts from, and what comes with them."""
+    """The trained weights that a run starts from, and the settings it inherits from them."""
 
-    config: TrainConfig
-    trained: ModelBundle | None = None  # None from the seed, or for a run that goes on
+    config: TrainConfig  # with the inherited settings
+    trained: ModelBundle | None = None  # None for random initialization and for a resumed run
     tokenizer: Tokenizer | None = None  # of the weights; None: the one that the config names
-    adopted: Sequence[str] = ()  # settings that came with the weights
-    notes: Sequence[str] = ()  # for the screen
+    inherited: Sequence[str] = ()  # paths of the inherited settings
+    notes: Sequence[str] = ()  # to print
 
 
 def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
-    """What `config.pretrained` names, for a run in `workdir`, and `config` with what comes with it.
+    """Reads the weights that `config.pretrained` names and lets `config` inherit their settings.
 
-    A run that has a checkpoint is past its start: what came along is in there, and the weights need
-    not be there any more. Raises ValueError for weights that do not fit the settings.
+    A run in `workdir` that has a checkpoint resumes from it: the inherited settings are read from
+    the checkpoint, and the pretrained weights are not read again. Raises ValueError where the
+    weights do not exist or do not fit the settings.
     """
     folder = workdir / run_folder.FOLDER
     steps = run_folder.complete_steps(folder)
@@ -83,47 +87,52 @@ def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
         saved = run_folder.read_metadata(folder, steps[-1])
         before = config_from_json(json.dumps(saved["config"]))
         if not config.pretrained:
-            # The tokenizer that it has: an older version may have cleaned texts in another way.
+            # Keep the stored tokenizer: an older version may have cleaned texts differently.
             same = not before.pretrained and _same_tokenizer(config, before)
             own = tokenizer_from_spec(saved["tokenizer"]) if same else None
             return Pretrained(config, tokenizer=own)
         if before.pretrained != config.pretrained:
-            return Pretrained(config)  # which is refused, with all else that changed
-        adopted = saved.get("adopted", ())
-        config = adopt_again(config, before, adopted)
+            return Pretrained(config)  # refused later, together with the other changed settings
+        # Runs made before version 0.2 call it "adopted".
+        inherited = saved.get("inherited_settings", saved.get("adopted", ()))
+        config = restore_inherited(config, before, inherited)
         return Pretrained(
-            config, tokenizer=tokenizer_from_spec(saved["tokenizer"]), adopted=adopted
+            config, tokenizer=tokenizer_from_spec(saved["tokenizer"]), inherited=inherited
         )
     trained = read_model(config.pretrained)
-    config, came_along = adopt(config, trained.config)
-    notes = list(came_along.values())
+    config, inherited_notes = inherit_settings(config, trained.config)
+    notes = list(inherited_notes.values())
     if config.data.resize != (resize := trained.config.data.resize):
         notes.append(
-            f"data.resize = {config.data.resize!r}, and the weights saw images as {resize!r}; a "
-            "crop cuts off regions, so this is not taken from them"
+            f"data.resize = {config.data.resize!r}, and the weights were trained with {resize!r}; "
+            "this setting is not inherited, because a crop cuts off regions"
         )
     if config.data.tokenizer == "synthetic_birds":
         own = build_tokenizer(config.data)
         if own.spec() != trained.tokenizer.spec():
             notes.append(
-                "the words are those of the weights, another world's: what it has not is unknown"
+                "the vocabulary is that of the weights, trained on another synthetic birds data "
+                "set: words it lacks become the unknown token"
             )
-    return Pretrained(config, trained, trained.tokenizer, tuple(came_along), notes)
+    return Pretrained(config, trained, trained.tokenizer, tuple(inherited_notes), notes)
 
 
 def _same_tokenizer(config: TrainConfig, before: TrainConfig) -> bool:
-    """Whether a run keeps the tokenizer it has; the world's follows from its settings."""
+    """Whether a run keeps its stored tokenizer; that of synthetic birds is built from settings."""
     names = (config.data.tokenizer, before.data.tokenizer)
     pooling = (config.model.text.pooling, before.model.text.pooling)
     return len(set(names)) == len(set(pooling)) == 1 and "synthetic_birds" not in names
 
 
-def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
-    """`config` with what comes with the weights, and a sentence for each setting that changed.
+def inherit_settings(
+    config: TrainConfig, trained: TrainConfig
+) -> tuple[TrainConfig, dict[str, str]]:
+    """`config` with the settings of the weights, and {path: note} for each setting that changed.
 
-    Of the towers, the embedding, the tokenizer, the interpolation and normalisation of pixels, a
-    setting that is at its default takes the weights' value. Raises ValueError where one was set to
-    another value, but for those in `FREE`, which are kept.
+    A setting of the towers, the embedding, the tokenizer, or the interpolation and normalisation
+    of pixels takes the value of the weights if it is at its default. `config` is not modified.
+    Raises ValueError where such a setting was set to another value, except for those in
+    `OVERRIDABLE`, which keep the value that was set.
     """
     config = copy.deepcopy(config)
     wanted: dict[str, Any] = leaves(config)
@@ -132,17 +141,17 @@ def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[
     wrong = []
     for path, (value, _) in leaves(trained).items():
         given = wanted[path][0]
-        if not _comes_along(path, config, trained) or given == value:
+        if not _is_inherited(path, config, trained) or given == value:
             continue
         if given == default[path][0]:
             _assign(config, path, value)
-            notes[path] = f"{path} = {value!r}, as the weights have it"
-        elif path not in FREE:
+            notes[path] = f"{path} = {value!r}, inherited from the weights"
+        elif path not in OVERRIDABLE:
             wrong.append(f"{path}: given {given!r}, the weights have {value!r}")
     if wrong:
         raise ValueError(
             f"The weights of pretrained = {config.pretrained!r} do not fit these settings; leave "
-            "them out, and they come with the weights:\n  " + "\n  ".join(wrong)
+            "the settings out, and they are inherited from the weights:\n  " + "\n  ".join(wrong)
         )
     # A text is never longer than its positions.
     limit = config.model.text.context_length
@@ -151,35 +160,38 @@ def adopt(config: TrainConfig, trained: TrainConfig) -> tuple[TrainConfig, dict[
         length = limit if config.model.text.pooling == "last" else min(limit, given)
         if length != given:
             _assign(config, path, length)
-            notes[path] = f"{path} = {length}, as the weights have so many positions"
+            notes[path] = f"{path} = {length}, the number of text positions of the weights"
     return config, notes
 
 
-def adopt_again(config: TrainConfig, before: TrainConfig, adopted: Sequence[str]) -> TrainConfig:
-    """`config` with the settings that a run `adopted` at its start, for going on with it.
+def restore_inherited(
+    config: TrainConfig, before: TrainConfig, inherited: Sequence[str]
+) -> TrainConfig:
+    """`config` with the settings that a run `inherited` at its start, to resume that run.
 
-    One that is at its default is as it was `before`; one that was set since stays as it is given.
+    A setting at its default takes its value in `before`, the stored config of the run; one that
+    was set since keeps the value that was set.
     """
     config = copy.deepcopy(config)
     saved: dict[str, Any] = leaves(before)
     wanted: dict[str, Any] = leaves(config)
     default = leaves(TrainConfig())
-    for path in dict.fromkeys(migrate_one(path, None)[0] for path in adopted):
+    for path in dict.fromkeys(migrate_one(path, None)[0] for path in inherited):
         given, value = wanted[path][0], saved[path][0]
-        whole = before.model.text.pooling == "last"  # texts are as long as the positions
-        ruled = path in LENGTHS and (whole or given > value)
-        if given == default[path][0] or ruled:
+        fills_positions = before.model.text.pooling == "last"  # every text is that long
+        determined = path in LENGTHS and (fills_positions or given > value)
+        if given == default[path][0] or determined:
             _assign(config, path, value)
     return config
 
 
 def start_from(
     trained: ModelBundle, state: TrainState, config: TrainConfig
-) -> tuple[TrainState, Origin]:
-    """`state` with the weights of `trained` wherever the model has a place for them.
+) -> tuple[TrainState, LoadReport]:
+    """`state` with every tensor of `trained` that the model has, and the report of what was loaded.
 
     Position embeddings are resized for another image size (bicubic, as CLIP and timm do). Raises
-    ValueError for a tensor of another shape.
+    ValueError where a tensor has another shape.
     """
     weights = unstack_layers(jax.tree.map(np.asarray, trained.params))
     given = _flat(stack_layers(weights) if config.model.scan_layers else weights)
@@ -192,7 +204,7 @@ def start_from(
             value = resize_positions(value, shape[0])
             resized.append(name)
         if value.shape != shape:
-            wrong.append(f"{name}: {value.shape}, needed {shape}")
+            wrong.append(f"{name}: {value.shape}, expected {shape}")
             continue
         params[name] = jax.make_array_from_callback(shape, leaf.sharding, value.__getitem__)
     if wrong:
@@ -200,19 +212,23 @@ def start_from(
             f"The weights of pretrained = {config.pretrained!r} have tensors of other shapes:\n  "
             + "\n  ".join(wrong)
         )
-    origin = Origin(
+    report = LoadReport(
         loaded=tuple(sorted(set(given) & set(wanted))),
         resized=tuple(resized),
-        new=tuple(sorted(set(wanted) - set(given))),
-        left=tuple(sorted(set(given) - set(wanted))),
+        missing=tuple(sorted(set(wanted) - set(given))),
+        unexpected=tuple(sorted(set(given) - set(wanted))),
     )
     tree = flax.traverse_util.unflatten_dict(params, sep="/")
     average = None if state.ema_params is None else jax.tree.map(jnp.copy, tree)
-    return dataclasses.replace(state, params=tree, ema_params=average), origin
+    return dataclasses.replace(state, params=tree, ema_params=average), report
 
 
 def resize_positions(table: Float[np.ndarray, "P D"], rows: int) -> Float[np.ndarray, "P2 D"]:
-    """Learned positions of a square grid, with or without a CLS row first, for `rows` rows."""
+    """Position embeddings of a square grid, interpolated (bicubic) to `rows` rows.
+
+    A CLS row, if there is one, comes first and is kept. Raises ValueError where `table` or the
+    result is not a square grid with the same number (0 or 1) of CLS rows.
+    """
     side, new_side = int(len(table) ** 0.5), int(rows**0.5)
     cls, new_cls = len(table) - side**2, rows - new_side**2
     if cls != new_cls or cls > 1:
@@ -226,8 +242,8 @@ def resize_positions(table: Float[np.ndarray, "P D"], rows: int) -> Float[np.nda
     return np.concatenate([table[:cls], resized.reshape(new_side**2, -1)])
 
 
-def _comes_along(path: str, config: TrainConfig, trained: TrainConfig) -> bool:
-    if path in NOT_OF_WEIGHTS:
+def _is_inherited(path: str, config: TrainConfig, trained: TrainConfig) -> bool:
+    if path in NOT_INHERITED:
         return False
     if path.startswith("model.decoder.") or path == "model.region_logit_scale":
         return config.model.type == trained.model.type == "grain"
@@ -251,7 +267,7 @@ def _flat(params: Any) -> dict[str, Any]:
 
 
 def _summary(names: tuple[str, ...]) -> str:
-    """The parts that the names belong to, with how many each has: "decoder (64), logit_scale"."""
+    """The names counted by their first part: "decoder (64), logit_scale"."""
     counts: dict[str, int] = {}
     for name in names:
         part = name.partition("/")[0]

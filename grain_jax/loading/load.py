@@ -1,8 +1,8 @@
-"""Any trained model that this project knows, as one `ModelBundle`.
+"""Load a trained model of any supported format as a `ModelBundle`:
 
-- a run folder of `python -m grain_jax.train`, the only one with several steps;
+- a run folder of `python -m grain_jax.train`, the only format with several steps;
 - a folder of `python -m grain_jax.export --to=huggingface`;
-- a checkpoint file of the official code (.pth), or the one of `--to=official`;
+- a checkpoint file of the official code (.pth), or of `--to=official`;
 - a folder of a `CLIPModel` or `SiglipModel` of Hugging Face, or of a model of open_clip;
 - a state dict or training checkpoint of open_clip, with its `open_clip_config.json` beside it;
 - the name of one of these on the Hugging Face hub, "openai/clip-vit-base-patch16", where there is
@@ -49,17 +49,21 @@ KINDS = (
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 PART = re.compile(r"-\d{5}-of-\d{5}\.\w+$|\.index\.json$")  # of weights in several files
 HUB_SETTINGS = ("*.json", "*.txt", "*.model")
-OUR_FOLDERS = ("runs", "exports")  # a mistake in "runs/demo" is no model of a user called "runs"
-OFFICIAL_TEXT_HEAD, OFFICIAL_DECODER_HEADS = 64, 8  # no shape tells them
+OUR_FOLDERS = ("runs", "exports")  # a missing "runs/demo" is not looked for on the hub
+OFFICIAL_TEXT_HEAD, OFFICIAL_DECODER_HEADS = 64, 8  # sizes that no tensor shape shows
 
 
 def read_model(
     path: str | Path, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
 ) -> ModelBundle:
-    """The model at `path`; `step` and `best` choose among those of a run folder.
+    """The model at `path`, a path or a name on the Hugging Face hub.
 
-    With a `mesh`, the parameters of a run are split over it, those of other formats copied to all
-    its devices. Raises ValueError for what is not there, is not known, or does not fit together.
+    Args:
+        step: of a run folder, the step of the checkpoint (default: the newest).
+        best: of a run folder, load the checkpoint with the best metric.
+        mesh: shard the parameters of a run over it; those of other formats are replicated.
+
+    Raises ValueError where there is no model, its format is not supported, or it is damaged.
     """
     path = user_path(path)
     name = str(path)
@@ -68,7 +72,9 @@ def read_model(
 
         return checkpoint.load(path, step=step, best=best, mesh=mesh)
     if step is not None or best:
-        raise ValueError(f"{name} is no run folder, so there is no step to choose; leave it out.")
+        raise ValueError(
+            f"{name} is not a run folder, so there is no step to choose; leave out step and best."
+        )
     loaded = _read_other(path, name)
     if mesh is None:
         return loaded
@@ -88,7 +94,7 @@ def _read_other(path: Path, name: str) -> ModelBundle:
         if path.suffix == ".safetensors" or path.name in WEIGHTS or PART.search(path.name):
             raise ValueError(
                 f"{name} is a file of weights alone; give its folder, {str(path.parent)!r}, which "
-                "says what they are."
+                "has the configuration."
             )
         return _read_official(path)
     if (path / OFFICIAL_FILE).is_file():
@@ -101,27 +107,27 @@ def _read_other(path: Path, name: str) -> ModelBundle:
             return read_huggingface_clip(path)
     if (path / OPEN_CLIP_CONFIG).is_file():
         return read_open_clip(path)
-    what = "There is no" if not path.exists() else "There is no model that is known in"
-    raise ValueError(f"{what} {name}; needed {KINDS}.{_hint(path)}")
+    what = "There is no" if not path.exists() else "There is no supported model in"
+    raise ValueError(f"{what} {name}; expected {KINDS}.{_hint(path)}")
 
 
 def _hint(path: Path) -> str:
-    """What makes one file of the weights that a training framework left in several."""
+    """How to join weights that a training framework wrote in several files; "" for none."""
     if (path / "zero_to_fp32.py").is_file():
         return (
-            " It is a checkpoint of DeepSpeed, whose own zero_to_fp32.py, beside the weights, makes"
-            " one file of them."
+            " It is a checkpoint of DeepSpeed; zero_to_fp32.py, beside the weights, joins them into"
+            " one file."
         )
     if (path / ".metadata").is_file() and any(path.glob("*.distcp")):
         return (
             " It is a distributed checkpoint of torch: python -m "
-            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE makes one file."
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE joins it."
         )
     return ""
 
 
 def _read_official(path: Path) -> ModelBundle:
-    """A file of ours says all; of one of the official code, shapes tell the sizes."""
+    """Reads a checkpoint file; without metadata of grain_jax, sizes are inferred from shapes."""
     file = read_official(path)
     state = file.tensors
     if file.metadata is not None:
@@ -129,7 +135,7 @@ def _read_official(path: Path) -> ModelBundle:
             file.metadata,
             lambda whole: jax.tree.map(jnp.asarray, from_official(state, whole.model)),
             export=str(path),
-            where=f"What {path} says of its run",
+            where=f"The metadata of {path}",
         )
     model = _official_config(state, path)
     return loaded_model(
@@ -145,7 +151,9 @@ def _read_official(path: Path) -> ModelBundle:
 def _official_config(state: dict[str, Any], path: Path) -> ModelConfig:
     def shape(name: str) -> tuple[int, ...]:
         if name not in state:
-            raise ValueError(f"{path} has no tensor {name}; it is no model of the official code.")
+            raise ValueError(
+                f"{path} has no tensor {name}; it is not a model of the official code."
+            )
         return state[name].shape
 
     def depth(prefix: str) -> int:
@@ -192,9 +200,9 @@ def _official_config(state: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _download(name: str) -> Path:
-    """The folder of a model on the hub, "owner/name" or "owner/name@revision".
+    """The local folder of a model on the hub, "owner/name" or "owner/name@revision".
 
-    Without a network the copy of an earlier download. Raises ValueError.
+    Without a network, the copy of an earlier download. Raises ValueError where there is neither.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -206,25 +214,25 @@ def _download(name: str) -> Path:
     repository, _, revision = name.partition("@")
     download = functools.partial(snapshot_download, repository, ignore_patterns=["*/*"])
     try:
-        # Settings and tokenizer first: they tell which of several formats of weights is read.
+        # Settings and tokenizer first, which determine the format of the weights to download.
         settings = download(revision=revision or None, allow_patterns=list(HUB_SETTINGS))
         folder = Path(str(settings))
         for file in _weights(folder):
             download(revision=folder.name, allow_patterns=[file])
             if (folder / file).is_file():
                 break
-            if (index := folder / f"{file}{INDEX}").is_file():  # it came with the settings
+            if (index := folder / f"{file}{INDEX}").is_file():  # downloaded with the settings
                 download(revision=folder.name, allow_patterns=list(part_names(index)))
                 break
-    except Exception as error:  # the transport below the hub's client has errors of its own
+    except Exception as error:  # the transport of the hub's client has error types of its own
         raise ValueError(
-            f"There is no folder {name}, and the Hugging Face hub does not give it: {error}"
+            f"There is no folder {name}, and the Hugging Face hub did not return it: {error}"
         ) from error
     return folder
 
 
 def _weights(folder: Path) -> Sequence[str]:
-    """Files of weights that the model of a folder may have, as `_read_other` chooses."""
+    """Weight files that the model of a folder may have, in the order of `_read_other`."""
     if (folder / HUGGINGFACE_CONFIG).is_file() and "model_type" in read_json(
         folder / HUGGINGFACE_CONFIG
     ):

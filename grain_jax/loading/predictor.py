@@ -1,4 +1,4 @@
-"""`grain_jax.load`: a model from wherever it is, ready for images and texts."""
+"""`grain_jax.load`: load a model for inference."""
 
 import warnings
 from collections.abc import Callable
@@ -16,12 +16,16 @@ def load(
     batch_size: int = BATCH_SIZE,
     note: Callable[[str], None] = warnings.warn,
 ) -> Model:
-    """The model of a run folder, ready for images and texts, on the first device.
+    """Loads a model for inference on the first device.
 
-    `path` may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or
-    open_clip: a folder, or a name on the Hugging Face hub. Of a run's checkpoints the newest is
-    taken, that of `step`, or the `best` that keep_best kept. `note` is told what does not stop a
-    call but may spoil its answer, such as texts that were cut. Raises ValueError where there is no
-    such model.
+    Args:
+        path: a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or
+            open_clip: a folder, or a name on the Hugging Face hub.
+        step: of a run, the step of the checkpoint (default: the newest).
+        best: of a run, load the checkpoint with the best metric.
+        batch_size: of images and of texts.
+        note: called with notes on inputs that may affect results, such as truncated texts.
+
+    Raises ValueError where there is no such model.
     """
     return Model(read_model(path, step=step, best=best), batch_size=batch_size, note=note)

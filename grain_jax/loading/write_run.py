@@ -1,4 +1,4 @@
-"""A run folder of weights that come from elsewhere."""
+"""Write the weights of any model as a run folder."""
 
 import copy
 import dataclasses
@@ -16,9 +16,12 @@ from grain_jax.training.state import abstract_state, new_state
 
 
 def write_run(loaded: ModelBundle, folder: Path) -> None:
-    """A run folder with `loaded` as its step 0, for `evaluate`, `export` and `--pretrained`."""
+    """Writes a run folder with `loaded` as step 0, for `evaluate`, `export`, `--pretrained`."""
     config = copy.deepcopy(loaded.config)
-    config.mesh, config.optim.ema_decay = MeshConfig(), 0.0  # one device; averaged already
+    config.mesh, config.optim.ema_decay = (
+        MeshConfig(),
+        0.0,
+    )  # one device; the weights are averaged already
     optimizer = make_optimizer(config.optim)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     abstract = abstract_state(loaded.model, optimizer, config, mesh)

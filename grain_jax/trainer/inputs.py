@@ -47,7 +47,7 @@ class Inputs:
 
     config: TrainConfig  # with the settings that come with the weights of `pretrained`
     trained: ModelBundle | None  # the weights of `pretrained`, for a new run
-    adopted: Sequence[str]  # settings that came with them
+    inherited: Sequence[str]  # paths of the settings inherited from them
     source: Source
     tokenizer: Tokenizer
     preprocessing: Preprocessing
@@ -105,7 +105,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     return Inputs(
         config=config,
         trained=given.trained,
-        adopted=given.adopted,
+        inherited=given.inherited,
         source=source,
         tokenizer=tokenizer,
         preprocessing=Preprocessing.from_config(config.data, size),

@@ -8,7 +8,7 @@ from places import REPOSITORY
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import load_config
 from grain_jax.formats.pretrained import huggingface_model
-from grain_jax.loading.initialize import adopt
+from grain_jax.loading.initialize import inherit_settings
 from grain_jax.models.image_text import build_model
 from grain_jax.training.objective import total_loss
 
@@ -39,7 +39,7 @@ def load(file: str, variant: str) -> TrainConfig:
         config.data.data_dir = "somewhere"
     if config.pretrained:  # what comes with the weights, without the weights
         trained = TrainConfig(model=huggingface_model(PRETRAINED[config.pretrained]))
-        config, _ = adopt(config, trained)
+        config, _ = inherit_settings(config, trained)
     return config
 
 

@@ -1,4 +1,4 @@
-"""What every data set keeps to that a run can be told to train on."""
+"""The contract of every data set that a run can train on."""
 
 from typing import get_args
 
@@ -23,9 +23,9 @@ SIZE = 32
 
 @pytest.fixture(params=DATA_SOURCES)
 def config(request, tmp_path) -> DataConfig:
-    world = SyntheticBirdsConfig(num_train_images=4, num_eval_images=25)
+    birds = SyntheticBirdsConfig(num_train_images=4, num_eval_images=25)
     if request.param == "synthetic_birds":
-        return DataConfig(dataset="synthetic_birds", synthetic_birds=world)
+        return DataConfig(dataset="synthetic_birds", synthetic_birds=birds)
     if request.param != "tfds":
         pytest.fail(f"there is no small data set of {request.param!r} here; add one")
     region = Region((0.0, 0.0, 0.5, 1.0), "a red crest")
@@ -38,11 +38,11 @@ def config(request, tmp_path) -> DataConfig:
         sizes[split] = SplitShards((3,), write_shard(path, map(encode_record, records)).num_bytes)
     write_metadata(tmp_path, sizes)
     return DataConfig(
-        dataset="tfds", data_dir=str(tmp_path), eval_split="dev", synthetic_birds=world
+        dataset="tfds", data_dir=str(tmp_path), eval_split="dev", synthetic_birds=birds
     )
 
 
-def test_it_says_of_itself_what_general_code_asks(config):
+def test_a_data_source_implements_the_protocol(config):
     data = data_source(config, image_size=SIZE)
     assert isinstance(data, DataSource)
     assert all(template.count("{}") == 1 for template in data.templates)
@@ -55,7 +55,7 @@ def test_it_says_of_itself_what_general_code_asks(config):
     assert words is None or "a" in words
 
 
-def test_its_splits_open_and_hold_records(config):
+def test_splits_hold_records(config):
     data = data_source(config, image_size=SIZE)
     for split in ("train", data.held_out_split, data.shown_split):
         source = data.records(split)
@@ -69,7 +69,7 @@ def test_its_splits_open_and_hold_records(config):
         data.records("elsewhere")
 
 
-def test_its_evaluation_sets_have_names_of_their_own_and_as_many_images_as_asked(config):
+def test_evaluation_sets_have_distinct_names_and_the_requested_size(config):
     data = data_source(config, image_size=SIZE)
     whole = list(data.evaluation_sets(limit=None))
     assert {held_out.name for held_out in whole} <= set(data.reserved_names)
@@ -83,18 +83,18 @@ def test_its_evaluation_sets_have_names_of_their_own_and_as_many_images_as_asked
             assert held_out.zero_shot.source is held_out.source
 
 
-def test_its_metric_is_of_a_set_that_steers(config):
+def test_the_default_metric_is_of_a_set_evaluated_at_intervals(config):
     data = data_source(config, image_size=SIZE)
     metric = data.default_metric(TrainConfig(data=config))
     assert metric.startswith(f"{data.held_out_split}/")
     assert data.summary({}, (1.0, 0.0)) == {}
 
 
-def test_the_settings_know_every_one():
+def test_every_data_source_is_a_choice_of_the_setting():
     assert set(get_args(Dataset)) == set(DATA_SOURCES)
 
 
-def test_an_unknown_one_is_refused_with_those_there_are():
+def test_an_unknown_data_set_is_refused_with_the_known_ones():
     config = DataConfig()
     config.dataset = "webdataset"
     known = "choose 'synthetic_birds' or 'tfds'"
@@ -103,14 +103,14 @@ def test_an_unknown_one_is_refused_with_those_there_are():
 
 
 @pytest.mark.parametrize("name", IMPORTERS)
-def test_every_importer_has_what_a_build_asks_of_it(name):
+def test_every_importer_implements_the_protocol(name):
     for method in ("__len__", "__getitem__", "fingerprint", "checksum"):
         assert callable(getattr(IMPORTERS[name], method, None)), method
     assert (IMPORTERS[name].__doc__ or "").strip()
 
 
-def test_images_of_drawn_sets_have_the_size_asked_for():
-    world = DataConfig(synthetic_birds=SyntheticBirdsConfig(num_train_images=1, num_eval_images=25))
-    image = data_source(world, image_size=SIZE).records("train")[0].image
+def test_drawn_images_have_the_requested_size():
+    birds = DataConfig(synthetic_birds=SyntheticBirdsConfig(num_train_images=1, num_eval_images=25))
+    image = data_source(birds, image_size=SIZE).records("train")[0].image
     assert isinstance(image, np.ndarray)
     assert image.shape == (SIZE, SIZE, 3)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from grain_jax.data.build_dataset import Plan, build_split
+from grain_jax.data.build_dataset import DatasetBuildSpec, build_split
 from grain_jax.data.tfds_records import RecordSource
 from grain_jax.data.transforms import ImageError, decode_image, fit_image, image_shape, upright_rgb
 
@@ -80,7 +80,7 @@ def test_prepare_stores_a_turned_image_upright_with_its_boxes(tmp_path: Path, ki
         ' "regions": [{"bbox": [0, 0, 16, 8], "description": "the white part"}]}\n',
         encoding="utf-8",
     )
-    plan = Plan("jsonl", tmp_path / "in.jsonl", tmp_path, tmp_path / "out")
+    plan = DatasetBuildSpec("jsonl", tmp_path / "in.jsonl", tmp_path, tmp_path / "out")
     build_split(plan, workers=1)
     record = RecordSource(tmp_path / "out", "train")[0]
     assert record.regions[0].box_xyxy == pytest.approx((0, 0, 1, 1 / 3))
@@ -155,7 +155,7 @@ def test_gray_of_any_depth_is_scaled(data: bytes, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("values", [[0, 1e6], [np.nan, 1], [0, np.inf]])
 def test_gray_without_a_known_white_is_refused(values: Sequence[float]) -> None:
-    with pytest.raises(ImageError, match="needed 0 to 1, 255 or 65535"):
+    with pytest.raises(ImageError, match="expected 0 to 1, 255 or 65535"):
         decode_image(tiff(np.array(values, "<f4"), 32, sample_format=3))
 
 
@@ -185,7 +185,7 @@ def test_the_first_of_several_frames_is_taken(kind: str) -> None:
     assert abs(pixels.astype(int) - (255, 0, 0)).max() <= 4
 
 
-def test_profiles_and_gamma_leave_the_numbers_alone() -> None:
+def test_profiles_and_gamma_are_not_applied() -> None:
     pixels = np.full((2, 2, 3), (200, 100, 50), np.uint8)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(Image.fromarray(pixels), "PNG", icc_profile=profile)
@@ -238,12 +238,12 @@ def test_extreme_shapes(size: tuple[int, int]) -> None:
         (b"\x1f\x8b\x08\0", "gzip"),
     ],
 )
-def test_what_is_not_an_image_is_named(data: bytes, message: str) -> None:
+def test_files_that_are_not_images_are_named(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         decode_image(data)
 
 
-def test_the_content_counts_not_the_suffix(tmp_path: Path) -> None:
+def test_the_format_is_detected_by_content(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.jpg", "PNG")
     assert decode_image((tmp_path / "a.jpg").read_bytes())[0, 0].tolist() == [1, 2, 3]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grain_jax.data.checks import Dropped, read_image_file
+from grain_jax.data.checks import SkippedSample, read_image_file
 from grain_jax.data.classification.labels_table import FilesOnDisk, read_labels_table
 
 
@@ -36,5 +36,5 @@ def test_names_that_look_odd_are_found(tmp_path, read, name, place):
 def test_names_that_lead_out_are_refused(tmp_path, read, name):
     (tmp_path / "in").mkdir()
     (tmp_path / "c.png").write_bytes(b"outside")
-    with pytest.raises((Dropped, ValueError), match="leads out of the folder"):
+    with pytest.raises((SkippedSample, ValueError), match="leads out of the folder"):
         read(name, tmp_path / "in")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from places import SHARED
 
-from grain_jax.data.build_dataset import Plan, build_split
-from grain_jax.data.importers import BadItem
+from grain_jax.data.build_dataset import DatasetBuildSpec, build_split
+from grain_jax.data.importers import InvalidRecordError
 from grain_jax.data.importers.flickr30k_entities import (
     Flickr30kEntities,
     parse_annotation,
@@ -60,7 +60,7 @@ def test_the_shortest_line() -> None:
         (b"\xff{}", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"image": "a", "x": ' + b"9" * 5000 + b"}", "not JSON that can be read: .*digits"),
-        (b"3", "needs an object"),
+        (b"3", "expected an object"),
         (b"{}", "'image' is missing"),
         (b'{"image": ""}', "'image' is missing"),
         (line(image=3), "'image' must be a string"),
@@ -83,12 +83,12 @@ def test_the_shortest_line() -> None:
         (line(label=3), "'label' must be a string"),
     ],
 )
-def test_a_bad_line_says_what_is_wrong(text: bytes, message: str) -> None:
-    with pytest.raises(BadItem, match=message):
+def test_an_invalid_line_is_explained(text: bytes, message: str) -> None:
+    with pytest.raises(InvalidRecordError, match=message):
         parse_line(text)
 
 
-def test_numbers_past_the_floats_are_left_to_the_checks() -> None:
+def test_numbers_too_large_for_floats_reach_the_checks() -> None:
     bbox = f'{{"image": "a", "regions": [{{"bbox": [0, 0, 1, {10**400}], "description": "x"}}]}}'
     assert parse_line(bbox.encode()).regions[0].box_xyxy[3] == float("inf")
 
@@ -99,14 +99,14 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
     items = JsonLines(path)
     assert len(items) == 3
     assert [items[i].image for i in range(2)] == ["1", "2"]
-    with pytest.raises(BadItem, match=r"a\.jsonl:5: 'image' must be a string"):
+    with pytest.raises(InvalidRecordError, match=r"a\.jsonl:5: 'image' must be a string"):
         items[2]
 
 
-def test_a_number_that_python_does_not_read_has_its_place(tmp_path: Path) -> None:
+def test_a_number_that_python_does_not_read_is_located(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"image": "1"}\n{"image": "2", "width": ' + "9" * 5000 + "}\n")
-    with pytest.raises(BadItem, match=r"a\.jsonl:2: not JSON that can be read"):
+    with pytest.raises(InvalidRecordError, match=r"a\.jsonl:2: not JSON that can be read"):
         JsonLines(path)[1]
 
 
@@ -115,7 +115,7 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"image": "' + b"x" * 30 + b'"}\n{"image": "2"}\n')
     items = JsonLines(path)
-    with pytest.raises(BadItem, match=r"a\.jsonl:1: the line is longer than 20 bytes"):
+    with pytest.raises(InvalidRecordError, match=r"a\.jsonl:1: the line is longer than 20 bytes"):
         items[0]
     assert items[1].image == "2"
 
@@ -187,10 +187,10 @@ def test_a_list_of_ids_chooses(entities: Path) -> None:
     assert [items[i].id for i in range(len(items))] == ["8"]
 
 
-def test_what_is_missing_or_broken_is_named(entities: Path) -> None:
+def test_missing_and_damaged_files_are_named(entities: Path) -> None:
     items = Flickr30kEntities(entities)
     (entities / "Annotations" / "7.xml").write_text("<annotation><size/></annotation>")
-    with pytest.raises(BadItem, match=r"7\.xml: not an annotation .*no <size/width>"):
+    with pytest.raises(InvalidRecordError, match=r"7\.xml: not an annotation .*no <size/width>"):
         items[0]
     for wrong, message in (
         (("<width>100<", "<width>0<"), "<size> of 0 x 50 pixels"),
@@ -199,13 +199,13 @@ def test_what_is_missing_or_broken_is_named(entities: Path) -> None:
         (("<xmax>100<", f"<xmax>{'9' * 5000}<"), "digits"),
     ):
         (entities / "Annotations" / "7.xml").write_text(ANNOTATION.replace(*wrong))
-        with pytest.raises(BadItem, match=rf"7\.xml: not an annotation .*{message}"):
+        with pytest.raises(InvalidRecordError, match=rf"7\.xml: not an annotation .*{message}"):
             items[0]
     (entities / "Annotations" / "7.xml").write_text("<annotation>")
-    with pytest.raises(BadItem, match=r"7\.xml: not an annotation"):
+    with pytest.raises(InvalidRecordError, match=r"7\.xml: not an annotation"):
         items[0]
     (entities / "Sentences" / "8.txt").unlink()
-    with pytest.raises(BadItem, match=r"8\.txt: No such file"):
+    with pytest.raises(InvalidRecordError, match=r"8\.txt: No such file"):
         items[1]
     with pytest.raises(ValueError, match="Annotations/"):
         Flickr30kEntities(entities / "Sentences")
@@ -218,16 +218,19 @@ def test_the_published_sample(tmp_path: Path) -> None:
     with zipfile.ZipFile(SAMPLE) as archive:
         archive.extractall(tmp_path)
     root = tmp_path / "flickr30k_entities_sample"
-    figures = build_split(
-        Plan("flickr30k_entities", root, root / "images", tmp_path / "out", split="dev"), workers=1
+    statistics = build_split(
+        DatasetBuildSpec(
+            "flickr30k_entities", root, root / "images", tmp_path / "out", split="dev"
+        ),
+        workers=1,
     )
-    assert figures.images == 24
-    assert figures.captions == 120
-    assert not figures.dropped_images
-    assert not figures.dropped_regions
+    assert statistics.images == 24
+    assert statistics.captions == 120
+    assert not statistics.dropped_images
+    assert not statistics.dropped_regions
     source = RecordSource(tmp_path / "out", "dev")
     assert len(source) == 24
-    assert sum(len(source[i].regions) for i in range(24)) == figures.regions > 100
+    assert sum(len(source[i].regions) for i in range(24)) == statistics.regions > 100
     record = next(source[i] for i in range(24) if source[i].id == "1002674143")
     assert record.captions[4].text == ("Young girl with pigtails painting outside in the grass .")
     girl = record.regions[0]

@@ -63,7 +63,7 @@ def test_texts_cut_to_the_same_tokens_are_duplicates() -> None:
 
 
 @pytest.mark.parametrize("rows", [[2, 3], [0, 3, 5]])
-def test_the_global_batch_does_not_depend_on_who_makes_which_rows(rows: list[int]) -> None:
+def test_the_global_batch_does_not_depend_on_the_split_of_rows(rows: list[int]) -> None:
     source = NumberedImages(bad=(3, 17))
     expected = [jax.tree.map(lambda field: field[rows], step) for step in batches(source, 6)]
     assert_equal(batches(source, 6, rows=rows), expected)
@@ -200,7 +200,7 @@ def test_bad_images_are_replaced_counted_and_named(caplog: pytest.LogCaptureFixt
         assert f"'image-{bad}'" in caplog.text
 
 
-def test_nothing_but_bad_images_ends_the_run() -> None:
+def test_only_undecodable_images_raise_an_error() -> None:
     with pytest.raises(ValueError, match="cannot be decoded"):
         batches(NumberedImages(bad=tuple(range(40))), 1)
 
@@ -231,7 +231,7 @@ def test_the_cache_is_refused_where_it_cannot_fit(monkeypatch: pytest.MonkeyPatc
         ("0::/\n", {}, 64 * 64),
     ],
 )
-def test_memory_is_that_of_the_narrowest_group(
+def test_the_smallest_memory_limit_counts(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     own: str,
@@ -249,7 +249,7 @@ def test_memory_is_that_of_the_narrowest_group(
     assert memory.memory_limit() == expected
 
 
-def test_a_full_cache_of_originals_changes_nothing_and_says_so_once(
+def test_a_full_cache_of_originals_changes_nothing_and_warns_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = dataclasses.replace(CONFIG, num_threads=1)
@@ -324,14 +324,14 @@ def test_region_captions_hold_every_description_once() -> None:
         ({"interpolation": "nearest"}, {}, "bicubic"),
         ({"cache": "disk"}, {}, "memory"),
         ({"cache": "memory", "num_workers": 2}, {}, "num_workers=0"),
-        ({"flip_probability": 1.5}, {}, "flip_probability: given 1.5, needed a number from 0"),
-        ({"crop_min_area": 0.005}, {}, "crop_min_area: given 0.005, needed at least 0.01"),
-        ({"max_regions": 0}, {}, "max_regions: given 0, needed at least 1"),
-        ({"num_threads": 0}, {}, "num_threads: given 0, needed at least 1"),
-        ({"prefetch_batches": 0}, {}, "prefetch_batches: given 0, needed at least 1"),
+        ({"flip_probability": 1.5}, {}, "flip_probability"),
+        ({"crop_min_area": 0.005}, {}, "crop_min_area"),
+        ({"max_regions": 0}, {}, "max_regions"),
+        ({"num_threads": 0}, {}, "num_threads"),
+        ({"prefetch_batches": 0}, {}, "prefetch_batches"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(change, options, message) -> None:
+def test_invalid_loader_settings_are_refused(change, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         batches(NumberedImages(), 1, dataclasses.replace(CONFIG, **change), **options)
 
@@ -383,14 +383,14 @@ def test_evaluation_batches_are_in_order_and_whole() -> None:
     assert some[0][0][:, 0, 0, 0].tolist() == [7, 2]
 
 
-def test_evaluation_refuses_to_leave_an_image_out() -> None:
+def test_evaluation_raises_for_an_undecodable_image() -> None:
     with pytest.raises(ValueError, match="'image-6' cannot be evaluated on"):
         list(evaluation_batches(NumberedImages(10, bad=(6,)), Preprocessing(image_size=8), 4))
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("Corrupted")])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_cannot_be_read_is_one_kind_of_error(error: Exception, workers: int) -> None:
+def test_unreadable_data_raises_value_error(error: Exception, workers: int) -> None:
     """So that a run saves before it stops, whichever library met it."""
     config = dataclasses.replace(CONFIG, num_workers=workers)
     with pytest.raises(ValueError, match=f"could not be read .*{type(error).__name__}"):

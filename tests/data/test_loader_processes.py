@@ -50,7 +50,7 @@ def settled(log: Path) -> int:
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 5), (1, 2), (3, 1)])
-def test_no_more_is_made_ahead_than_asked_for(tmp_path: Path, workers: int, threads: int) -> None:
+def test_prefetching_keeps_to_the_setting(tmp_path: Path, workers: int, threads: int) -> None:
     ahead = 2
     config = dataclasses.replace(
         CONFIG, num_workers=workers, num_threads=threads, prefetch_batches=ahead
@@ -105,27 +105,27 @@ def test_a_loader_process_that_is_killed_is_named(tmp_path: Path) -> None:
     ("code", "expected"),
     [(-7, "--shm-size"), (-11, "segmentation fault"), (-6, "ended by SIGABRT"), (3, "exit code 3")],
 )
-def test_what_a_process_died_of(code: int, expected: str) -> None:
+def test_the_reason_of_a_dead_process_is_named(code: int, expected: str) -> None:
     error = RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. See")
     death = processes.died(error)
     assert death is not None
     assert expected in str(death)
 
 
-def test_other_errors_are_no_deaths() -> None:
+def test_other_errors_are_not_process_deaths() -> None:
     assert processes.died(RuntimeError("grain is closed")) is None
     assert processes.died(ValueError("exit code -9")) is None
 
 
 @pytest.mark.parametrize("workers", [1, 4, 16])
 @pytest.mark.parametrize("rows", [64, 2048])
-def test_a_plan_keeps_to_the_bytes_asked_for(workers: int, rows: int) -> None:
+def test_a_plan_keeps_to_the_prefetched_batches(workers: int, rows: int) -> None:
     config = dataclasses.replace(CONFIG, num_workers=workers, num_threads=2, prefetch_batches=4)
     plan = plan_loader(config, rows=rows, row_bytes=150_528)
-    asked = 4 * rows * 150_528
-    assert 0.5 * asked < plan.bytes_ahead + plan.part_rows * 150_528 * workers * 6
+    requested = 4 * rows * 150_528
+    assert 0.5 * requested < plan.bytes_ahead + plan.part_rows * 150_528 * workers * 6
     # The largest part may be a row longer than the others.
-    assert plan.bytes_ahead <= asked + plan.elements * 150_528
+    assert plan.bytes_ahead <= requested + plan.elements * 150_528
     assert plan.shared_bytes < plan.bytes_ahead
 
 
@@ -135,7 +135,7 @@ def test_more_processes_than_rows_are_refused() -> None:
         plan_loader(config, rows=24, row_bytes=10)
 
 
-def test_too_little_shared_memory_is_found_out_at_once(monkeypatch, tmp_path: Path) -> None:
+def test_too_little_shared_memory_is_refused_at_the_start(monkeypatch, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, num_workers=2, prefetch_batches=4)
     plan = plan_loader(config, rows=2048, row_bytes=150_528)
 
@@ -174,7 +174,7 @@ class Photographs:
         return Record(f"image-{index}", out.getvalue() if index != 2_000 else b"no image")
 
 
-def test_evaluation_takes_no_more_processes_than_are_of_use(monkeypatch) -> None:
+def test_evaluation_limits_its_processes(monkeypatch) -> None:
     """Their number was chosen for training: here it is never an error."""
     monkeypatch.setattr(pipeline, "usable_cpus", lambda: 5)
     for free, images, expected in ((2**40, 50_000, 5), (2**40, 2_500, 2), (4096, 50_000, 0)):

@@ -27,7 +27,7 @@ from grain_jax.data.region_coverage import (
     needs_regions,
     region_coverage,
 )
-from grain_jax.data.synthetic_birds import WorldSource
+from grain_jax.data.synthetic_birds import SyntheticBirdSource
 from grain_jax.data.tfds_records import (
     RecordSource,
     SplitShards,
@@ -89,17 +89,17 @@ def test_a_single_box_in_a_long_split_is_found():
     assert nothing.sentence() == "no image has one"
 
 
-def test_a_sample_is_all_that_is_read_where_it_has_boxes():
+def test_only_a_sample_is_read_where_it_has_boxes():
     source = Rare(100 * SAMPLE_IMAGES, tuple(range(0, 100 * SAMPLE_IMAGES, 3)))
     coverage = region_coverage(source)
     assert source.read == SAMPLE_IMAGES
     assert coverage.fraction == pytest.approx(1 / 3, abs=0.05)
-    assert coverage.sentence().endswith(" % of images (of 1,000 looked at)")
+    assert coverage.sentence().endswith(" % of images (of 1,000 sampled)")
     assert region_coverage(Rare(8, (1,))).sentence() == "12 % of images"
 
 
-def test_the_world_counts_itself_and_is_right():
-    source = WorldSource(SyntheticBirdsConfig(num_train_images=40), "train", 32)
+def test_synthetic_birds_know_their_number_of_regions():
+    source = SyntheticBirdSource(SyntheticBirdsConfig(num_train_images=40), "train", 32)
     assert source.num_with_regions == sum(bool(source[i].regions) for i in range(40)) == 40
 
 
@@ -127,8 +127,8 @@ def test_the_count_of_prepare_is_used_only_where_it_is_of_these_records(tmp_path
     folder = prepared(tmp_path / "set", boxes=3, count=8)
     report_file = folder / "report-train.json"
 
-    def known(split: str = "train", **figures: int) -> int | None:
-        report_file.write_text(json.dumps({"figures": figures}))
+    def known(split: str = "train", **counts: int) -> int | None:
+        report_file.write_text(json.dumps({"figures": counts}))
         return RecordSource(folder, split).num_with_regions
 
     assert RecordSource(folder, "train").num_with_regions is None  # no report
@@ -146,17 +146,17 @@ def config(kind: str = "grain", **loss: object) -> TrainConfig:
     return made
 
 
-def test_no_box_is_refused_unless_told():
+def test_no_regions_are_refused_unless_allowed():
     none = region_coverage(Rare(5))
     with pytest.raises(ValueError, match=r"None of the 5 images of split 'train' of .*type=clip"):
         check_regions(config(), none)
-    told = config()
-    told.data.allow_no_regions = True
-    (note,) = check_regions(told, none)
+    allowed = config()
+    allowed.data.allow_no_regions = True
+    (note,) = check_regions(allowed, none)
     assert "alpha is 1" in note
-    told.loss.variant = "official"
+    allowed.loss.variant = "official"
     with pytest.raises(ValueError, match="every loss NaN"):
-        check_regions(told, none)
+        check_regions(allowed, none)
     described = config("clip", image_description_weight=0.5)
     with pytest.raises(ValueError, match="image_description_weight would do nothing"):
         check_regions(described, none)
@@ -164,7 +164,7 @@ def test_no_box_is_refused_unless_told():
     assert not needs_regions(config("clip"))
 
 
-def test_few_boxes_are_said():
+def test_few_regions_are_noted():
     few = region_coverage(Rare(1_000, tuple(range(20))))
     (note,) = check_regions(config(), few)
     assert "of a batch of 32, about 0.6 train boxes" in note
@@ -240,7 +240,7 @@ def test_grain_without_boxes_is_marked_in_its_checkpoint(tmp_path, capsys, monke
     assert again.has_boxes
 
 
-def test_a_model_that_never_saw_a_box_answers_by_the_whole_image():
+def test_a_model_without_trained_regions_scores_the_whole_image():
     notes: list[str] = []
     loaded = dataclasses.replace(toy_model().loaded, learned=NOTHING)
     model = Model(loaded, note=notes.append)
@@ -275,7 +275,7 @@ def test_predict_draws_no_box_and_says_so(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "cards/bird.png").is_file()
 
 
-def test_what_was_taught_is_recorded_from_the_window_on_that_taught_it(monkeypatch):
+def test_learned_parts_are_recorded_from_the_window_that_trained_them(monkeypatch):
     monkeypatch.setattr(training_run, "STEPS_WITHOUT_BOX", 20)
     recorded: list[Learned] = []
     written: list[tuple[int, dict]] = []
@@ -309,7 +309,7 @@ def test_what_was_taught_is_recorded_from_the_window_on_that_taught_it(monkeypat
         (Learned(regions=True, boxes=False), set()),
     ],
 )
-def test_figures_of_what_never_learned_are_left_out(learned, metrics):
+def test_metrics_of_untrained_parts_are_omitted(learned, metrics):
     source = ToySource(record("0", "red", "green", "blue"), record("1", "green", "red", "green"))
     encoder = toy_encoder()
     encoder = encoder.with_params(encoder.params, learned=learned)
@@ -320,13 +320,13 @@ def test_figures_of_what_never_learned_are_left_out(learned, metrics):
 
 
 def test_the_best_is_chosen_by_what_is_measured():
-    world = TrainConfig()
-    assert suite.best_metric_name(world) == "validation/description/alpha0"
-    world.loss.region_weight = 0.0
-    assert suite.best_metric_name(world) == "validation/description/alpha1"
+    birds = TrainConfig()
+    assert suite.best_metric_name(birds) == "validation/description/alpha0"
+    birds.loss.region_weight = 0.0
+    assert suite.best_metric_name(birds) == "validation/description/alpha1"
 
 
-def test_boxes_that_never_learned_are_not_shown_but_regions_are_used():
+def test_untrained_boxes_are_not_shown_but_regions_are_used():
     loaded = dataclasses.replace(toy_model().loaded, learned=Learned(regions=True, boxes=False))
     notes: list[str] = []
     model = Model(loaded, note=notes.append)
@@ -348,7 +348,7 @@ def test_the_report_names_what_is_missing():
     assert both in report._what_ran(config(), NOTHING)
 
 
-def test_an_exported_pipeline_takes_the_whole_image_where_regions_never_learned():
+def test_an_exported_pipeline_scores_the_whole_image_without_trained_regions():
     pytest.importorskip("torch")
     pytest.importorskip("transformers", minversion="5")
     from grain_jax.formats.torch_grain.configuration_grain import GrainConfig
@@ -374,7 +374,7 @@ def test_an_exported_pipeline_takes_the_whole_image_where_regions_never_learned(
     assert (folder_config.regions_trained, folder_config.boxes_trained) == (False, False)
 
 
-def test_an_exported_model_gives_no_output_that_it_never_learned():
+def test_an_exported_model_has_no_untrained_outputs():
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers", minversion="5")
     loaded = tiny_model()
@@ -402,7 +402,7 @@ def test_an_exported_model_gives_no_output_that_it_never_learned():
         huggingface_folder.processor(loaded).boxes_in_pixels(None, [(10, 10)])
 
 
-def test_the_model_card_says_so_and_asks_nothing_of_regions(tmp_path):
+def test_the_model_card_states_untrained_regions_and_has_no_region_example(tmp_path):
     differences, whole = [Difference("random", "image_embeds", 1e-6, 1e-6)], tiny_model()
 
     def card(learned: Learned) -> str:
@@ -419,7 +419,7 @@ def test_the_model_card_says_so_and_asks_nothing_of_regions(tmp_path):
     assert "pred_boxes" not in without_boxes
 
 
-def test_evaluate_says_which_figures_are_left_out(tmp_path, capsys, monkeypatch):
+def test_evaluate_prints_which_metrics_are_omitted(tmp_path, capsys, monkeypatch):
     loaded = dataclasses.replace(toy_model().loaded, learned=NOTHING)
     monkeypatch.setattr(evaluate, "read_model", lambda path, **_: loaded)
     for label in ("red", "blue"):

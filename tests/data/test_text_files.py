@@ -58,7 +58,7 @@ def refused(source, message, role=""):
         read_texts(source, role)
 
 
-def test_a_path_that_exists_is_taken_as_it_is(tmp_path):
+def test_an_existing_path_has_no_entry(tmp_path):
     listed = save(tmp_path / "set #1/c#.txt", "cat\n")
     keyed = save(tmp_path / "set #1/l.json", {"c#": ["sharp"], "d": ["flat"]})
     save(tmp_path / "set #1/l.json#d", "no JSON")
@@ -70,7 +70,7 @@ def test_a_path_that_exists_is_taken_as_it_is(tmp_path):
     refused(str(tmp_path / "set #2/l.json#d"), "There is no file .*set #2/l.json#d")
 
 
-def test_lines_end_where_lines_end(tmp_path):
+def test_only_line_ends_separate_lines(tmp_path):
     content = "\ufeff cat \r\n\r\nbig\u2028dog\x0b\x85x\rfox\t \n"
     path = save(tmp_path / "l.TXT", content.encode())
     assert read_texts(path) == ["cat", "big\u2028dog\x0b\x85x", "fox"]
@@ -87,7 +87,7 @@ def test_lines_end_where_lines_end(tmp_path):
         ("[" * 100_000, "nested too deeply"),
         ('["\\ud83d"]', "half a character"),
         ("[" + "9" * 5_000 + "]", "not valid JSON"),
-        ('["café"]'.encode("latin-1"), "not a text in UTF-8: line 1 .* 0xe9. Save it as UTF-8"),
+        ('["café"]'.encode("latin-1"), "not text in UTF-8: line 1 .* 0xe9. Save it as UTF-8"),
         ('["a"]'.encode("utf-16-be"), "zero byte"),
         ("", "not valid JSON"),
     ],
@@ -96,14 +96,14 @@ def test_damaged_json_is_refused(tmp_path, content, message):
     refused(save(tmp_path / "t.json", content), message)
 
 
-def test_what_is_no_text_file_is_refused(tmp_path, monkeypatch):
+def test_files_that_are_not_text_are_refused(tmp_path, monkeypatch):
     refused(str(tmp_path), "There is no file")
     refused(save(tmp_path / "t.yaml", "- a"), "end in .txt, .json or .md")
     monkeypatch.setattr(text_files, "MAX_BYTES", 10)
     refused(save(tmp_path / "t.json", ["long enough"]), "larger than 10 bytes")
 
 
-def test_entries_are_found_in_other_case_and_near_ones_named(tmp_path):
+def test_entries_are_found_in_other_case_and_similar_ones_named(tmp_path):
     path = save(tmp_path / "t.json", {"eurosat": ["{c}"], "dtd": ["{}"], "DTD": ["x {}"]})
     assert read_texts(f"{path}#EuroSAT") == ["{c}"]
     assert read_texts(f"{path}#DTD") == ["x {}"]

@@ -53,7 +53,7 @@ def applied(note: str, config: TrainConfig) -> TrainConfig:
     return config
 
 
-def test_the_lengths_proposed_save_what_is_said_and_cut_nothing():
+def test_proposed_lengths_save_the_stated_fraction_and_truncate_nothing():
     source = records()
     (note,) = text_length_notes(source, recipe(), TOKENIZER)
     assert "captions have at most 32 tokens" in note
@@ -95,14 +95,14 @@ def test_the_batches_of_the_sample_fit_the_capacity(batch_size):
         {"data__caption_length": 32, "model__type": "clip"},
     ],
 )
-def test_nothing_is_said_where_nothing_would_be_saved(changes):
+def test_no_note_where_nothing_would_be_saved(changes):
     pooling = changes.pop("text__pooling", "end")
     config = recipe(**changes)
     config.model.text.pooling = pooling
     assert text_length_notes(records(), config, TOKENIZER) == []
 
 
-def test_texts_that_are_cut_are_told_with_how_many():
+def test_truncated_texts_are_counted_in_a_note():
     config = recipe(data__caption_length=16, data__description_length=8)
     cut, *_ = text_length_notes(records(), config, TOKENIZER)
     assert re.match(r"\d\d? % of captions have more tokens than data.caption_length = 16", cut)
@@ -114,7 +114,7 @@ def test_texts_that_are_cut_are_told_with_how_many():
 
 @pytest.mark.parametrize("synthetic", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("joined", [0.0, 0.5, 1.0])
-def test_the_captions_counted_are_those_that_training_may_choose(synthetic, joined):
+def test_captions_that_training_may_choose_are_counted(synthetic, joined):
     both = records(3, regions=1)
     alone = Record("alone", b"", captions=(Caption("cat", "synthetic"),))
     config = DataConfig(synthetic_caption_probability=synthetic, region_caption_probability=joined)
@@ -124,13 +124,13 @@ def test_the_captions_counted_are_those_that_training_may_choose(synthetic, join
         assert set(text_lengths._possible_captions(record, config)) == drawn
 
 
-def test_a_slow_source_is_looked_at_for_a_bounded_time(monkeypatch):
+def test_a_slow_source_is_sampled_for_a_bounded_time(monkeypatch):
     monkeypatch.setattr(text_lengths, "SECONDS", -1.0)
     found = text_lengths.text_lengths(records(1_000), recipe(), TOKENIZER)
     assert found.images == 1_000 / text_lengths.PARTS
 
 
-def test_a_check_says_it(tmp_path, monkeypatch, capsys):
+def test_the_check_prints_the_note(tmp_path, monkeypatch, capsys):
     """As typed, with the data replaced by records of another source."""
     source = records(48, words=6)
     monkeypatch.setattr("grain_jax.trainer.inputs.open_source", lambda *a, **k: source)
@@ -138,4 +138,4 @@ def test_a_check_says_it(tmp_path, monkeypatch, capsys):
     assert grain_jax.train.main(arguments) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "--data.caption_length=8" in printed
-    assert "of the text tower's positions (48 images looked at)" in printed
+    assert "of the text tower's positions (48 images sampled)" in printed

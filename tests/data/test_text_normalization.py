@@ -71,7 +71,7 @@ def slow(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
-def test_the_short_way_changes_nothing() -> None:
+def test_the_fast_path_changes_nothing() -> None:
     """Any two characters that could take it, beside letters, spaces and each other."""
     for one, two in product(PLAIN, PLAIN):
         for text in (f"{one}{two}", f"a{one}{two}b", f"{one} {two}"):
@@ -81,11 +81,11 @@ def test_the_short_way_changes_nothing() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from(PLAIN), max_size=30))
-def test_the_short_way_changes_no_longer_text(text: str) -> None:
+def test_the_fast_path_changes_no_longer_text(text: str) -> None:
     assert ftfy_cleaned(text) == slow(text)
 
 
-def test_the_short_way_is_taken_for_most_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_captions_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(text: str) -> str:
         raise AssertionError(text)
 
@@ -112,7 +112,9 @@ def test_the_normalization_is_recorded() -> None:
         tokenizer_from_spec({"kind": "clip", "text_normalization": "nfkc"})
 
 
-def test_a_run_of_before_goes_on_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_run_resumes_with_its_normalization(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from grain_jax.config.cli import config_to_json
 
     config = TrainConfig()

@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_records_come_back(folder: Path) -> None:
+def test_records_survive_a_round_trip(folder: Path) -> None:
     source = open_source(DataConfig(dataset="tfds", data_dir=str(folder)), "train", image_size=8)
     assert len(source) == 5
     assert [source[i] for i in range(5)] == RECORDS
@@ -58,14 +58,14 @@ def test_records_come_back(folder: Path) -> None:
     assert again[4] == RECORDS[4]
 
 
-def test_tfds_knows_the_folder(folder: Path) -> None:
+def test_tfds_opens_the_folder(folder: Path) -> None:
     info = tfds.builder_from_directory(str(folder)).info
     assert info.splits["train"].num_examples == 5
     assert info.splits["train"].num_bytes == sum(len(encode_record(r)) for r in RECORDS)
     assert set(info.features) == set(features())
 
 
-def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_shard_is_written_atomically(tmp_path: Path) -> None:
     def records():
         yield encode_record(RECORDS[0])
         raise RuntimeError("interrupted")
@@ -86,7 +86,7 @@ def test_splits_can_be_sliced_and_added(folder: Path) -> None:
     assert [parts[i] for i in range(len(parts))] == [whole[i] for i in range(len(whole))]
 
 
-def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_named(folder: Path, tmp_path: Path) -> None:
     assert len(RecordSource(folder, "train[:50%] + train[50%:]")) == len(
         RecordSource(folder, "train")
     )

@@ -122,7 +122,7 @@ def test_threads_share_a_padded_tokenizer() -> None:
 
 
 def test_a_padded_tokenizer_is_never_changed_by_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As above, whatever the threads happen to do: the changing methods are not called."""
+    """As above, independent of thread timing: the modifying methods are not called."""
     backend = padded_tokenizer()._tokenizer
 
     class Unchanging:
@@ -154,9 +154,7 @@ def tokenizer_folder(folder: Path, settings: dict[str, Any], side: str = "right"
 @pytest.mark.parametrize(
     "tokenizer_class", ["SiglipTokenizer", "GemmaTokenizer", "NoSuchTokenizer"]
 )
-def test_tokenizer_json_counts_whatever_class_the_folder_names(
-    tmp_path: Path, tokenizer_class: str
-) -> None:
+def test_tokenizer_json_is_used_with_any_class(tmp_path: Path, tokenizer_class: str) -> None:
     """SiglipTokenizer, which published SigLIPs name, has no fast form in transformers 5."""
     pytest.importorskip("transformers")
     settings = {"tokenizer_class": tokenizer_class, "do_lower_case": True, "padding_side": "left"}
@@ -165,12 +163,12 @@ def test_tokenizer_json_counts_whatever_class_the_folder_names(
     found = build_tokenizer(DataConfig(tokenizer=str(tmp_path)), pooling="last")
     expected = tokenizer_from_spec(spec)
     assert found.spec() | {"tokenizer": ""} == spec | {"tokenizer": ""}
-    for ours, theirs in zip(found.encode(TEXTS, 12), expected.encode(TEXTS, 12), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for before, after in zip(found.encode(TEXTS, 12), expected.encode(TEXTS, 12), strict=True):
+        np.testing.assert_array_equal(before, after)
     assert found.encode(["A, PHOTO!"], 6)[0].tolist() == [[1, 1, 3, 0, 5, 1]]
 
 
-def test_a_class_that_lower_cases_by_itself_is_asked(tmp_path: Path) -> None:
+def test_a_class_that_lower_cases_is_used(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, "Siglip2Tokenizer"):
         pytest.skip("transformers 4 does not know it")

@@ -102,7 +102,7 @@ def test_every_orientation_is_turned_as_pillow_does(orientation: int) -> None:
     assert image_shape(data) == expected.shape[:2]
 
 
-def test_damaged_metadata_does_not_cost_the_image() -> None:
+def test_an_image_with_damaged_metadata_is_read() -> None:
     image = Image.new("RGB", (8, 4), "white")
     data = encoded(image, "PNG", exif=b"Exif\0\0XX*\0\x08\0\0\0")
     assert decode_image(data).shape == (4, 8, 3)
@@ -125,7 +125,7 @@ def test_common_formats_are_read(kind: str) -> None:
     assert image_shape(data) == (4, 6)
 
 
-def test_an_image_that_another_program_would_draw_is_not_opened() -> None:
+def test_formats_of_external_programs_are_not_opened() -> None:
     data = encoded(Image.new("RGB", (6, 4)), "EPS")
     for read in (decode_image, image_shape):
         with pytest.raises(ImageError, match="not an image of these: JPEG"):
@@ -194,7 +194,7 @@ def test_a_box_stays_on_its_object(height, width, corners, resize, flip, seed) -
     square = fit_image(pixels, size, interpolation="bilinear", window=window)
     expected = window.box(box)
     if expected is None:
-        assert lit_share(window, box) < transforms.MIN_VISIBLE + 1e-6
+        assert lit_fraction(window, box) < transforms.MIN_VISIBLE + 1e-6
         return
     sides = expected[2] - expected[0], expected[3] - expected[1]
     if min(sides) * size < 2:  # a sliver, which antialiasing may leave darker than the threshold
@@ -204,7 +204,7 @@ def test_a_box_stays_on_its_object(height, width, corners, resize, flip, seed) -
     np.testing.assert_allclose(found_box(square), expected, atol=1.01 / size)
 
 
-def lit_share(window: Window, box: tuple[float, ...]) -> float:
+def lit_fraction(window: Window, box: tuple[float, ...]) -> float:
     """Share of the box that the window shows, worked out the other way round."""
     left, top, right, bottom = box
     width = max(min(right, window.left + window.width) - max(left, window.left), 0)
@@ -255,7 +255,7 @@ def test_regions_are_kept_by_score() -> None:
     assert select_regions([], limit=3) == []
 
 
-def test_overlap_and_repeated_descriptions_are_dropped_when_asked() -> None:
+def test_overlap_and_repeated_descriptions_are_dropped_on_request() -> None:
     assert box_iou(A, B) == pytest.approx(0.8)
     assert len(select_regions(REGIONS, limit=5, nms_iou=0.81)) == 3
     apart = select_regions(REGIONS, limit=5, nms_iou=0.79)

@@ -10,7 +10,7 @@ from toy_encoder import ToySource, record, toy_encoder
 
 from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.data.synthetic_birds.data_source import interval_set
-from grain_jax.data.tfds_data_source import PreparedRecords
+from grain_jax.data.tfds_data_source import TfdsDataSource
 from grain_jax.evaluation import suite
 from grain_jax.evaluation.best_metric import check_best_metric, measured_during_training
 from grain_jax.models.learned import Learned
@@ -61,7 +61,7 @@ def make_config(source: str, kind: str = "grain", **evaluation) -> TrainConfig:
 def use_records(monkeypatch, source: str) -> None:
     if source != "synthetic_birds":
         own = ToySource(*SOURCES[source])
-        monkeypatch.setattr(PreparedRecords, "records", lambda self, split: own)
+        monkeypatch.setattr(TfdsDataSource, "records", lambda self, split: own)
 
 
 @pytest.mark.parametrize("kind", ["grain", "clip"])
@@ -165,6 +165,6 @@ def test_sets_are_told_apart_where_folders_have_one_name(tmp_path):
 
 
 def test_an_empty_split_is_found_out_at_the_start(monkeypatch):
-    monkeypatch.setattr(PreparedRecords, "records", lambda self, split: ToySource())
+    monkeypatch.setattr(TfdsDataSource, "records", lambda self, split: ToySource())
     with pytest.raises(ValueError, match="'dev' holds no image to evaluate on"):
         suite.check_inputs(make_config("tfds"))

@@ -10,7 +10,7 @@ from toy_encoder import ToySource, record, toy_encoder
 
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.records import ZeroShotSet
-from grain_jax.data.tfds_data_source import PreparedRecords
+from grain_jax.data.tfds_data_source import TfdsDataSource
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation import report
 from grain_jax.evaluation.details import ResultDetails, describe_set
@@ -174,7 +174,7 @@ def test_each_labelled_set_has_a_curve_of_its_own():
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     source = ToySource(record("0", "red", "green", "blue"), record("1", "green", "red", "blue"))
-    monkeypatch.setattr(PreparedRecords, "records", lambda self, split: source)
+    monkeypatch.setattr(TfdsDataSource, "records", lambda self, split: source)
     write_metrics(tmp_path / "metrics.jsonl")
     config = TrainConfig(
         name="my run",

@@ -7,7 +7,7 @@ from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig,
 from grain_jax.data.records import EvaluationSet, Record, Region
 from grain_jax.data.synthetic_birds import data_source
 from grain_jax.data.synthetic_birds.data_source import SyntheticBirds
-from grain_jax.data.tfds_data_source import PreparedRecords
+from grain_jax.data.tfds_data_source import TfdsDataSource
 from grain_jax.evaluation import suite
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 
@@ -125,7 +125,7 @@ def records(monkeypatch):
         opened.append(split)
         return splits[split]
 
-    monkeypatch.setattr(PreparedRecords, "records", open_split)
+    monkeypatch.setattr(TfdsDataSource, "records", open_split)
     return opened
 
 

@@ -97,7 +97,7 @@ def test_texts_are_embedded_again_in_another_type(classify, encoded):
     assert len(encoded) == 2
 
 
-def test_only_the_last_texts_are_kept(classify):
+def test_only_the_last_texts_are_cached(classify):
     for i in range(6):
         classify(make_image(), candidate_labels=["red", "blue " * (i + 1)])
     assert len(classify._encoded) == len(classify._tokens) == 4
@@ -149,8 +149,8 @@ def test_wrong_labels_are_named(classify, given, named):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"descriptions": DESCRIBED, "alpha": "0.5"}, "alpha='0.5'; needed a number from 0 to 1"),
-        ({"descriptions": DESCRIBED, "alpha": True}, "alpha=True; needed a number"),
+        ({"descriptions": DESCRIBED, "alpha": "0.5"}, "alpha='0.5'; expected a number from 0 to 1"),
+        ({"descriptions": DESCRIBED, "alpha": True}, "alpha=True; expected a number"),
         (
             {"hypothesis_template": 3},
             "hypothesis_template must be a text or a list .* got 3",
@@ -175,11 +175,11 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_a_bad_image_is_named_or_skipped(classify, files, batch_size):
-    asked = {"descriptions": DESCRIBED, "batch_size": batch_size}
+    options = {"descriptions": DESCRIBED, "batch_size": batch_size}
     with pytest.raises(ValueError, match=r"Image 2 of 3 \('.*1.png'\) cannot be read: "):
-        classify(files, **asked)
+        classify(files, **options)
     with pytest.warns(UserWarning, match=r"Skipped: Image 2 of 3 \('.*1.png'\) cannot be read"):
-        found = classify(files, **asked, on_error="skip")
+        found = classify(files, **options, on_error="skip")
     assert found[1] == []
     for i in (0, 2):
         alone = classify(files[i], descriptions=DESCRIBED)
@@ -233,15 +233,15 @@ def clip_processor(tmp_path_factory):
 def test_the_processor_gives_the_ids_of_the_tokenizer(clip_processor):
     """Of a thousand odd texts; the tokenizer's own are OpenAI's."""
     texts = [text for text, _ in json.loads(TOKENS.read_text())["texts"]]
-    ours, _ = ClipTokenizer().encode(texts, 600)
+    expected, _ = ClipTokenizer().encode(texts, 600)
     theirs = clip_processor(text=texts)["input_ids"]
     described = clip_processor(descriptions=texts)["description_ids"]
-    for text, row, found, again in zip(texts, ours.tolist(), theirs, described, strict=True):
+    for text, row, found, again in zip(texts, expected.tolist(), theirs, described, strict=True):
         end = row.index(49_407) + 1
         assert found[:end] == row[:end] == again[:end], ascii(text)
 
 
-def test_alone_the_tokenizer_does_all_but_entities_and_encodings(clip_processor):
+def test_the_tokenizer_alone_cleans_all_but_entities_and_encodings(clip_processor):
     for text in (
         "the \u201cvintage\u201d dog\u2019s",
         "cre\u0300me",

@@ -1,4 +1,4 @@
-"""Fast tokenizers of Hugging Face give the ids of ours, on ordinary and on odd texts."""
+"""Fast tokenizers of Hugging Face give the ids of grain_jax's, on ordinary and on odd texts."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ def test_ids_of_a_padded_tokenizer_are_the_same_at_every_place(side: str, tmp_pa
         assert found == tokenizer.encode(texts, length)[0].tolist()
 
 
-def test_padding_is_pooled_like_ours(tokenizer: Tokenizer) -> None:
+def test_padding_does_not_change_pooling(tokenizer: Tokenizer) -> None:
     """The first highest id, where the text tower pools, is at the same place in a padded batch."""
     fast = fast_tokenizer(tokenizer, max_length=LENGTH)
     padded = fast(TEXTS, truncation=True, padding=True, return_tensors="np")["input_ids"]

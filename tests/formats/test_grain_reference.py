@@ -61,7 +61,7 @@ def test_official_tensors_survive_a_round_trip_to_the_bit():
     ],
     ids=["grain", "clip", "scan", "own scale", "shared projection", "no qk norm"],
 )
-def test_every_parameter_has_its_place(config):
+def test_every_parameter_has_an_official_name(config):
     params = random_params(config)
     state = to_official(params, config)
     assert_same(from_official(state, config), params)
@@ -70,7 +70,7 @@ def test_every_parameter_has_its_place(config):
     assert set(state) - set(used) == set(unused_shapes(config))
 
 
-def test_unused_tensors_are_left_out_on_request():
+def test_unused_tensors_are_omitted_on_request():
     state = to_official(random_params(CONFIG), CONFIG, unused=False)
     assert "decoder.class_embed.weight" not in state
     assert_same(from_official(state, CONFIG), random_params(CONFIG))
@@ -88,7 +88,7 @@ def test_stacking_layers_and_back():
     assert_same(unstack_layers(stacked), params)
 
 
-def test_what_does_not_fit_is_listed_by_name():
+def test_tensors_that_do_not_fit_are_listed():
     state = dict(official_golden.state_dict())
     del state["backbone.ln_final.bias"]
     state["backbone.extra"] = np.zeros(3, np.float32)

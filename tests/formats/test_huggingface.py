@@ -139,7 +139,7 @@ def test_it_works_alone_and_offline(loaded, folder, tmp_path):
     short, _ = model.tokenizer.encode(LABELS, 6)
     tokens = np.concatenate([tokens, np.pad(short, ((0, 0), (0, 4)))])
     inputs = parity.Inputs("", images, tokens.astype(np.int32))
-    ours = parity.our_outputs(model.config.model)(model.params, inputs)
+    ours = parity.jax_outputs(model.config.model)(model.params, inputs)
     names, by_template, descriptions = np.split(ours["text_embeds"], [3, 9])
     scale = ours["logit_scale"]
     for name, expected in {
@@ -152,9 +152,9 @@ def test_it_works_alone_and_offline(loaded, folder, tmp_path):
     mean = by_template.reshape(2, 3, -1).mean(axis=0)
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     for how, texts in (("own", mean), ("again", mean), ("plain", names)):
-        shares = np.asarray(jax.nn.softmax(scale * ours["image_embeds"] @ texts.T))[0]
+        probabilities = np.asarray(jax.nn.softmax(scale * ours["image_embeds"] @ texts.T))[0]
         scores = {entry["label"]: entry["score"] for entry in found[how]}
-        np.testing.assert_allclose([scores[label] for label in LABELS], shares, atol=1e-5)
+        np.testing.assert_allclose([scores[label] for label in LABELS], probabilities, atol=1e-5)
 
 
 def test_the_card_is_filled_from_the_run(folder):
@@ -166,9 +166,9 @@ def test_the_card_is_filled_from_the_run(folder):
         "16 images of drawn birds",
         "for 7 steps of batch 16",
         "| val | model | 50.0 | 25.0 | 12.5 | 100.0 |",
-        "after 10 tokens, descriptions of regions after 6",
+        "to 10 tokens, descriptions of regions to 6",
         "Every image gets 3 boxes",
-        "knows 12 English words",
+        "vocabulary has 12 English words",
         "on random and real inputs",
     ):
         assert part in card, part
@@ -209,7 +209,7 @@ DESCRIBED = {"red": ["red crest", LONG], "blue": ["blue tail"], "bird": ["the bi
         ({"type": "clip"}, None),
     ],
 )
-def test_descriptions_tell_labels_as_in_jax(changes, alpha):
+def test_scores_by_description_are_those_of_jax(changes, alpha):
     from grain_jax.formats.torch_grain.processing_grain import GrainZeroShotPipeline
 
     loaded = tiny_model(**{k: v for k, v in changes.items() if k == "type"})
@@ -257,7 +257,7 @@ def test_a_pipeline_embeds_texts_once_for_all_images(auto, monkeypatch, alpha, n
     assert len(calls) == num_encoded
 
 
-def test_what_a_pipeline_is_made_with_is_used(auto):
+def test_arguments_of_the_pipeline_are_defaults_of_its_calls(auto):
     expected = made(auto)(make_image("RGB"), descriptions=DESCRIBED, alpha=0.25)
     assert made(auto, descriptions=DESCRIBED, alpha=0.25)(make_image("RGB")) == expected
     template = made(auto, hypothesis_template="the {} bird")
@@ -265,7 +265,7 @@ def test_what_a_pipeline_is_made_with_is_used(auto):
 
 
 @pytest.mark.parametrize("ensembling", ["embedding", "score"])
-def test_class_names_score_as_in_jax(ensembling):
+def test_scores_by_class_name_are_those_of_jax(ensembling):
     loaded = tiny_model(type="clip")
     loaded.config.evaluation.prompt_ensembling = ensembling
     parts = (huggingface_folder.torch_model(loaded), huggingface_folder.processor(loaded))
@@ -283,16 +283,24 @@ def test_class_names_score_as_in_jax(ensembling):
         (
             {"descriptions": DESCRIBED, "alpha": 2.0},
             ValueError,
-            "alpha=2.0; needed a number from 0",
+            "alpha=2.0; expected a number from 0",
         ),
-        ({"candidate_labels": ["red"], "alpha": 1.0}, ValueError, "give descriptions"),
-        ({"candidate_labels": ["red"], "descriptions": DESCRIBED}, ValueError, "not both"),
+        ({"candidate_labels": ["red"], "alpha": 1.0}, ValueError, "descriptions"),
+        (
+            {"candidate_labels": ["red"], "descriptions": DESCRIBED},
+            ValueError,
+            "descriptions of exactly",
+        ),
         ({"descriptions": {"red": "crest"}}, ValueError, "must be a list of texts"),
-        ({"descriptions": DESCRIBED, "hypothesis_template": "{}"}, ValueError, "for names"),
-        ({"candidate_labels": ["red"], "description": {}}, TypeError, "'description' is no arg"),
+        ({"descriptions": DESCRIBED, "hypothesis_template": "{}"}, ValueError, "names only"),
+        (
+            {"candidate_labels": ["red"], "description": {}},
+            TypeError,
+            "'description' is not an arg",
+        ),
     ],
 )
-def test_what_does_not_go_together_in_a_pipeline_is_said(auto, arguments, error, message):
+def test_contradictory_pipeline_arguments_are_refused(auto, arguments, error, message):
     from grain_jax.formats.torch_grain.processing_grain import GrainZeroShotPipeline
 
     model, processor = auto
@@ -316,7 +324,7 @@ def make_image(mode: str) -> Image.Image:
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "turned"])
-def test_pixels_are_exactly_ours(resize, interpolation, mode):
+def test_pixels_are_exactly_those_of_jax(resize, interpolation, mode):
     from grain_jax.formats.torch_grain.processing_grain import GrainImageProcessor
 
     data = io.BytesIO()
@@ -391,7 +399,7 @@ def test_boxes_of_a_turned_image_are_those_of_the_upright_one(auto, tmp_path):
         auto[1].boxes_in_pixels(boxes, [turned, turned])
 
 
-def test_the_processor_asks_for_something(auto):
+def test_a_processor_call_without_inputs_is_refused(auto):
     with pytest.raises(ValueError, match="no images; give at least one"):
         auto[1](images=[])
     with pytest.raises(ValueError, match="no text; give at least one"):
@@ -402,7 +410,7 @@ def test_the_processor_asks_for_something(auto):
         auto[1]()
 
 
-def test_the_usual_arguments_of_processors_are_kept_to(auto):
+def test_usual_arguments_of_processors_work(auto):
     """What model cards of CLIP write: padding=True; and what would not fit the model is said."""
     processor, texts = auto[1], ["red", "a long tail of a bird"]
     plain = processor(text=texts, return_tensors="pt")
@@ -410,7 +418,7 @@ def test_the_usual_arguments_of_processors_are_kept_to(auto):
     assert torch.equal(plain["input_ids"], same["input_ids"])
     cut = processor(text=texts, descriptions="red", max_length=4, padding="max_length")
     assert [len(row) for row in (*cut["input_ids"], *cut["description_ids"])] == [4, 4, 4]
-    with pytest.raises(ValueError, match="max_length=77, and this model takes at most 10"):
+    with pytest.raises(ValueError, match="max_length=77; this model takes at most 10"):
         processor(text=texts, padding="max_length", max_length=77)
 
 
@@ -438,7 +446,7 @@ def fresh(**changes):
     return type(model)(model.config)
 
 
-def test_fresh_weights_are_drawn_like_ours():
+def test_initialization_is_that_of_jax():
     """Each tensor has the spread of its parameter in JAX, biases and norms too."""
     wide = {"vision__width": 96, "text__width": 96, "decoder__width": 96, "embed_dim": 96}
     wide |= {"decoder__mlp_dim": 192, "region_logit_scale": "own"}
@@ -475,7 +483,7 @@ def test_training_lowers_the_loss(kind):
     assert bool(untrained) == (kind == "grain")
 
 
-def test_the_loss_is_that_of_ours():
+def test_the_loss_is_that_of_jax():
     model = fresh()
     output = model(**batch(), return_loss=True)
     arrays = (output.image_embeds, output.text_embeds, model.logit_factor())
@@ -528,7 +536,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-def test_what_a_clip_of_transformers_takes_is_refused_unless_it_is_off():
+def test_unsupported_arguments_of_clip_are_refused_unless_off():
     model, inputs = fresh().eval(), batch()
     off = {"output_hidden_states": False, "output_attentions": None}
     output = model(**inputs, **off, interpolate_pos_encoding=False)
@@ -575,7 +583,7 @@ def test_it_runs_on_meta_tensors_and_as_a_replica():
 
 def test_other_attention_is_refused(folder):
     auto = transformers.AutoModel.from_pretrained
-    with pytest.raises(ValueError, match="attn_implementation='eager'; needed 'sdpa'"):
+    with pytest.raises(ValueError, match="attn_implementation='eager'; expected 'sdpa'"):
         auto(folder, trust_remote_code=True, attn_implementation="eager")
 
 
@@ -637,7 +645,7 @@ def test_saved_and_loaded_it_is_the_same(changes, tmp_path):
         assert torch.equal(left, right)
 
 
-def test_what_is_new_in_a_model_is_drawn_not_left_empty(tmp_path):
+def test_missing_weights_are_initialized(tmp_path):
     """From weights without a decoder, as one that starts from CLIP has it."""
     whole = fresh()
     rest = {name: p for name, p in whole.state_dict().items() if not name.startswith("decoder.")}

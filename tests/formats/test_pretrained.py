@@ -1,4 +1,4 @@
-"""Towers of other people, read as ours: parity with transformers, which builds them at random."""
+"""Pretrained towers: parity with models of transformers with random weights."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ PIXELS = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 
 
 def save(model, folder, *, seed=0):
-    """Weights drawn by `seed`, whatever drew before."""
+    """Random weights that depend on `seed` alone."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -141,7 +141,7 @@ def test_siglip_embeds_as_in_transformers(siglip):
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
-def test_pixels_beside_the_last_whole_patch_are_not_seen(siglip, tmp_path):
+def test_pixels_after_the_last_whole_patch_are_ignored(siglip, tmp_path):
     """Such as the last 6 of the 384 of SigLIP so400m/14, in every part of the way."""
     module = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
     config = copy.deepcopy(siglip[0].config)
@@ -257,7 +257,7 @@ ODD_SIZES = [(50, 71), (130, 57), (40, 33), (20, 27)]
 CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 SQUASH = {"size": {"height": 32, "width": 32}}
 OTHERS = {"image_mean": [0.1, 0.3, 0.5], "image_std": [0.2, 0.4, 0.6]}
-SETTINGS = {  # what transformers is told, and what we have to make of it
+SETTINGS = {  # settings of transformers, and the expected preprocessing
     "clip": (CROP, ("crop", "bicubic", MEAN, STD)),
     "clip, other numbers": (
         CROP | OTHERS | {"resample": 2},
@@ -321,7 +321,7 @@ def nearest_other(rows):
 
 
 @pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
-def test_images_are_seen_as_by_the_processor_of_transformers(with_processor, file):
+def test_images_are_preprocessed_as_by_transformers(with_processor, file):
     model, processor, folder, expected = with_processor
     if file == "preprocessor_config.json":  # up to transformers 4
         (folder / "processor_config.json").unlink()
@@ -448,19 +448,19 @@ def test_published_settings_of_images_are_read(tmp_path, given, resize, interpol
         ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "longest_edge"),
         ({"size": {"max_height": 224, "max_width": 224}}, "max_height"),
         ({"do_center_crop": False}, "size is 224 without a centre crop"),
-        ({"crop_size": 200}, "crop_size is 200, needed 224"),
+        ({"crop_size": 200}, "crop_size is 200, expected 224"),
         ({"crop_size": {"height": 224, "width": 200}}, "crop_size is"),
-        ({"do_resize": False}, "do_resize is False, needed True"),
-        ({"do_rescale": False}, "do_rescale is False, needed True"),
-        ({"do_normalize": False}, "do_normalize is False, needed True"),
-        ({"do_pad": True}, "do_pad is True, needed False"),
-        ({"rescale_factor": 1 / 127.5}, r"rescale_factor is 0\.0078.*, needed 1/255"),
-        ({"resample": 1}, r"resample is 1, needed 2 \(bilinear\) or 3"),
-        ({"image_mean": 0.5}, r"image_mean is 0\.5, needed three numbers"),
-        ({"image_std": [1, 1]}, r"image_std is \[1, 1\], needed three numbers"),
+        ({"do_resize": False}, "do_resize is False, expected True"),
+        ({"do_rescale": False}, "do_rescale is False, expected True"),
+        ({"do_normalize": False}, "do_normalize is False, expected True"),
+        ({"do_pad": True}, "do_pad is True, expected False"),
+        ({"rescale_factor": 1 / 127.5}, r"rescale_factor is 0\.0078.*, expected 1/255"),
+        ({"resample": 1}, r"resample is 1, expected 2 \(bilinear\), 3"),
+        ({"image_mean": 0.5}, r"image_mean is 0\.5, expected three numbers"),
+        ({"image_std": [1, 1]}, r"image_std is \[1, 1\], expected three numbers"),
     ],
 )
-def test_what_is_not_done_to_images_here_is_refused(tmp_path, changed, message):
+def test_unsupported_image_settings_are_refused(tmp_path, changed, message):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(OPENAI | changed))
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json: .*{message}"):
@@ -474,12 +474,12 @@ def test_what_is_not_done_to_images_here_is_refused(tmp_path, changed, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"resize_mode": "longest"}, "resize_mode is 'longest', needed 'shortest'"),
-        ({"interpolation": "nearest"}, "interpolation is 'nearest', needed one of bicubic"),
-        ({"mean": [1]}, r"mean is \[1\], needed three numbers"),
+        ({"resize_mode": "longest"}, "resize_mode is 'longest', expected 'shortest'"),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest', expected one of bicubic"),
+        ({"mean": [1]}, r"mean is \[1\], expected three numbers"),
     ],
 )
-def test_what_open_clip_does_to_images_is_done_or_refused(open_clip, changed, message):
+def test_image_settings_of_open_clip_are_read_or_refused(open_clip, changed, message):
     def write(changed):
         config = OPEN_CLIP | {"preprocess_cfg": OPEN_CLIP["preprocess_cfg"] | changed}
         (open_clip / "open_clip_config.json").write_text(json.dumps(config))
@@ -499,7 +499,7 @@ def test_a_configuration_alone_takes_no_memory(siglip, tmp_path):
     given = json.loads((tmp_path / "config.json").read_text())
     given["vision_config"]["hidden_size"] = 4_000_000
     (tmp_path / "config.json").write_text(json.dumps(given))
-    with pytest.raises(ValueError, match=r"shape \(96, 32\), needed \(12000000, 4000000\)"):
+    with pytest.raises(ValueError, match=r"shape \(96, 32\), expected \(12000000, 4000000\)"):
         read_model(tmp_path)
 
 
@@ -575,7 +575,7 @@ def test_a_checkpoint_of_open_clip_is_read_by_its_own_name(open_clip):
         read_model(file)
 
 
-def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
+def test_unsupported_settings_are_refused_by_name(clip, open_clip, tmp_path):
     config = json.loads(json.dumps(OPEN_CLIP))
     config["model_cfg"]["vision_cfg"]["timm_model_name"] = "vit_base_patch16_siglip"
     (open_clip / "open_clip_config.json").write_text(json.dumps(config))
@@ -585,7 +585,9 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
     shutil.copytree(clip[1], folder)
     given = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(given | {"model_type": "blip"}))
-    with pytest.raises(ValueError, match=r"model_type 'blip'; needed one of clip, siglip or grain"):
+    with pytest.raises(
+        ValueError, match=r"model_type 'blip'; expected one of clip, siglip or grain"
+    ):
         read_model(folder)
     given["vision_config"]["num_hidden_layers"] = 3
     (folder / "config.json").write_text(json.dumps(given))
@@ -599,18 +601,21 @@ def test_what_is_not_supported_is_refused_by_name(clip, open_clip, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_config": "x"}, "vision_config is 'x', needed an object"),
+        ({"vision_config": "x"}, "vision_config is 'x', expected an object"),
         (
             {"vision_config": {"image_size": "224"}},
-            "vision_config.image_size is '224', needed",
+            "vision_config.image_size is '224', expected",
         ),
         ({"vision_config": {"image_size": [32, 32]}}, "vision_config.image_size is"),
         (
             {"text_config": {"hidden_size": 0}},
-            "text_config.hidden_size is 0, needed a whole number",
+            "text_config.hidden_size is 0, expected a whole number",
         ),
-        ({"text_config": {"hidden_act": ["gelu"]}}, "text_config.hidden_act is .*, needed a text"),
-        ({"text_config": {"layer_norm_eps": True}}, "layer_norm_eps is True, needed a number"),
+        (
+            {"text_config": {"hidden_act": ["gelu"]}},
+            "text_config.hidden_act is .*, expected a string",
+        ),
+        ({"text_config": {"layer_norm_eps": True}}, "layer_norm_eps is True, expected a number"),
         ({"text_config": {"num_hidden_layers": 10**6}}, "text.depth=1000000, and there are"),
         ({"projection_dim": None}, "projection_dim is None"),
         ({"model_type": ["clip"]}, r"model_type \['clip'\]"),
@@ -629,8 +634,8 @@ def test_settings_of_another_kind_are_refused_by_name(clip, tmp_path, changes, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_cfg": 3}, "vision_cfg is 3, needed an object"),
-        ({"text_cfg": {"heads": "8"}}, "text_cfg.heads is '8', needed a whole number"),
+        ({"vision_cfg": 3}, "vision_cfg is 3, expected an object"),
+        ({"text_cfg": {"heads": "8"}}, "text_cfg.heads is '8', expected a whole number"),
         ({"embed_dim": 0}, "model_cfg.embed_dim is 0"),
     ],
 )
@@ -647,11 +652,11 @@ def test_settings_of_another_kind_of_open_clip_too(open_clip, changes, message):
 def test_a_file_nested_without_end_is_refused(clip, tmp_path):
     shutil.copytree(clip[1], tmp_path, dirs_exist_ok=True)
     (tmp_path / "preprocessor_config.json").write_text('{"a": ' + "[" * 100_000)
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is not JSON"):
         read_model(tmp_path)
 
 
-def test_a_scale_beyond_use_is_refused(clip, tmp_path):
+def test_an_implausible_scale_is_refused(clip, tmp_path):
     model = copy.deepcopy(clip[0])
     torch.nn.init.constant_(model.logit_scale, 200.0)
     model.save_pretrained(tmp_path)
@@ -670,7 +675,7 @@ def test_a_tensor_of_another_shape_is_refused_by_its_name(open_clip):
 
 def test_tensors_without_a_name_are_refused(open_clip):
     torch.save({3: torch.zeros(2)}, open_clip / "open_clip_pytorch_model.bin")
-    with pytest.raises(ValueError, match="a tensor called 3, needed a name"):
+    with pytest.raises(ValueError, match="a tensor called 3, expected a name"):
         read_open_clip(open_clip)
 
 
@@ -689,10 +694,12 @@ def test_code_in_a_torch_file_is_not_run(open_clip):
         read_model(open_clip)
 
 
-def test_what_is_not_there_is_said_with_what_there_could_be(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no .*nowhere; needed a run folder, an export"):
+def test_a_missing_model_is_refused_with_the_supported_kinds(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"There is no .*nowhere; expected a run folder, an export"
+    ):
         read_model(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no model that is known in"):
+    with pytest.raises(ValueError, match="no supported model in"):
         read_model(tmp_path)
     with pytest.raises(ValueError, match="no step to choose"):
         read_model(tmp_path, step=3)

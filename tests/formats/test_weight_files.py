@@ -83,7 +83,7 @@ def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, key):
     assert same(read_weights(tmp_path, (TORCH,)))
 
 
-def test_of_two_models_in_a_file_neither_is_chosen_silently(tmp_path):
+def test_a_file_with_two_models_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     state = {name: torch.tensor(value) for name, value in STATE.items()}
     torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / TORCH)
@@ -206,7 +206,7 @@ def test_a_part_lies_in_the_folder(tmp_path, file):
     folder.mkdir()
     save_file({NAMES[0]: np.asarray(STATE[NAMES[0]])}, tmp_path / SAFE)
     split(folder, {}, weight_map={NAMES[0]: file})
-    with pytest.raises(ValueError, match="needed the name of a file beside it"):
+    with pytest.raises(ValueError, match="expected the name of a file beside it"):
         read_weights(folder, (SAFE,))
 
 
@@ -215,7 +215,7 @@ def test_a_part_lies_in_the_folder(tmp_path, file):
     [
         ({}, "has no weight_map"),
         ([1], "has no weight_map"),
-        ({NAMES[0]: "model.bin"}, "needed a .safetensors"),
+        ({NAMES[0]: "model.bin"}, "expected a .safetensors"),
         ({NAMES[0]: FIRST, "text_projection.weight": FIRST}, "has 'text_projection.weight'"),
     ],
 )
@@ -275,7 +275,7 @@ OTHERS = {
     "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "is XML"),
     "answer": (b'{"error": "Invalid username or password."}', "is a text, not weights: .*error"),
     "empty": (b"", "is empty"),
-    "zeros": (bytes(5000), "holds zeros alone"),
+    "zeros": (bytes(5000), "holds only zeros"),
     "gguf": (b"GGUF" + bytes(100), "is a GGUF file"),
     "onnx": (b"\x08\x08\x12\x07pytorch" + bytes(40), "is an ONNX model"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
@@ -295,7 +295,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("form", [SAFE, TORCH])
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_is_not_weights_is_named(tmp_path, kind, form):
+def test_files_that_are_not_weights_are_named(tmp_path, kind, form):
     """With and without torch: none of these is ever given to it."""
     content, named = OTHERS[kind]
     (tmp_path / form).write_bytes(content)
@@ -350,7 +350,7 @@ class Runs:
         return open, (self.path, "w")
 
 
-def test_objects_in_a_torch_file_are_named_and_not_made(tmp_path):
+def test_objects_in_a_torch_file_are_named_and_not_created(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"state_dict": {}, "args": Runs(str(tmp_path / "ran"))}, tmp_path / TORCH)
     with pytest.raises(ValueError, match=r"it holds (io|_io|builtins).open, an object") as caught:
@@ -374,8 +374,8 @@ def test_a_damaged_torch_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        (["flax_model.msgpack"], "flax_model.msgpack is of Flax"),
-        (["tf_model.h5"], "tf_model.h5 is of TensorFlow"),
+        (["flax_model.msgpack"], "flax_model.msgpack is a file of Flax"),
+        (["tf_model.h5"], "tf_model.h5 is a file of TensorFlow"),
         ([], "looked for model.safetensors, pytorch_model.bin.$"),
     ],
 )
@@ -389,7 +389,7 @@ def test_weights_of_another_format_alone_are_named(tmp_path, files, named):
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        (["zero_to_fp32.py", "latest"], "a checkpoint of DeepSpeed, whose own zero_to_fp32.py"),
+        (["zero_to_fp32.py", "latest"], "a checkpoint of DeepSpeed; zero_to_fp32.py"),
         ([".metadata", "__0_0.distcp"], "dcp_to_torch"),
     ],
 )

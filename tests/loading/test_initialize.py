@@ -1,7 +1,8 @@
-"""Runs that start from trained weights: what comes with them, what is new, what stays frozen."""
+"""Runs that start from trained weights: settings inherited, tensors loaded, parameters frozen."""
 
 import copy
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -11,16 +12,22 @@ from tiny_run import TinyRun, bundle_of, random_batch, tiny_config
 
 import grain_jax.train
 from grain_jax.config import TrainConfig, validate
+from grain_jax.config.cli import config_to_json
 from grain_jax.config.validation import problems
 from grain_jax.data.tokenizer import WordTokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.loading import initialize
-from grain_jax.loading.initialize import adopt, adopt_again, resize_positions, start_from
+from grain_jax.loading.initialize import (
+    inherit_settings,
+    resize_positions,
+    restore_inherited,
+    start_from,
+)
 from grain_jax.loading.load import read_model
 from grain_jax.loading.write_run import write_run
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
-from grain_jax.training import checkpoint
+from grain_jax.training import checkpoint, run_folder
 from grain_jax.training.optimizer import lr_multipliers
 from grain_jax.training.state import TrainState
 
@@ -37,27 +44,27 @@ def clip():
 
 
 def started(clip: ModelBundle, config: TrainConfig, devices: int = 1):
-    """A run of `config` whose state is zeros, so that what was loaded can be told from it."""
+    """A run of `config` whose state is zeros, so that loaded tensors can be recognized."""
     run = TinyRun(config, devices=devices)
     zeros: TrainState = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract)
     run.set_state(zeros)
-    run.state, origin = start_from(clip, run.state, config)
-    return run, origin
+    run.state, report = start_from(clip, run.state, config)
+    return run, report
 
 
-def test_towers_are_loaded_and_the_decoder_is_new(clip):
-    run, origin = started(clip, tiny_config(), devices=4)
+def test_towers_are_loaded_and_the_decoder_is_missing(clip):
+    run, report = started(clip, tiny_config(), devices=4)
     for tower in ("vision", "text"):
         jax.tree.map(np.testing.assert_array_equal, run.state.params[tower], clip.params[tower])
     assert not any(leaf.any() for leaf in jax.tree.leaves(run.state.params["decoder"]))
-    assert origin.left == ("image_projection",)
-    assert {name.partition("/")[0] for name in origin.new} == {"decoder"}
+    assert report.unexpected == ("image_projection",)
+    assert {name.partition("/")[0] for name in report.missing} == {"decoder"}
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.abstract.params)
     assert jax.tree.map(lambda leaf: leaf.sharding, run.state.params) == shardings
-    lines = "\n".join(origin.sentences("RUN"))
-    assert f"{len(origin.loaded)} tensors of RUN loaded" in lines
-    assert f"newly made: decoder ({len(origin.new)})" in lines
-    assert "left, as the model has no such part: image_projection" in lines
+    lines = "\n".join(report.sentences("RUN"))
+    assert f"{len(report.loaded)} tensors of RUN loaded" in lines
+    assert f"missing from the weights, newly initialized: decoder ({len(report.missing)})" in lines
+    assert "unexpected in the weights, ignored: image_projection" in lines
 
 
 def test_stacked_layers_and_the_average_start_from_the_same_weights(clip):
@@ -72,10 +79,10 @@ def test_stacked_layers_and_the_average_start_from_the_same_weights(clip):
 def test_positions_are_resized_for_another_image_size(clip):
     config = tiny_config()
     config.model.image_size = 32
-    run, origin = started(clip, config)
+    run, report = started(clip, config)
     table = clip.params["vision"]["position"]
     found = np.asarray(run.state.params["vision"]["position"])
-    assert origin.resized == ("vision/position",)
+    assert report.resized == ("vision/position",)
     assert found.shape == (17, 16)
     np.testing.assert_array_equal(found[0], table[0])  # of the class token
     np.testing.assert_allclose(found[1:].mean(0), table[1:].mean(0), atol=1e-5)
@@ -100,32 +107,32 @@ def test_resized_positions_follow_the_image(num_cls):
 def test_weights_of_another_shape_are_refused_by_name(clip):
     config = tiny_config()
     config.model.text.vocab_size = 65
-    with pytest.raises(ValueError, match=r"text/token: \(64, 16\), needed \(65, 16\)"):
+    with pytest.raises(ValueError, match=r"text/token: \(64, 16\), expected \(65, 16\)"):
         started(clip, config)
 
 
-def test_settings_left_at_their_defaults_come_with_the_weights():
+def test_settings_at_their_defaults_are_inherited_from_the_weights():
     trained, config = tiny_clip(), TrainConfig(pretrained="RUN")
     trained.data.mean, trained.model.text.activation = (0.5, 0.5, 0.5), "gelu"
     trained.model.vision.initializer = "xavier"
-    adopted, notes = adopt(config, trained)
-    assert adopted.model.vision == dataclasses.replace(trained.model.vision, initializer="torch")
-    assert (adopted.model.text, adopted.data.mean) == (trained.model.text, (0.5, 0.5, 0.5))
-    assert adopted.model.decoder == config.model.decoder
-    assert adopted.model.image_size == config.model.image_size
-    assert adopted.data.caption_length == trained.model.text.context_length
-    assert "model.text.activation = 'gelu', as the weights have it" in notes.values()
-    assert config == TrainConfig(pretrained="RUN")  # the caller's own is left alone
+    inherited, notes = inherit_settings(config, trained)
+    assert inherited.model.vision == dataclasses.replace(trained.model.vision, initializer="torch")
+    assert (inherited.model.text, inherited.data.mean) == (trained.model.text, (0.5, 0.5, 0.5))
+    assert inherited.model.decoder == config.model.decoder
+    assert inherited.model.image_size == config.model.image_size
+    assert inherited.data.caption_length == trained.model.text.context_length
+    assert "model.text.activation = 'gelu', inherited from the weights" in notes.values()
+    assert config == TrainConfig(pretrained="RUN")  # the argument is not modified
 
 
 def test_settings_that_contradict_the_weights_are_refused():
     config = TrainConfig(pretrained="RUN")
     config.model.vision.depth, config.data.mean = 3, (0.1, 0.1, 0.1)
     with pytest.raises(ValueError, match=r"(?s)depth: given 3, the weights have 1.*data.mean"):
-        adopt(config, tiny_clip())
+        inherit_settings(config, tiny_clip())
 
 
-def test_interpolation_comes_along_and_a_crop_is_told(tmp_path, monkeypatch):
+def test_interpolation_is_inherited_and_a_crop_is_noted(tmp_path, monkeypatch):
     trained = tiny_clip()
     trained.data.interpolation, trained.data.resize = "bilinear", "crop"
     config = TrainConfig(pretrained="RUN")
@@ -139,39 +146,56 @@ def test_interpolation_comes_along_and_a_crop_is_told(tmp_path, monkeypatch):
         step=0,
     )
     monkeypatch.setattr(initialize, "read_model", lambda name: weights)
-    origin = initialize.pretrained(config, tmp_path)
-    assert origin.config.data.interpolation == "bilinear"
-    assert origin.config.data.resize == "squash"
-    (note,) = [note for note in origin.notes if "data.resize" in note]
-    assert "data.resize = 'squash', and the weights saw images as 'crop'" in note
+    found = initialize.pretrained(config, tmp_path)
+    assert found.config.data.interpolation == "bilinear"
+    assert found.config.data.resize == "squash"
+    (note,) = [note for note in found.notes if "data.resize" in note]
+    assert "data.resize = 'squash', and the weights were trained with 'crop'" in note
     config.data.resize = "crop"
     assert not [note for note in initialize.pretrained(config, tmp_path).notes if "resize" in note]
     trained.data.interpolation, config.data.interpolation = "bicubic", "bilinear"
-    assert adopt(config, trained)[0].data.interpolation == "bilinear"  # as it was set
+    assert inherit_settings(config, trained)[0].data.interpolation == "bilinear"  # as it was set
 
 
 @pytest.mark.parametrize("pooling", ["end", "last"])
 @pytest.mark.parametrize("lengths", [(77, 77), (5, 4), (100, 4)])
-def test_the_same_command_adopts_the_same_again(pooling, lengths):
-    """Texts of a SigLIP are as long as its positions, whatever was asked for."""
+def test_the_same_command_inherits_the_same_settings_again(pooling, lengths):
+    """Texts of a SigLIP are as long as its positions, at any requested length."""
     trained, config = tiny_clip(), TrainConfig(pretrained="RUN")
     trained.model.text.pooling = pooling
     config.data.caption_length, config.data.description_length = lengths
-    first, notes = adopt(config, trained)
-    assert adopt_again(config, first, tuple(notes)) == first
-    config.data.description_length = 3  # set since: kept, for the check of a resume to see
-    again = adopt_again(config, first, tuple(notes))
+    first, notes = inherit_settings(config, trained)
+    assert restore_inherited(config, first, tuple(notes)) == first
+    config.data.description_length = 3  # set since: kept, so that the check on resuming sees it
+    again = restore_inherited(config, first, tuple(notes))
     expected = trained.model.text.context_length if pooling == "last" else 3
     assert again.data.description_length == expected
 
 
-def test_a_bound_of_training_may_differ_from_that_of_the_weights():
+@pytest.mark.parametrize("key", ["inherited_settings", "adopted"])
+def test_inherited_settings_of_older_runs_are_read(tmp_path, monkeypatch, key):
+    """Runs made before version 0.2 store them under "adopted"."""
+    first, notes = inherit_settings(TrainConfig(pretrained="RUN"), tiny_clip())
+    saved = {
+        "config": json.loads(config_to_json(first)),
+        "tokenizer": WordTokenizer(["a"]).spec(),
+        key: list(notes),
+    }
+    monkeypatch.setattr(run_folder, "complete_steps", lambda folder: [1])
+    monkeypatch.setattr(run_folder, "read_metadata", lambda folder, step: saved)
+    found = initialize.pretrained(TrainConfig(pretrained="RUN"), tmp_path)
+    assert notes
+    assert found.inherited == list(notes)
+    assert found.config == first
+
+
+def test_the_bound_of_the_logit_scale_may_differ_from_that_of_the_weights():
     trained = tiny_clip()
     trained.model.max_logit_scale = 112.0
-    assert adopt(TrainConfig(pretrained="RUN"), trained)[0].model.max_logit_scale == 112
+    assert inherit_settings(TrainConfig(pretrained="RUN"), trained)[0].model.max_logit_scale == 112
     config = TrainConfig(pretrained="RUN")
     config.model.max_logit_scale = 50.0
-    assert adopt(config, trained)[0].model.max_logit_scale == 50
+    assert inherit_settings(config, trained)[0].model.max_logit_scale == 50
 
 
 def test_settings_are_checked_together_once_the_weights_are_known():
@@ -181,16 +205,16 @@ def test_settings_are_checked_together_once_the_weights_are_known():
     validate(config, complete=False)
     with pytest.raises(ValueError, match="not a multiple of"):
         validate(config)
-    assert not [p for p in problems(adopt(config, trained)[0]) if "multiple" in p]
+    assert not [p for p in problems(inherit_settings(config, trained)[0]) if "multiple" in p]
     config.model.image_size = -1
     with pytest.raises(ValueError, match="image_size"):
         validate(config, complete=False)
 
 
-def test_a_decoder_comes_along_from_grain_only():
+def test_a_decoder_is_inherited_from_grain_only():
     trained = tiny_config()
-    adopted, _ = adopt(TrainConfig(pretrained="RUN"), trained)
-    assert adopted.model.decoder.num_queries == trained.model.decoder.num_queries
+    inherited, _ = inherit_settings(TrainConfig(pretrained="RUN"), trained)
+    assert inherited.model.decoder.num_queries == trained.model.decoder.num_queries
 
 
 def test_rates_are_scaled_and_frozen_by_name():
@@ -224,19 +248,21 @@ def test_rates_are_scaled_and_frozen_by_name():
     ("pattern", "message"),
     [("vison/*=0", "no parameter is called 'vison"), ("text/*", "a number"), ("text/*=-1", "of 0")],
 )
-def test_rate_factors_that_mean_nothing_are_refused(pattern, message):
+def test_unknown_lr_multipliers_are_refused(pattern, message):
     with pytest.raises(ValueError, match=message):
         lr_multipliers({"vision": {"cls": 0.0}, "text": {"token": 0.0}}, (pattern,))
 
 
-def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monkeypatch):
-    """As typed: init from a run folder, frozen towers; the second start needs no weights."""
+def test_a_run_starts_from_another_and_resumes_without_it(tmp_path, capsys, monkeypatch):
+    """From a run folder, with frozen towers; resuming does not read the weights again."""
     monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
     config = tiny_world.get_config("clip")
     model = TinyRun(config)
     source = bundle_of(model)
     words = build_tokenizer(config.data).words
-    source = dataclasses.replace(source, tokenizer=WordTokenizer(words[5:]))  # of another world
+    source = dataclasses.replace(
+        source, tokenizer=WordTokenizer(words[5:])
+    )  # of other synthetic birds
     write_run(source, tmp_path / "clip")
     arguments = [
         f"--config={tiny_world.__file__}",
@@ -247,8 +273,8 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path, capsys, monk
     ]
     assert grain_jax.train.main([*arguments, "--max_steps_this_run=2"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "newly made: decoder" in printed
-    assert "the words are those of the weights" in printed
+    assert "newly initialized: decoder" in printed
+    assert "the vocabulary is that of the weights" in printed
     (tmp_path / "clip").rename(tmp_path / "gone")
     assert grain_jax.train.main([*arguments, "--max_steps_this_run=1"]) == 0
     assert "resumed at step 2" in " ".join(capsys.readouterr().out.split())

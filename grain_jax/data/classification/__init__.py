@@ -1,1 +1,1 @@
-"""Labelled images as people have them: class folders, tables of labels, texts of classes."""
+"""Labelled images in class folders or with a table of labels, and the texts of their classes."""

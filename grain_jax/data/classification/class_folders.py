@@ -1,4 +1,4 @@
-"""Labelled images as one subfolder for each class, as torchvision's `ImageFolder` has them."""
+"""Labelled images with one subfolder per class, as in torchvision's `ImageFolder`."""
 
 import os
 import re
@@ -33,20 +33,20 @@ SHOWN = 3  # names listed in a message
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """Images in one subfolder for each class."""
+    """The images of a folder with one subfolder per class."""
 
     files: tuple[str, ...]  # relative to the folder
     labels: tuple[str, ...]  # of each file
-    classes: tuple[str, ...]  # also those without images
-    notes: tuple[str, ...] = ()  # on what is left out or in subfolders, a sentence each
+    classes: tuple[str, ...]  # including those without images
+    notes: tuple[str, ...] = ()  # sentences on ignored files and on nested subfolders
 
 
 def read_class_folders(root: Path) -> ClassFolders:
-    """The images of a folder whose subfolders are classes. One without any file is a class too:
-    without it the task would be an easier one.
+    """The images of a folder whose subfolders are classes.
 
-    Raises ValueError for images that cannot be reached or are of two classes, for folders that may
-    be classes or not, and for splits, which are none.
+    An empty subfolder is a class too, as the task would be easier without it. Raises ValueError for
+    images that cannot be reached or belong to two classes, for subfolders with files but no images,
+    and for subfolders that look like splits of a data set.
     """
     found: dict[str, FolderContent] = {}
     loose: list[str] = []
@@ -58,7 +58,7 @@ def read_class_folders(root: Path) -> ClassFolders:
         except OSError as error:
             raise ValueError(
                 f"{printable(entry.path)!r} cannot be reached ({error.strerror}): a link that "
-                "leads nowhere. Restore what it leads to, or take it out."
+                "leads nowhere. Restore its target, or remove it."
             ) from error
         if stat.S_ISDIR(status.st_mode):
             if same := (read | above).get((status.st_dev, status.st_ino)):
@@ -66,7 +66,7 @@ def read_class_folders(root: Path) -> ClassFolders:
             if entry.name != printable(entry.name):
                 raise ValueError(
                     f"The name of the class folder {printable(entry.path)!r} is not in UTF-8, so "
-                    "no text can be made of it. Rename it."
+                    "it cannot be used in a text. Rename it."
                 )
             found[entry.name] = read_folder(Path(entry.path), read)
             _check_class(Path(entry.path), found[entry.name])
@@ -88,7 +88,7 @@ def read_class_folders(root: Path) -> ClassFolders:
 
 
 def layout_hint(root: Path, folders: ClassFolders) -> str:
-    """A sentence on the subfolder whose own subfolders look like the classes; "" for none."""
+    """Hint for an error: the subfolder whose own subfolders look like classes; "" for none."""
     inside: dict[str, set[str]] = defaultdict(set)
     for file in folders.files:
         label, first, *rest = file.split("/", 2)
@@ -115,18 +115,18 @@ def _entries(root: Path) -> list[os.DirEntry[str]]:
 
 
 def _check_class(folder: Path, content: FolderContent) -> None:
-    """Raises ValueError for what would change a figure without a word."""
+    """Raises ValueError for a folder whose metrics would silently be wrong."""
     name = printable(str(folder))
     if content.denied:
         raise ValueError(
             f"The folder {printable(str(folder / content.denied[0]))!r} cannot be read. Change its "
-            "permissions, or take it out."
+            "permissions, or remove it."
         )
     if content.broken:
         raise ValueError(
             f"{len(content.broken)} of the files of {name!r} cannot be reached, "
-            f"{printable(content.broken[0])!r} first: links that lead nowhere. Restore what they "
-            "lead to, or take them out."
+            f"{printable(content.broken[0])!r} first: links that lead nowhere. Restore their "
+            "targets, or remove them."
         )
     if content.shared:
         link, same = content.shared[0]
@@ -134,20 +134,20 @@ def _check_class(folder: Path, content: FolderContent) -> None:
     if content.too_large:
         raise ValueError(
             f"Image {printable(content.too_large[0])!r} of {name!r} is larger than "
-            f"{MAX_IMAGE_BYTES} bytes. Shrink it, or take it out of the set."
+            f"{MAX_IMAGE_BYTES} bytes. Shrink it, or remove it from the set."
         )
     if content.others and not content.images and not content.unread:
         raise ValueError(
             f"{name!r} holds files but no images ({_by_suffix(content.others)}; images end in "
-            f"{', '.join(IMAGE_SUFFIXES)}). Move it out if it is not a class; else give it images, "
+            f"{', '.join(IMAGE_SUFFIXES)}). Move it out if it is not a class; else add images, "
             "or empty it."
         )
 
 
 def _one_folder(path: str, same: str) -> ValueError:
     return ValueError(
-        f"{printable(path)!r} and {printable(same)!r} are one folder, by a link, so that its "
-        "images would be of two classes. Take one of them out."
+        f"{printable(path)!r} and {printable(same)!r} are the same folder, through a link, so its "
+        "images would be in two classes. Remove one of them."
     )
 
 
@@ -157,29 +157,29 @@ def _notes(found: dict[str, FolderContent], loose: Sequence[str]) -> Iterator[st
 
     if loose:
         yield (
-            f"{len(loose)} images are not in a class folder and are left out "
+            f"{len(loose)} images are not in a class folder and are ignored "
             f"({printable(loose[0])!r} first)."
         )
     if unread := named("unread"):
         yield (
-            f"{len(unread)} images are left out, as their format is not read "
-            f"({_by_suffix(unread)}; {printable(unread[0])!r} first). Convert them, say to PNG."
+            f"{len(unread)} images are ignored, as their format is not supported "
+            f"({_by_suffix(unread)}; {printable(unread[0])!r} first). Convert them to PNG."
         )
     if others := named("others"):
         yield (
-            f"{len(others)} files are left out, as their names are not those of images "
+            f"{len(others)} files are ignored, as their names are not those of images "
             f"({_by_suffix(others)}; {printable(others[0])!r} first)."
         )
     if repeated := named("repeated"):
         yield (
-            f"{len(repeated)} links to folders are left out, as they lead to what is read already "
-            f"or to what they lie in ({printable(repeated[0])!r} first)."
+            f"{len(repeated)} links to folders are ignored, as they lead to a folder that is read "
+            f"already or that contains them ({printable(repeated[0])!r} first)."
         )
     if nested := [name for name in named("images") if name.count("/") > 1]:
         label, inner, _ = nested[0].split("/", 2)
         yield (
-            f"{len(nested)} images lie in subfolders of class folders, as in "
-            f"{printable(f'{label}/{inner}')!r}; they belong to the class of the first, {label!r}."
+            f"{len(nested)} images are in subfolders of class folders, as in "
+            f"{printable(f'{label}/{inner}')!r}; they belong to the outer class, {label!r}."
         )
 
 

@@ -1,8 +1,7 @@
 """Class names, bound to the labels of a zero-shot set by name.
 
-Published names hold traps that this file turns into errors or notes: another order than that of the
-labels, underscores and HTML entities, letters composed in another way, files that cover many more
-classes.
+Published lists of names differ from labels in ways that are errors or notes here: another order,
+underscores and HTML entities, another Unicode composition of letters, many more classes.
 """
 
 import difflib
@@ -16,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from grain_jax.data.text_files import entries_hint
 
-# How a list of names is bound to labels. By name alone, unless a person vouches for more.
+# Methods of binding a list of names to labels; those other than "name" must be chosen explicitly.
 Binding = Literal["name", "order", "elimination"]
 BINDINGS: tuple[Binding, ...] = get_args(Binding)
 SHOWN = 5  # pairs and labels listed in a message
@@ -33,9 +32,16 @@ def names_of_labels(
 ) -> dict[str, str]:
     """Label -> class name for every class, also those without an image.
 
-    `given` is what `read_texts` read in `source`: {label: name}, or a list of names, bound as
-    `binding` says (`docs/evaluation.md`); None: labels are names. Labels and names are compared as
-    `name_key` has it. Raises ValueError unless each label has one name of its own.
+    Labels and names are compared by `name_key`.
+
+    Args:
+        labels: label of each image.
+        given: the content of `source`: {label: name}, or a list of names; None: labels are names.
+        source: file of the names, for messages.
+        note: called with sentences that the user should know.
+        binding: how a list is bound to labels, one of `BINDINGS` (`docs/evaluation.md`).
+
+    Raises ValueError unless each label has exactly one name.
     """
     unique = sorted(set(labels))
     if binding not in BINDINGS:
@@ -67,15 +73,13 @@ def names_of_labels(
 
 
 def name_key(text: str) -> str:
-    """What names are compared by: case, underscores, spacing, and whether accents are characters
-    of their own (NFD) do not matter.
-    """
+    """The key that names are compared by; ignores case, underscores, spacing and composition."""
     folded = unicodedata.normalize("NFC", text).replace("_", " ").casefold()
     return unicodedata.normalize("NFC", " ".join(folded.split()))
 
 
 def spaced_words(label: str) -> str:
-    """The words of a name that runs them together: "AnnualCrop" is "Annual Crop"."""
+    """A name in camel case with its words separated: "AnnualCrop" becomes "Annual Crop"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", label)
 
 
@@ -86,13 +90,12 @@ def _check_names(given: Mapping[str, Any], source: str, hint: str) -> None:
                 " It lists several; choose one." if isinstance(name, list) and not hint else ""
             )
             raise ValueError(
-                f"{source!r} gives label {label!r} no name (one string) to call it by{hint}."
-                f"{several}"
+                f"{source!r} has no name (one string) for label {label!r}{hint}.{several}"
             )
 
 
 def _bind_keys(labels: Sequence[str], given: dict[str, str], source: str) -> dict[str, str]:
-    """Labels are keys; where not to the letter, then by `name_key`."""
+    """Binds labels to the keys that equal them, or else to those with the same `name_key`."""
     by_key: dict[str, list[str]] = defaultdict(list)
     for key in given:
         by_key[name_key(key)].append(key)
@@ -128,9 +131,7 @@ def _bind_list(
     *,
     eliminate: bool,
 ) -> dict[str, str]:
-    """By `name_key`; else all of them one to one by their words, and, if asked for, one by
-    elimination.
-    """
+    """Binds by `name_key`; else one to one by words, and with `eliminate` the last pair so."""
     found: dict[str, str] = {}
     for label in labels:
         for key in (name_key(label), name_key(spaced_words(label))):
@@ -158,8 +159,10 @@ def _bind_list(
 
 
 def bind_by_words(labels: Collection[str], names: Collection[str]) -> dict[str, str]:
-    """Label -> name, where the words of one hold those of the other and no other pair does so with
-    either: "SeaLake" is "lake or sea", "annual_crop" "annual crop land". Equal words go first.
+    """Label -> name, for pairs where the words of one contain those of the other.
+
+    Such a pair is bound if neither is in another such pair: "SeaLake" to "lake or sea",
+    "annual_crop" to "annual crop land". Pairs of equal words are bound first.
     """
     found: dict[str, str] = {}
     of_label = {label: _words(label) for label in labels}
@@ -196,13 +199,14 @@ def _words(text: str) -> frozenset[str]:
 def _bind_by_order(
     labels: Sequence[str], names: Sequence[str], source: str, note: Callable[[str], None]
 ) -> dict[str, str]:
-    """The k-th name is of the k-th label, in the order of numbers where all labels are numbers,
-    else in that of their characters, as torchvision's `ImageFolder` has it.
+    """Binds the k-th name to the k-th label, sorted by number where all labels are numbers.
+
+    Otherwise labels are sorted as strings, as by torchvision's `ImageFolder`.
     """
     if len(labels) != len(names):
         raise ValueError(
-            f"{source!r} has {len(names)} names for {len(labels)} labels; by order, each label "
-            "needs one."
+            f"{source!r} has {len(names)} names for {len(labels)} labels; by order, their numbers "
+            "must be equal."
         )
     numbers = all(label.isascii() and label.isdigit() for label in labels)
     ordered = sorted(labels, key=int) if numbers else sorted(labels)
@@ -250,7 +254,7 @@ def _refuse_shared(found: Mapping[str, str], source: str) -> None:
 def _refuse_unnamed(
     labels: Sequence[str], found: Mapping[str, str], given: dict[str, str] | list[str], source: str
 ) -> None:
-    """Raises ValueError with the nearest names, and how to write them, where labels lack one."""
+    """Raises ValueError, with the nearest names and how to bind them, where labels lack a name."""
     unnamed = [label for label in labels if label not in found]
     if not unnamed:
         return
@@ -260,7 +264,7 @@ def _refuse_unnamed(
         proposed = {unnamed[0]: free[0]}
     what = "a key" if isinstance(given, dict) else "a name"
     nearest = "; ".join(
-        f"{label!r}: " + (f"{name!r}" if name != "?" else "none is near")
+        f"{label!r}: " + (f"{name!r}" if name != "?" else "none is similar")
         for label, name in proposed.items()
     )
     message = (
@@ -286,7 +290,7 @@ def _refuse_unnamed(
 
 
 def nearest_name(label: str, names: Sequence[str]) -> str:
-    """The name with the most words of the label, else the one spelled most like it; "" for none."""
+    """The name with the most words of the label, else the most similar spelling; "" for none."""
     words = _words(label)
     best = max(names, key=lambda name: len(words & _words(name)), default="")
     if words & _words(best):
@@ -299,8 +303,9 @@ def nearest_name(label: str, names: Sequence[str]) -> str:
 def clean_names(
     names: dict[str, str], note: Callable[[str], None], *, keep: bool
 ) -> dict[str, str]:
-    """Composed letters (NFC), and unless `keep` spaces for underscores and characters for HTML
-    entities; what is seen to change is noted.
+    """Names in composed form (NFC), without underscores and HTML entities unless `keep`.
+
+    Visible changes are passed to `note`.
     """
     composed = {label: unicodedata.normalize("NFC", name) for label, name in names.items()}
     if keep:
@@ -311,11 +316,11 @@ def clean_names(
         before, after = changed[0]
         note(
             f"{len(changed)} of {len(names)} class names had underscores, odd spaces or HTML "
-            f"entities cleaned, as {before!r} -> {after!r} (--keep_names leaves them)."
+            f"entities cleaned, as {before!r} -> {after!r} (--keep_names keeps them)."
         )
     return cleaned
 
 
 def _cleaned(name: str) -> str:
-    spoken = ENTITY.sub(lambda entity: html.unescape(entity[0]), name)
-    return unicodedata.normalize("NFC", " ".join(spoken.replace("_", " ").split()))
+    unescaped = ENTITY.sub(lambda entity: html.unescape(entity[0]), name)
+    return unicodedata.normalize("NFC", " ".join(unescaped.replace("_", " ").split()))

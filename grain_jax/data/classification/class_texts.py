@@ -1,4 +1,4 @@
-"""Templates and descriptions of classes, as `read_texts` reads them: checked, and bound by name."""
+"""Check templates and descriptions of classes, and bind descriptions to classes by name."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,11 @@ from grain_jax.data.text_files import entries_hint
 
 
 def check_templates(given: Any, source: str) -> tuple[str, ...]:
-    """The prompts that `read_texts` read in `source`. Raises ValueError."""
+    """The templates read from `source`. Raises ValueError unless each has exactly one "{}"."""
     if not isinstance(given, list) or not given or not all(isinstance(t, str) for t in given):
         raise ValueError(
             f"{source!r} must hold a list of templates, such as 'a photo of a {{}}.'"
-            f"{entries_hint(given)}. Texts of single classes go to --descriptions."
+            f"{entries_hint(given)}. Texts of single classes are given with --descriptions."
         )
     templates = tuple(template.replace("{c}", "{}") for template in given)
     if odd := [template for template in templates if template.count("{}") != 1]:
@@ -32,9 +32,18 @@ def bind_descriptions(
     *,
     name_texts: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Class name -> descriptions, from what `read_texts` read in `source`; keys may be labels or
-    names of `names`, compared as `name_key` has it, or a name that several classes share
-    (`ZeroShotSet.name_texts`), which describes all of them. Raises ValueError.
+    """Class name -> descriptions, from the content of `source`.
+
+    Args:
+        given: {key: [description, ...]}. A key is a label or a class name, compared by `name_key`,
+            or the name of several classes in `name_texts`, whose descriptions all of them get.
+        names: label -> class name.
+        source: file of the descriptions, for messages.
+        title: the set, for messages.
+        note: called with sentences on classes without descriptions and on unused entries.
+        name_texts: as in `ZeroShotSet`.
+
+    Raises ValueError for another structure, and for ambiguous, repeated or only unknown keys.
     """
     shared = {name: name_key(text) for name, text in (name_texts or {}).items()}
     if not isinstance(given, dict):
@@ -87,7 +96,7 @@ def bind_descriptions(
 
 
 def undescribed_note(title: str, undescribed: Sequence[str], num_classes: int) -> str:
-    """What a reader should know of classes without descriptions."""
+    """A note on classes without descriptions."""
     return (
         f"{title}: {len(undescribed)} of {num_classes} classes have no description "
         f"({undescribed[0]!r} first) and are scored by their name instead."

@@ -1,5 +1,6 @@
-"""Zero-shot sets from disk: an image folder (one subfolder a class) or `labels.csv`, and their
-class texts. Everything is bound by name, before any image is read.
+"""Load zero-shot sets from folders: one subfolder per class or a `labels.csv`, and class texts.
+
+Labels, names and descriptions are bound and checked before any image is read.
 """
 
 import os
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grain_jax.data.checks import MAX_IMAGE_BYTES, Dropped, read_image_bytes
+from grain_jax.data.checks import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.classification.class_folders import (
     LAYOUTS,
     ClassFolders,
@@ -31,14 +32,14 @@ from grain_jax.paths import user_path
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files with their class names, read when asked for.
+    """A source of labelled image files, read at each access.
 
-    Raises ValueError for a file that is gone, or has grown beyond `MAX_IMAGE_BYTES`.
+    `__getitem__` raises ValueError for a file that is missing or larger than `MAX_IMAGE_BYTES`.
     """
 
     root: Path
     files: tuple[str, ...]  # relative to `root`
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # class name of each file
 
     def __len__(self) -> int:
         return len(self.files)
@@ -47,7 +48,7 @@ class ImageFiles:
         name = printable(self.files[index])
         try:
             image = read_image_bytes(self.root / self.files[index], name=name)
-        except Dropped as error:
+        except SkippedSample as error:
             raise ValueError(f"Image {error} Replace it, or take it out of the set.") from error
         return Record(id=name, image=image, label=self.labels[index])
 
@@ -66,29 +67,31 @@ def load_zero_shot(
     allow_equal_names: bool = False,
     note: Callable[[str], None] = print,
 ) -> ZeroShotSet:
-    """The set in `folder`: `labels.csv` (columns file,label) or one subfolder a class.
+    """The zero-shot set in `folder`, with a `labels.csv` (columns file,label) or class subfolders.
+
+    `classes`, `templates` and `descriptions` are files; `file.json#key` selects one entry of a file
+    for several sets. By default a file of that name in the folder is used.
 
     Args:
-        name: what it is called in notes and metrics; by default as its folder is.
-        classes: names of the labels: .json {label: name}, or a list of names in .json, .txt (one a
-            line) or .md (CLIP's `prompts.md`). By default `classes.json` or `classes.txt` of the
-            folder, else the labels are the names.
-        templates: a list, likewise, of prompts with one "{}" (or "{c}") each.
-        descriptions: .json {label or name: [description, ...]}. Of all three, `file.json#key`
-            takes one entry of a file for many sets, and a file of that name in the folder is found
-            by itself.
-        keep_names: leave underscores and HTML entities in names, which else become what they mean.
-        classes_by: how a list of names is bound to labels: by "name", by the "order" of the sorted
-            labels, or by name and the last pair by "elimination".
-        allow_equal_names: classes may have one name; they are told apart by their labels, and by
-            name their scores tie.
-        note: called with what a reader of the figures should know.
+        name: of the set in notes and metrics (default: the name of its folder).
+        classes: class names: .json {label: name}, or a list of names in .json, .txt (one per line)
+            or .md (CLIP's `prompts.md`). Without a file, labels are the names.
+        templates: a list, in the same formats, of prompts with one "{}" (or "{c}") each.
+        descriptions: .json {label or name: [description, ...]}.
+        description_template: "{}" takes a description; "{name}", if present, the class name.
+        default_templates: prompts where no file has any.
+        keep_names: keep underscores and HTML entities in names instead of replacing them.
+        classes_by: method of binding a list of names to labels: "name", "order" (of the sorted
+            labels), or "elimination" (by name, and the last pair by elimination).
+        allow_equal_names: several classes may have the same name; they remain distinct classes,
+            and their scores by name tie.
+        note: called with sentences that a reader of the metrics should know.
 
-    Raises ValueError for what would make a figure wrong: see `docs/evaluation.md`.
+    Raises ValueError where a metric would be wrong or misleading: see `docs/evaluation.md`.
     """
     root = user_path(folder)
     if not root.is_dir():
-        raise ValueError(f"There is no folder {str(root)!r} to evaluate on.")
+        raise ValueError(f"There is no folder {str(root)!r}; give a folder of labelled images.")
     title = name or folder_name(root)
     text_files = {"labels": _beside(root, NAME)}
     text_files["classes"] = classes or _beside(root, "classes.json", "classes.txt")
@@ -101,12 +104,12 @@ def load_zero_shot(
         names = names_of_labels(images.classes, given, source, note, binding=classes_by)
     except ValueError as error:
         raise ValueError(f"{error}{layout_hint(root, images)}") from error
-    spoken = clean_names(names, note, keep=keep_names)
-    names, name_texts = _told_apart(spoken, title, note, allow_equal=allow_equal_names)
+    cleaned = clean_names(names, note, keep=keep_names)
+    names, name_texts = _distinct_classes(cleaned, title, note, allow_equal=allow_equal_names)
     if len(names) < 2:
         raise ValueError(
-            f"{str(root)!r} has only one class, {next(iter(names))!r}: there is nothing to choose "
-            f"among, and every figure would be 100 %. {LAYOUTS}"
+            f"{str(root)!r} has only one class, {next(iter(names))!r}, so every metric would be "
+            f"100 %. {LAYOUTS}"
         )
     _note_empty(title, images, names, note)
     source = text_files["templates"]
@@ -136,8 +139,9 @@ def load_zero_shot(
 def _labelled_images(
     root: Path, title: str, note: Callable[[str], None], *, named: bool
 ) -> ClassFolders:
-    """The images with their labels. `named`: a file says which classes there are. Raises
-    ValueError.
+    """The images with their labels. `named`: a file lists the classes.
+
+    Raises ValueError where there are no images or only one class.
     """
     if (root / NAME).is_file():
         return _listed_images(root, title, note)
@@ -145,13 +149,13 @@ def _labelled_images(
     with_images = sorted(set(images.labels))
     if not with_images:
         tables = sorted(path.name for path in root.glob("*.[cCtT][sS][vV]"))
-        other = f" It is to be called {NAME!r}, not {tables[0]!r}." if tables else ""
+        other = f" The table must be called {NAME!r}, not {tables[0]!r}." if tables else ""
         noted = "".join(f" {text}" for text in images.notes)
         raise ValueError(f"{str(root)!r} holds no labelled images. {LAYOUTS}{other}{noted}")
     if len(with_images) == 1 and not named:
         raise ValueError(
             f"{str(root)!r} has images in only one subfolder, {with_images[0]!r}: with one class "
-            "there is nothing to choose among, and every figure would be 100 %. "
+            "every metric would be 100 %. "
             f"{LAYOUTS}{layout_hint(root, images)}"
         )
     for text in images.notes:
@@ -172,8 +176,8 @@ def _listed_images(root: Path, title: str, note: Callable[[str], None]) -> Class
             missing.append(name)
         elif found in files:
             raise ValueError(
-                f"{str(root / NAME)!r} lists {printable(found)!r} a second time, with its accents "
-                "written in another way."
+                f"{str(root / NAME)!r} lists {printable(found)!r} a second time, in another "
+                "Unicode form."
             )
         else:
             files[found] = name
@@ -191,40 +195,48 @@ def _listed_images(root: Path, title: str, note: Callable[[str], None]) -> Class
     return ClassFolders(tuple(files), labels, tuple(sorted(set(labels))))
 
 
-def _told_apart(
-    spoken: Mapping[str, str], title: str, note: Callable[[str], None], *, allow_equal: bool
+def _distinct_classes(
+    names_in_prompts: Mapping[str, str],
+    title: str,
+    note: Callable[[str], None],
+    *,
+    allow_equal: bool,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Label -> class name, each once, and class name -> what it is called where that differs.
+    """Label -> distinct class name, and class name -> name in prompts where the two differ.
 
-    Raises ValueError for names that are equal to a reader, unless `allow_equal`.
+    Raises ValueError for names with the same `name_key`, unless `allow_equal`.
     """
     labels_of: dict[str, list[str]] = defaultdict(list)
-    for label, name in spoken.items():
+    for label, name in names_in_prompts.items():
         labels_of[name_key(name)].append(label)
     equal = [labels for labels in labels_of.values() if len(labels) > 1]
     if not equal:
-        return dict(spoken), {}
+        return dict(names_in_prompts), {}
     first, second = equal[0][:2]
     if not allow_equal:
-        unlike = spoken[first] != spoken[second] or name_key(first) == name_key(second)
+        unlike = names_in_prompts[first] != names_in_prompts[second] or name_key(first) == name_key(
+            second
+        )
         raise ValueError(
-            f"{len(spoken)} classes have only {len(labels_of)} different names: "
-            f"{spoken[first]!r} is used more than once (labels {first!a} and {second!a}"
+            f"{len(names_in_prompts)} classes have only {len(labels_of)} different names: "
+            f"{names_in_prompts[first]!r} is used more than once (labels {first!a} and {second!a}"
             f"{', alike but for case, spacing or composed letters' * unlike}). Give each its own "
             "with a {label: name} JSON in --classes, or let them be equal with "
             "--allow_equal_names."
         )
-    names = dict(spoken)
+    names = dict(names_in_prompts)
     name_texts: dict[str, str] = {}
     for label in (label for labels in equal for label in labels):
-        names[label] = f"{spoken[label]} ({label})"
-        name_texts[names[label]] = spoken[label]
+        names[label] = f"{names_in_prompts[label]} ({label})"
+        name_texts[names[label]] = names_in_prompts[label]
     if len(set(names.values())) < len(names):
-        raise ValueError(f"{title}: a class is called like another with its label; rename it.")
+        raise ValueError(
+            f"{title}: the name of a class equals that of another with its label; rename it."
+        )
     note(
         f"{title}: {len(name_texts)} of {len(names)} classes share their name with another "
-        f"({spoken[first]!r} first). By name their scores tie, and a tie counts as its expected "
-        "value."
+        f"({names_in_prompts[first]!r} first). By name their scores tie, and a tie counts as its "
+        "expected value."
     )
     return names, name_texts
 
@@ -236,7 +248,7 @@ def _note_empty(
     if empty := [name for label, name in names.items() if label not in used]:
         note(
             f"{title}: {len(empty)} of {len(names)} classes have no images ({empty[0]!r} first); "
-            "they stay among those to choose from."
+            "they remain candidates."
         )
 
 

@@ -1,6 +1,6 @@
-"""Image files of a folder and its subfolders: which there are, and what is left out and why.
+"""List the image files of a folder and its subfolders, and the files that are ignored.
 
-Symbolic links are followed, as who fills the folder decides; each folder is read once.
+Symbolic links are followed; each folder is read once.
 """
 
 import os
@@ -13,37 +13,39 @@ from grain_jax.data.checks import MAX_IMAGE_BYTES
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
 )
-# Images of formats that are not read: never left out without a word.
+# Images of formats that are not supported; ignoring them is always noted.
 OTHER_IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".tga", ".ico", ".svg"),
     *(".psd", ".raw", ".dng", ".cr2", ".nef", ".arw", ".dcm"),
 )
-# What systems and programs leave behind, beside files whose names begin with a dot.
+# Files and folders created by operating systems, besides those whose names begin with a dot.
 LITTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found")
 
-Identity = tuple[int, int]  # device and inode of a folder, the same through every link to it
+Identity = tuple[int, int]  # device and inode of a folder, the same through every link
 
 
 @dataclass
 class FolderContent:
-    """What `read_folder` found, sorted; paths are relative to the folder, with "/" between."""
+    """The result of `read_folder`: sorted paths, relative to the folder, with "/" as separator."""
 
     images: list[str] = field(default_factory=list)
     too_large: list[str] = field(default_factory=list)  # of `images`
-    unread: list[str] = field(default_factory=list)  # images of formats that are not read
+    unread: list[str] = field(default_factory=list)  # images of formats that are not supported
     others: list[str] = field(default_factory=list)  # files whose names are not those of images
     broken: list[str] = field(default_factory=list)  # links that lead nowhere
     denied: list[str] = field(default_factory=list)  # folders that cannot be read
     repeated: list[str] = field(default_factory=list)  # links to folders that were read already
-    shared: list[tuple[str, str]] = field(default_factory=list)  # likewise, by another call
+    shared: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # (link, path) of folders that another call read
 
 
 def read_folder(folder: Path, elsewhere: dict[Identity, str] | None = None) -> FolderContent:
-    """The files of a folder and its subfolders; hidden ones and `LITTER` are left out.
+    """The files of a folder and its subfolders, without hidden files and `LITTER`.
 
-    Each folder is read once, however many links lead to it, and none that holds this one.
-    `elsewhere`: folders that other calls have read, with their paths. They are not read again but
-    listed as `shared`; what this call reads is added.
+    Each folder is read once, also with several links to it; links to a parent are not followed.
+    `elsewhere`: identities and paths of folders that other calls have read. They are listed as
+    `shared` instead of being read again. Folders read by this call are added to it.
     """
     content = FolderContent()
     around = {folder_identity(parent) for parent in folder.resolve().parents}
@@ -57,7 +59,7 @@ def read_folder(folder: Path, elsewhere: dict[Identity, str] | None = None) -> F
             name = f"{inside}/{entry.name}" if inside else entry.name
             try:
                 status = entry.stat()
-            except OSError:  # a link that leads nowhere or in a circle, or what has just gone
+            except OSError:  # a link that leads nowhere or in a circle, or a file just deleted
                 content.broken.append(name)
                 continue
             if stat.S_ISDIR(status.st_mode):
@@ -86,25 +88,23 @@ def read_folder(folder: Path, elsewhere: dict[Identity, str] | None = None) -> F
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder is hidden, or of those in `LITTER`."""
+    """Whether a file or folder is hidden or in `LITTER`."""
     return name.startswith(".") or name.casefold() in LITTER
 
 
 def suffix(name: str) -> str:
-    """The end of the name, in lower case and with the dot; "" for none."""
+    """The suffix in lower case, with the dot; "" for none."""
     return os.path.splitext(name)[1].lower()
 
 
 def folder_identity(folder: str | Path) -> Identity:
-    """What tells a folder from others, whatever it is called. Raises OSError."""
+    """Device and inode of a folder. Raises OSError where it cannot be reached."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
 def printable(text: str) -> str:
-    r"""With "\xe9" for bytes of a file name that are not UTF-8: those can be neither printed nor
-    written.
-    """
+    r"""A file name with "\xe9" for bytes that are not UTF-8, which could not be printed."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -1,6 +1,6 @@
 """`labels.csv`: image files with their labels.
 
-Read strictly: one stray quote would otherwise make one label of all lines after it.
+The file is read strictly: a stray quote would otherwise turn all lines after it into one label.
 """
 
 import csv
@@ -21,20 +21,20 @@ SHOWN = 3  # entries that a note lists
 
 
 def read_labels_table(path: Path, *, note: Callable[[str], None] = print) -> list[tuple[str, str]]:
-    """(file, label) of each line; files are relative to the folder of the table, inside it, and
-    no file comes twice. `note` is told of cells of several lines.
+    """(file, label) of each line; files are relative to the folder of the table and inside it.
 
-    Raises ValueError naming the line.
+    `note` is called with a sentence on cells that span several lines. Raises ValueError, with the
+    line, where it is invalid or lists a file again.
     """
     text = read_text_file(path, max_bytes=MAX_BYTES)
     separator, columns = _header(text, path)
     lines = io.StringIO(text, newline="").readlines()
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     on_disk = FilesOnDisk(path.parent)
-    several: list[str] = []  # lines that one cell holds
+    several: list[str] = []  # ranges of lines in one row
     pairs: list[tuple[str, str]] = []
     seen: dict[str, int] = {}
-    line, header = 1, True  # `line`: where the cells that are read next begin
+    line, header = 1, True  # `line`: first line of the next row
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells) and header:
@@ -48,7 +48,7 @@ def read_labels_table(path: Path, *, note: Callable[[str], None] = print) -> lis
                         raise ValueError(
                             f"{where} opens a quote that is closed in line {reader.line_num}, and "
                             f"line {number} in between lists the image {swallowed!r}. Close the "
-                            f"quote in line {line}, or write it as two of them in quotes."
+                            f"quote in line {line}, or write it as two quotes inside quotes."
                         )
                 if reader.line_num > line:
                     several.append(f"{line} to {reader.line_num}")
@@ -62,8 +62,8 @@ def read_labels_table(path: Path, *, note: Callable[[str], None] = print) -> lis
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
-            f"Line {line} of {str(path)!r} opens a quote that is not closed as it should be "
-            f"({error}). Close it, or write a quote in a cell as two of them in quotes."
+            f"Line {line} of {str(path)!r} opens a quote that is not closed correctly "
+            f"({error}). Close it, or write a quote in a cell as two quotes inside quotes."
             if '"' in text
             else f"Line {line} of {str(path)!r} is not valid CSV: {error}."
         ) from None
@@ -77,7 +77,7 @@ def read_labels_table(path: Path, *, note: Callable[[str], None] = print) -> lis
 
 
 def _file_of_line(line: str, separator: str, columns: list[str], path: Path) -> str:
-    """The file that a line would list if no quote were open before it; "" for none."""
+    """The file that a line lists if it is read on its own; "" for none."""
     try:
         cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
         return _cells(cells, columns, path, "")[0]
@@ -86,7 +86,7 @@ def _file_of_line(line: str, separator: str, columns: list[str], path: Path) -> 
 
 
 def _header(text: str, path: Path) -> tuple[str, list[str]]:
-    """The separator, and the names of the columns."""
+    """The separator and the names of the columns."""
     lines = text.replace("\r", "\n").split("\n", 100)[:100]
     first = next((line for line in lines if line.strip()), "")
     columns: list[str] = []
@@ -105,7 +105,7 @@ def _header(text: str, path: Path) -> tuple[str, list[str]]:
 
 
 def _cells(cells: list[str], columns: list[str], path: Path, where: str) -> tuple[str, str]:
-    """The file and the label of a line of the table `path`. Raises ValueError."""
+    """The file and the label of a row. Raises ValueError, starting with `where`."""
     if len(cells) > len(columns):
         raise ValueError(
             f"{where} has {len(cells)} cells for {len(columns)} columns. Put a label that contains "
@@ -118,20 +118,21 @@ def _cells(cells: list[str], columns: list[str], path: Path, where: str) -> tupl
     if any(end in text for text in (file, label) for end in "\r\n"):
         raise ValueError(
             f"{where} opens a quote that is closed in a later line, so that a file or label has "
-            "several lines. Close it in its own."
+            "several lines. Close it in the same line."
         )
     try:
         inside = path_inside(file, path.parent)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if inside == ".":
-        raise ValueError(f"{where}: {file!r} is the folder itself; needed the file of an image.")
+        raise ValueError(f"{where}: {file!r} is the folder itself; expected an image file.")
     return inside, label
 
 
 class FilesOnDisk:
-    """Finds files whose names are composed in another way on disk: macOS writes "é" as two
-    characters, a keyboard as one.
+    """Finds files whose names have another Unicode form on disk.
+
+    macOS stores "é" as two characters, a keyboard types one.
     """
 
     def __init__(self, root: Path) -> None:
@@ -139,7 +140,7 @@ class FilesOnDisk:
         self._folders: dict[str, dict[str, str]] = {}  # folder -> NFC name -> name on disk
 
     def find(self, file: str) -> str | None:
-        """The file's path as it is on disk, relative to the root; None where there is none."""
+        """The path of the file as on disk, relative to the root; None where it does not exist."""
         if os.path.isfile(self._root / file):
             return file
         if file.isascii():

@@ -1,4 +1,4 @@
-"""What the zero-shot sets of a run are called in its metrics."""
+"""Names of zero-shot sets in metrics."""
 
 import os
 from collections import Counter
@@ -13,12 +13,16 @@ from grain_jax.paths import user_path
 def zero_shot_folders(
     settings: EvaluationConfig, *, final: bool, taken: Sequence[str]
 ) -> dict[str, str]:
-    """Name in the metrics -> folder of the labelled images that are classified, at the end or at
-    intervals.
+    """Name in metrics -> folder of labelled images, for the sets that are evaluated.
 
-    A set is called as its folder is. Where two folders have one name, or one that is `taken` by
-    the run's own data, the folders above are put in front: "flowers-val". Raises ValueError for a
-    folder that is given twice.
+    A set is named after its folder. Where two folders have the same name, or one in `taken`, names
+    of parent folders are put in front: "flowers-val".
+
+    Args:
+        final: the sets evaluated at the end of a run, else those evaluated at intervals.
+        taken: names of evaluation sets of the run's own data.
+
+    Raises ValueError for a folder that is given twice in one setting.
     """
     every: dict[Path, str] = {}
     for setting in ("zero_shot", "zero_shot_during_training"):
@@ -36,13 +40,14 @@ def zero_shot_folders(
 
 
 def _full(folder: str | os.PathLike[str]) -> Path:
-    """From the root, but through the links that the user named: they are what a set is called."""
+    """The absolute path with links unresolved, as sets are named by the path that is given."""
     return Path(os.path.abspath(user_path(folder)))
 
 
 def folder_name(folder: str | os.PathLike[str]) -> str:
-    """What a set is called by the folder that the user named: of a link its own name, of "." that
-    of the current folder, and "root" for "/".
+    """The name of the set in `folder`: the last part of its absolute path, "root" for "/".
+
+    A link gives its own name, "." that of the current folder.
     """
     return _parts(_full(folder))[-1]
 
@@ -52,7 +57,7 @@ def _parts(path: Path) -> list[str]:
 
 
 def _distinct_names(paths: Sequence[Path], *, taken: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as tell it from the others and from what is `taken`."""
+    """The last parts of each path, as many as make the names distinct and not in `taken`."""
     parts = [_parts(path) for path in paths]
     depths = [1] * len(paths)
     while True:

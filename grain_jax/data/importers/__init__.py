@@ -1,14 +1,19 @@
 """Formats that `python -m grain_jax.prepare --from=NAME` reads.
 
-To add one, write a class like those here (an `Importer`, built from the `--input` path) and name it
-in `IMPORTERS`.
+To add one, write an `Importer` that is constructed from the `--input` path and add it to
+`IMPORTERS`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 from grain_jax.data.importers.flickr30k_entities import Flickr30kEntities
-from grain_jax.data.importers.item import BadItem, ImportedImage, ImportedRegion, Importer
+from grain_jax.data.importers.item import (
+    ImportedImage,
+    ImportedRegion,
+    Importer,
+    InvalidRecordError,
+)
 from grain_jax.data.importers.jsonl import JsonLines
 
 IMPORTERS: dict[str, Callable[[Path], Importer]] = {
@@ -16,4 +21,4 @@ IMPORTERS: dict[str, Callable[[Path], Importer]] = {
     "flickr30k_entities": Flickr30kEntities,
 }
 
-__all__ = ["IMPORTERS", "BadItem", "ImportedImage", "ImportedRegion", "Importer"]
+__all__ = ["IMPORTERS", "ImportedImage", "ImportedRegion", "Importer", "InvalidRecordError"]

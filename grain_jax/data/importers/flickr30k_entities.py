@@ -1,12 +1,13 @@
 """Flickr30k Entities as published: `Annotations/*.xml`, `Sentences/*.txt`, and the photographs.
 
-`--input` is the folder that holds the two, for all images in it, or a list of ids beside them
-(`train.txt`, `val.txt`, `test.txt`), for those. Photographs are `<id>.jpg` in the images folder.
+`--input` is the folder that holds the two, for all images, or a list of ids beside them
+(`train.txt`, `val.txt`, `test.txt`), for those images. Photographs are `<id>.jpg` in the
+images folder.
 
 A phrase chain is one thing that the five sentences mention, with zero or more boxes; its phrases
 are paraphrases. Each box of each chain becomes one region, described by the longest phrase (the
 first of equals): short ones are often pronouns. Regions come in the order in which the sentences
-first mention them, which is what training keeps where there are more than M.
+first mention them; training keeps the first M of them.
 """
 
 import contextlib
@@ -16,7 +17,12 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from pathlib import Path
 
-from grain_jax.data.importers.item import MAX_SIDE, BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.importers.item import (
+    MAX_SIDE,
+    ImportedImage,
+    ImportedRegion,
+    InvalidRecordError,
+)
 from grain_jax.data.records import Caption
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]+)*\s+([^\]]*)\]")
@@ -25,7 +31,7 @@ MAX_FILE_BYTES = 2**20
 
 
 class Flickr30kEntities:
-    """One entry an id, in the order of the list or sorted."""
+    """One record per image id, in the order of the list, or sorted. An `Importer`."""
 
     def __init__(self, path: Path) -> None:
         self._folder = path.parent if path.is_file() else path
@@ -51,12 +57,14 @@ class Flickr30kEntities:
         try:
             size, boxes = parse_annotation(_read(place))
         except (ElementTree.ParseError, ValueError, AttributeError) as error:
-            if isinstance(error, BadItem):
+            if isinstance(error, InvalidRecordError):
                 raise
-            raise BadItem(f"{place}: not an annotation of Flickr30k Entities ({error}).") from None
+            raise InvalidRecordError(
+                f"{place}: not an annotation of Flickr30k Entities ({error})."
+            ) from None
         regions = tuple(
-            ImportedRegion(box, max(said, key=len))
-            for chain, said in phrases.items()
+            ImportedRegion(box, max(mentions, key=len))
+            for chain, mentions in phrases.items()
             for box in boxes.get(chain, ())
         )
         return ImportedImage(
@@ -77,7 +85,7 @@ class Flickr30kEntities:
         for name in self._ids[start:stop]:
             digest.update(name.encode("utf-8", "replace"))
             for folder, suffix in (("Sentences", ".txt"), ("Annotations", ".xml")):
-                with contextlib.suppress(OSError):  # one that is missing is said when it is read
+                with contextlib.suppress(OSError):  # a missing file is reported when it is read
                     digest.update((self._folder / folder / f"{name}{suffix}").read_bytes())
         return digest.hexdigest()
 
@@ -85,10 +93,10 @@ class Flickr30kEntities:
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadItem(f"{path}: larger than {MAX_FILE_BYTES} bytes.")
+            raise InvalidRecordError(f"{path}: larger than {MAX_FILE_BYTES} bytes.")
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise BadItem(f"{path}: {error.strerror}.") from None
+        raise InvalidRecordError(f"{path}: {error.strerror}.") from None
 
 
 def parse_sentences(text: str) -> tuple[list[str], dict[str, list[str]]]:
@@ -120,7 +128,7 @@ def parse_annotation(text: str) -> tuple[tuple[int, int], dict[str, list[Box]]]:
     boxes: dict[str, list[Box]] = {}
     for item in root.iter("object"):
         bndbox = item.find("bndbox")
-        if bndbox is None:  # a scene, or out of sight
+        if bndbox is None:  # a scene, or not visible
             continue
         x0, y0, x1, y1 = (_integer(bndbox, name) for name in ("xmin", "ymin", "xmax", "ymax"))
         for name in item.findall("name"):

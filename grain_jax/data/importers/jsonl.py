@@ -1,4 +1,4 @@
-"""One JSON object a line, one line an image. The format is described in `docs/data-format.md`."""
+"""JSON lines, one image per line. The format is described in `docs/data-format.md`."""
 
 import array
 import difflib
@@ -9,7 +9,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from grain_jax.data.importers.item import MAX_SIDE, BadItem, ImportedImage, ImportedRegion
+from grain_jax.data.importers.item import (
+    MAX_SIDE,
+    ImportedImage,
+    ImportedRegion,
+    InvalidRecordError,
+)
 from grain_jax.data.records import Caption
 
 MAX_LINE_BYTES = 4 * 2**20
@@ -17,8 +22,8 @@ CAPTION_SOURCES = ("original", "synthetic")
 BOX_UNITS = ("fraction", "pixel")
 FIELDS = {"image", "id", "captions", "regions", "label", "bbox_unit", "width", "height"}
 CAPTION_FIELDS, REGION_FIELDS = {"text", "source"}, {"bbox", "description", "score"}
-# What other tools call them. One of these without the expected name is taken for a mistake, not for
-# a field that nothing reads.
+# Names of the fields in other tools. A line with one of these and without the expected name is an
+# error, as the field would otherwise be ignored.
 OTHER_NAMES = {
     "image": (
         *("file_name", "filename", "file", "path", "filepath", "image_path", "image_file"),
@@ -44,33 +49,35 @@ OTHER_NAMES = {
 }
 EMPTY: tuple[Any, ...] = (None, [], "", {})
 CLOSE = 0.8  # of difflib; "captoins" is 0.88 close to "captions"
-# How a file begins that is not lines of JSON.
+# First bytes of files that are not JSON lines.
 NOT_LINES = (
     (b"\x1f\x8b", "compressed with gzip; decompress it first: gunzip -k FILE"),
     (b"BZh", "compressed with bzip2; decompress it first: bunzip2 -k FILE"),
     (b"\xfd7zXZ", "compressed with xz; decompress it first: unxz -k FILE"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first: unzstd FILE"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
-    (b"PAR1", "a Parquet table; write one JSON object a line"),
+    (b"PAR1", "a Parquet table; write one JSON object per line"),
     (b"\xff\xfe", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
     (b"\xfe\xff", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
-    (b"[", "one JSON list; write its elements one a line: jq -c '.[]' FILE"),
+    (b"[", "one JSON list; write one element per line: jq -c '.[]' FILE"),
 )
 
 
 class JsonLines:
-    """The lines of a file, empty ones left out."""
+    """The non-empty lines of a file. An `Importer`."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise ValueError(f"--input={path} is not a file; it needs one JSON object a line.")
+            raise ValueError(
+                f"--input={path} is not a file; expected a file with one JSON object per line."
+            )
         _check_kind(path)
         self._path = path
         self._starts, self._numbers = array.array("q"), array.array("q")
         start = number = checksum = 0
         fresh = True
         with path.open("rb") as file:
-            # In pieces: a file without line ends must not fill the memory.
+            # In pieces, so that a file without line ends does not fill the memory.
             while piece := file.readline(MAX_LINE_BYTES):
                 if fresh:
                     number += 1
@@ -91,14 +98,14 @@ class JsonLines:
             file.seek(self._starts[index])
             line = file.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
-            raise BadItem(
-                f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; each image needs a "
-                "line of its own."
+            raise InvalidRecordError(
+                f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; put each image on "
+                "a line of its own."
             )
         try:
             return parse_line(line)
-        except BadItem as error:
-            raise BadItem(f"{where}: {error}") from None
+        except InvalidRecordError as error:
+            raise InvalidRecordError(f"{where}: {error}") from None
 
     def fingerprint(self) -> dict[str, object]:
         return {"path": str(self._path.resolve()), "lines": len(self), "crc32": self._checksum}
@@ -123,40 +130,44 @@ def _check_kind(path: Path) -> None:
             raise ValueError(f"--input={path} is {what.replace('FILE', str(path))}.")
     if start.rstrip() == b"{" or start.startswith((b"{\n", b"{\r\n")):
         raise ValueError(
-            f"--input={path} is one JSON object over several lines; it needs one object a line, "
-            "one line an image."
+            f"--input={path} is one JSON object over several lines; expected one object per line, "
+            "one line per image."
         )
 
 
 def parse_line(line: bytes) -> ImportedImage:
-    """One line as an image. Raises `BadItem`, without a place."""
+    """The image of one line. Raises `InvalidRecordError`, without file and line number."""
     try:
         entry = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
-    except BadItem:
+    except InvalidRecordError:
         raise
     except UnicodeDecodeError as error:
-        raise BadItem(
+        raise InvalidRecordError(
             f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8."
         ) from None
     except json.JSONDecodeError as error:
-        raise BadItem(f"not JSON: {error.msg} at column {error.colno}.") from None
+        raise InvalidRecordError(f"not JSON: {error.msg} at column {error.colno}.") from None
     except RecursionError:
-        raise BadItem("not JSON that can be read: nested too deeply.") from None
-    except ValueError as error:  # a whole number of more digits than Python converts
-        raise BadItem(f"not JSON that can be read: {error}.") from None
+        raise InvalidRecordError("not JSON that can be read: nested too deeply.") from None
+    except ValueError as error:  # an integer with more digits than Python converts
+        raise InvalidRecordError(f"not JSON that can be read: {error}.") from None
     if not isinstance(entry, dict):
-        raise BadItem(f"needs an object with 'image' and 'captions', got {_shown(entry)}.")
+        raise InvalidRecordError(
+            f"expected an object with 'image' and 'captions', got {_shown(entry)}."
+        )
     if {"images", "annotations"} <= set(entry):
-        raise BadItem("this is a COCO file as a whole; needed one line an image.")
+        raise InvalidRecordError("this is a COCO file as a whole; expected one line per image.")
     image = _text(entry, "image")
     if not image:
         _check_names(entry, FIELDS, ("image",))
-        raise BadItem("'image' is missing: the path of the image inside the images folder.")
+        raise InvalidRecordError(
+            "'image' is missing; give the path of the image inside the images folder."
+        )
     _check_names(entry, FIELDS, ("captions", "regions", "bbox_unit"))
     captions, regions = _list(entry, "captions"), _list(entry, "regions")
     unit = entry.get("bbox_unit", "fraction")
     if unit not in BOX_UNITS:
-        raise BadItem(f"'bbox_unit' must be one of {BOX_UNITS}, got {_shown(unit)}.")
+        raise InvalidRecordError(f"'bbox_unit' must be one of {BOX_UNITS}, got {_shown(unit)}.")
     return ImportedImage(
         id=_text(entry, "id") or image,
         image=image,
@@ -180,7 +191,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entry) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadItem(f"{_shown(twice)} is given twice; JSON would keep the last one alone.")
+        raise InvalidRecordError(
+            f"{_shown(twice)} is given twice; JSON would keep only the last. Remove one."
+        )
     return entry
 
 
@@ -189,20 +202,21 @@ def _others(values: list[Any], known: set[str]) -> list[str]:
 
 
 def _check_names(
-    entry: dict[str, Any], known: set[str], needed: tuple[str, ...], where: str = ""
+    entry: dict[str, Any], known: set[str], expected: tuple[str, ...], where: str = ""
 ) -> None:
-    """Raises `BadItem` where one of `needed` is absent, and there under another name: with a value,
-    as other tools write empty fields too.
+    """Raises `InvalidRecordError` where one of `expected` seems to be there under another name.
+
+    Empty fields are not considered, as other tools write those too.
     """
     others = [name for name in entry if name not in known and entry[name] not in EMPTY]
-    for name in needed:
+    for name in expected:
         if entry.get(name) not in EMPTY:
             continue
         same = [other for other in others if other.casefold() in (name, *OTHER_NAMES[name])]
         if found := same or difflib.get_close_matches(name, others, n=1, cutoff=CLOSE):
-            raise BadItem(
+            raise InvalidRecordError(
                 f"{where}has no {name!r}; it has {_shown(found[0])}. Rename it to {name!r} (see "
-                "docs/data-format.md), or take it out."
+                "docs/data-format.md), or remove it."
             )
 
 
@@ -214,14 +228,14 @@ def _shown(value: Any) -> str:
 def _text(entry: dict[str, Any], name: str) -> str | None:
     value = entry.get(name)
     if value is not None and not isinstance(value, str):
-        raise BadItem(f"'{name}' must be a string, got {_shown(value)}.")
+        raise InvalidRecordError(f"'{name}' must be a string, got {_shown(value)}.")
     return value
 
 
 def _list(entry: dict[str, Any], name: str) -> list[Any]:
     value = entry.get(name)
     if value is not None and not isinstance(value, list):
-        raise BadItem(f"'{name}' must be a list, got {_shown(value)}.")
+        raise InvalidRecordError(f"'{name}' must be a list, got {_shown(value)}.")
     return value or []
 
 
@@ -230,7 +244,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except OverflowError:  # an integer past the floats
+    except OverflowError:  # an integer too large for a float
         return math.inf
 
 
@@ -238,12 +252,12 @@ def _caption(value: Any, index: int) -> Caption:
     if isinstance(value, str):
         return Caption(value)
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise BadItem(
+        raise InvalidRecordError(
             f"captions[{index}] must be a string or {{'text', 'source'}}, got {_shown(value)}."
         )
     source = value.get("source", "original")
     if source not in CAPTION_SOURCES:
-        raise BadItem(
+        raise InvalidRecordError(
             f"captions[{index}]: 'source' must be one of {CAPTION_SOURCES}, got {_shown(source)}."
         )
     return Caption(value["text"], source)
@@ -251,34 +265,38 @@ def _caption(value: Any, index: int) -> Caption:
 
 def _region(value: Any, index: int) -> ImportedRegion:
     if not isinstance(value, dict):
-        raise BadItem(f"regions[{index}] must be an object, got {_shown(value)}.")
-    needed = tuple(name for name in sorted(REGION_FIELDS) if name not in value)
-    _check_names(value, REGION_FIELDS, needed, f"regions[{index}] ")
+        raise InvalidRecordError(f"regions[{index}] must be an object, got {_shown(value)}.")
+    expected = tuple(name for name in sorted(REGION_FIELDS) if name not in value)
+    _check_names(value, REGION_FIELDS, expected, f"regions[{index}] ")
     bbox = value.get("bbox")
     numbers = [_number(v) for v in bbox] if isinstance(bbox, list) else []
     x0, y0, x1, y1 = numbers if len(numbers) == 4 else (None,) * 4
     if x0 is None or y0 is None or x1 is None or y1 is None:
-        raise BadItem(f"regions[{index}]: 'bbox' must be [x0, y0, x1, y1], got {_shown(bbox)}.")
+        raise InvalidRecordError(
+            f"regions[{index}]: 'bbox' must be [x0, y0, x1, y1], got {_shown(bbox)}."
+        )
     description = value.get("description")
     if not isinstance(description, str):
-        raise BadItem(
+        raise InvalidRecordError(
             f"regions[{index}]: 'description' must be a string (one region for each of several), "
             f"got {_shown(description)}."
         )
     score = _number(value.get("score", 1.0))
     if score is None:
-        raise BadItem(f"regions[{index}]: 'score' must be a number, got {_shown(value['score'])}.")
+        raise InvalidRecordError(
+            f"regions[{index}]: 'score' must be a number, got {_shown(value['score'])}."
+        )
     return ImportedRegion((x0, y0, x1, y1), description, score)
 
 
 def _size(entry: dict[str, Any], unit: str) -> tuple[int, int] | None:
-    """Width and height that pixel boxes refer to, where the line says them."""
+    """Width and height that pixel boxes refer to; None where the line has none."""
     given = entry.get("width"), entry.get("height")
     if unit == "fraction" or given == (None, None):
         return None
     for value in given:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
-            raise BadItem(
+            raise InvalidRecordError(
                 f"'width' and 'height' must be positive whole numbers up to {MAX_SIDE}, "
                 f"got {_shown(list(given))}."
             )

@@ -35,7 +35,7 @@ from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.config.migration import migrate_options
 from grain_jax.config.schema import Difficulty
 from grain_jax.data.records import Record, Source
-from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
+from grain_jax.data.synthetic_birds.source import SyntheticBirdSource, bird_zero_shot_sets
 from grain_jax.terminal import escape_unprintable
 
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = options.output
     try:
         for split in ("train", "validation"):
-            write_jsonl(WorldSource(config, split, options.image_size), output, split)
+            write_jsonl(SyntheticBirdSource(config, split, options.image_size), output, split)
         write_zero_shot_set(config, options.image_size, output / "unseen")
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -101,7 +101,7 @@ def write_jsonl(source: Source, out: Path, split: str) -> None:
 
 def write_zero_shot_set(config: SyntheticBirdsConfig, image_size: int, out: Path) -> None:
     """The unseen species as a folder with `labels.csv` (file,label), class names, descriptions."""
-    dataset = world_zero_shot_sets(config, image_size)["unseen"]
+    dataset = bird_zero_shot_sets(config, image_size)["unseen"]
     (out / "images").mkdir(parents=True, exist_ok=True)
     with (out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

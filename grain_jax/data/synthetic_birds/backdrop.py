@@ -1,4 +1,4 @@
-"""What lies behind a bird: sky, hills, ground or a perch, clutter. None of it is described."""
+"""The background of a scene: sky, hills, ground or a perch, clutter. None of it is described."""
 
 import math
 from collections.abc import Callable
@@ -39,10 +39,14 @@ def shade(colour: Colour, factor: float) -> Colour:
     return blend(colour, (255, 255, 255), factor - 1)
 
 
-def blend(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour in the first."""
+def blend(first: Colour, second: Colour, fraction: float) -> Colour:
+    """The first colour with `fraction` (0 to 1) of the second mixed in."""
     (r, g, b), (u, v, w) = first, second
-    return int(r + (u - r) * share), int(g + (v - g) * share), int(b + (w - b) * share)
+    return (
+        int(r + (u - r) * fraction),
+        int(g + (v - g) * fraction),
+        int(b + (w - b) * fraction),
+    )
 
 
 def paint_backdrop(

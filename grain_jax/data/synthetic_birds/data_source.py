@@ -1,4 +1,4 @@
-"""The drawn birds as a data set of a run: what is held out, and how it is asked about."""
+"""Synthetic birds as a `DataSource`: held-out species, evaluation sets and their methods."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from grain_jax.config import DataConfig, SyntheticBirdsConfig, TrainConfig
+from grain_jax.data.example_texts import ExampleTexts
 from grain_jax.data.records import (
     EvaluationSet,
     InMemory,
@@ -16,16 +17,17 @@ from grain_jax.data.records import (
     ZeroShotSet,
     evenly_spaced,
 )
-from grain_jax.data.source_words import ExampleTexts
 from grain_jax.data.synthetic_birds.language import (
     PROMPT_TEMPLATES,
+    bird_vocabulary,
     part_of_description,
-    world_vocabulary,
 )
-from grain_jax.data.synthetic_birds.source import WorldSource, world_zero_shot_sets
+from grain_jax.data.synthetic_birds.source import SyntheticBirdSource, bird_zero_shot_sets
 
-MAX_DRAWN_BYTES = 1 << 30  # of drawn images that are kept; more of them are drawn when needed
-# Held-out names were never heard: those of "unseen" show what chance looks like.
+MAX_DRAWN_BYTES = (
+    1 << 30
+)  # of drawn images kept in memory; above that they are drawn at each access
+# Names of held-out species occur in no training text: by name, "unseen" is a random baseline.
 METHODS_OF_SPLIT = {
     "validation": ("description",),
     "seen": ("name", "description", "name_and_regions"),
@@ -35,9 +37,10 @@ METHODS_OF_SPLIT = {
 
 @dataclass(frozen=True)
 class SyntheticBirds:
-    """The procedural world; a `DataSource`.
+    """The procedural data set of drawn birds; a `DataSource`.
 
-    Validation species steer a run; seen and unseen species are looked at only at its end.
+    Validation species choose the best checkpoint of a run; seen and unseen species are evaluated
+    only at its end.
     """
 
     config: DataConfig
@@ -59,21 +62,21 @@ class SyntheticBirds:
 
     def records(self, split: str) -> Source:
         """Splits "train", "validation", "seen", "unseen"."""
-        return WorldSource(self.config.synthetic_birds, split, self.image_size)
+        return SyntheticBirdSource(self.config.synthetic_birds, split, self.image_size)
 
     def vocabulary(self) -> list[str]:
-        return world_vocabulary(self.config.synthetic_birds)
+        return bird_vocabulary(self.config.synthetic_birds)
 
     def evaluation_sets(self, *, limit: int | None) -> Iterator[EvaluationSet]:
         for split in METHODS_OF_SPLIT if limit is None else (self.held_out_split,):
             if limit is None:
                 drawn = drawn_set(self.config.synthetic_birds, split, None, self.image_size)
             else:
-                world = json.dumps(asdict(self.config.synthetic_birds))
-                drawn = interval_set(world, split, limit, self.image_size)
+                settings = json.dumps(asdict(self.config.synthetic_birds))
+                drawn = interval_set(settings, split, limit, self.image_size)
             yield EvaluationSet(
                 name=split,
-                title=f"Split {split!r} of the world",
+                title=f"Split {split!r} of the synthetic birds",
                 source=drawn.source,
                 preferred_captions="synthetic",
                 zero_shot=drawn,
@@ -81,13 +84,13 @@ class SyntheticBirds:
             )
 
     def default_metric(self, config: TrainConfig) -> str:
-        """Validation species by description, by regions as far as the model has them."""
+        """Accuracy on validation species by description, at the lowest alpha the model allows."""
         regions = config.model.type == "grain" and config.loss.region_weight > 0
         alpha = min(config.evaluation.alphas) if regions else 1.0
         return f"validation/description/alpha{alpha:g}"
 
     def summary(self, metrics: Mapping[str, float], alphas: Sequence[float]) -> dict[str, float]:
-        """Unseen species by description at the alpha that is best on the validation species."""
+        """Accuracy on unseen species by description, at the alpha best on validation species."""
         on_validation = {
             alpha: metrics[f"validation/description/alpha{alpha:g}"]
             for alpha in alphas
@@ -104,17 +107,17 @@ class SyntheticBirds:
         return f", {self.config.synthetic_birds.difficulty}"
 
     def training_data(self) -> str:
-        world = self.config.synthetic_birds
-        return f"drawn birds ({world.difficulty}, {world.num_train_images:,} images)"
+        birds = self.config.synthetic_birds
+        return f"drawn birds ({birds.difficulty}, {birds.num_train_images:,} images)"
 
     def held_out_data(self) -> str:
         return "validation species"
 
     def origin(self, *, num_images: str, length: str) -> str:
-        world = self.config.synthetic_birds
+        birds = self.config.synthetic_birds
         return (
-            f"{num_images} images of drawn birds (difficulty {world.difficulty}, seed "
-            f"{world.seed}), made by code and free of any photograph, {length}."
+            f"{num_images} images of drawn birds (difficulty {birds.difficulty}, seed "
+            f"{birds.seed}), made by code and free of any photograph, {length}."
         )
 
     def limits(self) -> list[str]:
@@ -122,12 +125,15 @@ class SyntheticBirds:
 
 
 def drawn_set(
-    world: SyntheticBirdsConfig, split: str, limit: int | None, image_size: int
+    config: SyntheticBirdsConfig, split: str, limit: int | None, image_size: int
 ) -> ZeroShotSet:
-    """A set of the world, at most `limit` of its images, each drawn once if memory allows."""
+    """The zero-shot set of a split, of at most `limit` images (None: all).
+
+    Images that fit into `MAX_DRAWN_BYTES` are drawn once and kept in memory.
+    """
     dataset, whole = (
-        world_zero_shot_sets(world, image_size)[split],
-        WorldSource(world, split, image_size),
+        bird_zero_shot_sets(config, image_size)[split],
+        SyntheticBirdSource(config, split, image_size),
     )
     source = whole if limit is None else evenly_spaced(whole, limit)
     if len(source) * 3 * image_size**2 <= MAX_DRAWN_BYTES:
@@ -139,6 +145,6 @@ def drawn_set(
 
 
 @functools.lru_cache(maxsize=1)
-def interval_set(world: str, split: str, limit: int, image_size: int) -> ZeroShotSet:
-    """Kept, so that an interval of training draws nothing again; `world` is JSON, which hashes."""
-    return drawn_set(SyntheticBirdsConfig(**json.loads(world)), split, limit, image_size)
+def interval_set(settings: str, split: str, limit: int, image_size: int) -> ZeroShotSet:
+    """`drawn_set`, cached between evaluations; `settings`: config as JSON, which is hashable."""
+    return drawn_set(SyntheticBirdsConfig(**json.loads(settings)), split, limit, image_size)

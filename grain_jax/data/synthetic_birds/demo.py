@@ -1,4 +1,4 @@
-"""The built-in demo: GRAIN on the embedded world, minutes on two CPU cores.
+"""The built-in demo: GRAIN on synthetic birds, minutes on two CPU cores.
 
 python -m grain_jax.train
 """
@@ -49,10 +49,11 @@ def get_config(variant: str = "") -> TrainConfig:
             ),
             dtype="float32",
             init_logit_scale=10.0,
-            # Captions stay at chance for hundreds of steps and would hold a shared scale down.
+            # Caption accuracy stays at the random baseline for hundreds of steps, which would keep
+            # a shared scale low.
             region_logit_scale="own",
         ),
-        # Without it the image embedding learns little of descriptions: docs/experiments.md.
+        # Without it the image embedding learns little about descriptions: docs/experiments.md.
         loss=LossConfig(image_description_weight=0.5),
         data=DataConfig(
             dataset="synthetic_birds",

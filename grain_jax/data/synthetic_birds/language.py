@@ -1,4 +1,4 @@
-"""What is said about a bird: web captions, an MLLM's captions, region descriptions, class prompts.
+"""Texts about a bird: web captions, MLLM captions, region descriptions, class prompts.
 
 No text mentions the background: with it in half of the captions a model learns the background
 first and nothing about the bird for hundreds of steps.
@@ -40,7 +40,7 @@ PHRASINGS = {
         "{a_part}{part} in {seem}",
     ),
 }
-OBJECTS = {  # what lies about, and its colours
+OBJECTS = {  # objects in a scene, and their colours
     "stone": ("gray", "brown"),
     "leaf": ("green", "yellow", "orange", "red"),
     "flower": ("white", "purple", "yellow", "blue"),
@@ -65,7 +65,7 @@ def describe(part: str, trait: Trait, phrasing: str = PHRASINGS["easy"][0]) -> s
 
 
 def describe_object(kind: str, colour: str) -> str:
-    """An object that lies about: "an orange leaf"."""
+    """The description of an object in a scene: "an orange leaf"."""
     return f"{_article(colour)}{colour} {kind}"
 
 
@@ -91,8 +91,8 @@ def species_global_texts(species: Species) -> tuple[str, ...]:
     return tuple(bird_with(pair) for pair in pairs)
 
 
-def world_vocabulary(config: SyntheticBirdsConfig) -> list[str]:
-    """Every word that a text of this world can contain, prompts included; sorted."""
+def bird_vocabulary(config: SyntheticBirdsConfig) -> list[str]:
+    """Every word that a text of the data set or a prompt can contain, sorted."""
     texts = [*SYLLABLES, *NAME_TEMPLATES, GENERIC_CAPTION, *CAPTION_TEMPLATES[config.difficulty]]
     texts += [GLOBAL_TEMPLATE, OTHER_BIRD, "and a an", *COLOURS]
     for part, shapes in SHAPES.items():

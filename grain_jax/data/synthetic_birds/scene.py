@@ -1,8 +1,8 @@
-"""Draws a scene and knows what is visible of each thing in it.
+"""Draw a scene and compute the visible box of each thing in it.
 
-Every polygon that can be described goes into a second image too, as an id instead of a colour.
-What is left of an id when all is drawn is the visible box, so boxes are true under occlusion and at
-the frame.
+Every polygon that can be described is also drawn into a mask, as an id instead of a colour. The
+pixels that an id still has when everything is drawn give its box, so boxes are exact under
+occlusion and at the frame.
 """
 
 import math
@@ -27,8 +27,8 @@ from grain_jax.data.synthetic_birds.shapes import OBJECT_OUTLINES, Figure, figur
 from grain_jax.data.synthetic_birds.species import PARTS, Species
 
 SUPERSAMPLING = 2
-MIN_PIXELS = 4  # of the final image; less of a part does not count as visible
-MIN_VISIBLE = 0.35  # share of a part that must be left
+MIN_PIXELS = 4  # of the final image; a part with fewer does not count as visible
+MIN_VISIBLE = 0.35  # fraction of a part that must not be covered
 PALETTE: dict[str, Colour] = {
     "red": (220, 42, 46),
     "orange": (250, 140, 24),
@@ -53,27 +53,27 @@ CREAM, INK, BLUSH, GLOW = (252, 246, 228), (58, 46, 50), (255, 120, 120), (255, 
 
 
 @dataclass(frozen=True)
-class Level:
-    """How a level of difficulty draws. Lengths are shares of the image's side."""
+class Difficulty:
+    """Drawing parameters of one difficulty. Lengths are fractions of the image's side."""
 
     mood: str  # of the backdrop
     scale: tuple[float, float]  # of the unit in which birds are drawn
-    rotation: float  # largest turn either way, radians
+    rotation: float  # largest rotation either way, radians
     bend: float  # likewise of each part about its joint
     flip: bool  # half of the birds look left
     overhang: float  # how far a bird may reach out of the image
     clutter: int  # most things in the back that nobody describes
     objects: int  # most objects
-    in_front: float  # chance that an object may hide a part of the bird
+    in_front: float  # probability that an object may hide a part of the bird
     other_birds: int  # most
     grain: int  # of the noise, grey levels
 
 
-LEVELS = {
-    "easy": Level(
+DIFFICULTIES = {
+    "easy": Difficulty(
         "pale", (0.29, 0.37), 0.07, 0.08, False, 0.0, 0, 2, 0.3, 0, 0,
     ),
-    "hard": Level(
+    "hard": Difficulty(
         "strong", (0.21, 0.33), 0.30, 0.22, True, 0.08, 7, 5, 0.5, 2, 7,
     ),
 }  # fmt: skip
@@ -92,37 +92,49 @@ def draw_scene(
     species: Species,
     rng: np.random.Generator,
     *,
-    level: Level,
+    difficulty: Difficulty,
     image_size: int,
     others: Sequence[Species] = (),
 ) -> Scene:
-    """A bird of this species, in the image's front; `others` may turn up behind it."""
+    """Draws a bird of `species` in the foreground; birds of `others` may be behind it.
+
+    Args:
+        rng: every random choice comes from it.
+        difficulty: one of `DIFFICULTIES`.
+        image_size: pixels a side of the square image.
+        others: species of the birds in the background; empty for none.
+    """
     draw = uniform_numbers(rng).__next__
     size = SUPERSAMPLING * image_size
-    margin = math.ceil(level.overhang * size)
+    margin = math.ceil(difficulty.overhang * size)
     bird = figure(species)
-    low, high = level.scale
+    low, high = difficulty.scale
     scale = (low + (high - low) * draw()) * size
-    slack = level.overhang * size
-    points = _pose(bird, draw, level=level, size=size, scale=scale, slack=slack)
+    slack = difficulty.overhang * size
+    points = _pose(bird, draw, difficulty=difficulty, size=size, scale=scale, slack=slack)
     legs = points[bird.part == PARTS.index("legs")]
     feet = (float(legs[:, 0].mean()), float(legs[:, 1].max()))
-    backdrop, horizon = paint_backdrop(level.mood, draw, size=size, feet=feet)
+    backdrop, horizon = paint_backdrop(difficulty.mood, draw, size=size, feet=feet)
     canvas = _Canvas(backdrop, horizon, margin)
-    paint_clutter(canvas.pen, draw, size=size, count=int(draw() * (level.clutter + 1)))
+    paint_clutter(canvas.pen, draw, size=size, count=int(draw() * (difficulty.clutter + 1)))
 
     described: list[str] = []
-    for _ in range(int(draw() * (level.other_birds + 1)) if others else 0):
+    for _ in range(int(draw() * (difficulty.other_birds + 1)) if others else 0):
         other = others[int(draw() * len(others))]
         body = other.trait("body").colour
         described.append(OTHER_BIRD.format(body))
-        share = 0.55 + 0.3 * draw()
+        size_fraction = 0.55 + 0.3 * draw()
         behind = _pose(
-            figure(other), draw, level=level, size=size, scale=share * scale, slack=slack
+            figure(other),
+            draw,
+            difficulty=difficulty,
+            size=size,
+            scale=size_fraction * scale,
+            slack=slack,
         )
         canvas.bird(other, behind, draw, whole_id=len(PARTS) + len(described))
-    num_objects = int(draw() * (level.objects + 1))
-    num_front = sum(draw() < level.in_front for _ in range(num_objects))
+    num_objects = int(draw() * (difficulty.objects + 1))
+    num_front = sum(draw() < difficulty.in_front for _ in range(num_objects))
     for _ in range(num_objects - num_front):
         described.append(canvas.thing(draw, len(PARTS) + len(described) + 1))
     canvas.count()
@@ -135,8 +147,10 @@ def draw_scene(
 
     boxes = canvas.visible_boxes(len(PARTS) + len(described))
     pixels = np.array(canvas.image.reduce(SUPERSAMPLING))
-    if level.grain:
-        noise = rng.integers(-level.grain, level.grain + 1, (*pixels.shape[:2], 1), dtype=np.int8)
+    if difficulty.grain:
+        noise = rng.integers(
+            -difficulty.grain, difficulty.grain + 1, (*pixels.shape[:2], 1), dtype=np.int8
+        )
         pixels = np.clip(pixels.astype(np.int16) + noise, 0, 255).astype(np.uint8)
     ids = enumerate(described, start=len(PARTS) + 1)
     return Scene(
@@ -153,20 +167,20 @@ def uniform_numbers(rng: np.random.Generator) -> Iterator[float]:
 
 
 def _pose(
-    bird: Figure, draw: Draw, *, level: Level, size: int, scale: float, slack: float
+    bird: Figure, draw: Draw, *, difficulty: Difficulty, size: int, scale: float, slack: float
 ) -> Float[np.ndarray, "V 2"]:
-    """The vertices in pixels: each part turned about its joint, then the bird, put in the frame.
+    """Vertices in pixels: each part rotated about its joint, then the bird placed in the frame.
 
-    `scale` is the length of the unit in pixels, `slack` how far outside the frame the bird may be.
+    `scale`: pixels per unit; `slack`: how far outside the frame the bird may reach, in pixels.
     """
-    bends = np.asarray([(2 * draw() - 1) * level.bend for _ in PARTS])
+    bends = np.asarray([(2 * draw() - 1) * difficulty.bend for _ in PARTS])
     bends[PARTS.index("body")] = 0.0
     cos, sin = np.cos(bends)[bird.part], np.sin(bends)[bird.part]
     x, y = (bird.vertices - bird.joint).T
     bent = np.stack([cos * x - sin * y, sin * x + cos * y], axis=1) + bird.joint
     stretch = 0.92 + 0.16 * draw()
-    turn = (2 * draw() - 1) * level.rotation
-    mirror = -1.0 if level.flip and draw() < 0.5 else 1.0
+    turn = (2 * draw() - 1) * difficulty.rotation
+    mirror = -1.0 if difficulty.flip and draw() < 0.5 else 1.0
     cos_turn, sin_turn = math.cos(turn), math.sin(turn)
     matrix = np.asarray([[cos_turn, sin_turn], [-sin_turn, cos_turn]]) * scale
     matrix = np.asarray([[mirror * stretch], [1 / stretch]]) * matrix

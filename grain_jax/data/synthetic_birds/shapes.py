@@ -1,4 +1,4 @@
-"""The outlines of all that is drawn, as polygons in a creature's own coordinates (x right, y down).
+"""Outlines of birds and objects as polygons, each in coordinates of its own (x right, y down).
 
 A bird faces right, its body about the origin, and spans about [-1.3, 1.15] x [-1.15, 1.0].
 """

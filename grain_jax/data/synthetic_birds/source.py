@@ -1,4 +1,4 @@
-"""The world as a source of records and as zero-shot sets."""
+"""Synthetic birds as a source of records and as zero-shot sets."""
 
 import functools
 import operator
@@ -21,28 +21,28 @@ from grain_jax.data.synthetic_birds.language import (
     species_descriptions,
     species_global_texts,
 )
-from grain_jax.data.synthetic_birds.scene import LEVELS, Scene, draw_scene, uniform_numbers
+from grain_jax.data.synthetic_birds.scene import DIFFICULTIES, Scene, draw_scene, uniform_numbers
 from grain_jax.data.synthetic_birds.species import COLOURS, Species, Trait, population
 
 SPLITS = {"train": 0, "validation": 1, "seen": 2, "unseen": 3}
 MIN_IMAGE_SIZE = 32
 
-# The noise of the training annotations, as an MLLM and a detector make it.
-GENERIC_CAPTIONS = 0.08  # share of original captions without a name
+# Noise of the training annotations, modelled on the errors of an MLLM and a detector.
+GENERIC_CAPTIONS = 0.08  # fraction of original captions without a name
 WRONG_COLOUR = 0.06
 MISSED_PART = 0.2
-CANONICAL = 0.6  # share of region descriptions in the canonical phrasing
+CANONICAL = 0.6  # fraction of region descriptions in the canonical phrasing
 BOX_JITTER = 0.06  # standard deviation of each edge, in sizes of the box
 DESCRIBED_OBJECT = 0.3
 
 
 @dataclass(frozen=True)
-class WorldSource:
+class SyntheticBirdSource:
     """Records of a split ("train", "validation", "seen", "unseen"), each a function of its index.
 
-    "seen" shows the training species in new images; "validation" and "unseen" show species that
-    training never does. Only "train" is annotated with noise. Each K records from a multiple of K
-    on, K species, show every species once. Raises ValueError for an unknown split or level, a
+    "seen" has new images of the training species; "validation" and "unseen" have species that are
+    not in "train". Only the annotations of "train" are noisy. Each block of K records, for K
+    species, has every species once. Raises ValueError for an unknown split or difficulty, a
     negative seed, or an image that is too small.
     """
 
@@ -53,12 +53,12 @@ class WorldSource:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(
-                f"Unknown split {self.split!r} of the world; choose one of {[*SPLITS]}."
+                f"Unknown split {self.split!r} of the synthetic birds; choose one of {[*SPLITS]}."
             )
-        if self.config.difficulty not in LEVELS:
+        if self.config.difficulty not in DIFFICULTIES:
             raise ValueError(
                 f"Unknown difficulty {self.config.difficulty!r}; set "
-                f"data.synthetic_birds.difficulty to one of {[*LEVELS]}."
+                f"data.synthetic_birds.difficulty to one of {[*DIFFICULTIES]}."
             )
         if self.config.seed < 0:
             raise ValueError(
@@ -66,13 +66,13 @@ class WorldSource:
             )
         if self.image_size < MIN_IMAGE_SIZE:
             raise ValueError(
-                f"The world needs images of at least {MIN_IMAGE_SIZE} pixels, "
+                f"Synthetic birds need images of at least {MIN_IMAGE_SIZE} pixels, "
                 f"given {self.image_size}; raise model.image_size."
             )
 
     @property
     def species(self) -> tuple[Species, ...]:
-        """The species that this split shows."""
+        """The species of this split."""
         groups = population(self.config.seed)
         return {"validation": groups.validation, "unseen": groups.unseen}.get(
             self.split, groups.train
@@ -92,7 +92,7 @@ class WorldSource:
         scene = draw_scene(
             species,
             rng,
-            level=LEVELS[self.config.difficulty],
+            difficulty=DIFFICULTIES[self.config.difficulty],
             image_size=self.image_size,
             others=population(self.config.seed).train,
         )
@@ -108,26 +108,26 @@ class WorldSource:
 
     @property
     def num_with_regions(self) -> int:
-        """Every image is annotated, noisily or not."""
+        """All of them: every image is annotated."""
         return len(self)
 
     def species_of(self, index: int) -> Species:
-        """The species that record `index` is about, without drawing it."""
+        """The species of record `index`, without drawing it."""
         species = self.species
         block, place = divmod(index, len(species))
         seed = (self.config.seed, SPLITS[self.split], block)
         return species[_order(seed, len(species))[place]]
 
 
-def world_zero_shot_sets(config: SyntheticBirdsConfig, image_size: int) -> dict[str, ZeroShotSet]:
-    """Sets to classify: "validation" (25 held-out species), "seen" (200), "unseen" (50 held-out).
+def bird_zero_shot_sets(config: SyntheticBirdsConfig, image_size: int) -> dict[str, ZeroShotSet]:
+    """The zero-shot sets "validation" (25 held-out species), "seen" (200), "unseen" (50 held-out).
 
-    A class has its six canonical descriptions, and the 15 captions that join two of them as the
-    training captions do.
+    Each class has its six canonical descriptions, and as global texts the 15 captions that join two
+    of them, as training captions do.
     """
     sets = {}
     for split in ("validation", "seen", "unseen"):
-        source = WorldSource(config, split, image_size)
+        source = SyntheticBirdSource(config, split, image_size)
         sets[split] = ZeroShotSet(
             name=split,
             source=source,
@@ -141,12 +141,12 @@ def world_zero_shot_sets(config: SyntheticBirdsConfig, image_size: int) -> dict[
 
 @functools.lru_cache(maxsize=256)
 def _order(seed: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Which species a block of records shows, one after another."""
+    """The order in which a block of records shows the species."""
     return tuple(np.random.default_rng([*seed, 202, 303]).permutation(count).tolist())
 
 
 def _true_annotation(
-    species: Species, scene: Scene, rng: np.random.Generator, level: str
+    species: Species, scene: Scene, rng: np.random.Generator, difficulty: str
 ) -> tuple[tuple[Caption, ...], tuple[Region, ...]]:
     """Name and description captions and all visible parts, without error."""
     texts = {part: describe(part, species.trait(part)) for part in scene.parts}
@@ -158,7 +158,7 @@ def _true_annotation(
 
 
 def _noisy_annotation(
-    species: Species, scene: Scene, rng: np.random.Generator, level: str
+    species: Species, scene: Scene, rng: np.random.Generator, difficulty: str
 ) -> tuple[tuple[Caption, ...], tuple[Region, ...]]:
     """A web caption, an MLLM's caption, and regions with the errors that MLLM and detector make."""
     uniform = uniform_numbers(rng).__next__
@@ -166,7 +166,7 @@ def _noisy_annotation(
     def choose(options: tuple[str, ...]) -> str:
         return options[int(uniform() * len(options))]
 
-    def seen_as(part: str) -> Trait:
+    def noisy_trait(part: str) -> Trait:
         trait = species.trait(part)
         if uniform() >= WRONG_COLOUR:
             return trait
@@ -177,15 +177,17 @@ def _noisy_annotation(
     visible = list(scene.parts)
     if len(visible) >= 2:
         order = sorted(visible, key=lambda _: uniform())[: 2 + int(3 * uniform())]
-        texts = [describe(part, seen_as(part)) for part in order]
-        captions.append(Caption(bird_with(texts, choose(CAPTION_TEMPLATES[level])), "synthetic"))
+        texts = [describe(part, noisy_trait(part)) for part in order]
+        captions.append(
+            Caption(bird_with(texts, choose(CAPTION_TEMPLATES[difficulty])), "synthetic")
+        )
 
     found: list[tuple[str, Box]] = []
-    canonical, *paraphrases = PHRASINGS[level]
+    canonical, *paraphrases = PHRASINGS[difficulty]
     for part in visible:
         if uniform() >= MISSED_PART:
             phrasing = canonical if uniform() < CANONICAL else choose(tuple(paraphrases))
-            found.append((describe(part, seen_as(part), phrasing), scene.parts[part]))
+            found.append((describe(part, noisy_trait(part), phrasing), scene.parts[part]))
     found += [thing for thing in scene.objects if uniform() < DESCRIBED_OBJECT]
     jitter = BOX_JITTER * rng.standard_normal((len(found), 4))
     regions = [
@@ -199,7 +201,7 @@ def _jittered(box: Box, noise: list[float]) -> Box:
     """Every edge moved by its noise, in sizes of the box, and cut at the frame."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
-    # The noise is in the order top, left, bottom, right, so that the data sets of before stay.
+    # The noise is in the order top, left, bottom, right, which keeps earlier data sets unchanged.
     y0, x0 = max(0.0, top + noise[0] * height), max(0.0, left + noise[1] * width)
     y1, x1 = min(1.0, bottom + noise[2] * height), min(1.0, right + noise[3] * width)
     return x0, y0, x1, y1

@@ -1,8 +1,8 @@
-"""Who lives in the world: species of six traits each, in genera, some of them held out.
+"""The species of birds: six traits each, grouped in genera, some of them held out.
 
 A genus is a body colour with a wing; the five species that share it differ in their crest, beak,
-tail and legs. So the big parts narrow a bird down to its genus and only the small ones decide.
-Everything is a function of the world seed.
+tail and legs. So the large parts determine the genus of a bird, and only the small ones its
+species. Everything is a function of the seed.
 """
 
 import functools
@@ -54,7 +54,7 @@ class Species:
 
 @dataclass(frozen=True)
 class Population:
-    """All species of a world by group; no name, genus or combination of traits is in two groups."""
+    """All species of a seed by group; no name, genus or combination of traits is in two groups."""
 
     train: tuple[Species, ...]  # 200
     validation: tuple[Species, ...]  # 25
@@ -63,7 +63,7 @@ class Population:
 
 @functools.lru_cache(maxsize=8)
 def population(seed: int) -> Population:
-    """Every species of the world with this seed; training shows each trait of a held-out one."""
+    """Every species of this seed; each trait of a held-out species occurs in training."""
     rng = np.random.default_rng([seed, 101])
     names = _draw_names(rng, SPECIES_PER_GENUS * sum(NUM_GENERA.values()))
     genera = _draw_genera(rng, sum(NUM_GENERA.values()))
@@ -93,7 +93,7 @@ def population(seed: int) -> Population:
 
 
 def num_shared(first: tuple[Trait, ...], second: tuple[Trait, ...]) -> int:
-    """How many of the six parts are alike in shape and colour."""
+    """How many of the six parts have the same shape and colour."""
     return sum(a == b for a, b in zip(first, second, strict=True))
 
 

@@ -1,1 +1,1 @@
-"""The files of a Hugging Face model folder; copied into each export, where they stand alone."""
+"""Code files of a Hugging Face model folder; each export has a copy, which runs on its own."""

@@ -16,7 +16,7 @@ VISION = {
     "norm_eps": 1e-6,
     "patch_bias": True,
     "pre_norm": False,  # LayerNorm on the tokens before the first layer (CLIP: True)
-    "pooling": "cls",  # "map": no CLS token, and in kind "clip" attention pools (SigLIP)
+    "pooling": "cls",  # "map": no CLS token; with type "clip", attention pooling (SigLIP)
 }
 TEXT = {
     "vocab_size": 49_408,
@@ -41,7 +41,7 @@ DECODER = {
     "share_projection": False,
 }
 TYPES = ("grain", "clip")
-# Values that exports made before version 0.2 have, and their names today.
+# Names and values in exports made before version 0.2, and their current ones.
 OLDER_NAMES = {
     "kind": "type",
     "name_ensemble": "prompt_ensembling",
@@ -55,31 +55,32 @@ OLDER_VALUES = {
 
 
 class GrainConfig(PretrainedConfig):
-    """`vision`, `text` and `decoder` are dictionaries; a key that is left out takes ViT-B/16's.
+    """Configuration of a `GrainModel`.
 
-    Raises ValueError for an unknown key or type.
+    `vision`, `text` and `decoder` are dictionaries; absent keys take the values of ViT-B/16. Raises
+    ValueError for an unknown key or type.
     """
 
     model_type = "grain"
 
     def __init__(
         self,
-        type: str = "grain",  # "grain" | "clip": no decoder, the CLS token is the image
+        type: str = "grain",  # "grain" | "clip": no decoder, the CLS token is pooled
         image_size: int = 224,
         embed_dim: int = 512,
         vision: dict[str, Any] | None = None,
         text: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
-        init_logit_scale: float = 1 / 0.07,  # of fresh weights
+        init_logit_scale: float = 1 / 0.07,  # of newly initialized weights
         max_logit_scale: float = 100.0,
         region_logit_scale: str = "shared",  # "shared" | "own"
-        templates: Sequence[str] = ("a photo of a {}.",),  # prompts by name; their mean is taken
-        prompt_ensembling: str = "embedding",  # mean of unit length | "score": mean of the cosines
-        # Mean over descriptions of the best query's cosine | "max_over_descriptions": the reverse
+        templates: Sequence[str] = ("a photo of a {}.",),  # prompts of class names, averaged
+        prompt_ensembling: str = "embedding",  # normalized mean embedding | "score": mean cosine
+        # Mean over descriptions of the maximum over queries | "max_over_descriptions": the reverse
         region_aggregation: str = "max_over_queries",
-        description_length: int | None = None,  # in tokens; None: as long as a text
-        regions_trained: bool = True,  # False: region embeddings are noise, and None
-        boxes_trained: bool = True,  # False: likewise the boxes
+        description_length: int | None = None,  # in tokens; None: that of texts
+        regions_trained: bool = True,  # False: region embeddings are untrained, and None
+        boxes_trained: bool = True,  # False: boxes are untrained, and None
         **kwargs: Any,
     ) -> None:
         older = {now: kwargs.pop(name) for name, now in OLDER_NAMES.items() if name in kwargs}
@@ -106,7 +107,7 @@ class GrainConfig(PretrainedConfig):
 
 def _complete(part: str, given: dict[str, Any] | None, default: dict[str, Any]) -> dict[str, Any]:
     given = dict(given or {})
-    if given.get("memory_position") == "none":  # of exports made before version 0.2
+    if given.get("memory_position") == "none":  # in exports made before version 0.2
         del given["memory_position"]
     unknown = sorted(set(given) - set(default))
     if unknown:

@@ -1,4 +1,4 @@
-"""GRAIN in PyTorch: image and text towers, and region queries between them.
+"""GRAIN in PyTorch: an image tower, a text tower, and a region decoder on image tokens.
 
 Parameters carry the names of the official code, so that one table serves both exports.
 B images, P image tokens (CLS first), Q region queries, N texts, T descriptions, E embedding.
@@ -33,15 +33,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-NOT_GIVEN = {
-    "output_attentions": "attention weights are never formed",
-    "output_hidden_states": "last_hidden_state of get_image_features is all there is",
-    "interpolate_pos_encoding": "images have one size",
+UNSUPPORTED_ARGUMENTS = {
+    "output_attentions": "attention weights are not computed",
+    "output_hidden_states": "only last_hidden_state of get_image_features is available",
+    "interpolate_pos_encoding": "images have a fixed size",
 }
 
 
 class LayerNorm(nn.LayerNorm):
-    """Computes in float32 whatever the type of its input."""
+    """LayerNorm computed in float32 for inputs of any type."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()
@@ -113,7 +113,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """All tokens after the final norm, with learned positions."""
+    """Image tower with learned positions; returns all tokens after the final norm."""
 
     def __init__(self, config: dict[str, Any], image_size: int) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ class VisionTransformer(nn.Module):
         self.norm = LayerNorm(width, eps=eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S] to all tokens, CLS first if there is one.
+        """[B, 3, S, S] to all tokens [B, P, D], CLS first if there is one.
 
-        Raises ValueError for another size.
+        Raises ValueError for images of another size.
         """
         if pixels.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
@@ -233,7 +233,7 @@ class TextLayers(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The two towers and what scales their product."""
+    """The two towers and the logit scale."""
 
     def __init__(self, config: GrainConfig) -> None:
         super().__init__()
@@ -256,10 +256,11 @@ class Backbone(nn.Module):
             self.image_projection = nn.Parameter(torch.zeros(vision["width"], config.embed_dim))
 
     def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, L] token ids to all tokens [N, L, D] after the final norm, and [N, E] pooled at the
-        first end-of-text, which has the highest id, or at the last position.
+        """[N, L] token ids to all tokens [N, L, D] after the final norm, and embeddings [N, E].
 
-        Raises ValueError for too many tokens, or too few for the latter.
+        Embeddings are pooled at the first end-of-text, which has the highest id, or at the last
+        position. Raises ValueError for more tokens than positions, and for fewer where the last
+        position is pooled.
         """
         limit = len(self.positional_embedding)
         if tokens.shape[1] > limit:
@@ -284,7 +285,7 @@ class Backbone(nn.Module):
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Attention among the queries, then to the image, then a ReLU MLP; pre-norm, as DETR has it."""
+    """Self-attention of queries, cross-attention to the image, ReLU MLP; pre-norm, as in DETR."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -306,7 +307,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class DecoderLayers(nn.Module):
-    """Layers and final norm, which `RegionDecoder` calls; they are here for their names."""
+    """Layers and final norm, called by `RegionDecoder`; gives parameters their official names."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -315,7 +316,7 @@ class DecoderLayers(nn.Module):
 
 
 class DecoderTransformer(nn.Module):
-    """As `DecoderLayers`: for its names."""
+    """As `DecoderLayers`, gives parameters their official names."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -368,24 +369,27 @@ class RegionDecoder(nn.Module):
 
 
 def _exact(device: str) -> AbstractContextManager[Any]:
-    """No autocast, where there is any to switch off."""
+    """A context without autocast."""
     on = device != "meta" and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
-def _refuse(asked: dict[str, bool | None]) -> None:
-    """What `CLIPModel` takes and this model has not, unless it is off."""
-    if unknown := sorted(set(asked) - set(NOT_GIVEN)):
+def _refuse_unsupported(kwargs: dict[str, bool | None]) -> None:
+    """Raises an error for arguments of `CLIPModel` that this model lacks, unless they are off."""
+    if unknown := sorted(set(kwargs) - set(UNSUPPORTED_ARGUMENTS)):
         raise TypeError(f"{unknown[0]!r} is not an argument of a GrainModel.")
-    if on := [name for name, value in asked.items() if value]:
-        raise ValueError(f"{on[0]}={asked[on[0]]}: {NOT_GIVEN[on[0]]}; leave it out.")
+    if on := [name for name, value in kwargs.items() if value]:
+        raise ValueError(f"{on[0]}={kwargs[on[0]]}: {UNSUPPORTED_ARGUMENTS[on[0]]}; leave it out.")
 
 
 @dataclass
 class GrainOutput(ModelOutput):
-    """Embeddings have unit length, in float32. What was not asked for or never trained is None."""
+    """Outputs of `GrainModel`. Embeddings have unit length, in float32.
 
-    loss: Tensor | None = None  # image against text, both ways, with `return_loss`
+    Outputs that the inputs do not allow, or that were not trained, are None.
+    """
+
+    loss: Tensor | None = None  # symmetric contrastive loss, with `return_loss`
     logits_per_image: Tensor | None = None  # [B, N]
     logits_per_text: Tensor | None = None  # [N, B]
     image_embeds: Tensor | None = None  # [B, E]
@@ -403,7 +407,7 @@ class GrainModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # Trainer takes any **kwargs for that
+    accepts_loss_kwargs = False  # Trainer would infer it from **kwargs
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["VisionBlock", "TextBlock", "DecoderLayer"]
 
@@ -411,7 +415,7 @@ class GrainModel(PreTrainedModel):
         super().__init__(config)
         if config._attn_implementation not in (None, "sdpa"):
             raise ValueError(
-                f"attn_implementation={config._attn_implementation!r}; needed 'sdpa', or none."
+                f"attn_implementation={config._attn_implementation!r}; expected 'sdpa' or none."
             )
         self.backbone = Backbone(config)
         if config.type == "grain":
@@ -420,11 +424,11 @@ class GrainModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the official code: torch's own values in the image tower, CLIP's in the text tower,
-        Xavier's in the decoder.
+        """Initializes as the official code: torch's defaults in the image tower, CLIP's
+        initialization in the text tower, Xavier in the decoder.
 
-        Children come before what contains them. transformers does not call this for a module of
-        foreign code that has no parameters of its own, so blocks are left to their towers.
+        Children are initialized before their parents. transformers does not call this for modules
+        of remote code without own parameters, so the blocks are initialized with their towers.
         """
         init, config = nn.init, self.config
         if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.Embedding):
@@ -466,35 +470,35 @@ class GrainModel(PreTrainedModel):
                 init.constant_(module.region_logit_scale, math.log(config.init_logit_scale))
 
     def get_input_embeddings(self) -> nn.Module:
-        """Of the text tower."""
+        """The token embedding of the text tower."""
         return self.backbone.token_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Of the text tower."""
+        """The token embedding of the text tower."""
         self.backbone.token_embedding = value
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, **asked: bool | None
+        self, pixel_values: Tensor, **kwargs: bool | None
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` [B, E], not normalised: the image query's embedding (CLIP: the projected
-        CLS token). `last_hidden_state` [B, P, D]: all tokens of the image tower, after its final
-        norm; those of a `CLIPModel` are before it.
+        """`pooler_output` [B, E]: the embedding of the image query (CLIP: the projected CLS token),
+        not normalised. `last_hidden_state` [B, P, D]: all tokens of the image tower after its final
+        norm (those of `CLIPModel` are before it).
         """
-        _refuse(asked)
+        _refuse_unsupported(kwargs)
         tokens = self.backbone.visual(pixel_values)
         return BaseModelOutputWithPooling(tokens, self._images(tokens)[0])
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **asked: bool | None
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: bool | None
     ) -> BaseModelOutputWithPooling:
         """`pooler_output` [N, E], not normalised. `last_hidden_state` [N, L, D]: all tokens.
 
-        The mask, which tokenizers give, changes nothing: attention is causal up to the end of text,
-        or texts fill all positions.
+        `attention_mask`, which tokenizers return, has no effect: attention is causal up to the end
+        of text, or texts fill all positions.
         """
-        _refuse(asked)
+        _refuse_unsupported(kwargs)
         return BaseModelOutputWithPooling(*self.backbone.encode_text(input_ids))
 
     @can_return_tuple
@@ -505,19 +509,26 @@ class GrainModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         description_ids: Tensor | None = None,
         return_loss: bool | None = None,
-        **asked: bool | None,
+        **kwargs: bool | None,
     ) -> GrainOutput:
-        """All outputs that the inputs allow. `description_ids`: texts to compare regions with.
+        """Computes all outputs that the inputs allow. Cosines and loss are float32, also under
+        autocast.
 
-        Regions or boxes are None where `config.regions_trained` or `config.boxes_trained` is False:
-        they would be noise. Set it to True to train them.
+        Regions or boxes are None where `config.regions_trained` or `config.boxes_trained` is False,
+        as they are untrained; set it to True to train them.
 
-        `attention_mask` changes nothing, as above. `return_loss`: the contrastive loss of image i
-        and text i, with the other pairs of this batch as negatives; boxes and regions have none.
-        Cosines and loss are float32, under autocast too. Raises ValueError where the inputs do not
-        allow it, or for what a `CLIPModel` gives and this model does not.
+        Args:
+            input_ids: [N, L] texts to compare images with.
+            pixel_values: [B, 3, S, S] images.
+            attention_mask: without effect, as in `get_text_features`.
+            description_ids: [T, L] texts to compare regions with.
+            return_loss: compute the contrastive loss of image i and text i, with the other pairs of
+                this batch as negatives. Boxes and regions have no loss.
+
+        Raises ValueError without inputs, for a loss of unequal numbers of images and texts, and for
+        options of `CLIPModel` that this model does not have.
         """
-        _refuse(asked)
+        _refuse_unsupported(kwargs)
         given = (pixel_values, input_ids, description_ids)
         if not return_loss and all(value is None for value in given):
             raise ValueError("Give pixel_values, input_ids or description_ids.")
@@ -560,7 +571,7 @@ class GrainModel(PreTrainedModel):
 
     @property
     def logit_scale(self) -> Tensor:
-        """The parameter, a logarithm, as `CLIPModel` has it; bounded only in `logit_factor`."""
+        """The parameter, a logarithm as in `CLIPModel`; bounded only in `logit_factor`."""
         return self.backbone.logit_scale
 
     def logit_factor(self) -> Tensor:
@@ -568,7 +579,7 @@ class GrainModel(PreTrainedModel):
         return self._factor(self.backbone.logit_scale)
 
     def region_logit_factor(self) -> Tensor:
-        """The factor on `description_scores` in training; with "shared" that of images and texts.
+        """The factor on `description_scores` in training; with "shared", equal to `logit_factor`.
 
         Raises AttributeError for a model without regions.
         """
@@ -576,7 +587,7 @@ class GrainModel(PreTrainedModel):
         return self._factor(self.decoder.region_logit_scale) if own else self.logit_factor()
 
     def _factor(self, log_scale: Tensor) -> Tensor:
-        # Straight-through: beyond the bounds there must still be a gradient to bring it back.
+        # Straight-through, so that the gradient outside the bounds is not zero.
         log_scale = log_scale.float()
         clipped = log_scale.clamp(0.0, math.log(self.config.max_logit_scale))
         return (log_scale + (clipped - log_scale).detach()).exp()

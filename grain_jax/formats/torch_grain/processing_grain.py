@@ -1,6 +1,6 @@
-"""From images and texts to what the model takes: as it was evaluated, without being told.
+"""Image processor, processor and pipeline of GRAIN, with the preprocessing of its evaluation.
 
-Image processor, processor and pipeline are one file, as saving a processor saves its file alone.
+They are in one file, because saving a processor saves only the file that defines it.
 """
 
 import html
@@ -40,20 +40,20 @@ PIPELINE_ARGUMENTS = frozenset(
     {"candidate_labels", "hypothesis_template", "timeout", "descriptions", "alpha", "on_error"}
 )
 ON_ERROR = ("raise", "skip")
-NUM_KEPT = 4  # lists of texts whose embeddings a pipeline keeps
-SAMPLED = 16  # numbers of each tensor that tell whether weights were changed
+NUM_KEPT = 4  # lists of texts whose embeddings a pipeline caches
+SAMPLED = 16  # values of each tensor that are compared to detect changed weights
 NORMALIZATION = "text_normalization"  # in tokenizer_config.json
-# Texts that "ftfy" leaves to the tokenizer's own normalizer: printable ASCII without "&", and marks
-# that no broken encoding is made of alone.
+# Texts that only the tokenizer's own normalizer changes: printable ASCII without "&", and marks
+# that alone do not make up a broken encoding.
 PLAIN = re.compile(r"[\t\n\r !-%'-~\u2013\u2014\u2018-\u201f\u2026]*")
 ImageInput = Any  # path, PIL image, or array [H, W, 3] or [H, W] of uint8
 
 
 class GrainImageProcessor(BaseImageProcessor):
-    """Squashes to a square, or cuts the centre square out ("crop"); then (x / 255 - mean) / std.
+    """Resizes to a square ("squash") or takes the centre square ("crop"), then normalises.
 
-    By Pillow alone. Raises ValueError for unknown settings, and for arrays that are not uint8
-    images.
+    Normalised pixels are (x / 255 - mean) / std. Uses Pillow only. Raises ValueError for unknown
+    settings, and for arrays that are not uint8 images.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -86,7 +86,7 @@ class GrainImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: ImageInput | Sequence[ImageInput], return_tensors: str | None = None
     ) -> BatchFeature:
-        """`pixel_values` float32 [B, 3, S, S] of one image or several, of any sizes."""
+        """`pixel_values` float32 [B, 3, S, S] of one or several images of any sizes."""
         batch = isinstance(images, np.ndarray) and images.ndim == 4
         several = images if batch or isinstance(images, list | tuple) else [images]
         if len(several) == 0:
@@ -97,8 +97,8 @@ class GrainImageProcessor(BaseImageProcessor):
         pixels = np.stack([self._pixels(image) for image in upright])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    def seen_area(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in pixels of the part of an image that the model sees."""
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in pixels of the part of an image that the model is given."""
         if self.resize == "squash":
             return 0.0, 0.0, float(width), float(height)
         side = min(height, width)
@@ -108,7 +108,7 @@ class GrainImageProcessor(BaseImageProcessor):
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         size = (self.image_size, self.image_size)
-        box = self.seen_area(image.height, image.width)
+        box = self.crop_box(image.height, image.width)
         image = image.resize(size, RESAMPLING[self.interpolation], box=box)
         pixels = np.asarray(image, np.float32) / 255
         mean, std = (np.asarray(row, np.float32) for row in (self.image_mean, self.image_std))
@@ -116,17 +116,17 @@ class GrainImageProcessor(BaseImageProcessor):
 
 
 class GrainProcessor(ProcessorMixin):
-    """Images, texts and descriptions of regions to all that the model takes.
+    """Converts images, texts and region descriptions to inputs of the model.
 
-    Texts are cleaned as in training, cut where the model's evaluation cuts them, and padded.
+    Texts are cleaned as in training, truncated as in evaluation, and padded.
     """
 
     def __init__(
         self,
         image_processor: GrainImageProcessor,
         tokenizer: Any,
-        description_length: int | None = None,  # in tokens; None: as long as a text
-        padding: str = "longest",  # of the call | "max_length"
+        description_length: int | None = None,  # in tokens; None: that of texts
+        padding: str = "longest",  # within the call | "max_length"
     ) -> None:
         super().__init__(image_processor, tokenizer)
         self.description_length = description_length
@@ -142,11 +142,17 @@ class GrainProcessor(ProcessorMixin):
         truncation: bool = True,
         max_length: int | None = None,
     ) -> BatchFeature:
-        """`pixel_values`, `input_ids` with `attention_mask`, `description_ids`: of what is given.
+        """`pixel_values` of images, `input_ids` and `attention_mask` of texts, `description_ids`.
 
-        `padding` as of tokenizers; None, or True, is what the model needs. `max_length`: of texts
-        and of descriptions, in tokens; None, as evaluated. Raises ValueError where nothing is
-        given, or what the model does not know is asked for.
+        Args:
+            images: of any sizes.
+            text: texts to compare images with.
+            descriptions: texts to compare regions with.
+            padding: as in tokenizers; None or True for the padding of the model.
+            max_length: of texts and descriptions, in tokens; None: as in evaluation.
+
+        Raises ValueError where nothing is given, and for a padding or length that the model does
+        not support.
         """
         if images is None and text is None and descriptions is None:
             raise ValueError("Give images, text or descriptions.")
@@ -155,11 +161,11 @@ class GrainProcessor(ProcessorMixin):
                 raise ValueError(f"There is no {name}; give at least one text, or leave it out.")
         limit = self.tokenizer.model_max_length
         if self.padding == "max_length" and (padding not in (None, True, self.padding)):
-            raise ValueError(f"padding={padding!r}, and this model needs {self.padding!r}.")
+            raise ValueError(f"padding={padding!r}; this model expects {self.padding!r}.")
         exact = self.padding == "max_length"
         if max_length is not None and (max_length > limit or (exact and max_length != limit)):
-            needed = f"{'' if exact else 'at most '}{limit}"
-            raise ValueError(f"max_length={max_length}, and this model takes {needed} tokens.")
+            expected = f"{'' if exact else 'at most '}{limit}"
+            raise ValueError(f"max_length={max_length}; this model takes {expected} tokens.")
         settings = {
             "padding": self.padding if padding in (None, True) else padding,
             "truncation": truncation,
@@ -182,11 +188,12 @@ class GrainProcessor(ProcessorMixin):
     def boxes_in_pixels(
         self, pred_boxes: Any, images: Sequence[ImageInput | Sequence[int]]
     ) -> list[Any]:
-        """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) [Q, 4] of each image.
+        """`pred_boxes` [B, Q, 4] of the model as (left, top, right, bottom) in pixels: [Q, 4] for
+        each image.
 
-        Of each of `images`, or of its (height, width), as it is seen upright: cameras store many
-        turned. Boxes stay within what the model saw. Raises ValueError for another number, and for
-        None, which a model whose boxes were never trained gives.
+        `images`: the images, or the (height, width) of each after its EXIF orientation is applied.
+        Boxes are clipped to the part that the model was given. Raises ValueError for another number
+        of images, and where `pred_boxes` is None, as from a model with untrained boxes.
         """
         if pred_boxes is None:
             raise ValueError(
@@ -194,14 +201,16 @@ class GrainProcessor(ProcessorMixin):
                 "its config.json), or it was given no images."
             )
         if len(images) != len(pred_boxes):
-            raise ValueError(f"Boxes of {len(pred_boxes)} images, and {len(images)} images.")
+            raise ValueError(
+                f"Boxes of {len(pred_boxes)} images, and {len(images)} images; give equal numbers."
+            )
         found = []
         for boxes, image in zip(pred_boxes, images, strict=True):
             if _is_image(image):
                 width, height = upright_rgb(image).size
             else:
                 height, width = map(int, image)
-            left, top, right, bottom = self.image_processor.seen_area(height, width)
+            left, top, right, bottom = self.image_processor.crop_box(height, width)
             scale = boxes.new_tensor([right - left, bottom - top] * 2)
             corners = boxes[:, [0, 1, 0, 1]] + boxes[:, [2, 3, 2, 3]] * boxes.new_tensor(
                 [-0.5, -0.5, 0.5, 0.5]
@@ -211,51 +220,53 @@ class GrainProcessor(ProcessorMixin):
 
 
 class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
-    """As its base class, with these differences.
+    """Zero-shot classification by label name or by description; differs from its base class so:
 
-    Without `hypothesis_template` the prompts are the model's own; of several, the mean stands for a
-    label, of the embeddings or of the cosines as the model was evaluated. `descriptions`,
-    {label: [text, ...]}, tell the labels instead of their names: the score is `alpha` x whole image
-    + (1 - `alpha`) x regions, each a mean over the descriptions; `alpha` is 0.5 if not given, 1 for
-    a model without trained regions. Long texts are cut, and all are padded as the model needs it:
-    there are no `tokenizer_kwargs`.
+    Without `hypothesis_template` the prompts are the model's own. Several prompts of a label are
+    ensembled by their embeddings or by their scores, as in the model's evaluation. With
+    `descriptions`, {label: [text, ...]}, labels are scored by their descriptions: `alpha` x score
+    of the whole image + (1 - `alpha`) x score of the regions, each a mean over the descriptions.
+    `alpha` is 0.5 by default, and 1 for a model with untrained regions. Texts are truncated and
+    padded as the model expects; there are no `tokenizer_kwargs`.
 
-    Texts are embedded once, and again when the weights, their type or their device have changed
-    (seen by torch's version counter and a sample of each tensor, which miss a change of single
-    numbers through `.data`). An image that cannot be read is named in a ValueError; with
-    `on_error="skip"` it is named in a warning, and its place has an empty list.
+    Embeddings of texts are cached until the weights, their type or their device change. Changes are
+    detected by torch's version counter and a sample of each tensor, which miss a change of single
+    values through `.data`. An image that cannot be read raises a ValueError that names it; with
+    `on_error="skip"` a warning names it and its result is an empty list.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._encoded: OrderedDict[Any, Any] = OrderedDict()  # embeddings of the last texts
-        self._tokens: OrderedDict[Any, Any] = OrderedDict()  # and their tokens
+        self._encoded: OrderedDict[Any, Any] = OrderedDict()  # cached embeddings of texts
+        self._tokens: OrderedDict[Any, Any] = OrderedDict()  # cached tokens of texts
         super().__init__(*args, **kwargs)
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Every model that names this class in its configuration is meant for it."""
+        """Accepts every model, as only models made for it name this class in their config."""
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
-        """[{"label", "score"}, ...] of an image, best first; a list of these for several.
+        """[{"label", "score"}, ...] of an image, highest score first; a list of these for several.
 
-        Raises ValueError for what does not go together, TypeError for unknown arguments. What is
-        not given is as the pipeline was made with; descriptions go without a template.
+        Arguments that are not given default to those the pipeline was created with; descriptions
+        are used without a template. Raises ValueError for invalid or contradictory arguments, and
+        TypeError for unknown ones.
         """
-        made: dict[str, Any] = self._preprocess_params
+        defaults: dict[str, Any] = self._preprocess_params
         if kwargs.get("descriptions") is not None:
             kwargs.setdefault("hypothesis_template", None)
         if candidate_labels is None:
-            described = kwargs.get("descriptions", made.get("descriptions"))
+            described = kwargs.get("descriptions", defaults.get("descriptions"))
             if described is not None:
                 _check_descriptions(described)
-            candidate_labels = made.get("candidate_labels") or list(described or ())
-        if isinstance(image, list | tuple):  # for a message about one of them
+            candidate_labels = defaults.get("candidate_labels") or list(described or ())
+        if isinstance(image, list | tuple):  # for errors about one of them
             image = [_Numbered(one, i + 1, len(image)) for i, one in enumerate(image)]
         return super().__call__(image, candidate_labels, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict]:
         if unknown := set(kwargs) - PIPELINE_ARGUMENTS:
             raise TypeError(
-                f"{unknown.pop()!r} is no argument; known: {', '.join(sorted(PIPELINE_ARGUMENTS))}."
+                f"{unknown.pop()!r} is not an argument; known: "
+                f"{', '.join(sorted(PIPELINE_ARGUMENTS))}."
             )
         return kwargs, {}, {}
 
@@ -269,23 +280,32 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         alpha: Any = None,
         on_error: str = "raise",
     ) -> Any:
-        """`hypothesis_template`: a text or several; `alpha`: a number from 0 to 1.
+        """Inputs of the model for one image.
 
-        Raises ValueError for others, without labels, for a template without one "{}", and for a
-        image that cannot be read, unless `on_error` is "skip".
+        Args:
+            candidate_labels: at least one, without duplicates.
+            hypothesis_template: one or several texts with one "{}" each.
+            timeout: of a download, in seconds.
+            descriptions: {label: [text, ...]}, for exactly the labels.
+            alpha: weight of the whole image against the regions, from 0 to 1.
+            on_error: "raise" or "skip" an image that cannot be read.
+
+        Raises ValueError for other values, and with "raise" for an image that cannot be read.
         """
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error={on_error!r}; choose one of {ON_ERROR}.")
         _check_labels(candidate_labels)
         if descriptions is None:
             if alpha is not None:
-                raise ValueError("alpha weighs the image against regions: give descriptions.")
+                raise ValueError("alpha weighs the image against regions; give descriptions too.")
             texts = self._prompts(candidate_labels, hypothesis_template)
-            asked = _Asked(self._ids(texts, self.tokenizer.model_max_length))
+            query = _Query(self._ids(texts, self.tokenizer.model_max_length))
         else:
             if hypothesis_template is not None:
-                raise ValueError("hypothesis_template is for names; descriptions stand as given.")
-            asked = self._described(candidate_labels, descriptions, alpha)
+                raise ValueError(
+                    "hypothesis_template applies to names only; leave it out with descriptions."
+                )
+            query = self._described(candidate_labels, descriptions, alpha)
         failed = None
         try:
             image = self._image(image, timeout)
@@ -294,15 +314,15 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
                 raise
             failed, image = str(error), Image.new("RGB", (8, 8))
         inputs = self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
-        return inputs | {"candidate_labels": candidate_labels, "asked": asked, "failed": failed}
+        return inputs | {"candidate_labels": candidate_labels, "query": query, "failed": failed}
 
     def _image(self, image: Any, timeout: float | None) -> Image.Image:
-        """Raises ValueError that names it."""
+        """The image, read. Raises ValueError that names it where it cannot be read."""
         name = "The image"
         if isinstance(image, _Numbered):
             name = f"Image {image.number} of {image.count}"
             image = image.image
-        # A URL or base64 goes to transformers, which drops transparency and clips 16 bits.
+        # A URL or base64 is read by transformers, which drops transparency and clips 16 bits.
         known = not isinstance(image, str) or os.path.isfile(image)
         return _read(image if known else lambda: load_image(image, timeout=timeout), name, image)
 
@@ -326,22 +346,25 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         labels: Sequence[str],
         descriptions: Mapping[str, Sequence[str]],
         alpha: Any,
-    ) -> "_Asked":
+    ) -> "_Query":
         regions = self.model.config.type == "grain" and self.model.config.regions_trained
         if alpha is None:
             alpha = 0.5 if regions else 1.0
         number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
         if not number or not 0 <= alpha <= 1 or (alpha != 1 and not regions):
-            needed = (
+            expected = (
                 "a number from 0 to 1" if regions else "1, as this model has no trained regions"
             )
-            raise ValueError(f"alpha={alpha!r}; needed {needed}.")
+            raise ValueError(f"alpha={alpha!r}; expected {expected}.")
         _check_descriptions(descriptions)
         if odd := set(descriptions) ^ set(labels):
-            raise ValueError(f"{odd.pop()!r} is a label or has descriptions, not both.")
+            raise ValueError(
+                f"{odd.pop()!r} is either not a label or has no descriptions; give "
+                "descriptions of exactly the labels."
+            )
         texts = [text for label in labels for text in descriptions[label]]
         limit = self.tokenizer.model_max_length
-        return _Asked(
+        return _Query(
             ids=self._ids(texts, limit),
             region_ids=self._ids(texts, self.model.config.description_length or limit),
             counts=[len(descriptions[label]) for label in labels],
@@ -349,7 +372,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         )
 
     def _ids(self, texts: Sequence[str], length: int) -> Any:
-        """[N, L] token ids, made once for the images that share the texts."""
+        """[N, L] token ids, cached for images with the same texts."""
         key = (length, tuple(texts))
 
         def tokens() -> Any:
@@ -357,81 +380,79 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             cleaned = normalized(list(texts), self.tokenizer)
             return self.tokenizer(cleaned, max_length=length, **settings)["input_ids"]
 
-        return _kept(self._tokens, key, tokens)
+        return _cached(self._tokens, key, tokens)
 
     def _forward(self, model_inputs: Any) -> Any:
         labels, failed = model_inputs.pop("candidate_labels"), model_inputs.pop("failed")
-        asked = model_inputs.pop("asked")
-        batch = isinstance(asked, list)  # whose images share their labels
-        asked = asked[0] if batch else asked
+        query = model_inputs.pop("query")
+        batch = isinstance(query, list)  # its images have the same labels
+        query = query[0] if batch else query
         num_labels = len(labels[0] if batch else labels)
         output = self.model(**model_inputs)
-        if asked.counts is None:
-            prompts = self._embeds(asked.ids).unflatten(0, (-1, num_labels)).mean(dim=0)
+        if query.counts is None:
+            prompts = self._embeds(query.ids).unflatten(0, (-1, num_labels)).mean(dim=0)
             if self.model.config.prompt_ensembling == "embedding":
                 prompts = F.normalize(prompts, dim=-1)
             scores = output.image_embeds @ prompts.T
         else:
-            scores = self._mixed(output, asked)
+            scores = self._description_scores(output, query)
         logits = self.model.logit_factor() * scores
         return {"candidate_labels": labels, "logits": logits, "failed": failed}
 
     def postprocess(self, model_outputs: Any) -> Any:
-        """Labels with their scores, best first; [] for an image that was skipped."""
+        """Labels with their scores, highest first; [] for an image that was skipped."""
         if failed := model_outputs.pop("failed"):
             warnings.warn(f"Skipped: {failed}", stacklevel=2)
             return []
         return super().postprocess(model_outputs)
 
     def _embeds(self, ids: Any) -> Any:
-        """[N, L] token ids to [N, E], once while the weights stay as they are."""
+        """[N, L] token ids to [N, E], cached until the weights change."""
         key = (tuple(ids.shape), ids.numpy().tobytes(), self._weights())
 
         def embeds() -> Any:
             features = self.model.get_text_features(ids.to(self.model.device)).pooler_output
             return F.normalize(features.float(), dim=-1)
 
-        return _kept(self._encoded, key, embeds)
+        return _cached(self._encoded, key, embeds)
 
     def _weights(self) -> Any:
-        """What tells the weights of the text tower, and how they compute, from others."""
+        """A key that changes with the weights of the text tower and the mode of computation."""
         state = (self.model.training, torch.is_autocast_enabled(self.model.device.type))
-        told, samples = [], []
+        identities, samples = [], []
         for name, tensor in self.model.named_parameters():
             if name.startswith(("backbone.visual.", "decoder.")):
                 continue
             version = 0 if tensor.is_inference() else tensor._version
-            told.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
+            identities.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
             flat = tensor.detach().reshape(-1)
             samples.append(flat[:: max(1, len(flat) // SAMPLED)].float())
         sample = torch.cat(samples).cpu().numpy().tobytes() if samples else b""
-        return id(self.model), state, tuple(told), sample
+        return id(self.model), state, tuple(identities), sample
 
-    def _mixed(self, output: Any, asked: Any) -> Any:
-        """[B, K]: `asked.ids` of all descriptions for the whole image, `region_ids` for regions."""
-        counts, alpha = asked.counts, asked.alpha
+    def _description_scores(self, output: Any, query: Any) -> Any:
+        """Scores [B, K] by description: `query.ids` for images, `query.region_ids` for regions."""
+        counts, alpha = query.counts, query.alpha
 
         def by_label(values: Any, reduce: Any) -> Any:
             return torch.stack([reduce(part) for part in values.split(counts, dim=-1)], dim=-1)
 
         if alpha > 0:
-            cosines = output.image_embeds @ self._embeds(asked.ids).T
+            cosines = output.image_embeds @ self._embeds(query.ids).T
             whole = by_label(cosines, lambda x: x.mean(dim=-1))
         if alpha == 1:
             return whole
-        cosines = output.region_embeds @ self._embeds(asked.region_ids).T  # [B, Q, M]
-        if (
-            self.model.config.region_aggregation == "max_over_queries"
-        ):  # each has to be found somewhere
+        cosines = output.region_embeds @ self._embeds(query.region_ids).T  # [B, Q, M]
+        if self.model.config.region_aggregation == "max_over_queries":
             regions = by_label(cosines.amax(dim=1), lambda x: x.mean(dim=-1))
-        else:  # each query has to explain itself
+        else:
             regions = by_label(cosines, lambda x: x.amax(dim=-1)).mean(dim=1)
         return regions if alpha == 0 else alpha * whole + (1 - alpha) * regions
 
 
 @dataclass(frozen=True, eq=False)
 class _Numbered:
-    """An image of a list, and its place there."""
+    """An image of a list, and its position in the list."""
 
     image: Any
     number: int
@@ -439,31 +460,31 @@ class _Numbered:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """Tokens of what an image is asked for; a type of its own, which stays on the CPU."""
+class _Query:
+    """Tokens of the texts that an image is scored by; not a tensor, so it stays on the CPU."""
 
     ids: Any  # [N, L] prompts or descriptions
-    region_ids: Any = None  # [M, L] descriptions as they are cut for regions
-    counts: list[int] | None = None  # of descriptions, for each label
+    region_ids: Any = None  # [M, L] descriptions as truncated for regions
+    counts: list[int] | None = None  # number of descriptions of each label
     alpha: float | None = None
 
 
-def _kept(kept: OrderedDict[Any, Any], key: Any, make: Any) -> Any:
-    """The value of `key`, made where it is not among the last few."""
-    if key not in kept:
-        kept[key] = make()
-        while len(kept) > NUM_KEPT:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
+def _cached(cache: OrderedDict[Any, Any], key: Any, make: Any) -> Any:
+    """The cached value of `key`, computed by `make` where it is not among the last few."""
+    if key not in cache:
+        cache[key] = make()
+        while len(cache) > NUM_KEPT:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
 
 
 def _check_labels(labels: Any) -> None:
-    """Raises ValueError unless they are a list of texts, none of them twice."""
+    """Raises ValueError unless they are a list of distinct texts."""
     if isinstance(labels, Mapping):
         raise ValueError(
-            "candidate_labels must be a list of texts; got a dictionary. Descriptions of labels "
-            "are given by name: descriptions={label: [text, ...]}."
+            "candidate_labels must be a list of texts; got a dictionary. Give descriptions "
+            "of labels as descriptions={label: [text, ...]}."
         )
     if isinstance(labels, str) or not isinstance(labels, list | tuple) or not labels:
         raise ValueError(f"candidate_labels must be a list of texts; got {labels!r}.")
@@ -473,20 +494,20 @@ def _check_labels(labels: Any) -> None:
 
 
 def _check_descriptions(descriptions: Any) -> None:
-    """Raises ValueError unless it is {label: [text, ...]}, with a text for every label."""
+    """Raises ValueError unless it is {label: [text, ...]}, with at least one text per label."""
     if not isinstance(descriptions, Mapping):
         kind = type(descriptions).__name__
         raise ValueError(f"descriptions must be {{label: [text, ...]}}; got a {kind}.")
     if not descriptions:
-        raise ValueError("descriptions has no labels; needed {label: [text, ...]}.")
+        raise ValueError("descriptions has no labels; expected {label: [text, ...]}.")
     _check_texts("The labels of descriptions", list(descriptions))
     for label, texts in descriptions.items():
         name = f"descriptions[{label!r}]"
         if isinstance(texts, Mapping):
             keys = ", ".join(map(repr, list(texts)[:3]))
             raise ValueError(
-                f"{name} must be a list of texts; got a dictionary with the keys {keys}. Give the "
-                f"texts that are meant, as [{name}[{next(iter(texts), 'KEY')!r}], ...]."
+                f"{name} must be a list of texts; got a dictionary with the keys {keys}. Give a "
+                f"list of texts, as [{name}[{next(iter(texts), 'KEY')!r}], ...]."
             )
         if not isinstance(texts, list | tuple):
             shown = reprlib.repr(texts)
@@ -504,33 +525,35 @@ def _check_texts(name: str, texts: Sequence[Any]) -> None:
 
 
 def normalized(texts: Any, tokenizer: Any) -> Any:
-    """A text, or each of several, as in training, as far as the tokenizer does not do it itself.
+    """A text, or each of several, cleaned as in training before the tokenizer's own normalizer.
 
-    Raises ImportError where that needs `ftfy` and it is not there.
+    Raises ImportError where a text requires `ftfy` and it is not installed.
     """
-    how = tokenizer.init_kwargs.get(NORMALIZATION)
-    if how is None:
+    method = tokenizer.init_kwargs.get(NORMALIZATION)
+    if method is None:
         return texts
-    if how not in ("ftfy", "entities"):
+    if method not in ("ftfy", "entities"):
         raise ValueError(
-            f"{NORMALIZATION}={how!r} of the tokenizer is not known to this processor."
+            f"{NORMALIZATION}={method!r} of the tokenizer is not known to this processor."
         )
     return (
-        _normalized(texts, how) if isinstance(texts, str) else [_normalized(t, how) for t in texts]
+        _normalized(texts, method)
+        if isinstance(texts, str)
+        else [_normalized(text, method) for text in texts]
     )
 
 
-def _normalized(text: str, how: str) -> str:
+def _normalized(text: str, method: str) -> str:
     if not isinstance(text, str) or PLAIN.fullmatch(text):
         return text
-    if how == "ftfy":
+    if method == "ftfy":
         try:
             import ftfy
         except ImportError as error:
             raise ImportError(
                 f"This model was trained on texts cleaned by ftfy, which may change "
-                f"{reprlib.repr(text)}: pip install ftfy. Texts of plain ASCII without '&' go "
-                "without it."
+                f"{reprlib.repr(text)}: pip install ftfy. Texts of plain ASCII without '&' "
+                "do not require it."
             ) from error
         text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text))
@@ -538,7 +561,7 @@ def _normalized(text: str, how: str) -> str:
 
 
 def _read(image: Any, place: str, given: Any = None) -> Image.Image:
-    """`upright_rgb` of an image, or of what a function gives. Raises ValueError that names it."""
+    """`upright_rgb` of an image or of the result of a function. Raises ValueError with its name."""
     try:
         return upright_rgb(image() if callable(image) else image)
     except Exception as error:  # of Pillow, the file system or a download
@@ -550,18 +573,18 @@ def _read(image: Any, place: str, given: Any = None) -> Image.Image:
 
 
 def upright_rgb(image: ImageInput) -> Image.Image:
-    """Turned as its EXIF data says; 16 bit gray is scaled, transparency shown on white."""
+    """RGB image with EXIF orientation applied, 16 bit gray scaled, and transparency on white."""
     image = _opened(image)
     if not isinstance(image, Image.Image):
         return _of_array(np.asarray(image))
-    image.load()  # first: Pillow turns a TIFF upright while it loads, and forgets the tag then
+    image.load()  # first: Pillow turns a TIFF upright while it loads, and removes the tag
     turn = TURNS.get(_orientation(image))
     image = _of_mode(image)
     return image if turn is None else image.transpose(turn)
 
 
 def _is_image(given: Any) -> bool:
-    """Rather than a size: two numbers in a tuple, list, array or tensor."""
+    """Whether it is an image rather than a size, two numbers in a tuple, list, array or tensor."""
     return isinstance(given, str | Path | Image.Image) or np.ndim(given) > 1
 
 
@@ -585,7 +608,7 @@ def _of_array(array: np.ndarray) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata, common on the web, leaves the pixels as good as they are
+    except Exception:  # damaged metadata, common on the web, does not affect the pixels
         return 1
 
 
@@ -603,7 +626,7 @@ def _of_mode(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Gray of more than 8 bits, scaled by its depth: of 32 bits, 1, 255 or 65,535 is white."""
+    """Gray of more than 8 bits scaled by its bit depth; with 32 bits, 1, 255 or 65,535 is white."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})  # tags of a TIFF
     if image.mode.startswith("I;16") or image.format == "PNG":
         bits = min(int(tags.get(258, (16,))[0]), 16)
@@ -615,6 +638,6 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
         return gray.clip(0, 255).astype(np.uint8)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all() or high > 65_535:
-        raise ValueError(f"Values from {low:g} to {high:g}; needed 0 to 1, 255 or 65535.")
+        raise ValueError(f"Values from {low:g} to {high:g}; expected 0 to 1, 255 or 65535.")
     white = 1.0 if image.mode == "F" and high <= 1 else 255.0 if high <= 255 else 65_535.0
     return (values.astype(np.float64) * (255.0 / white)).clip(0, 255).round().astype(np.uint8)

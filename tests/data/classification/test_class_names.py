@@ -36,7 +36,7 @@ def refused(labels, given, message, binding="name"):
         bind(labels, given, binding)
 
 
-def test_published_names_of_eurosat_are_bound_once_a_person_vouches_for_the_last():
+def test_published_names_of_eurosat_are_bound_with_elimination():
     for given in (list(IN_ORDER), IN_PROMPTS):
         names, notes = bind(FOLDERS, given, "elimination")
         assert names == EXPECTED
@@ -51,7 +51,7 @@ def test_published_names_of_eurosat_are_bound_once_a_person_vouches_for_the_last
     refused(FOLDERS, IN_PROMPTS, "not in the order of the labels: 'AnnualCrop'|'Forest'", "order")
 
 
-def test_a_wrong_list_is_never_bound_by_what_is_left():
+def test_a_wrong_list_is_not_bound_by_elimination():
     refused(["cat", "dog", "fox"], ["cat", "dog", "horse"], "'fox' has no class name")
     refused(["cat", "dog", "fox"], ["cat", "horse", "cow"], "'dog' has no", "elimination")
     refused(["cat", "dog"], ["dog", "cat"], "not in the order .*'cat' would be 'dog'", "order")
@@ -77,14 +77,14 @@ def test_words_bind_only_one_to_one():
     assert bind(["crow", "jay"], ["hooded crow", "jay"])[0]["crow"] == "hooded crow"
 
 
-def test_order_is_that_of_numbers_where_labels_are_numbers():
+def test_numeric_labels_are_ordered_by_number():
     labels = [str(k) for k in range(12)]
     names, _ = bind(labels, [f"kind {chr(97 + k)}" for k in range(12)], "order")
     assert names["2"] == "kind c"
     assert names["10"] == "kind k"
 
 
-def test_letters_are_compared_composed():
+def test_names_are_compared_in_composed_form():
     assert name_key(NFD) == name_key(NFC.upper()) == NFC
     assert bind([NFD, "dog"], {NFC: "coffee house", "dog": "dog"})[0][NFD] == "coffee house"
     assert bind([NFD, "dog"], [NFC, "dog"])[0][NFD] == NFC
@@ -93,14 +93,14 @@ def test_letters_are_compared_composed():
     refused([NFC, NFD], {NFC: "x", "dog": "y"}, "both")
 
 
-def test_keys_are_labels_to_the_letter_before_they_are_alike():
+def test_an_exact_key_is_preferred_to_a_similar_one():
     assert bind(["a", "A"], {"A": "capital", "a": "small"})[0] == {"a": "small", "A": "capital"}
     refused(["a b"], {"A B": "x", "a_B": "y"}, "could be 'A B' or 'a_B'")
     assert bind(["AnnualCrop"], {"annual crop": "x"})[0] == {"AnnualCrop": "x"}
     refused(["cat", "x"], {"cats": "cat", "y": "z"}, "'cat': 'cats'")
 
 
-def test_names_are_cleaned_aloud():
+def test_cleaned_names_are_noted():
     notes: list[str] = []
     given = {"a": "salt &amp; pepper", "b": "Joe&#39;s_bar", "c": "AT&T; R&D", "d": NFD}
     assert clean_names(given, notes.append, keep=False) == {
@@ -127,7 +127,7 @@ def test_names_are_cleaned_aloud():
         ({}, "No key"),
     ],
 )
-def test_descriptions_of_another_shape_are_refused(given, message):
+def test_descriptions_of_another_structure_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         bind_descriptions(given, {"cat": "cat", "dog": "dog"}, "d", "set", lambda _: None)
 
@@ -143,7 +143,7 @@ def test_descriptions_are_of_one_class():
     assert "the nearest to 'AnnualCrop' is 'annual crop land'" in notes[1]
 
 
-def test_a_shared_name_describes_all_that_have_it():
+def test_a_shared_name_describes_all_of_its_classes():
     names = {"n1": "shades (n1)", "n2": "shades (n2)"}
     texts = dict.fromkeys(names.values(), "shades")
 
@@ -156,8 +156,8 @@ def test_a_shared_name_describes_all_that_have_it():
         described({"n2": ["dark"], "shades": ["cool"]})
 
 
-def test_texts_of_single_classes_are_no_templates():
-    with pytest.raises(ValueError, match=r"pick one entry .*: cat.* go to --descriptions"):
+def test_texts_of_single_classes_are_refused_as_templates():
+    with pytest.raises(ValueError, match=r"pick one entry .*: cat.* --descriptions"):
         check_templates({"cat": ["a furry cat"]}, "t.json")
     with pytest.raises(ValueError, match="exactly one"):
         check_templates(["a {c} and a {}"], "t.json")

@@ -33,7 +33,7 @@ def write_table(root, rows, header=("file", "label")):
         csv.writer(file).writerows([header, *rows])
 
 
-def test_names_come_by_label_and_are_cleaned_aloud(table):
+def test_names_are_bound_by_label_and_cleaned_with_a_note(table):
     notes: list[str] = []
     dataset = load_zero_shot(table, note=notes.append)
     assert dataset.name == "animals"
@@ -46,7 +46,7 @@ def test_names_come_by_label_and_are_cleaned_aloud(table):
     assert "sea_horse" in kept.class_names
 
 
-def test_a_set_is_called_as_its_folder_was_named(tmp_path, monkeypatch):
+def test_a_set_is_named_after_the_given_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("gone")
     (tmp_path / "caf\udce9").mkdir()
@@ -56,7 +56,7 @@ def test_a_set_is_called_as_its_folder_was_named(tmp_path, monkeypatch):
     assert folder_name("caf\udce9") == r"caf\xe9"
 
 
-def test_an_image_folder_takes_its_subfolders_as_classes(tmp_path):
+def test_subfolders_are_classes(tmp_path):
     for name in ("stop_sign/1.png", "stop_sign/deep/2.jpg", "tick/3.PNG", "tick/.hidden.png"):
         save_image(tmp_path / name)
     (tmp_path / "tick" / "notes.txt").write_text("not an image")
@@ -76,7 +76,7 @@ def test_descriptions_are_bound_by_name_or_label_not_by_order(table, tmp_path):
     assert any("1 of 4 entries" in note for note in notes)
 
 
-def test_templates_of_other_tools_and_of_one_set_among_many(table, tmp_path):
+def test_templates_of_other_tools_and_of_one_entry_are_read(table, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps({"x": ["a photo of a {c}."], "y": ["{}"]}))
     dataset = load_zero_shot(table, templates=f"{tmp_path}/t.json#x", note=lambda _: None)
     assert dataset.templates == ("a photo of a {}.",)
@@ -167,10 +167,10 @@ def test_files_of_a_table_are_found_in_either_composition(table):
     source = load_zero_shot(table, note=lambda _: None).source
     assert source[0].image == (table / "images" / "cafe\u0301.png").read_bytes()
     write_table(table, [("images/caf\u00e9.png", "n1"), ("images/cafe\u0301.png", "n2")])
-    refused(table, "a second time, with its accents")
+    refused(table, "a second time, in another Unicode form")
 
 
-def test_classes_of_one_name_are_told_apart_by_label(table):
+def test_classes_with_equal_names_are_distinguished_by_label(table):
     (table / "classes.json").write_text(json.dumps({"n1": "shades", "n2": "shades", "n3": "Owl"}))
     (table / "descriptions.json").write_text(json.dumps({"shades": ["dark"], "n3": ["wise"]}))
     refused(table, "3 classes have only 2 different names: 'shades'.*--allow_equal_names")

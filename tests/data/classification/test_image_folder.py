@@ -38,9 +38,7 @@ def test_an_empty_class_folder_stays_a_class(root):
     dataset, notes = load(root)
     assert dataset.class_names == ("cat", "dog", "fox")
     assert dataset.source.labels == ("cat", "dog")
-    assert notes == [
-        "set: 1 of 3 classes have no images ('fox' first); they stay among those to choose from."
-    ]
+    assert notes == ["set: 1 of 3 classes have no images ('fox' first); they remain candidates."]
 
 
 def test_links_are_followed_wherever_they_lead(root):
@@ -66,8 +64,8 @@ def test_links_in_a_circle_end(root):
     dataset, notes = load(root)
     assert dataset.source.files == ("cat/1.png", "dog/2.png")
     assert notes == [
-        "set: 4 links to folders are left out, as they lead to what is read already or to what "
-        "they lie in ('cat/all' first)."
+        "set: 4 links to folders are ignored, as they lead to a folder that is read already or "
+        "that contains them ('cat/all' first)."
     ]
     (root / "loop").symlink_to("loop")
     refused(root, "'.*/loop' cannot be reached")
@@ -86,18 +84,18 @@ def test_links_that_lead_nowhere_are_counted(root):
     refused(root, "'.*/owl' cannot be reached")
 
 
-def test_no_image_is_of_two_classes_by_a_link(root):
+def test_images_in_two_classes_through_a_link_are_refused(root):
     (root / "kitty").symlink_to("cat")
-    refused(root, "'.*/kitty' and '.*/cat' are one folder")
+    refused(root, "'.*/kitty' and '.*/cat' are the same folder")
     (root / "kitty").unlink()
     (root / "dog" / "friends").symlink_to("../cat")
-    refused(root, "'.*/dog/friends' and '.*/cat' are one folder")
+    refused(root, "'.*/dog/friends' and '.*/cat' are the same folder")
     (root / "dog" / "friends").unlink()
     (root / "all").symlink_to(root)
-    refused(root, "'.*/all' and '.*/set' are one folder")
+    refused(root, "'.*/all' and '.*/set' are the same folder")
 
 
-def test_what_is_left_out_is_counted(root):
+def test_ignored_files_are_counted(root):
     for name in ("cat/a.HEIC", "cat/b.avif", "dog/notes.txt", "dog/blob", "dog/c.jpg.part"):
         (root / name).write_bytes(b"")
     os.mkfifo(root / "dog/pipe.png")  # not to be waited for
@@ -106,15 +104,15 @@ def test_what_is_left_out_is_counted(root):
     dataset, notes = load(root)
     assert len(dataset.source) == 2
     assert notes == [
-        "set: 1 images are not in a class folder and are left out ('sheet.png' first).",
-        "set: 2 images are left out, as their format is not read (1 .heic, 1 .avif; 'cat/a.HEIC' "
-        "first). Convert them, say to PNG.",
-        "set: 4 files are left out, as their names are not those of images (1 no suffix, 1 .part, "
+        "set: 1 images are not in a class folder and are ignored ('sheet.png' first).",
+        "set: 2 images are ignored, as their format is not supported (1 .heic, 1 .avif; "
+        "'cat/a.HEIC' first). Convert them to PNG.",
+        "set: 4 files are ignored, as their names are not those of images (1 no suffix, 1 .part, "
         "1 .txt, 1 .png; 'dog/blob' first).",
     ]
 
 
-def test_litter_is_no_class_and_no_image(root):
+def test_hidden_and_system_files_are_not_images_or_classes(root):
     for name in ("cat/._1.png", "cat/Thumbs.db", "cat/.DS_Store", "cat/desktop.ini", ".hidden.png"):
         (root / name).write_bytes(b"")
     for name in (".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir", ".git"):
@@ -132,15 +130,17 @@ def test_suffixes_are_read_in_any_case(root, suffix):
     assert len(load(root)[0].source) == 3
 
 
-def test_folders_that_are_no_classes_are_refused(root):
+def test_folders_without_images_are_refused(root):
     (root / "annotations").mkdir()
     (root / "annotations" / "1.xml").write_text("")
     refused(root, "'.*/annotations' holds files but no images .1 .xml; images end in .jpg")
-    (root / "annotations" / "1.heic").write_bytes(b"")  # images, if of a kind that is not read
+    (root / "annotations" / "1.heic").write_bytes(
+        b""
+    )  # an image, of a format that is not supported
     assert load(root)[0].class_names == ("annotations", "cat", "dog")
 
 
-def test_one_class_is_nothing_to_choose_from(root):
+def test_a_set_of_one_class_is_refused(root):
     (root.parent / "top").mkdir()
     shutil.move(root, root.parent / "top" / "images")
     top = root.parent / "top"
@@ -153,20 +153,20 @@ def test_one_class_is_nothing_to_choose_from(root):
     refused(top, "'images' has no class name .* look like the classes .cat, dog.; give that")
     refused(top / "images" / "cat", "holds no labelled images. Expected a folder with a labels.csv")
     (top / "images" / "labels.csv").write_text("file,label\ncat/1.png,x\n")
-    refused(top / "images", "has only one class, 'x': there is nothing to choose among")
+    refused(top / "images", "has only one class, 'x'")
     (top / "images" / "classes.json").write_text('{"x": "cat", "y": "dog"}')
     assert load(top / "images")[0].class_names == ("cat", "dog")
 
 
-def test_a_table_of_another_name_is_said(root):
+def test_a_table_with_another_name_is_named_in_the_error(root):
     for name in ("cat", "dog"):
         shutil.rmtree(root / name)
     (root / "Labels.CSV").write_text("file,label\n")
-    refused(root, "no labelled images.* is to be called 'labels.csv', not 'Labels.CSV'")
+    refused(root, "no labelled images.* must be called 'labels.csv', not 'Labels.CSV'")
 
 
 @pytest.mark.parametrize("splits", [("train", "val"), ("Test", "training", "val2017"), ("dev",)])
-def test_splits_are_no_classes(tmp_path, splits):
+def test_split_folders_are_refused_as_classes(tmp_path, splits):
     for split in splits:
         for name in ("cat/1.png", "dog/2.png"):
             save_image(tmp_path / split / name)
@@ -181,7 +181,7 @@ def test_a_train_among_vehicles_is_a_class(tmp_path):
     assert load(tmp_path)[0].class_names == ("bus", "train")
 
 
-def test_folders_that_differ_to_no_reader_are_refused(root):
+def test_folders_with_equal_names_are_refused(root):
     save_image(root / "Cat" / "3.png")
     refused(root, "'Cat' is used more than once .labels 'Cat' and 'cat', alike but for case")
     dataset, _ = load(root, allow_equal_names=True)

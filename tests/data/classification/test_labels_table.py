@@ -57,12 +57,12 @@ def test_labels_keep_separators_and_quotes(tmp_path):
         ("file,label,label\na.png,dog,cat\n", "more than one column 'label'"),
         ("a.png,cat\nb.png,dog\n", "needs the columns file,label in its first line; .*'a.png,cat'"),
         ("", "needs the columns"),
-        ("file,label\na.png,café\n".encode("latin-1"), "not a text in UTF-8: line 2 .* 0xe9"),
+        ("file,label\na.png,café\n".encode("latin-1"), "not text in UTF-8: line 2 .* 0xe9"),
         ("file,label\na.png,cat\n".encode("utf-16-le"), "zero byte in line 1"),
         (b"file,label\na.png,c\0t\n", "zero byte in line 2"),
     ],
 )
-def test_what_is_damaged_is_refused_with_its_line(tmp_path, content, message):
+def test_damaged_tables_are_refused_with_the_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, content)
 

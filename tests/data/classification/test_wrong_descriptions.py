@@ -18,7 +18,7 @@ from grain_jax.inference.inputs import checked_descriptions
         (["a crest", None], r"got \['a crest', None\]"),
     ],
 )
-def test_what_is_not_a_list_of_texts_is_named(texts, named):
+def test_values_that_are_not_lists_of_texts_are_named(texts, named):
     with pytest.raises(ValueError, match=rf"of .red. must be a list of texts; (got )?{named}"):
         checked_descriptions({"red": texts, "blue": ["a tail"]}, ["red", "blue"])
 

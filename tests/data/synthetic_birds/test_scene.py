@@ -1,4 +1,4 @@
-"""The world's images: pure, balanced, true boxes, in any size and level."""
+"""Images of synthetic birds: deterministic, balanced, with exact boxes, at any size."""
 
 import pickle
 
@@ -7,8 +7,8 @@ import pytest
 
 from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.records import Source
-from grain_jax.data.synthetic_birds import WorldSource, part_of_description
-from grain_jax.data.synthetic_birds.scene import LEVELS, draw_scene
+from grain_jax.data.synthetic_birds import SyntheticBirdSource, part_of_description
+from grain_jax.data.synthetic_birds.scene import DIFFICULTIES, draw_scene
 from grain_jax.data.synthetic_birds.species import COLOURS, PARTS, Species, Trait, population
 
 SPLITS = ("train", "validation", "seen", "unseen")
@@ -23,9 +23,11 @@ def recoloured(species: Species, part: str) -> Species:
     return Species(species.name, species.genus, tuple(traits.values()))
 
 
-@pytest.mark.parametrize("level", ["easy", "hard"])
-def test_a_record_is_a_function_of_seed_split_and_index(level):
-    source = WorldSource(SyntheticBirdsConfig(difficulty=level, num_train_images=64), "train", 64)
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
+def test_a_record_is_a_function_of_seed_split_and_index(difficulty):
+    source = SyntheticBirdSource(
+        SyntheticBirdsConfig(difficulty=difficulty, num_train_images=64), "train", 64
+    )
     again = pickle.loads(pickle.dumps(source))
     assert isinstance(source, Source)
     assert len(source) == 64
@@ -40,9 +42,12 @@ def test_a_record_is_a_function_of_seed_split_and_index(level):
             second.regions,
         )
     records = [
-        WorldSource(SyntheticBirdsConfig(difficulty=level), split, 64)[3] for split in SPLITS
+        SyntheticBirdSource(SyntheticBirdsConfig(difficulty=difficulty), split, 64)[3]
+        for split in SPLITS
     ]
-    records.append(WorldSource(SyntheticBirdsConfig(difficulty=level, seed=1), "train", 64)[3])
+    records.append(
+        SyntheticBirdSource(SyntheticBirdsConfig(difficulty=difficulty, seed=1), "train", 64)[3]
+    )
     records.append(source[4])
     assert len({record.image.tobytes() for record in records}) == len(records)
     assert len({record.id for record in records}) == len(records)
@@ -50,15 +55,15 @@ def test_a_record_is_a_function_of_seed_split_and_index(level):
 
 def test_every_species_comes_equally_often():
     for split, count in (("train", 200), ("validation", 25), ("seen", 200), ("unseen", 50)):
-        source = WorldSource(SyntheticBirdsConfig(), split, 64)
+        source = SyntheticBirdSource(SyntheticBirdsConfig(), split, 64)
         names = [source.species_of(i).name for i in range(2 * count + count // 2)]
         uses = [names.count(species.name) for species in source.species]
         assert (min(uses), max(uses)) == (2, 3)
         assert names[:count] != names[count : 2 * count]
 
 
-@pytest.mark.parametrize("level", ["easy", "hard"])
-def test_boxes_are_where_recolouring_a_part_changes_the_image(level):
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
+def test_boxes_are_where_recolouring_a_part_changes_the_image(difficulty):
     train = population(0).train
     size, worst, checked = 64, [], 0
     for index in range(24):
@@ -66,7 +71,9 @@ def test_boxes_are_where_recolouring_a_part_changes_the_image(level):
 
         def scene(species, index=index):
             rng = np.random.default_rng([5, index])
-            return draw_scene(species, rng, level=LEVELS[level], image_size=size, others=train[:3])
+            return draw_scene(
+                species, rng, difficulty=DIFFICULTIES[difficulty], image_size=size, others=train[:3]
+            )
 
         original = scene(species)
         assert list(original.parts) == [part for part in PARTS if part in original.parts]
@@ -90,7 +97,7 @@ def test_a_hidden_part_has_no_box():
 
         def scene(species, index=index):
             rng = np.random.default_rng([6, index])
-            return draw_scene(species, rng, level=LEVELS["hard"], image_size=64)
+            return draw_scene(species, rng, difficulty=DIFFICULTIES["hard"], image_size=64)
 
         original = scene(species)
         for part in set(PARTS) - set(original.parts):
@@ -101,7 +108,7 @@ def test_a_hidden_part_has_no_box():
 
 
 def test_a_larger_image_shows_the_same_scene():
-    small, large = (WorldSource(SyntheticBirdsConfig(), "seen", size) for size in (64, 96))
+    small, large = (SyntheticBirdSource(SyntheticBirdsConfig(), "seen", size) for size in (64, 96))
     for index in range(8):
         first, second = small[index], large[index]
         assert second.image.shape == (96, 96, 3)
@@ -111,10 +118,10 @@ def test_a_larger_image_shows_the_same_scene():
             np.testing.assert_allclose(a.box_xyxy, b.box_xyxy, atol=1.5 / 64)
 
 
-@pytest.mark.parametrize("level", ["easy", "hard"])
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_boxes_lie_in_the_image(level, split):
-    source = WorldSource(SyntheticBirdsConfig(difficulty=level), split, 64)
+def test_boxes_lie_in_the_image(difficulty, split):
+    source = SyntheticBirdSource(SyntheticBirdsConfig(difficulty=difficulty), split, 64)
     for index in range(60):
         for region in source[index].regions:
             left, top, right, bottom = region.box_xyxy
@@ -123,18 +130,20 @@ def test_boxes_lie_in_the_image(level, split):
             assert 0 < region.score <= 1
 
 
-def test_the_hard_level_is_hard():
+def test_the_hard_difficulty_is_hard():
     train = population(0).train
     facing_left, other_birds, sizes = 0, 0, {"easy": [], "hard": []}
-    for level, found in sizes.items():
+    for difficulty, found in sizes.items():
         for index in range(60):
             rng = np.random.default_rng([8, index])
-            scene = draw_scene(train[index], rng, level=LEVELS[level], image_size=64, others=train)
+            scene = draw_scene(
+                train[index], rng, difficulty=DIFFICULTIES[difficulty], image_size=64, others=train
+            )
             left, top, right, bottom = scene.parts.get("body", (0, 0, 0, 0))
             found.append((bottom - top) * (right - left))
             if {"beak", "tail"} <= set(scene.parts):
                 mirrored = scene.parts["beak"][0] < scene.parts["tail"][0]
-                assert level == "hard" or not mirrored
+                assert difficulty == "hard" or not mirrored
                 facing_left += mirrored
             other_birds += sum("another" in text for text, _ in scene.objects)
             assert all(part_of_description(text) is None for text, _ in scene.objects)
@@ -152,16 +161,16 @@ def test_the_hard_level_is_hard():
         ({}, "train", 16, "at least 32 pixels, given 16"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(changes, split, size, message):
+def test_invalid_settings_are_refused(changes, split, size, message):
     config = SyntheticBirdsConfig()
     for name, value in changes.items():
         setattr(config, name, value)
     with pytest.raises(ValueError, match=message):
-        WorldSource(config, split, size)
+        SyntheticBirdSource(config, split, size)
 
 
 def test_an_index_beyond_the_end_is_refused():
-    source = WorldSource(SyntheticBirdsConfig(num_eval_images=5), "seen", 64)
+    source = SyntheticBirdSource(SyntheticBirdsConfig(num_eval_images=5), "seen", 64)
     for index in (5, -1):
         with pytest.raises(IndexError):
             source[index]

@@ -1,4 +1,4 @@
-"""What the world guarantees about its species, its texts and the errors of its annotations."""
+"""Properties of the species, texts and annotation noise of synthetic birds."""
 
 import itertools
 import re
@@ -8,13 +8,13 @@ import pytest
 
 from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.synthetic_birds import (
-    WorldSource,
+    SyntheticBirdSource,
+    bird_vocabulary,
+    bird_zero_shot_sets,
     part_of_description,
-    world_vocabulary,
-    world_zero_shot_sets,
 )
 from grain_jax.data.synthetic_birds.language import GENERIC_CAPTION, PHRASINGS, describe
-from grain_jax.data.synthetic_birds.scene import LEVELS, draw_scene
+from grain_jax.data.synthetic_birds.scene import DIFFICULTIES, draw_scene
 from grain_jax.data.synthetic_birds.species import (
     COLOURS,
     PARTS,
@@ -60,7 +60,7 @@ def test_held_out_species_are_new_and_their_parts_are_not(seed):
 def test_no_training_text_names_a_held_out_species():
     groups = population(0)
     held_out = {species.name for species in (*groups.validation, *groups.unseen)}
-    source = WorldSource(SyntheticBirdsConfig(), "train", 32)
+    source = SyntheticBirdSource(SyntheticBirdsConfig(), "train", 32)
     labels = set()
     for index in range(200):
         record = source[index]
@@ -70,15 +70,15 @@ def test_no_training_text_names_a_held_out_species():
     assert labels == {species.name for species in groups.train}
 
 
-def test_training_annotations_err_as_often_as_they_should():
-    config, level = SyntheticBirdsConfig(), LEVELS["easy"]
-    source, train = WorldSource(config, "train", 64), population(0).train
+def test_training_annotations_have_the_documented_error_rates():
+    config, difficulty = SyntheticBirdsConfig(), DIFFICULTIES["easy"]
+    source, train = SyntheticBirdSource(config, "train", 64), population(0).train
     parts = found = wrong = canonical = things = named_things = generic = 0
     moved, scores, mentioned = [], [], []
     for index in range(500):
         record, species = source[index], source.species_of(index)
         rng = np.random.default_rng([config.seed, 0, index])
-        truth = draw_scene(species, rng, level=level, image_size=64, others=train)
+        truth = draw_scene(species, rng, difficulty=difficulty, image_size=64, others=train)
         original, synthetic = record.captions
         assert (original.source, synthetic.source) == ("original", "synthetic")
         generic += original.text == GENERIC_CAPTION
@@ -113,10 +113,10 @@ def test_training_annotations_err_as_often_as_they_should():
     assert np.std(scores) > 0.15
 
 
-@pytest.mark.parametrize("level", ["easy", "hard"])
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
 @pytest.mark.parametrize("split", ["validation", "seen", "unseen"])
-def test_evaluation_annotations_are_true(level, split):
-    source = WorldSource(SyntheticBirdsConfig(difficulty=level), split, 64)
+def test_evaluation_annotations_are_true(difficulty, split):
+    source = SyntheticBirdSource(SyntheticBirdsConfig(difficulty=difficulty), split, 64)
     complete = 0
     for index in range(30):
         record, species = source[index], source.species_of(index)
@@ -133,22 +133,22 @@ def test_evaluation_annotations_are_true(level, split):
     assert complete >= 20
 
 
-@pytest.mark.parametrize("level", ["easy", "hard"])
-def test_vocabulary_knows_every_word_and_few_others(level):
-    config = SyntheticBirdsConfig(difficulty=level)
-    vocabulary = world_vocabulary(config)
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
+def test_vocabulary_knows_every_word_and_few_others(difficulty):
+    config = SyntheticBirdsConfig(difficulty=difficulty)
+    vocabulary = bird_vocabulary(config)
     assert vocabulary == sorted(set(vocabulary))
     assert len(vocabulary) < 200
     used = set()
     for split, count in (("train", 300), ("unseen", 50)):
-        source = WorldSource(config, split, 32)
+        source = SyntheticBirdSource(config, split, 32)
         for index in range(count):
             record = source[index]
             for caption in record.captions:
                 used.update(words(caption.text))
             for region in record.regions:
                 used.update(words(region.description))
-    for dataset in world_zero_shot_sets(config, 32).values():
+    for dataset in bird_zero_shot_sets(config, 32).values():
         for name in dataset.class_names:
             for template in dataset.templates:
                 used.update(words(template.format(name)))
@@ -159,7 +159,7 @@ def test_vocabulary_knows_every_word_and_few_others(level):
 
 
 def test_zero_shot_sets_describe_their_classes():
-    sets = world_zero_shot_sets(SyntheticBirdsConfig(num_eval_images=9), 64)
+    sets = bird_zero_shot_sets(SyntheticBirdsConfig(num_eval_images=9), 64)
     assert {name: len(s.class_names) for name, s in sets.items()} == {
         "validation": 25,
         "seen": 200,

@@ -1,4 +1,4 @@
-"""Texts that a data set gives for a model card."""
+"""Example texts of a data set, for a model card."""
 
 from dataclasses import dataclass
 
