@@ -133,7 +133,7 @@ def test_wrong_descriptions_are_named(classify, given, named):
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        (NESTED, "got a dictionary. Descriptions of labels are given by name"),
+        (NESTED, "got a dictionary. Give descriptions of labels as"),
         (DESCRIBED, "got a dictionary"),
         (["red", ["blue"]], r"number 2 is \['blue'\]"),
         (["red", ""], "number 2 is ''"),
