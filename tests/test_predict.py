@@ -377,7 +377,7 @@ def test_mistakes_are_one_line(query, make_images, arguments, message, capsys):
         ("--alpha=abc", "'abc' should be a number from 0 to 1"),
         ("--top_k=0", "'0' should be a whole number of at least 1"),
         ("--batch_size=1.5", "'1.5' should be a whole number of at least 1"),
-        ("--method=guess", "invalid choice 'guess' for argument '--method"),
+        ("--method=guess", "invalid choice 'guess'"),
     ],
 )
 def test_values_out_of_range_are_refused(option, message, capsys):
