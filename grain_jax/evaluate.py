@@ -6,7 +6,7 @@
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
-without). Each scores its share of the images; the first one prints and writes.
+without). Each scores its part of the images; the first one prints and writes.
 
 RUN may also be an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip: a
 folder, or a name on the Hugging Face hub.
@@ -82,7 +82,6 @@ ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
 OF_IMAGES = ("classes", "templates", "descriptions", "description_template", *OF_NAMES)
 OF_RECORDS = ("split", "tasks")
-OLDER = ("evaluation.region_score", "evaluation.name_ensemble")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
 
@@ -192,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_options(arguments: Sequence[str]) -> Options:
     """The options of the command line, also under their older names; NotParsed as `parse`."""
-    words = migrate_options(arguments, OLDER)
+    words = migrate_options(arguments, "evaluate")
     return parse(Options, words, command="evaluate", description=__doc__)
 
 

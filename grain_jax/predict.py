@@ -10,6 +10,7 @@ What is scored how, and the exit status: `docs/use.md`.
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
+from grain_jax.config.migration import migrate_options
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
@@ -69,14 +71,12 @@ class Options:
     # prompts with one "{}" for the label: .txt or .json
     templates: Annotated[OptionalText, arg(metavar="FILE")] = None
     # what the whole image is compared with
-    method: Annotated[str, one_of(DESCRIPTION_METHODS), arg(aliases=("--by",))] = (
-        DESCRIPTION_METHODS[0]
-    )
+    method: Annotated[str, one_of(DESCRIPTION_METHODS)] = DESCRIPTION_METHODS[0]
     # weight of the whole image, 0 to 1
     alpha: Annotated[float | None, one_word(fraction, "A"), default_is("0.5 with regions")] = None
     # least cosine of a text and a region to give its box
-    score_threshold: Annotated[float, default_is("any"), arg(aliases=("--min_cosine",))] = -1.0
-    top_k: Annotated[Count, arg(aliases=("--top",))] = 5  # labels an image
+    score_threshold: Annotated[float, default_is("any")] = -1.0
+    top_k: Count = 5  # labels an image
     # folder for an image of each with its boxes
     output: Annotated[OptionalPath, OUT, arg(metavar="DIR")] = None
     csv: Annotated[OptionalPath, arg(metavar="FILE")] = None  # a line for every answer
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
     try:
-        options = parse(Options, arguments, command="predict", description=__doc__)
+        words = migrate_options(sys.argv[1:] if arguments is None else arguments, "predict")
+        options = parse(Options, words, command="predict", description=__doc__)
     except NotParsed as parsed:
         return parsed.status
     messages, output = Console(stderr=True), Console()

@@ -46,8 +46,6 @@ from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
 
-OLDER = ("prepare.on_error",)  # had other values
-
 
 @dataclass(frozen=True)
 class Options:
@@ -75,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
     try:
-        words = migrate_options(sys.argv[1:] if arguments is None else arguments, OLDER)
+        words = migrate_options(sys.argv[1:] if arguments is None else arguments, "prepare")
         options = parse(Options, words, command="prepare", description=__doc__)
     except NotParsed as parsed:
         return parsed.status

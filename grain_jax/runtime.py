@@ -77,7 +77,7 @@ def restart_with_huge_pages() -> None:
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
     sys.stdout.flush()
     sys.stderr.flush()
-    with contextlib.suppress(OSError):  # go on with small pages
+    with contextlib.suppress(OSError):  # small pages do
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -55,7 +55,26 @@ SETTINGS: dict[str, Now] = {
     "logging.every_steps": Now("logging.log_interval_steps"),
 }
 # Options of commands that are not settings.
-OPTIONS: dict[str, Now] = {"prepare.on_error": Now("prepare.on_error", {"stop": "raise"})}
+OPTIONS: dict[str, Now] = {
+    "prepare.on_error": Now("prepare.on_error", {"stop": "raise"}),
+    "predict.by": Now("predict.method"),
+    "predict.top": Now("predict.top_k"),
+    "predict.min_cosine": Now("predict.score_threshold"),
+}
+# The older options of each command, as paths of the two tables above.
+COMMANDS = {
+    "evaluate": ("evaluation.region_score", "evaluation.name_ensemble"),
+    "predict": ("predict.by", "predict.top", "predict.min_cosine"),
+    "prepare": ("prepare.on_error",),
+    "data.synthetic_birds": ("data.world.level",),
+}
+# Fields of the training state, and what checkpoints call them.
+STATE = {
+    "step": "step",
+    "opt_state": "opt_state",
+    "nonfinite_steps": "skipped",
+    "consecutive_nonfinite": "bad_streak",
+}
 # Settings that no longer exist, with the values that asked for nothing.
 REMOVED: dict[str, tuple[Any, ...]] = {
     "model.decoder.memory_position": ("none",),
@@ -118,13 +137,12 @@ def migrate_one(path: str, value: Any) -> tuple[str, Any]:
     return now.path, now.values.get(value, value) if isinstance(value, str) else value
 
 
-def migrate_options(arguments: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """A command line with today's names and values of options that older versions had.
+def migrate_options(arguments: Sequence[str], command: str) -> list[str]:
+    """The command line of a `command` with today's names and values of its older options.
 
-    `settings`: paths of `SETTINGS` or `OPTIONS`, whose last part is the name of an option, as
-    "evaluation.region_score" is of --region_score. What follows "--" stays as it is.
+    What follows "--" stays as it is.
     """
-    older = {path.rpartition(".")[2]: path for path in settings}
+    older = {path.rpartition(".")[2]: path for path in COMMANDS[command]}
     result: list[str] = []
     value_of = ""  # the setting whose value is the next argument
     for position, argument in enumerate(arguments):

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from grain_jax.config import CheckpointConfig, TrainConfig
+from grain_jax.config.migration import STATE
 from grain_jax.models.bundle import ModelBundle, from_metadata
 from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import Learned
@@ -34,14 +35,6 @@ from grain_jax.training.run_folder import FOLDER, METADATA, complete_steps, read
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
 SECONDS_TO_SHOW = 60  # that a shared file system may take to show a file to another machine
-
-# Name in a checkpoint -> field of the state. Two have the names that version 0.1 gave them.
-STORED = {
-    "step": "step",
-    "opt_state": "opt_state",
-    "skipped": "nonfinite_steps",
-    "bad_streak": "consecutive_nonfinite",
-}
 
 
 def load(
@@ -162,7 +155,7 @@ class Checkpoints:
         return TrainState(
             params=restored["params"],
             ema_params=restored["ema_params"] if "ema_params" in items else None,
-            **{name: restored["optimizer"][stored] for stored, name in STORED.items()},
+            **{name: restored["optimizer"][stored] for name, stored in STATE.items()},
         )
 
     def best_score(self) -> float:
@@ -248,7 +241,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The parts of a state that are stored, and can be read, on their own."""
-    optimizer = {stored: getattr(state, name) for stored, name in STORED.items()}
+    optimizer = {stored: getattr(state, name) for name, stored in STATE.items()}
     average = {} if state.ema_params is None else {"ema_params": state.ema_params}
     return {"params": state.params, "optimizer": optimizer} | average
 

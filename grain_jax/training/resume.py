@@ -51,7 +51,7 @@ def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: Pat
         )
         raise ValueError(
             f"{workdir} holds a run with other settings ({listed}), whose checkpoint does not fit "
-            "these. Set them back to go on with it, or start a new run with another --workdir."
+            "these. Set them back to resume it, or start a new run with another --workdir."
         )
     return [f"{path}: {old} -> {new}" for path, (old, new) in changed.items()]
 

@@ -100,7 +100,7 @@ def collectives(text: str) -> list[hlo.Instruction]:
     """Those of a compiled program, each once.
 
     The TPU compiler writes one that runs beside other work several times: in the fusions that
-    begin it, go on with it and end it, under one channel number.
+    begin it, continue it and end it, under one channel number.
     """
     unique = {}
     for place, one in enumerate(hlo.instructions(text)):

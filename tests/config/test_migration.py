@@ -59,7 +59,7 @@ def test_older_flags_are_understood(old):
     ],
 )
 def test_older_options_of_commands_are_understood(older, today):
-    assert migrate_options(older, evaluate.OLDER) == today
+    assert migrate_options(older, "evaluate") == today
 
 
 def test_commands_take_older_options_with_their_values():
@@ -70,6 +70,17 @@ def test_commands_take_older_options_with_their_values():
     for value in ("easy", "hard"):
         options = synthetic_birds.parse_options(["--out=a", f"--level={value}"])
         assert options.difficulty == value
+
+
+@pytest.mark.parametrize(
+    ("older", "today"),
+    [
+        (["--by=name_and_regions", "--top", "3"], ["--method=name_and_regions", "--top_k", "3"]),
+        (["a.png", "--min-cosine=0.5"], ["a.png", "--score_threshold=0.5"]),
+    ],
+)
+def test_older_options_of_predict_are_understood(older, today):
+    assert migrate_options(older, "predict") == today
 
 
 def test_what_no_longer_exists_is_left_out_or_refused():

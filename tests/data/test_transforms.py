@@ -205,7 +205,7 @@ def test_a_box_stays_on_its_object(height, width, corners, resize, flip, seed) -
 
 
 def lit_fraction(window: Window, box: tuple[float, ...]) -> float:
-    """Share of the box that the window shows, worked out the other way round."""
+    """Fraction of the box that the window shows, worked out the other way round."""
     left, top, right, bottom = box
     width = max(min(right, window.left + window.width) - max(left, window.left), 0)
     height = max(min(bottom, window.top + window.height) - max(top, window.top), 0)

@@ -230,7 +230,7 @@ def test_a_torch_file_that_claims_more_than_it_holds_is_refused(tmp_path):
 
 
 def test_weights_fine_tuned_in_pytorch_are_read(tmp_path):
-    """With the metadata of the export copied beside them; what is needed is said."""
+    """With the metadata of the export copied beside them; the message says what is missing."""
     loaded = tiny_model.tiny_model()
     huggingface_folder.write_folder(loaded, tmp_path / "export")
     model = huggingface_folder.read_model(tmp_path / "export", dtype="float32")

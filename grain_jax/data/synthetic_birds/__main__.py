@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_options(arguments: Sequence[str]) -> Options:
     """The options of the command line, also under their older names; NotParsed as `parse`."""
-    words = migrate_options(arguments, ("data.world.level",))
+    words = migrate_options(arguments, "data.synthetic_birds")
     return parse(Options, words, command="data.synthetic_birds", description=__doc__)
 
 
