@@ -20,6 +20,8 @@ from grain_jax.formats.grain_reference import from_official, to_official
 from grain_jax.formats.parameter_names import unused_shapes
 from grain_jax.loading.load import read_model
 
+pytestmark = pytest.mark.torch
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 torch.set_num_threads(1)  # of models so small, threads would only wait for each other

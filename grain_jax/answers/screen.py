@@ -23,7 +23,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
     ]
     if labelled:
         count = labelled[0][1].num_labels
-        title = f"Labels, of {count:,}: random is a probability of {1 / count:.1%}"
+        title = f"Labels, of {count:,}: a random guess has {1 / count:.1%}"
         table = Table("image", "label", title=title, title_justify="left")
         for column in ("probability", "score"):
             table.add_column(column, justify="right")

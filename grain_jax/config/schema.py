@@ -33,7 +33,7 @@ class Settings:
     """Refuses to set a field that does not exist: a mistyped name would change nothing."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        known = [item.name for item in dataclasses.fields(self)]  # type: ignore[arg-type]
+        known = list(type(self).__annotations__)
         if name not in known:
             renamed = renamed_to(name)
             near = difflib.get_close_matches(name, known, n=1)

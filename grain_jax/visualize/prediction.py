@@ -66,17 +66,17 @@ class _Line:
     weight: str = "normal"
     columns: tuple[tuple[float, str], ...] = ()
     tag: int | None = None
-    bar: tuple[float, float] | None = None  # probability, and that of random
+    bar: tuple[float, float] | None = None  # probability, and that of a random guess
     height: float = LINE
     after: float = 0.0  # inches left below it
 
 
 def confidence(probability: float, num_labels: int) -> float:
-    """From 0 at random (or below, or with a single label) to 1 where a label is certain."""
+    """From 0 at a random guess (or below, or with a single label) to 1 where a label is certain."""
     if num_labels < 2:
         return 0.0
-    random = 1 / num_labels
-    return max(0.0, (probability - random) / (1 - random))
+    guess = 1 / num_labels
+    return max(0.0, (probability - guess) / (1 - guess))
 
 
 def draw_prediction(
@@ -92,8 +92,8 @@ def draw_prediction(
 ) -> None:
     """Writes one image (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
 
-    Above it the highest-scoring of `num_labels` labels, bold where one is far above random and
-    faint where it is near; below it the texts of each section in full, under the number of their
+    Above it the highest-scoring of `num_labels` labels, bold where one is far above a random guess
+    and faint where it is near; below it the texts of each section in full, under the number of their
     box, which texts may share. Other regions are grey and dashed, and what lies outside
     `crop_xyxy`, which the model did not see, is pale.
     """
@@ -151,8 +151,8 @@ def _label_lines(labels: Sequence[LabelRow], num_labels: int, measure: Measure) 
                     _Line(part, left=MARGIN + 0.15, size=SMALL, colour=FAINT, height=0.165)
                 )
     if num_labels > 1:
-        random = f"random: {100 / num_labels:.2g} % (the line across a bar)"
-        lines.append(_Line(random, size=SMALL, colour=FAINT))
+        guess = f"random guess: {100 / num_labels:.2g} % (the line across a bar)"
+        lines.append(_Line(guess, size=SMALL, colour=FAINT))
     return lines
 
 
@@ -213,9 +213,9 @@ def _draw_lines(canvas: Canvas, lines: Sequence[_Line], top: float) -> None:
 
 
 def _draw_bar(
-    canvas: Canvas, baseline: float, probability: float, random: float, *, colour: str
+    canvas: Canvas, baseline: float, probability: float, guess: float, *, colour: str
 ) -> None:
-    """A bar as long as the probability, with random as a line across it."""
+    """A bar as long as the probability, with a random guess as a line across it."""
     left, length = MARGIN + LONG_SIDE - PROBABILITY + 0.12, PROBABILITY - 0.75
 
     def add(x: float, width: float, tall: float, fill: str) -> None:
@@ -232,7 +232,7 @@ def _draw_bar(
 
     add(left, length, 0.09, "#e3e5e8")
     add(left, length * probability, 0.09, colour)
-    add(left + length * random - 0.006, 0.012, 0.15, INK)
+    add(left + length * guess - 0.006, 0.012, 0.15, INK)
 
 
 def _shrunk(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:

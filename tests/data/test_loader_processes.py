@@ -23,6 +23,8 @@ from grain_jax.data.loader_plan import check_shared_memory, plan_loader
 from grain_jax.data.records import Record
 from grain_jax.data.transforms import Preprocessing
 
+pytestmark = pytest.mark.multiprocess
+
 BATCH = 24
 SHARED_MEMORY = Path("/dev/shm")
 

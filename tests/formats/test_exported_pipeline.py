@@ -16,6 +16,8 @@ from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.formats import huggingface as huggingface_folder
 from grain_jax.formats.fast_tokenizer import fast_tokenizer
 
+pytestmark = pytest.mark.torch
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 processing = pytest.importorskip("grain_jax.formats.torch_grain.processing_grain")

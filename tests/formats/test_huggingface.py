@@ -26,6 +26,8 @@ from grain_jax.losses.contrastive import contrastive_loss
 from grain_jax.models.image_text import build_model, normalize_images
 from grain_jax.training import checkpoint
 
+pytestmark = pytest.mark.torch
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5")
 torch.set_num_threads(1)  # of models so small, threads would only wait for each other

@@ -20,6 +20,8 @@ from grain_jax.loading.initialize import resize_positions
 from grain_jax.loading.load import read_model
 from grain_jax.models.image_text import abstract_params
 
+pytestmark = pytest.mark.torch
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 TOWER = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -17,6 +17,8 @@ from grain_jax.loading import load as read
 from grain_jax.loading.load import read_model
 from grain_jax.models.image_text import abstract_params
 
+pytestmark = pytest.mark.torch
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

@@ -23,6 +23,8 @@ import grain_jax.evaluate
 from grain_jax.parallel import processes
 from grain_jax.training import checkpoint
 
+pytestmark = pytest.mark.multiprocess
+
 PNG = bytes.fromhex(  # 1 x 1 pixel
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cf"
     "c0000003010100c9fe92ef0000000049454e44ae426082"

@@ -14,6 +14,8 @@ from two_processes import launch_two
 
 from grain_jax.training import checkpoint
 
+pytestmark = pytest.mark.multiprocess
+
 ONE_LOADER = (
     *ENDLESS,
     "--logging.log_interval_steps=1",

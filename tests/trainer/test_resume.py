@@ -29,6 +29,8 @@ from grain_jax.parallel.processes import StopRequested, StopSignals
 from grain_jax.training import checkpoint
 from grain_jax.training.resume import check_schedule
 
+pytestmark = pytest.mark.multiprocess
+
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """SIGKILL before the first checkpoint, then while one is being written, then to the end."""

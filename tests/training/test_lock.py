@@ -14,6 +14,8 @@ from places import HELPERS, REPOSITORY
 import grain_jax.train
 from grain_jax.training.lock import FILE, locked
 
+pytestmark = pytest.mark.multiprocess
+
 CONFIG = HELPERS / "tiny_world.py"
 HOLD = "import sys, time; from pathlib import Path; from grain_jax.training.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1]), note=print): print('held', flush=True); time.sleep(600)"

@@ -119,7 +119,12 @@ def test_columns_have_names_and_the_number_of_labels_is_said(drawn, tmp_path):
     for text in (
         *("highest-scoring of 81 labels", "score", "probability", "phrase", "cosine"),
         *("best-matching description: a black cap (0.31)", "description of 'tern'"),
-        *("random: 1.2 % (the line across a bar)", "6.0 %", "0.281", "whole image: a black cap"),
+        *(
+            "random guess: 1.2 % (the line across a bar)",
+            "6.0 %",
+            "0.281",
+            "whole image: a black cap",
+        ),
     ):
         assert text in texts, text
 
