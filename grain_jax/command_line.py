@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -198,13 +199,28 @@ def _spelled(name: str) -> str:
 
 
 def _words(arguments: Sequence[str], known: dict[str, tuple[str, bool]]) -> Iterator[str]:
-    """`arguments`, those of unknown options without "=": tyro then looks for the nearest name."""
-    for argument in arguments:
+    """`arguments` as tyro takes them, without "=" in unknown options, whose nearest name it looks
+    for then. A switch may have a value or "no" before it, and one dash do for two, as absl had it.
+    """
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            yield from arguments[position:]
+            return
         name, equals, value = argument.partition("=")
-        if name.startswith("--") and equals and _spelled(name) not in known:
+        if re.match(r"-[a-z]\w", name) and _spelled(name) in known:
+            name = f"-{name}"
+        # Settings, whose names have a dot, always have a value.
+        is_switch = "." not in name and known.get(_spelled(name), ("", False))[1]
+        if name.startswith("--no") and known.get(_spelled(name[4:]), ("", False))[1]:
+            continue
+        if is_switch and value.lower() in ("false", "f", "0"):
+            continue
+        if is_switch and value.lower() in ("true", "t", "1"):
+            yield name
+        elif name.startswith("--") and equals and _spelled(name) not in known:
             yield from (name, value)
         else:
-            yield argument
+            yield f"{name}{equals}{value}"
 
 
 def _refuse_repeated(

@@ -76,8 +76,8 @@ class Options:
     alpha: Annotated[float | None, one_word(fraction, "A"), default_is("0.5 with regions")] = None
     # least cosine of a text and a region to give its box
     score_threshold: Annotated[float, default_is("any")] = -1.0
-    top_k: Count = 5  # labels an image
-    # folder for an image of each with its boxes
+    top_k: Count = 5  # labels per image
+    # folder for a visualization of each image with its boxes
     output: Annotated[OptionalPath, OUT, arg(metavar="DIR")] = None
     csv: Annotated[OptionalPath, arg(metavar="FILE")] = None  # a line for every answer
     json: Annotated[OptionalPath, arg(metavar="FILE")] = None  # all answers with all boxes
@@ -87,7 +87,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Question:
-    """What is query of every image."""
+    """What every image is classified by and searched for."""
 
     labels: tuple[str, ...]
     descriptions: dict[str, tuple[str, ...]] | None
@@ -172,7 +172,7 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
         ("--phrases", phrases, ";", ","),
     ):
         if len(texts) == 1 and other in texts[0]:
-            several = f"several are given apart by {separator!r}"
+            several = f"separate several by {separator!r}"
             note(f"{option} is taken for one text, {texts[0]!r}; {several}.")
     described = None
     if options.descriptions is not None:
@@ -316,20 +316,20 @@ def _write(options: Options, model: Model, question: Question, outcome: Outcome)
             visualizations=visualizations,
         )
     if options.json is not None:
-        query: dict[str, Any] = dataclasses.asdict(question)
-        query |= {
+        request: dict[str, Any] = dataclasses.asdict(question)
+        request |= {
             name: getattr(options, name) for name in ("alpha", "method", "top_k", "score_threshold")
         }
         named = question.descriptions is None or options.method == "name_and_regions"
         if question.labels and named and question.templates is None:
-            query["templates"] = model.loaded.templates
+            request["templates"] = model.loaded.templates
         if question.descriptions is not None and options.alpha is None:
-            query["alpha"] = model.default_alpha
-        given = {"checkpoint": str(options.checkpoint), "query": query}
+            request["alpha"] = model.default_alpha
+        given = {"checkpoint": str(options.checkpoint), "request": request}
         write_json(
             options.json,
             outcome,
-            query=given,
+            request=given,
             score_threshold=score_threshold,
             visualizations=visualizations,
         )

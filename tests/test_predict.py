@@ -18,8 +18,8 @@ from grain_jax.visualize.prediction import WHOLE
 
 
 @pytest.fixture
-def query(monkeypatch):
-    """The toy model stands for that of any run; what `load` was query for is noted."""
+def loaded_with(monkeypatch):
+    """The toy model stands for that of any run; what `load` was called with is noted."""
     calls = []
 
     def load(path, *, step, best, batch_size, note):
@@ -60,7 +60,7 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def test_labels_and_phrases_are_printed_and_written(query, make_images, capsys):
+def test_labels_and_phrases_are_printed_and_written(loaded_with, make_images, capsys):
     status = call(
         "in/a.png",
         "other",
@@ -75,7 +75,7 @@ def test_labels_and_phrases_are_printed_and_written(query, make_images, capsys):
     )
     printed = capsys.readouterr()
     assert status == 0
-    assert query == [("run", None, False, 3)]
+    assert loaded_with == [("run", None, False, 3)]
     assert "2 images; written: out.csv, out.json." in printed.err
     assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
     assert "in/a.png" in printed.out
@@ -83,16 +83,16 @@ def test_labels_and_phrases_are_printed_and_written(query, make_images, capsys):
     table = rows(make_images / "out.csv")
     assert [row["file"] for row in table] == ["in/a.png"] * 4 + ["other/a.jpg"] * 4
     first = table[0]
-    assert (first["query"], first["rank"], first["text"]) == ("label", "1", "robin")
+    assert (first["kind"], first["rank"], first["text"]) == ("label", "1", "robin")
     assert first["grounded"] == "red"
     assert [float(first[name]) for name in ("x0", "y0", "x1", "y1")] == [0, 0, 40, 40]
     assert float(first["score"]) == pytest.approx(1, abs=0.01)
     tail = table[2]
-    assert (tail["query"], tail["rank"], tail["text"]) == ("phrase", "", "a blue tail")
+    assert (tail["kind"], tail["rank"], tail["text"]) == ("phrase", "", "a blue tail")
     assert [float(tail[name]) for name in ("x0", "y0", "x1", "y1")] == [40, 0, 80, 40]
     report = json.loads((make_images / "out.json").read_text())
-    assert report["query"]["phrases"] == ["a blue tail", "a red eye"]
-    assert report["query"]["descriptions"] == {"robin": ["red"], "jay": ["blue"]}
+    assert report["request"]["phrases"] == ["a blue tail", "a red eye"]
+    assert report["request"]["descriptions"] == {"robin": ["red"], "jay": ["blue"]}
     (make_image, other) = report["images"]
     assert (make_image["height"], make_image["width"]) == (40, 80)
     assert [one["label"] for one in make_image["labels"]] == ["robin", "jay"]
@@ -103,20 +103,20 @@ def test_labels_and_phrases_are_printed_and_written(query, make_images, capsys):
     np.testing.assert_allclose(make_image["boxes_xyxy"], [[0, 0, 40, 40], [40, 0, 80, 40]])
     assert other["labels"][0]["label"] == "jay"
     assert report["skipped"] == []
-    assert report["query"]["alpha"] == 0.25
-    assert report["query"]["templates"] is None  # none played a part
+    assert report["request"]["alpha"] == 0.25
+    assert report["request"]["templates"] is None  # none played a part
 
 
-def test_what_was_not_given_is_written_as_it_was_used(query, make_images):
+def test_what_was_not_given_is_written_as_it_was_used(loaded_with, make_images):
     assert call("in/a.png", "--descriptions=descriptions.json", "--json=out.json") == 0
-    assert json.loads((make_images / "out.json").read_text())["query"]["alpha"] == 0.5
+    assert json.loads((make_images / "out.json").read_text())["request"]["alpha"] == 0.5
     assert call("in/a.png", "--labels=red,blue", "--json=named.json") == 0
-    named = json.loads((make_images / "named.json").read_text())["query"]
+    named = json.loads((make_images / "named.json").read_text())["request"]
     assert named["alpha"] is None
     assert named["templates"] == list(toy_model().loaded.templates)
 
 
-def test_what_the_whole_image_decided_has_no_box(query, make_images, monkeypatch):
+def test_what_the_whole_image_decided_has_no_box(loaded_with, make_images, monkeypatch):
     """Nor is it not found: the limit is one of regions."""
     visualizations = []
     monkeypatch.setattr(
@@ -144,14 +144,14 @@ def test_what_the_whole_image_decided_has_no_box(query, make_images, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["x:y.png", "c\\d.png"])
-def test_a_file_may_have_any_name(query, make_images, name):
+def test_a_file_may_have_any_name(loaded_with, make_images, name):
     (make_images / "in/a.png").rename(make_images / "in" / name)
     assert call("in", "--labels=red,blue", "--csv=out.csv", "--out=visualizations") == 0
     assert f"in/{name}" in [row["file"] for row in rows(make_images / "out.csv")]
     assert (make_images / "visualizations" / name).is_file()
 
 
-def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(query, make_images):
+def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(loaded_with, make_images):
     assert call("in/a.png", "--descriptions=descriptions.json", "--csv=out.csv") == 0
     assert [row["text"] for row in rows(make_images / "out.csv")] == ["Robin", "jay"]
 
@@ -159,19 +159,19 @@ def test_the_keys_of_the_descriptions_are_labels_where_none_are_given(query, mak
 @pytest.mark.parametrize(
     ("option", "step", "best"), [("--step=40", 40, False), ("--best", None, True)]
 )
-def test_a_checkpoint_of_the_run_is_chosen(query, make_images, option, step, best):
+def test_a_checkpoint_of_the_run_is_chosen(loaded_with, make_images, option, step, best):
     assert call("in/a.png", "--labels=robin,jay", option) == 0
-    assert query == [("run", step, best, BATCH_SIZE)]
+    assert loaded_with == [("run", step, best, BATCH_SIZE)]
 
 
-def test_many_labels_are_no_file_name(query, make_images, capsys):
+def test_many_labels_are_no_file_name(loaded_with, make_images, capsys):
     labels = ",".join(f"a bird of species number {i}" for i in range(50))
     assert call("in/a.png", f"--labels={labels}", "--top_k=1") == 0
     assert call("in/a.png", "x" * 5000, "--labels=robin,jay") == 3
     assert "no such file" in capsys.readouterr().err
 
 
-def test_what_is_nowhere_gets_no_box(query, make_images, capsys):
+def test_what_is_nowhere_gets_no_box(loaded_with, make_images, capsys):
     """Below --score_threshold: not in the table, CSV, JSON, nor on the visualization."""
     arguments = ["in/a.png", "--phrases=a red tail;a white tail", "--csv=out.csv"]
     assert call(*arguments, "--json=out.json", "--out=any") == 0
@@ -191,7 +191,7 @@ def test_what_is_nowhere_gets_no_box(query, make_images, capsys):
     assert (make_images / "any/a.png").read_bytes() != (make_images / "some/a.png").read_bytes()
 
 
-def test_texts_come_from_files_too(query, make_images):
+def test_texts_come_from_files_too(loaded_with, make_images):
     (make_images / "labels.txt").write_text("green\n\nred\n")
     (make_images / "phrases.json").write_text(json.dumps({"all": ["blue, or so"]}))
     arguments = ["--labels=labels.txt", "--phrases=phrases.json#all", "--templates=t.json"]
@@ -208,7 +208,7 @@ def test_texts_come_from_files_too(query, make_images):
     ]
 
 
-def test_what_cannot_be_read_is_named_and_the_status_says_so(query, make_images, capsys):
+def test_what_cannot_be_read_is_named_and_the_status_says_so(loaded_with, make_images, capsys):
     arguments = ["--labels=red,blue", "--csv=out.csv", "--json=out.json", "--out=visualizations"]
     (make_images / "empty").mkdir()
     assert call("broken.png", "in", "gone.png", "empty", "--batch-size=1", *arguments) == 3
@@ -222,7 +222,7 @@ def test_what_cannot_be_read_is_named_and_the_status_says_so(query, make_images,
     assert [one["file"] for one in skipped] == ["gone.png", "empty", "broken.png"]
 
 
-def test_nothing_readable_is_a_failure_and_writes_nothing(query, make_images, capsys):
+def test_nothing_readable_is_a_failure_and_writes_nothing(loaded_with, make_images, capsys):
     assert call("broken.png", "--labels=red,blue", "--csv=out.csv", "--out=visualizations") == 2
     assert "no image could be read" in capsys.readouterr().err
     assert call("gone.png", "--labels=red,blue", "--csv=out.csv") == 2
@@ -230,7 +230,7 @@ def test_nothing_readable_is_a_failure_and_writes_nothing(query, make_images, ca
     assert not (make_images / "visualizations").exists()
 
 
-def test_each_image_gets_a_card_of_its_own(query, make_images, capsys):
+def test_each_image_gets_a_card_of_its_own(loaded_with, make_images, capsys):
     arguments = ["in", "other/a.jpg", "in/*.png", "--phrases=a red eye", "--csv=out.csv"]
     assert call(*arguments, "--out=visualizations") == 0
     visualizations = sorted(
@@ -255,7 +255,7 @@ def test_each_image_gets_a_card_of_its_own(query, make_images, capsys):
     assert (make_images / "visualizations/a.png").read_bytes() == before
 
 
-def test_an_image_is_never_replaced_by_its_visualization(query, make_images, capsys):
+def test_an_image_is_never_replaced_by_its_visualization(loaded_with, make_images, capsys):
     before = (make_images / "in/a.png").read_bytes()
     for given in ("in", "in/a.png", "other"):
         assert call(given, "in", "--out=in", "--overwrite", "--phrases=a red eye") == 2
@@ -271,7 +271,7 @@ def test_cards_of_a_former_call_are_no_images(make_images):
     assert nothing == []
 
 
-def test_links_are_followed_and_lost_ones_named(query, make_images, capsys):
+def test_links_are_followed_and_lost_ones_named(loaded_with, make_images, capsys):
     (make_images / "links").mkdir()
     (make_images / "links" / "folder").symlink_to(make_images / "other")
     (make_images / "links" / "one.png").symlink_to(make_images / "in/a.png")
@@ -302,7 +302,7 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(make_images):
     ]
 
 
-def test_a_list_in_a_folder_with_a_number_sign_is_read(query, make_images, capsys):
+def test_a_list_in_a_folder_with_a_number_sign_is_read(loaded_with, make_images, capsys):
     folder = make_images / "lists #1"
     folder.mkdir()
     (folder / "l.txt").write_text("red, dark\nblue\n")
@@ -324,7 +324,7 @@ def test_a_list_in_a_folder_with_a_number_sign_is_read(query, make_images, capsy
     assert "class names and templates only" in capsys.readouterr().err
 
 
-def test_one_label_alone_says_that_it_is_certain(query, make_images, capsys):
+def test_one_label_alone_says_that_it_is_certain(loaded_with, make_images, capsys):
     assert call("in/a.png", "--labels=either/or") == 0
     assert "'either/or' is the only label" in capsys.readouterr().err
 
@@ -360,7 +360,7 @@ def test_names_differ_where_case_is_not_told_apart(make_images):
         (["--labels=a", "--checkpoint=nowhere"], "There is no checkpoint in nowhere"),
     ],
 )
-def test_mistakes_are_one_line(query, make_images, arguments, message, capsys):
+def test_mistakes_are_one_line(loaded_with, make_images, arguments, message, capsys):
     run = [] if "--checkpoint=nowhere" in arguments else ["--checkpoint=run"]
     assert main(["in/a.png", *run, *arguments]) == 2
     printed = capsys.readouterr()
@@ -396,7 +396,7 @@ def test_an_empty_text_names_no_image(make_images):
     assert find_images([""], None) == ([], [("''", "there is no such file or folder.")])
 
 
-def test_what_was_done_before_ctrl_c_is_kept(query, make_images, monkeypatch, capsys):
+def test_what_was_done_before_ctrl_c_is_kept(loaded_with, make_images, monkeypatch, capsys):
     embed = Model.embed_images
     calls = []
 
@@ -421,7 +421,9 @@ def test_ctrl_c_before_the_first_image(make_images, monkeypatch, capsys):
     assert "Stopped; nothing was written." in capsys.readouterr().err
 
 
-def test_answers_are_kept_where_a_card_cannot_be_drawn(query, make_images, monkeypatch, capsys):
+def test_answers_are_kept_where_a_card_cannot_be_drawn(
+    loaded_with, make_images, monkeypatch, capsys
+):
     draw = predict.draw_answer
 
     def full(answer, out, *, score_threshold):
@@ -435,7 +437,7 @@ def test_answers_are_kept_where_a_card_cannot_be_drawn(query, make_images, monke
     assert [row["file"] for row in rows(make_images / "out.csv")] == ["in/a.png"]
 
 
-def test_many_images_are_not_all_printed(query, make_images, monkeypatch, capsys):
+def test_many_images_are_not_all_printed(loaded_with, make_images, monkeypatch, capsys):
     monkeypatch.setattr(screen, "MAX_SHOWN", 1)
     assert call("in", "--labels=red,blue") == 0
     printed = capsys.readouterr().out

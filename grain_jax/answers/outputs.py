@@ -27,7 +27,7 @@ from grain_jax.visualize.prediction import (
 
 COLUMNS = (
     "file",
-    "query",  # "label" or "phrase"
+    "kind",  # "label" or "phrase"
     "rank",
     "text",
     "score",
@@ -140,13 +140,13 @@ def write_json(
     path: Path,
     outcome: Outcome,
     *,
-    query: Mapping[str, Any],
+    request: Mapping[str, Any],
     score_threshold: float,
     visualizations: bool,
 ) -> None:
-    """All answers with all boxes, what was skipped, and `query`, which led to them."""
+    """All answers with all boxes, what was skipped, and the `request` that led to them."""
     report = {
-        **query,
+        **request,
         "images": [
             _entry(answer, score_threshold, visualizations=visualizations)
             for answer in outcome.answers
@@ -160,11 +160,11 @@ def write_json(
 def _rows(answer: Answer, score_threshold: float) -> Iterator[dict[str, Any]]:
     """Lines of the table; a label comes with the best-matching description."""
     for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
-        row = {"query": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
+        row = {"kind": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
         row["probability"] = f"{one.probability:.6f}"
         yield row | (_grounded_row(one.grounded[0], score_threshold) if one.grounded else {})
     for seen in answer.phrases.phrases if answer.phrases else ():
-        row = {"query": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
+        row = {"kind": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
         yield row | _grounded_row(seen, score_threshold)
 
 

@@ -8,14 +8,22 @@ import importlib.util
 import json
 import re
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from grain_jax.config.migration import REASONS, REMOVED, SETTINGS, migrate, migrate_one
-from grain_jax.config.schema import TrainConfig
+from grain_jax.config import schema
+from grain_jax.config.migration import (
+    REASONS,
+    REMOVED,
+    SETTINGS,
+    migrate,
+    migrate_one,
+    renamed_to,
+)
+from grain_jax.config.schema import TrainConfig, UnknownSettingError
 from grain_jax.config.validation import leaves
 from grain_jax.paths import expand_home
 
@@ -45,20 +53,35 @@ def load_config(name: str) -> TrainConfig:
     if spec is None or spec.loader is None:
         raise ValueError(f"--config={name}: {path!r} is not a Python file, which ends in .py.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _named(path):
+        spec.loader.exec_module(module)
     get_config = getattr(module, "get_config", None)
     if get_config is None:
         raise ValueError(f"{path} has no function get_config(variant); see configs/ for examples.")
-    try:
+    with _named(path):
         config = get_config(variant)
-    except AttributeError as error:  # a setting that does not exist
-        raise ValueError(f"{path}: {error}") from error
     if not isinstance(config, TrainConfig):
         raise ValueError(
             f"get_config of {path} returned a {type(config).__name__}, expected a "
             "grain_jax.config.TrainConfig."
         )
     return config
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Errors about settings that do not exist, with the file and their names of today."""
+    try:
+        yield
+    except UnknownSettingError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except TypeError as error:
+        unknown = re.search(r"(\w+)\.__init__\(\) .*keyword argument '(\w+)'", str(error))
+        owner = getattr(schema, unknown[1], None) if unknown else None
+        fields = [item.name for item in dataclasses.fields(owner)] if owner else []
+        if unknown is None or not (renamed := renamed_to(unknown[2], fields)):
+            raise
+        raise ValueError(f"{path}: {error}, which is {' or '.join(renamed)} now.") from error
 
 
 def read_settings(
@@ -91,6 +114,8 @@ def read_settings(
             bases += given or [pending.pop(0) if pending else ""]
             continue
         path, off = _path(name)
+        if path is None and difflib.get_close_matches(name, ["config"], cutoff=0.7):
+            raise ValueError(f"Unknown option --{name}. Did you mean --config?")
         if path is None:
             rest.append(argument)
             continue
@@ -98,7 +123,14 @@ def read_settings(
             given.append(pending.pop(0))
             if typing.get_origin(DECLARED.get(path)) is not tuple:
                 break
+        if path in REMOVED:
+            if given not in [[str(value)] for value in REMOVED[path]]:
+                raise ValueError(f"--{path} no longer exists: {REASONS[path]}.")
+            continue
+        older = path
         path, values = _as_parsed(path, ["false"] if off else given)
+        if older != path == "loss.variant" and settings.get(path) == ["official"]:
+            continue  # two older settings, either of which makes it official
         if settings.setdefault(path, values) != values:
             before, after = (" ".join(words) for words in (settings[path], values))
             note(f"--{path} is given twice, {before!r} and {after!r}: the last one counts")
@@ -145,12 +177,12 @@ def _path(name: str) -> tuple[str | None, bool]:
         return (None, False) if path not in SETTINGS else (path, False)
     path = path.removeprefix("config.")
     if path in REMOVED:
-        raise ValueError(f"--{path} no longer exists: {REASONS[path]}.")
+        return path, off is not None
     if path in SECTIONS:
         inside = [known for known in DECLARED if known.startswith(path + ".")]
         raise ValueError(f"--{path} is a section; set one of its fields: {', '.join(inside)}.")
     if migrate_one(path, None)[0] not in DECLARED:
-        raise ValueError(f"Unknown setting --{path}.{_nearest(path, list(DECLARED))}")
+        raise ValueError(f"Unknown setting --{path}.{_nearest(path, [*DECLARED, *SETTINGS])}")
     return path, off is not None
 
 
@@ -229,7 +261,7 @@ def _nearest(given: str, known: Collection[str]) -> str:
         *(name for short, name in others.items() if not section and _initials(short) == last),
     ]
     if candidates:
-        return f" Did you mean {candidates[0]}?"
+        return f" Did you mean {migrate_one(candidates[0], None)[0]}?"
     return f" It has: {', '.join(siblings)}." if siblings else ""
 
 

@@ -5,7 +5,7 @@ versions load. A Python config file does not: it sets fields, and an unknown fie
 its new name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,8 +124,11 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
         inner = result
         for section in sections:
             inner = inner.setdefault(section, {})
-        if inner.get(name) != "official" or now != "loss.variant":
-            inner[name] = value
+        if now == "loss.variant" and inner.get(name) == "official":
+            continue
+        if inner.get(name, value) != value and now != "loss.variant":
+            raise ValueError(f"{path} = {value!r} beside {now} = {inner[name]!r}; leave one out.")
+        inner[name] = value
     return result
 
 
@@ -161,14 +164,18 @@ def migrate_options(arguments: Sequence[str], command: str) -> list[str]:
     return result
 
 
-def renamed_to(name: str) -> list[str]:
-    """Today's paths of older settings, or sections of settings, that were called `name`."""
+def renamed_to(name: str, fields: Collection[str] = ()) -> list[str]:
+    """Today's paths of older settings, or sections of settings, that were called `name`.
+
+    Only those of a class with these `fields`, where there are any.
+    """
     found = {
         now.path.rsplit(".", 1)[0] if old.split(".")[-2:-1] == [name] else now.path
         for old, now in SETTINGS.items()
         if name in old.split(".")[-2:] and old != now.path and name not in now.path.split(".")
     }
-    return sorted(found)
+    own = {path for path in found if path.rpartition(".")[2] in fields}
+    return sorted(own or found)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

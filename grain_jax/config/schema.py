@@ -14,7 +14,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from grain_jax.config.migration import renamed_to
+from grain_jax.config.migration import REASONS, renamed_to
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dataset = Literal["synthetic_birds", "tfds"]
@@ -29,18 +29,24 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class UnknownSettingError(AttributeError):
+    """A field that no settings class has, or not under this name."""
+
+
 class Settings:
     """Refuses to set a field that does not exist: a mistyped name would change nothing."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = list(type(self).__annotations__)
         if name not in known:
-            renamed = renamed_to(name)
+            renamed = renamed_to(name, known)
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}? It has" if near else "; it has"
-            if renamed:
+            if name in REASONS:
+                hint = f": {REASONS[name]}; it has"
+            elif renamed:
                 hint = f", which is {' or '.join(renamed)} now; it has"
-            raise AttributeError(
+            raise UnknownSettingError(
                 f"{type(self).__name__} has no setting {name!r}{hint} {', '.join(known)}."
             )
         super().__setattr__(name, value)
@@ -135,7 +141,8 @@ class LossConfig(Settings):
     match_giou_cost: float = 2.0  # of 1 - GIoU, likewise
     mask_duplicate_captions: bool = True  # equal captions are not negatives; official: they are
     mask_duplicate_descriptions: bool = True  # likewise for descriptions
-    variant: Literal["corrected", "official"] = "corrected"  # bugs and all, see `losses.official`
+    # "official": with its two bugs, see losses/official.py
+    variant: Literal["corrected", "official"] = "corrected"
 
 
 @dataclass
@@ -155,12 +162,11 @@ class DataConfig(Settings):
     # Drawn birds | a folder written by `python -m grain_jax.prepare`, see data_dir
     dataset: Dataset = "synthetic_birds"
     data_dir: str = ""  # the folder of "tfds"
-    train_split: str = "train"  # of "tfds"; synthetic_birds trains on nothing else
+    train_split: str = "train"  # of "tfds"; synthetic_birds takes only "train"
     allow_no_regions: bool = False  # train GRAIN where no image has a box: image embedding only
-    # Of "tfds" only, for retrieval, grounding and keep_best; "" = none
-    eval_split: str = "validation"
+    eval_split: str = "validation"  # of "tfds": for retrieval, grounding, keep_best; "" = none
     synthetic_birds: SyntheticBirdsConfig = field(default_factory=SyntheticBirdsConfig)
-    resize: Resize = "squash"  # (official) | "crop": random in training, centre in evaluation
+    resize: Resize = "squash"  # "squash" (official) | "crop": random, centred in evaluation
     crop_min_area: float = 0.5  # of "crop": smallest area, of the largest square; from 0.01
     flip_probability: float = 0.0  # horizontal flip in training, boxes with it
     interpolation: Interpolation = "bicubic"  # of resizing
@@ -236,10 +242,10 @@ class EvaluationConfig(Settings):
     max_images: int = 1_000  # of each held-out set, during training; the end uses all
     # weights of the whole image against regions, each with figures of its own
     alphas: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
-    # Score of a class by its descriptions: the mean over descriptions of the best query's cosine |
-    # official: the mean over queries of the best description's
+    # Score of a class by its descriptions. "max_over_queries": mean over descriptions of the best
+    # query's cosine | "max_over_descriptions" (official): over queries, of the best description's
     region_aggregation: RegionAggregation = "max_over_queries"
-    # Over templates: the mean embedding, scaled to length 1 | official: the mean of the cosines
+    # Over templates. "embedding": mean embedding of unit length | "score" (official): mean cosine
     prompt_ensembling: PromptEnsembling = "embedding"
     zero_shot: tuple[str, ...] = ()  # folders of labelled images to classify, at the end
     # Folders to classify every `eval_interval_steps` too: test sets seen while the model is made

@@ -34,10 +34,10 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     details: ResultDetails | None = None,
 ) -> list[Path]:
-    """Writes the images that there is something to draw for, then `report.md`; returns all paths.
+    """Writes the figures that there is something to draw for, then `report.md`; returns all paths.
 
     `results` are those of `suite.evaluate(final=True)`, `details` what it has filled, `facts`
-    what only the caller knows (times, parameters, commit). Every process must call it (images run
+    what only the caller knows (times, parameters, commit). Every process must call it (figures run
     the model); the first one writes.
     """
     folder = Path(run_folder)
@@ -102,7 +102,7 @@ def _page(
     parts += [table.markdown() for table in tables] or ["Nothing was held out to measure.\n"]
     parts += _texts_of_sets(sets)
     if images:
-        parts.append("## Images\n")
+        parts.append("## Figures\n")
         for title, of_kind in (("What the regions found", "grounding"), ("Training", "curves")):
             shown = [f"![{title}]({name})\n" for name in images if name.startswith(of_kind)]
             parts += [f"### {title}\n", *shown] if shown else []

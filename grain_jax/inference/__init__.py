@@ -1,1 +1,1 @@
-"""A trained model on new images and texts; its answers as cards, files and tables."""
+"""A trained model on new images and texts; its answers as images, files and tables."""

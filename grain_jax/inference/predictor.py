@@ -211,18 +211,18 @@ class Model:
         self,
         images: ImageInput | Sequence[ImageInput] | ImageEmbeddings,
         *,
-        on_error: str = "stop",
+        on_error: str = "raise",
         progress: bool = False,
     ) -> ImageEmbeddings:
         """Embeddings of the images and their regions, to be used as often as you like.
 
-        `on_error` for an image that cannot be read: "stop" raises `ImageError`, a ValueError, with
+        `on_error` for an image that cannot be read: "raise" raises `ImageError`, a ValueError, with
         its name or position; "skip" leaves it out and lists it in `skipped`.
         """
         if isinstance(images, ImageEmbeddings):
             return images
-        if on_error not in ("stop", "skip"):
-            raise ValueError(f"Unknown on_error={on_error!r}; choose 'stop' or 'skip'.")
+        if on_error not in ("raise", "stop", "skip"):  # "stop": what version 0.1 called it
+            raise ValueError(f"Unknown on_error={on_error!r}; choose 'raise' or 'skip'.")
         given = [images] if isinstance(images, ImageInput) else images
         if isinstance(given, Mapping) or not isinstance(given, Iterable):
             raise ValueError(

@@ -77,8 +77,10 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     notes += unread_notes(config)
 
     # Data. A batch is a function of the step, so there is no loader state to restore.
-    size = config.model.image_size
-    source = open_source(config.data, config.data.train_split, image_size=size)
+    source = train
+    if config.model.image_size != size:  # came with the weights
+        size = config.model.image_size
+        source = open_source(config.data, config.data.train_split, image_size=size)
     tokenizer = given.tokenizer or build_tokenizer(config.data, pooling=config.model.text.pooling)
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ValueError(
@@ -216,7 +218,11 @@ def fitting_loader(data: DataConfig, *, rows: int) -> tuple[DataConfig, list[str
             "started. Ask the batch system for more CPUs where the data wait is not near 0 (Slurm: "
             "--cpus-per-task)"
         ]
-    started = f"{most} loader processes are started" if most else "threads of this process make it"
+    started = (
+        f"{most} loader processes are started"
+        if most
+        else "threads of this process make the batches"
+    )
     return dataclasses.replace(data, num_workers=most), [
         f"{given}, and data.prefetch_batches = {data.prefetch_batches} batches with {rows} images "
         f"of this process each are too few for so many: {started}"

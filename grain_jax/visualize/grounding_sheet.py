@@ -203,7 +203,7 @@ def _key(
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of a card: a true box, the prediction that goes with it, or one of them alone."""
+    """A line of the sheet: a true box, the prediction that goes with it, or one of them."""
 
     true: NamedBox | None
     predicted: NamedBox | None

@@ -25,7 +25,7 @@ MAX_ENTRIES = 24  # texts under the image
 
 @dataclass(frozen=True)
 class LabelRow:
-    """A label with its probability among all that were query; `match`: the description of it that
+    """A label with its probability among all labels given; `match`: the description of it that
     the image matches best, with its cosine.
     """
 
@@ -93,8 +93,8 @@ def draw_prediction(
     """Writes one image (PNG) with the boxes in which texts were found; xyxy in [0, 1] of it.
 
     Above it the highest-scoring of `num_labels` labels, bold where one is far above a random guess
-    and faint where it is near; below it the texts of each section in full, under the number of their
-    box, which texts may share. Other regions are grey and dashed, and what lies outside
+    and faint where it is near; below it the texts of each section in full, under the number of
+    their box, which texts may share. Other regions are grey and dashed, and what lies outside
     `crop_xyxy`, which the model did not see, is pale.
     """
     height, width = image.shape[:2]

@@ -116,7 +116,7 @@ def _vision_tokens(model: ImageTextModel, images: jax.Array) -> jax.Array:
 class Options:
     """What to time."""
 
-    timed_steps: int = 5
+    timed_steps: int = 5  # steps that are timed, after the first
     parts: bool = False  # time the parts of the model too
     config: SettingsOptions = field(default_factory=TrainConfig)
 

@@ -127,6 +127,7 @@ def test_the_learning_rate_has_a_short_name():
         ("optim=1", "is a section"),
         ("logging.tensorboard=maybe", "expected true or false"),
         ("model.decoder.memory_position=sincos", "never improved a result"),
+        ("data.world.seeed=3", "Did you mean data.synthetic_birds.seed?"),
         ("stop_at_step=7", "max_steps_this_run"),
     ],
 )
@@ -146,6 +147,7 @@ def test_a_mistaken_setting_is_refused_with_the_nearest(prefix, argument, messag
         ("--noconfig.logging.tensorbord", "Did you mean logging.tensorboard?"),
         ("--config=nowhere/x.py", "there is no file 'nowhere/x.py'"),
         ("--config=demo:hard", "Unknown variant 'hard'"),
+        ("--confg=demo:smoke", "Did you mean --config?"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(argument, message):
@@ -169,6 +171,21 @@ def test_what_the_parser_refuses_is_printed(argument, named, capsys):
         parse(argument)
     assert ended.value.status == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--check"], True),
+        (["--check=true"], True),
+        (["-check"], True),
+        (["--check=false"], False),
+        (["--nocheck"], False),
+        ([], False),
+    ],
+)
+def test_a_switch_is_spelled_as_before(words, expected):
+    assert parse_options(words).check is expected
 
 
 def test_help_shows_every_setting_with_its_default(capsys):

@@ -107,6 +107,20 @@ def test_two_bugs_became_one_variant(labels, empty, variant):
         values = {"region_labels": labels, "empty_batch": empty}
         config = config_from_json(json.dumps({"loss": {name: values[name] for name in names}}))
         assert config.loss.variant == variant
+        words = [f"--config.loss.{name}={values[name]}" for name in names]
+        assert parse_options(words).config.loss.variant == variant
+
+
+def test_an_older_name_beside_todays_is_refused():
+    with pytest.raises(
+        ValueError, match=r"optim.accumulate = 4 beside optim.grad_cache_chunks = 2"
+    ):
+        migrate({"optim": {"grad_cache_chunks": 2, "accumulate": 4}})
+
+
+@pytest.mark.parametrize("word", ["model.decoder.memory_position=none", "stop_at_step=0"])
+def test_what_asked_for_nothing_is_let_pass(word):
+    assert parse_options([f"--config.{word}"]).config == parse_options([]).config
 
 
 def test_todays_settings_are_not_touched():
@@ -125,6 +139,8 @@ def test_todays_settings_are_not_touched():
         ("optim", "learning_rat", "did you mean learning_rate"),
         ("data", "world", "which is data.synthetic_birds"),
         ("checkpoint", "keep", "which is checkpoint.max_to_keep now"),
+        ("checkpoint", "every_steps", "which is checkpoint.save_interval_steps now"),
+        ("model.vision", "init", "which is model.vision.initializer now"),
     ],
 )
 def test_a_config_file_that_sets_what_does_not_exist_is_refused(section, name, message, tmp_path):
@@ -135,6 +151,23 @@ def test_a_config_file_that_sets_what_does_not_exist_is_refused(section, name, m
         "    config = TrainConfig()\n"
         f"    config.{section}.{name} = 1\n"
         "    return config\n"
+    )
+    with pytest.raises(ValueError, match=message):
+        parse_options([f"--config={file}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("TrainConfig(init='RUN')", "which is pretrained"),
+        ("DataConfig(source='records')", "which is data.dataset now"),
+    ],
+)
+def test_a_config_file_that_passes_an_older_name_is_told_todays(given, message, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from grain_jax.config import DataConfig, TrainConfig\n"
+        f"def get_config(variant=''):\n    return {given}\n"
     )
     with pytest.raises(ValueError, match=message):
         parse_options([f"--config={file}"])

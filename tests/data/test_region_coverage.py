@@ -249,7 +249,7 @@ def test_a_model_without_trained_regions_scores_the_whole_image():
     (answer,) = model.classify(image, descriptions=described)
     (whole,) = toy_model(regions=False).classify(image, descriptions=described)
     assert [one.score for one in answer.ranked] == [one.score for one in whole.ranked]
-    assert answer.ranked[0].seen[0].query is None
+    assert answer.ranked[0].grounded[0].query is None
     with pytest.raises(ValueError, match="GRAIN model without trained region embeddings"):
         model.classify(image, descriptions=described, alpha=0.5)
     with pytest.raises(ValueError, match="no regions to find a phrase in"):
@@ -270,7 +270,7 @@ def test_predict_draws_no_box_and_says_so(tmp_path, capsys, monkeypatch):
     assert predict([str(file), "--checkpoint=run", *arguments, f"--out={tmp_path / 'cards'}"]) == 0
     written = json.loads((tmp_path / "o.json").read_text())
     assert "no box is shown, alpha is 1" in capsys.readouterr().err
-    assert written["asked"]["alpha"] == 1
+    assert written["request"]["alpha"] == 1
     assert "boxes_xyxy" not in written["images"][0]
     assert (tmp_path / "cards/bird.png").is_file()
 
@@ -334,7 +334,7 @@ def test_untrained_boxes_are_not_shown_but_regions_are_used():
     image = columns("red", "green", "blue")
     (answer,) = model.classify(image, descriptions={"a": ["red"], "b": ["blue"]})
     assert model.default_alpha == 0.5
-    seen = answer.ranked[0].seen[0]
+    seen = answer.ranked[0].grounded[0]
     assert seen.query is not None
     assert seen.box_xyxy is None
     with pytest.raises(ValueError, match="without trained boxes"):

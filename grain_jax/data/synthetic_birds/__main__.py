@@ -1,4 +1,4 @@
-"""A few scenes of the world as ordinary files.
+"""A sample of the drawn birds as ordinary files.
 
   python -m grain_jax.data.synthetic_birds --output=DIR
 
@@ -117,7 +117,7 @@ def write_zero_shot_set(config: SyntheticBirdsConfig, image_size: int, out: Path
 
 def _save(record: Record, path: Path) -> None:
     if isinstance(record.image, bytes):
-        raise ValueError(f"{record.id} holds encoded bytes; the world draws pixels.")
+        raise ValueError(f"{record.id} holds encoded bytes; the drawn birds are pixels.")
     Image.fromarray(record.image).save(path)
 
 
