@@ -409,6 +409,7 @@ def test_pixel_boxes_have_a_pixel_of_slack() -> None:
 
 @pytest.mark.parametrize("words", [["--on-error=stop"], ["--on_error", "stop"]])
 def test_the_older_name_of_raise_is_understood(tmp_path, words, capsys):
+    tmp_path.joinpath("images").mkdir()
     tmp_path.joinpath("train.jsonl").write_text("{nonsense\n")
     assert prepare.main(command(tmp_path, *words)) == 2
     assert "train.jsonl:1" in capsys.readouterr().err

@@ -39,10 +39,11 @@ def disagree_on_scores():
 def agree(folder, arguments):
     options = dict(argument.removeprefix("--").split("=") for argument in arguments)
     processes.join_processes(
-        distributed=False,
-        coordinator=options["coordinator"],
-        num_processes=int(options["num_processes"]),
-        process_id=int(options["process_id"]),
+        processes.ProcessOptions(
+            coordinator=options["coordinator"],
+            num_processes=int(options["num_processes"]),
+            process_id=int(options["process_id"]),
+        )
     )
     own = 0.1 if FIRST else math.nextafter(0.1, 1.0)
     said = {"number": processes.from_first(own), "none": processes.from_first(None)}

@@ -228,6 +228,4 @@ def test_a_process_needs_all_three_numbers():
     with pytest.raises(
         ValueError, match=r"--coordinator, --process_id given without --num_processes"
     ):
-        processes.join_processes(
-            distributed=False, coordinator="host:1", num_processes=None, process_id=0
-        )
+        processes.join_processes(processes.ProcessOptions(coordinator="host:1", process_id=0))
