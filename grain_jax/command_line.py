@@ -123,11 +123,11 @@ Best = Annotated[bool, _step_or_best]
 OUT = arg(aliases=("--out",))  # the name that --output had in most commands
 
 
-class NotParsed(Exception):
+class NotParsed(SystemExit):
     """The command ends here: help was asked for, or an option is wrong and has been named."""
 
     def __init__(self, status: int):
-        super().__init__(status)
+        super().__init__(int(status))
         self.status = status
 
 
