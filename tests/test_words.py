@@ -19,6 +19,8 @@ HISTORY = {
     "tests/test_older_files.py",
     "tests/test_words.py",
 }
+# Captions of a data set: every result rests on them.
+DATA = {'"my {} picture",', '"a picture of one {} today",'}
 # What is never written -> what is.
 WORDS = {
     r"pictures?\b": "image",
@@ -67,7 +69,7 @@ def test_a_word_of_our_own_is_nowhere(pattern):
         f"{name}:{number}: {line.strip()[:100]}"
         for name, text in texts()
         for number, line in enumerate(text.splitlines(), start=1)
-        if re.search(pattern, line, re.IGNORECASE)
+        if re.search(pattern, line, re.IGNORECASE) and line.strip() not in DATA
     ]
     assert not lines, f"Write {WORDS[pattern]!r}:\n" + "\n".join(lines)
 

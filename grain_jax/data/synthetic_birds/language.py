@@ -14,9 +14,9 @@ from grain_jax.data.synthetic_birds.species import COLOURS, PARTS, SHAPES, SYLLA
 NAME_TEMPLATES = (
     "a photo of a {}",
     "the {} bird",
-    "my {} image",
+    "my {} picture",
     "a {} in the wild",
-    "an image of one {} today",
+    "a picture of one {} today",
 )
 PROMPT_TEMPLATES = NAME_TEMPLATES[:2]  # for zero-shot recognition by name
 GENERIC_CAPTION = "a photo of a bird"

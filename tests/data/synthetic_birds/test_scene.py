@@ -1,5 +1,7 @@
 """Images of synthetic birds: deterministic, balanced, with exact boxes, at any size."""
 
+import hashlib
+import json
 import pickle
 
 import numpy as np
@@ -174,3 +176,23 @@ def test_an_index_beyond_the_end_is_refused():
     for index in (5, -1):
         with pytest.raises(IndexError):
             source[index]
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "expected"), [("easy", "dd6cf93049aa8d12"), ("hard", "b6b5207a41f6cba2")]
+)
+def test_images_texts_and_boxes_are_those_that_results_rest_on(difficulty, expected):
+    """A word changed in a caption is another data set, and its results are not to be compared."""
+    found = hashlib.sha256()
+    for split in ("train", "validation", "seen", "unseen"):
+        source = SyntheticBirdSource(SyntheticBirdsConfig(difficulty=difficulty), split, 64)
+        for index in range(40):
+            record = source[index]
+            captions = [[caption.text, caption.source] for caption in record.captions]
+            regions = [
+                [region.description, [round(value, 6) for value in region.box_xyxy]]
+                for region in record.regions
+            ]
+            found.update(json.dumps([record.id, captions, regions]).encode())
+            found.update(record.image.tobytes())
+    assert found.hexdigest()[:16] == expected
