@@ -104,12 +104,6 @@ def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True
     ]
 
 
-def validate_model(model: ModelConfig) -> None:
-    """Raises one ValueError that names all that is wrong with `model` by itself."""
-    if found := _bounds(leaves(model, "model.")) or [*_model_problems(model)]:
-        raise ValueError("\n".join(found))
-
-
 def loader_problems(data: DataConfig) -> list[str]:
     """Everything wrong with `data` for a loader of records that are already open."""
     return _bounds(leaves(data, "data.")) or [*_loader_problems(data), *_transform_problems(data)]
