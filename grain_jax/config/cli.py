@@ -14,14 +14,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from grain_jax.config import schema
 from grain_jax.config.migration import (
     REASONS,
     REMOVED,
     SETTINGS,
     migrate,
     migrate_one,
-    renamed_to,
 )
 from grain_jax.config.schema import TrainConfig, UnknownSettingError
 from grain_jax.config.validation import leaves
@@ -73,15 +71,8 @@ def _named(path: str) -> Iterator[None]:
     """Errors about settings that do not exist, with the file and their names of today."""
     try:
         yield
-    except UnknownSettingError as error:
+    except (UnknownSettingError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    except TypeError as error:
-        unknown = re.search(r"(\w+)\.__init__\(\) .*keyword argument '(\w+)'", str(error))
-        owner = getattr(schema, unknown[1], None) if unknown else None
-        fields = [item.name for item in dataclasses.fields(owner)] if owner else []
-        if unknown is None or not (renamed := renamed_to(unknown[2], fields)):
-            raise
-        raise ValueError(f"{path}: {error}, which is {' or '.join(renamed)} now.") from error
 
 
 def read_settings(

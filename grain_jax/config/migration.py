@@ -1,8 +1,7 @@
 """Settings under the names and values they had before 0.2: in stored runs, exports and flags.
 
-Everything read from JSON or the command line passes through here, so runs and exports made by older
-versions load. A Python config file does not: it sets fields, and an unknown field is refused with
-its new name.
+Settings from JSON, the command line and Python config files pass through here, so runs, exports
+and scripts made for older versions work.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -138,6 +137,32 @@ def migrate_one(path: str, value: Any) -> tuple[str, Any]:
     if now is None:
         return path, value
     return now.path, now.values.get(value, value) if isinstance(value, str) else value
+
+
+def migrate_fields(given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """The values `given` to a settings class with these `fields`, under today's names.
+
+    A name that is known to neither stays as it is. Raises ValueError as `migrate` does.
+    """
+    result = {name: value for name, value in given.items() if name in fields}
+    for name, value in given.items():
+        if name in fields:
+            continue
+        removed = next((path for path in REMOVED if path.rpartition(".")[2] == name), None)
+        if removed is not None:
+            if value not in REMOVED[removed]:
+                raise ValueError(f"{name} = {value!r} no longer exists: {REASONS[removed]}.")
+            continue
+        now, today = name, value
+        for path in SETTINGS:
+            new_path, new_value = migrate_one(path, value)
+            if path.rpartition(".")[2] == name and new_path.rpartition(".")[2] in fields:
+                now, today = new_path.rpartition(".")[2], new_value
+        if now == "variant" and today == "corrected":
+            continue  # one of the two bugs was off: the other one decides
+        if result.setdefault(now, today) != today:
+            raise ValueError(f"{name} = {value!r} beside {now} = {result[now]!r}; leave one out.")
+    return result
 
 
 def migrate_options(arguments: Sequence[str], command: str) -> list[str]:

@@ -12,9 +12,9 @@ D width, E embedding, K classes, N images or texts of a set, T texts.
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from grain_jax.config.migration import REASONS, renamed_to
+from grain_jax.config.migration import REASONS, migrate_fields, renamed_to
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dataset = Literal["synthetic_birds", "tfds"]
@@ -33,23 +33,49 @@ class UnknownSettingError(AttributeError):
     """A field that no settings class has, or not under this name."""
 
 
-class Settings:
-    """Refuses to set a field that does not exist: a mistyped name would change nothing."""
+class _TakesOlderNames(type):
+    """Passes keywords of a settings class through `migrate_fields`; an unknown one is refused."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        known = list(type(self).__annotations__)
-        if name not in known:
-            renamed = renamed_to(name, known)
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}? It has" if near else "; it has"
-            if name in REASONS:
-                hint = f": {REASONS[name]}; it has"
-            elif renamed:
-                hint = f", which is {' or '.join(renamed)} now; it has"
-            raise UnknownSettingError(
-                f"{type(self).__name__} has no setting {name!r}{hint} {', '.join(known)}."
-            )
-        super().__setattr__(name, value)
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        known = cls.__annotations__
+        given = migrate_fields(given, known)
+        for name in given:
+            if name not in known:
+                raise _unknown(cls, name)
+        return super().__call__(*args, **given)
+
+
+class Settings(metaclass=_TakesOlderNames):
+    """Fields with their names of today or of older versions; any other is refused when set.
+
+    A mistyped name would change nothing otherwise.
+    """
+
+    if not TYPE_CHECKING:  # type checkers know the fields
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            known = type(self).__annotations__
+            for today, now in migrate_fields({name: value}, known).items():
+                if today not in known:
+                    raise _unknown(type(self), today)
+                super().__setattr__(today, now)
+
+        def __getattr__(self, name: str) -> Any:
+            raise _unknown(type(self), name)
+
+
+def _unknown(owner: type, name: str) -> UnknownSettingError:
+    known = list(owner.__annotations__)
+    renamed = renamed_to(name, known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}? It has" if near else "; it has"
+    if name in REASONS:
+        hint = f": {REASONS[name]}; it has"
+    elif renamed:
+        hint = f", which is {' or '.join(renamed)} now; it has"
+    return UnknownSettingError(
+        f"{owner.__name__} has no setting {name!r}{hint} {', '.join(known)}."
+    )
 
 
 @dataclass
