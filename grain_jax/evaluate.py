@@ -51,9 +51,9 @@ from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet
-from grain_jax.data.source import open_source
+from grain_jax.data.source import data_source, open_source
 from grain_jax.data.tokenizer import WordTokenizer
-from grain_jax.evaluation import results as results_file
+from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
@@ -74,6 +74,7 @@ from grain_jax.parallel import processes
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import user_path
+from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with processes.errors_in_all():
             _check(options)
-        report, unwritten = _evaluate(options, messages)
+        report, headline, unwritten = _evaluate(options, messages)
     except (ValueError, OSError) as error:
         say = functools.partial(_say_error, Console(stderr=True))
         return processes.refused(error, status=status_of(error), say=say)
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not processes.speaks():
         return ExitStatus.DONE
     try:
-        print_results(report["results"], output)
+        print_results(report["results"], output, headline=headline)
     finally:  # also where the reader of a pipe has gone
         said = _write(options, report, messages)
         if unwritten is not None:
@@ -229,8 +230,8 @@ def _refuse(options: Options, names: Sequence[str], needs: str) -> None:
         raise ValueError(f"--{given[0]} goes with {needs}; leave it out or change --data.")
 
 
-def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], OSError | None]:
-    """The report, and why the predictions could not be written where they could not."""
+def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str, OSError | None]:
+    """The report, its headline, and why the predictions could not be written if they could not."""
 
     def note(text: str) -> None:
         messages.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
@@ -263,19 +264,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], OSEr
         note(f"{lacking} regions: --alphas and --region_aggregation change none of its figures.")
     if options.best:
         _note_choice(options, loaded.config, split, labelled, note)
-    encoder = Encoder(
-        loaded.model,
-        loaded.params,
-        tokenizer=loaded.tokenizer,
-        preprocessing=loaded.preprocessing,
-        batch_size=config.evaluation.batch_size,
-        caption_length=config.data.caption_length,
-        description_length=config.data.description_length,
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
-        mesh=mesh,
-        learned=loaded.learned,
-    )
+    encoder = Encoder.from_bundle(dataclasses.replace(loaded, config=config), mesh=mesh)
     if config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
@@ -315,7 +304,9 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], OSEr
         "versions": versions(),
         "hardware": hardware(),
     }
-    return report, details.predictions.failure if details.predictions else None
+    data = data_source(config.data, image_size=encoder.preprocessing.image_size)
+    failure = details.predictions.failure if details.predictions else None
+    return report, data.headline(results), failure
 
 
 def _note_choice(
@@ -355,7 +346,7 @@ def _images(
     templates: Sequence[str],
     note: Callable[[str], None],
     details: ResultDetails,
-) -> dict[str, float]:
+) -> list[Result]:
     assert options.data is not None
     dataset = load_zero_shot(
         options.data,
@@ -396,7 +387,7 @@ def _records(
     options: Options,
     split: str,
     details: ResultDetails,
-) -> dict[str, float]:
+) -> list[Result]:
     folder, tasks = options.data, _tasks(options)
     data = dataclasses.replace(config.data, dataset="tfds", data_dir=str(folder))
     size = encoder.preprocessing.image_size

@@ -43,7 +43,7 @@ from grain_jax.data.source import data_source
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.disk import disk_trouble, is_partial, whole_folder
-from grain_jax.evaluation.tables import metrics_at_step
+from grain_jax.evaluation.tables import results_at_step
 from grain_jax.extras import how_to_install
 from grain_jax.formats import parity
 from grain_jax.formats.model_card import TrainingRun, model_card
@@ -184,20 +184,22 @@ def _write_huggingface(loaded: ModelBundle, options: Options, out: Path, note: N
         rounding = _compare(functools.partial(ours, loaded.params), model, inputs)
         _print(f"What {options.dtype} changes; no limit on this", rounding)
     parity.write_parity(differences, out, rounding=rounding)
-    run = _training_run(options.checkpoint, loaded.step)
+    run = _training_run(options.checkpoint, loaded)
     card = model_card(loaded, run, differences, dtype=options.dtype)
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _training_run(path: Path, step: int) -> TrainingRun:
+def _training_run(path: Path, loaded: ModelBundle) -> TrainingRun:
     """What is known of the run at `path`; little where it is not a run folder."""
     folder = path / run_folder.FOLDER if (path / run_folder.FOLDER).is_dir() else path
     if not run_folder.complete_steps(folder):
         return TrainingRun(path.name)
-    if not (num_images := int(run_folder.read_metadata(folder, step)["num_images"])):
+    if not (num_images := int(run_folder.read_metadata(folder, loaded.step)["num_images"])):
         return TrainingRun(path.name)
     run = path if (path / metrics.FILE).exists() else path.parent
-    return TrainingRun(path.name, num_images, metrics_at_step(run / metrics.FILE, step))
+    data = data_source(loaded.config.data, image_size=loaded.preprocessing.image_size)
+    measured = results_at_step(run, loaded.step, headline=data.headline)
+    return TrainingRun(path.name, num_images, measured)
 
 
 def _write_run(loaded: ModelBundle, options: Options, out: Path, note: Note) -> None:

@@ -40,7 +40,7 @@ from grain_jax.evaluation.suite import best_metric_name, evaluate
 from grain_jax.evaluation.tables import print_results
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading import initialize
-from grain_jax.models.bundle import make_metadata
+from grain_jax.models.bundle import ModelBundle, make_metadata
 from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING
 from grain_jax.parallel import processes, sharding
@@ -215,11 +215,12 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
 
     # Start, in this order: the newest whole checkpoint of the run folder, else a new state from the
     # seed, with the weights of `pretrained` where it names some. All are placed as this mesh wants.
+    templates = data_source(config.data, image_size=config.model.image_size).templates
     metadata = make_metadata(
         config,
         tokenizer=tokenizer,
         preprocessing=inputs.preprocessing,
-        templates=data_source(config.data, image_size=config.model.image_size).templates,
+        templates=templates,
         num_images=len(source),
         learned=NOTHING,
     )
@@ -251,19 +252,17 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         start_step=start_step,
         rows=rows,
     )
-    encoder = Encoder(
-        model,
-        state.inference_params,
+    bundle = ModelBundle(
+        model=model,
+        params=state.inference_params,
+        config=config,
         tokenizer=tokenizer,
         preprocessing=inputs.preprocessing,
-        batch_size=config.evaluation.batch_size,
-        caption_length=config.data.caption_length,
-        description_length=config.data.description_length,
-        mesh=mesh,
-        num_threads=config.data.num_threads,
+        templates=templates,
+        step=start_step,
         learned=inputs.will_learn,
-        num_workers=loader.num_workers,
     )
+    encoder = Encoder.from_bundle(bundle, mesh=mesh, num_workers=loader.num_workers)
     # From here on the run folder is this run's.
     with processes.errors_in_all():
         log = MetricsLog(workdir, config, start_step=start_step)
@@ -391,7 +390,7 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
         try:
             details = ResultDetails()
             results = evaluate(encoder, run.config, final=True, note=screen.say, details=details)
-            run.log.write(int(run.state.step), results)
+            run.log.write_results(int(run.state.step), results)
             written = write_report(
                 run.workdir,
                 run.config,
@@ -403,7 +402,8 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
         except ValueError as error:
             stopped = stopped_by(error)
             raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
-    print_results(results, screen.console)
+    data = data_source(run.config.data, image_size=run.config.model.image_size)
+    print_results(results, screen.console, headline=data.headline(results))
     for path in [*written, run.workdir / metrics.FILE, run.workdir / run_folder.FOLDER]:
         screen.say(str(path))
 

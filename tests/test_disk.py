@@ -23,7 +23,7 @@ from grain_jax import evaluate, export, predict, prepare
 from grain_jax.data.tfds_records import RecordSource, write_shard
 from grain_jax.disk import cannot_write
 from grain_jax.evaluation.predictions import PredictionsFile
-from grain_jax.evaluation.results import write_results
+from grain_jax.evaluation.results_file import write_results
 
 TOO_LARGE = os.strerror(errno.EFBIG)
 

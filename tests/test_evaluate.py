@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from plain_text import plain
+from stored_results import stored_results
 from toy_encoder import ToyModel, ToyTokenizer, half, make_image
 
 from grain_jax import evaluate
@@ -100,10 +101,6 @@ def records(tmp_path):
     return root
 
 
-def figures(path) -> dict[str, float]:
-    return json.loads(path.read_text())["results"]
-
-
 def written(folder, name: str = "evaluation_"):
     """The file of results whose name begins so; there is no other."""
     (path,) = folder.glob(f"{name}*.json")
@@ -116,7 +113,7 @@ def test_labelled_images_are_classified(run, images, capsys):
     )
     assert status == 0
     path = written(run.folder, "evaluation_colours_step7_")
-    results = figures(path)
+    results = stored_results(path)
     assert results["colours/name"] == 1.0
     assert results["colours/description/alpha0"] == 1.0
     assert results["colours/description/alpha1"] == 0.0  # the whole says another colour
@@ -141,12 +138,13 @@ def test_classes_of_one_name_tie_and_the_result_says_so(run, images, capsys):
     assert "--allow_equal_names" in capsys.readouterr().err
     assert evaluate.main([*given, "--allow-equal-names"]) == 0
     assert "2 of 3 classes share their name" in capsys.readouterr().err
-    report = json.loads(written(run.folder, "evaluation_colours_step7_").read_text())
+    path = written(run.folder, "evaluation_colours_step7_")
+    report, results = json.loads(path.read_text()), stored_results(path)
     assert report["settings"]["allow_equal_names"] is True
-    assert report["results"]["colours/name"] == pytest.approx((1 + 0.5 + 0.5) / 3)
-    assert report["results"]["colours/name/top5"] == 1.0
-    assert report["results"]["colours/random"] == pytest.approx(1 / 3)
-    assert report["results"]["colours/classes"] == 3
+    assert results["colours/name"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert results["colours/name/top5"] == 1.0
+    assert results["colours/random"] == pytest.approx(1 / 3)
+    assert results["colours/classes"] == 3
 
 
 def test_a_list_of_names_is_bound_as_asked(run, images, tmp_path):
@@ -155,10 +153,11 @@ def test_a_list_of_names_is_bound_as_asked(run, images, tmp_path):
     (images / "descriptions.json").unlink()
     assert evaluate.main(given) == 2
     assert evaluate.main([*given, "--classes-by=order"]) == 0
-    report = json.loads(written(run.folder, "evaluation_colours_step7_").read_text())
+    path = written(run.folder, "evaluation_colours_step7_")
+    report, results = json.loads(path.read_text()), stored_results(path)
     assert report["settings"]["classes_by"] == "order"
     # The toy knows no sun, so that the red image is as like to all three.
-    assert report["results"]["colours/name"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert results["colours/name"] == pytest.approx((1 + 1 + 1 / 3) / 3)
 
 
 @pytest.mark.parametrize("damage", [b"", png("red", "green", "green")[:60]])
@@ -172,22 +171,22 @@ def test_prepared_records_are_retrieved_and_grounded(run, records):
     output = run.folder / "out.json"
     arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
     assert evaluate.main([*arguments, "--best", f"--output={output}"]) == 0
-    results = figures(output)
+    results = stored_results(output)
     assert results["dev/retrieval/mean_R@1"] == 1.0
     assert results["dev/phrase_accuracy"] == 1.0
     assert results["dev/constant_box_recall"] == 1.0
     assert run.asked == [(run.folder, None, True)]
     arguments += ["--tasks=grounding", f"--output={output}"]
     assert evaluate.main(arguments) == 2  # it exists
-    assert figures(output) == results
+    assert stored_results(output) == results
     assert evaluate.main([*arguments, "--overwrite"]) == 0
-    assert not any("retrieval" in key for key in figures(output))
+    assert not any("retrieval" in key for key in stored_results(output))
 
 
 def test_without_data_the_run_is_measured_as_at_its_end(run, capsys):
     lines = run.folder / "all.jsonl"
     assert evaluate.main([f"--checkpoint={run.folder}", f"--predictions={lines}"]) == 0
-    results = figures(written(run.folder, "evaluation_step7_"))
+    results = stored_results(written(run.folder, "evaluation_step7_"))
     answers = [json.loads(line) for line in lines.read_text().splitlines()]
     own = [one for one in answers if (one["set"], one["method"]) == ("unseen", "name")]
     assert len({one["image"] for one in own}) == 25
@@ -207,7 +206,7 @@ def test_other_splits_and_tasks_go_to_other_files(run, records, monkeypatch):
     for options in (["--split=dev"], ["--split=train[:1]", "--tasks=grounding"]):
         assert evaluate.main([*arguments, *options]) == 0
     for name in ("evaluation_records_dev_step7_", "evaluation_records_train-1_grounding_step7_"):
-        assert figures(written(run.folder, name))
+        assert stored_results(written(run.folder, name))
 
 
 def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
@@ -239,7 +238,7 @@ def test_results_that_nobody_reads_are_still_written(run, records, monkeypatch):
     monkeypatch.setattr(evaluate, "print_results", closed)
     with pytest.raises(SystemExit):
         evaluate.main([f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"])
-    assert figures(written(run.folder, "evaluation_records_dev_step7_"))
+    assert stored_results(written(run.folder, "evaluation_records_dev_step7_"))
 
 
 def test_figures_of_the_data_that_chose_the_checkpoint_are_called_so(run, records, capsys):
@@ -427,7 +426,7 @@ def test_a_set_has_one_name(run, images, tmp_path, capsys):
     (images / "stray.png").write_bytes(png("red", "red", "red"))  # which gives a note
     assert evaluate.main([f"--checkpoint={run.folder}", f"--data={tmp_path / 'link'}"]) == 0
     assert "Note: link: 1 images are not in a class folder" in capsys.readouterr().err
-    assert "link/name" in figures(written(run.folder, "evaluation_link_"))
+    assert "link/name" in stored_results(written(run.folder, "evaluation_link_"))
 
 
 def test_a_run_notes_a_set_by_its_name_in_the_metrics(run, images, tmp_path, capsys):
@@ -440,7 +439,7 @@ def test_a_run_notes_a_set_by_its_name_in_the_metrics(run, images, tmp_path, cap
     printed = capsys.readouterr().err
     for name in names:
         assert f"Note: {name}: 1 images are not in a class folder" in printed
-        assert f"{name}/name" in figures(written(run.folder))
+        assert f"{name}/name" in stored_results(written(run.folder))
 
 
 def test_other_texts_and_images_get_a_file_of_their_own(run, images, tmp_path, capsys):
@@ -483,13 +482,15 @@ def test_the_same_evaluation_again_leaves_one_file(run, images, capsys):
 
     # Another training in the same folder: other figures of the same inputs are kept beside.
     report = json.loads(first)
-    report["results"]["colours/name"] = 0.5
+    for result in report["results"]:
+        if (result["method"], result["metric"]) == ("name", "top1"):
+            result["value"] = 0.5
     path.write_text(json.dumps(report))
     assert evaluate.main(arguments) == 0
-    assert figures(path)["colours/name"] == 0.5
-    assert figures(path.with_name(f"{path.stem}-2.json"))["colours/name"] == 1.0
+    assert stored_results(path)["colours/name"] == 0.5
+    assert stored_results(path.with_name(f"{path.stem}-2.json"))["colours/name"] == 1.0
     assert evaluate.main([*arguments, "--overwrite"]) == 0
-    assert figures(path)["colours/name"] == 1.0
+    assert stored_results(path)["colours/name"] == 1.0
 
 
 def test_nothing_is_written_beside_a_model_of_others(run, images, tmp_path, monkeypatch, capsys):
@@ -523,7 +524,7 @@ def test_every_answer_can_be_had_and_their_mean_is_the_figure(
         path = tmp_path / f"{name}.{suffix}"
         given = [f"--checkpoint={run.folder}", *options, f"--predictions={path}"]
         assert evaluate.main([*given, f"--output={tmp_path / name}.json"]) == 0
-        results |= figures(tmp_path / f"{name}.json")
+        results |= stored_results(tmp_path / f"{name}.json")
         with path.open(newline="", encoding="utf-8") as file:
             lines += list(csv.DictReader(file)) if suffix == "csv" else map(json.loads, file)
     metrics = {
@@ -534,6 +535,8 @@ def test_every_answer_can_be_had_and_their_mean_is_the_figure(
     correct: dict[str, list[float]] = {}
     for line in lines:
         metric = f"{line['set']}/{metrics.get(line['method'], line['method'])}"
+        if line.get("alpha") not in (None, ""):
+            metric += f"/alpha{float(line['alpha']):g}"
         correct.setdefault(metric, []).append(float(line["correct"]))
     for metric, values in correct.items():
         assert np.mean(values) == pytest.approx(results[metric], abs=1e-5), metric
@@ -570,7 +573,7 @@ def test_results_are_kept_where_predictions_find_the_disk_full(
     assert "the predictions could not be written: [Errno 28] No space left" in printed.err
     assert "Zero-shot classification" in printed.out
     assert "Predictions:" not in printed.out
-    assert figures(written(run.folder))["colours/name"] == 1.0
+    assert stored_results(written(run.folder))["colours/name"] == 1.0
     assert not list(tmp_path.glob("*all*"))
 
 

@@ -13,7 +13,8 @@ import grain_jax
 PACKAGE = Path(grain_jax.__file__).parent
 ROWS = (
     ("paths", "disk", "terminal", "extras"),
-    ("config", "boxes", "runtime", "slow_compile"),
+    ("config",),
+    ("boxes", "results", "runtime", "slow_compile"),
     ("data", "losses"),
     ("models", "parallel", "zero_shot"),
     ("training", "inference", "formats", "visualize"),

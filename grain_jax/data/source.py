@@ -5,7 +5,7 @@
 `DataSource`. To add a data set, implement the protocol and add it to `DATA_SOURCES`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from grain_jax.config import DataConfig, TrainConfig
@@ -13,6 +13,7 @@ from grain_jax.data.example_texts import ExampleTexts
 from grain_jax.data.records import EvaluationSet, Source
 from grain_jax.data.synthetic_birds.data_source import SyntheticBirds
 from grain_jax.data.tfds_data_source import TfdsDataSource
+from grain_jax.results import Result
 
 
 @runtime_checkable
@@ -69,8 +70,12 @@ class DataSource(Protocol):
         """The metric that selects the best checkpoint unless the user names one; "" for none."""
         ...
 
-    def summary(self, metrics: Mapping[str, float], alphas: Sequence[float]) -> dict[str, float]:
-        """The headline metrics, chosen without test sets; {} where there are none."""
+    def summary(self, results: Sequence[Result], alphas: Sequence[float]) -> list[Result]:
+        """Results of the data set `HEADLINE`, chosen without test sets; [] where there are none."""
+        ...
+
+    def headline(self, results: Sequence[Result]) -> str:
+        """One sentence that says the summary among the results; "" without one."""
         ...
 
     @property

@@ -1,12 +1,13 @@
 """TFDS data sets written by `python -m grain_jax.prepare`, as a `DataSource`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.example_texts import ExampleTexts
 from grain_jax.data.records import DEFAULT_TEMPLATES, EvaluationSet, Source, evenly_spaced
+from grain_jax.results import Result, result_key
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,15 @@ class TfdsDataSource:
             yield EvaluationSet(split, f"Split {split!r}", source)
 
     def default_metric(self, config: TrainConfig) -> str:
-        return f"{self.config.eval_split}/retrieval/mean_R@1" if self.config.eval_split else ""
+        if not self.config.eval_split:
+            return ""
+        return result_key(self.config.eval_split, "retrieval", None, "mean_R@1")
 
-    def summary(self, metrics: Mapping[str, float], alphas: Sequence[float]) -> dict[str, float]:
-        return {}
+    def summary(self, results: Sequence[Result], alphas: Sequence[float]) -> list[Result]:
+        return []
+
+    def headline(self, results: Sequence[Result]) -> str:
+        return ""
 
     @property
     def location(self) -> str:

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from grain_jax.boxes import pairwise_iou
 from grain_jax.evaluation.annotations import Annotations
 from grain_jax.evaluation.grounding import Phrase, box_scores, phrase_hits
+from grain_jax.results import Result
 
 
 @dataclass(frozen=True)
@@ -45,36 +46,33 @@ def fit_constant_boxes(
     return ConstantBoxes(boxes, best_single_box(boxes, training.phrases), medians, part_of)
 
 
-def score_constant_boxes(
-    baseline: ConstantBoxes, truth: Annotations, prefix: str
-) -> dict[str, float]:
-    """The metrics of grounding for boxes that are the same on every image, under
-    "<prefix>/constant_...".
+def score_constant_boxes(baseline: ConstantBoxes, truth: Annotations, dataset: str) -> list[Result]:
+    """The metrics of grounding for boxes that are the same on every image: "constant_boxes".
 
-    A phrase is answered by the best single box. With parts also "<prefix>/part_...": the median box
-    of each part, and for a phrase that of the part it speaks of (a blind model that understands the
+    A phrase is answered by the best single box. With parts also "part_boxes": the median box of
+    each part, and for a phrase that of the part it speaks of (a blind model that understands the
     words).
     """
     answers = np.broadcast_to(baseline.single, (len(truth.phrases), 4))
-    results = _scores(f"{prefix}/constant", baseline.boxes, answers, truth)
+    results = _scores(dataset, "constant_boxes", baseline.boxes, answers, truth)
     if baseline.parts and baseline.part_of is not None:
         parts = [baseline.part_of(phrase.text) or "" for phrase in truth.phrases]
         answers = np.stack([baseline.parts.get(part, baseline.single) for part in parts])
-        results |= _scores(
-            f"{prefix}/part", np.stack(list(baseline.parts.values())), answers, truth
-        )
+        boxes = np.stack(list(baseline.parts.values()))
+        results += _scores(dataset, "part_boxes", boxes, answers, truth)
     return results
 
 
 def _scores(
-    key: str, boxes: np.ndarray, answers: np.ndarray, truth: Annotations
-) -> dict[str, float]:
+    dataset: str, method: str, boxes: np.ndarray, answers: np.ndarray, truth: Annotations
+) -> list[Result]:
     scores = box_scores(np.broadcast_to(boxes, (len(truth.boxes), *boxes.shape)), truth.boxes)
-    return {
-        f"{key}_box_iou": scores.iou,
-        f"{key}_box_recall": scores.recall,
-        f"{key}_phrase_accuracy": float(phrase_hits(answers, truth.phrases).mean()),
-    }
+    hits = float(phrase_hits(answers, truth.phrases).mean())
+    return [
+        Result(dataset, method, None, "box_iou", scores.iou, n=scores.count),
+        Result(dataset, method, None, "box_recall", scores.recall, n=scores.count),
+        Result(dataset, method, None, "phrase_accuracy", hits, n=len(truth.phrases)),
+    ]
 
 
 def constant_boxes(

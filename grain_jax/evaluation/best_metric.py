@@ -64,7 +64,7 @@ def measured_during_training(config: TrainConfig, *, learned: Learned = EVERYTHI
     ValueError for data that cannot be evaluated on.
     """
     encoder = BlindEncoder(config, learned=learned)
-    return list(evaluate(encoder, config, final=False, note=lambda text: None))
+    return [result.key for result in evaluate(encoder, config, final=False, note=lambda _: None)]
 
 
 def check_best_metric(config: TrainConfig, *, learned: Learned = EVERYTHING) -> list[str]:

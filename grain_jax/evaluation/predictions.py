@@ -22,7 +22,7 @@ from grain_jax.evaluation.zero_shot import OnScores
 SUFFIXES = (".jsonl", ".csv")
 TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
-    *("task", "set", "method", "image", "text", "label", "predicted", "score", "correct"),
+    *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
     *("rank", "iou", "query", "box_xyxy", "top5"),
 )
 
@@ -36,7 +36,7 @@ def check_suffix(path: Path) -> None:
 class PredictionsFile:
     """Writes lines beside `path`, which gets them at the end of a block: all of them, or none.
 
-    The mean of "correct" over the lines of one task, set and method is the metric itself: exact
+    The mean of "correct" over the lines of one task, set, method and alpha is the metric: exact
     ties are worth their chance. Raises ValueError for another suffix than .jsonl or .csv, OSError
     where it cannot be opened. An error of the disk after that is kept in `failure`, and `path`
     stays as it was: the metrics do not depend on this file.
@@ -77,7 +77,11 @@ class PredictionsFile:
         ids, names = record_ids(dataset.source), dataset.class_names
 
         def write(
-            method: str, start: int, scores: Float[np.ndarray, "n K"], labels: Int[np.ndarray, "n"]
+            method: str,
+            alpha: float | None,
+            start: int,
+            scores: Float[np.ndarray, "n K"],
+            labels: Int[np.ndarray, "n"],
         ) -> None:
             right = labels[:, None] == np.arange(len(names))[None]
             hits = expected_recall(scores, right, (1,))[1]
@@ -88,6 +92,7 @@ class PredictionsFile:
                     task="zero_shot",
                     set=dataset.name,
                     method=method,
+                    alpha=alpha,
                     image=ids[start + row],
                     label=names[label],
                     predicted=top[0][0],

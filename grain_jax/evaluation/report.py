@@ -16,9 +16,10 @@ from grain_jax.data.source import DataSource, data_source
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.grounding_examples import grounding_examples
 from grain_jax.evaluation.suite import best_metric_name, named_folders
-from grain_jax.evaluation.tables import headline, result_tables
+from grain_jax.evaluation.tables import result_tables
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.models.learned import Learned, what_lacks
+from grain_jax.results import Result, read_results
 from grain_jax.visualize.curves import draw_curves, read_metrics
 from grain_jax.visualize.grounding_sheet import draw_grounding
 
@@ -28,7 +29,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 def write_report(
     run_folder: str | Path,
     config: TrainConfig,
-    results: Mapping[str, float],
+    results: Sequence[Result],
     *,
     encoder: Encoder,
     facts: Mapping[str, str] | None = None,
@@ -50,9 +51,9 @@ def write_report(
             examples = grounding_examples(encoder, source, config.evaluation.num_visualized)
     if jax.process_index() != 0:
         return []
-    records = read_metrics(folder / "metrics.jsonl")
-    if records:
-        draw_curves(records, folder / "curves.png")
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if metrics:
+        draw_curves(metrics, read_results(folder), folder / "curves.png")
         written.append(folder / "curves.png")
     if examples:
         written += draw_grounding(examples, folder / "grounding.png")
@@ -87,7 +88,7 @@ def versions() -> dict[str, str]:
 
 def _page(
     config: TrainConfig,
-    results: Mapping[str, float],
+    results: Sequence[Result],
     *,
     learned: Learned,
     facts: Mapping[str, str],
@@ -95,7 +96,7 @@ def _page(
     sets: Mapping[str, Mapping[str, Any]],
 ) -> str:
     parts = [f"# {config.name}\n", f"{_what_ran(config, learned)}\n"]
-    if sentence := headline(results):
+    if sentence := _data_of(config).headline(results):
         parts.append(f"**{sentence}**\n")
     tables = result_tables(results)
     parts.append("## Results\n")
@@ -116,7 +117,10 @@ def _page(
         if entries:
             rows = "\n".join(f"| {key} | {value} |" for key, value in entries.items())
             parts.append(f"### {title}\n\n| | |\n| --- | --- |\n{rows}\n")
-    parts.append("All settings: `config.json`. All metrics: `metrics.jsonl`.\n")
+    parts.append(
+        "All settings: `config.json`. All metrics: `metrics.jsonl`, those of evaluation as records "
+        "in `results.jsonl`.\n"
+    )
     return "\n".join(parts)
 
 

@@ -15,8 +15,10 @@ from jaxtyping import Float, Int
 
 from grain_jax.data.captions import normalize_text
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall
+from grain_jax.results import Result
 
 KS = (1, 5, 10)
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_to_text", "text_to_image"
 
 
 def unique_texts(
@@ -44,7 +46,8 @@ def retrieval(
     *,
     text_rows: Int[np.ndarray, "C"],
     image_rows: Int[np.ndarray, "C"],
-) -> dict[str, float]:
+    dataset: str,
+) -> list[Result]:
     """Recall at 1, 5 and 10 both ways, in [0, 1], the mean of both R@1, and what a
     random ranking has at 1.
 
@@ -60,16 +63,24 @@ def retrieval(
     to_text = _recall(image, text, image_rows, text_rows)
     to_image = _recall(text, image, text_rows, image_rows)
     weights = np.bincount(text_rows, minlength=num_texts)  # captions of each text: queries
-    results = {f"image_to_text/R@{k}": float(to_text[k].mean()) for k in KS}
-    results |= {f"text_to_image/R@{k}": float(np.average(to_image[k], weights=weights)) for k in KS}
-    results["mean_R@1"] = (results["image_to_text/R@1"] + results["text_to_image/R@1"]) / 2
+    of_images = {f"R@{k}": float(to_text[k].mean()) for k in KS}
+    of_texts = {f"R@{k}": float(np.average(to_image[k], weights=weights)) for k in KS}
+    mean = (of_images["R@1"] + of_texts["R@1"]) / 2
     pairs = np.unique(np.stack([image_rows, text_rows]), axis=1)  # a text twice at an image: once
     images_of_text = np.bincount(pairs[1], minlength=num_texts)
-    results["image_to_text/random_R@1"] = pairs.shape[1] / num_images / num_texts
-    results["text_to_image/random_R@1"] = float(
-        np.average(images_of_text, weights=weights) / num_images
-    )
-    return results
+    of_images["random_R@1"] = pairs.shape[1] / num_images / num_texts
+    of_texts["random_R@1"] = float(np.average(images_of_text, weights=weights) / num_images)
+    directions = ((IMAGE_TO_TEXT, of_images, num_images), (TEXT_TO_IMAGE, of_texts, num_texts))
+    return [
+        *(
+            Result(dataset, method, None, metric, value, n=count)
+            for method, recalls, count in directions
+            for metric, value in recalls.items()
+        ),
+        Result(dataset, "retrieval", None, "mean_R@1", mean),
+        Result(dataset, "retrieval", None, "images", float(num_images)),
+        Result(dataset, "retrieval", None, "texts", float(num_texts)),
+    ]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hi
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
+from grain_jax.results import Result
 from grain_jax.zero_shot.methods import METHODS
 
 BASELINE_IMAGES = 500  # training images that the constant boxes are fitted to
@@ -40,9 +41,8 @@ def evaluate(
     final: bool,
     note: Callable[[str], None] = print,
     details: ResultDetails | None = None,
-) -> dict[str, float]:
-    """Flat metrics, fractions in [0, 1], such as "unseen/description/alpha0" or
-    "dev/retrieval/mean_R@1".
+) -> list[Result]:
+    """The results of a run: zero-shot classification, retrieval and grounding.
 
     `final=False` (at intervals): at most `evaluation.max_images` of the held-out data, and of each
     folder of `evaluation.zero_shot_during_training`. `final=True`: everything, with intervals,
@@ -58,19 +58,19 @@ def evaluate(
         training = TrainingBoxes(
             lambda: data.records(config.data.train_split), encoder, groups=data.box_groups
         )
-    results: dict[str, float] = {}
+    results: list[Result] = []
     for held_out in data.evaluation_sets(limit=None if final else limit):
-        results |= evaluate_set(
+        results += evaluate_set(
             encoder, held_out, config, final=final, training=training, details=details
         )
     if final:
-        results |= data.summary(results, config.evaluation.alphas)
+        results += data.summary(results, config.evaluation.alphas)
     for name, folder in named_folders(config, final=final).items():
         if final:
             dataset = load_zero_shot(folder, name=name, note=note)
         else:
             dataset = _interval_folder(folder, name, limit)
-        results |= score_zero_shot(encoder, dataset, config, final=final, details=details)
+        results += score_zero_shot(encoder, dataset, config, final=final, details=details)
     return results
 
 
@@ -108,23 +108,26 @@ def evaluate_grounding(
     features: ImageFeatures,
     truth: Annotations,
     encoder: Encoder,
-    prefix: str,
+    dataset: str,
     *,
     details: ResultDetails | None = None,
-) -> dict[str, float]:
-    """Box and phrase metrics of a model with trained boxes; {} without, or without true boxes.
+) -> list[Result]:
+    """Box and phrase metrics of a model with trained boxes; [] without, or without true boxes.
 
     A phrase is found by region embeddings, so they have to be trained too.
     """
     if features.boxes is None or not truth.phrases:
-        return {}
+        return []
     predicted = cxcywh_to_xyxy(features.boxes)
     boxes = box_scores(predicted, truth.boxes)
-    results = {
-        f"{prefix}/box_iou": boxes.iou,
-        f"{prefix}/box_recall": boxes.recall,
-        f"{prefix}/box_recall_upper_bound": boxes.upper_bound,
+    measured = {
+        "box_iou": boxes.iou,
+        "box_recall": boxes.recall,
+        "box_recall_upper_bound": boxes.upper_bound,
     }
+    results = [
+        Result(dataset, "model", None, *metric, n=boxes.count) for metric in measured.items()
+    ]
     if features.regions is None:
         return results
     embed = encoder.texts([phrase.text for phrase in truth.phrases], kind="description")
@@ -133,37 +136,38 @@ def evaluate_grounding(
     hits = phrase_hits(predicted[images, chosen], truth.phrases)
     if details is not None and details.predictions is not None:
         details.predictions.grounding(
-            prefix,
+            dataset,
             truth.phrases,
             ids=truth.ids,
             chosen=chosen,
             chosen_xyxy=predicted[images, chosen],
             cosines=(features.regions[images, chosen] * embed).sum(axis=1),
         )
-    return results | {f"{prefix}/phrase_accuracy": float(hits.mean())}
+    accuracy = Result(
+        dataset, "model", None, "phrase_accuracy", float(hits.mean()), n=len(truth.phrases)
+    )
+    return [*results, accuracy]
 
 
 def evaluate_retrieval(
     features: ImageFeatures,
     truth: Annotations,
     encoder: Encoder,
-    prefix: str,
+    dataset: str,
     *,
     details: ResultDetails | None = None,
-) -> dict[str, float]:
-    """Recall both ways over the images that have captions; {} when fewer than two have any."""
+) -> list[Result]:
+    """Recall both ways over the images that have captions; [] when fewer than two have any."""
     captioned = [i for i, texts in enumerate(truth.captions) if texts]
     if len(captioned) < 2:
-        return {}
+        return []
     texts, text_rows, image_rows = unique_texts([truth.captions[i] for i in captioned])
     embed = encoder.texts(texts, kind="caption")
     image, pairs = features.image[captioned], {"text_rows": text_rows, "image_rows": image_rows}
-    recalls = retrieval(image, embed, **pairs)
     if details is not None and details.predictions is not None:
         ids = [truth.ids[i] for i in captioned]
-        details.predictions.retrieval(prefix, image, embed, ids=ids, texts=texts, **pairs)
-    recalls |= {"images": float(len(captioned)), "texts": float(len(texts))}
-    return {f"{prefix}/retrieval/{name}": value for name, value in recalls.items()}
+        details.predictions.retrieval(dataset, image, embed, ids=ids, texts=texts, **pairs)
+    return retrieval(image, embed, **pairs, dataset=dataset)
 
 
 @functools.lru_cache(maxsize=32)
@@ -183,20 +187,20 @@ def evaluate_set(
     tasks: Sequence[str] = TASKS,
     training: "TrainingBoxes | None" = None,
     details: ResultDetails | None = None,
-) -> dict[str, float]:
+) -> list[Result]:
     """Zero-shot classification, retrieval and grounding, of what the set and the model have.
 
     With `training` also what constant boxes, fitted to the regions there, would score.
     """
-    prefix = held_out.name
+    name = held_out.name
     with errors_about(held_out.title):
         truth = read_annotations(
             held_out.source, encoder.preprocessing, caption_source=held_out.preferred_captions
         )
         features = encoder.images(held_out.source)
-    results: dict[str, float] = {}
+    results: list[Result] = []
     if held_out.zero_shot is not None:
-        results |= score_zero_shot(
+        results += score_zero_shot(
             encoder,
             held_out.zero_shot,
             config,
@@ -206,14 +210,15 @@ def evaluate_set(
             methods=held_out.methods,
         )
     elif details is not None:
-        details.add_split(prefix, held_out.source)
+        details.add_split(name, held_out.source)
     if "retrieval" in tasks:
-        results |= evaluate_retrieval(features, truth, encoder, prefix, details=details)
+        results += evaluate_retrieval(features, truth, encoder, name, details=details)
     if "grounding" in tasks:
-        results |= evaluate_grounding(features, truth, encoder, prefix, details=details)
-        if training is not None and f"{prefix}/box_iou" in results and features.boxes is not None:
+        grounding = evaluate_grounding(features, truth, encoder, name, details=details)
+        results += grounding
+        if training is not None and grounding and features.boxes is not None:
             baseline = training.constant_boxes(features.boxes.shape[1])
-            results |= {} if baseline is None else score_constant_boxes(baseline, truth, prefix)
+            results += [] if baseline is None else score_constant_boxes(baseline, truth, name)
     return results
 
 
@@ -255,7 +260,7 @@ def score_zero_shot(
     details: ResultDetails | None = None,
     features: ImageFeatures | None = None,
     methods: Sequence[str] = tuple(METHODS),
-) -> dict[str, float]:
+) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = None
     if details is not None:

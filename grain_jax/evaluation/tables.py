@@ -1,6 +1,6 @@
-"""Flat results as tables that say what they mean, for the terminal and for the report."""
+"""Results as tables that say what they mean, for the terminal and for the report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +9,25 @@ import rich.markup
 import rich.table
 from rich.measure import Measurement
 
-from grain_jax.evaluation.retrieval import KS
-from grain_jax.visualize.curves import read_metrics
+from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
+from grain_jax.results import Result, read_results
 from grain_jax.zero_shot.methods import DESCRIPTIONS, METHODS, REGIONS
 
-Results = Mapping[str, float]
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
 UNBROKEN = 10_000  # columns: more than any table has
 METHOD_TITLES = {  # in the order of the rows; another method goes by its key
     "name": "name",
     "description": "description",
     "name_and_regions": "name + regions",
+}
+PREDICTORS = {
+    "model": "model",
+    "constant_boxes": "constant boxes",
+    "part_boxes": "median box of each part",
+}
+RETRIEVED = {
+    IMAGE_TO_TEXT: "{images} images to their texts",
+    TEXT_TO_IMAGE: "{texts} texts to their images",
 }
 
 
@@ -39,18 +47,18 @@ class Table:
         return f"### {self.title}\n\n{self.meaning}\n\n{body}\n"
 
 
-def result_tables(results: Results) -> list[Table]:
+def result_tables(results: Sequence[Result]) -> list[Table]:
     """What there is among zero-shot classification, grounding and retrieval; in percent."""
     found = (_zero_shot(results), _grounding(results), _retrieval(results))
     return [table for table in found if table.rows]
 
 
-def metrics_at_step(metrics_file: Path, step: int) -> str:
-    """Markdown: what a run logged at `step`, as tables; a sentence where it logged nothing."""
-    logged = [entry for entry in read_metrics(metrics_file) if entry["step"] == step]
-    results = {
-        name: value for entry in logged for name, value in entry.items() if isinstance(value, float)
-    }
+def results_at_step(run: Path, step: int, *, headline: Callable[[Sequence[Result]], str]) -> str:
+    """Markdown: what a run folder logged at `step`, as tables; a sentence where it logged nothing.
+
+    `headline` is that of the run's data source.
+    """
+    results = read_results(run).get(step, [])
     if not (tables := result_tables(results)):
         return f"None were measured at step {step:,}.\n"
     sentence = headline(results)
@@ -59,7 +67,9 @@ def metrics_at_step(metrics_file: Path, step: int) -> str:
     return "\n".join([*found, *(table.markdown() for table in tables)])
 
 
-def print_results(results: Results, console: rich.console.Console) -> None:
+def print_results(
+    results: Sequence[Result], console: rich.console.Console, *, headline: str = ""
+) -> None:
     """The tables and the headline; on a terminal in its width, in a file or pipe never broken."""
     for content in result_tables(results):
         table = rich.table.Table(title=content.title, title_justify="left")
@@ -74,94 +84,87 @@ def print_results(results: Results, console: rich.console.Console) -> None:
             table.width = Measurement.get(console, wide, table).maximum
             console.print(table, crop=False)
         console.print(content.meaning + "\n", style="dim", markup=False, highlight=False)
-    if sentence := headline(results):
-        console.print(sentence, style="bold", highlight=False)
+    if headline:
+        console.print(headline, style="bold", highlight=False)
 
 
-def headline(results: Results) -> str:
-    """One sentence about unseen species, "" where there are none."""
-    if "headline/alpha" not in results:
-        return ""
-    return (
-        f"Unseen species by description: {_percent(results['headline/unseen_by_description'])} % "
-        f"at alpha = {results['headline/alpha']:g}, the best alpha on the validation species "
-        f"(random {_random(results, 'unseen')} %)."
-    )
+class _Index:
+    """Results by data set, method, alpha and metric."""
+
+    def __init__(self, results: Sequence[Result]):
+        self._found = {(r.dataset, r.method, r.alpha, r.metric): r for r in results}
+
+    def get(
+        self, dataset: str, method: str, metric: str, alpha: float | None = None
+    ) -> Result | None:
+        return self._found.get((dataset, method, alpha, metric))
+
+    def percent(self, dataset: str, method: str, metric: str) -> str:
+        found = self.get(dataset, method, metric)
+        return "-" if found is None else _percent(found.value)
+
+    def datasets(self, method: str, metric: str) -> list[str]:
+        """Those with a result of the kind, in order."""
+        kinds = {(dataset, of, what): None for dataset, of, _, what in self._found}
+        return [dataset for dataset, *kind in kinds if kind == [method, metric]]
 
 
-def _zero_shot(results: Results) -> Table:
-    alphas = sorted(
-        {key.partition("/alpha")[2].partition("/")[0] for key in results if "/alpha" in key} - {""}
-        | {"1"},
-        key=float,
-        reverse=True,
-    )
-    rows = []
-    for name in (key.removesuffix("/random") for key in results if key.endswith("/random")):
+def _zero_shot(results: Sequence[Result]) -> Table:
+    index, rows = _Index(results), []
+    alphas = {r.alpha for r in results if r.metric == "top1" and r.alpha is not None} | {1.0}
+    columns = sorted(alphas, reverse=True)
+    for name in index.datasets("random", "top1"):
         for method in {**METHOD_TITLES, **METHODS}:
-            ends = [f"{name}/{method}/alpha{alpha}" for alpha in alphas]
-            if f"{name}/{method}" in results:  # without an alpha: of the whole image only
-                ends = [f"{name}/{method}" if alpha == "1" else "" for alpha in alphas]
-            if any(key in results for key in ends):
-                cells = [_accuracy(results, key) for key in ends]
+            found = [index.get(name, method, "top1", alpha) for alpha in columns]
+            if (whole := index.get(name, method, "top1")) is not None:  # no regions, so no alpha
+                found = [whole if alpha == 1 else None for alpha in columns]
+            if any(found):
                 described = METHODS[method].texts & {DESCRIPTIONS, REGIONS}
                 title = METHOD_TITLES.get(method, method)
-                title += _described(results, name) if described else ""
-                rows.append((_set_title(results, name), title, *cells, _random(results, name)))
+                title += _described(index, name) if described else ""
+                cells = ["-" if result is None else _accuracy(result) for result in found]
+                random = index.percent(name, "random", "top1")
+                rows.append((_set_title(index, name), title, *cells, random))
     return Table(
         "Zero-shot classification: top-1 accuracy, %",
-        ("set", "method", *(f"alpha = {alpha}" for alpha in alphas), "random"),
+        ("set", "method", *(f"alpha = {alpha:g}" for alpha in columns), "random"),
         tuple(rows),
         "Alpha is the weight of the global score: at 1 the image embedding decides alone, as in "
         "CLIP, at 0 the regions do. By description means without the name. "
-        + ("Names of unseen species were never heard. " if "unseen/random" in results else "")
-        + "With the half width of the 95 % interval (Wilson, over images)."
+        "With the half width of the 95 % interval (Wilson, over images)."
         + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
     )
 
 
-def _set_title(results: Results, name: str) -> str:
-    if f"{name}/classes" not in results:
-        return name
-    return f"{name} ({results[f'{name}/classes']:g} classes)"
+def _set_title(index: _Index, name: str) -> str:
+    classes = index.get(name, "dataset", "classes")
+    return name if classes is None else f"{name} ({classes.value:g} classes)"
 
 
-def _described(results: Results, name: str) -> str:
+def _described(index: _Index, name: str) -> str:
     """How many classes have descriptions, where not all of them do."""
-    without = results.get(f"{name}/undescribed_classes", 0)
-    if not without:
+    without = index.get(name, "dataset", "undescribed_classes")
+    classes = index.get(name, "dataset", "classes")
+    if without is None or classes is None or not without.value:
         return ""
-    classes = results[f"{name}/classes"]
-    return f" ({classes - without:g} of {classes:g} described)"
+    return f" ({classes.value - without.value:g} of {classes.value:g} described)"
 
 
-def _random(results: Results, name: str) -> str:
-    return _percent(results[f"{name}/random"])
+def _accuracy(result: Result) -> str:
+    if result.low is None or result.high is None:
+        return _percent(result.value)
+    return f"{_percent(result.value)} ± {_percent((result.high - result.low) / 2)}"
 
 
-def _accuracy(results: Results, key: str) -> str:
-    if key not in results:
-        return "-"
-    if f"{key}/low" not in results:
-        return _percent(results[key])
-    half = (results[f"{key}/high"] - results[f"{key}/low"]) / 2
-    return f"{_percent(results[key])} ± {_percent(half)}"
-
-
-def _grounding(results: Results) -> Table:
-    rows = []
-    for name in (key.removesuffix("/box_iou") for key in results if key.endswith("/box_iou")):
-        for who, start in (
-            ("model", ""),
-            ("constant boxes", "constant_"),
-            ("median box of each part", "part_"),
-        ):
-            keys = [f"{name}/{start}{m}" for m in ("box_iou", "box_recall", "phrase_accuracy")]
-            if keys[0] in results:
-                upper_bound = results[f"{name}/box_recall_upper_bound"]
-                rows.append(
-                    (name, who, *(_percent(results[k]) for k in keys), _percent(upper_bound))
-                )
+def _grounding(results: Sequence[Result]) -> Table:
+    index, rows = _Index(results), []
+    for name in index.datasets("model", "box_iou"):
+        upper_bound = index.percent(name, "model", "box_recall_upper_bound")
+        for method, title in PREDICTORS.items():
+            if index.get(name, method, "box_iou") is not None:
+                metrics = ("box_iou", "box_recall", "phrase_accuracy")
+                cells = [index.percent(name, method, metric) for metric in metrics]
+                rows.append((name, title, *cells, upper_bound))
     return Table(
         "Grounding, %",
         (
@@ -181,20 +184,18 @@ def _grounding(results: Results) -> Table:
     )
 
 
-def _retrieval(results: Results) -> Table:
-    marker, ends = "/retrieval/mean_R@1", [f"R@{k}" for k in KS]
-    rows = []
-    for name in (key.removesuffix(marker) for key in results if key.endswith(marker)):
-        images, texts = (results[f"{name}/retrieval/{what}"] for what in ("images", "texts"))
-        for direction, title in (
-            ("image_to_text", f"{images:g} images to their texts"),
-            ("text_to_image", f"{texts:g} texts to their images"),
-        ):
-            keys = [f"{name}/retrieval/{direction}/{end}" for end in (*ends, "random_R@1")]
-            rows.append((name, title, *(_percent(results[key]) for key in keys)))
+def _retrieval(results: Sequence[Result]) -> Table:
+    index, rows = _Index(results), []
+    metrics = (*(f"R@{k}" for k in KS), "random_R@1")
+    for name in index.datasets("retrieval", "mean_R@1"):
+        for method, title in RETRIEVED.items():
+            counts = (index.get(name, "retrieval", what) for what in ("images", "texts"))
+            images, texts = (f"{count.value:g}" if count else "?" for count in counts)
+            cells = [index.percent(name, method, metric) for metric in metrics]
+            rows.append((name, title.format(images=images, texts=texts), *cells))
     return Table(
         "Retrieval: recall, %",
-        ("split", "from", *ends, "random R@1"),
+        ("split", "from", *(f"R@{k}" for k in KS), "random R@1"),
         tuple(rows),
         "An image has found its text when any of its captions is among the k best of all texts; a "
         "text its image, when an image that carries it is. Equal texts count as one.",

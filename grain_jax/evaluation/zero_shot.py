@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
+from grain_jax.results import Result
 from grain_jax.zero_shot.methods import (
     METHODS,
     ComponentScores,
@@ -21,7 +22,7 @@ from grain_jax.zero_shot.methods import (
 )
 from grain_jax.zero_shot.scorers import class_texts
 
-OnScores = Callable[[str, int, Float[np.ndarray, "n K"], Int[np.ndarray, "n"]], None]
+OnScores = Callable[[str, float | None, int, Float[np.ndarray, "n K"], Int[np.ndarray, "n"]], None]
 MAX_SCORES = 1 << 22  # of one method, held at once
 
 
@@ -85,16 +86,17 @@ def evaluate_zero_shot(
     features: ImageFeatures | None = None,
     details: bool = False,
     on_scores: OnScores | None = None,
-) -> dict[str, float]:
-    """Accuracies in [0, 1] of the set under "<set>/name" and "<set>/description/alpha<a>", and
-    "<set>/random". "name_and_regions" in `methods` adds "<set>/name_and_regions/alpha<a>" for
-    0 < a < 1: the name score with the region score mixed in, as the official protocol has it.
+) -> list[Result]:
+    """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
 
     A model without regions, and a set without descriptions, report what they have: alpha = 1, or
-    names only. With `details` each accuracy brings its /top5, /per_class, /low and /high.
-    `features` saves encoding the images again. `on_scores` is called with the method
-    ("description/alpha0.5"), the index of the first image of a block, the block's scores
-    [n, K] and its true classes [n].
+    names only.
+
+    Args:
+        features: those of the images, where they are encoded already.
+        details: with 95 % intervals, top-5 and per-class accuracy, and counts of the set.
+        on_scores: called with the method, alpha, the index of the first image of a block, the
+            block's scores [n, K] and its true classes [n].
     """
     check_methods(methods)
     texts = class_texts(dataset)
@@ -106,7 +108,7 @@ def evaluate_zero_shot(
     banks = encode_banks(
         encoder.texts, texts, methods=methods, has_regions=features.regions is not None
     )
-    hits: dict[str, _Hits] = {}
+    hits: dict[tuple[str, float | None], _Hits] = {}
     rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
     for start in range(0, len(labels), rows):
         block = features.rows(start, start + rows)
@@ -121,19 +123,24 @@ def evaluate_zero_shot(
         for method, values in scores.items():
             hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
             if on_scores is not None:
-                on_scores(method, start, values, labels[start : start + rows])
-    prefix = dataset.name
-    results = {f"{prefix}/random": 1.0 / len(position)}
+                on_scores(*method, start, values, labels[start : start + rows])
+    name, count = dataset.name, len(labels)
+    results = [Result(name, "random", None, "top1", 1.0 / len(position))]
     for method, found in hits.items():
-        key, measured = f"{prefix}/{method}", found.accuracy()
-        results[key] = measured.top1
+        measured = found.accuracy()
+        low, high = (measured.low, measured.high) if details else (None, None)
+        results.append(Result(name, *method, "top1", measured.top1, low, high, count))
         if details:
-            for detail in ("top5", "per_class", "low", "high"):
-                results[f"{key}/{detail}"] = getattr(measured, detail)
+            results.append(Result(name, *method, "top5", measured.top5, n=count))
+            results.append(Result(name, *method, "per_class", measured.per_class, n=count))
     if details:
-        results[f"{prefix}/images"] = float(len(labels))
-        results[f"{prefix}/classes"] = float(len(position))
-        results[f"{prefix}/undescribed_classes"] = float(len(texts.undescribed))
+        counts = {
+            "images": count,
+            "classes": len(position),
+            "undescribed_classes": len(texts.undescribed),
+        }
+        for what, number in counts.items():
+            results.append(Result(name, "dataset", None, what, float(number)))
     return results
 
 

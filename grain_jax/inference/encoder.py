@@ -22,6 +22,7 @@ from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Source
 from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import normalize_images
 from grain_jax.models.learned import EVERYTHING, Learned
 from grain_jax.parallel.processes import FailedInAll, raise_in_all
@@ -111,6 +112,40 @@ class Encoder:
         whole = None if mesh is None else replicated(mesh)
         self._encode_images = jax.jit(self._image_outputs, out_shardings=whole)
         self._encode_texts = jax.jit(self._text_outputs, out_shardings=whole)
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: ModelBundle,
+        *,
+        batch_size: int | None = None,
+        mesh: Mesh | None = None,
+        smallest_batch: int | None = None,
+        num_workers: int | None = None,
+    ) -> "Encoder":
+        """The encoder of a model, with the batch size, text lengths and workers of its settings.
+
+        Args:
+            batch_size: images or texts at once, of all devices together.
+            num_workers: processes that decode images; 0: threads of this one.
+
+        Those two are of the settings where None; `mesh` and `smallest_batch` as in `Encoder`.
+        """
+        data, evaluation = bundle.config.data, bundle.config.evaluation
+        return cls(
+            bundle.model,
+            bundle.params,
+            tokenizer=bundle.tokenizer,
+            preprocessing=bundle.preprocessing,
+            batch_size=evaluation.batch_size if batch_size is None else batch_size,
+            caption_length=data.caption_length,
+            description_length=data.description_length,
+            num_threads=data.num_threads,
+            num_workers=data.num_workers if num_workers is None else num_workers,
+            mesh=mesh,
+            smallest_batch=smallest_batch,
+            learned=bundle.learned,
+        )
 
     def with_params(self, params: Any, *, learned: Learned | None = None) -> "Encoder":
         """The same encoder with other parameters of the same shapes; compiles nothing again.

@@ -70,18 +70,8 @@ class Model:
         note: Callable[[str], None] = warnings.warn,
     ):
         self.loaded, self.batch_size = loaded, batch_size
-        data = loaded.config.data
-        self._encoder = Encoder(
-            loaded.model,
-            loaded.params,
-            tokenizer=loaded.tokenizer,
-            preprocessing=loaded.preprocessing,
-            batch_size=batch_size,
-            caption_length=data.caption_length,
-            description_length=data.description_length,
-            num_threads=data.num_threads,
-            smallest_batch=1,
-            learned=loaded.learned,
+        self._encoder = Encoder.from_bundle(
+            loaded, batch_size=batch_size, smallest_batch=1, num_workers=0
         )
         self._note = note
         self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]

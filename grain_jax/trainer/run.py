@@ -167,16 +167,17 @@ def score(run: Run, step: int) -> float | None:
         if (stopped := stopped_by(error)) is RunStopped:  # a save takes all processes
             save_before_stopping(run)
         raise stopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
-    run.log.write(step, results)
+    run.log.write_results(step, results)
+    measured = {result.key: result.value for result in results}
     name = best_metric_name(run.config)
-    if name and name not in results and run.config.checkpoint.keep_best:
+    if name and name not in measured and run.config.checkpoint.keep_best:
         save_before_stopping(run)
         raise RunStopped(
             f"{name!r}, by which keep_best goes, could be measured when the run began and cannot "
             f"any more: the data has changed. {run.kept()}"
         )
     # The last bit may differ between machines, and a save that only some begin waits for ever.
-    return processes.from_first(results.get(name))
+    return processes.from_first(measured.get(name))
 
 
 def stopped_by(error: ValueError) -> type[RunStopped]:

@@ -3,11 +3,11 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from grain_jax.config import LoggingConfig, TrainConfig
 from grain_jax.data.batch import Batch
 from grain_jax.disk import write_whole
 from grain_jax.extras import how_to_install
+from grain_jax.results import FILE as RESULTS
+from grain_jax.results import Result, logged, read_json_lines, write_results
 from grain_jax.training.step import Metrics
 
 FILE = "metrics.jsonl"
@@ -117,14 +119,17 @@ class MetricsLog:
         self.seconds_before = 0.0  # of training, that the lines kept record
         self._writer: Any = None
         self._wandb: Any = None
-        self._file = None
+        self._file: TextIO | None = None
+        self._results: TextIO | None = None
         if jax.process_index() != 0:
             return
         if config.logging.wandb:
             self._wandb = _start_wandb(folder, config, config.logging)
         kept = _truncate(folder / FILE, start_step)
         self.seconds_before = max((line.get(SECONDS, 0.0) for line in kept), default=0.0)
+        _truncate(folder / RESULTS, start_step)
         self._file = (folder / FILE).open("a", encoding="utf-8")
+        self._results = (folder / RESULTS).open("a", encoding="utf-8")
         if config.logging.tensorboard:
             from tensorboardX import SummaryWriter  # it imports torch where that is installed
 
@@ -144,11 +149,18 @@ class MetricsLog:
         if self._wandb is not None and scalars:
             self._wandb.log(scalars, step=step)
 
+    def write_results(self, step: int, results: Sequence[Result]) -> None:
+        """Records into results.jsonl, and their values as `write` does under their keys."""
+        if self._results is not None:
+            write_results(self._results, step, results)
+        self.write(step, logged(results))
+
     def close(self) -> None:
         """Flushes and ends all of them. Safe to call twice."""
-        if self._file is not None:
+        if self._file is not None and self._results is not None:
             self._file.close()
-            self._file = None
+            self._results.close()
+            self._file = self._results = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -161,14 +173,7 @@ def _truncate(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Keeps whole lines up to `last_step`; the rest was never saved and will be written again."""
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # cut off by a kill
-            continue
-        if entry["step"] <= last_step:
-            kept.append(entry)
+    kept = [entry for entry in read_json_lines(path) if entry["step"] <= last_step]
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept
 

@@ -1,9 +1,8 @@
 """curves.png: how the metrics of metrics.jsonl moved during a run."""
 
 import itertools
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.config.migration import migrate_metrics
+from grain_jax.results import Result, read_json_lines
 from grain_jax.visualize.canvas import FAINT, INK, Canvas
 
 # A colour means one part of the model, in every panel; line and marker tell the rest apart.
@@ -26,11 +26,12 @@ LOSSES = {  # metric -> its line, colour and style; the first is the sum
     "auxiliary_box": ("boxes of earlier layers", BOXES, ":"),
     "image_description": ("image to descriptions", DESCRIBED, "-"),
 }
-FOLLOWED = {  # held-out metric without its split -> likewise
-    "box_recall": ("box recall", BOXES, "-"),
-    "phrase_accuracy": ("phrase right", REGIONS, "-"),
-    "retrieval/mean_R@1": ("retrieval, mean R@1", IMAGE, "-"),
-    "name": ("by name", IMAGE, "--"),  # of labelled images that are looked at during training
+DESCRIPTION, NAME = ("description", "top1"), ("name", "top1")
+FOLLOWED = {  # method and metric of a held-out set -> likewise
+    ("model", "box_recall"): ("box recall", BOXES, "-"),
+    ("model", "phrase_accuracy"): ("phrase right", REGIONS, "-"),
+    ("retrieval", "mean_R@1"): ("retrieval, mean R@1", IMAGE, "-"),
+    NAME: ("by name", IMAGE, "--"),  # of labelled images that are looked at during training
 }
 STYLES = ("-", "--", ":", "-.")  # of mixtures of image and regions
 MARKERS = "osD^vP*X"
@@ -40,7 +41,8 @@ HIGH = 0.9  # accuracy from which a panel is stretched towards 100 %
 PANEL, AXES, LEFT, TOP, LABEL_GAP = (5.4, 3.5), (2.95, 2.65), 0.6, 0.45, 0.16
 DPI, ACROSS = 100, 2
 
-Records = Sequence[dict[str, Any]]
+Metrics = Sequence[dict[str, Any]]
+Results = Mapping[int, Sequence[Result]]  # by step
 
 
 @dataclass(frozen=True)
@@ -60,27 +62,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A step that was logged twice (a run that was killed and went on) counts as logged last, and a
     line that was cut off by a kill is skipped.
     """
-    if not path.exists():
-        return []
     steps: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            steps.setdefault(entry["step"], {}).update(migrate_metrics(entry))
+    for entry in read_json_lines(path):
+        steps.setdefault(entry["step"], {}).update(migrate_metrics(entry))
     return [steps[step] for step in sorted(steps)]
 
 
-def draw_curves(records: Records, path: Path) -> None:
+def draw_curves(metrics: Metrics, results: Results, path: Path) -> None:
     """Losses, held-out accuracy by description, other held-out metrics, and images a second; a
     panel without data is left out.
 
     Where accuracies come near 100 % the axis shows their distance from it on a logarithmic scale,
     or they would lie on each other. Raises ValueError when there is nothing to draw at all.
     """
-    panels = [(title, lines) for title, lines in _panels(records) if lines]
+    panels = [(title, lines) for title, lines in curve_panels(metrics, results) if lines]
     if not panels:
         raise ValueError("The metrics hold no loss, no held-out metric and no speed to draw.")
     across = min(ACROSS, len(panels))
@@ -92,16 +87,17 @@ def draw_curves(records: Records, path: Path) -> None:
     canvas.figure.savefig(path)
 
 
-def _panels(records: Records) -> list[tuple[str, list[Line]]]:
+def curve_panels(metrics: Metrics, results: Results) -> list[tuple[str, list[Line]]]:
+    """Titles of the panels, each with its lines; one without data has none."""
     losses = [
-        Line(name, *_series(records, metric), colour, style)
+        Line(name, *_series(metrics, metric), colour, style)
         for metric, (name, colour, style) in LOSSES.items()
     ]
-    speed = Line("", *_series(records, SPEED))
+    speed = Line("", *_series(metrics, SPEED))
     return [
         ("Losses", [line for line in losses if line.steps]),
-        ("Held-out accuracy by description, %", _described(records)),
-        ("Other held-out metrics, %", _followed(records)),
+        ("Held-out accuracy by description, %", _described(results)),
+        ("Other held-out metrics, %", _followed(results)),
         ("Images per second", [speed] if speed.steps else []),
     ]
 
@@ -196,45 +192,56 @@ def _name_lines(axes: Any, lines: list[Line], *, percent: bool) -> None:
         axes.text(right, place / AXES[1], text, transform=axes.transAxes, **style)
 
 
-def _series(records: Records, name: str) -> tuple[list[int], list[float]]:
-    found = [(entry["step"], entry[name]) for entry in records if _is_number(entry.get(name))]
+def _series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
+    found = [(entry["step"], entry[name]) for entry in metrics if _is_number(entry.get(name))]
     return [step for step, _ in found], [float(value) for _, value in found]
 
 
-def _described(records: Records) -> list[Line]:
+def _over_steps(results: Results) -> list[tuple[Result, list[int], list[float]]]:
+    """The last result of each kind with all its steps and values, where there are several."""
+    found: dict[str, list[tuple[int, Result]]] = {}
+    for step, measured in results.items():
+        for result in measured:
+            found.setdefault(result.key, []).append((step, result))
+    return [
+        (same[-1][1], [step for step, _ in same], [result.value for _, result in same])
+        for same in found.values()
+        if len(same) > 1
+    ]
+
+
+def _described(results: Results) -> list[Line]:
     """Accuracy by description at each alpha, those measured at more than one step."""
-    found = []
-    for name in dict.fromkeys(name for entry in records for name in entry):
-        split, described, number = name.partition("/description/alpha")
-        steps, values = _series(records, name)
-        if described and "/" not in number and len(steps) > 1:
-            found.append((float(number), split, steps, values))
-    several = len({split for _, split, _, _ in found}) > 1
+    found = [
+        (result.alpha, result.dataset, steps, values)
+        for result, steps, values in _over_steps(results)
+        if (result.method, result.metric) == DESCRIPTION and result.alpha is not None
+    ]
+    several = len({dataset for _, dataset, _, _ in found}) > 1
     lines, mixtures = [], sorted({alpha for alpha, *_ in found} - {0.0, 1.0}, reverse=True)
-    for alpha, split, steps, values in found:
+    for alpha, dataset, steps, values in found:
         colour = {1.0: IMAGE, 0.0: REGIONS}.get(alpha, MIXED)
         style = STYLES[mixtures.index(alpha) % len(STYLES)] if alpha in mixtures else "-"
-        name = f"alpha = {alpha:g}" + (f", {split}" if several else "")
+        name = f"alpha = {alpha:g}" + (f", {dataset}" if several else "")
         lines.append(Line(name, steps, values, colour, style))
     return lines
 
 
-def _followed(records: Records) -> list[Line]:
+def _followed(results: Results) -> list[Line]:
     """The other figures that a run is followed by, those measured at more than one step."""
-    found = []
-    for name in dict.fromkeys(name for entry in records for name in entry):
-        split, _, metric = name.partition("/")
-        steps, values = _series(records, name)
-        if metric in FOLLOWED and len(steps) > 1:
-            found.append((split, metric, steps, values))
-    counts, seen = Counter(metric for _, metric, *_ in found), Counter[str]()
+    found = [
+        (result.dataset, (result.method, result.metric), steps, values)
+        for result, steps, values in _over_steps(results)
+        if (result.method, result.metric) in FOLLOWED
+    ]
+    counts, seen = Counter(kind for _, kind, *_ in found), Counter[tuple[str, str]]()
     lines = []
-    for split, metric, steps, values in found:
-        title, colour, style = FOLLOWED[metric]
-        own = f"{title}, {split}" if counts[metric] > 1 or metric == "name" else title
-        style = style if not seen[metric] else STYLES[seen[metric] % len(STYLES)]
+    for dataset, kind, steps, values in found:
+        title, colour, style = FOLLOWED[kind]
+        own = f"{title}, {dataset}" if counts[kind] > 1 or kind == NAME else title
+        style = style if not seen[kind] else STYLES[seen[kind] % len(STYLES)]
         lines.append(Line(own, steps, values, colour, style))
-        seen[metric] += 1
+        seen[kind] += 1
     return lines
 
 

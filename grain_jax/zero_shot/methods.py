@@ -180,14 +180,13 @@ def encode_banks(
 
 def scores_by_method(
     components: ComponentScores, *, alphas: Sequence[float], methods: Collection[str]
-) -> dict[str, Float[np.ndarray, "N K"]]:
-    """Scores of N images for K classes under "name", "description/alpha<a>" and so on: of the
-    `methods`, those whose texts there are.
+) -> dict[tuple[str, float | None], Float[np.ndarray, "N K"]]:
+    """Scores of N images for K classes by method and alpha: of the `methods`, those whose texts
+    there are. Alpha is None for a method that is of the whole image only.
     """
     scores = {}
     for name, method in METHODS.items():
         if name in methods and method.texts <= components.banks.kinds():
             for alpha in method.alphas(alphas, has_regions=components.has_regions):
-                key = name if alpha is None else f"{name}/alpha{alpha:g}"
-                scores[key] = method.scores(components, alpha)
+                scores[name, alpha] = method.scores(components, alpha)
     return scores

@@ -29,6 +29,7 @@ from grain_jax.evaluation.suite import evaluate_set
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 from grain_jax.inference.encoder import Encoder, ImageFeatures
 from grain_jax.loading.load import read_model
+from grain_jax.results import logged, result_key
 from grain_jax.zero_shot.methods import METHODS, ComponentScores, encode_banks, scores_by_method
 from grain_jax.zero_shot.scorers import class_texts
 
@@ -82,16 +83,7 @@ def main() -> int:
     parser.add_argument("--split", help="of records")
     options = parser.parse_args()
     loaded = read_model(options.checkpoint)
-    data = loaded.config.data
-    ours = Encoder(
-        loaded.model,
-        loaded.params,
-        tokenizer=loaded.tokenizer,
-        preprocessing=loaded.preprocessing,
-        batch_size=256,
-        caption_length=data.caption_length,
-        description_length=data.description_length,
-    )
+    ours = Encoder.from_bundle(loaded)
     theirs = TorchEncoder(options.export, loaded.preprocessing)
     compare = _records if options.split else _labelled
     rows = compare(options, ours, theirs, loaded)
@@ -123,12 +115,14 @@ def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, st
         scores = scores_by_method(components, alphas=ALPHAS, methods=METHODS)
         answers.append({way: values.argmax(axis=1) for way, values in scores.items()})
         metrics.append(
-            evaluate_zero_shot(encoder, dataset, alphas=ALPHAS, features=features, **zero_shot)
+            logged(
+                evaluate_zero_shot(encoder, dataset, alphas=ALPHAS, features=features, **zero_shot)
+            )
         )
     rows = {}
-    for way, first in answers[0].items():
-        name = f"{dataset.name}/{way}"
-        same = int((first == answers[1][way]).sum())
+    for (method, alpha), first in answers[0].items():
+        name = result_key(dataset.name, method, alpha)
+        same = int((first == answers[1][method, alpha]).sum())
         rows[name] = metrics[0][name], metrics[1][name], f"{same} of {len(first)}"
     return rows
 
@@ -138,7 +132,8 @@ def _records(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str
     source = open_source(data, options.split, image_size=loaded.preprocessing.image_size)
     held_out = EvaluationSet(options.split, f"Split {options.split!r}", source)
     metrics = [
-        evaluate_set(encoder, held_out, loaded.config, final=True) for encoder in (ours, theirs)
+        logged(evaluate_set(encoder, held_out, loaded.config, final=True))
+        for encoder in (ours, theirs)
     ]
     return {name: (value, metrics[1][name], "") for name, value in metrics[0].items()}
 

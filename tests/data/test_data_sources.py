@@ -87,7 +87,8 @@ def test_the_default_metric_is_of_a_set_evaluated_at_intervals(config):
     data = data_source(config, image_size=SIZE)
     metric = data.default_metric(TrainConfig(data=config))
     assert metric.startswith(f"{data.held_out_split}/")
-    assert data.summary({}, (1.0, 0.0)) == {}
+    assert data.summary([], (1.0, 0.0)) == []
+    assert data.headline([]) == ""
 
 
 def test_every_data_source_is_a_choice_of_the_setting():

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from places import HELPERS
 from rich.console import Console
+from stored_results import stored_results
 from tiny_model import tiny_model
 from toy_encoder import ToySource, columns, record, toy_encoder, toy_model
 
@@ -316,7 +317,7 @@ def test_metrics_of_untrained_parts_are_omitted(learned, metrics):
     features = encoder.images(source)
     truth = read_annotations(source, encoder.preprocessing, caption_source="original")
     found = suite.evaluate_grounding(features, truth, encoder, "dev")
-    assert {name.partition("/")[2] for name in found} == metrics
+    assert {result.metric for result in found} == metrics
 
 
 def test_the_best_is_chosen_by_what_is_measured():
@@ -431,6 +432,6 @@ def test_evaluate_prints_which_metrics_are_omitted(tmp_path, capsys, monkeypatch
     arguments = ["--checkpoint=run", f"--data={tmp_path / 'birds'}", f"--output={output}"]
     assert evaluate.main([*arguments, f"--descriptions={described}"]) == 0
     assert "no trained region embeddings or boxes" in capsys.readouterr().err
-    results = json.loads(output.read_text())["results"]
+    results = stored_results(output)
     assert "birds/description/alpha1" in results
     assert "birds/description/alpha0" not in results

@@ -14,6 +14,7 @@ from grain_jax.data.tfds_data_source import TfdsDataSource
 from grain_jax.evaluation import suite
 from grain_jax.evaluation.best_metric import check_best_metric, measured_during_training
 from grain_jax.models.learned import Learned
+from grain_jax.results import logged
 
 FULL = (record("0", "red", "green", "blue"), record("1", "green", "red"), record("2", "blue"))
 SOURCES = {
@@ -71,7 +72,7 @@ def test_the_names_are_those_of_what_is_measured(source, kind, folders, monkeypa
     alphas = (1.0, 0.3) if kind == "grain" else EvaluationConfig().alphas
     config = make_config(source, kind, alphas=alphas, zero_shot_during_training=folders)
     encoder = toy_encoder(regions=kind == "grain", image_size=32)
-    measured = suite.evaluate(encoder, config, final=False)
+    measured = logged(suite.evaluate(encoder, config, final=False))
     assert measured_during_training(config) == list(measured)
     assert {"pets/name", "pets/description/alpha1", "val/name"} <= measured.keys()
     assert ("pets/name_and_regions/alpha0.3" in measured) == (kind == "grain")
@@ -85,7 +86,7 @@ def test_the_names_follow_what_the_decoder_learns(learned, folders):
     config = make_config("synthetic_birds", zero_shot_during_training=folders)
     encoder = toy_encoder(image_size=32)
     encoder.learned = learned
-    measured = suite.evaluate(encoder, config, final=False)
+    measured = logged(suite.evaluate(encoder, config, final=False))
     assert measured_during_training(config, learned=learned) == list(measured)
     assert ("validation/box_iou" in measured) == learned.boxes
     assert "validation/phrase_accuracy" not in measured

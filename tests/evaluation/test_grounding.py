@@ -20,6 +20,7 @@ from grain_jax.evaluation.grounding import (
     matched_iou,
     phrase_hits,
 )
+from grain_jax.results import logged
 
 
 def random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -138,7 +139,7 @@ def test_the_part_baseline_answers_phrases_that_no_single_box_can():
 
     baseline = fit_constant_boxes(jittered_parts(0, 30), 2, part_of=part_of)
     assert set(baseline.parts) == {"crest", "wing"}
-    scores = score_constant_boxes(baseline, jittered_parts(1, 30), "test")
+    scores = logged(score_constant_boxes(baseline, jittered_parts(1, 30), "test"))
     assert scores["test/constant_box_recall"] == 1.0
     assert scores["test/constant_phrase_accuracy"] == 0.5
     assert scores["test/part_phrase_accuracy"] == 1.0

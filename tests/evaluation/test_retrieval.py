@@ -27,6 +27,13 @@ def by_loops(image, text, text_rows, image_rows) -> dict[str, float]:
     return results
 
 
+def recalls(image, text, **rows) -> dict[str, float]:
+    """Those of `retrieval` by the end of their keys."""
+    results = retrieval(image, text, dataset="a", **rows)
+    assert {result.n for result in results} == {len(image), len(text), None}
+    return {result.key.removeprefix("a/retrieval/"): result.value for result in results}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_recall_against_loops_with_shared_and_several_captions(seed, monkeypatch):
     monkeypatch.setattr("grain_jax.evaluation.retrieval.CHUNK_ROWS", 7)
@@ -37,7 +44,7 @@ def test_recall_against_loops_with_shared_and_several_captions(seed, monkeypatch
     ]
     texts, text_rows, image_rows = unique_texts(captions)
     image, text = unit(generator.normal(size=(30, 6))), unit(generator.normal(size=(len(texts), 6)))
-    results = retrieval(image, text, text_rows=text_rows, image_rows=image_rows)
+    results = recalls(image, text, text_rows=text_rows, image_rows=image_rows)
     for name, expected in by_loops(image, text, text_rows, image_rows).items():
         assert results[name] == pytest.approx(expected), name
     both = results["image_to_text/R@1"] + results["text_to_image/R@1"]
@@ -48,19 +55,21 @@ def test_perfect_embeddings_find_everything():
     image = np.eye(12, dtype=np.float32)
     texts, text_rows, image_rows = unique_texts([[f"a {i}", f"b {i}"] for i in range(12)])
     text = np.eye(12, dtype=np.float32)[[int(t.split()[1]) for t in texts]]
-    results = retrieval(image, text, text_rows=text_rows, image_rows=image_rows)
+    results = recalls(image, text, text_rows=text_rows, image_rows=image_rows)
     chance = {name: value for name, value in results.items() if "random" in name}
     assert chance == {
         "image_to_text/random_R@1": pytest.approx(2 / 24),
         "text_to_image/random_R@1": pytest.approx(1 / 12),
     }
+    counted = {"images": 12, "texts": 24}
+    assert {name: results.pop(name) for name in counted} == counted
     assert {value for name, value in results.items() if name not in chance} == {1.0}
 
 
 def test_random_embeddings_are_at_chance():
     generator = np.random.default_rng(0)
     rows = np.arange(2_000)
-    results = retrieval(
+    results = recalls(
         unit(generator.normal(size=(2_000, 8))),
         unit(generator.normal(size=(2_000, 8))),
         text_rows=rows,
@@ -73,7 +82,7 @@ def test_random_embeddings_are_at_chance():
 def test_a_constant_model_is_exactly_at_chance():
     same = np.tile(unit([1.0, 2.0]), (20, 1))
     rows = np.arange(20)
-    results = retrieval(same, same, text_rows=rows, image_rows=rows)
+    results = recalls(same, same, text_rows=rows, image_rows=rows)
     for k in KS:
         assert results[f"image_to_text/R@{k}"] == pytest.approx(k / 20)
         assert results[f"text_to_image/R@{k}"] == pytest.approx(k / 20)
@@ -83,7 +92,7 @@ def test_chance_is_what_a_constant_model_gets_with_shared_captions():
     captions = [["a", "b"], ["a"], ["c", "c", "d"], ["b", "d", "e"]]
     texts, text_rows, image_rows = unique_texts(captions)
     same = unit([1.0, 2.0])
-    results = retrieval(
+    results = recalls(
         np.tile(same, (4, 1)),
         np.tile(same, (len(texts), 1)),
         text_rows=text_rows,
@@ -99,7 +108,7 @@ def test_equal_texts_are_one_text_and_right_for_all_their_images():
     assert text_rows.tolist() == [0, 0, 1]
     image = unit([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     text = unit([[1.0, 0.0], [0.0, 1.0]])
-    results = retrieval(image, text, text_rows=text_rows, image_rows=image_rows)
+    results = recalls(image, text, text_rows=text_rows, image_rows=image_rows)
     assert results["image_to_text/R@1"] == 1.0
     assert results["text_to_image/R@1"] == 1.0  # the dog of image 1 may be found in image 0
 
@@ -107,4 +116,4 @@ def test_equal_texts_are_one_text_and_right_for_all_their_images():
 def test_images_without_captions_are_refused():
     eye = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match="without captions"):
-        retrieval(eye, eye[:2], text_rows=np.array([0, 1]), image_rows=np.array([0, 1]))
+        recalls(eye, eye[:2], text_rows=np.array([0, 1]), image_rows=np.array([0, 1]))

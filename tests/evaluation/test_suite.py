@@ -10,6 +10,7 @@ from grain_jax.data.synthetic_birds.data_source import SyntheticBirds
 from grain_jax.data.tfds_data_source import TfdsDataSource
 from grain_jax.evaluation import suite
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
+from grain_jax.results import Result, logged
 
 
 def world_config(kind: str = "grain") -> TrainConfig:
@@ -25,7 +26,7 @@ def world_config(kind: str = "grain") -> TrainConfig:
 
 
 def test_intervals_look_at_validation_species_only():
-    results = suite.evaluate(toy_encoder(image_size=32), world_config(), final=False)
+    results = logged(suite.evaluate(toy_encoder(image_size=32), world_config(), final=False))
     assert {key.partition("/")[0] for key in results} == {"validation"}
     assert "validation/name" not in results  # never heard: nothing to learn from it
     assert results["validation/random"] == 1 / 25
@@ -59,7 +60,7 @@ def test_the_end_measures_everything_with_baselines_and_intervals(monkeypatch):
 
     open_split = SyntheticBirds.records
     monkeypatch.setattr(SyntheticBirds, "records", spy)
-    results = suite.evaluate(toy_encoder(image_size=32), world_config(), final=True)
+    results = logged(suite.evaluate(toy_encoder(image_size=32), world_config(), final=True))
     assert opened == ["train"]  # what the constant boxes are fitted to
     for key in (
         "seen/name",
@@ -81,23 +82,28 @@ def test_the_end_measures_everything_with_baselines_and_intervals(monkeypatch):
 
 def test_the_baseline_model_has_no_regions_and_one_alpha():
     encoder = toy_encoder(regions=False, image_size=32)
-    results = suite.evaluate(encoder, world_config("clip"), final=False)
+    results = logged(suite.evaluate(encoder, world_config("clip"), final=False))
     assert "validation/description/alpha1" in results
     assert not any("box" in key or "alpha0" in key for key in results)
     assert suite.best_metric_name(world_config("clip")) in results
 
 
 def test_the_headline_alpha_is_chosen_on_validation_species():
-    results = {
-        "validation/description/alpha1": 0.2,
-        "validation/description/alpha0": 0.6,
-        "unseen/description/alpha1": 0.9,
-        "unseen/description/alpha0": 0.5,
-    }
+    results = [
+        Result("validation", "description", 1.0, "top1", 0.2),
+        Result("validation", "description", 0.0, "top1", 0.6),
+        Result("unseen", "description", 1.0, "top1", 0.9),
+        Result("unseen", "description", 0.0, "top1", 0.5),
+        Result("unseen", "random", None, "top1", 0.02),
+    ]
     birds = SyntheticBirds(DataConfig(), 32)
     chosen = birds.summary(results, (1.0, 0.0))
-    assert chosen == {"headline/alpha": 0.0, "headline/unseen_by_description": 0.5}
-    assert birds.summary({}, (1.0, 0.0)) == {}
+    assert logged(chosen) == {"headline/alpha": 0.0, "headline/unseen_by_description": 0.5}
+    sentence = birds.headline([*results, *chosen])
+    assert sentence.startswith("Unseen species by description: 50.0 % at alpha = 0, ")
+    assert "(random 2.0 %)" in sentence
+    assert birds.summary([], (1.0, 0.0)) == []
+    assert birds.headline([]) == ""
 
 
 def records_config(split: str = "dev") -> TrainConfig:
@@ -130,7 +136,7 @@ def records(monkeypatch):
 
 
 def test_records_are_scored_on_the_evaluation_split(records):
-    results = suite.evaluate(toy_encoder(), records_config(), final=False)
+    results = logged(suite.evaluate(toy_encoder(), records_config(), final=False))
     assert records == ["dev"]
     assert results["dev/retrieval/mean_R@1"] == 1.0
     assert results["dev/retrieval/images"] == 3
@@ -141,7 +147,7 @@ def test_records_are_scored_on_the_evaluation_split(records):
 
 
 def test_records_at_the_end_use_all_images_and_training_boxes(records):
-    results = suite.evaluate(toy_encoder(), records_config(), final=True)
+    results = logged(suite.evaluate(toy_encoder(), records_config(), final=True))
     assert records == ["dev", "train"]
     assert results["dev/retrieval/images"] == 4
     assert results["dev/constant_box_recall"] == 1.0  # the toy's boxes never move
@@ -151,7 +157,8 @@ def test_records_at_the_end_use_all_images_and_training_boxes(records):
 def evaluate_dev(encoder, source, *, training=None):
     held_out = EvaluationSet("dev", "Split 'dev'", source)
     boxes = None if training is None else suite.TrainingBoxes(lambda: training, encoder)
-    return suite.evaluate_set(encoder, held_out, records_config(), final=True, training=boxes)
+    results = suite.evaluate_set(encoder, held_out, records_config(), final=True, training=boxes)
+    return logged(results)
 
 
 def test_constant_boxes_are_fitted_to_training_boxes_only():
@@ -187,7 +194,7 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_split():
 
 
 def test_no_evaluation_split_means_nothing_to_keep_best_by(records):
-    assert suite.evaluate(toy_encoder(), records_config(""), final=True) == {}
+    assert suite.evaluate(toy_encoder(), records_config(""), final=True) == []
     assert suite.best_metric_name(records_config("")) == ""
     config = records_config()
     config.evaluation.best_metric = "dev/box_recall"
@@ -205,13 +212,13 @@ def test_zero_shot_folders_come_at_the_end(records, monkeypatch, tmp_path):
 
     monkeypatch.setattr(suite, "load_zero_shot", load)
     assert not any(
-        key.startswith("birds") for key in suite.evaluate(toy_encoder(), config, final=False)
+        result.dataset == "birds" for result in suite.evaluate(toy_encoder(), config, final=False)
     )
-    results = suite.evaluate(toy_encoder(), config, final=True)
+    results = logged(suite.evaluate(toy_encoder(), config, final=True))
     assert asked == [str(tmp_path / "birds")]
     alone = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=config.evaluation.alphas)
-    for key, value in alone.items():
-        assert results[key] == pytest.approx(value)
+    for result in alone:
+        assert results[result.key] == pytest.approx(result.value)
 
 
 def test_what_the_end_needs_is_looked_for_at_the_start(records):

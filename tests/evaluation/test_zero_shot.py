@@ -7,6 +7,7 @@ from toy_encoder import ToySource, bird_set, record, toy_encoder
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.ranking import expected_recall, wilson_interval
 from grain_jax.evaluation.zero_shot import accuracy, evaluate_zero_shot, subset
+from grain_jax.results import Result, logged
 
 
 def test_accuracy_by_hand():
@@ -63,8 +64,21 @@ def test_wilson_interval_known_values():
     assert low > 0.8
 
 
+def accuracies(*arguments, **options) -> dict[str, float]:
+    """Results by their keys."""
+    return logged(evaluate_zero_shot(*arguments, **options))
+
+
+def test_every_accuracy_counts_its_images():
+    results = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(0.0,), details=True)
+    (found,) = [r for r in results if (r.method, r.metric) == ("description", "top1")]
+    interval = wilson_interval(1.0, 3)
+    assert found == Result("birds", "description", 0.0, "top1", 1.0, *interval, n=3)
+    assert {r.n for r in results if r.method not in ("random", "dataset")} == {3}
+
+
 def test_regions_recognise_what_the_whole_image_does_not():
-    results = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(1.0, 0.5, 0.0))
+    results = accuracies(toy_encoder(), bird_set(), alphas=(1.0, 0.5, 0.0))
     assert results["birds/random"] == 0.5
     assert results["birds/name"] == pytest.approx(0.5)  # names mean nothing to the toy: all tied
     assert results["birds/description/alpha1"] == pytest.approx(1 / 3)  # "red" is always a wren
@@ -78,8 +92,8 @@ def test_regions_recognise_what_the_whole_image_does_not():
 
 
 def test_the_order_of_classes_does_not_matter():
-    one = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True)
-    other = evaluate_zero_shot(
+    one = accuracies(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True)
+    other = accuracies(
         toy_encoder(), bird_set(class_names=("robin", "wren")), alphas=(0.5, 0.0), details=True
     )
     assert one == pytest.approx(other)
@@ -87,7 +101,7 @@ def test_the_order_of_classes_does_not_matter():
 
 def test_a_class_without_descriptions_is_scored_by_its_name():
     described = {"robin": ("green part", "blue part")}
-    results = evaluate_zero_shot(
+    results = accuracies(
         toy_encoder(), bird_set(descriptions=described), alphas=(1.0, 0.0), details=True
     )
     assert not any(math.isnan(value) for value in results.values())
@@ -96,9 +110,9 @@ def test_a_class_without_descriptions_is_scored_by_its_name():
 
 
 def test_models_and_sets_report_what_they_have():
-    clip = evaluate_zero_shot(toy_encoder(regions=False), bird_set(), alphas=(1.0, 0.5, 0.0))
+    clip = accuracies(toy_encoder(regions=False), bird_set(), alphas=(1.0, 0.5, 0.0))
     assert set(clip) == {"birds/random", "birds/name", "birds/description/alpha1"}
-    undescribed = evaluate_zero_shot(toy_encoder(), bird_set(descriptions={}), alphas=(1.0, 0.0))
+    undescribed = accuracies(toy_encoder(), bird_set(descriptions={}), alphas=(1.0, 0.0))
     assert set(undescribed) == {"birds/random", "birds/name"}
 
 
@@ -138,16 +152,14 @@ def test_a_subset_keeps_every_class_its_share():
 
 
 def test_scores_are_looked_at_in_blocks(monkeypatch):
-    whole = evaluate_zero_shot(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True)
+    whole = accuracies(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True)
     monkeypatch.setattr("grain_jax.evaluation.zero_shot.MAX_SCORES", 4)  # two images of two classes
     seen: list[tuple[str, int, int]] = []
 
-    def note(method, start, scores, labels):
+    def note(method, alpha, start, scores, labels):
         assert scores.shape == (len(labels), 2)
         seen.append((method, start, len(labels)))
 
-    blocks = evaluate_zero_shot(
-        toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True, on_scores=note
-    )
+    blocks = accuracies(toy_encoder(), bird_set(), alphas=(0.5, 0.0), details=True, on_scores=note)
     assert blocks == pytest.approx(whole)
     assert [(start, count) for method, start, count in seen if method == "name"] == [(0, 2), (2, 1)]

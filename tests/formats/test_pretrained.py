@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from stored_results import stored_results
 
 import grain_jax
 from grain_jax import evaluate, export
@@ -392,7 +393,7 @@ def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path):
     output = tmp_path / "figures.json"
     arguments = [f"--checkpoint={folder}", f"--data={tmp_path / 'images'}", f"--output={output}"]
     assert evaluate.main(arguments) == 0
-    assert json.loads(output.read_text())["results"]["images/name"] == 1
+    assert stored_results(output)["images/name"] == 1
 
 
 OPENAI = {

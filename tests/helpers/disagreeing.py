@@ -5,6 +5,7 @@ evaluation, and process 1 one that is the last bit higher each time.
 disagreeing.py agree FOLDER ARGUMENTS: what the two agree on, as JSON lines.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -28,7 +29,10 @@ def disagree_on_scores():
     def evaluate(encoder, config, *, final, **options):
         results = measure(encoder, config, final=final, **options)
         if not final:
-            results[METRIC] = scores[0]
+            results = [
+                dataclasses.replace(result, value=scores[0]) if result.key == METRIC else result
+                for result in results
+            ]
             if not FIRST:
                 scores[0] = math.nextafter(scores[0], 1.0)
         return results

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from places import HELPERS, REPOSITORY
+from stored_results import stored_results
 from tiny_run import TinyRun, tiny_config
 from toy_encoder import ToyModel, columns, make_image, toy_model
 
@@ -89,7 +90,7 @@ def test_it_agrees_with_the_evaluation_command(run_folder, model, labelled, tmp_
     output = tmp_path / "figures.json"
     arguments = [f"--checkpoint={run_folder}", f"--data={labelled}", f"--output={output}"]
     assert evaluate.main([*arguments, "--alphas=1,0.3,0"]) == 0
-    figures = json.loads(output.read_text())["results"]
+    figures = stored_results(output)
     files = sorted(labelled.glob("*/*.png"))
     embedded = model.embed_images(files)
     compared = []

@@ -9,6 +9,7 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
 
+from grain_jax.results import Result
 from grain_jax.visualize import canvas, curves
 from grain_jax.visualize.boxes import TAG, tag_places
 from grain_jax.visualize.canvas import (
@@ -263,16 +264,22 @@ def test_boxes_and_the_unseen_part_show_on_the_visualization(tmp_path):
     assert (plain == 0).all(axis=-1).mean() > 1.8 * (cropped == 0).all(axis=-1).mean()
 
 
-def run_records() -> list[dict]:
+def run_records() -> tuple[list[dict], dict[int, list[Result]]]:
+    """Metrics of training and results of evaluation at three steps."""
     losses = {name: 2.0 for name in curves.LOSSES} | {curves.SPEED: 100.0}
-    accuracy = {"validation/description/alpha1": 0.7, "validation/description/alpha0": 1.0}
-    accuracy |= {f"validation/description/alpha{a}": 0.999 for a in (0.5, 0.25)}
-    followed = {f"validation/{name}": 0.85 for name in curves.FOLLOWED}
-    return [{"step": step} | losses | accuracy | followed for step in (100, 200, 300)]
+    results = [
+        Result("validation", "description", alpha, "top1", value)
+        for alpha, value in ((1.0, 0.7), (0.0, 1.0), (0.5, 0.999), (0.25, 0.999))
+    ]
+    results += [
+        Result("validation", method, None, metric, 0.85) for method, metric in curves.FOLLOWED
+    ]
+    steps = (100, 200, 300)
+    return [{"step": step} | losses for step in steps], dict.fromkeys(steps, results)
 
 
 def test_curves_near_the_top_are_drawn_apart(drawn, tmp_path):
-    curves.draw_curves(run_records(), tmp_path / "curves.png")
+    curves.draw_curves(*run_records(), tmp_path / "curves.png")
     (figure,) = drawn
     (panel,) = [axes for axes in figure.axes if axes.get_yscale() == "symlog"]
     ends = {line.get_ydata()[-1] for line in panel.get_lines() if len(line.get_xdata()) == 3}
@@ -282,14 +289,14 @@ def test_curves_near_the_top_are_drawn_apart(drawn, tmp_path):
 
 
 def test_equal_curves_show_under_each_other(drawn, tmp_path):
-    curves.draw_curves(run_records(), tmp_path / "curves.png")
+    curves.draw_curves(*run_records(), tmp_path / "curves.png")
     (panel,) = [axes for axes in drawn[0].axes if axes.get_yscale() == "symlog"]
     widths = [line.get_linewidth() for line in panel.get_lines() if len(line.get_xdata()) == 3]
     assert widths == [1.6, 1.6, 3.2, 1.6]  # alphas 1, 0, 0.5, and 0.25, which is equal to 0.5
 
 
 def test_a_colour_means_one_thing_in_all_panels():
-    lines = [line for _, lines in curves._panels(run_records()) for line in lines]
+    lines = [line for _, lines in curves.curve_panels(*run_records()) for line in lines]
     colour = {line.name: line.colour for line in lines}
     assert colour["contrastive"] == colour["alpha = 1"] == colour["retrieval, mean R@1"]
     assert colour["region"] == colour["alpha = 0"] == colour["phrase right"]
@@ -301,7 +308,7 @@ def test_a_colour_means_one_thing_in_all_panels():
 
 
 def test_names_of_lines_do_not_cover_each_other(drawn, tmp_path):
-    curves.draw_curves(run_records(), tmp_path / "curves.png")
+    curves.draw_curves(*run_records(), tmp_path / "curves.png")
     (figure,) = drawn
     renderer = figure.canvas.get_renderer()
     for axes in figure.axes:

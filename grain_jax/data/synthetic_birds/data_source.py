@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from grain_jax.config import DataConfig, SyntheticBirdsConfig, TrainConfig
@@ -23,10 +23,12 @@ from grain_jax.data.synthetic_birds.language import (
     part_of_description,
 )
 from grain_jax.data.synthetic_birds.source import SyntheticBirdSource, bird_zero_shot_sets
+from grain_jax.results import HEADLINE, Result, result_key
 
 MAX_DRAWN_BYTES = (
     1 << 30
 )  # of drawn images kept in memory; above that they are drawn at each access
+BY_DESCRIPTION = "unseen_by_description"  # metric of the headline
 # Names of held-out species occur in no training text: by name, "unseen" is a random baseline.
 METHODS_OF_SPLIT = {
     "validation": ("description",),
@@ -49,7 +51,7 @@ class SyntheticBirds:
     templates = PROMPT_TEMPLATES
     held_out_split = "validation"
     shown_split = "unseen"
-    reserved_names = ("validation", "seen", "unseen", "headline")
+    reserved_names = ("validation", "seen", "unseen", HEADLINE)
     example_texts = ExampleTexts(
         labels=("bird with a red crest", "bird with yellow legs"),
         descriptions=("a red crest", "yellow legs"),
@@ -87,20 +89,38 @@ class SyntheticBirds:
         """Accuracy on validation species by description, at the lowest alpha the model allows."""
         regions = config.model.type == "grain" and config.loss.region_weight > 0
         alpha = min(config.evaluation.alphas) if regions else 1.0
-        return f"validation/description/alpha{alpha:g}"
+        return result_key("validation", "description", alpha)
 
-    def summary(self, metrics: Mapping[str, float], alphas: Sequence[float]) -> dict[str, float]:
+    def summary(self, results: Sequence[Result], alphas: Sequence[float]) -> list[Result]:
         """Accuracy on unseen species by description, at the alpha best on validation species."""
-        on_validation = {
-            alpha: metrics[f"validation/description/alpha{alpha:g}"]
-            for alpha in alphas
-            if f"validation/description/alpha{alpha:g}" in metrics
+        measured = {
+            (result.dataset, result.alpha): result.value
+            for result in results
+            if (result.method, result.metric) == ("description", "top1")
         }
-        if not on_validation:
-            return {}
-        alpha = max(on_validation, key=lambda a: on_validation[a])
-        chosen = metrics[f"unseen/description/alpha{alpha:g}"]
-        return {"headline/alpha": alpha, "headline/unseen_by_description": chosen}
+        choices = [alpha for alpha in alphas if ("validation", alpha) in measured]
+        if not choices:
+            return []
+        alpha = max(choices, key=lambda choice: measured["validation", choice])
+        return [
+            Result(HEADLINE, "model", None, "alpha", alpha),
+            Result(HEADLINE, "model", None, BY_DESCRIPTION, measured["unseen", alpha]),
+        ]
+
+    def headline(self, results: Sequence[Result]) -> str:
+        found = {result.metric: result.value for result in results if result.dataset == HEADLINE}
+        if not found:
+            return ""
+        random = next(
+            result.value
+            for result in results
+            if (result.dataset, result.method) == ("unseen", "random")
+        )
+        return (
+            f"Unseen species by description: {100 * found[BY_DESCRIPTION]:.1f} % at alpha = "
+            f"{found['alpha']:g}, the best alpha on the validation species (random "
+            f"{100 * random:.1f} %). Their names were never heard."
+        )
 
     @property
     def location(self) -> str:

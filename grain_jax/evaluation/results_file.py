@@ -5,13 +5,16 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.disk import write_whole
 from grain_jax.evaluation.details import sha256_of
+from grain_jax.results import from_json, logged
 from grain_jax.training import run_folder
+from grain_jax.training.run_folder import is_run
 
 INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "splits")
 SHORT = 8  # digits of a SHA-256 in a file's name
@@ -50,11 +53,6 @@ def default_folder(model: Path) -> Path:
     return folder
 
 
-def is_run(model: Path) -> bool:
-    """Whether it is a run folder of `python -m grain_jax.train`, or the checkpoints in one."""
-    return (model / run_folder.FOLDER).is_dir() or bool(run_folder.complete_steps(model))
-
-
 def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, tasks: str) -> str:
     """A name that says what was measured; other texts, images or settings have another one."""
     name = "" if is_run(model) else model.name if model.is_dir() else model.stem
@@ -80,6 +78,8 @@ def inputs_sha256(report: Mapping[str, Any]) -> str:
 def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> tuple[Path, bool]:
     """Writes the report as JSON, whole or not at all; returns the file, and whether it was written.
 
+    The report's "results" are `Result`s.
+
     Where `path` has the same inputs and results already, it is left as it is. Where it has others,
     the report goes beside it, "NAME-2.json", unless `overwrite`. Raises OSError.
     """
@@ -89,7 +89,7 @@ def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> 
             return free, False
         number += 1
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(report, indent=2, ensure_ascii=False, default=asdict) + "\n"
     write_whole(free, text, errors="backslashreplace")
     return free, True
 
@@ -102,13 +102,10 @@ def _same(path: Path, report: Mapping[str, Any]) -> bool:
         return False
     if not isinstance(earlier, dict) or earlier.get("inputs_sha256") != report["inputs_sha256"]:
         return False
-    before, now = earlier.get("results"), report["results"]
-    return (
-        isinstance(before, dict)
-        and before.keys() == now.keys()
-        and all(_close(before[name], value) for name, value in now.items())
+    try:
+        before, now = logged(from_json(earlier.get("results"))), logged(report["results"])
+    except ValueError:
+        return False
+    return before.keys() == now.keys() and all(
+        math.isclose(before[name], value, rel_tol=1e-6) for name, value in now.items()
     )
-
-
-def _close(first: Any, second: float) -> bool:
-    return isinstance(first, int | float) and math.isclose(first, second, rel_tol=1e-6)

@@ -1,0 +1,171 @@
+"""Results of an evaluation: one record for each value, and the keys that logs know them by."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from grain_jax.config.migration import migrate_metrics
+
+FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one a line
+DETAILS = ("top5", "per_class", "low", "high")  # beside the top-1 accuracy of a method
+# What the keys of a method's metrics begin with, after the data set; others begin with the method.
+STARTS = {
+    "model": "",
+    "constant_boxes": "constant_",
+    "part_boxes": "part_",
+    "retrieval": "retrieval/",
+    "image_to_text": "retrieval/image_to_text/",
+    "text_to_image": "retrieval/text_to_image/",
+    "dataset": "",
+}
+OF_DATASET = ("images", "classes", "undescribed_classes")
+OF_BOXES = ("box_iou", "box_recall", "box_recall_upper_bound", "phrase_accuracy")
+HEADLINE = "headline"  # data set of what a data source sums up
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured value.
+
+    Args:
+        dataset: the evaluation set, which is a split or is named after a folder of images.
+        method: of classification a zero-shot method, or "random"; of retrieval "image_to_text",
+            "text_to_image" or, for both, "retrieval"; of grounding the predictor, "model",
+            "constant_boxes" or "part_boxes"; "dataset" for counts.
+        alpha: weight of the global score against the region score; None where regions have no part.
+        metric: "top1", "top5", "per_class", "R@1", "box_iou", "phrase_accuracy", "classes", ...
+        value: a fraction in [0, 1], or a count.
+        low: lower bound of the 95 % interval; None where there is none.
+        high: its upper bound.
+        n: how many images, texts, boxes or phrases the value is a mean over; None for counts and
+            for what is not measured.
+    """
+
+    dataset: str
+    method: str
+    alpha: float | None
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The name in logs, see `result_key`."""
+        return result_key(self.dataset, self.method, self.alpha, self.metric)
+
+
+def result_key(dataset: str, method: str, alpha: float | None, metric: str = "top1") -> str:
+    """The name in logs and of `evaluation.best_metric`: "unseen/description/alpha0.5"."""
+    if method in STARTS:
+        return f"{dataset}/{STARTS[method]}{metric}"
+    key = f"{dataset}/{method}" + ("" if alpha is None else f"/alpha{alpha:g}")
+    return key if metric == "top1" else f"{key}/{metric}"
+
+
+def logged(results: Iterable[Result]) -> dict[str, float]:
+    """Key -> value, as metrics.jsonl, TensorBoard and W&B have them; intervals as /low, /high."""
+    values = {}
+    for result in results:
+        values[result.key] = result.value
+        if result.low is not None and result.high is not None:
+            values |= {f"{result.key}/low": result.low, f"{result.key}/high": result.high}
+    return values
+
+
+def from_logged(values: Mapping[str, Any]) -> list[Result]:
+    """The records of logged values, also under older keys; what is no result is left out.
+
+    For runs and result files made before there were records.
+    """
+    values = migrate_metrics(values)
+    found = []
+    for key, value in values.items():
+        result = _from_key(key, value)
+        if result is None:
+            continue
+        low, high = values.get(f"{key}/low"), values.get(f"{key}/high")
+        images = values.get(f"{result.dataset}/images")
+        if result.metric in ("top1", "top5", "per_class") and result.method != "random":
+            result = replace(result, low=low, high=high, n=None if images is None else int(images))
+        found.append(result)
+    return found
+
+
+def _from_key(key: str, value: Any) -> Result | None:
+    dataset, slash, rest = key.partition("/")
+    if not slash or not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    value = float(value)
+    if dataset == HEADLINE:
+        return Result(dataset, "model", None, rest, value)
+    if rest in OF_DATASET:
+        return Result(dataset, "dataset", None, rest, value)
+    for method in ("image_to_text", "text_to_image", "retrieval"):
+        if rest.startswith(STARTS[method]):
+            return Result(dataset, method, None, rest.removeprefix(STARTS[method]), value)
+    for method in ("constant_boxes", "part_boxes", "model"):
+        metric = rest.removeprefix(STARTS[method])
+        if rest.startswith(STARTS[method]) and metric in OF_BOXES:
+            return Result(dataset, method, None, metric, value)
+    named = re.fullmatch(r"(\w+)(?:/alpha([\d.e+-]+))?(?:/(\w+))?", rest)
+    if named is None or named[3] in ("low", "high") or named[3] not in (None, *DETAILS):
+        return None
+    alpha = None if named[2] is None else float(named[2])
+    return Result(dataset, named[1], alpha, named[3] or "top1", value)
+
+
+def from_json(stored: Any) -> list[Result]:
+    """Records as `asdict` wrote them, or the keys and values of before. Raises ValueError."""
+    if isinstance(stored, Mapping):
+        return from_logged(stored)
+    try:
+        return [Result(**record) for record in stored]
+    except TypeError as error:
+        raise ValueError(f"These are not results: {error}.") from error
+
+
+def write_results(file: Any, step: int, results: Iterable[Result]) -> None:
+    """Appends lines to an open results.jsonl."""
+    for result in results:
+        file.write(json.dumps({"step": step} | asdict(result)) + "\n")
+    file.flush()
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with a "step" in each; none without the file.
+
+    A line that was cut off by a kill is skipped.
+    """
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            yield entry
+
+
+def read_results(run: Path, metrics_file: str = "metrics.jsonl") -> dict[int, list[Result]]:
+    """Step -> results of a run folder, the steps in order.
+
+    What was measured twice at a step (in training and at its end) counts as measured last. Steps
+    that only `metrics_file` has, of runs made before there were records, are read from there.
+    """
+    steps: dict[int, dict[str, Result]] = {}
+    for entry in read_json_lines(run / FILE):
+        (result,) = from_json([{name: entry[name] for name in entry if name != "step"}])
+        steps.setdefault(entry["step"], {})[result.key] = result
+    older: dict[int, dict[str, Any]] = {}
+    for entry in read_json_lines(run / metrics_file):
+        if entry["step"] not in steps:
+            older.setdefault(entry["step"], {}).update(entry)
+    found = {step: from_logged(values) for step, values in older.items()}
+    found |= {step: list(results.values()) for step, results in steps.items()}
+    return {step: found[step] for step in sorted(found) if found[step]}
