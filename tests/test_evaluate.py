@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import EVERYTHING, NOTHING
 
 
@@ -45,7 +47,7 @@ def run(tmp_path, monkeypatch):
         asked.append((path, step, best))
         if path != folder:
             raise ValueError(f"{str(path)!r} holds no run.")
-        return SimpleNamespace(
+        return ModelBundle(
             model=ToyModel(),
             params={},
             config=config,
@@ -221,7 +223,7 @@ def test_results_that_cannot_be_written_are_still_printed(run, records, capsys, 
     def full(partial, path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("grain_jax.evaluation.results.os.replace", full)
+    monkeypatch.setattr("grain_jax.evaluation.results_file.os.replace", full)
     arguments = [f"--checkpoint={run.folder}", f"--data={records}", "--split=dev"]
     assert evaluate.main(arguments) == 1
     assert list(run.folder.glob("evaluation_*")) == []  # no part of it either
@@ -232,7 +234,7 @@ def test_results_that_cannot_be_written_are_still_printed(run, records, capsys, 
 
 
 def test_results_that_nobody_reads_are_still_written(run, records, monkeypatch):
-    def closed(results, console):
+    def closed(results, console, *, headline):
         raise SystemExit(1)  # rich's answer to a closed pipe
 
     monkeypatch.setattr(evaluate, "print_results", closed)
@@ -279,8 +281,7 @@ def test_a_clip_run_says_that_it_has_no_regions(run, images, capsys):
 
 
 def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkeypatch, capsys):
-    loaded = evaluate.read_model(run.folder)
-    loaded.learned = NOTHING
+    loaded = dataclasses.replace(evaluate.read_model(run.folder), learned=NOTHING)
     monkeypatch.setattr(evaluate, "read_model", lambda path, **options: loaded)
     arguments = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main(arguments) == 0
