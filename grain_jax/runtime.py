@@ -183,7 +183,8 @@ def local_folder(name: str) -> Path:
     """`name` as a folder of this machine. Raises ValueError for an address such as gs://..."""
     if "://" in name:
         raise ValueError(
-            f"--workdir={name} is an address, needed a folder; mount the bucket and give its path."
+            f"--workdir={name} is an address, expected a folder; mount the bucket and give that "
+            "path."
         )
     return user_path(name)
 

@@ -178,7 +178,7 @@ def test_results_replace_the_target_of_a_link_and_no_device(tmp_path: Path) -> N
     assert json.loads((tmp_path / "real.json").read_text(encoding="utf-8")) == {"results": {}}
     reader = os.open(tmp_path / "pipe.jsonl", os.O_RDONLY | os.O_NONBLOCK)
     with PredictionsFile(tmp_path / "pipe.jsonl") as file:
-        file._write(correct=1.0)
+        file.write(correct=1.0)
     assert os.read(reader, 100) == b'{"correct": 1.0}\n'
     os.close(reader)
     assert len(list(tmp_path.iterdir())) == 3
@@ -189,7 +189,7 @@ def test_a_full_disk_keeps_all_but_the_predictions(tmp_path: Path, num_lines: in
     (tmp_path / "a.csv").write_text("old", encoding="utf-8")
     with largest_file(100), PredictionsFile(tmp_path / "a.csv") as file:
         for _ in range(num_lines):
-            file._write(task="zero_shot", text="x" * 100)
+            file.write(task="zero_shot", text="x" * 100)
     assert TOO_LARGE in str(file.failure)
     assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == ["old"]
 

@@ -322,7 +322,7 @@ def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkey
         (["--description_template=a {{}}"], "--description_template goes with labelled images"),
         (["--checkpoint=elsewhere"], "holds no run"),
         (["--output=nowhere/out.json"], "no folder 'nowhere' for --output"),
-        (["--output={images}"], "is a folder; needed a file"),
+        (["--output={images}"], "is a folder; expected a file"),
         (["--output={records}/dataset_info.json"], "exists; give another file, or --overwrite"),
         (["--predictions={records}/dataset_info.json"], "exists; give another file"),
         (["--predictions={records}/a.txt"], "should end in .jsonl or .csv"),
@@ -567,7 +567,7 @@ def test_results_are_kept_where_predictions_find_the_disk_full(
     def full(self, **line):
         self.failure = OSError(28, "No space left on device")
 
-    monkeypatch.setattr("grain_jax.evaluation.predictions.PredictionsFile._write", full)
+    monkeypatch.setattr("grain_jax.evaluation.predictions.PredictionsFile.write", full)
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main([*given, f"--predictions={tmp_path / 'all.csv'}"]) == 1
     printed = capsys.readouterr()

@@ -355,7 +355,7 @@ def test_names_differ_where_case_is_not_told_apart(make_images):
         (["--labels=a", "--descriptions=descriptions.json"], "No key of 'descriptions.json'"),
         (["--labels=a", "--csv=gone/out.csv"], "There is no folder 'gone'"),
         (["--labels=a", "--csv=x", "--json=./x"], "both name 'x'"),
-        (["--labels=a", "--out=broken.png"], "is a file; needed a folder"),
+        (["--labels=a", "--out=broken.png"], "is a file; expected a folder"),
         (["--labels=a", "--csv=in/a.png", "--overwrite"], "would replace an image"),
         (["--labels=a", "--checkpoint=nowhere"], "There is no checkpoint in nowhere"),
     ],

@@ -120,7 +120,7 @@ def check_outputs(
             raise ValueError(f"There is no folder {str(path.parent)!r}; make it first.")
     if out is not None:
         if out.exists() and not out.is_dir():
-            raise ValueError(f"--output={out} is a file; needed a folder.")
+            raise ValueError(f"--output={out} is a file; expected a folder.")
         files += [out / target.visualization for target in targets]
     read = {target.file.resolve() for target in targets}
     for path in files:

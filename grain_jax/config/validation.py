@@ -128,7 +128,7 @@ def _setting_problems(path: str, value: object, declared: object) -> Iterator[st
         name = declared.__name__ if isinstance(declared, type) else str(declared)
         if typing.get_origin(declared) is Literal:
             name = f"one of {', '.join(typing.get_args(declared))}"
-        yield f"{path}: given {value!r} ({type(value).__name__}), needed {name}."
+        yield f"{path}: given {value!r} ({type(value).__name__}), expected {name}."
     elif typing.get_origin(declared) is Literal and value not in typing.get_args(declared):
         choices = typing.get_args(declared)
         near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
@@ -139,13 +139,13 @@ def _setting_problems(path: str, value: object, declared: object) -> Iterator[st
             yield from _setting_problems(path, item, type(item))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
-            yield f"{path}: given {value}, needed a finite number."
+            yield f"{path}: given {value}, expected a finite number."
         elif path in POSITIVE and value <= 0:
-            yield f"{path}: given {value}, needed more than 0."
+            yield f"{path}: given {value}, expected more than 0."
         elif value < AT_LEAST.get(path, 0):
-            yield f"{path}: given {value}, needed at least {AT_LEAST.get(path, 0)}."
+            yield f"{path}: given {value}, expected at least {AT_LEAST.get(path, 0)}."
         elif path in IN_UNIT_INTERVAL and value > 1:
-            yield f"{path}: given {value}, needed a number from 0 to 1."
+            yield f"{path}: given {value}, expected a number from 0 to 1."
 
 
 def _has_type(value: object, declared: object) -> bool:

@@ -88,7 +88,7 @@ class PredictionsFile:
             best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
                 top = [[names[k], _rounded(scores[row, k])] for k in order]
-                self._write(
+                self.write(
                     task="zero_shot",
                     set=dataset.name,
                     method=method,
@@ -117,7 +117,7 @@ class PredictionsFile:
         """A line for every image that looks for its texts, and every caption for its image."""
         found = ranked(image, text, image_rows, text_rows)
         for row, name in enumerate(ids):
-            self._write(
+            self.write(
                 task="retrieval",
                 set=split,
                 method="image_to_text",
@@ -129,7 +129,7 @@ class PredictionsFile:
             )
         found = ranked(text, image, text_rows, image_rows)
         for row, image_row in zip(text_rows.tolist(), image_rows.tolist(), strict=True):
-            self._write(
+            self.write(
                 task="retrieval",
                 set=split,
                 method="text_to_image",
@@ -155,7 +155,7 @@ class PredictionsFile:
         hits = phrase_hits(chosen_xyxy, phrases)
         for row, phrase in enumerate(phrases):
             iou = pairwise_iou(chosen_xyxy[row][None], phrase.boxes).max(initial=0.0)
-            self._write(
+            self.write(
                 task="grounding",
                 set=split,
                 method="phrase",
@@ -168,7 +168,8 @@ class PredictionsFile:
                 box_xyxy=[_rounded(value) for value in chosen_xyxy[row]],
             )
 
-    def _write(self, **line: Any) -> None:
+    def write(self, **line: Any) -> None:
+        """One line of these columns; an error of the disk goes to `failure`."""
         if self.failure is not None:
             return
         try:

@@ -95,7 +95,7 @@ def _page(
     images: Sequence[str],
     sets: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    parts = [f"# {config.name}\n", f"{_what_ran(config, learned)}\n"]
+    parts = [f"# {config.name}\n", f"{what_ran(config, learned)}\n"]
     if sentence := _data_of(config).headline(results):
         parts.append(f"**{sentence}**\n")
     tables = result_tables(results)
@@ -172,7 +172,8 @@ def _data_of(config: TrainConfig) -> DataSource:
     return data_source(config.data, image_size=config.model.image_size)
 
 
-def _what_ran(config: TrainConfig, learned: Learned) -> str:
+def what_ran(config: TrainConfig, learned: Learned) -> str:
+    """The kind of model, the data and the length of a run, as one sentence."""
     kind = "CLIP (baseline, no regions)"
     if config.model.type == "grain":
         lacking = what_lacks(learned)

@@ -25,7 +25,7 @@ def check_place(option: str, path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {str(path.parent)!r} for --{option}; make it first.")
     if path.is_dir():
-        raise ValueError(f"--{option}={path} is a folder; needed a file.")
+        raise ValueError(f"--{option}={path} is a folder; expected a file.")
     if path.exists() and not overwrite:
         raise ValueError(
             f"--{option}={path} exists; give another file, or --overwrite to replace it."

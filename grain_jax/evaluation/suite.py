@@ -69,7 +69,7 @@ def evaluate(
         if final:
             dataset = load_zero_shot(folder, name=name, note=note)
         else:
-            dataset = _interval_folder(folder, name, limit)
+            dataset = interval_folder(folder, name, limit)
         results += score_zero_shot(encoder, dataset, config, final=final, details=details)
     return results
 
@@ -171,7 +171,7 @@ def evaluate_retrieval(
 
 
 @functools.lru_cache(maxsize=32)
-def _interval_folder(folder: str, name: str, limit: int) -> ZeroShotSet:
+def interval_folder(folder: str, name: str, limit: int) -> ZeroShotSet:
     """Kept, so that an interval of training lists no files again. Its images are not: they are
     read and decoded each time, as those of the training data are.
     """

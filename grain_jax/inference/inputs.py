@@ -69,7 +69,7 @@ class ImageInputs:
             with self._lock:  # one that is given twice must not be decoded by two threads at once
                 return np.asarray(upright_rgb(image))
         if not isinstance(image, str | Path):
-            raise ImageError(f"a {type(image).__name__} is no image; needed {ACCEPTED_IMAGES}.")
+            raise ImageError(f"a {type(image).__name__} is no image; expected {ACCEPTED_IMAGES}.")
         if "://" in str(image):
             raise ImageError("a file of this machine is needed; download it first.")
         path = user_path(image)
@@ -85,7 +85,7 @@ def _checked_pixels(image: np.ndarray) -> Pixels:
     if image.dtype != np.uint8 or not (gray or (len(shape) == 3 and shape[2] == 3)):
         hint = " Give a list of images, one array each." if len(shape) == 4 else ""
         raise ImageError(
-            f"an array of {image.dtype} {list(shape)} is no image; needed uint8 [H, W, 3] "
+            f"an array of {image.dtype} {list(shape)} is no image; expected uint8 [H, W, 3] "
             f"(RGB, 0 to 255) or [H, W] (gray).{hint}"
         )
     if image.size == 0:
@@ -105,7 +105,7 @@ def checked_texts(texts: Sequence[str], what: str) -> Sequence[str]:
         raise ValueError(f"There are no {what}; give at least one.")
     for position, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{what}[{position}] is {text!r}; needed a text.")
+            raise ValueError(f"{what}[{position}] is {text!r}; expected a text.")
     return texts
 
 

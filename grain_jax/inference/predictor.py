@@ -118,9 +118,10 @@ class Model:
 
         `labels` may be left out where `descriptions` has them all. Without `descriptions`: by name,
         in every one of `templates` ("{}" takes the name; None: the model's own). With them the
-        score is alpha x whole image + (1 - alpha) x regions; the whole image meets the
-        descriptions, or with `method="name_and_regions"` the name (the official protocol). `alpha`
-        is 0.5 if not given, and 1 for a model without (trained) regions. Raises ValueError.
+        score is alpha x global score + (1 - alpha) x region score. The image embedding is compared
+        with the descriptions, or with `method="name_and_regions"` with the name (the official
+        protocol). `alpha` is 0.5 if not given, and 1 for a model without (trained) regions. Raises
+        ValueError.
         """
         if labels is None:
             labels = tuple(checked_mapping(descriptions))
@@ -216,7 +217,7 @@ class Model:
         given = [images] if isinstance(images, ImageInput) else images
         if isinstance(given, Mapping) or not isinstance(given, Iterable):
             raise ValueError(
-                f"Images were given as {type(images).__name__}; needed "
+                f"Images were given as {type(images).__name__}; expected "
                 f"{ACCEPTED_IMAGES}, or a list."
             )
         given = list(given)
@@ -301,8 +302,8 @@ class Model:
             )
         if description_template != "{}" and (method != "description" or not described):
             raise ValueError(
-                "description_template is what the whole image meets of a description; it needs "
-                "descriptions and method='description'."
+                "description_template is the text of a description that an image is compared with; "
+                "it needs descriptions and method='description'."
             )
 
     def _kind(self) -> str:

@@ -75,8 +75,8 @@ def latest_in_all(run_folder: Path) -> int | None:
                 here = complete_steps(folder)[-1:] or "none"
                 raise ValueError(
                     f"The newest checkpoint in {folder} is {'none' if step is None else step} for "
-                    f"process 0, and {here} here, {SECONDS_TO_SHOW} s later; needed one --workdir "
-                    "that all machines see."
+                    f"process 0, and {here} here, {SECONDS_TO_SHOW} s later; expected a "
+                    "--workdir that all machines see."
                 )
             time.sleep(0.2)
     return step
@@ -251,7 +251,7 @@ def _checkpoint_folder(path: Path) -> Path:
         if complete_steps(folder):
             return folder.absolute()
     raise ValueError(
-        f"There is no checkpoint in {path}; needed a run folder, the --workdir of "
+        f"There is no checkpoint in {path}; expected a run folder, the --workdir of "
         f"`python -m grain_jax.train`, with a complete step in {FOLDER}/."
     )
 

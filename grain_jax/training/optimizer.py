@@ -112,7 +112,7 @@ def _parse_factor(text: str) -> tuple[str, float]:
         factor = math.nan
     if not pattern or not math.isfinite(factor) or factor < 0:
         raise ValueError(
-            f"optim.lr_multipliers: given {text!r}, needed a name and a number of 0 or more, as "
+            f"optim.lr_multipliers: given {text!r}, expected a name and a number of 0 or more, as "
             "'vision/*=0.1'."
         )
     return pattern, factor

@@ -39,7 +39,7 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles on first call, within `use_mesh(mesh)`. The given state is consumed (donated).
 
-    Parameters whose rate factor is 0 get no gradient at all, so that nothing is computed for them.
+    Parameters whose multiplier is 0 get no gradient at all, so that nothing is computed for them.
     """
     factors = lr_multipliers(abstract.params, config.optim.lr_multipliers)
 

@@ -61,8 +61,8 @@ def make_class_texts(
         names: of the classes, each once.
         templates: prompts by name; "{}" takes the name.
         descriptions: class name to descriptions; a class may be missing.
-        description_template: what the image meets of a description; "{}" takes it, "{name}" the
-            class name.
+        description_template: the text that an image is compared with; "{}" takes a
+            description, "{name}" the class name.
         global_texts: class name to texts about the whole image, instead of filled descriptions.
         name_texts: class name to what prompts call it, where that is another.
         title: what to call the set in errors.

@@ -343,10 +343,10 @@ def test_untrained_boxes_are_not_shown_but_regions_are_used():
 
 
 def test_the_report_names_what_is_missing():
-    assert report._what_ran(config(), EVERYTHING).startswith("GRAIN trained on")
-    assert "GRAIN (no trained boxes)" in report._what_ran(config(), Learned(True, False))
+    assert report.what_ran(config(), EVERYTHING).startswith("GRAIN trained on")
+    assert "GRAIN (no trained boxes)" in report.what_ran(config(), Learned(True, False))
     both = "GRAIN (no trained region embeddings or boxes)"
-    assert both in report._what_ran(config(), NOTHING)
+    assert both in report.what_ran(config(), NOTHING)
 
 
 def test_an_exported_pipeline_scores_the_whole_image_without_trained_regions():

@@ -29,7 +29,7 @@ SOURCES = {
 @pytest.fixture(autouse=True)
 def _nothing_kept():
     interval_set.cache_clear()
-    suite._interval_folder.cache_clear()
+    suite.interval_folder.cache_clear()
 
 
 @pytest.fixture

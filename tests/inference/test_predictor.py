@@ -348,10 +348,10 @@ def test_wrong_types_are_named():
     for line, message in zip(
         lines,
         [
-            "given as NoneType; needed a file's path",
-            "given as int; needed a file's path",
-            "given as dict; needed a file's path",
-            "'image 0': a object is no image; needed a file's path",
+            "given as NoneType; expected a file's path",
+            "given as int; expected a file's path",
+            "given as dict; expected a file's path",
+            "'image 0': a object is no image; expected a file's path",
             "not a dict; classify(images, descriptions=...)",
             "descriptions as {label: [text, ...]}, or both; got a list",
             "Give labels, or descriptions as {label: [text, ...]}, or both; got neither",
@@ -411,7 +411,7 @@ def test_unreadable_images_are_named_and_can_be_left_out(tmp_path):
         ("x" * 5000, "x': there is no such file"),
         (os.curdir, "it is a folder"),
         ("https://example.org/a.jpg", "download it first"),
-        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\] is no image; needed uint8"),
+        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\] is no image; expected uint8"),
         (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\] is no image"),
         (np.zeros((2, 4, 4, 3), np.uint8), "Give a list of images"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
@@ -450,7 +450,11 @@ def test_questions_that_make_no_sense_are_refused(arguments, options, message):
 
 def test_phrases_are_checked():
     model = toy_model()
-    for phrases, message in (([], "no phrases"), ("red", "takes a list"), ([""], "needed a text")):
+    for phrases, message in (
+        ([], "no phrases"),
+        ("red", "takes a list"),
+        ([""], "expected a text"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.ground(make_image("red"), phrases)
     with pytest.raises(ValueError, match="on_error"):
