@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from grain_jax.config.migration import migrate_metrics
 
 FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one a line
+METRICS_FILE = "metrics.jsonl"  # likewise: what training logged, and results by their keys
 DETAILS = ("top5", "per_class", "low", "high")  # beside the top-1 accuracy of a method
 # What the keys of a method's metrics begin with, after the data set; others begin with the method.
 STARTS = {
@@ -129,7 +130,7 @@ def from_json(stored: Any) -> list[Result]:
         raise ValueError(f"These are not results: {error}.") from error
 
 
-def write_results(file: Any, step: int, results: Iterable[Result]) -> None:
+def append_results(file: TextIO, step: int, results: Iterable[Result]) -> None:
     """Appends lines to an open results.jsonl."""
     for result in results:
         file.write(json.dumps({"step": step} | asdict(result)) + "\n")
@@ -152,18 +153,18 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def read_results(run: Path, metrics_file: str = "metrics.jsonl") -> dict[int, list[Result]]:
+def read_results(run: Path) -> dict[int, list[Result]]:
     """Step -> results of a run folder, the steps in order.
 
     What was measured twice at a step (in training and at its end) counts as measured last. Steps
-    that only `metrics_file` has, of runs made before there were records, are read from there.
+    that only metrics.jsonl has, of runs made before there were records, are read from there.
     """
     steps: dict[int, dict[str, Result]] = {}
     for entry in read_json_lines(run / FILE):
         (result,) = from_json([{name: entry[name] for name in entry if name != "step"}])
         steps.setdefault(entry["step"], {})[result.key] = result
     older: dict[int, dict[str, Any]] = {}
-    for entry in read_json_lines(run / metrics_file):
+    for entry in read_json_lines(run / METRICS_FILE):
         if entry["step"] not in steps:
             older.setdefault(entry["step"], {}).update(entry)
     found = {step: from_logged(values) for step, values in older.items()}

@@ -5,11 +5,11 @@ import pytest
 from grain_jax.results import (
     FILE,
     Result,
+    append_results,
     from_json,
     from_logged,
     logged,
     read_results,
-    write_results,
 )
 
 # One of each kind, with the key that metrics.jsonl has had since version 0.1.
@@ -67,9 +67,9 @@ def test_what_is_not_results_is_refused():
 def test_a_run_folder_reads_back_by_step_and_the_last_word_counts(tmp_path):
     again = Result("pets", "name", None, "top1", 0.75)
     with (tmp_path / FILE).open("w", encoding="utf-8") as file:
-        write_results(file, 20, [KINDS["pets/name"], KINDS["pets/random"]])
-        write_results(file, 30, [KINDS["pets/name"]])
-        write_results(file, 30, [again])
+        append_results(file, 20, [KINDS["pets/name"], KINDS["pets/random"]])
+        append_results(file, 30, [KINDS["pets/name"]])
+        append_results(file, 30, [again])
         file.write('{"step": 30, "dataset": "pe')  # cut off by a kill
     lines = [
         {"step": 10, "loss": 1.0, "pets/name": 0.25},  # of a version without records

@@ -18,10 +18,10 @@ from grain_jax.data.batch import Batch
 from grain_jax.disk import write_whole
 from grain_jax.extras import how_to_install
 from grain_jax.results import FILE as RESULTS
-from grain_jax.results import Result, logged, read_json_lines, write_results
+from grain_jax.results import METRICS_FILE, Result, append_results, logged, read_json_lines
 from grain_jax.training.step import Metrics
 
-FILE = "metrics.jsonl"
+FILE = METRICS_FILE
 SECONDS = "train_seconds"  # of training up to a line, without compiling, evaluating and saving
 # Logged as their sum over the window, the others as means.
 COUNTED = ("nonfinite_steps", "replaced_images", "truncated_texts")
@@ -152,7 +152,7 @@ class MetricsLog:
     def write_results(self, step: int, results: Sequence[Result]) -> None:
         """Records into results.jsonl, and their values as `write` does under their keys."""
         if self._results is not None:
-            write_results(self._results, step, results)
+            append_results(self._results, step, results)
         self.write(step, logged(results))
 
     def close(self) -> None:
