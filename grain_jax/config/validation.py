@@ -83,8 +83,18 @@ def validate(config: TrainConfig, *, complete: bool = True, new_run: bool = True
         raise ValueError("\n".join(found))
 
 
+def validate_model(model: ModelConfig) -> None:
+    """Raises one ValueError that names all that keeps a model from being built.
+
+    An image size between patches does not: such models of others are evaluated as they are, and
+    only training is refused.
+    """
+    if found := _bounds(leaves(model, "model.")) or [*_model_problems(model)]:
+        raise ValueError("\n".join(found))
+
+
 def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True) -> list[str]:
-    """Everything wrong with `config` by itself: given, needed, what to change.
+    """Everything wrong with `config` by itself: given, expected, what to change.
 
     Without `complete` how settings go together is left for later. Without `new_run` settings that
     nothing reads are let pass: models are stored with such.
@@ -93,6 +103,7 @@ def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True
     if not complete:
         return found
     return found or [
+        *_patch_problems(config.model),
         *_model_problems(config.model),
         *_data_problems(config.data),
         *_text_and_region_problems(config),
@@ -163,13 +174,21 @@ def _has_type(value: object, declared: object) -> bool:
     return type(value) is declared  # a bool is not an int here
 
 
-def _model_problems(model: ModelConfig) -> Iterator[str]:
+def _patch_problems(model: ModelConfig) -> Iterator[str]:
     patch = model.vision.patch_size
-    if model.image_size % patch:
-        near = [patch * max(1, model.image_size // patch), patch * (model.image_size // patch + 1)]
+    if patch <= model.image_size and model.image_size % patch:
+        near = [patch * (model.image_size // patch + more) for more in (0, 1)]
         yield (
             f"model.image_size = {model.image_size} is not a multiple of model.vision.patch_size = "
             f"{patch}; set it to {near[0]} or {near[1]}."
+        )
+
+
+def _model_problems(model: ModelConfig) -> Iterator[str]:
+    if model.vision.patch_size > model.image_size:
+        yield (
+            f"model.vision.patch_size = {model.vision.patch_size} exceeds model.image_size = "
+            f"{model.image_size}; lower the first."
         )
     towers: list[tuple[str, Any]] = [("vision", model.vision), ("text", model.text)]
     if model.type == "grain":

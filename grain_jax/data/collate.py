@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from grain_jax.boxes import box_to_cxcywh
 from grain_jax.config import DataConfig
 from grain_jax.data.captions import choose_caption
-from grain_jax.data.image_cache import memory_limit
+from grain_jax.data.memory_limit import memory_limit
 from grain_jax.data.records import Record, Region, Source, read_records
 from grain_jax.data.tokenizer import Tokenizer, token_keys
 from grain_jax.data.transforms import (

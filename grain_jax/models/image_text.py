@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
-from grain_jax.config import DataConfig, ModelConfig, TrainConfig, validate
+from grain_jax.config import ModelConfig
+from grain_jax.config.validation import validate_model
 from grain_jax.models.decoder import RegionDecoder
 from grain_jax.models.layers import named, normal
 from grain_jax.models.outputs import ImageOutput, Output
@@ -151,14 +152,7 @@ class ImageTextModel(nn.Module):
 
 def build_model(config: ModelConfig) -> ImageTextModel:
     """The model of a copy of `config`. Raises ValueError for what cannot be built."""
-    length = config.text.context_length if config.text.pooling == "last" else 3
-    shortest = DataConfig(caption_length=length, description_length=length, max_regions=1)
-    # So that only the model can be at fault, of which an image size between patches is none: such
-    # models of others are evaluated as they are, and only training is refused.
-    whole = copy.deepcopy(config)
-    if 0 < whole.vision.patch_size < whole.image_size:
-        whole.image_size -= whole.image_size % whole.vision.patch_size
-    validate(TrainConfig(model=whole, data=shortest), new_run=False)
+    validate_model(config)
     return ImageTextModel(copy.deepcopy(config))
 
 

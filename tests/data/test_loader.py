@@ -20,7 +20,7 @@ from numbered_images import CONFIG, TOKENIZER, NumberedImages, assert_equal, bat
 from places import HELPERS, REPOSITORY
 
 from grain_jax.config import DataConfig
-from grain_jax.data import image_cache as memory
+from grain_jax.data import memory_limit as memory
 from grain_jax.data.captions import choose_caption
 from grain_jax.data.loader import (
     evaluation_batches,
