@@ -24,6 +24,7 @@ from grain_jax.data.tfds_records import RecordSource, write_shard
 from grain_jax.disk import cannot_write
 from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.results_file import write_results
+from grain_jax.formats.grain_reference_files import Official
 
 TOO_LARGE = os.strerror(errno.EFBIG)
 
@@ -120,11 +121,11 @@ class OfSafetensors(Exception):
     ],
 )
 def test_export_says_what_libraries_say_otherwise(tmp_path, monkeypatch, capsys, error) -> None:
-    def write(loaded, options, folder: Path, note) -> None:
+    def write(self, loaded, folder: Path, *, dtype) -> None:
         (folder / "config.json").touch()
         raise error
 
-    monkeypatch.setitem(export.WRITERS, "official", write)
+    monkeypatch.setattr(Official, "write", write)
     monkeypatch.setattr(export, "_load", lambda options: tiny_model())
     out = tmp_path / "new" / "out"
     assert export.main(["--checkpoint=run", "--to=official", f"--out={out}"]) == 1

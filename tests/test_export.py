@@ -327,8 +327,8 @@ def test_without_torch_it_says_what_to_install(run, tmp_path, capsys, monkeypatc
 def test_a_tokenizer_that_gives_other_ids_is_refused(tmp_path):
     loaded = tiny_model()
     huggingface_folder.write_folder(loaded, tmp_path)
-    export._compare_tokens(loaded, tmp_path)
+    huggingface_folder.compare_tokens(loaded, tmp_path)
     words = loaded.tokenizer.words
     other = dataclasses.replace(loaded, tokenizer=WordTokenizer(words[::-1]))
     with pytest.raises(ValueError, match="exported tokenizer takes 'a red bird' for"):
-        export._compare_tokens(other, tmp_path)
+        huggingface_folder.compare_tokens(other, tmp_path)

@@ -13,6 +13,7 @@ import numpy as np
 from grain_jax.extras import how_to_install
 from grain_jax.formats.file_kinds import other_kind
 
+HUGGINGFACE_CONFIG = "config.json"
 MAX_BYTES = 16 * 2**30  # of a weight file
 MAX_JSON_BYTES = 64 * 2**20
 MAX_DEPTH = 32  # of nested dictionaries in a torch file
@@ -35,6 +36,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object.")
     return content
+
+
+def model_type(folder: Path) -> Any:
+    """The model_type of a folder of Hugging Face; "" where there is none.
+
+    Raises ValueError where its `config.json` cannot be read.
+    """
+    path = folder / HUGGINGFACE_CONFIG
+    return read_json(path).get("model_type", "") if path.is_file() else ""
 
 
 def present(given: Any) -> dict[str, Any]:

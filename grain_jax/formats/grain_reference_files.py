@@ -9,16 +9,25 @@ the official code does not have.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, vision_variant
+from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig, vision_variant
+from grain_jax.data.tokenizer import ClipTokenizer
+from grain_jax.data.transforms import Preprocessing
 from grain_jax.formats.files import read_torch, torch_array
-from grain_jax.formats.grain_reference import to_official
-from grain_jax.formats.metadata import portable_metadata
+from grain_jax.formats.format import Export
+from grain_jax.formats.grain_reference import from_official, to_official
+from grain_jax.formats.metadata import exported_model, portable_metadata
+from grain_jax.formats.parity import Inputs, Outputs
+from grain_jax.formats.pretrained import WEIGHTS, OpenClip, loaded_model
+from grain_jax.formats.weight_files import PART
 from grain_jax.formats.wrapped_names import unwrapped_names
 from grain_jax.models.bundle import ModelBundle
 
@@ -29,6 +38,71 @@ REGION_SCALE = "region_logit_scale"
 MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
 NOT_OF_THE_MODEL = {"position_init", "initializer", "token_init_std", "dropout", "num_queries"}
+TEXT_HEAD, DECODER_HEADS = 64, 8  # sizes that no tensor shape shows
+
+
+class Official:
+    """The format of the official code: a checkpoint file under any name, or a folder with one."""
+
+    title = "an official checkpoint (.pth)"
+    weights = (OFFICIAL_FILE,)
+    dtypes = ("float32",)
+
+    def recognises(self, path: Path) -> bool:
+        if not path.is_file():
+            return (path / OFFICIAL_FILE).is_file()
+        of_a_folder = path.suffix == ".safetensors" or path.name in WEIGHTS
+        return not (of_a_folder or PART.search(path.name) or OpenClip().recognises(path))
+
+    def read(self, path: Path) -> ModelBundle:
+        """Reads a checkpoint; without metadata of grain_jax, sizes are inferred from shapes."""
+        path = path if path.is_file() else path / OFFICIAL_FILE
+        file = read_official(path)
+        if file.metadata is not None:
+            return exported_model(
+                file.metadata,
+                lambda whole: jax.tree.map(jnp.asarray, from_official(file.tensors, whole.model)),
+                export=str(path),
+                where=f"The metadata of {path}",
+            )
+        model = _inferred_config(file.tensors, path)
+        return loaded_model(
+            path.stem,
+            model,
+            from_official(file.tensors, model),
+            tokenizer=ClipTokenizer(),
+            tokenizer_name="clip",
+            preprocessing=Preprocessing(image_size=model.image_size),
+        )
+
+    def write(self, loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -> None:
+        save_official(loaded, folder / OFFICIAL_FILE)
+
+    def outputs(self, folder: Path, *, dtype: str) -> Callable[[Inputs], Outputs]:
+        """Those of the torch model, which has the names that the file has."""
+        from grain_jax.formats.huggingface import torch_model, torch_outputs
+
+        model = torch_model(self.read(folder))
+        return lambda inputs: torch_outputs(model, inputs)
+
+    def finish(self, loaded: ModelBundle, export: Export) -> Sequence[str]:
+        config, spec = loaded.config.model, loaded.preprocessing
+        if name := constructor(config):
+            queries = config.decoder.num_queries + 1
+            decoder = f" and ObjDecoder(num_queries={queries}, ...)"
+            notes = [f"Loads into {name}(){decoder if config.type == 'grain' else ''}."]
+        else:
+            notes = [
+                "No CLIP_VIT* of the official code has these sizes: give its classes those of the "
+                "run's config.json, the number of heads too, which no shape would reveal."
+            ]
+        if spec != Preprocessing() or not isinstance(loaded.tokenizer, ClipTokenizer):
+            notes.append(
+                "The official scripts squash images to a square of 224 pixels, take ImageNet's "
+                "mean and standard deviation, and CLIP's words. This model was trained on others: "
+                f"{json.dumps(spec.spec())}, tokenizer {loaded.tokenizer.spec()['kind']}."
+            )
+        return notes
 
 
 def save_official(loaded: ModelBundle, path: Path) -> None:
@@ -113,6 +187,57 @@ def read_official(path: Path) -> OfficialFile:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {EXTRA}[{METADATA!r}] is not JSON: {error}") from error
     return OfficialFile(found, _mapping(path, f"{EXTRA}[{METADATA!r}]", metadata))
+
+
+def _inferred_config(state: dict[str, Any], path: Path) -> ModelConfig:
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in state:
+            raise ValueError(
+                f"{path} has no tensor {name}; it is not a model of the official code."
+            )
+        return state[name].shape
+
+    def depth(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        numbers = [int(match[1]) for name in state if (match := pattern.match(name))]
+        return 1 + max(numbers, default=-1)
+
+    visual = "backbone.visual"
+    width, _, patch, _ = shape(f"{visual}.patch_embed.proj.weight")
+    side = round((shape(f"{visual}.pos_embed")[1] - 1) ** 0.5)
+    vocabulary, text_width = shape("backbone.token_embedding.weight")
+    model = ModelConfig(
+        type="grain" if any(name.startswith("decoder.") for name in state) else "clip",
+        image_size=side * patch,
+        embed_dim=shape("backbone.text_projection")[1],
+        vision=VisionConfig(
+            patch_size=patch,
+            width=width,
+            depth=depth(f"{visual}.blocks"),
+            num_heads=width // shape(f"{visual}.blocks.0.attn.q_norm.weight")[0],
+            mlp_ratio=shape(f"{visual}.blocks.0.mlp.fc1.weight")[0] / width,
+        ),
+        text=TextConfig(
+            vocab_size=vocabulary,
+            context_length=shape("backbone.positional_embedding")[0],
+            width=text_width,
+            depth=depth("backbone.transformer.resblocks"),
+            num_heads=max(1, text_width // TEXT_HEAD),
+            mlp_ratio=shape("backbone.transformer.resblocks.0.mlp.c_fc.weight")[0] / text_width,
+        ),
+        dtype="float32",
+    )
+    if model.type == "grain":
+        queries, decoder_width = shape("decoder.query_embed.weight")
+        layers = "decoder.transformer.decoder.layers"
+        model.decoder = DecoderConfig(
+            width=decoder_width,
+            depth=depth(layers),
+            num_heads=DECODER_HEADS,
+            mlp_dim=shape(f"{layers}.0.linear1.weight")[0],
+            num_queries=queries - 1,
+        )
+    return model
 
 
 def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,53 @@ import numpy as np
 
 from grain_jax.config import TrainConfig
 from grain_jax.formats.fast_tokenizer import fast_tokenizer
-from grain_jax.formats.files import read_json
+from grain_jax.formats.files import model_type, read_json
+from grain_jax.formats.format import Export
 from grain_jax.formats.grain_reference import Params, from_official, to_official
 from grain_jax.formats.metadata import exported_model, portable_metadata
+from grain_jax.formats.model_card import model_card
 from grain_jax.formats.parity import Inputs, Outputs
 from grain_jax.formats.weight_files import read_weights
 from grain_jax.models.bundle import ModelBundle
 
 CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")
 TASK = "zero-shot-image-classification"
-DTYPES = ("float32", "bfloat16")  # of the weights
 METADATA, WEIGHTS = "grain_jax.json", "model.safetensors"
+TEXTS = (
+    "a red bird",
+    "  A photo of\ta BLACK cat's  two yellow-eyed kittens, 12 weeks old!",
+    "a dog runs over the wet grass of a park while two children in blue coats look at it " * 3,
+)
+
+
+class HuggingFace:
+    """The format of `export --to=huggingface`."""
+
+    title = "an export for Hugging Face"
+    weights = (WEIGHTS,)
+    dtypes = ("float32", "bfloat16")
+
+    def recognises(self, path: Path) -> bool:
+        return model_type(path) == "grain"
+
+    def read(self, path: Path) -> ModelBundle:
+        return read_folder(path)
+
+    def write(self, loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -> None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        write_folder(loaded, folder, dtype=dtype)
+        compare_tokens(loaded, folder)
+
+    def outputs(self, folder: Path, *, dtype: str) -> Callable[[Inputs], Outputs]:
+        model = read_model(folder, dtype=dtype)
+        return lambda inputs: torch_outputs(model, inputs)
+
+    def finish(self, loaded: ModelBundle, export: Export) -> Sequence[str]:
+        card = model_card(loaded, export.run, export.differences, dtype=export.dtype)
+        (export.folder / "README.md").write_text(card, encoding="utf-8")
+        return ()
 
 
 def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -> None:
@@ -47,6 +84,21 @@ def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -
     (folder / METADATA).write_text(
         json.dumps(portable_metadata(loaded), indent=1), encoding="utf-8"
     )
+
+
+def compare_tokens(loaded: ModelBundle, folder: Path) -> None:
+    """Raises ValueError where the folder's own tokenizer, as a reader gets it, gives other ids."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    length = loaded.config.data.caption_length
+    ours, _ = loaded.tokenizer.encode(TEXTS, length)
+    for text, row in zip(TEXTS, ours.tolist(), strict=True):
+        ids = tokenizer(text, truncation=True, padding="max_length", max_length=length)
+        used = [i for i, kept in zip(ids["input_ids"], ids["attention_mask"], strict=True) if kept]
+        whole = ids["input_ids"] if loaded.config.model.text.pooling == "last" else used
+        if row[: len(whole)] != whole:
+            raise ValueError(f"The exported tokenizer takes {text!r} for {whole}, ours for {row}.")
 
 
 def read_folder(folder: Path) -> ModelBundle:
@@ -82,11 +134,6 @@ def read_model(folder: Path, *, dtype: str) -> Any:
     from grain_jax.formats.torch_grain.modeling_grain import GrainModel
 
     return GrainModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-
-
-def rounded(params: Params, dtype: str) -> Params:
-    """Parameters rounded to `dtype`, as float32."""
-    return jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), params)
 
 
 def torch_model(loaded: ModelBundle, *, params: Params | None = None) -> Any:

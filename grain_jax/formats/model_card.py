@@ -1,9 +1,9 @@
 """README.md of an exported folder: the model, its data, metrics and limits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from grain_jax.data.source import DataSource, data_source
+from grain_jax.formats.format import TrainingRun
 from grain_jax.formats.parity import Difference
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import what_lacks
@@ -58,15 +58,6 @@ boxes = processor.boxes_in_pixels(output.pred_boxes, [image])
 print(boxes[0])  # [{queries}, 4]: left, top, right, bottom of each region
 print(output.description_scores)  # [1, {queries}, 1]: cosine of each region with each description
 """
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """The run that the weights come from, for a model card."""
-
-    name: str  # of its folder, or of the file that the weights were read from
-    num_images: int = 0  # training images; 0 for weights that were not trained by a run
-    metrics: str = ""  # Markdown: metrics at the step of the weights
 
 
 def model_card(

@@ -14,6 +14,7 @@ import numpy as np
 
 from grain_jax.config import ModelConfig
 from grain_jax.formats.grain_reference import Params
+from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
 
 TOLERANCE = 1e-4  # absolute, or relative to the largest value where that is above 1
@@ -123,6 +124,20 @@ def compare(
             relative = absolute / max(float(np.abs(value).max()), TINY)
             found.append(Difference(given.name, name, absolute, relative))
     return found
+
+
+def rounded(params: Params, dtype: str) -> Params:
+    """Parameters rounded to `dtype`, as float32."""
+    return jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), params)
+
+
+def same_weights(loaded: ModelBundle, params: Params) -> bool:
+    """Whether a model has these parameters, to the bit."""
+    found, expected = dict(loaded.params), dict(params)
+    if loaded.config.model.type == "clip":  # it has a scale of regions that nothing reads
+        found.pop("region_logit_scale", None)
+        expected.pop("region_logit_scale", None)
+    return jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
 def write_parity(

@@ -30,13 +30,9 @@ from grain_jax.data.tokenizer import (
     Tokenizer,
 )
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.formats.files import present, read_json
+from grain_jax.formats.files import HUGGINGFACE_CONFIG, model_type, present, read_json
 from grain_jax.formats.grain_reference import Params, from_official
-from grain_jax.formats.pretrained_images import (
-    HUGGINGFACE_CONFIG,
-    huggingface_preprocessing,
-    open_clip_preprocessing,
-)
+from grain_jax.formats.pretrained_images import huggingface_preprocessing, open_clip_preprocessing
 from grain_jax.formats.pretrained_names import from_huggingface, from_open_clip
 from grain_jax.formats.weight_files import read_weights
 from grain_jax.models.bundle import ModelBundle
@@ -74,6 +70,37 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         | {"num_attention_heads": 12, "vocab_size": 32_000, "max_position_embeddings": 64},
     },
 }
+
+
+class HuggingFaceClip:
+    """The format of a `CLIPModel` or `SiglipModel`."""
+
+    title = "a CLIP or SigLIP of Hugging Face"
+    weights = WEIGHTS
+
+    def recognises(self, path: Path) -> bool:
+        return model_type(path) not in ("", "grain")
+
+    def read(self, path: Path) -> ModelBundle:
+        return read_huggingface_clip(path)
+
+
+class OpenClip:
+    """The format of a folder of open_clip, or of a training checkpoint beside its settings."""
+
+    title = "a model of open_clip"
+    weights = OPEN_CLIP_WEIGHTS
+
+    def recognises(self, path: Path) -> bool:
+        if path.is_file():
+            return (path.parent / OPEN_CLIP_CONFIG).is_file()
+        # Many of its repositories also hold a CLIPModel, which has fewer settings to refuse.
+        return (path / OPEN_CLIP_CONFIG).is_file() and not HuggingFaceClip().recognises(path)
+
+    def read(self, path: Path) -> ModelBundle:
+        if path.is_file():
+            return read_open_clip(path.parent, weights=(path.name,))
+        return read_open_clip(path)
 
 
 def huggingface_model(given: Mapping[str, Any]) -> ModelConfig:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax.data.transforms import RESAMPLING, Preprocessing
-from grain_jax.formats.files import present, read_json
+from grain_jax.formats.files import HUGGINGFACE_CONFIG, present, read_json
 
-HUGGINGFACE_CONFIG = "config.json"
 # Of the second, which transformers 5 writes, the entry "image_processor" is read.
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP

@@ -21,6 +21,7 @@ from grain_jax.formats.wrapped_names import unwrapped_names
 
 INDEX = ".index.json"  # suffix to the name of the weights in one file
 MAX_PARTS = 4096
+PART = re.compile(r"-\d{5}-of-\d{5}\.\w+$|\.index\.json$")  # of weights in several files
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")  # in training checkpoints
 AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
 OTHER_FORMATS = {

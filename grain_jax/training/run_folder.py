@@ -14,8 +14,15 @@ def is_run(path: Path) -> bool:
 
 
 def read_metadata(folder: Path, step: int) -> dict[str, Any]:
-    """The metadata stored with a step of a `checkpoints/` folder."""
-    return json.loads((folder / str(step) / METADATA / METADATA).read_text(encoding="utf-8"))
+    """The metadata stored with a step of a `checkpoints/` folder.
+
+    Raises ValueError where it is damaged.
+    """
+    path = folder / str(step) / METADATA / METADATA
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def complete_steps(folder: Path) -> list[int]:

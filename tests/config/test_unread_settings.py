@@ -13,7 +13,7 @@ from grain_jax.config.unread_settings import UNREAD
 from grain_jax.config.validation import leaves, problems, unread_notes
 from grain_jax.data.synthetic_birds import demo
 from grain_jax.loading.load import read_model
-from grain_jax.loading.write_run import write_run
+from grain_jax.loading.run import write_run
 from grain_jax.models.image_text import build_model
 from grain_jax.parallel.sharding import cpu_devices_notes
 from grain_jax.trainer.inputs import _late_notes

@@ -9,6 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from pretrained_folders import (
+    OPEN_CLIP,
+    TOWER,
+    randomized,
+    save_clip,
+    save_open_clip,
+    save_siglip,
+)
 from stored_results import stored_results
 
 import grain_jax
@@ -25,30 +33,14 @@ pytestmark = pytest.mark.torch
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-TOWER = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-IMAGE = {"image_size": 32, "patch_size": 8}
 PIXELS = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
-
-
-def save(model, folder, *, seed=0):
-    """Random weights that depend on `seed` alone."""
-    torch.manual_seed(seed)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    model.eval().save_pretrained(folder)
-    return model
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A CLIPModel, and the folder it is in; vision and text differ in width, as they mostly do."""
+    """A CLIPModel, and the folder it is in."""
     folder = tmp_path_factory.mktemp("weights") / "clip"
-    text = {"hidden_size": 32, "vocab_size": 49_408, "max_position_embeddings": 12}
-    vision = {"hidden_size": 48, **IMAGE, "layer_norm_eps": 1e-4}
-    config = transformers.CLIPConfig(
-        text_config=TOWER | text, vision_config=TOWER | vision, projection_dim=24
-    )
-    return save(transformers.CLIPModel(config), folder), folder
+    return save_clip(folder), folder
 
 
 def ids(texts, length):
@@ -103,27 +95,8 @@ def test_settings_that_a_config_leaves_out_are_those_of_transformers(clip, tmp_p
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
     folder = tmp_path_factory.mktemp("weights") / "siglip"
-    text = {"hidden_size": 32, "vocab_size": 12, "max_position_embeddings": 8}
-    vision = {"hidden_size": 32, **IMAGE}
-    config = transformers.SiglipConfig(
-        text_config=TOWER | text | {"projection_size": 32, "pad_token_id": 1},
-        vision_config=TOWER | vision,
-    )
-    model = save(transformers.SiglipModel(config), folder)
-    words = ["[UNK]", "</s>", "a", "photo", "of", "cat", "dog", "red", "green", "blue", "bird", "x"]
-    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="</s>", pad_token="</s>", unk_token="[UNK]"
-    ).save_pretrained(folder)
-    return model, folder
+    return save_siglip(folder), folder
 
 
 def test_siglip_embeds_as_in_transformers(siglip):
@@ -151,7 +124,7 @@ def test_pixels_after_the_last_whole_patch_are_ignored(siglip, tmp_path):
     config.vision_config.image_size = 20
     folder, whole, run = tmp_path / "model", tmp_path / "huggingface", tmp_path / "run"
     shutil.copytree(siglip[1], folder)
-    model = save(transformers.SiglipModel(config), folder)
+    model = randomized(transformers.SiglipModel(config), folder)
     images = module.SiglipImageProcessorPil(size={"height": 20, "width": 20})
     processor = transformers.SiglipProcessor(
         images, transformers.PreTrainedTokenizerFast.from_pretrained(folder)
@@ -177,61 +150,9 @@ def test_texts_of_a_padded_tokenizer_have_keys_of_their_own(siglip):
     assert keys[0] == keys[2] != keys[1]
 
 
-def open_clip_state(model):
-    """The weights of a CLIPModel under the names of open_clip, written down by hand."""
-    state, found = model.state_dict(), {}
-
-    def layers(theirs, ours):
-        for i in range(TOWER["num_hidden_layers"]):
-            old, new = f"{theirs}.encoder.layers.{i}", f"{ours}.resblocks.{i}"
-            for kind in ("weight", "bias"):
-                qkv = [state[f"{old}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-                found[f"{new}.attn.in_proj_{kind}"] = torch.cat(qkv)
-                found[f"{new}.attn.out_proj.{kind}"] = state[f"{old}.self_attn.out_proj.{kind}"]
-                found[f"{new}.mlp.c_fc.{kind}"] = state[f"{old}.mlp.fc1.{kind}"]
-                found[f"{new}.mlp.c_proj.{kind}"] = state[f"{old}.mlp.fc2.{kind}"]
-                for norm in "12":
-                    found[f"{new}.ln_{norm}.{kind}"] = state[f"{old}.layer_norm{norm}.{kind}"]
-
-    layers("vision_model", "visual.transformer")
-    layers("text_model", "transformer")
-    image, text = "vision_model.embeddings", "text_model.embeddings"
-    found["visual.class_embedding"] = state[f"{image}.class_embedding"]
-    found["visual.conv1.weight"] = state[f"{image}.patch_embedding.weight"]
-    found["visual.positional_embedding"] = state[f"{image}.position_embedding.weight"]
-    found["visual.proj"] = state["visual_projection.weight"].T.contiguous()
-    found["token_embedding.weight"] = state[f"{text}.token_embedding.weight"]
-    found["positional_embedding"] = state[f"{text}.position_embedding.weight"]
-    found["text_projection"] = state["text_projection.weight"].T.contiguous()
-    found["logit_scale"] = state["logit_scale"]
-    for kind in ("weight", "bias"):
-        found[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
-        found[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
-        found[f"ln_final.{kind}"] = state[f"text_model.final_layer_norm.{kind}"]
-    return found
-
-
-OPEN_CLIP = {
-    "model_cfg": {
-        "embed_dim": 24,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 48, "head_width": 12}
-        | {"patch_size": 8, "mlp_ratio": 64 / 48},
-        "text_cfg": {"context_length": 12, "vocab_size": 49_408, "width": 32, "heads": 4}
-        | {"layers": 2, "mlp_ratio": 2.0},
-    },
-    "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resize_mode": "shortest"},
-}
-
-
 @pytest.fixture
 def open_clip(clip, tmp_path):
-    """The weights of `clip` as a training checkpoint of open_clip; its norms have eps 1e-5."""
-    torch.save(
-        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in open_clip_state(clip[0]).items()}},
-        tmp_path / "open_clip_pytorch_model.bin",
-    )
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP))
+    save_open_clip(clip[0], tmp_path)
     return tmp_path
 
 
@@ -368,7 +289,7 @@ def test_an_imported_clip_is_evaluated_as_it_is(clip, tmp_path):
     """By the command, on a folder of images that holds each where transformers puts it."""
     module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     folder = tmp_path / "model"
-    model = save(transformers.CLIPModel(clip[0].config), folder, seed=4)
+    model = randomized(transformers.CLIPModel(clip[0].config), folder, seed=4)
     with torch.no_grad():  # only what an image holds counts, so that they get different names
         for name, parameter in model.vision_model.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -699,7 +620,7 @@ def test_code_in_a_torch_file_is_not_run(open_clip):
 
 def test_a_missing_model_is_refused_with_the_supported_kinds(tmp_path):
     with pytest.raises(
-        ValueError, match=r"There is no .*nowhere; expected a run folder, an export"
+        ValueError, match=r"There is no .*nowhere; expected a run folder, an official "
     ):
         read_model(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no supported model in"):

@@ -24,7 +24,7 @@ from grain_jax.loading.initialize import (
     start_from,
 )
 from grain_jax.loading.load import read_model
-from grain_jax.loading.write_run import write_run
+from grain_jax.loading.run import write_run
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
 from grain_jax.training import checkpoint, run_folder
