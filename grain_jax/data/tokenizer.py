@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt32
 
 from grain_jax.config import DataConfig
+from grain_jax.data.clip_bpe import clip_ids
 from grain_jax.data.text_normalization import ENTITIES, FTFY, entities, normalization
 from grain_jax.extras import how_to_install
 from grain_jax.paths import expand_home
@@ -40,21 +41,34 @@ class Tokenizer(Protocol):
         ...
 
 
-def _pad(tokens: Sequence[Sequence[int]], length: int, start: int | None, end: int) -> Encoded:
-    first = [] if start is None else [start]
-    if length < len(first) + 2:
-        raise ValueError(
-            f"A text length of {length} leaves no room for a word between start and end-of-text; "
-            "raise data.caption_length or data.description_length to at least 3."
-        )
-    ids = np.zeros((len(tokens), length), np.int32)
-    truncated = np.zeros(len(tokens), bool)
-    room = length - len(first) - 1
-    for row, words in enumerate(tokens):
-        kept = [*first, *words[:room], end]
-        ids[row, : len(kept)] = kept
-        truncated[row] = len(words) > room
-    return ids, truncated
+class _Framed:
+    """A tokenizer whose texts lie between ids of its own, and are padded on one side."""
+
+    pad_id = 0
+    _pad_left = False
+    _before: Sequence[int] = ()
+    _after: Sequence[int]
+
+    def _tokens(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        raise NotImplementedError
+
+    def encode(self, texts: Sequence[str], length: int) -> Encoded:
+        room = length - len(self._before) - len(self._after)
+        if room < 1:
+            raise ValueError(
+                f"A text length of {length} leaves no room for a word beside the tokenizer's "
+                f"{length - room} special tokens; raise data.caption_length or "
+                "data.description_length."
+            )
+        tokens = self._tokens(texts)
+        ids = np.full((len(tokens), length), self.pad_id, np.int32)
+        truncated = np.zeros(len(tokens), bool)
+        for row, words in enumerate(tokens):
+            kept = [*self._before, *words[:room], *self._after]
+            start = length - len(kept) if self._pad_left else 0
+            ids[row, start : start + len(kept)] = kept
+            truncated[row] = len(words) > room
+        return ids, truncated
 
 
 def token_keys(ids: Int[np.ndarray, "T L"], *, pad_id: int = 0) -> UInt32[np.ndarray, "T"]:
@@ -70,8 +84,8 @@ def token_keys(ids: Int[np.ndarray, "T L"], *, pad_id: int = 0) -> UInt32[np.nda
     return np.array(keys, np.uint32)
 
 
-class ClipTokenizer:
-    """CLIP's byte-pair encoding, lower-cased; the vocabulary comes with `instant-clip-tokenizer`.
+class ClipTokenizer(_Framed):
+    """CLIP's byte-pair encoding, lower-cased.
 
     The ids are those of OpenAI's and open_clip's tokenizers, with two exceptions: a literal
     "<|endoftext|>" in a text is encoded as text and does not end it, and an apostrophe before a
@@ -79,40 +93,27 @@ class ClipTokenizer:
     """
 
     vocab_size = 49408
-    pad_id = 0
+    _before, _after = (vocab_size - 2,), (vocab_size - 1,)
 
     def __init__(self, text_normalization: str = FTFY) -> None:
         """Raises ValueError for an unknown `text_normalization`."""
-        import instant_clip_tokenizer
-
         self.text_normalization = text_normalization
         self._clean = normalization(text_normalization)
-        self._tokenizer = instant_clip_tokenizer.Tokenizer()
-        self._start = self._tokenizer.start_of_text()
-        self._end = self._tokenizer.end_of_text()
 
-    def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        cleaned = [_SPECIAL.sub("< ", self._clean(text)) for text in texts]
-        return _pad([self._tokenizer.encode(t) for t in cleaned], length, self._start, self._end)
+    def _tokens(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [clip_ids(self._clean(text)) for text in texts]
 
     def spec(self) -> dict[str, Any]:
         return {"kind": "clip", "text_normalization": self.text_normalization}
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        # The Rust object cannot be pickled; loader processes create their own.
-        return ClipTokenizer, (self.text_normalization,)
 
-
-# `instant-clip-tokenizer` reads these as its special tokens; a space after "<" does not change the
-# ids of "<" and of the letter after it.
-_SPECIAL = re.compile(r"<(?=(?:start|end)_of_text>)", re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-class WordTokenizer:
+class WordTokenizer(_Framed):
     """One id a word: 0 padding, 1 unknown, 2 start, then the words, last end-of-text."""
 
-    pad_id = 0
+    _before = (2,)
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)
@@ -124,10 +125,10 @@ class WordTokenizer:
             )
         self._ids = {word: 3 + i for i, word in enumerate(self.words)}
         self.vocab_size = len(self.words) + 4
+        self._after = (self.vocab_size - 1,)
 
-    def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        tokens = [[self._ids.get(word, 1) for word in _WORD.findall(t.lower())] for t in texts]
-        return _pad(tokens, length, 2, self.vocab_size - 1)
+    def _tokens(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [[self._ids.get(word, 1) for word in _WORD.findall(t.lower())] for t in texts]
 
     def unknown_words_note(self, words: Sequence[str]) -> str:
         """A note on `words`, which all become the unknown token."""
@@ -145,7 +146,7 @@ class WordTokenizer:
         return {"kind": "words", "words": list(self.words)}
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(_Framed):
     """A fast tokenizer of Hugging Face, with its own normalization.
 
     Where its end-of-text does not have the highest id (nearly all but CLIP's), a new id after the
@@ -153,15 +154,14 @@ class HuggingFaceTokenizer:
     token, if it has one.
     """
 
-    pad_id = 0
-
     def __init__(self, tokenizer: Any, *, start: int | None, end: int | None) -> None:
         self._tokenizer = tokenizer  # tokenizers.Tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         size = tokenizer.get_vocab_size(with_added_tokens=True)
         highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=size - 1)
-        self._start, self._end = start, highest if end == highest else highest + 1
+        self._end = highest if end == highest else highest + 1
+        self._before, self._after = () if start is None else (start,), (self._end,)
         self.vocab_size = self._end + 1
 
     @classmethod
@@ -171,23 +171,21 @@ class HuggingFaceTokenizer:
         start = loaded.bos_token_id if loaded.bos_token_id is not None else loaded.cls_token_id
         return cls(loaded.backend_tokenizer, start=start, end=loaded.eos_token_id)
 
-    def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        cleaned = [entities(text) for text in texts]
-        encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
+    def _tokens(self, texts: Sequence[str]) -> list[Sequence[int]]:
         # A literal end-of-text inside a text would be pooled; remove it.
-        tokens = [[i for i in item.ids if i != self._end] for item in encoded]
-        return _pad(tokens, length, self._start, self._end)
+        found = _library_ids(self._tokenizer, texts)
+        return [[i for i in ids if i != self._end] for ids in found]
 
     def spec(self) -> dict[str, Any]:
         return {
             "kind": "huggingface",
             "tokenizer": self._tokenizer.to_str(),
-            "start": self._start,
+            "start": self._before[0] if self._before else None,
             "end": self._end,
         }
 
 
-class PaddedTokenizer:
+class PaddedTokenizer(_Framed):
     """A fast tokenizer with its own special tokens and padding, on its own side.
 
     For text towers that pool at the last position (SigLIP).
@@ -219,24 +217,8 @@ class PaddedTokenizer:
             pad_left=loaded.padding_side == "left",
         )
 
-    def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        room = length - len(self._before) - len(self._after)
-        if room < 1:
-            raise ValueError(
-                f"A text length of {length} leaves no room for a word beside the tokenizer's "
-                f"{length - room} special tokens; raise data.caption_length or "
-                "data.description_length."
-            )
-        cleaned = [entities(text) for text in texts]
-        encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
-        ids = np.full((len(texts), length), self.pad_id, np.int32)
-        truncated = np.zeros(len(texts), bool)
-        for i, item in enumerate(encoded):
-            kept = [*self._before, *item.ids[:room], *self._after]
-            start = length - len(kept) if self._pad_left else 0
-            ids[i, start : start + len(kept)] = kept
-            truncated[i] = len(item.ids) > room
-        return ids, truncated
+    def _tokens(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return _library_ids(self._tokenizer, texts)
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -245,6 +227,11 @@ class PaddedTokenizer:
             "pad_id": self.pad_id,
             "pad_left": self._pad_left,
         }
+
+
+def _library_ids(tokenizer: Any, texts: Sequence[str]) -> list[Sequence[int]]:
+    encoded = tokenizer.encode_batch([entities(text) for text in texts], add_special_tokens=False)
+    return [item.ids for item in encoded]
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -362,12 +349,8 @@ def tokenizer_from_spec(spec: dict[str, Any]) -> Tokenizer:
         case "words":
             return WordTokenizer(spec["words"])
         case "huggingface" | "padded":
-            try:
-                import tokenizers
-            except ImportError as error:
-                raise ValueError(
-                    f"This checkpoint's tokenizer needs: {how_to_install('tokenizers')}"
-                ) from error
+            import tokenizers  # here, as a tokenizer of words does without
+
             try:
                 tokenizer = tokenizers.Tokenizer.from_str(spec["tokenizer"])
             except Exception as error:  # its library raises bare Exception

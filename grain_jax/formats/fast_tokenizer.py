@@ -2,18 +2,16 @@
 
 from typing import Any
 
-from grain_jax.data.text_normalization import ENTITIES, FTFY
-from grain_jax.data.tokenizer import Tokenizer
-from grain_jax.formats.clip_vocabulary import (
+from grain_jax.data.clip_bpe import (
     END_OF_TEXT,
     END_OF_WORD,
     START_OF_TEXT,
     byte_letters,
-    clip_tables,
+    clip_backend,
 )
+from grain_jax.data.text_normalization import ENTITIES, FTFY
+from grain_jax.data.tokenizer import Tokenizer
 
-# Words according to CLIP's regular expression; white space between words is dropped.
-CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # White space as in Python's `str.split`, which adds four control characters.
 WHITE_SPACE = r"[\s\x1c-\x1f]+"
 # A capital sigma at the end of its word, before characters that Unicode ignores (apostrophes).
@@ -28,8 +26,6 @@ OWN_END = "<|end_of_text_of_grain|>"  # end-of-text of tokenizers without one; o
 
 def fast_tokenizer(tokenizer: Tokenizer, *, max_length: int) -> Any:
     """A `transformers.PreTrainedTokenizerFast` that gives the ids of `tokenizer`.
-
-    Ids for CLIP may differ for letters added in Unicode 15 and later, which its library lacks.
 
     It adds start and end of text, and truncates to `max_length` on request. Its normalizer does the
     part of `text_normalization` that a fast tokenizer can: HTML entities ("&amp;"), broken
@@ -93,31 +89,15 @@ def _padded(spec: dict[str, Any], max_length: int) -> Any:
 
 
 def _clip(text_normalization: str) -> Any:
-    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
+    from tokenizers import AddedToken, Regex, decoders, normalizers
 
-    vocabulary, merges = clip_tables()
-    model = models.BPE(
-        vocab=vocabulary,
-        merges=merges,
-        end_of_word_suffix=END_OF_WORD,
-        continuing_subword_prefix="",
-        fuse_unk=False,
-        unk_token=END_OF_TEXT,
-    )
-    backend = Backend(model)
+    backend = clip_backend()
     backend.normalizer = normalizers.Sequence(
         [
             *(_as_ftfy() if text_normalization == FTFY else []),
             normalizers.Replace(Regex(WHITE_SPACE), " "),
             normalizers.Replace(Regex(LAST_SIGMA), "ς"),  # `Lowercase` ignores position
             normalizers.Lowercase(),
-        ]
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     space = byte_letters()[ord(" ")]

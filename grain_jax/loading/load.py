@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grain_jax.extras import how_to_install
 from grain_jax.formats.weight_files import INDEX, part_names
 from grain_jax.loading.formats import FORMATS, OFFICIAL, RUN
 from grain_jax.models.bundle import ModelBundle
@@ -95,13 +94,8 @@ def _download(name: str) -> Path:
 
     Without a network, the copy of an earlier download. Raises ValueError where there is neither.
     """
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(
-            f"There is no folder {name}; to look for it on the Hugging Face hub: "
-            f"{how_to_install('tokenizers')}"
-        ) from error
+    from huggingface_hub import snapshot_download  # here, as no local path has use for it
+
     repository, _, revision = name.partition("@")
     download = functools.partial(snapshot_download, repository, ignore_patterns=["*/*"])
     try:

@@ -21,6 +21,7 @@ from grain_jax.data import loader_plan, processes
 from grain_jax.data.loader import evaluation_batches, training_batches
 from grain_jax.data.loader_plan import check_shared_memory, plan_loader
 from grain_jax.data.records import Record
+from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.data.transforms import Preprocessing
 
 pytestmark = pytest.mark.multiprocess
@@ -78,13 +79,14 @@ def test_a_loader_process_imports_only_what_makes_batches(tmp_path: Path) -> Non
     log = tmp_path / "modules"
     config = dataclasses.replace(CONFIG, num_workers=1)
     options = {"image_size": 8, "batch_size": 8, "seed": 0}
-    with training_batches(Telling(log), config, TOKENIZER, **options) as iterator:
+    with training_batches(Telling(log), config, ClipTokenizer(), **options) as iterator:
         next(iterator)
     process, modules = json.loads(log.read_text())
     assert process != os.getpid()
     # grain itself imports jax and orbax; nothing of this project may add to them.
     assert "grain_jax.data.collate" in modules
     unwanted = ("flax", "optax", "matplotlib", "tensorboardX", "scipy", "rich", "grain_jax.models")
+    unwanted += ("torch", "transformers", "huggingface_hub")
     unwanted += ("grain_jax.training", "grain_jax.evaluation", "grain_jax.train", "_pytest")
     assert not [name for name in modules if name.startswith(unwanted)]
 

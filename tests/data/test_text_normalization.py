@@ -3,6 +3,7 @@
 import html
 import json
 import pickle
+import re
 import unicodedata
 from itertools import product
 from pathlib import Path
@@ -56,14 +57,20 @@ def test_texts_that_look_alike_have_the_same_ids(text: str, plain: str) -> None:
 
 
 def test_special_tokens_in_a_text_are_text() -> None:
-    """The library below takes these two for its own special tokens, in any case."""
-    for text in ("<end_of_text>", "a <START_of_text> b", "<<End_Of_Text>>"):
-        for name in (FTFY, ENTITIES):
-            found = ids(ClipTokenizer(name), text)
-            assert max(found) < 49_406
-            assert ClipTokenizer()._tokenizer.decode(found).replace(
-                " ", ""
-            ) == text.lower().replace(" ", "")
+    for text in ("<end_of_text>", "a <START_of_text> b", "<<End_Of_Text>>", "<|endoftext|>"):
+        for tokenizer in map(ClipTokenizer, (FTFY, ENTITIES)):
+            words = re.findall(r"[a-z]+|[^\sa-z]+", text.lower())
+            assert ids(tokenizer, text) == [i for word in words for i in ids(tokenizer, word)]
+            assert max(ids(tokenizer, text)) < 49_406
+
+
+def test_a_text_of_any_letters_has_the_ids_of_its_words() -> None:
+    """ASCII is cut into words here and other texts by the library, with the same result."""
+    tokenizer = ClipTokenizer()
+    for text in ("it's 5 o'clock -- don't!", "''s _a_b_ x10 'll've '", "\"'s'\" a.b,c"):
+        *found, last = ids(tokenizer, f"{text} \u732b")
+        ending = ids(tokenizer, "\u732b")
+        assert [*found, last] == [*ids(tokenizer, text), *ending]
 
 
 def slow(text: str) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from small_tokenizers import huggingface_tokenizer, padded_tokenizer
 
 from grain_jax.config import DataConfig
+from grain_jax.data.clip_bpe import clip_tables
 from grain_jax.data.tokenizer import (
     ClipTokenizer,
     PaddedTokenizer,
@@ -46,6 +47,15 @@ def test_clip_ids_are_the_published_ones() -> None:
     assert ids[0].tolist() == [49406, 320, 1125, 539, 320, 2368, 256, 49407, 0, 0, 0, 0]
     assert ids.dtype == np.int32
     assert not cut[0]
+
+
+def test_clip_tables_are_the_published_ones() -> None:
+    vocabulary, merges = clip_tables()
+    assert sorted(vocabulary.values()) == list(range(49_408))
+    assert len(merges) == 48_894
+    assert merges[:3] == [("i", "n"), ("t", "h"), ("a", "n")]
+    assert vocabulary["photo</w>"] == 1125
+    assert vocabulary["<|endoftext|>"] == 49_407
 
 
 def test_clip_resolves_entities_and_white_space() -> None:

@@ -11,7 +11,6 @@ from small_tokenizers import huggingface_tokenizer, padded_tokenizer
 
 from grain_jax.data.text_normalization import ENTITIES, FTFY
 from grain_jax.data.tokenizer import ClipTokenizer, HuggingFaceTokenizer, Tokenizer, WordTokenizer
-from grain_jax.formats.clip_vocabulary import clip_tables
 from grain_jax.formats.fast_tokenizer import fast_tokenizer
 
 pytest.importorskip("transformers")
@@ -140,15 +139,6 @@ def test_any_text_for_a_padded_tokenizer(both_padded, text: str) -> None:
     ours, fast = both_padded
     found = fast(text, truncation=True, padding="max_length", max_length=LENGTH)["input_ids"]
     assert found == ours.encode([text], LENGTH)[0][0].tolist()
-
-
-def test_clip_tables_are_the_published_ones() -> None:
-    vocabulary, merges = clip_tables()
-    assert sorted(vocabulary.values()) == list(range(49_408))
-    assert len(merges) == 48_894
-    assert merges[:3] == [("i", "n"), ("t", "h"), ("a", "n")]
-    assert vocabulary["photo</w>"] == 1125
-    assert vocabulary["<|endoftext|>"] == 49_407
 
 
 def test_words_come_back_from_ids() -> None:
