@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import sys
 
 import jax
@@ -258,7 +259,7 @@ def test_a_file_with_code_in_it_is_refused(tmp_path, by_torch):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match="cannot be read safely"):
+    with pytest.raises(ValueError, match=re.escape(str(path))):
         grain_reference_files.read_official(path)
     assert not (tmp_path / "ran").exists()
 

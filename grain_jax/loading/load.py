@@ -10,21 +10,18 @@
 """
 
 import dataclasses
-import functools
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grain_jax.formats.weight_files import INDEX, part_names
-from grain_jax.loading.formats import FORMATS, OFFICIAL, RUN
+from grain_jax.loading.formats import FORMATS, RUN
+from grain_jax.loading.hub import download
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.paths import user_path
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-HUB_SETTINGS = ("*.json", "*.txt", "*.model")
 OUR_FOLDERS = ("runs", "exports")  # a missing "runs/demo" is not looked for on the hub
 
 
@@ -58,7 +55,7 @@ def read_model(
 def _read_other(path: Path, name: str) -> ModelBundle:
     on_hub = HUB_NAME.fullmatch(name) and path.parts[0] not in OUR_FOLDERS
     if on_hub and not path.exists() and not path.parent.exists():
-        loaded = _read_other(_download(name), name)
+        loaded = _read_other(download(name), name)
         loaded.config.name = name
         return loaded
     for each in FORMATS.values():
@@ -87,36 +84,3 @@ def _hint(path: Path) -> str:
             "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE joins it."
         )
     return ""
-
-
-def _download(name: str) -> Path:
-    """The local folder of a model on the hub, "owner/name" or "owner/name@revision".
-
-    Without a network, the copy of an earlier download. Raises ValueError where there is neither.
-    """
-    from huggingface_hub import snapshot_download  # here, as no local path has use for it
-
-    repository, _, revision = name.partition("@")
-    download = functools.partial(snapshot_download, repository, ignore_patterns=["*/*"])
-    try:
-        # Settings and tokenizer first, which determine the format of the weights to download.
-        settings = download(revision=revision or None, allow_patterns=list(HUB_SETTINGS))
-        folder = Path(str(settings))
-        for file in _weights(folder):
-            download(revision=folder.name, allow_patterns=[file])
-            if (folder / file).is_file():
-                break
-            if (index := folder / f"{file}{INDEX}").is_file():  # downloaded with the settings
-                download(revision=folder.name, allow_patterns=list(part_names(index)))
-                break
-    except Exception as error:  # the transport of the hub's client has error types of its own
-        raise ValueError(
-            f"There is no folder {name}, and the Hugging Face hub did not return it: {error}"
-        ) from error
-    return folder
-
-
-def _weights(folder: Path) -> Sequence[str]:
-    """Weight files that the model of a folder may have; without settings, those of the official."""
-    known = (each.weights for each in FORMATS.values() if each.recognises(folder))
-    return next(known, OFFICIAL.weights)

@@ -99,10 +99,12 @@ def test_texts_are_embedded_again_in_another_type(classify, encoded):
     assert len(encoded) == 2
 
 
-def test_only_the_last_texts_are_cached(classify):
-    for i in range(6):
+def test_only_the_last_texts_are_cached(classify, encoded):
+    for i in (*range(6), *range(2, 6)):
         classify(make_image(), candidate_labels=["red", "blue " * (i + 1)])
-    assert len(classify._encoded) == len(classify._tokens) == 4
+    assert len(encoded) == 6
+    classify(make_image(), candidate_labels=["red", "blue "])
+    assert len(encoded) == 7
 
 
 NESTED = {"red": {"coarse": "a bird", "description": "red crest"}}

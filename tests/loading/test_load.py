@@ -13,7 +13,8 @@ from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfi
 from grain_jax.data.tokenizer import ClipTokenizer
 from grain_jax.formats import huggingface as huggingface_folder
 from grain_jax.formats.grain_reference import from_official, to_official
-from grain_jax.loading import load as read
+from grain_jax.loading import load
+from grain_jax.loading.hub import download
 from grain_jax.loading.load import read_model
 from grain_jax.models.image_text import abstract_params
 
@@ -95,7 +96,7 @@ def test_sizes_are_inferred_from_an_official_file(tmp_path, kind):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     assert isinstance(loaded.tokenizer, ClipTokenizer)
     assert (loaded.preprocessing.image_size, loaded.preprocessing.resize) == (32, "squash")
-    with pytest.raises(ValueError, match="no step to choose"):
+    with pytest.raises(ValueError, match="best"):
         read_model(path, best=True)
 
 
@@ -190,7 +191,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", HUB)
 def test_weights_are_downloaded_in_one_format(hub, name):
-    folder = read._download(f"someone/{name}@v1.0")
+    folder = download(f"someone/{name}@v1.0")
     assert {path.name for path in folder.iterdir()} == HUB[name][1]
     assert hub[0] == (f"someone/{name}", "v1.0")
     assert set(hub[1:]) == {(f"someone/{name}", "c0ffee")}  # all of the same commit
@@ -199,7 +200,7 @@ def test_weights_are_downloaded_in_one_format(hub, name):
 def test_a_name_of_the_hub_is_read_and_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     huggingface_folder.write_folder(tiny_model.tiny_model(), tmp_path / "cache")
-    monkeypatch.setattr(read, "_download", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(load, "download", lambda name: tmp_path / "cache")
     assert read_model("someone/model").config.name == "someone/model"
 
 
