@@ -136,8 +136,8 @@ def read_model(folder: Path, *, dtype: str) -> Any:
     return GrainModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
 
-def torch_model(loaded: ModelBundle, *, params: Params | None = None) -> Any:
-    """`GrainModel` in eval mode with the weights of `loaded`, or with other `params`."""
+def torch_model(loaded: ModelBundle) -> Any:
+    """`GrainModel` in eval mode with the weights of `loaded`."""
     import torch
 
     from grain_jax.formats.torch_grain.configuration_grain import DECODER, TEXT, VISION, GrainConfig
@@ -176,7 +176,7 @@ def torch_model(loaded: ModelBundle, *, params: Params | None = None) -> Any:
     )
     model = GrainModel(hf_config).eval()
     wanted = set(model.state_dict())
-    state = to_official(loaded.params if params is None else params, config, unused=False)
+    state = to_official(loaded.params, config, unused=False)
     tensors = {
         name: torch.from_numpy(np.array(value, np.float32))
         for name, value in state.items()
