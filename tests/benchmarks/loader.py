@@ -8,18 +8,19 @@ memory and what belongs to it alone (unique set size). The main module imports g
 training does.
 """
 
-import argparse
 import io
 import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import grain_jax.train  # noqa: F401, which a process of the loader would import again
+from grain_jax.command_line import Count, parse
 from grain_jax.config import DataConfig
 from grain_jax.data import tfds_records as storage
 from grain_jax.data.loader import training_batches
@@ -30,13 +31,18 @@ IMAGES = 512
 RESIDENT, ALONE = ("Rss",), ("Private_Clean", "Private_Dirty")
 
 
+@dataclass
+class Options:
+    """What to measure."""
+
+    workers: str = "0,1,2"  # numbers of processes, with commas between them
+    batch_size: Count = 256  # images of a batch
+    batches: Count = 12  # that are timed, after the first
+
+
 def main() -> None:
     """Prints one line a number of processes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", default="0,1,2")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=12)
-    options = parser.parse_args()
+    options = parse(Options, None, command="loader", description=__doc__)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         source = storage.RecordSource(folder, "train")

@@ -7,7 +7,6 @@ export is used as transformers loads it; images and texts go through its own pro
 for each figure: ours, PyTorch's, and of labelled images how many are put into the same class.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModel, AutoProcessor
 
+from grain_jax.command_line import OptionalText, RequiredPath, parse
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet, Source
 from grain_jax.data.source import open_source
@@ -73,15 +73,19 @@ class TorchEncoder:
         return np.concatenate(parts)
 
 
+@dataclasses.dataclass
+class Options:
+    """What to compare, on what."""
+
+    checkpoint: str  # run folder, or another name of a model
+    export: RequiredPath  # what `python -m grain_jax.export` wrote of it
+    data: RequiredPath  # labelled images, or records
+    split: OptionalText = None  # of records
+
+
 def main() -> int:
     """1 where a figure or the class of an image differs."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--export", required=True, type=Path)
-    parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--split", help="of records")
-    options = parser.parse_args()
+    options = parse(Options, None, command="same_answers", description=__doc__)
     loaded = read_model(options.checkpoint)
     ours = Encoder.from_bundle(loaded)
     theirs = TorchEncoder(options.export, loaded.preprocessing)
@@ -98,7 +102,7 @@ def main() -> int:
     return int(any(first != second for first, second, _ in rows.values()))
 
 
-def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
+def _labelled(options: Options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
     dataset = load_zero_shot(options.data, default_templates=loaded.templates, note=print)
     texts, settings = class_texts(dataset), loaded.config.evaluation
     zero_shot = {
@@ -127,7 +131,7 @@ def _labelled(options, ours, theirs, loaded) -> dict[str, tuple[float, float, st
     return rows
 
 
-def _records(options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
+def _records(options: Options, ours, theirs, loaded) -> dict[str, tuple[float, float, str]]:
     data = dataclasses.replace(loaded.config.data, dataset="tfds", data_dir=str(options.data))
     source = open_source(data, options.split, image_size=loaded.preprocessing.image_size)
     held_out = EvaluationSet(options.split, f"Split {options.split!r}", source)
