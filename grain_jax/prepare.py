@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Stopped. The same command continues; finished shards are kept.")
         return ExitStatus.INTERRUPTED
-    _print_report(plan, figures, Console())
+    print_report(plan, figures, Console())
     if built_before:
         console.print(
             f"Split {plan.split!r} was in {plan.out} already; nothing was built anew.",
@@ -138,7 +138,8 @@ def _build(plan: DatasetBuildSpec, workers: int, console: Console) -> DatasetSta
         return build_split(plan, workers=workers, progress=show)
 
 
-def _print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Console) -> None:
+def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Console) -> None:
+    """Prints what was built, and what was not, of a split."""
     table = Table(title=f"Split {plan.split!r}", show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -448,5 +448,5 @@ def test_many_images_are_not_all_printed(loaded_with, make_images, monkeypatch, 
 
 def test_files_are_named_from_the_folder_they_share(make_images):
     paths = [make_images / "in/a.png", make_images / "in/deep/a.png"]
-    assert screen._short_names(paths) == ["a.png", os.path.join("deep", "a.png")]
-    assert screen._short_names(paths[1:]) == ["a.png"]
+    assert screen.short_names(paths) == ["a.png", os.path.join("deep", "a.png")]
+    assert screen.short_names(paths[1:]) == ["a.png"]

@@ -341,7 +341,7 @@ def boxes(folder: Path, *bboxes: list[float], **more) -> str:
 def _printed(folder: Path) -> str:
     console = prepare.Console(record=True, width=200, file=io.StringIO())
     figures = build_split(spec(folder), workers=1)
-    prepare._print_report(spec(folder), figures, console)
+    prepare.print_report(spec(folder), figures, console)
     return console.export_text()
 
 

@@ -16,12 +16,17 @@ import grain_jax.train
 from grain_jax import runtime
 
 COMMAND = """
-import os, sys
+import os, platform, sys
+from pathlib import Path
 from grain_jax import runtime
-runtime._offers_huge_pages = lambda: True
+runtime.HUGE_PAGES = Path("enabled")
+platform.libc_ver = lambda: ("glibc", "2.35")
 runtime.restart_with_huge_pages()
 print(os.environ["GLIBC_TUNABLES"], *sys.argv[1:])
 """
+
+
+OFFERED = "always [madvise] never\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings are Linux's")
@@ -37,6 +42,7 @@ def test_a_command_starts_again_once_with_its_arguments(
     tmp_path: Path, given: str | None, expected: str
 ) -> None:
     (tmp_path / "command.py").write_text(COMMAND)
+    (tmp_path / "enabled").write_text(OFFERED)
     result = subprocess.run(
         [sys.executable, "command.py", "--name=two words"],
         cwd=tmp_path,
@@ -52,7 +58,7 @@ def test_a_command_starts_again_once_with_its_arguments(
 def restarts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """A machine that offers huge pages; the commands that would be started instead of this one."""
     setting = tmp_path / "enabled"
-    setting.write_text("always [madvise] never\n")
+    setting.write_text(OFFERED)
     monkeypatch.setattr(runtime, "HUGE_PAGES", setting)
     monkeypatch.setattr(runtime.platform, "libc_ver", lambda: ("glibc", "2.35"))
     monkeypatch.setattr(sys, "gettrace", lambda: None)

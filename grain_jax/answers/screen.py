@@ -17,7 +17,7 @@ MAX_SHOWN = 20  # images on the screen; files hold all
 def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold: float) -> None:
     """The first images' labels and phrases."""
     shown = answers[:MAX_SHOWN]
-    names = _short_names([answer.target.file for answer in shown])
+    names = short_names([answer.target.file for answer in shown])
     labelled = [
         (name, answer.labels) for name, answer in zip(names, shown, strict=True) if answer.labels
     ]
@@ -61,7 +61,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
         output.print(f"and {more} images more; --csv or --json writes all.", highlight=False)
 
 
-def _short_names(files: Sequence[Path]) -> list[str]:
+def short_names(files: Sequence[Path]) -> list[str]:
     """The files without the folders that all of them lie in."""
     parents = [file.absolute().parent for file in files]
     shared = os.path.commonpath(parents) if parents else ""

@@ -279,7 +279,7 @@ def evaluation_batches(
     count = min(batch_size, len(chosen))
     if not count:
         return
-    plan = _evaluation_plan(
+    plan = evaluation_plan(
         DataConfig(num_threads=num_threads, prefetch_batches=_EVALUATION_PREFETCH),
         workers=0 if getattr(source, "in_memory", False) else num_workers,
         images=len(chosen),
@@ -307,7 +307,7 @@ def evaluation_batches(
         elements.close()
 
 
-def _evaluation_plan(
+def evaluation_plan(
     config: DataConfig, *, workers: int, images: int, rows: int, row_bytes: int
 ) -> LoaderPlan:
     """A plan with at most `workers` processes, fewer for a small set, few CPUs or little shared

@@ -59,7 +59,7 @@ def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> T
         descriptions: list[str] = []
         for record in read_records(source, spaced[part::PARTS].tolist()):
             found.images += 1
-            captions += _possible_captions(record, data)
+            captions += possible_captions(record, data)
             if described:
                 chosen = select_regions(
                     record.regions,
@@ -98,7 +98,7 @@ def text_length_notes(source: Source, config: TrainConfig, tokenizer: Tokenizer)
     return notes
 
 
-def _possible_captions(record: Record, data: DataConfig) -> Iterator[str]:
+def possible_captions(record: Record, data: DataConfig) -> Iterator[str]:
     """Every text that `choose_caption` may return, with joined descriptions in one order."""
     joined = data.region_caption_probability
     if record.regions and joined > 0:

@@ -211,7 +211,7 @@ def attend(
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    flash = half and fits and _has_flash(jax.devices()[0])
+    flash = half and fits and has_flash(jax.devices()[0])
     if implementation == "auto":
         implementation = "cudnn" if flash else "xla"
     elif implementation == "cudnn" and not flash:
@@ -227,7 +227,7 @@ def attend(
         )
 
 
-def _has_flash(device: Any) -> bool:
+def has_flash(device: Any) -> bool:
     """Whether cudnn's flash attention runs on a JAX device; no on CPU, TPU, ROCm and older cards.
 
     ROCm has no compute capability, or names it as "gfx90a".

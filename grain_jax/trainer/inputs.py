@@ -103,7 +103,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
         notes += text_length_notes(source, config, tokenizer)
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
-    notes += _late_notes(config, start_step=newest or 0, steps=steps)
+    notes += late_notes(config, start_step=newest or 0, steps=steps)
     return Inputs(
         config=config,
         trained=given.trained,
@@ -126,7 +126,7 @@ def last_step(config: TrainConfig, *, start_step: int, steps: int) -> int:
     return min(steps, start_step + limit) if limit else steps
 
 
-def _late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]:
+def late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]:
     """On settings that name a step which does not come."""
     notes, last = [], last_step(config, start_step=start_step, steps=steps)
     if config.max_steps_this_run > steps - start_step >= 0:

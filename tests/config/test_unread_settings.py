@@ -16,7 +16,7 @@ from grain_jax.loading.load import read_model
 from grain_jax.loading.run import write_run
 from grain_jax.models.image_text import build_model
 from grain_jax.parallel.sharding import cpu_devices_notes
-from grain_jax.trainer.inputs import _late_notes
+from grain_jax.trainer.inputs import late_notes
 
 CLIP = {"model__type": "clip"}
 WORLD = {"data__dataset": "synthetic_birds", "data__data_dir": ""}
@@ -147,14 +147,14 @@ def test_what_is_read_or_turned_off_is_neither_refused_nor_told(changes):
 
 def test_steps_and_devices_that_do_not_come_are_told():
     config = tiny_config()
-    assert _late_notes(config, start_step=0, steps=20) == []
+    assert late_notes(config, start_step=0, steps=20) == []
     config.max_steps_this_run, config.logging.profile_step = 30, 25
-    first, second = _late_notes(config, start_step=0, steps=20)
+    first, second = late_notes(config, start_step=0, steps=20)
     assert "max_steps_this_run = 30" in first
     assert "logging.profile_step = 25" in second
     config.max_steps_this_run, config.logging.profile_step = 10, 10
-    assert _late_notes(config, start_step=0, steps=20) == []
-    assert len(_late_notes(config, start_step=10, steps=20)) == 1  # its trace is there already
+    assert late_notes(config, start_step=0, steps=20) == []
+    assert len(late_notes(config, start_step=10, steps=20)) == 1  # its trace is there already
     assert cpu_devices_notes(config) == []
     config.mesh.cpu_devices = len(jax.local_devices())
     assert cpu_devices_notes(config) == []

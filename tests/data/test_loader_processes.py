@@ -184,7 +184,7 @@ def test_evaluation_limits_its_processes(monkeypatch) -> None:
     for free, images, expected in ((2**40, 50_000, 5), (2**40, 2_500, 2), (4096, 50_000, 0)):
         found = os.statvfs_result((4096, 4096, 1, 1, free // 4096, 0, 0, 0, 0, 255))
         monkeypatch.setattr(loader_plan.os, "statvfs", lambda _, found=found: found)
-        plan = pipeline._evaluation_plan(
+        plan = pipeline.evaluation_plan(
             dataclasses.replace(CONFIG, num_threads=2, prefetch_batches=2),
             workers=16,
             images=images,

@@ -121,7 +121,7 @@ def test_captions_that_training_may_choose_are_counted(synthetic, joined):
     rng = random.Random(0)
     for record in (*both, alone):
         drawn = {choose_caption(record, record.regions, config, rng) for _ in range(100)}
-        assert set(text_lengths._possible_captions(record, config)) == drawn
+        assert set(text_lengths.possible_captions(record, config)) == drawn
 
 
 def test_a_slow_source_is_sampled_for_a_bounded_time(monkeypatch):

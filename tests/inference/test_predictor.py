@@ -24,6 +24,7 @@ from grain_jax.config import CheckpointConfig
 from grain_jax.data.synthetic_birds.language import PROMPT_TEMPLATES
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import ImageError, Preprocessing, Window, center_window
+from grain_jax.inference.encoder import Encoder
 from grain_jax.models.bundle import make_metadata
 from grain_jax.training.checkpoint import Checkpoints
 
@@ -193,7 +194,7 @@ def test_a_batch_size_that_is_no_power_of_two_is_a_size_too():
 def test_known_texts_are_not_embedded_again(monkeypatch):
     model = toy_model()
     model.classify(make_image("red"), ["red", "blue"])
-    monkeypatch.setattr(model._encoder, "texts", lambda *_, **__: pytest.fail("embedded again"))
+    monkeypatch.setattr(Encoder, "texts", lambda *_, **__: pytest.fail("embedded again"))
     assert model.classify(make_image("blue"), ["red", "blue"])[0].label == "blue"
 
 

@@ -77,7 +77,7 @@ def test_scales_stay_in_their_bounds_and_can_come_back(small):
 
     def scale(value):
         variables = {"params": params | {"logit_scale": value}}
-        return model.apply(variables, method=lambda m: m._scale(m.logit_scale))
+        return model.apply(variables, method="logit_scales")[0]
 
     for value, expected in ((math.log(50), 50.0), (10.0, 100.0), (-1.0, 1.0)):
         out, gradient = jax.value_and_grad(scale)(jnp.asarray(value))
@@ -147,7 +147,7 @@ class FakeDevice:
     ],
 )
 def test_flash_attention_is_for_nvidia_gpus_that_have_it(device, expected):
-    assert layers._has_flash(device) is expected
+    assert layers.has_flash(device) is expected
 
 
 def test_auto_attention_falls_back_on_an_old_gpu(monkeypatch):
