@@ -51,7 +51,7 @@ def write_run(loaded: ModelBundle, folder: Path) -> None:
     from grain_jax.parallel.sharding import make_mesh
     from grain_jax.training.checkpoint import Checkpoints
     from grain_jax.training.optimizer import make_optimizer
-    from grain_jax.training.state import abstract_state, new_state
+    from grain_jax.training.state import abstract_state, state_with
 
     config = copy.deepcopy(loaded.config)
     # One device; the weights are averaged already.
@@ -59,13 +59,13 @@ def write_run(loaded: ModelBundle, folder: Path) -> None:
     optimizer = make_optimizer(config.optim)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     abstract = abstract_state(loaded.model, optimizer, config, mesh)
-    state = new_state(loaded.model, optimizer, config, abstract)
     placed = jax.tree.map(
         lambda value, leaf: jax.device_put(value, leaf.sharding), loaded.params, abstract.params
     )
+    state = state_with(placed, optimizer, config, abstract)
     metadata = dataclasses.replace(loaded, config=config).metadata()
     checkpoints = Checkpoints(folder, config.checkpoint, metadata=metadata)
-    checkpoints.save(dataclasses.replace(state, params=placed), step=0)
+    checkpoints.save(state, step=0)
     checkpoints.wait()
     checkpoints.close()
     (folder / "config.json").write_text(config_to_json(config), encoding="utf-8")

@@ -79,6 +79,20 @@ def new_state(
     return jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
 
 
+def state_with(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    abstract: TrainState,
+) -> TrainState:
+    """The state at step 0 with these parameters, on the devices of `abstract`; draws no weights."""
+
+    def start(params: Any) -> TrainState:
+        return _start(params, optimizer, config)
+
+    return jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(params)
+
+
 def count_parameters(params: Any) -> int:
     """Numbers in the tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
