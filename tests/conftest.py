@@ -1,5 +1,6 @@
 """Strict test environment: 8 fake CPU devices, strict promotion, shapes checked at run time."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -17,15 +18,18 @@ os.environ.setdefault(
     * version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")),
 )
 # For the session, its workers and the processes that they start: compiled programs and shared runs.
+# A folder that is given outlives the session: for others with the same libraries (`.ci/run`).
 own_folder = None
 if "GRAIN_JAX_TESTS" not in os.environ:
     os.environ["GRAIN_JAX_TESTS"] = own_folder = tempfile.mkdtemp(prefix="grain_jax_tests_")
+os.makedirs(os.environ["GRAIN_JAX_TESTS"], exist_ok=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["GRAIN_JAX_TESTS"], "compiled")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A command that starts itself again for huge pages imports everything twice.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -35,6 +39,36 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 package = Path(__file__).parents[1] / "grain_jax"
 checked = [f"grain_jax.{path.stem}" for path in package.iterdir() if path.stem != "config"]
 install_import_hook(checked, "beartype.beartype")
+
+# Where a file is done by one process, those that take longest come first: one of them at the end
+# would leave the other processes without work. Any other order gives the same results.
+LONGEST_FIRST = (
+    "parallel/test_distributed.py",
+    "trainer/test_resume.py",
+    "test_train.py",
+    "formats/test_pretrained.py",
+    "formats/test_huggingface.py",
+    "loading/test_initialize.py",
+    "parallel/test_sharding.py",
+    "parallel/test_partition.py",
+    "training/test_step.py",
+    "training/test_checkpoint.py",
+    "test_older_files.py",
+    "test_export.py",
+    "test_evaluate.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    ranks = {tests / name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: to look through it again and again takes long while JAX traces."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
