@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from few_devices import devices_of_config
 from places import GOLDEN, HELPERS
 from stored_results import stored_results
 
@@ -87,7 +88,8 @@ def test_the_run_goes_on_with_the_flags_it_was_started_with(older, monkeypatch, 
     }
     given = [f"--config.{path}={value}" for path, value in flags.items()]
     arguments = [f"--config={HELPERS / 'tiny_world.py'}", f"--workdir={workdir}", *given]
-    status = grain_jax.train.main(arguments)
+    with devices_of_config():
+        status = grain_jax.train.main(arguments)
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert "resumed at step 5" in " ".join(printed.out.split())

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from few_devices import devices_of_config
 from PIL import Image
 from places import HELPERS
 
@@ -16,6 +17,8 @@ from grain_jax.trainer.inputs import fitting_loader
 from grain_jax.training import checkpoint
 
 CONFIG = HELPERS / "tiny_world.py"
+# Of all that is compiled into a step: runs that have them in common find it compiled.
+SETTINGS = ("--steps=60", "--optim.ema_decay=0.9")
 
 
 def train(workdir, *arguments, variant=""):
@@ -33,23 +36,26 @@ def log(workdir):
 
 
 @pytest.fixture
-def without_last_evaluation(monkeypatch):
+def trained_only(monkeypatch):
+    """Without the last evaluation, and on few devices."""
     monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
+    with devices_of_config():
+        yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run with evaluation on the way, to its report."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    status = train(
-        workdir,
-        "--steps=60",
-        "--checkpoint.save_interval_steps=40",
-        "--logging.log_interval_steps=10",
-        "--evaluation.eval_interval_steps=30",
-        "--logging.tensorboard=true",
-        "--optim.ema_decay=0.9",
-    )
+    with devices_of_config():
+        status = train(
+            workdir,
+            *SETTINGS,
+            "--checkpoint.save_interval_steps=40",
+            "--logging.log_interval_steps=10",
+            "--evaluation.eval_interval_steps=30",
+            "--logging.tensorboard=true",
+        )
     assert status == 0
     return workdir
 
@@ -86,8 +92,8 @@ def test_the_newest_and_the_best_by_a_held_out_metric_are_there(finished):
     )
 
 
-def test_labelled_images_steer_a_run_where_the_user_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
+@pytest.mark.usefixtures("trained_only")
+def test_labelled_images_steer_a_run_where_the_user_says_so(tmp_path, capsys):
     for label in ("red bird", "blue bird"):
         (tmp_path / "pets" / label).mkdir(parents=True)
         for shade in (0, 250, 99):
@@ -96,7 +102,8 @@ def test_labelled_images_steer_a_run_where_the_user_says_so(tmp_path, capsys, mo
     workdir = tmp_path / "run"
     status = train(
         workdir,
-        "--steps=4",
+        *SETTINGS,
+        "--max_steps_this_run=4",
         "--evaluation.eval_interval_steps=2",
         "--evaluation.max_images=4",
         f"--evaluation.zero_shot_during_training={tmp_path / 'pets'}",
@@ -113,20 +120,13 @@ def test_labelled_images_steer_a_run_where_the_user_says_so(tmp_path, capsys, mo
 
 def test_the_same_command_on_a_finished_run_says_so(finished, capsys):
     before = (finished / "report.md").stat().st_mtime_ns
-    config = config_from_json((finished / "config.json").read_text())
-    assert train(finished, *overrides(config)) == 0
+    assert train(finished, *SETTINGS) == 0
     assert f"This run is finished (step 60); its report is {finished}" in capsys.readouterr().out
     assert (finished / "report.md").stat().st_mtime_ns == before
 
 
-def overrides(config):
-    return [
-        f"--steps={config.steps}",
-        f"--optim.ema_decay={config.optim.ema_decay}",
-    ]
-
-
-def test_the_baseline_is_the_same_trainer(tmp_path, capsys, without_last_evaluation):
+@pytest.mark.usefixtures("trained_only")
+def test_the_baseline_is_the_same_trainer(tmp_path, capsys):
     workdir = tmp_path / "clip"
     assert train(workdir, "--steps=30", variant="clip") == 0
     assert "CLIP, " in capsys.readouterr().out
@@ -135,9 +135,8 @@ def test_the_baseline_is_the_same_trainer(tmp_path, capsys, without_last_evaluat
     assert lines[-1]["contrastive"] < lines[0]["contrastive"]
 
 
-def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
-    tmp_path, capsys, without_last_evaluation
-):
+@pytest.mark.usefixtures("trained_only")
+def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(tmp_path, capsys):
     """The second step goes so far that no later one is finite; the resumed run finds the same."""
     arguments = (
         tmp_path / "run",
@@ -146,7 +145,7 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
         "--checkpoint.save_interval_steps=1",
         "--steps=50",
     )
-    assert train(*arguments) == 1
+    assert train(*arguments, variant="clip") == 1
     output = capsys.readouterr().out
     assert "not finite for" in output
     assert "Lower optim.learning_rate" in output
@@ -156,7 +155,7 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(
     (bad,) = [line for line in lines if line["step"] == 3 and "nonfinite_batch_ids" in line]
     assert len(bad["nonfinite_batch_index"]) == len(bad["nonfinite_batch_ids"]) == 16
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == [1, 2]
-    assert train(*arguments) == 1
+    assert train(*arguments, variant="clip") == 1
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == [1, 2]
 
 
@@ -206,10 +205,9 @@ def test_a_check_finds_a_mesh_that_cannot_split_a_parameter(tmp_path, capsys):
 
 
 def test_a_check_of_a_run_that_is_there_knows_where_it_stands(finished, capsys):
-    config = config_from_json((finished / "config.json").read_text())
-    assert train(finished, "--check", *overrides(config), "--steps=90") == 2
+    assert train(finished, "--check", "--steps=90", "--optim.ema_decay=0.9") == 2
     assert "has finished its 60 steps" in capsys.readouterr().err
-    assert train(finished, "--check", *overrides(config)) == 0
+    assert train(finished, "--check", *SETTINGS) == 0
     output = " ".join(capsys.readouterr().out.split())  # a long folder wraps
     assert "resumed at step 60" in output
 

@@ -47,6 +47,13 @@ def tiny_config() -> TrainConfig:
     )
 
 
+def averaged_config() -> TrainConfig:
+    """With averaged weights. What one file has compiled of it on a mesh, the others find."""
+    config = tiny_config()
+    config.optim.ema_decay = 0.9
+    return config
+
+
 def random_batch(seed: int = 0, *, size: int = 16) -> Batch:
     rng = np.random.default_rng(seed)
     captions = rng.integers(3, 63, (size, 8)).astype(np.int32)

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 
 import pytest
@@ -12,7 +11,6 @@ from training_process import (
     ARGUMENTS,
     CLIP,
     ENDLESS,
-    environment,
     lines,
     run,
     undisturbed_run,
@@ -21,6 +19,7 @@ from two_hosts import needs_mount_namespace, outputs, start_two_hosts
 from two_processes import launch_two
 
 import grain_jax.evaluate
+import grain_jax.train
 from grain_jax.parallel import processes
 from grain_jax.training import checkpoint
 
@@ -53,15 +52,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     # The same command in one process: the run is finished and has no report, so it is evaluated.
     (workdir / "report.md").unlink()
     two = evaluated(workdir)
-    alone = subprocess.run(
-        [environment()["PYTHON"], "-m", "grain_jax.train", *ARGUMENTS, f"--workdir={workdir}"],
-        env=environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert grain_jax.train.main([*ARGUMENTS, f"--workdir={workdir}"]) == 0
     assert (workdir / "report.md").exists()
     assert evaluated(workdir) == pytest.approx(two, abs=1e-4)
 
@@ -214,7 +205,7 @@ def test_ctrl_c_in_one_of_several_changes_nothing_before_all_agree(monkeypatch):
     monkeypatch.setattr(processes.os, "kill", lambda pid, number: passed_on.append(number))
     before = signal.getsignal(signal.SIGINT)
     with processes.StopSignals() as signals:
-        signals._receive(signal.SIGINT, None)
+        signal.raise_signal(signal.SIGINT)
         assert passed_on == [signal.SIGTERM]
         assert not signals.requested(1)
         assert signals.exit_status == 0

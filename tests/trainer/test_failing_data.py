@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import TinyRun, random_batch, tiny_config
+from tiny_run import TinyRun, averaged_config, random_batch
 from training_process import CLIP, ENDLESS, lines, run, start
 from two_processes import launch_two
 
@@ -85,7 +85,7 @@ def test_two_processes_save_the_same_step_and_lose_nothing(tmp_path: Path) -> No
 
 
 def test_a_step_without_a_record_in_one_row_changes_nothing() -> None:
-    tiny, batch = TinyRun(tiny_config()), random_batch()
+    tiny, batch = TinyRun(averaged_config()), random_batch()
     before = jax.device_get(tiny.state)
     batch = batch.replace(index=np.where(np.arange(16) == 5, -1, batch.index))
     (metrics,) = tiny.train([batch])

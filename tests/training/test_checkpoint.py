@@ -5,8 +5,9 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from tiny_run import TinyRun, random_batch, tiny_config
+from tiny_run import TinyRun, averaged_config, random_batch
 
 from grain_jax.config import CheckpointConfig, MeshConfig
 from grain_jax.data.synthetic_birds.language import PROMPT_TEMPLATES
@@ -31,9 +32,7 @@ def metadata(config):
 @pytest.fixture(scope="module")
 def on_8():
     """A run with averaging, two steps trained on 8 devices, 2 x 2 x 2."""
-    config = tiny_config()
-    config.optim.ema_decay = 0.9
-    run = TinyRun(config, mesh=MeshConfig(2, 2, 2), devices=8)
+    run = TinyRun(averaged_config(), mesh=MeshConfig(2, 2, 2), devices=8)
     run.train([random_batch(0), random_batch(1)])
     return run
 
@@ -197,10 +196,10 @@ def test_best_without_a_metric_is_refused(saved):
 def test_a_save_that_failed_in_the_background_surfaces(on_8, tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), metadata=metadata(on_8.config))
 
-    def disk_full():
+    def disk_full(manager):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints._manager, "check_for_errors", disk_full)
+    monkeypatch.setattr(ocp.CheckpointManager, "check_for_errors", disk_full)
     with pytest.raises(SaveFailed, match=r"No space left on device.*Check the space"):
         checkpoints.check()
     with pytest.raises(SaveFailed, match="No space left"):
