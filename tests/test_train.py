@@ -167,7 +167,6 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(tmp_path, 
         (["--model.text.vocab_size=20"], "raise the latter"),
         (["--batch_size=64"], "fewer than one batch"),
         (["--model.image_size=33"], "not a multiple of model.vision.patch_size"),
-        (["--logging.wandb=true"], "[wandb]"),
         (["--evaluation.zero_shot=nowhere"], "nowhere"),
         (
             [
@@ -183,6 +182,17 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, arguments, me
     error = capsys.readouterr().err
     assert error.startswith("Error: ")
     assert message in error
+    assert error.count("\n") == 1
+    assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == []
+
+
+@pytest.mark.usefixtures("trained_only")
+def test_a_log_whose_package_is_not_there_is_refused(tmp_path, capsys):
+    """Not before the state is made: on the devices for which it is compiled already."""
+    assert train(tmp_path / "run", "--logging.wandb=true", *SETTINGS) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert "[wandb]" in error
     assert error.count("\n") == 1
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == []
 
