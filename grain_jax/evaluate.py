@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print_results(report["results"], output, headline=headline)
     finally:  # also where the reader of a pipe has gone
-        said = _write(options, report, messages)
+        said = write_results(options, report, messages)
         if unwritten is not None:
             _say_error(
                 messages,
@@ -418,7 +418,7 @@ def _named(path: Path) -> str:
     return str(path.absolute()) if path.exists() else str(path)
 
 
-def _write(options: Options, report: dict[str, Any], messages: Console) -> list[str]:
+def write_results(options: Options, report: dict[str, Any], messages: Console) -> list[str]:
     """What was written, as lines to print; [] and a message where it could not be."""
     try:
         path = options.output

@@ -1,9 +1,11 @@
 """Results of an evaluation: one record for each value, and the keys that logs know them by."""
 
+import contextlib
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,8 +43,8 @@ class Result:
         value: a fraction in [0, 1], or a count.
         low: lower bound of the 95 % interval; None where there is none.
         high: its upper bound.
-        n: how many images, texts, boxes or phrases the value is a mean over; None for counts and
-            for what is not measured.
+        n: how many images, captions, boxes or phrases the value is a mean over; None for counts,
+            random baselines, and what is put together from other results.
     """
 
     dataset: str
@@ -59,6 +61,11 @@ class Result:
         """The name in logs, see `result_key`."""
         return result_key(self.dataset, self.method, self.alpha, self.metric)
 
+    @property
+    def identity(self) -> tuple[str, str, float | None, str]:
+        """What is measured, exactly: two alphas may be the same in `key`, which is rounded."""
+        return self.dataset, self.method, self.alpha, self.metric
+
 
 def result_key(dataset: str, method: str, alpha: float | None, metric: str = "top1") -> str:
     """The name in logs and of `evaluation.best_metric`: "unseen/description/alpha0.5"."""
@@ -66,6 +73,9 @@ def result_key(dataset: str, method: str, alpha: float | None, metric: str = "to
         return f"{dataset}/{STARTS[method]}{metric}"
     key = f"{dataset}/{method}" + ("" if alpha is None else f"/alpha{alpha:g}")
     return key if metric == "top1" else f"{key}/{metric}"
+
+
+FIELDS = tuple(field.name for field in fields(Result))
 
 
 def logged(results: Iterable[Result]) -> dict[str, float]:
@@ -83,25 +93,33 @@ def from_logged(values: Mapping[str, Any]) -> list[Result]:
 
     For runs and result files made before there were records.
     """
-    values = migrate_metrics(values)
+    numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
+    numbers = migrate_metrics(numbers)
     found = []
-    for key, value in values.items():
+    for key, value in numbers.items():
         result = _from_key(key, value)
         if result is None:
             continue
-        low, high = values.get(f"{key}/low"), values.get(f"{key}/high")
-        images = values.get(f"{result.dataset}/images")
         if result.metric in ("top1", "top5", "per_class") and result.method != "random":
-            result = replace(result, low=low, high=high, n=None if images is None else int(images))
+            images = numbers.get(f"{result.dataset}/images")
+            result = replace(
+                result,
+                low=numbers.get(f"{key}/low"),
+                high=numbers.get(f"{key}/high"),
+                n=int(images) if images is not None and math.isfinite(images) else None,
+            )
         found.append(result)
     return found
 
 
-def _from_key(key: str, value: Any) -> Result | None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _from_key(key: str, value: float) -> Result | None:
     dataset, slash, rest = key.partition("/")
-    if not slash or not isinstance(value, int | float) or isinstance(value, bool):
+    if not slash:
         return None
-    value = float(value)
     if dataset == HEADLINE:
         return Result(dataset, "model", None, rest, value)
     if rest in OF_DATASET:
@@ -121,13 +139,29 @@ def _from_key(key: str, value: Any) -> Result | None:
 
 
 def from_json(stored: Any) -> list[Result]:
-    """Records as `asdict` wrote them, or the keys and values of before. Raises ValueError."""
+    """Records as JSON has them, with fields of later versions left out, or keys and values.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(stored, Mapping):
         return from_logged(stored)
-    try:
-        return [Result(**record) for record in stored]
-    except TypeError as error:
-        raise ValueError(f"These are not results: {error}.") from error
+    if not isinstance(stored, Sequence) or isinstance(stored, str):
+        raise ValueError(f"Results are a list of records, not a {type(stored).__name__}.")
+    return [_record(one) for one in stored]
+
+
+def _record(stored: Any) -> Result:
+    given: dict[str, Any] = {}
+    if isinstance(stored, Mapping):
+        given = {name: stored.get(name) for name in FIELDS}
+    numbers = (given.get(name) for name in ("alpha", "low", "high", "n"))
+    if (
+        not all(isinstance(given.get(name), str) for name in ("dataset", "method", "metric"))
+        or not _is_number(given.get("value"))
+        or not all(number is None or _is_number(number) for number in numbers)
+    ):
+        raise ValueError(f"{stored!r} is not a result; expected {', '.join(FIELDS)}.")
+    return Result(**given)
 
 
 def append_results(file: TextIO, step: int, results: Iterable[Result]) -> None:
@@ -156,17 +190,20 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def read_results(run: Path) -> dict[int, list[Result]]:
     """Step -> results of a run folder, the steps in order.
 
-    What was measured twice at a step (in training and at its end) counts as measured last. Steps
-    that only metrics.jsonl has, of runs made before there were records, are read from there.
+    What was measured twice at a step (in training and at its end) counts as measured last. What
+    only metrics.jsonl has, of runs made before there were records, is read from there.
     """
-    steps: dict[int, dict[str, Result]] = {}
+    steps: dict[int, dict[tuple, Result]] = {}
     for entry in read_json_lines(run / FILE):
-        (result,) = from_json([{name: entry[name] for name in entry if name != "step"}])
-        steps.setdefault(entry["step"], {})[result.key] = result
-    older: dict[int, dict[str, Any]] = {}
+        with contextlib.suppress(ValueError):  # not of this version: it does not end a run
+            result = _record(entry)
+            steps.setdefault(entry["step"], {})[result.identity] = result
+    found = {step: list(results.values()) for step, results in steps.items()}
+    logged_by_step: dict[int, dict[str, Any]] = {}
     for entry in read_json_lines(run / METRICS_FILE):
-        if entry["step"] not in steps:
-            older.setdefault(entry["step"], {}).update(entry)
-    found = {step: from_logged(values) for step, values in older.items()}
-    found |= {step: list(results.values()) for step, results in steps.items()}
+        logged_by_step.setdefault(entry["step"], {}).update(entry)
+    for step, values in logged_by_step.items():
+        known = {result.key for result in found.get(step, [])}
+        more = [result for result in from_logged(values) if result.key not in known]
+        found.setdefault(step, []).extend(more)
     return {step: found[step] for step in sorted(found) if found[step]}

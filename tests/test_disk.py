@@ -21,7 +21,7 @@ from toy_encoder import columns, toy_model
 
 from grain_jax import evaluate, export, predict, prepare
 from grain_jax.data.tfds_records import RecordSource, write_shard
-from grain_jax.disk import cannot_write
+from grain_jax.disk import cannot_write, disk_trouble, is_partial, whole_folder, write_whole
 from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.results_file import write_results
 from grain_jax.formats.grain_reference_files import Official
@@ -165,7 +165,7 @@ def test_evaluate_says_it(tmp_path: Path, capsys) -> None:
     console = evaluate.Console(stderr=True)
     options = evaluate.Options(checkpoint=tmp_path, output=tmp_path / "a.json")
     with largest_file(100):
-        assert not evaluate._write(options, {"results": "x" * 200}, console)
+        assert not evaluate.write_results(options, {"results": "x" * 200}, console)
     assert TOO_LARGE in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
@@ -228,3 +228,48 @@ def test_a_checkpoint_that_fails_is_one_sentence(tmp_path: Path) -> None:
     assert TOO_LARGE in ended.stdout
     assert ended.stdout.count("\n") == 1
     assert ended.stderr == ""
+
+
+def test_what_a_disk_refuses_is_told_from_other_errors() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y")
+    assert disk_trouble(full) == "[Errno 28] No space left on device: '/x/y'"
+    behind = RuntimeError("unexpected pos 640 vs 534")
+    behind.__context__ = full
+    assert disk_trouble(behind) == "[Errno 28] No space left on device: '/x/y'"
+    assert disk_trouble(RuntimeError("I/O error: Disk quota exceeded (os error 122)"))
+    assert disk_trouble(RuntimeError("shapes differ")) is None
+    assert disk_trouble(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+
+    def interrupted() -> None:
+        with whole_folder(out) as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list((tmp_path / "a").iterdir()) == []
+    with whole_folder(out) as folder:
+        (folder / "x").touch()
+        assert is_partial(folder)
+        assert not out.exists()
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    number = mounted.stat().st_ino
+    with whole_folder(mounted) as folder:
+        (folder / "x").touch()
+    assert [path.name for path in mounted.iterdir()] == ["x"]
+    assert mounted.stat().st_ino == number
+
+
+def test_a_file_is_written_whole(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", json.dumps({"a": 1}))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text(encoding="utf-8") == '{"a": 1}'
+    write_whole(Path("/dev/null"), "x")
+    assert Path("/dev/null").is_char_device()

@@ -11,6 +11,7 @@ import pytest
 import grain_jax
 
 PACKAGE = Path(grain_jax.__file__).parent
+TESTS = Path(__file__).parent
 ROWS = (
     ("paths", "disk", "terminal", "extras"),
     ("config",),
@@ -134,3 +135,28 @@ def test_the_rule_sees_every_kind_of_import(tmp_path: Path, source: str, expecte
     path = tmp_path / "module.py"
     path.write_text(source, encoding="utf-8")
     assert list(imports(path, modules())) == expected
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """Private names of others that a test file imports or reaches into."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("grain_jax"):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "os"):
+            names = [node.attr]
+        else:
+            continue
+        for name in names:
+            if name.startswith("_") and not name.startswith("__"):
+                yield f"{path.relative_to(TESTS)}:{node.lineno} {name}"
+
+
+def test_tests_use_public_names_only():
+    found = [name for path in sorted(TESTS.rglob("*.py")) for name in private_names(path)]
+    assert found == []
+
+
+def test_a_private_name_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "TESTS", tmp_path)
+    (tmp_path / "a.py").write_text("from grain_jax.a import _b\nself._c\nd._e(f.__name__)\n")
+    assert [*private_names(tmp_path / "a.py")] == ["a.py:1 _b", "a.py:3 _e"]

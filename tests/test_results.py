@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -57,11 +58,25 @@ def test_what_is_no_result_is_left_out_and_older_keys_are_read():
     ]
 
 
-def test_what_is_not_results_is_refused():
-    with pytest.raises(ValueError, match="not results"):
-        from_json([{"dataset": "pets", "value": 1.0}])
-    with pytest.raises(ValueError, match="not results"):
-        from_json(None)
+def test_fields_of_later_versions_are_left_out():
+    known = KINDS["pets/description/alpha0.25"]
+    assert from_json([asdict(known) | {"unit": "%"}]) == [known]
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (None, "not a NoneType"),
+        ("pets", "not a str"),
+        ([3], "3 is not a result"),
+        ([{"dataset": "pets", "value": 1.0}], "expected dataset, method, alpha"),
+        ([asdict(KINDS["pets/name"]) | {"value": None}], "is not a result"),
+        ([asdict(KINDS["pets/name"]) | {"low": "x"}], "is not a result"),
+    ],
+)
+def test_what_is_not_results_is_refused(stored, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(stored)
 
 
 def test_a_run_folder_reads_back_by_step_and_the_last_word_counts(tmp_path):
@@ -70,17 +85,29 @@ def test_a_run_folder_reads_back_by_step_and_the_last_word_counts(tmp_path):
         append_results(file, 20, [KINDS["pets/name"], KINDS["pets/random"]])
         append_results(file, 30, [KINDS["pets/name"]])
         append_results(file, 30, [again])
+        file.write('{"step": 20, "unit": "%"}\n')  # of another version
         file.write('{"step": 30, "dataset": "pe')  # cut off by a kill
     lines = [
         {"step": 10, "loss": 1.0, "pets/name": 0.25},  # of a version without records
-        {"step": 20, "pets/name": 0.0},
+        {"step": 20, "pets/name": 0.0, "birds/name": 0.5},
         {"step": 25, "loss": 1.0},
     ]
     metrics = "\n".join(map(json.dumps, lines))
     (tmp_path / "metrics.jsonl").write_text(metrics, encoding="utf-8")
     assert read_results(tmp_path) == {
         10: [Result("pets", "name", None, "top1", 0.25)],
-        20: [KINDS["pets/name"], KINDS["pets/random"]],
+        20: [
+            KINDS["pets/name"],
+            KINDS["pets/random"],
+            Result("birds", "name", None, "top1", 0.5),
+        ],
         30: [again],
     }
     assert read_results(tmp_path / "none") == {}
+
+
+def test_alphas_that_share_a_key_are_told_apart(tmp_path):
+    both = [Result("pets", "description", a, "top1", a) for a in (1 / 3, 0.333333)]
+    with (tmp_path / FILE).open("w", encoding="utf-8") as file:
+        append_results(file, 10, both)
+    assert read_results(tmp_path) == {10: both}

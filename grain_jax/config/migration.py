@@ -1,7 +1,7 @@
 """Settings under the names and values they had before 0.2: in stored runs, exports and flags.
 
-Settings from JSON, the command line and Python config files pass through here, so runs, exports
-and scripts made for older versions work.
+Settings from JSON and the command line pass through here, and those that a Python config file
+gives or sets; it cannot read one, or name a section, as it was called.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -139,30 +139,45 @@ def migrate_one(path: str, value: Any) -> tuple[str, Any]:
     return now.path, now.values.get(value, value) if isinstance(value, str) else value
 
 
-def migrate_fields(given: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
+def migrate_fields(
+    given: Mapping[str, Any], fields: Collection[str], *, section: str
+) -> dict[str, Any]:
     """The values `given` to a settings class with these `fields`, under today's names.
 
-    A name that is known to neither stays as it is. Raises ValueError as `migrate` does.
+    `section`: the last part of the path of its settings, "" for those of the run. A name that is
+    known to neither stays as it is. Raises ValueError as `migrate` does.
     """
-    result = {name: value for name, value in given.items() if name in fields}
+    own = {path: path.rpartition(".")[2] for path in (*SETTINGS, *REMOVED)}
+    own = {name: path for path, name in own.items() if _section(path) == section}
+    result = {}
+    for name, value in given.items():
+        if name in fields:  # its values may have been spelled differently
+            result[name] = migrate_one(own[name], value)[1] if name in own else value
     for name, value in given.items():
         if name in fields:
             continue
-        removed = next((path for path in REMOVED if path.rpartition(".")[2] == name), None)
-        if removed is not None:
-            if value not in REMOVED[removed]:
-                raise ValueError(f"{name} = {value!r} no longer exists: {REASONS[removed]}.")
+        path = own.get(name)
+        if path is None:
+            result[name] = value
             continue
-        now, today = name, value
-        for path in SETTINGS:
-            new_path, new_value = migrate_one(path, value)
-            if path.rpartition(".")[2] == name and new_path.rpartition(".")[2] in fields:
-                now, today = new_path.rpartition(".")[2], new_value
-        if now == "variant" and today == "corrected":
+        if path in REMOVED:
+            if value not in REMOVED[path]:
+                raise ValueError(f"{name} = {value!r} no longer exists: {REASONS[path]}.")
+            continue
+        today, value = migrate_one(path, value)
+        today = today.rpartition(".")[2]
+        if today == "variant" and value == "corrected":
             continue  # one of the two bugs was off: the other one decides
-        if result.setdefault(now, today) != today:
-            raise ValueError(f"{name} = {value!r} beside {now} = {result[now]!r}; leave one out.")
+        if result.setdefault(today, value) != value:
+            raise ValueError(
+                f"{name} = {value!r} beside {today} = {result[today]!r}, as {name} is called now; "
+                f"give {today} alone."
+            )
     return result
+
+
+def _section(path: str) -> str:
+    return path.rpartition(".")[0].rpartition(".")[2]
 
 
 def migrate_options(arguments: Sequence[str], command: str) -> list[str]:

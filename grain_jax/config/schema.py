@@ -11,6 +11,7 @@ D width, E embedding, K classes, N images or texts of a set, T texts.
 
 import dataclasses
 import difflib
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+OF_VARIANT = ("region_labels", "empty_batch")  # two switches before: both off is "corrected"
+
+
 class UnknownSettingError(AttributeError):
     """A field that no settings class has, or not under this name."""
 
@@ -36,13 +40,20 @@ class UnknownSettingError(AttributeError):
 class _TakesOlderNames(type):
     """Passes keywords of a settings class through `migrate_fields`; an unknown one is refused."""
 
-    def __call__(cls, *args: Any, **given: Any) -> Any:
-        known = cls.__annotations__
-        given = migrate_fields(given, known)
-        for name in given:
-            if name not in known:
-                raise _unknown(cls, name)
-        return super().__call__(*args, **given)
+    if not TYPE_CHECKING:  # type checkers know the fields
+
+        def __call__(cls, *args: Any, **given: Any) -> Any:
+            known = _names(cls)
+            given = migrate_fields(given, known, section=_section(cls))
+            for name in given:
+                if name not in known:
+                    raise _unknown(cls, name)
+            return super().__call__(*args, **given)
+
+        @property
+        def __signature__(cls) -> inspect.Signature:
+            signature = inspect.signature(cls.__init__)
+            return signature.replace(parameters=[*signature.parameters.values()][1:])
 
 
 class Settings(metaclass=_TakesOlderNames):
@@ -54,18 +65,37 @@ class Settings(metaclass=_TakesOlderNames):
     if not TYPE_CHECKING:  # type checkers know the fields
 
         def __setattr__(self, name: str, value: Any) -> None:
-            known = type(self).__annotations__
-            for today, now in migrate_fields({name: value}, known).items():
+            owner, known = type(self), _names(type(self))
+            migrated = migrate_fields({name: value}, known, section=_section(owner))
+            if name in OF_VARIANT and not migrated and self.variant != "corrected":
+                raise UnknownSettingError(
+                    f"{owner.__name__}.{name} = {value!r} does not undo variant = "
+                    f"{self.variant!r}; set variant = 'corrected'."
+                )
+            for today, now in migrated.items():
                 if today not in known:
-                    raise _unknown(type(self), today)
+                    raise _unknown(owner, today)
                 super().__setattr__(today, now)
 
         def __getattr__(self, name: str) -> Any:
             raise _unknown(type(self), name)
 
 
+def _names(owner: Any) -> list[str]:
+    return [item.name for item in dataclasses.fields(owner)]
+
+
+def _section(owner: type) -> str:
+    """The last part of the path of a class's settings: "decoder", "" for the run."""
+    if issubclass(owner, TrainConfig):
+        return ""
+    if owner is SyntheticBirdsConfig:
+        return "world"
+    return owner.__name__.removesuffix("Config").lower()
+
+
 def _unknown(owner: type, name: str) -> UnknownSettingError:
-    known = list(owner.__annotations__)
+    known = _names(owner)
     renamed = renamed_to(name, known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}? It has" if near else "; it has"

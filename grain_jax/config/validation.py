@@ -22,6 +22,7 @@ AT_LEAST = {
     "data.num_threads": 1,
     "data.prefetch_batches": 1,
     "model.decoder.num_queries": 1,
+    "model.text.context_length": 3,
     "optim.grad_cache_chunks": 1,
     "optim.max_consecutive_nonfinite": 1,
     "mesh.data": -1,

@@ -13,6 +13,7 @@ from typing import Any
 
 NUM_BYTES = 256
 END_OF_WORD = "</w>"
+LONGEST_KEPT = 32  # letters of a word whose ids are kept: texts of the web hold data of any length
 START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"
 # Words of a text in lower case; white space between words is dropped.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -71,14 +72,20 @@ def clip_ids(text: str) -> list[int]:
     """The ids of a text, without start and end."""
     text = text.lower()
     if text.isascii():  # most are; the library alone would take longer
-        return [i for word in _ASCII_WORDS.findall(text) for i in _ids(word)]
+        return [i for word in _ASCII_WORDS.findall(text) for i in _kept_ids(word)]
     return _shared_backend().encode(text, add_special_tokens=False).ids
 
 
-@functools.lru_cache(maxsize=2**16)
-def _ids(word: str) -> tuple[int, ...]:
+def _word_ids(word: str) -> tuple[int, ...]:
     # An ASCII word is one to the library too, whose cutting into words would take most of the time.
     return tuple(token.id for token in _model().tokenize(word.translate(byte_letters())))
+
+
+_cached_ids = functools.lru_cache(maxsize=2**16)(_word_ids)
+
+
+def _kept_ids(word: str) -> tuple[int, ...]:
+    return (_cached_ids if len(word) <= LONGEST_KEPT else _word_ids)(word)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ FTFY, ENTITIES = "ftfy", "entities"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"
 _DASHES = "\u2013\u2014\u2026"  # and the ellipsis, which is kept
 _STRAIGHT = str.maketrans(dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
-_PLAIN = re.compile(rf"[\t\n\r !-%'-~{_SINGLE}{_DOUBLE}{_DASHES}]*")
+PLAIN = re.compile(rf"[\t\n\r !-%'-~{_SINGLE}{_DOUBLE}{_DASHES}]*")
 
 
 def entities(text: str) -> str:
@@ -30,7 +30,7 @@ def entities(text: str) -> str:
 
 def ftfy_cleaned(text: str) -> str:
     """The text cleaned as by OpenAI's CLIP, except for lower case."""
-    if _PLAIN.fullmatch(text):  # most texts; ftfy would take ten times as long as the rest
+    if PLAIN.fullmatch(text):  # most texts; ftfy would take ten times as long as the rest
         return clean_text(text.translate(_STRAIGHT))
     import ftfy  # slow to import, and unused in runs on plain ASCII
 

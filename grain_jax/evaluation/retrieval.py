@@ -68,15 +68,19 @@ def retrieval(
     mean = (of_images["R@1"] + of_texts["R@1"]) / 2
     pairs = np.unique(np.stack([image_rows, text_rows]), axis=1)  # a text twice at an image: once
     images_of_text = np.bincount(pairs[1], minlength=num_texts)
-    of_images["random_R@1"] = pairs.shape[1] / num_images / num_texts
-    of_texts["random_R@1"] = float(np.average(images_of_text, weights=weights) / num_images)
-    directions = ((IMAGE_TO_TEXT, of_images, num_images), (TEXT_TO_IMAGE, of_texts, num_texts))
+    random_text = pairs.shape[1] / num_images / num_texts
+    random_image = float(np.average(images_of_text, weights=weights) / num_images)
+    directions = (
+        (IMAGE_TO_TEXT, of_images, random_text, num_images),
+        (TEXT_TO_IMAGE, of_texts, random_image, len(text_rows)),
+    )
+    results = []
+    for method, recalls, random, count in directions:
+        for metric, value in recalls.items():
+            results.append(Result(dataset, method, None, metric, value, n=count))
+        results.append(Result(dataset, method, None, "random_R@1", random))
     return [
-        *(
-            Result(dataset, method, None, metric, value, n=count)
-            for method, recalls, count in directions
-            for metric, value in recalls.items()
-        ),
+        *results,
         Result(dataset, "retrieval", None, "mean_R@1", mean),
         Result(dataset, "retrieval", None, "images", float(num_images)),
         Result(dataset, "retrieval", None, "texts", float(num_texts)),

@@ -54,12 +54,12 @@ def drawable(text: str) -> Text:
     """The text with the installed fonts that have its characters; what is in none is escaped."""
     text = " ".join(text.split())
     families, shown, escaped = [FAMILY], [], False
-    covered = set(_characters(FAMILY))
+    covered = set(characters_of(FAMILY))
     for character in text:
         code = ord(character)
         if code not in covered and (found := _family_of(code)) is not None:
             families.append(found)
-            covered |= _characters(found)
+            covered |= characters_of(found)
         if code in covered:
             shown.append(character)
         elif unicodedata.category(character) not in ("Mn", "Cf", "Cc"):  # which show nothing alone
@@ -80,7 +80,7 @@ def _fonts() -> dict[str, str]:
 
 
 @functools.cache
-def _characters(family: str) -> frozenset[int]:
+def characters_of(family: str) -> frozenset[int]:
     """Codes that a family has; none of a font of bitmaps, as colour emoji are, or a damaged one."""
     try:
         font = FT2Font(_fonts()[family])
@@ -91,7 +91,7 @@ def _characters(family: str) -> frozenset[int]:
 
 @functools.lru_cache(maxsize=10_000)
 def _family_of(code: int) -> str | None:
-    return next((family for family in _fonts() if code in _characters(family)), None)
+    return next((family for family in _fonts() if code in characters_of(family)), None)
 
 
 @dataclass

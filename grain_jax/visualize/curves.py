@@ -199,10 +199,10 @@ def _series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
 
 def _over_steps(results: Results) -> list[tuple[Result, list[int], list[float]]]:
     """The last result of each kind with all its steps and values, where there are several."""
-    found: dict[str, list[tuple[int, Result]]] = {}
+    found: dict[tuple, list[tuple[int, Result]]] = {}
     for step, measured in results.items():
         for result in measured:
-            found.setdefault(result.key, []).append((step, result))
+            found.setdefault(result.identity, []).append((step, result))
     return [
         (same[-1][1], [step for step, _ in same], [result.value for _, result in same])
         for same in found.values()

@@ -151,7 +151,7 @@ def _laid_out(example: Example, measure: Measure) -> _Layout:
     true: list[NumberedBox] = []
     predicted: list[NumberedBox] = []
     key: list[_Line] = []
-    for number, row in enumerate(_rows(example), start=1):
+    for number, row in enumerate(example_rows(example), start=1):
         colour = colour_of(number)
         found = row.true is not None and row.overlap >= IOU_HIT
         if row.true is not None:
@@ -166,9 +166,7 @@ def _laid_out(example: Example, measure: Measure) -> _Layout:
     return _Layout(example, title, true, predicted, key)
 
 
-def _key(
-    row: "_Row", number: int, colour: str, measure: Measure, *, found: bool
-) -> Iterator[_Line]:
+def _key(row: "Row", number: int, colour: str, measure: Measure, *, found: bool) -> Iterator[_Line]:
     """Lines of a pair: every text of the annotated box, then what was predicted there."""
     indent = TAG[0] + 0.1
     width = WIDTH - MARGIN - (MARGIN + 2 * (PANEL + MARGIN)) - indent
@@ -202,7 +200,7 @@ def _key(
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """A line of the sheet: a true box, the prediction that goes with it, or one of them."""
 
     true: NamedBox | None
@@ -210,22 +208,22 @@ class _Row:
     overlap: float  # IoU of the two
 
 
-def _rows(example: Example) -> list[_Row]:
+def example_rows(example: Example) -> list[Row]:
     """True boxes with the predictions matched to them (best sum of IoU), then what is left over.
 
     Of more than `MAX_ROWS`, true boxes that nothing is matched to are left out first.
     """
     true, predicted = example.true, example.predicted
     if not true or not predicted:
-        rows = [_Row(box, None, 0.0) for box in true] + [_Row(None, p, 0.0) for p in predicted]
+        rows = [Row(box, None, 0.0) for box in true] + [Row(None, p, 0.0) for p in predicted]
         return rows[:MAX_ROWS]
     iou = pairwise_iou(np.stack([t.xyxy for t in true]), np.stack([p.xyxy for p in predicted]))
     pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(-iou)), strict=True))
     rows = [
-        _Row(box, predicted[pairs[i]], float(iou[i, pairs[i]]))
+        Row(box, predicted[pairs[i]], float(iou[i, pairs[i]]))
         for i, box in enumerate(true)
         if i in pairs
     ]
-    rows += [_Row(box, None, 0.0) for i, box in enumerate(true) if i not in pairs]
+    rows += [Row(box, None, 0.0) for i, box in enumerate(true) if i not in pairs]
     rows = rows[: MAX_ROWS - (len(predicted) - len(pairs))]
-    return rows + [_Row(None, p, 0.0) for i, p in enumerate(predicted) if i not in pairs.values()]
+    return rows + [Row(None, p, 0.0) for i, p in enumerate(predicted) if i not in pairs.values()]

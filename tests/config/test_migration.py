@@ -1,6 +1,10 @@
 """Settings of runs, exports and commands made before their names and values changed."""
 
+import copy
+import dataclasses
+import inspect
 import json
+import pickle
 import typing
 
 import pytest
@@ -132,7 +136,7 @@ def config_of(body: str, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from grain_jax.config import *\n"
-        "from grain_jax.config.schema import DecoderConfig\n"
+        "from dataclasses import replace\n"
         f"def get_config(variant=''):\n    config = TrainConfig()\n    {body}\n    return config\n"
     )
     return parse_options([f"--config={file}"]).config
@@ -158,11 +162,9 @@ def config_of(body: str, tmp_path):
             "loss.variant",
             "official",
         ),
-        (
-            "config.loss.region_labels = 'official'; config.loss.empty_batch = 'zero'",
-            "loss.variant",
-            "official",
-        ),
+        ("config.data = DataConfig(tokenizer='world')", "data.tokenizer", "synthetic_birds"),
+        ("config.data.tokenizer = 'world'", "data.tokenizer", "synthetic_birds"),
+        ("config.loss.region_labels = 'aligned'", "loss.variant", "corrected"),
         (
             "config.model.decoder = DecoderConfig(memory_position='none', depth=2)",
             "model.decoder.depth",
@@ -181,11 +183,38 @@ def test_config_files_may_use_older_names(body, path, value, tmp_path):
         ("config.optim = OptimConfig(learning_rat=1)", "did you mean learning_rate"),
         ("config.data.world.level = 'hard'", "'world', which is data.synthetic_birds now"),
         ("config.steps = config.data.source", "'source', which is data.dataset now"),
-        ("config.optim = OptimConfig(accumulate=2, grad_cache_chunks=4)", "leave one out"),
+        (
+            "config.optim = OptimConfig(accumulate=2, grad_cache_chunks=4)",
+            "give grad_cache_chunks alone",
+        ),
         ("config.model.decoder.memory_position = 'sincos'", "no longer exists"),
+        ("config.model.text = TextConfig(memory_position='none')", "TextConfig has no setting"),
+        ("config.model.text.stop_at_step = 0", "TextConfig has no setting"),
+        (
+            "config.loss.region_labels = 'official'; config.loss.empty_batch = 'zero'",
+            "does not undo variant = 'official'; set variant = 'corrected'",
+        ),
+        ("config.data = replace(DataConfig(), directory='D')", "give data_dir alone"),
         ("config.model.nothing = 1", "ModelConfig has no setting 'nothing'; it has type"),
     ],
 )
 def test_a_config_file_with_what_does_not_exist_is_refused(body, message, tmp_path):
     with pytest.raises(ValueError, match=rf"mine\.py: .*{message}"):
         config_of(body, tmp_path)
+
+
+def test_settings_are_dataclasses_as_any_other():
+    @dataclasses.dataclass
+    class Own(TrainConfig):
+        extra: int = 1
+
+    own = Own(steps=3, extra=2)
+    own.extra = 4
+    assert (own.steps, own.extra) == (3, 4)
+    with pytest.raises(AttributeError, match="has no setting 'extr'"):
+        own.extr = 1
+    config = TrainConfig(steps=3)
+    config.data.data_dir = "D"
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert dataclasses.replace(config.data, num_threads=5).data_dir == "D"
+    assert "learning_rate" in inspect.signature(type(config.optim)).parameters

@@ -14,7 +14,10 @@ def test_a_model_is_checked_without_data_or_a_run():
     model.text.width, model.dtype = 500, "float16"  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"model\.dtype"):
         validate_model(model)
-    model.dtype = "bfloat16"
+    model.dtype, model.text.context_length = "bfloat16", 0
+    with pytest.raises(ValueError, match=r"model\.text\.context_length: given 0, expected at l"):
+        validate_model(model)
+    model.text.context_length = 77
     model.vision.patch_size = 256
     with pytest.raises(ValueError, match=r"(?s)vision\.patch_size.*text\.width"):
         validate_model(model)

@@ -359,11 +359,11 @@ def test_an_exported_pipeline_scores_the_whole_image_without_trained_regions():
         pipeline = object.__new__(GrainZeroShotPipeline)  # only what this default looks at
         pipeline.model = SimpleNamespace(config=GrainConfig(description_length=8, **settings))
         pipeline.tokenizer = SimpleNamespace(model_max_length=8)
-        pipeline._ids = lambda texts, length: texts
-        alpha = pipeline._described(["a"], {"a": ["red"]}, None).alpha
+        pipeline.token_ids = lambda texts, length: texts
+        alpha = pipeline.description_query(["a"], {"a": ["red"]}, None).alpha
         if alpha == 1:
             with pytest.raises(ValueError, match="no trained regions"):
-                pipeline._described(["a"], {"a": ["red"]}, 0.5)
+                pipeline.description_query(["a"], {"a": ["red"]}, 0.5)
         return alpha
 
     assert default_alpha() == 0.5  # also of exports that are older than the setting

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -318,3 +319,16 @@ def test_keys_are_those_of_any_process() -> None:
     ids = np.array([[2, 5, 6, 9, 0], [2, 9, 0, 0, 0]], np.int32)
     assert token_keys(ids).tolist() == [1222598443, 1510971294]
     assert token_keys(ids[:0]).tolist() == []
+
+
+def test_ids_of_long_words_are_not_kept():
+    """Texts of the web hold data of any length, which would fill the memory of every process."""
+    tokenizer = ClipTokenizer()
+    for number in range(300):
+        tokenizer.encode([f"{'abcdefghij' * 2_000}{chr(97 + number % 26) * number}"], 8)
+    tracemalloc.start()
+    for number in range(300, 600):
+        tokenizer.encode([f"{'abcdefghij' * 2_000}{chr(97 + number % 26) * number}"], 8)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000  # of 6 MB of letters

@@ -14,8 +14,8 @@ from grain_jax.data.tfds_data_source import TfdsDataSource
 from grain_jax.data.transforms import decode_image
 from grain_jax.evaluation import report
 from grain_jax.evaluation.details import ResultDetails, describe_set
-from grain_jax.evaluation.tables import print_results, result_tables
-from grain_jax.results import from_logged, read_results
+from grain_jax.evaluation.tables import print_results, result_tables, results_at_step
+from grain_jax.results import FILE, append_results, from_logged, read_results
 from grain_jax.visualize import grounding_sheet as make_images
 from grain_jax.visualize.curves import curve_panels, draw_curves, read_metrics
 
@@ -101,7 +101,7 @@ def test_rows_by_description_say_how_many_classes_have_one():
 def test_in_a_file_no_row_is_broken_and_on_a_terminal_none_is_wider():
     def printed(**options) -> list[str]:
         console = Console(file=io.StringIO(), width=40, **options)
-        print_results(RESULTS, console)
+        print_results(RESULTS, console, headline="Unseen: 87.5 %")
         return console.file.getvalue().splitlines()
 
     lines = printed()
@@ -109,6 +109,7 @@ def test_in_a_file_no_row_is_broken_and_on_a_terminal_none_is_wider():
         for row in (table.columns, *table.rows):
             assert any(all(cell in line for cell in row) for line in lines), row
     assert max(len(line) for line in lines) > 40
+    assert lines[-1] == "Unseen: 87.5 %"
     shown = printed(force_terminal=True, color_system=None, legacy_windows=False)
     assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in shown) <= 40
 
@@ -203,6 +204,19 @@ def test_the_report_says_what_ran_and_what_came_out(run):
         assert text in page, text
     for name in ("curves.png", "grounding.png"):
         assert pixels(folder / name).std() > 5
+
+
+def test_the_headline_is_that_of_the_data_set(run, monkeypatch):
+    folder, config = run
+    monkeypatch.setattr(TfdsDataSource, "headline", lambda self, results: f"{len(results)} found")
+    encoder = toy_encoder()
+    report.write_report(folder, config, RESULTS, encoder=encoder)
+    assert f"**{len(RESULTS)} found**" in (folder / "report.md").read_text()
+    with (folder / FILE).open("w", encoding="utf-8") as file:
+        append_results(file, 7, RESULTS)
+    data = TfdsDataSource(config.data, 32)
+    assert f"**{len(RESULTS)} found**" in results_at_step(folder, 7, headline=data.headline)
+    assert "None were measured" in results_at_step(folder, 8, headline=data.headline)
 
 
 def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp_path):

@@ -104,6 +104,8 @@ def test_the_headline_alpha_is_chosen_on_validation_species():
     assert "(random 2.0 %)" in sentence
     assert birds.summary([], (1.0, 0.0)) == []
     assert birds.headline([]) == ""
+    assert birds.headline(chosen) == ""  # without the random baseline
+    assert birds.headline([Result("headline", "name", None, "top1", 0.5)]) == ""  # a folder
 
 
 def records_config(split: str = "dev") -> TrainConfig:

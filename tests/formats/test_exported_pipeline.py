@@ -258,8 +258,8 @@ def test_the_tokenizer_alone_cleans_all_but_entities_and_encodings(clip_processo
 
 def test_a_pipeline_cleans_texts_as_in_training(classify):
     classify.tokenizer = fast_tokenizer(ClipTokenizer(), max_length=12)
-    found = classify._ids(["caf\u00c3\u00a9 &amp;amp; bar"], 12)
-    assert found.tolist() == classify._ids(["caf\u00e9 & bar"], 12).tolist()
+    found = classify.token_ids(["caf\u00c3\u00a9 &amp;amp; bar"], 12)
+    assert found.tolist() == classify.token_ids(["caf\u00e9 & bar"], 12).tolist()
 
 
 def test_without_ftfy_only_texts_that_need_it_are_refused(clip_processor, monkeypatch):

@@ -103,33 +103,49 @@ def test_equal_texts_are_encoded_once_and_long_ones_counted(monkeypatch):
         encoder.texts([], kind="caption")
 
 
-def test_one_compilation_serves_all_batches_and_new_parameters():
+@pytest.fixture
+def traced(monkeypatch):
+    """Shapes of the images for which the toy was traced: a compilation each."""
+    shapes = []
+    encode_images = ToyModel.encode_images
+
+    def spy(self, images, *, train=False):
+        shapes.append(images.shape)
+        return encode_images(self, images, train=train)
+
+    monkeypatch.setattr(ToyModel, "encode_images", spy)
+    return shapes
+
+
+def test_one_compilation_serves_all_batches_and_new_parameters(traced):
     encoder = toy_encoder(batch_size=2)
     encoder.images(colours(5))
     encoder.with_params({}).images(colours(9))
-    assert encoder._encode_images._cache_size() == 1
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize(
     ("shape", "sizes"), [(None, 4), ((8, 1, 1), 3), ((2, 2, 2), 3)]
 )  # 1, 2, 16, 20; 8, 16, 24; 4, 16, 20
-def test_small_batches_change_nothing_but_their_size(shape, sizes):
+def test_small_batches_change_nothing_but_their_size(shape, sizes, traced):
     mesh = None if shape is None else make_mesh(MeshConfig(*shape), jax.devices()[:8])
     whole = toy_encoder(batch_size=20)
+    expected = {count: whole.images(colours(count)) for count in (1, 9, 21, 20, 2)}
+    traced.clear()
     small = toy_encoder(batch_size=20, mesh=mesh, smallest_batch=1)
     done = []
-    for count in (1, 9, 21, 20, 2):
+    for count in expected:
         for name in ("image", "regions", "boxes"):
             np.testing.assert_array_equal(
                 getattr(small.images(colours(count), on_batch=done.append), name),
-                getattr(whole.images(colours(count)), name),
+                getattr(expected[count], name),
             )
         texts = ["red", "blue", "green"] + [f"a red {i}" for i in range(count)]
         np.testing.assert_array_equal(
             small.texts(texts, kind="caption"), whole.texts(texts, kind="caption")
         )
     assert done[:8] == [1] * 3 + [9] * 3 + ([21, 21] if shape == (8, 1, 1) else [20, 21])
-    assert small._encode_images._cache_size() == sizes
+    assert len(traced) == sizes
 
 
 def test_a_batch_of_nothing_is_refused():
@@ -167,13 +183,11 @@ def test_what_one_process_cannot_decode_stops_all_after_the_last_batch(
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     encoder = toy_encoder()
     batches = []
-    run = encoder._encode_images
-    encoder._encode_images = lambda *arguments: (batches.append(1), run(*arguments))[1]
     records = [record("red", "red") for _ in range(3 * encoder.batch_size)]
     if damaged:
         records[0] = dataclasses.replace(records[0], id="broken", image=b"no image")
     with pytest.raises(ValueError, match=message):
-        encoder.images(ToySource(*records))
+        encoder.images(ToySource(*records), on_batch=batches.append)
     assert (gathered, len(batches)) == ([damaged], 3)
 
 

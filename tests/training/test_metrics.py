@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from tiny_run import random_batch, tiny_config
 
+from grain_jax.results import FILE as RESULTS_FILE
+from grain_jax.results import Result
 from grain_jax.training.metrics import FILE, MetricsLog, Window
 
 
@@ -63,6 +65,7 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     log = MetricsLog(tmp_path, config, start_step=0)
     for step in (2, 4, 6):
         log.write(step, {"loss": float(step), "train_seconds": 10.0 * step})
+        log.write_results(step, [Result("dev", "name", None, "top1", step / 10)])
     log.close()
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 8, "lo')  # killed while writing
@@ -71,6 +74,10 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     log.write(6, {"loss": 6.5})
     log.close()
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert [line["dev/name"] for line in lines if "dev/name" in line] == [0.2, 0.4]
+    lines = [line for line in lines if "loss" in line]
+    records = (tmp_path / RESULTS_FILE).read_text().splitlines()
+    assert [json.loads(line)["value"] for line in records] == [0.2, 0.4]
     assert [(line["step"], line["loss"]) for line in lines] == [(2, 2.0), (4, 4.0), (6, 6.5)]
     assert list((tmp_path / "tensorboard").glob("events.*"))
 

@@ -15,8 +15,8 @@ from grain_jax.visualize.grounding_sheet import (
     MAX_TEXTS,
     Example,
     NamedBox,
-    _rows,
     draw_grounding,
+    example_rows,
 )
 
 
@@ -73,14 +73,14 @@ def example(true: int, predicted: int) -> Example:
 
 
 def test_lines_pair_true_and_predicted_boxes():
-    rows = _rows(example(3, 2))
+    rows = example_rows(example(3, 2))
     pairs = [(row.true.texts[0], row.predicted and row.predicted.texts[0]) for row in rows]
     assert pairs == [("0", "0"), ("1", "1"), ("2", None)]
     assert rows[0].overlap == pytest.approx(0.9, abs=1e-4)
-    extra = _rows(example(1, 3))
+    extra = example_rows(example(1, 3))
     assert [row.true is None for row in extra] == [False, True, True]
-    assert len(_rows(example(10, 2))) == MAX_ROWS
-    crowded = _rows(example(0, 3))
+    assert len(example_rows(example(10, 2))) == MAX_ROWS
+    crowded = example_rows(example(0, 3))
     assert [row.true for row in crowded] == [None, None, None]
 
 

@@ -207,7 +207,7 @@ def test_scripts_without_a_font_are_escaped_and_said(drawn, tmp_path, monkeypatc
 
 def test_an_installed_font_is_found_for_a_script(monkeypatch):
     """matplotlib has a second font of its own, with letters that its first one lacks."""
-    first, second = canvas._characters(canvas.FAMILY), canvas._characters("STIXGeneral")
+    first, second = canvas.characters_of(canvas.FAMILY), canvas.characters_of("STIXGeneral")
     only = chr(min(second - first - set(range(0xE000, 0xF900))))
     made = drawable(f"a {only}")
     assert made.shown == f"a {only}"

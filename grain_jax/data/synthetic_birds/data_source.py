@@ -108,18 +108,20 @@ class SyntheticBirds:
         ]
 
     def headline(self, results: Sequence[Result]) -> str:
-        found = {result.metric: result.value for result in results if result.dataset == HEADLINE}
-        if not found:
-            return ""
-        random = next(
-            result.value
+        found = {
+            (result.dataset, result.method, result.metric): result.value
             for result in results
-            if (result.dataset, result.method) == ("unseen", "random")
-        )
+            if result.alpha is None
+        }
+        accuracy = found.get((HEADLINE, "model", BY_DESCRIPTION))
+        alpha = found.get((HEADLINE, "model", "alpha"))
+        random = found.get(("unseen", "random", "top1"))
+        if accuracy is None or alpha is None or random is None:
+            return ""
         return (
-            f"Unseen species by description: {100 * found[BY_DESCRIPTION]:.1f} % at alpha = "
-            f"{found['alpha']:g}, the best alpha on the validation species (random "
-            f"{100 * random:.1f} %). Their names were never heard."
+            f"Unseen species by description: {100 * accuracy:.1f} % at alpha = {alpha:g}, the best "
+            f"alpha on the validation species (random {100 * random:.1f} %). No training text "
+            "contains their names."
         )
 
     @property

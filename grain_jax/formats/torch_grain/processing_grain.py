@@ -299,13 +299,13 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             if alpha is not None:
                 raise ValueError("alpha weighs the image against regions; give descriptions too.")
             texts = self._prompts(candidate_labels, hypothesis_template)
-            query = _Query(self._ids(texts, self.tokenizer.model_max_length))
+            query = _Query(self.token_ids(texts, self.tokenizer.model_max_length))
         else:
             if hypothesis_template is not None:
                 raise ValueError(
                     "hypothesis_template applies to names only; leave it out with descriptions."
                 )
-            query = self._described(candidate_labels, descriptions, alpha)
+            query = self.description_query(candidate_labels, descriptions, alpha)
         failed = None
         try:
             image = self._image(image, timeout)
@@ -341,12 +341,13 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             raise ValueError(f"A template needs one {{}} for the label; got {odd[0]!r}.")
         return [template.replace("{}", label) for template in templates for label in labels]
 
-    def _described(
+    def description_query(
         self,
         labels: Sequence[str],
         descriptions: Mapping[str, Sequence[str]],
         alpha: Any,
     ) -> "_Query":
+        """Tokens of the descriptions, and alpha. Raises ValueError where they do not fit."""
         regions = self.model.config.type == "grain" and self.model.config.regions_trained
         if alpha is None:
             alpha = 0.5 if regions else 1.0
@@ -365,13 +366,13 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         texts = [text for label in labels for text in descriptions[label]]
         limit = self.tokenizer.model_max_length
         return _Query(
-            ids=self._ids(texts, limit),
-            region_ids=self._ids(texts, self.model.config.description_length or limit),
+            ids=self.token_ids(texts, limit),
+            region_ids=self.token_ids(texts, self.model.config.description_length or limit),
             counts=[len(descriptions[label]) for label in labels],
             alpha=float(alpha),
         )
 
-    def _ids(self, texts: Sequence[str], length: int) -> Any:
+    def token_ids(self, texts: Sequence[str], length: int) -> Any:
         """[N, L] token ids, cached for images with the same texts."""
         key = (length, tuple(texts))
 
