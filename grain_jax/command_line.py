@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from grain_jax.config.migration import COMMANDS, migrate_options
 from grain_jax.disk import disk_trouble
 from grain_jax.paths import user_path
 
@@ -145,11 +146,13 @@ def parse(
 ) -> Options:
     """The dataclass `options` from a command line; its comments are the text of --help.
 
-    `arguments`: None for those of the process. A value that is given twice is refused, also where
-    it is the same unless `may_repeat`. Prints what is wrong, with the nearest name that exists, or
-    the help, and raises NotParsed.
+    Older names of the options of `command` are understood. `arguments`: None for those of the
+    process. A value that is given twice is refused, also where it is the same unless `may_repeat`.
+    Prints what is wrong, with the nearest name that exists, or the help, and raises NotParsed.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if command in COMMANDS:
+        arguments = migrate_options(arguments, command)
     known = dict(_spellings(options))
     try:
         _refuse_repeated(arguments, known, may_repeat=may_repeat)

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,6 @@ from grain_jax.command_line import (
     status_of,
 )
 from grain_jax.config import MeshConfig, TrainConfig
-from grain_jax.config.migration import migrate_options
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
@@ -149,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
     try:
-        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+        options = parse_options(arguments)
         processes.join_processes(options.processes)
         runtime.open_devices()
     except NotParsed as parsed:
@@ -190,10 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """The options of the command line, also under their older names; NotParsed as `parse`."""
-    words = migrate_options(arguments, "evaluate")
-    return parse(Options, words, command="evaluate", description=__doc__)
+def parse_options(arguments: Sequence[str] | None) -> Options:
+    """The options of the command line; NotParsed as `parse`."""
+    return parse(Options, arguments, command="evaluate", description=__doc__)
 
 
 def _check(options: Options) -> None:

@@ -10,7 +10,6 @@ What is scored how, and the exit status: `docs/use.md`.
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,6 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.config.migration import migrate_options
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
@@ -99,8 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
     try:
-        words = migrate_options(sys.argv[1:] if arguments is None else arguments, "predict")
-        options = parse(Options, words, command="predict", description=__doc__)
+        options = parse(Options, arguments, command="predict", description=__doc__)
     except NotParsed as parsed:
         return parsed.status
     messages, output = Console(stderr=True), Console()

@@ -7,7 +7,6 @@ run continues when the same command is given again; further splits go into the s
 """
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.config.migration import migrate_options
 from grain_jax.data.build_dataset import (
     DatasetBuildSpec,
     OnError,
@@ -73,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     escape_unprintable()
     try:
-        words = migrate_options(sys.argv[1:] if arguments is None else arguments, "prepare")
-        options = parse(Options, words, command="prepare", description=__doc__)
+        options = parse(Options, arguments, command="prepare", description=__doc__)
     except NotParsed as parsed:
         return parsed.status
     plan = DatasetBuildSpec(

@@ -32,7 +32,6 @@ from grain_jax.command_line import (
     status_of,
 )
 from grain_jax.config import SyntheticBirdsConfig
-from grain_jax.config.migration import migrate_options
 from grain_jax.config.schema import Difficulty
 from grain_jax.data.records import Record, Source
 from grain_jax.data.synthetic_birds.source import SyntheticBirdSource, bird_zero_shot_sets
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the files and says what they are; returns the exit status."""
     escape_unprintable()
     try:
-        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+        options = parse_options(arguments)
     except NotParsed as parsed:
         return parsed.status
     config = SyntheticBirdsConfig(
@@ -82,10 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.DONE
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """The options of the command line, also under their older names; NotParsed as `parse`."""
-    words = migrate_options(arguments, "data.synthetic_birds")
-    return parse(Options, words, command="data.synthetic_birds", description=__doc__)
+def parse_options(arguments: Sequence[str] | None) -> Options:
+    """The options of the command line; NotParsed as `parse`."""
+    return parse(Options, arguments, command="data.synthetic_birds", description=__doc__)
 
 
 def write_jsonl(source: Source, out: Path, split: str) -> None:
