@@ -29,7 +29,7 @@ LOSSES = {  # metric -> its line, colour and style; the first is the sum
 DESCRIPTION, NAME = ("description", "top1"), ("name", "top1")
 FOLLOWED = {  # method and metric of a held-out set -> likewise
     ("model", "box_recall"): ("box recall", BOXES, "-"),
-    ("model", "phrase_accuracy"): ("phrase right", REGIONS, "-"),
+    ("model", "phrase_accuracy"): ("grounding Acc@0.5", REGIONS, "-"),
     ("retrieval", "mean_R@1"): ("retrieval, mean R@1", IMAGE, "-"),
     NAME: ("by name", IMAGE, "--"),  # of labelled images that are looked at during training
 }

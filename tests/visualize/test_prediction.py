@@ -299,7 +299,7 @@ def test_a_colour_means_one_thing_in_all_panels():
     lines = [line for _, lines in curves.curve_panels(*run_records()) for line in lines]
     colour = {line.name: line.colour for line in lines}
     assert colour["contrastive"] == colour["alpha = 1"] == colour["retrieval, mean R@1"]
-    assert colour["region"] == colour["alpha = 0"] == colour["phrase right"]
+    assert colour["region"] == colour["alpha = 0"] == colour["grounding Acc@0.5"]
     assert colour["box L1"] == colour["box recall"]
     different = {colour[name] for name in ("loss (sum)", "contrastive", "region", "box L1")}
     assert len(different) == 4
