@@ -71,7 +71,7 @@ from grain_jax.models.learned import what_lacks
 from grain_jax.parallel import processes
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
-from grain_jax.paths import user_path
+from grain_jax.paths import local_path, user_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
@@ -82,16 +82,6 @@ OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
 OF_IMAGES = ("classes", "templates", "descriptions", "description_template", *OF_NAMES)
 OF_RECORDS = ("split", "tasks")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
-
-
-def local_path(text: str) -> Path:
-    """The path that a user gave. Raises ValueError for an address such as gs://..."""
-    if "://" in text:
-        raise ValueError(
-            f"{text!r} is an address, and a folder or file of this machine was expected; copy or "
-            "mount it here first"
-        )
-    return user_path(text)
 
 
 _LocalPath = Annotated[Path, one_word(local_path, "PATH")]

@@ -25,3 +25,16 @@ def expand_home(text: str) -> str:
 def user_path(text: str | os.PathLike[str]) -> Path:
     """The path that a user gave, "~" expanded. Raises ValueError where there is no home folder."""
     return Path(expand_home(os.fspath(text)))
+
+
+def local_path(text: str, *, option: str = "") -> Path:
+    """`user_path` of a file or folder of this machine.
+
+    Raises ValueError, which begins with the `option` given, for an address such as gs://...
+    """
+    if "://" in text:
+        raise ValueError(
+            f"{option}{': ' if option else ''}{text!r} is an address, and a folder or file of this "
+            "machine was expected; copy or mount it here first"
+        )
+    return user_path(text)

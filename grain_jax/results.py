@@ -13,7 +13,7 @@ from grain_jax.config.migration import migrate_metrics
 
 FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one a line
 METRICS_FILE = "metrics.jsonl"  # likewise: what training logged, and results by their keys
-DETAILS = ("top5", "per_class", "low", "high")  # beside the top-1 accuracy of a method
+DETAILS = ("top5", "per_class")  # beside the top-1 accuracy of a method
 # What the keys of a method's metrics begin with, after the data set; others begin with the method.
 STARTS = {
     "model": "",
@@ -100,7 +100,7 @@ def from_logged(values: Mapping[str, Any]) -> list[Result]:
         result = _from_key(key, value)
         if result is None:
             continue
-        if result.metric in ("top1", "top5", "per_class") and result.method != "random":
+        if result.metric in ("top1", *DETAILS) and result.method != "random":
             images = numbers.get(f"{result.dataset}/images")
             result = replace(
                 result,
@@ -132,7 +132,7 @@ def _from_key(key: str, value: float) -> Result | None:
         if rest.startswith(STARTS[method]) and metric in OF_BOXES:
             return Result(dataset, method, None, metric, value)
     named = re.fullmatch(r"(\w+)(?:/alpha([\d.e+-]+))?(?:/(\w+))?", rest)
-    if named is None or named[3] in ("low", "high") or named[3] not in (None, *DETAILS):
+    if named is None or named[3] not in (None, *DETAILS):
         return None
     alpha = None if named[2] is None else float(named[2])
     return Result(dataset, named[1], alpha, named[3] or "top1", value)

@@ -15,7 +15,7 @@ import jax
 from absl import logging as absl_logging
 
 from grain_jax.extras import how_to_install
-from grain_jax.paths import expand_home, user_path
+from grain_jax.paths import expand_home
 
 PROFILED_STEPS = 5
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -177,16 +177,6 @@ def _user_cache() -> str:
     except ValueError:
         return "off"
     return os.path.join(base, "grain_jax", "compiled")
-
-
-def local_folder(name: str) -> Path:
-    """`name` as a folder of this machine. Raises ValueError for an address such as gs://..."""
-    if "://" in name:
-        raise ValueError(
-            f"--workdir={name} is an address, expected a folder; mount the bucket and give that "
-            "path."
-        )
-    return user_path(name)
 
 
 class Profiler:

@@ -45,6 +45,7 @@ from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING
 from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
+from grain_jax.paths import local_path
 from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import (
     check,
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if config.pretrained:
                     print(f"Note: settings of {config.pretrained} come to these.", file=sys.stderr)
                 return ExitStatus.DONE
-            workdir = runtime.local_folder(options.workdir or f"runs/{config.name}")
+            workdir = local_path(options.workdir or f"runs/{config.name}", option="--workdir")
             change_schedule = options.change_schedule
             if options.check or options.check_devices:
                 devices = options.check_devices

@@ -15,7 +15,7 @@ from plain_text import plain
 from toy_encoder import columns, toy_model
 
 import grain_jax
-from grain_jax import evaluate, export, predict, prepare, runtime
+from grain_jax import evaluate, export, predict, prepare, runtime, train
 from grain_jax.config import DataConfig
 from grain_jax.config.cli import load_config
 from grain_jax.data.classification.folders import load_zero_shot, read_texts
@@ -23,7 +23,7 @@ from grain_jax.data.source import open_source
 from grain_jax.data.synthetic_birds import __main__ as world
 from grain_jax.data.tokenizer import HuggingFaceTokenizer
 from grain_jax.loading.load import read_model
-from grain_jax.paths import expand_home, user_path
+from grain_jax.paths import expand_home, local_path, user_path
 
 PACKAGE = Path(grain_jax.__file__).parent
 
@@ -105,7 +105,7 @@ def test_every_command_and_setting_takes_a_tilde(home: Path, monkeypatch) -> Non
 
     assert load_zero_shot("~/classes", note=lambda _: None).class_names == ("owl", "wren")
     assert read_texts("~/labels.txt") == ["red", "blue"]
-    assert runtime.local_folder("~/run") == home / "run"
+    assert local_path("~/run") == home / "run"
     (home / "run").mkdir()
     for read in (read_model, grain_jax.load):
         with pytest.raises(ValueError, match=f"no supported model in {home}/run"):
@@ -181,3 +181,8 @@ def test_a_name_that_is_not_utf8_is_shown_and_written(tmp_path: Path, monkeypatc
     with Path("a.csv").open(encoding="utf-8", newline="") as lines:
         assert next(csv.DictReader(lines))["file"] == "caf\\udce9.png"
     assert Path("cards", name).is_file()
+
+
+def test_a_workdir_is_no_address(capsys) -> None:
+    assert train.main(["--workdir=gs://bucket/run"]) == 2
+    assert "--workdir: 'gs://bucket/run' is an address" in " ".join(capsys.readouterr().err.split())
