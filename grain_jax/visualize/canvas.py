@@ -17,7 +17,6 @@ from matplotlib.ft2font import FT2Font
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 MISSED = "#9aa0a6"  # a box that overlaps no true box enough, or that no text is about
 INK, FAINT, RIGHT = "#202124", "#62676c", "#00704d"
-READABLE = 4.5  # least contrast of text with what it lies on (WCAG 2, level AA)
 FAMILY = "DejaVu Sans"  # comes with matplotlib
 ESCAPED = "Characters shown as \\uXXXX are in no installed font; Noto Sans covers most scripts."
 MAX_LINES = 12  # of one text

@@ -17,7 +17,6 @@ from grain_jax.visualize.canvas import (
     INK,
     MISSED,
     PALETTE,
-    READABLE,
     RIGHT,
     Measure,
     contrast,
@@ -34,6 +33,8 @@ from grain_jax.visualize.prediction import (
     confidence,
     draw_prediction,
 )
+
+READABLE = 4.5  # least contrast of text with what it lies on (WCAG 2, level AA)
 
 LONG = "a long-tailed bird with a narrow yellow ring around each of its eyes " * 4
 
