@@ -21,9 +21,9 @@ ROWS = (
     ("training", "inference", "formats", "visualize"),
     ("loading", "answers"),
     ("evaluation",),
-    ("trainer",),
+    ("trainer", "benchmarking"),
     # Commands: the only ones that know arguments and exit statuses.
-    ("train", "evaluate", "predict", "prepare", "export", "command_line", "__main__"),
+    ("train", "evaluate", "predict", "prepare", "export", "bench", "command_line", "__main__"),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 COMMANDS = len(ROWS) - 1

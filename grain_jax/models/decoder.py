@@ -56,7 +56,7 @@ class Attention(nn.Module):
         kernel_init = named(self.initializers.qkv, "embed", *names)
         kernel = self.param("kernel", kernel_init, (width, *shape), jnp.float32).astype(self.dtype)
         bias_init = named(self.initializers.qkv_bias, *names)
-        bias = self.param("bias", bias_init, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", bias_init, shape, jnp.float32)
 
         def project(x: Array, first: int, last: int) -> list[Array]:  # of queries, keys, values
             y = affine(x, kernel[:, :, first : last + 1], bias[:, first : last + 1])

@@ -23,6 +23,8 @@ Initializer = Callable[..., Array]
 AxisNames = tuple[str | None, ...]
 AttentionKind = Literal["auto", "xla", "cudnn"]
 FLASH_CAPABILITY = 8.0  # compute capability of the oldest NVIDIA GPU with cudnn's flash attention
+FLASH_MULTIPLE = 8  # of the number of tokens; jax 0.11 refuses to train on odd ones
+FLASH_MIN_TOKENS = 33  # with fewer, XLA's own attention is as fast (docs/experiments.md)
 
 
 def uniform(bound: float) -> Initializer:
@@ -144,11 +146,15 @@ def affine(
 
     One product of two matrices: with more axes, XLA on CPU first copies whole operands into another
     order. Axes are merged where only the first of them may be sharded, which keeps their sharding.
+    The bias is added in float32, so that its gradient, a sum over all rows, is summed in float32.
     """
     lead, inputs = x.shape[: x.ndim - num_inputs], math.prod(kernel.shape[:num_inputs])
     y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1)
     y = y.reshape(*lead, *kernel.shape[num_inputs:])
-    return y if bias is None else y + bias.reshape((1,) * len(lead) + bias.shape)
+    if bias is None:
+        return y
+    bias = bias.reshape((1,) * len(lead) + bias.shape)
+    return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(y.dtype)
 
 
 class Linear(nn.Module):
@@ -169,7 +175,7 @@ class Linear(nn.Module):
         bias = None
         if self.bias_init is not None:
             bias_init = named(self.bias_init, *self.axes[self.num_inputs :])
-            bias = self.param("bias", bias_init, self.features, jnp.float32).astype(self.dtype)
+            bias = self.param("bias", bias_init, self.features, jnp.float32)
         return affine(
             x.astype(self.dtype), kernel.astype(self.dtype), bias, num_inputs=self.num_inputs
         )
@@ -202,29 +208,60 @@ def attend(
     *,
     causal: bool = False,
     implementation: AttentionKind = "auto",
+    num_keys: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention of N heads, softmax in float32.
 
     `implementation`: "xla", "cudnn" (flash attention on NVIDIA GPUs, half precision only), or
-    "auto": cudnn where it applies, else XLA's own fusion. Raises ValueError for cudnn elsewhere.
-    cudnn's kernels need an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or newer.
+    "auto": `chosen_attention`. Raises ValueError for cudnn where it does not apply; its kernels
+    need an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or newer. Of the S keys, the first
+    `num_keys` are looked at (default: all).
     """
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+    chosen = chosen_attention(
+        implementation, num_tokens=query.shape[1], dtype=query.dtype, head_size=query.shape[-1]
+    )
+    masked = None
+    if num_keys is not None and num_keys < key.shape[1]:
+        masked = jnp.full((key.shape[0],), num_keys, jnp.int32)
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=causal,
+            key_value_seq_lengths=masked,
+            implementation=chosen,
+        )
+
+
+def chosen_attention(
+    implementation: AttentionKind, *, num_tokens: int, dtype: Any, head_size: int
+) -> Literal["xla", "cudnn"]:
+    """What `attend` computes with: for "auto", cudnn where it applies and is faster.
+
+    Raises ValueError for "cudnn" where it does not apply.
+    """
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    fits = head_size % 8 == 0 and head_size <= 128
     flash = half and fits and has_flash(jax.devices()[0])
-    if implementation == "auto":
-        implementation = "cudnn" if flash else "xla"
-    elif implementation == "cudnn" and not flash:
+    if implementation == "cudnn" and not flash:
         raise ValueError(
             "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or newer, half "
             "precision and a head size that is a multiple of 8 up to 128; this is "
-            f"{jax.devices()[0].device_kind}, {query.dtype} and {query.shape[-1]}. Use 'auto', or "
-            "change the model."
+            f"{jax.devices()[0].device_kind}, {dtype} and {head_size}. Use 'auto', or change the "
+            "model."
         )
-    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
-        return jax.nn.dot_product_attention(
-            query, key, value, is_causal=causal, implementation=implementation
-        )
+    if implementation == "auto":
+        return "cudnn" if flash and num_tokens >= FLASH_MIN_TOKENS else "xla"
+    return implementation
+
+
+def padded_length(length: int, chosen: Literal["xla", "cudnn"]) -> int:
+    """The number of tokens that a tower computes for `length` of them.
+
+    Padding the tokens once costs less than padding queries, keys and values in every layer.
+    """
+    return length + (-length % FLASH_MULTIPLE if chosen == "cudnn" else 0)
 
 
 def has_flash(device: Any) -> bool:
@@ -250,6 +287,7 @@ class SelfAttention(nn.Module):
     causal: bool = False
     qk_norm_eps: float | None = None  # LayerNorm on q and k of each head; None: off
     implementation: AttentionKind = "auto"
+    num_tokens: int | None = None  # those that are not padding, which comes last; None: all
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -267,7 +305,14 @@ class SelfAttention(nn.Module):
         if self.qk_norm_eps is not None:
             query = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="q_norm")(query)
             key = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="k_norm")(key)
-        mixed = attend(query, key, value, causal=self.causal, implementation=self.implementation)
+        mixed = attend(
+            query,
+            key,
+            value,
+            causal=self.causal,
+            implementation=self.implementation,
+            num_keys=self.num_tokens,
+        )
         mixed = constrain(mixed, "batch", None, "heads", "kv")
         return Linear(
             (width,),
@@ -327,6 +372,7 @@ class Block(nn.Module):
     causal: bool = False
     qk_norm: bool = False
     attention: AttentionKind = "auto"
+    num_tokens: int | None = None  # those that are not padding, which comes last; None: all
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -338,6 +384,7 @@ class Block(nn.Module):
             causal=self.causal,
             qk_norm_eps=self.eps if self.qk_norm else None,
             implementation=self.attention,
+            num_tokens=self.num_tokens,
             dtype=self.dtype,
             name="attention",
         )(LayerNorm(self.eps, dtype=self.dtype, name="norm1")(x))

@@ -16,10 +16,12 @@ from grain_jax.models.layers import (
     Block,
     LayerNorm,
     apply_layers,
+    chosen_attention,
     clip_text_init,
     constrain,
     named,
     normal,
+    padded_length,
     zeros,
 )
 
@@ -67,6 +69,14 @@ class TextTransformer(nn.Module):
         table = constrain(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
         x = x + position[None, :length].astype(self.dtype)
+        chosen = chosen_attention(
+            self.attention,
+            num_tokens=length,
+            dtype=self.dtype,
+            head_size=config.width // config.num_heads,
+        )
+        padding = padded_length(length, chosen) - length
+        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
             Block,
@@ -80,9 +90,11 @@ class TextTransformer(nn.Module):
             eps=config.norm_eps,
             initializers=clip_text_init(config.width, mlp_dim, config.depth),
             causal=config.causal,
-            attention=self.attention,
+            attention=chosen,
+            num_tokens=None if config.causal else length,  # a causal mask hides the padding
             dtype=self.dtype,
         )
+        x = x[:, :length]
         if config.pooling == "end":
             end = tokens.argmax(axis=1)
             x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [N, D]

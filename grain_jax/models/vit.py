@@ -19,9 +19,11 @@ from grain_jax.models.layers import (
     LayerNorm,
     Linear,
     apply_layers,
+    chosen_attention,
     constrain,
     named,
     normal,
+    padded_length,
     torch_init,
     uniform,
     xavier_init,
@@ -86,6 +88,15 @@ class VisionTransformer(nn.Module):
         x = x + position.astype(self.dtype)[None]
         if config.pre_norm:
             x = LayerNorm(config.norm_eps, dtype=self.dtype, name="pre_norm")(x)
+        num_tokens = x.shape[1]
+        chosen = chosen_attention(
+            self.attention,
+            num_tokens=num_tokens,
+            dtype=self.dtype,
+            head_size=width // config.num_heads,
+        )
+        padding = padded_length(num_tokens, chosen) - num_tokens
+        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
             Block,
@@ -99,7 +110,8 @@ class VisionTransformer(nn.Module):
             eps=config.norm_eps,
             initializers=init,
             qk_norm=config.qk_norm,
-            attention=self.attention,
+            attention=chosen,
+            num_tokens=num_tokens,
             dtype=self.dtype,
         )
-        return LayerNorm(config.norm_eps, dtype=self.dtype, name="norm")(x)
+        return LayerNorm(config.norm_eps, dtype=self.dtype, name="norm")(x[:, :num_tokens])

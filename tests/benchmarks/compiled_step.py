@@ -30,9 +30,9 @@ from jax.sharding import Mesh
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))
 import hlo
-from step_time import random_batch
 
 import grain_jax
+from grain_jax.benchmarking.synthetic_batch import synthetic_batch
 from grain_jax.command_line import parse
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import SettingsOptions, read_settings
@@ -58,7 +58,7 @@ def open_devices(topology: str, count: int) -> list[Any]:
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Any:
     """Shapes, types and shardings of a batch."""
-    one = random_batch(dataclasses.replace(config, batch_size=1))
+    one = synthetic_batch(dataclasses.replace(config, batch_size=1))
     rows = sharding.batch_sharding(mesh)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(

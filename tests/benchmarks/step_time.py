@@ -1,4 +1,6 @@
-"""Seconds of one training step on random data, by itself: python tests/benchmarks/step_time.py.
+"""Seconds of the parts of a training step: python tests/benchmarks/step_time.py --parts.
+
+`python -m grain_jax.bench step` times the step as a whole.
 
 Every setting of `python -m grain_jax.train` can be given; "first" is with the compilation. The
 batch has 1 to 5 real regions an image, 3 on average, as compared in docs/experiments.md. --parts
@@ -13,8 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from grain_jax.benchmarking.synthetic_batch import synthetic_batch
 from grain_jax.command_line import parse
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import SettingsOptions, read_settings
@@ -26,43 +28,6 @@ from grain_jax.runtime import restart_with_huge_pages
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.state import abstract_state, new_state
 from grain_jax.training.step import make_train_step
-
-REGIONS = (3, 2, 4, 3, 5, 1, 3, 3)  # real ones of each image in turn
-
-
-def random_batch(config: TrainConfig) -> Batch:
-    """Pixels, texts and boxes of the configured shapes."""
-    rng = np.random.default_rng(0)
-    size, count, most = config.model.image_size, config.batch_size, config.data.max_regions
-    regions = np.minimum(np.resize(REGIONS, count), most)
-    mask = np.arange(most) < regions[:, None]
-    corner = rng.uniform(0.2, 0.7, (count, most, 2))
-    extent = rng.uniform(0.1, 0.3, (count, most, 2))
-    boxes = np.concatenate([corner, extent], -1) * mask[..., None]
-    descriptions = _tokens(rng, config, count * most, config.data.description_length, 14)
-    descriptions = descriptions.reshape(count, most, -1) * mask[..., None]
-    return Batch(
-        images=rng.integers(0, 256, (count, size, size, 3), np.uint8),
-        captions=_tokens(rng, config, count, config.data.caption_length, 24),
-        caption_key=np.arange(count, dtype=np.uint32),
-        descriptions=descriptions.astype(np.int32),
-        description_key=np.arange(count * most, dtype=np.uint32).reshape(count, most),
-        boxes=boxes.astype(np.float32),
-        region_mask=mask,
-        index=np.arange(count, dtype=np.int32),
-        replaced=np.zeros(count, bool),
-        truncated=np.zeros(count, np.int32),
-    )
-
-
-def _tokens(rng, config, count, length, longest):
-    vocabulary = config.model.text.vocab_size
-    tokens = rng.integers(1, vocabulary - 1, (count, length), np.int32)
-    ends = rng.integers(3, min(longest, length), count)[:, None]
-    place = np.arange(length)
-    return np.where(place < ends, tokens, np.where(place == ends, vocabulary - 1, 0)).astype(
-        np.int32
-    )
 
 
 def time_calls(call: Callable[[], Any], steps: int) -> list[float]:
@@ -137,7 +102,7 @@ def main() -> None:
     metrics: dict[str, Any] = {}
     state = new_state(model, optimizer, config, abstract)
     step = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
-    batch = sharding.put_batch(random_batch(config), mesh, batch_size=config.batch_size)
+    batch = sharding.put_batch(synthetic_batch(config), mesh, batch_size=config.batch_size)
 
     def call() -> Any:
         nonlocal state, metrics

@@ -1,0 +1,1 @@
+"""What a training step costs: synthetic batches, counted operations, measured times."""

@@ -1,0 +1,129 @@
+"""Floating-point operations of a training step, counted from the shapes of its matrix products.
+
+A product of [m, k] and [k, n] counts 2 m k n; everything else (norms, activations, softmax,
+matching, the optimizer) counts nothing, as is usual for model FLOPs utilization (Chowdhery et al.,
+2022, appendix B). The backward pass counts twice the forward pass, but for the patch embedding,
+whose input has no gradient. Recomputation (remat) and causality count nothing: attention is counted
+whole.
+"""
+
+from dataclasses import dataclass
+
+from grain_jax.config import TrainConfig
+from grain_jax.models.packing import capacity
+
+FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Of one step on the global batch, forward and backward."""
+
+    vision: float
+    captions: float
+    descriptions: float
+    decoder: float
+    losses: float
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return self.vision + self.captions + self.descriptions + self.decoder + self.losses
+
+
+@dataclass(frozen=True)
+class TextPositions:
+    """Numbers of texts and of token positions a text; fractions are means over a batch."""
+
+    captions: float
+    caption_positions: float
+    caption_pairs: float  # positions squared: the mean of squares, where lengths differ
+    descriptions: float
+    description_positions: float
+    description_pairs: float
+
+
+def padded_positions(config: TrainConfig) -> TextPositions:
+    """Those that a step computes, padding included."""
+    batch, data = config.batch_size, config.data
+    caption, description = float(data.caption_length), float(data.description_length)
+    encoded = capacity(config.model.description_capacity_factor, batch * data.max_regions)
+    return TextPositions(
+        float(batch), caption, caption**2, float(encoded), description, description**2
+    )
+
+
+def step_flops(
+    config: TrainConfig, positions: TextPositions, *, with_descriptions: bool
+) -> StepFlops:
+    """FLOPs of a step with these texts: `padded_positions`, or those that are text.
+
+    `with_descriptions` is `needs_descriptions(config)`.
+    """
+    model, batch, data = config.model, config.batch_size, config.data
+    region_texts = positions.descriptions if with_descriptions else 0
+    return StepFlops(
+        vision=batch * _vision(config),
+        captions=positions.captions
+        * _text(config, positions.caption_positions, positions.caption_pairs),
+        descriptions=region_texts
+        * _text(config, positions.description_positions, positions.description_pairs),
+        decoder=batch * _decoder(config) if model.type == "grain" else 0.0,
+        losses=FORWARD_AND_BACKWARD * _logits(config, batch, batch * data.max_regions),
+    )
+
+
+def _block(positions: float, pairs: float, width: int, mlp_dim: int) -> float:
+    """One pre-norm block, forward."""
+    linear = 2 * positions * (4 * width**2 + 2 * width * mlp_dim)
+    return linear + 4 * pairs * width
+
+
+def _vision(config: TrainConfig) -> float:
+    vision, size = config.model.vision, config.model.image_size
+    patches = (size // vision.patch_size) ** 2
+    tokens = float(patches + (vision.pooling == "cls"))
+    mlp_dim = round(vision.width * vision.mlp_ratio)
+    embedding = 2.0 * patches * 3 * vision.patch_size**2 * vision.width
+    blocks = vision.depth * _block(tokens, tokens**2, vision.width, mlp_dim)
+    head = 0.0
+    if config.model.type == "clip":
+        head = 2.0 * vision.width * config.model.embed_dim
+        if vision.pooling == "map":  # one query attends to all tokens, then an MLP
+            head += 2 * (2 * vision.width**2 + 2 * vision.width * mlp_dim)
+            head += 2 * tokens * 2 * vision.width**2 + 4 * tokens * vision.width
+    return 2 * embedding + FORWARD_AND_BACKWARD * (blocks + head)
+
+
+def _text(config: TrainConfig, positions: float, pairs: float) -> float:
+    text = config.model.text
+    mlp_dim = round(text.width * text.mlp_ratio)
+    blocks = text.depth * _block(positions, pairs, text.width, mlp_dim)
+    return FORWARD_AND_BACKWARD * (blocks + 2 * text.width * config.model.embed_dim)
+
+
+def _decoder(config: TrainConfig) -> float:
+    model, decoder = config.model, config.model.decoder
+    vision, width = model.vision, decoder.width
+    tokens = (model.image_size // vision.patch_size) ** 2 + (vision.pooling == "cls")
+    queries = decoder.num_queries + 1
+    memory = 2.0 * tokens * vision.width * width
+    self_attention = 2 * queries * 4 * width**2 + 4 * queries**2 * width
+    cross_attention = (
+        2 * queries * 2 * width**2 + 2 * tokens * 2 * width**2 + 4 * queries * tokens * width
+    )
+    mlp = 4 * queries * width * decoder.mlp_dim
+    heads = 2 * decoder.num_queries * (2 * width**2 + 4 * width)
+    heads *= decoder.depth if config.loss.auxiliary_box_weight else 1
+    projections = 2 * queries * width * model.embed_dim
+    layers = decoder.depth * (self_attention + cross_attention + mlp)
+    return FORWARD_AND_BACKWARD * (memory + layers + heads + projections)
+
+
+def _logits(config: TrainConfig, images: int, regions: int) -> float:
+    pairs = float(images * images)
+    if config.model.type == "grain" and config.loss.region_weight:
+        pairs += regions * regions
+    if config.loss.image_description_weight:
+        pairs += images * regions
+    return 2 * pairs * config.model.embed_dim

@@ -1,0 +1,111 @@
+"""Counted operations, against the matrix products of the traced step."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grain_jax.benchmarking.flops import padded_positions, step_flops
+from grain_jax.benchmarking.synthetic_batch import synthetic_batch, text_positions
+from grain_jax.config import TrainConfig
+from grain_jax.data.region_coverage import needs_descriptions
+from grain_jax.models.image_text import build_model
+from grain_jax.training.step import batch_loss
+
+
+def small(model_type: str = "grain", **settings: Any) -> TrainConfig:
+    config = TrainConfig(batch_size=8)
+    model = config.model
+    model.type, model.dtype, model.image_size, model.embed_dim = model_type, "float32", 48, 24
+    model.vision.width, model.vision.depth, model.vision.num_heads = 32, 3, 4
+    model.text.width, model.text.depth, model.text.num_heads = 40, 2, 4
+    model.text.vocab_size = 64
+    model.decoder.width, model.decoder.depth, model.decoder.num_heads = 16, 2, 2
+    model.decoder.mlp_dim = 48
+    config.data.caption_length, config.data.description_length = 14, 6
+    for path, value in settings.items():
+        owner: Any = config
+        *sections, name = path.split("__")
+        for section in sections:
+            owner = getattr(owner, section)
+        setattr(owner, name, value)
+    return config
+
+
+def traced_flops(config: TrainConfig) -> float:
+    """2 m k n of every product in the loss and its gradient, as traced."""
+    batch: Any = jax.tree.map(jnp.asarray, synthetic_batch(config))
+    model = build_model(config.model)
+    shapes = jax.eval_shape(
+        model.init,
+        jax.random.key(0),
+        batch.images.astype(jnp.float32),
+        batch.captions,
+        batch.descriptions,
+    )
+
+    def loss(params: Any) -> Any:
+        return batch_loss(model, params, batch, config, rng=jax.random.key(0))[0]
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(nn.unbox(shapes["params"]))
+    return products(jaxpr.jaxpr)
+
+
+def products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = math.prod(left[axis] for axis in contracted)
+            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+        for value in equation.params.values():
+            for inner_jaxpr in value if isinstance(value, tuple | list) else [value]:
+                nested = getattr(inner_jaxpr, "jaxpr", inner_jaxpr)
+                if hasattr(nested, "eqns"):
+                    total += products(nested)
+    return total
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(small(), id="grain"),
+        pytest.param(small("clip"), id="clip"),
+        pytest.param(
+            small(
+                model__description_capacity_factor=0.6,
+                loss__auxiliary_box_weight=1.0,
+                loss__image_description_weight=0.5,
+            ),
+            id="packed, with every loss",
+        ),
+    ],
+)
+def test_flops_of_a_step_are_those_of_its_traced_products(config):
+    counted = step_flops(
+        config, padded_positions(config), with_descriptions=needs_descriptions(config)
+    )
+    assert counted.total == pytest.approx(traced_flops(config), rel=0.01)
+
+
+def test_flops_without_padding_are_those_of_texts_cut_to_their_lengths():
+    config = small()
+    batch = synthetic_batch(config)
+    lengths = (batch.captions != 0).sum(1)
+    useful = step_flops(config, text_positions(batch), with_descriptions=True)
+    by_hand = 0.0
+    for length in lengths:
+        config.data.caption_length = int(length)
+        alone = step_flops(config, padded_positions(config), with_descriptions=True)
+        by_hand += alone.captions / config.batch_size
+    assert useful.captions == pytest.approx(by_hand)
+    assert (
+        useful.descriptions
+        < step_flops(small(), padded_positions(small()), with_descriptions=True).descriptions
+    )
+    assert text_positions(batch).descriptions == np.asarray(batch.region_mask).sum()
