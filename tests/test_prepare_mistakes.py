@@ -13,7 +13,8 @@ from PIL import Image
 from grain_jax import prepare
 from grain_jax.config import DataConfig
 from grain_jax.data import build_dataset
-from grain_jax.data.build_dataset import DatasetBuildSpec, build_split, report_path
+from grain_jax.data.build_dataset import build_split, report_path
+from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.captions import choose_caption
 from grain_jax.data.checks import DatasetStatistics, region_captions
 from grain_jax.data.importers import InvalidRecordError

@@ -1,14 +1,16 @@
 """Formats that `python -m grain_jax.prepare --from=NAME` reads.
 
-To add one, write an `Importer` that is constructed from the `--input` path and add it to
-`IMPORTERS`.
+To add one, write an `Importer` that is constructed from the `--input` path and its options, and
+add it to `IMPORTERS`.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
+from grain_jax.data.importers.coco import Coco
 from grain_jax.data.importers.flickr30k_entities import Flickr30kEntities
 from grain_jax.data.importers.item import (
+    FilePart,
+    ImagesFolder,
     ImportedImage,
     ImportedRegion,
     Importer,
@@ -16,9 +18,18 @@ from grain_jax.data.importers.item import (
 )
 from grain_jax.data.importers.jsonl import JsonLines
 
-IMPORTERS: dict[str, Callable[[Path], Importer]] = {
+IMPORTERS: dict[str, Callable[..., Importer]] = {
     "jsonl": JsonLines,
     "flickr30k_entities": Flickr30kEntities,
+    "coco": Coco,
 }
 
-__all__ = ["IMPORTERS", "ImportedImage", "ImportedRegion", "Importer", "InvalidRecordError"]
+__all__ = [
+    "IMPORTERS",
+    "FilePart",
+    "ImagesFolder",
+    "ImportedImage",
+    "ImportedRegion",
+    "Importer",
+    "InvalidRecordError",
+]

@@ -1,0 +1,162 @@
+"""Three images in each layout that `prepare` reads, written by hand or by others' libraries."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SIZE = (40, 20)  # width and height of every image
+NAMES = ("a.png", "b.png", "c.png")
+CAPTIONS = (("a red bird", "a bird on a branch"), ("a blue bird",), ("a gr\u00fcne bird",))
+BOX_XYXY = (10, 5, 30, 20)  # of the second image, in pixels
+DESCRIPTION = "a long tail"
+
+
+@dataclass
+class Collection:
+    """What `prepare` is given, and what should come of it."""
+
+    input: Path
+    change: Callable[[], Any]  # changes what one record says
+    spoil: Callable[[], Any]  # makes one record unreadable
+    message: str  # what the error about it names, a regular expression
+    images: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    captions: tuple[tuple[str, ...], ...] = CAPTIONS
+    has_region: bool = True  # the second image has `DESCRIPTION` at `BOX_XYXY`
+    labels: tuple[str | None, ...] = (None, None, None)
+
+
+def image_bytes(index: int, kind: str = "PNG", size: tuple[int, int] = SIZE) -> bytes:
+    """An encoded image of one colour."""
+    out = io.BytesIO()
+    Image.new("RGB", size, (60 * index, 0, 200)).save(out, kind)
+    return out.getvalue()
+
+
+def write_images(folder: Path) -> Path:
+    """The three images as files."""
+    folder.mkdir(parents=True)
+    for index, name in enumerate(NAMES):
+        (folder / name).write_bytes(image_bytes(index))
+    return folder
+
+
+def replace_in(path: Path, old: str, new: str) -> None:
+    """Replaces a text in a file that holds it."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def jsonl(folder: Path) -> Collection:
+    """One line for each image."""
+    lines: list[dict] = [
+        {"image": name, "captions": list(texts)}
+        for name, texts in zip(NAMES, CAPTIONS, strict=True)
+    ]
+    lines[1] |= {
+        "regions": [{"bbox": list(BOX_XYXY), "description": DESCRIPTION}],
+        "bbox_unit": "pixel",
+    }
+    path = folder / "in.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return Collection(
+        path,
+        images=write_images(folder / "images"),
+        change=lambda: replace_in(path, "a blue", "a blew"),
+        spoil=lambda: replace_in(path, '"a blue bird"', "3"),
+        message=r"in\.jsonl:2: .*captions\[0\]",
+    )
+
+
+def flickr30k_entities(folder: Path) -> Collection:
+    """Sentences and annotations of Flickr30k Entities."""
+    sentences = folder / "entities" / "Sentences"
+    annotations = folder / "entities" / "Annotations"
+    images = folder / "images"
+    for place in (sentences, annotations, images):
+        place.mkdir(parents=True)
+    x0, y0, x1, y1 = BOX_XYXY
+    for index, name in enumerate("abc"):
+        texts = "\n".join(CAPTIONS[index])
+        box = ""
+        if index == 1:
+            texts = f"a blue [/EN#7/animals {DESCRIPTION}]"
+            box = (
+                f"<object><name>7</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
+                f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            )
+        (sentences / f"{name}.txt").write_text(texts, encoding="utf-8")
+        size = f"<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height></size>"
+        (annotations / f"{name}.xml").write_text(f"<annotation>{size}{box}</annotation>")
+        (images / f"{name}.jpg").write_bytes(image_bytes(index, "JPEG"))
+    return Collection(
+        folder / "entities",
+        images=images,
+        change=lambda: (sentences / "a.txt").rename(sentences / "d.txt"),
+        spoil=lambda: replace_in(annotations / "b.xml", "<xmin>", "<xmax>"),
+        message=r"b\.xml",
+        captions=(CAPTIONS[0], (f"a blue {DESCRIPTION}",), CAPTIONS[2]),
+    )
+
+
+def coco_files(folder: Path, subset: str = "train2017") -> tuple[Path, Path]:
+    """captions_<subset>.json and instances_<subset>.json in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    width, height = SIZE
+    images: list[dict] = [
+        {"id": 100 + index, "file_name": name, "width": width, "height": height}
+        for index, name in enumerate(NAMES)
+    ]
+    captions: list[dict] = [
+        {"id": 10 * index + place, "image_id": 100 + index, "caption": text}
+        for index, texts in enumerate(CAPTIONS)
+        for place, text in enumerate(texts)
+    ]
+    x0, y0, x1, y1 = BOX_XYXY
+    polygon = [[x0, y0, x1, y0, x1, y1]]
+    region = {
+        "id": 1,
+        "image_id": 101,
+        "category_id": 3,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "segmentation": polygon,
+        "iscrowd": 0,
+    }
+    crowd = {**region, "id": 2, "iscrowd": 1, "segmentation": {"size": [20, 40], "counts": [8]}}
+    info = {"info": {"year": 2017}, "licenses": []}
+    (folder / f"captions_{subset}.json").write_text(
+        json.dumps({**info, "images": images, "annotations": captions}), encoding="utf-8"
+    )
+    instances = {
+        **info,
+        "images": images[::-1],
+        "annotations": [region, crowd],
+        "categories": [{"id": 3, "name": DESCRIPTION, "supercategory": "part"}],
+    }
+    (folder / f"instances_{subset}.json").write_text(json.dumps(instances, indent=1))
+    return folder / f"captions_{subset}.json", folder / f"instances_{subset}.json"
+
+
+def coco(folder: Path) -> Collection:
+    """COCO's captions and instances."""
+    captions, _ = coco_files(folder / "coco" / "annotations")
+    return Collection(
+        folder / "coco",
+        images=write_images(folder / "images"),
+        change=lambda: replace_in(captions, "a blue", "a blew"),
+        spoil=lambda: replace_in(captions, '"file_name": "b.png"', '"file_name": 3'),
+        message=r"captions_train2017\.json.*'file_name'",
+    )
+
+
+COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
+    "jsonl": jsonl,
+    "flickr30k_entities": flickr30k_entities,
+    "coco": coco,
+}
