@@ -47,6 +47,14 @@ from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise ValueError(f"{text!r} should be names with commas between them, as in a,b")
+    return found
+
+
 @dataclass(frozen=True)
 class ImporterOptions:
     """Options of some formats, named in brackets; the others refuse them."""
@@ -55,6 +63,17 @@ class ImporterOptions:
     subset: Annotated[OptionalText, arg(metavar="NAME"), default_is("the one named as --split")] = (
         None
     )
+
+    # column of the paths of images (csv)
+    image_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
+    # columns of captions (csv)
+    caption_columns: Annotated[
+        tuple[str, ...] | None, one_word(names, "NAME[,NAME]"), default_is("found by name")
+    ] = None
+    # column of the class name (csv)
+    label_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
+    # character between columns, or "tab" (csv)
+    separator: Annotated[OptionalText, default_is("found in the first line")] = None
 
     def given(self) -> dict[str, Any]:
         """The options on the command line."""

@@ -155,8 +155,30 @@ def coco(folder: Path) -> Collection:
     )
 
 
+def csv_table(folder: Path) -> Collection:
+    """A table as open_clip reads it; the second caption of the first image stands at the end."""
+    rows = [
+        ("filepath", "title", "url"),
+        (NAMES[0], CAPTIONS[0][0], "-"),
+        (NAMES[1], CAPTIONS[1][0], "-"),
+        (NAMES[2], CAPTIONS[2][0], "-"),
+        (NAMES[0], CAPTIONS[0][1], "-"),
+    ]
+    path = folder / "train.tsv"
+    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    return Collection(
+        path,
+        images=write_images(folder / "images"),
+        change=lambda: replace_in(path, "a blue", "a blew"),
+        spoil=lambda: replace_in(path, "b.png\t", "b.png "),
+        message=r"train\.tsv:3: 2 columns, and the first line has 3",
+        has_region=False,
+    )
+
+
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": jsonl,
     "flickr30k_entities": flickr30k_entities,
     "coco": coco,
+    "csv": csv_table,
 }

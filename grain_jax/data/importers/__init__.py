@@ -7,6 +7,7 @@ add it to `IMPORTERS`.
 from collections.abc import Callable
 
 from grain_jax.data.importers.coco import Coco
+from grain_jax.data.importers.csv_table import CsvTable
 from grain_jax.data.importers.flickr30k_entities import Flickr30kEntities
 from grain_jax.data.importers.item import (
     FilePart,
@@ -22,6 +23,7 @@ IMPORTERS: dict[str, Callable[..., Importer]] = {
     "jsonl": JsonLines,
     "flickr30k_entities": Flickr30kEntities,
     "coco": Coco,
+    "csv": CsvTable,
 }
 
 __all__ = [
