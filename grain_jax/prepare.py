@@ -66,7 +66,7 @@ class ImporterOptions:
 
     # column of the paths of images (csv)
     image_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
-    # columns of captions (csv)
+    # columns of captions (csv); fields of the JSON files (webdataset)
     caption_columns: Annotated[
         tuple[str, ...] | None, one_word(names, "NAME[,NAME]"), default_is("found by name")
     ] = None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,9 +177,47 @@ def csv_table(folder: Path) -> Collection:
     )
 
 
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar of plain files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def webdataset(folder: Path) -> Collection:
+    """Two tars: a text file, a JSON file, and a JSON file with a list of captions."""
+
+    def second(caption: bytes) -> Path:
+        entry = json.dumps({"caption": CAPTIONS[2][0], "url": "-"}).encode()
+        members = [
+            ("000000001.png", image_bytes(1)),
+            ("000000001.txt", caption),
+            ("000000002.json", entry),
+            ("000000002.png", image_bytes(2)),
+        ]
+        return tar_of(folder / "shards" / "00001.tar", members)
+
+    first = json.dumps({"captions": CAPTIONS[0]}).encode()
+    members = [("000000000.png", image_bytes(0)), ("000000000.json", first)]
+    tar_of(folder / "shards" / "00000.tar", members)
+    second(CAPTIONS[1][0].encode())
+    return Collection(
+        folder / "shards",
+        change=lambda: second(b"a blew bird, with a longer tail"),
+        spoil=lambda: second(b"\xff"),
+        message=r"00001\.tar/000000001\.txt: not UTF-8",
+        has_region=False,
+    )
+
+
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": jsonl,
     "flickr30k_entities": flickr30k_entities,
     "coco": coco,
     "csv": csv_table,
+    "webdataset": webdataset,
 }

@@ -18,12 +18,14 @@ from grain_jax.data.importers.item import (
     InvalidRecordError,
 )
 from grain_jax.data.importers.jsonl import JsonLines
+from grain_jax.data.importers.webdataset import WebDataset
 
 IMPORTERS: dict[str, Callable[..., Importer]] = {
     "jsonl": JsonLines,
     "flickr30k_entities": Flickr30kEntities,
     "coco": Coco,
     "csv": CsvTable,
+    "webdataset": WebDataset,
 }
 
 __all__ = [
