@@ -7,7 +7,9 @@ The formats with their commands, what is checked, and what is dropped are descri
 go into the same --output.
 """
 
+import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from grain_jax.command_line import (
     RequiredPath,
     default_is,
     end,
+    fraction,
     integer,
     one_of,
     one_word,
@@ -46,6 +49,8 @@ from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
 
+HELD_OUT_SPLIT = "validation"  # the split that --holdout makes
+
 
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
@@ -53,6 +58,14 @@ def names(text: str) -> tuple[str, ...]:
     if not all(found):
         raise ValueError(f"{text!r} should be names with commas between them, as in a,b")
     return found
+
+
+def holdout_fraction(text: str) -> float:
+    """A number between 0 and 1, neither of them."""
+    value = fraction(text)
+    if value in (0, 1):
+        raise ValueError(f"{text!r} should be a number between 0 and 1, and neither of them")
+    return value
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,18 @@ class ImporterOptions:
     label_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
     # character between columns, or "tab" (csv)
     separator: Annotated[OptionalText, default_is("found in the first line")] = None
+
+    # caption of an image that has only a class name, with "{}" for the name (imagefolder)
+    template: Annotated[OptionalText, default_is("a photo of a {}.")] = None
+    # names of classes: JSON {folder: name}, or a list in .json, .txt or .md (imagefolder)
+    classes: Annotated[OptionalPath, arg(metavar="FILE"), default_is("names of the folders")] = None
+    # JSON {class: [description, ...]}, kept beside the records (imagefolder)
+    descriptions: Annotated[OptionalPath, arg(metavar="FILE")] = None
+    # fraction of the images, by hash of their paths, that makes a second split called "validation"
+    # (imagefolder)
+    holdout: Annotated[float | None, one_word(holdout_fraction, "FRACTION"), default_is("none")] = (
+        None
+    )
 
     def given(self) -> dict[str, Any]:
         """The options on the command line."""
@@ -122,7 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         captions_from_regions=options.captions_from_regions,
         options=options.importer.given(),
     )
-    return _prepare(plan, options.workers)
+    if options.importer.holdout is None:
+        return _prepare(plan, options.workers)
+    if plan.split == HELD_OUT_SPLIT:
+        print(
+            f"Error: --holdout makes a second split {HELD_OUT_SPLIT!r}; choose another --split.",
+            file=sys.stderr,
+        )
+        return ExitStatus.MISTAKE
+    held_out = dataclasses.replace(plan, split=HELD_OUT_SPLIT, held_out=True)
+    return _prepare(plan, options.workers) or _prepare(held_out, options.workers)
 
 
 def _prepare(plan: DatasetBuildSpec, workers: int) -> int:

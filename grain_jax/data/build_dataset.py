@@ -83,6 +83,11 @@ def report_path(out: Path, split: str) -> Path:
     return out / f"report-{split}.json"
 
 
+def descriptions_path(out: Path, split: str) -> Path:
+    """The file that holds the descriptions of the classes of a split, if there are any."""
+    return out / f"class_descriptions-{split}.json"
+
+
 def is_built(spec: DatasetBuildSpec) -> bool:
     """Whether the split is finished, so that `build_split` only checks it."""
     return report_path(spec.out, spec.split).exists()
@@ -158,7 +163,7 @@ def _build_rest(
     statistics.repeated_ids = _count_repeated(shards)
     statistics.notes = list(getattr(importer, "notes", ()))
     _write_json(folder / MOVING, identity)
-    _move_to_final_names(shards, spec, identity, statistics)
+    _move_to_final_names(shards, spec, importer, identity, statistics)
     return statistics
 
 
@@ -339,6 +344,7 @@ def _encoded(
 def _move_to_final_names(
     shards: list[_Shard],
     spec: DatasetBuildSpec,
+    importer: Importer,
     identity: dict[str, Any],
     statistics: DatasetStatistics,
 ) -> None:
@@ -357,6 +363,8 @@ def _move_to_final_names(
         "records": [d["records"] for _, d in kept],
         "bytes": sum(d["bytes"] for _, d in kept),
     }
+    if descriptions := _class_descriptions(importer):
+        write_whole(descriptions_path(spec.out, spec.split), descriptions)
     with _locked(spec.out / LOCK):
         # The report first: after an interruption here, a later run lists every split with a report.
         _write_json(report_path(spec.out, spec.split), report)
@@ -364,6 +372,12 @@ def _move_to_final_names(
     for stale in set(shard_paths(spec.out, spec.split)) - places:
         stale.unlink()  # of an earlier build of this split
     _remove_work(spec)
+
+
+def _class_descriptions(importer: Importer) -> str:
+    """The text of the file of class descriptions; "" where the importer has none."""
+    found: dict[str, tuple[str, ...]] = getattr(importer, "class_descriptions", dict)()
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n" if found else ""
 
 
 def _list_splits(out: Path) -> None:

@@ -23,7 +23,7 @@ class Collection:
 
     input: Path
     change: Callable[[], Any]  # changes what one record says
-    spoil: Callable[[], Any]  # makes one record unreadable
+    spoil: Callable[[], Any] | None  # makes one record unreadable; None: no record can be
     message: str  # what the error about it names, a regular expression
     images: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -214,10 +214,29 @@ def webdataset(folder: Path) -> Collection:
     )
 
 
+def imagefolder(folder: Path) -> Collection:
+    """Two classes; there is no text in it that could be damaged, so an image is."""
+    root = folder / "classes"
+    for index, (label, name) in enumerate((("house_wren", "a"), ("house_wren", "b"), ("jay", "c"))):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        (root / label / f"{name}.png").write_bytes(image_bytes(index))
+    wren, jay = ("a photo of a house wren.",), ("a photo of a jay.",)
+    return Collection(
+        root,
+        change=lambda: (root / "jay" / "d.png").write_bytes(image_bytes(2)),
+        spoil=None,
+        message="",
+        has_region=False,
+        captions=(wren, wren, jay),
+        labels=("house wren", "house wren", "jay"),
+    )
+
+
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": jsonl,
     "flickr30k_entities": flickr30k_entities,
     "coco": coco,
     "csv": csv_table,
     "webdataset": webdataset,
+    "imagefolder": imagefolder,
 }

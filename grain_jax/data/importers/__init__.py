@@ -9,6 +9,7 @@ from collections.abc import Callable
 from grain_jax.data.importers.coco import Coco
 from grain_jax.data.importers.csv_table import CsvTable
 from grain_jax.data.importers.flickr30k_entities import Flickr30kEntities
+from grain_jax.data.importers.imagefolder import ImageFolder
 from grain_jax.data.importers.item import (
     FilePart,
     ImagesFolder,
@@ -26,6 +27,7 @@ IMPORTERS: dict[str, Callable[..., Importer]] = {
     "coco": Coco,
     "csv": CsvTable,
     "webdataset": WebDataset,
+    "imagefolder": ImageFolder,
 }
 
 __all__ = [

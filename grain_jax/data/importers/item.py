@@ -62,8 +62,9 @@ class Importer(Protocol):
     A class is built as `Class(path, **options)`: each keyword of its constructor is an option of
     `prepare`, refused for the classes that do not have it, but for `split`, which is the name of
     the split that is built, and `held_out`, true for the part that `holdout` sets aside. A class
-    may have two attributes: `images_folder`, an `ImagesFolder` ("required" without one), and
-    `notes`, a list of sentences for the report of the build.
+    may have `images_folder`, an `ImagesFolder` ("required" without it); `notes`, a list of
+    sentences for the report of the build; and a method `class_descriptions`, {class: descriptions},
+    which is kept beside the records.
 
     `__getitem__` raises `InvalidRecordError` for a record that cannot be read, and `SkippedSample`
     for one that the collection itself marks as unusable.

@@ -75,6 +75,8 @@ def test_a_changed_input_is_noticed(name: str, collection: Collection) -> None:
 
 
 def test_an_unreadable_record_is_named(name: str, collection: Collection) -> None:
+    if collection.spoil is None:
+        pytest.skip("its records have nothing to read but names of files")
     collection.spoil()
     importer = opened(name, collection)
     read = []
