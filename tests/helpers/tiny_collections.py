@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 SIZE = (40, 20)  # width and height of every image
@@ -232,6 +233,41 @@ def imagefolder(folder: Path) -> Collection:
     )
 
 
+def parquet(folder: Path) -> Collection:
+    """A table of Hugging Face's layout in two files, which tells its split by their names."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def write(number: int, rows: list[dict[str, Any]]) -> None:
+        path = folder / "data" / f"train-0000{number}-of-00002.parquet"
+        path.parent.mkdir(exist_ok=True)
+        table = pyarrow.Table.from_pylist(rows)
+        parquet.write_table(table, path, row_group_size=1)
+
+    def rows(second: Any) -> list[dict[str, Any]]:
+        return [
+            {"image": {"bytes": image_bytes(0), "path": None}, "captions": list(CAPTIONS[0])},
+            {"image": {"bytes": image_bytes(1), "path": "b.png"}, "captions": second},
+        ]
+
+    write(0, rows(list(CAPTIONS[1])))
+    third = {"bytes": image_bytes(2), "path": "c.png"}
+    write(1, [{"image": third, "captions": list(CAPTIONS[2])}])
+
+    def spoil() -> None:
+        spoilt = rows(list(CAPTIONS[1]))
+        spoilt[1]["image"] = {"bytes": None, "path": None}
+        write(0, spoilt)
+
+    return Collection(
+        folder / "data",
+        change=lambda: write(0, rows(["a blew bird"])),
+        spoil=spoil,
+        message=r"train-00000-of-00002\.parquet, row 1: .*'image'",
+        has_region=False,
+    )
+
+
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": jsonl,
     "flickr30k_entities": flickr30k_entities,
@@ -239,4 +275,5 @@ COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "csv": csv_table,
     "webdataset": webdataset,
     "imagefolder": imagefolder,
+    "parquet": parquet,
 }

@@ -19,6 +19,7 @@ from grain_jax.data.importers.item import (
     InvalidRecordError,
 )
 from grain_jax.data.importers.jsonl import JsonLines
+from grain_jax.data.importers.parquet import ParquetTable
 from grain_jax.data.importers.webdataset import WebDataset
 
 IMPORTERS: dict[str, Callable[..., Importer]] = {
@@ -28,6 +29,7 @@ IMPORTERS: dict[str, Callable[..., Importer]] = {
     "csv": CsvTable,
     "webdataset": WebDataset,
     "imagefolder": ImageFolder,
+    "parquet": ParquetTable,
 }
 
 __all__ = [

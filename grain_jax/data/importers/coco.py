@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from grain_jax.data.importers.file_state import crc32_of
+from grain_jax.data.importers.input_files import choose_subset, crc32_of
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion, InvalidRecordError
 from grain_jax.data.importers.json_stream import Member, members, read_member
 from grain_jax.data.importers.json_values import four_numbers, image_size, shown
@@ -148,23 +148,6 @@ def find_files(path: Path, split: str, subset: str | None) -> list[Path]:
         )
     chosen = choose_subset(subsets, split, subset)
     return [file for files in found.values() for file in files if file.stem.endswith(f"_{chosen}")]
-
-
-def choose_subset(subsets: list[str], split: str, subset: str | None) -> str:
-    """The part of a collection to read: `subset`, or else the only one whose name begins with the
-    name of the split. Raises ValueError where there is none or several.
-    """
-    wanted = split if subset is None else subset
-    if wanted in subsets:
-        return wanted
-    alike = [name for name in subsets if subset is None and name.startswith(wanted)]
-    if len(alike) == 1:
-        return alike[0]
-    given = f"--split={split}" if subset is None else f"--subset={subset}"
-    raise ValueError(
-        f"{given} names no part of the input, which has {', '.join(subsets)}; choose one with "
-        "--subset."
-    )
 
 
 class _Places:

@@ -2,6 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from grain_jax.data.importers.item import InvalidRecordError
+from grain_jax.data.importers.json_values import shown
+from grain_jax.data.records import DEFAULT_TEMPLATES
 
 # Names that tables of others use, the usual first.
 IMAGE_NAMES = (
@@ -72,3 +77,32 @@ def _one(
             f"{option}."
         )
     return found[0] if found else None
+
+
+def check_template(template: str | None) -> str:
+    """A template with one "{}", or the default. Raises ValueError for another."""
+    template = DEFAULT_TEMPLATES[0] if template is None else template
+    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        raise ValueError(
+            f"--template={template!r} needs exactly one '{{}}' for the name of the class, and no "
+            "other braces."
+        )
+    return template
+
+
+def label_template(columns: Columns, template: str | None, where: str) -> str:
+    """The template of captions made from labels. Raises ValueError where captions are there."""
+    if template is not None and columns.captions:
+        raise ValueError(
+            f"--template={template!r} makes captions from labels, and {where} has captions in "
+            f"{', '.join(columns.captions)}; leave it out."
+        )
+    return check_template(template)
+
+
+def texts_of(value: Any, where: str) -> list[str]:
+    """The texts of a cell: one, a list, or none. Raises `InvalidRecordError`."""
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str) for text in found):
+        raise InvalidRecordError(f"{where} must be a text or a list of texts, got {shown(value)}.")
+    return found

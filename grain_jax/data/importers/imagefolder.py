@@ -17,8 +17,9 @@ from grain_jax.data.classification.class_folders import LAYOUTS, layout_hint, re
 from grain_jax.data.classification.class_names import clean_names, names_of_labels
 from grain_jax.data.classification.class_texts import bind_descriptions
 from grain_jax.data.classification.image_folder import printable
+from grain_jax.data.importers.columns import check_template
 from grain_jax.data.importers.item import ImagesFolder, ImportedImage
-from grain_jax.data.records import DEFAULT_TEMPLATES, Caption
+from grain_jax.data.records import Caption
 from grain_jax.data.text_files import read_texts
 
 HASH_BITS = 53  # which a float holds exactly
@@ -113,17 +114,6 @@ class ImageFolder:
             read_texts(str(source)), self._names, str(source), self._root.name, self.notes.append
         )
         return {name: found[name] for name in self._names.values() if name in found}
-
-
-def check_template(template: str | None) -> str:
-    """A template with one "{}", or the default. Raises ValueError for another."""
-    template = DEFAULT_TEMPLATES[0] if template is None else template
-    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        raise ValueError(
-            f"--template={template!r} needs exactly one '{{}}' for the name of the class, and no "
-            "other braces."
-        )
-    return template
 
 
 def is_held_out(path: str, fraction: float) -> bool:

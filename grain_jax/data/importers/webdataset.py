@@ -16,14 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from grain_jax.data.image_files import SkippedSample
-from grain_jax.data.importers.file_state import file_states
+from grain_jax.data.importers.columns import texts_of
+from grain_jax.data.importers.input_files import file_states, find_files
 from grain_jax.data.importers.item import (
     FilePart,
     ImagesFolder,
     ImportedImage,
     InvalidRecordError,
 )
-from grain_jax.data.importers.json_values import parse_object, shown
+from grain_jax.data.importers.json_values import parse_object
 from grain_jax.data.records import Caption
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -119,20 +120,11 @@ class WebDataset:
             names = [name for name in CAPTION_FIELDS if given.get(name)][:1]
         else:
             names = list(self._fields)
-        return tuple(Caption(text) for name in names for text in _texts(given, name))
-
-
-def find_files(path: Path, suffix: str) -> list[Path]:
-    """The file `path`, or the files of a folder and its subfolders that end so, sorted by name.
-
-    Raises ValueError where there are none.
-    """
-    if path.is_file():
-        return [path]
-    found = sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())
-    if not found:
-        raise ValueError(f"--input={path} has no files that end in {suffix}.")
-    return found
+        return tuple(
+            Caption(text)
+            for name in names
+            for text in texts_of(given.get(name), f".{JSON_SUFFIX}: {name!r}")
+        )
 
 
 def index_tar(path: Path, name: str) -> list[_Sample]:
@@ -227,13 +219,3 @@ def _utf8(data: bytes) -> str:
         raise InvalidRecordError(
             f".{TEXT_SUFFIX}: not UTF-8 text ({error.reason} at byte {error.start})."
         ) from None
-
-
-def _texts(entry: dict[str, Any], name: str) -> list[str]:
-    value = entry.get(name)
-    found = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(text, str) for text in found):
-        raise InvalidRecordError(
-            f".{JSON_SUFFIX}: {name!r} must be a text or a list of texts, got {shown(value)}."
-        )
-    return found

@@ -7,7 +7,8 @@ import pytest
 from tiny_collections import image_bytes
 
 from grain_jax import prepare
-from grain_jax.data.importers.imagefolder import ImageFolder, check_template, is_held_out
+from grain_jax.data.importers.columns import check_template
+from grain_jax.data.importers.imagefolder import ImageFolder, is_held_out
 from grain_jax.data.tfds_records import RecordSource
 
 
