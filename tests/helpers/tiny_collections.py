@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class Collection:
     images: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     captions: tuple[tuple[str, ...], ...] = CAPTIONS
-    has_region: bool = True  # the second image has `DESCRIPTION` at `BOX_XYXY`
+    num_regions: tuple[int, ...] = (0, 1, 0)  # that of the second is `DESCRIPTION` at `BOX_XYXY`
+    build: dict[str, Any] = field(default_factory=dict)  # further options of the build
     labels: tuple[str | None, ...] = (None, None, None)
 
 
@@ -174,7 +176,7 @@ def csv_table(folder: Path) -> Collection:
         change=lambda: replace_in(path, "a blue", "a blew"),
         spoil=lambda: replace_in(path, "b.png\t", "b.png "),
         message=r"train\.tsv:3: 2 columns, and the first line has 3",
-        has_region=False,
+        num_regions=(0, 0, 0),
     )
 
 
@@ -211,7 +213,7 @@ def webdataset(folder: Path) -> Collection:
         change=lambda: second(b"a blew bird, with a longer tail"),
         spoil=lambda: second(b"\xff"),
         message=r"00001\.tar/000000001\.txt: not UTF-8",
-        has_region=False,
+        num_regions=(0, 0, 0),
     )
 
 
@@ -227,7 +229,7 @@ def imagefolder(folder: Path) -> Collection:
         change=lambda: (root / "jay" / "d.png").write_bytes(image_bytes(2)),
         spoil=None,
         message="",
-        has_region=False,
+        num_regions=(0, 0, 0),
         captions=(wren, wren, jay),
         labels=("house wren", "house wren", "jay"),
     )
@@ -264,7 +266,51 @@ def parquet(folder: Path) -> Collection:
         change=lambda: write(0, rows(["a blew bird"])),
         spoil=spoil,
         message=r"train-00000-of-00002\.parquet, row 1: .*'image'",
-        has_region=False,
+        num_regions=(0, 0, 0),
+    )
+
+
+def refcoco_files(folder: Path, protocol: int = 2) -> tuple[Path, Path]:
+    """refs(unc).p and instances.json of three images; the first and the third are of split val."""
+    folder.mkdir(parents=True, exist_ok=True)
+    x0, y0, x1, y1 = BOX_XYXY
+    width, height = SIZE
+    refs: list[dict[str, Any]] = []
+    images, annotations = [], []
+    for index, name in enumerate(NAMES):
+        images.append({"id": index, "file_name": name, "width": width, "height": height})
+        annotations.append({"id": 50 + index, "image_id": index, "bbox": [0, 0, 20, 10]})
+        annotations[-1] |= {"category_id": 3, "segmentation": [[0, 0, 20, 0, 20, 10]]}
+        sentences = [{"sent": text, "raw": text.upper(), "tokens": []} for text in CAPTIONS[index]]
+        refs.append({"image_id": index, "ann_id": 50 + index, "split": "train", "ref_id": index})
+        refs[-1]["sentences"] = sentences
+    annotations[1]["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+    refs[1]["sentences"][0]["sent"] = DESCRIPTION
+    refs += [{**refs[0], "split": "testA"}, {**refs[2], "split": "val"}]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol))
+    instances = {"images": images, "annotations": annotations, "categories": []}
+    (folder / "instances.json").write_text(json.dumps(instances))
+    return folder / "refs(unc).p", folder / "instances.json"
+
+
+def refcoco(folder: Path) -> Collection:
+    """Expressions in a pickle of plain values."""
+    refs, _ = refcoco_files(folder / "refcoco")
+
+    def alter(**changes: Any) -> None:
+        content = pickle.loads(refs.read_bytes())
+        content[1] |= changes
+        refs.write_bytes(pickle.dumps(content, 2))
+
+    return Collection(
+        refs.parent,
+        images=write_images(folder / "images"),
+        change=lambda: alter(sentences=[{"sent": "a short tail"}]),
+        spoil=lambda: alter(ann_id=None),
+        message=r"refs\(unc\)\.p, expression 1: 'ann_id' must be a whole number",
+        captions=((", ".join(CAPTIONS[0]),), (DESCRIPTION,), CAPTIONS[2]),
+        build={"captions_from_regions": True},
+        num_regions=(2, 1, 1),
     )
 
 
@@ -276,4 +322,5 @@ COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "webdataset": webdataset,
     "imagefolder": imagefolder,
     "parquet": parquet,
+    "refcoco": refcoco,
 }

@@ -20,6 +20,7 @@ from grain_jax.data.importers.item import (
 )
 from grain_jax.data.importers.jsonl import JsonLines
 from grain_jax.data.importers.parquet import ParquetTable
+from grain_jax.data.importers.refcoco import RefCoco
 from grain_jax.data.importers.webdataset import WebDataset
 
 IMPORTERS: dict[str, Callable[..., Importer]] = {
@@ -30,6 +31,7 @@ IMPORTERS: dict[str, Callable[..., Importer]] = {
     "webdataset": WebDataset,
     "imagefolder": ImageFolder,
     "parquet": ParquetTable,
+    "refcoco": RefCoco,
 }
 
 __all__ = [

@@ -9,7 +9,10 @@ from grain_jax.data.importers.item import MAX_SIDE, InvalidRecordError
 
 def shown(value: Any) -> str:
     """A value as messages quote it, at most 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # of a pickle: not JSON, or within itself
+        text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
