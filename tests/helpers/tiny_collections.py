@@ -314,6 +314,28 @@ def refcoco(folder: Path) -> Collection:
     )
 
 
+def official_grain(folder: Path) -> Collection:
+    """The three files of the official code, boxes in its frame of 960 by 960 pixels."""
+    root = folder / "official"
+    root.mkdir()
+    rows = ["path,caption", *(f"{name},{CAPTIONS[i][0]}" for i, name in enumerate(NAMES))]
+    (root / "captions_pooled.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (root / "captions_cc12m_pooled.json").write_text(json.dumps({NAMES[0]: CAPTIONS[0][1]}))
+    x0, y0, x1, y1 = BOX_XYXY
+    bbox = [x0 * 960 / 40, y0 * 960 / 20, x1 * 960 / 40, y1 * 960 / 20]
+    boxes: dict[str, list[dict]] = {name: [] for name in NAMES[::-1]}
+    boxes[NAMES[1]] = [{"bbox": bbox, "score": 0.5, "description": DESCRIPTION}]
+    path = root / "bboxes_cc12m_pooled.json"
+    path.write_text(json.dumps(boxes))
+    return Collection(
+        root,
+        images=write_images(folder / "images"),
+        change=lambda: replace_in(path, "0.5", "0.75"),
+        spoil=lambda: replace_in(path, '"score"', '"bbox"'),
+        message=r"bboxes_cc12m_pooled\.json, byte .*\"bbox\" is given twice",
+    )
+
+
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": jsonl,
     "flickr30k_entities": flickr30k_entities,
@@ -323,4 +345,5 @@ COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "imagefolder": imagefolder,
     "parquet": parquet,
     "refcoco": refcoco,
+    "official_grain": official_grain,
 }

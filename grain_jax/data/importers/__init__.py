@@ -19,6 +19,7 @@ from grain_jax.data.importers.item import (
     InvalidRecordError,
 )
 from grain_jax.data.importers.jsonl import JsonLines
+from grain_jax.data.importers.official_grain import OfficialGrain
 from grain_jax.data.importers.parquet import ParquetTable
 from grain_jax.data.importers.refcoco import RefCoco
 from grain_jax.data.importers.webdataset import WebDataset
@@ -32,6 +33,7 @@ IMPORTERS: dict[str, Callable[..., Importer]] = {
     "imagefolder": ImageFolder,
     "parquet": ParquetTable,
     "refcoco": RefCoco,
+    "official_grain": OfficialGrain,
 }
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Tables of image paths and captions as open_clip reads them: CSV or TSV with a header line.
 
 Several rows of one path are several captions of one image, wherever they stand. Only the places of
-rows are kept in memory, 20 bytes for each row.
+rows are kept in memory, at most 40 bytes for each row.
 """
 
 import array
@@ -53,7 +53,8 @@ class CsvTable:
         self._width = len(names)
         self._starts, self._lines, keys, self._crc32 = self._scan()
         # Rows of one path together, paths in the order of first mention.
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        self.keys = unique[np.argsort(first)]  # `path_key` of each record
         rank = np.empty(len(first), np.int64)
         rank[np.argsort(first)] = np.arange(len(first))
         owner = rank[inverse]
@@ -107,8 +108,7 @@ class CsvTable:
                 lines.append(line)
                 at = self._at[self._columns.image]
                 key = row[at] if len(row) == self._width else f"\0{start}"
-                digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8)
-                keys.append(int.from_bytes(digest.digest(), "little"))
+                keys.append(path_key(key))
             starts.append(source.read)
         return starts, lines, np.asarray(keys, np.uint64), source.crc32
 
@@ -145,6 +145,12 @@ class CsvTable:
         if not found[self._columns.image]:
             raise InvalidRecordError(f"{where}: no path in column {self._columns.image!r}.")
         return found
+
+
+def path_key(path: str) -> int:
+    """A 64-bit hash of a path."""
+    digest = hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
 
 
 class _Lines:
