@@ -72,24 +72,24 @@ def holdout_fraction(text: str) -> float:
 class ImporterOptions:
     """Options of some formats, named in brackets; the others refuse them."""
 
-    # part of the collection to read (coco, refcoco, parquet)
+    # part of the collection to read (coco, refcoco, parquet, tfds)
     subset: Annotated[OptionalText, arg(metavar="NAME"), default_is("the one named as --split")] = (
         None
     )
 
-    # column of images or their paths (csv, parquet)
+    # column of images or their paths (csv, parquet, tfds)
     image_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
-    # columns of captions (csv, parquet); fields of the JSON files (webdataset)
+    # columns of captions (csv, parquet, tfds); fields of the JSON files (webdataset)
     caption_columns: Annotated[
         tuple[str, ...] | None, one_word(names, "NAME[,NAME]"), default_is("found by name")
     ] = None
-    # column of the class name (csv, parquet)
+    # column of the class name (csv, parquet, tfds)
     label_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
     # character between columns, or "tab" (csv)
     separator: Annotated[OptionalText, default_is("found in the first line")] = None
 
     # caption of an image that has only a class name, with "{}" for the name (imagefolder,
-    # parquet)
+    # parquet, tfds)
     template: Annotated[OptionalText, default_is("a photo of a {}.")] = None
     # names of classes: JSON {folder: name}, or a list in .json, .txt or .md (imagefolder)
     classes: Annotated[OptionalPath, arg(metavar="FILE"), default_is("names of the folders")] = None

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow_datasets
+import tiny_tfds
 from PIL import Image
 
 SIZE = (40, 20)  # width and height of every image
@@ -336,6 +339,39 @@ def official_grain(folder: Path) -> Collection:
     )
 
 
+def tfds(folder: Path) -> Collection:
+    """A data set of TFDS with captions, and objects with boxes and labels."""
+    root = folder / "tfds"
+    x0, y0, x1, y1 = (v / s for v, s in zip(BOX_XYXY, (*SIZE, *SIZE), strict=True))
+    kinds = tensorflow_datasets.features
+    features = {
+        "image": kinds.Image(),
+        "captions": kinds.Sequence({"text": kinds.Text()}),
+        "objects": kinds.Sequence(
+            {"bbox": kinds.BBoxFeature(), "label": kinds.ClassLabel(names=[DESCRIPTION])}
+        ),
+    }
+    tail = {"bbox": kinds.BBox(xmin=x0, ymin=y0, xmax=x1, ymax=y1), "label": 0}
+
+    def write(second: str | bytes) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        texts = (CAPTIONS[0], (second,), CAPTIONS[2])
+        examples = [
+            {"image": image_bytes(i), "captions": [{"text": t} for t in texts[i]], "objects": []}
+            for i in range(3)
+        ]
+        examples[1]["objects"] = [tail]
+        tiny_tfds.build(root, features, {"train": examples})
+
+    write(CAPTIONS[1][0])
+    return Collection(
+        root,
+        change=lambda: write("a blew bird"),
+        spoil=lambda: write(b"\xff"),
+        message=r"split 'train', example 1: 'captions': not UTF-8",
+    )
+
+
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": jsonl,
     "flickr30k_entities": flickr30k_entities,
@@ -346,4 +382,5 @@ COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "parquet": parquet,
     "refcoco": refcoco,
     "official_grain": official_grain,
+    "tfds": tfds,
 }

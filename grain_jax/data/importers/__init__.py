@@ -22,6 +22,7 @@ from grain_jax.data.importers.jsonl import JsonLines
 from grain_jax.data.importers.official_grain import OfficialGrain
 from grain_jax.data.importers.parquet import ParquetTable
 from grain_jax.data.importers.refcoco import RefCoco
+from grain_jax.data.importers.tfds_folder import TfdsFolder
 from grain_jax.data.importers.webdataset import WebDataset
 
 IMPORTERS: dict[str, Callable[..., Importer]] = {
@@ -34,6 +35,7 @@ IMPORTERS: dict[str, Callable[..., Importer]] = {
     "parquet": ParquetTable,
     "refcoco": RefCoco,
     "official_grain": OfficialGrain,
+    "tfds": TfdsFolder,
 }
 
 __all__ = [
