@@ -270,8 +270,8 @@ def _warnings(plan: DatasetBuildSpec, figures: DatasetStatistics) -> Iterator[st
     if figures.repeated_ids:
         yield (
             f"{figures.repeated_ids:,} images have an id that an earlier one has. Put all captions "
-            "and regions of an image into one line: as several images they are negatives of each "
-            "other, in training and in retrieval."
+            f"and regions of an image into one {'line' if plan.format == 'jsonl' else 'record'}: "
+            "as several images they are negatives of each other, in training and in retrieval."
         )
     if not figures.regions:
         yield "no region was kept: GRAIN learns nothing about boxes from this split."

@@ -8,6 +8,7 @@ and annotations in them are kept in memory, about 40 bytes for each.
 """
 
 import array
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -87,13 +88,14 @@ class Coco:
     def checksum(self, start: int, stop: int) -> str:
         digest = hashlib.sha256(repr(sorted(self._categories.items(), key=repr)).encode())
         digest.update("\n".join(self._problems).encode())
-        for index in range(start - len(self._problems), stop - len(self._problems)):
-            if index < 0:
-                continue
-            for number, offset, size in (self._images[index], *self._places(index)):
-                with self._files[number].open("rb") as file:
-                    file.seek(offset)
-                    digest.update(file.read(size))
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(file.open("rb")) for file in self._files]
+            for index in range(start - len(self._problems), stop - len(self._problems)):
+                if index < 0:
+                    continue
+                for number, offset, size in (self._images[index], *self._places(index)):
+                    opened[number].seek(offset)
+                    digest.update(opened[number].read(size))
         return digest.hexdigest()
 
     def _places(self, index: int) -> Iterator[tuple[int, int, int]]:

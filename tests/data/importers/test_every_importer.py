@@ -111,6 +111,20 @@ def test_the_data_set_is_read_back(name, collection, workers, tmp_path, monkeypa
         )
 
 
+def test_an_interrupted_build_continues(name, collection, tmp_path, monkeypatch) -> None:
+    def stop(state: build_dataset.Progress) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_dataset, "MIN_SHARD", 1)
+    with pytest.raises(KeyboardInterrupt):
+        build_split(spec(name, collection, tmp_path / "out"), workers=1, progress=stop)
+    written = []
+    encode = build_dataset.encode_record
+    monkeypatch.setattr(build_dataset, "encode_record", lambda r: written.append(r) or encode(r))
+    assert build_split(spec(name, collection, tmp_path / "out"), workers=1).images == 3
+    assert len(written) == 2  # the first shard is kept
+
+
 def test_the_command_builds_it(name: str, collection: Collection, tmp_path: Path, capsys) -> None:
     words = [f"--from={name}", f"--input={collection.input}", f"--output={tmp_path / 'out'}"]
     if collection.images is not None:

@@ -69,6 +69,7 @@ def test_an_empty_part_is_refused(root: Path) -> None:
 
 
 def test_descriptions_are_kept_under_the_names_of_labels(root: Path) -> None:
+    (root / "wren").mkdir()  # a class without images and without descriptions
     texts = {"House Wren": ["a short tail"], "jay": ["a crest", "blue wings"], "owl": ["ears"]}
     path = root.parent / "d.json"
     path.write_text(json.dumps(texts))
@@ -79,6 +80,7 @@ def test_descriptions_are_kept_under_the_names_of_labels(root: Path) -> None:
         labels = RecordSource(root.parent / "out", split)
         assert {labels[i].label for i in range(len(labels))} <= set(kept)
     notes = json.loads((root.parent / "out" / "report-train.json").read_text())["figures"]["notes"]
+    assert not any("scored" in note for note in notes)
     assert any("1 of 3 entries of the descriptions are of other classes" in n for n in notes)
 
 
