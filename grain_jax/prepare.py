@@ -231,6 +231,7 @@ def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Co
         ("captions made of regions", figures.captions_from_regions),
         ("images of several frames, first kept", figures.several_frames),
         ("images under an id that another has", figures.repeated_ids),
+        ("images with the bytes of another", figures.repeated_images),
     ):
         if count:
             table.add_row(row, f"{count:,}")

@@ -401,3 +401,10 @@ def test_what_else_is_counted_is_shown(folder: Path) -> None:
 
 def test_stop_is_the_older_name_of_raise(folder):
     assert spec(folder, on_error="stop") == spec(folder, on_error="raise") == spec(folder)
+
+
+def test_images_with_the_bytes_of_another_are_counted(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "1.png").read_bytes())
+    write(folder / "in.jsonl", entry(0), entry(1), {**entry(2), "image": "copy.png"})
+    statistics = build_split(spec(folder), workers=1)
+    assert (statistics.images, statistics.repeated_images, statistics.repeated_ids) == (3, 1, 0)

@@ -74,7 +74,7 @@ class _Shard:
 
     @property
     def ids_path(self) -> Path:
-        """The file with a 64-bit hash of each record's id."""
+        """The file with 64-bit hashes of each record's id and image."""
         return self.path.with_suffix(".ids")
 
 
@@ -160,17 +160,18 @@ def _build_rest(
                 json.loads(shard.statistics_path.read_text(encoding="utf-8"))["figures"]
             )
         )
-    statistics.repeated_ids = _count_repeated(shards)
+    statistics.repeated_ids, statistics.repeated_images = _count_repeated(shards)
     statistics.notes = list(getattr(importer, "notes", ()))
     _write_json(folder / MOVING, identity)
     _move_to_final_names(shards, spec, importer, identity, statistics)
     return statistics
 
 
-def _count_repeated(shards: list[_Shard]) -> int:
-    ids = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
-    everything = np.concatenate(ids)
-    return int(everything.size - np.unique(everything).size)
+def _count_repeated(shards: list[_Shard]) -> tuple[int, int]:
+    """The number of records with the id of another, and with the image of another."""
+    hashes = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
+    ids, images = np.concatenate(hashes).reshape(-1, 2).T
+    return int(ids.size - np.unique(ids).size), int(images.size - np.unique(images).size)
 
 
 def _identity(spec: DatasetBuildSpec, importer: Importer) -> dict[str, Any]:
@@ -312,8 +313,8 @@ def _encoded(
 ) -> Iterator[bytes]:
     """The encoded records of a shard.
 
-    Fills `statistics`, `ids` (a hash of each record's id) and `left_out` (skipped image -> its
-    `image_state`).
+    Fills `statistics`, `ids` (hashes of each record's id and image) and `left_out` (skipped image
+    -> its `image_state`).
     """
     for index in range(shard.start, shard.stop):
         item = None
@@ -333,12 +334,16 @@ def _encoded(
         except SkippedSample as error:
             statistics.drop_image(error.reason, str(error))
         else:
-            digest = hashlib.sha256(record.id.encode()).digest()
-            ids.append(int.from_bytes(digest[:8], "little"))
+            assert isinstance(record.image, bytes)
+            ids.extend(_hash(part) for part in (record.id.encode(), record.image))
             yield encode_record(record)
             continue
         if item is not None and item.content is None and spec.images_folder is not None:
             left_out[item.image] = image_state(item.image, spec.images_folder)
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _move_to_final_names(

@@ -41,6 +41,7 @@ class DatasetStatistics:
     captions_from_regions: int = 0  # images whose caption was made from region descriptions
     several_frames: int = 0  # images with several frames or pages, of which the first is kept
     repeated_ids: int = 0  # images whose id an earlier image has
+    repeated_images: int = 0  # images whose stored bytes an earlier image has
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
     dropped_regions: Counter[str] = field(default_factory=Counter)
     ignored_fields: Counter[str] = field(default_factory=Counter)  # of dropped images too
