@@ -87,7 +87,7 @@ class Coco:
 
     def checksum(self, start: int, stop: int) -> str:
         digest = hashlib.sha256(repr(sorted(self._categories.items(), key=repr)).encode())
-        digest.update("\n".join(self._problems).encode())
+        digest.update("\n".join(self._problems).encode("utf-8", "surrogatepass"))
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(file.open("rb")) for file in self._files]
             for index in range(start - len(self._problems), stop - len(self._problems)):
