@@ -69,7 +69,7 @@ class DatasetBuildSpec:
                 taking = [other for other in IMPORTERS if name in importer_options(other)]
                 raise ValueError(
                     f"--{name} is not an option of --from={self.format}; "
-                    + (f"{', '.join(taking)} have it." if taking else "no importer has it.")
+                    + (f"it is one of {', '.join(taking)}." if taking else "no format has it.")
                 )
 
     def _check_images(self) -> None:

@@ -117,9 +117,9 @@ class TfdsFolder:
                 self._source = _builder(self._folder).as_data_source(self._subset, decoders=encoded)
             except NotImplementedError as error:
                 raise ValueError(
-                    f"{self._folder} has files that cannot be read at random ({_first(error)}). "
-                    'Build it with file_format="array_record", or convert it with '
-                    "`python -m tensorflow_datasets.scripts.convert_format`."
+                    f"{self._folder} has files that cannot be read at random "
+                    f'({_first(error)}). Build it with file_format="array_record", or convert it '
+                    "with `tfds convert_format`, which needs TensorFlow."
                 ) from None
         return self._source
 
@@ -241,4 +241,4 @@ def _text(value: bytes, where: str) -> str:
 
 
 def _first(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return str(error).splitlines()[0].partition(". ")[0]
