@@ -2,15 +2,18 @@
 
   python -m grain_jax.prepare --from=jsonl --input=FILE --images=DIR --output=DIR --split=train
 
-The formats, what is checked, and what is dropped are described in `docs/data-format.md`. A killed
-run continues when the same command is given again; further splits go into the same --output.
+The formats with their commands, what is checked, and what is dropped are described in
+`docs/data-format.md`. A killed run continues when the same command is given again; further splits
+go into the same --output.
 """
 
+import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,9 +26,12 @@ from grain_jax.command_line import (
     OUT,
     ExitStatus,
     NotParsed,
+    OptionalPath,
+    OptionalText,
     RequiredPath,
     default_is,
     end,
+    fraction,
     integer,
     one_of,
     one_word,
@@ -33,16 +39,71 @@ from grain_jax.command_line import (
     status_of,
 )
 from grain_jax.data.build_dataset import (
-    DatasetBuildSpec,
-    OnError,
     Progress,
     build_split,
     is_built,
 )
+from grain_jax.data.build_spec import DatasetBuildSpec, OnError
 from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
+
+HELD_OUT_SPLIT = "validation"  # the split that --holdout makes
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise ValueError(f"{text!r} should be names with commas between them, as in a,b")
+    return found
+
+
+def holdout_fraction(text: str) -> float:
+    """A number between 0 and 1, neither of them."""
+    value = fraction(text)
+    if value in (0, 1):
+        raise ValueError(f"{text!r} should be a number between 0 and 1, and neither of them")
+    return value
+
+
+@dataclass(frozen=True)
+class ImporterOptions:
+    """Options of some formats, named in brackets; the others refuse them."""
+
+    # part of the collection to read (coco, refcoco, parquet, tfds)
+    subset: Annotated[OptionalText, arg(metavar="NAME"), default_is("the one named as --split")] = (
+        None
+    )
+
+    # column of images or their paths (csv, parquet, tfds)
+    image_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
+    # columns of captions (csv, parquet, tfds); fields of the JSON files (webdataset)
+    caption_columns: Annotated[
+        tuple[str, ...] | None, one_word(names, "NAME[,NAME]"), default_is("found by name")
+    ] = None
+    # column of the class name (csv, parquet, tfds)
+    label_column: Annotated[OptionalText, arg(metavar="NAME"), default_is("found by name")] = None
+    # character between columns, or "tab" (csv)
+    separator: Annotated[OptionalText, default_is("found in the first line")] = None
+
+    # caption of an image that has only a class name, with "{}" for the name (imagefolder,
+    # parquet, tfds)
+    template: Annotated[OptionalText, default_is("a photo of a {}.")] = None
+    # names of classes: JSON {folder: name}, or a list in .json, .txt or .md (imagefolder)
+    classes: Annotated[OptionalPath, arg(metavar="FILE"), default_is("names of the folders")] = None
+    # JSON {class: [description, ...]}, kept beside the records (imagefolder)
+    descriptions: Annotated[OptionalPath, arg(metavar="FILE")] = None
+    # fraction of the images, by hash of their paths, that makes a second split called "validation"
+    # (imagefolder)
+    holdout: Annotated[float | None, one_word(holdout_fraction, "FRACTION"), default_is("none")] = (
+        None
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The options on the command line."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -52,8 +113,9 @@ class Options:
     # what the input is
     format: Annotated[str, arg(name="from"), one_of(tuple(sorted(IMPORTERS)))]
     input: RequiredPath  # file or folder of the format
-    images: Annotated[RequiredPath, arg(metavar="DIR")]  # folder that paths start from
     output: Annotated[RequiredPath, OUT, arg(metavar="DIR")]  # folder of the data set
+    # folder that paths of images start from; not where --input has the images
+    images: Annotated[OptionalPath, arg(metavar="DIR")] = None
     split: Annotated[str, arg(metavar="NAME")] = "train"  # name of this part
     # processes
     workers: Annotated[int, one_word(integer, "N"), default_is("all cores")] = os.cpu_count() or 1
@@ -65,6 +127,7 @@ class Options:
     on_error: OnError = "raise"
     # give images without a caption one of what their regions show, rather than drop them
     captions_from_regions: bool = False
+    importer: Annotated[ImporterOptions, arg(name="")] = ImporterOptions()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,12 +146,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_image_side=options.max_image_side,
         on_error=options.on_error,
         captions_from_regions=options.captions_from_regions,
+        options=options.importer.given(),
     )
+    if options.importer.holdout is None:
+        return _prepare(plan, options.workers)
+    if plan.split == HELD_OUT_SPLIT:
+        print(
+            f"Error: --holdout makes a second split {HELD_OUT_SPLIT!r}; choose another --split.",
+            file=sys.stderr,
+        )
+        return ExitStatus.MISTAKE
+    held_out = dataclasses.replace(plan, split=HELD_OUT_SPLIT, held_out=True)
+    return _prepare(plan, options.workers) or _prepare(held_out, options.workers)
+
+
+def _prepare(plan: DatasetBuildSpec, workers: int) -> int:
+    """Builds one split and prints its report; returns the exit status."""
     console = Console(stderr=True)
     try:
         plan.validate()
         built_before = is_built(plan)
-        figures = _build(plan, options.workers, console)
+        figures = _build(plan, workers, console)
     except (ValueError, OSError) as error:
         message = f"Error: {error}"
         if cannot_write(error, plan.out):
@@ -140,16 +218,20 @@ def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Co
     table = Table(title=f"Split {plan.split!r}", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("images", f"{figures.images:,}")
-    table.add_row("captions", f"{figures.captions:,}")
-    table.add_row("regions", f"{figures.regions:,}")
+    images = figures.images
+    table.add_row("records read", f"{images + figures.dropped_images.total():,}")
+    table.add_row("images kept", f"{images:,}")
+    table.add_row("captions", f"{figures.captions:,} ({figures.captions / images:.2f} an image)")
+    table.add_row("regions", f"{figures.regions:,} ({figures.regions / images:.2f} an image)")
     if figures.images_with_regions or not figures.regions:  # else of an older version's report
-        table.add_row("images with regions", f"{figures.images_with_regions:,}")
+        share = figures.images_with_regions / images
+        table.add_row("images with regions", f"{figures.images_with_regions:,} ({share:.1%})")
     table.add_row("boxes clipped to the image", f"{figures.clipped_boxes:,}")
     for row, count in (
         ("captions made of regions", figures.captions_from_regions),
         ("images of several frames, first kept", figures.several_frames),
         ("images under an id that another has", figures.repeated_ids),
+        ("images with the bytes of another", figures.repeated_images),
     ):
         if count:
             table.add_row(row, f"{count:,}")
@@ -163,7 +245,7 @@ def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Co
     console.print(table)
     for message in figures.examples:
         console.print(f"  dropped: {message}", markup=False, highlight=False, soft_wrap=True)
-    for warning in _warnings(figures):
+    for warning in (*figures.notes, *_warnings(plan, figures)):
         console.print(f"Note: {warning}", style="yellow", markup=False, soft_wrap=True)
     console.print(
         f"To use it: --data.dataset=tfds --data.data_dir={plan.out}; "
@@ -174,27 +256,32 @@ def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Co
     )
 
 
-def _warnings(figures: DatasetStatistics) -> Iterator[str]:
+def _warnings(plan: DatasetBuildSpec, figures: DatasetStatistics) -> Iterator[str]:
     """What the counts say about mistakes in the input."""
     dropped = figures.dropped_regions
-    odd = dropped["empty box"] + dropped["box out of range"]
+    odd = sum(dropped[kind] for kind in ("empty box", "box out of range", "box within one pixel"))
     for kind, count in figures.misread_boxes.most_common(1):
         # Of boxes by width and height many pass for corners; of those in other units next to none.
         whole = odd if kind == "x, y, width, height" else figures.regions + odd
         if count >= whole / 2:
             yield (
-                f"{count:,} of {odd:,} boxes that were dropped would fit as {kind}. Expected x0, "
-                'y0, x1, y1: fractions from 0 to 1, or pixels with "bbox_unit": "pixel". If so, '
-                "the boxes that were kept are wrong too."
+                f"{count:,} of {odd:,} boxes that were dropped would fit as {kind}. Expected "
+                f"{_expected_boxes(plan)}. If so, the boxes that were kept are wrong too."
             )
     if figures.repeated_ids:
         yield (
             f"{figures.repeated_ids:,} images have an id that an earlier one has. Put all captions "
-            "and regions of an image into one line: as several images they are negatives of each "
-            "other, in training and in retrieval."
+            f"and regions of an image into one {'line' if plan.format == 'jsonl' else 'record'}: "
+            "as several images they are negatives of each other, in training and in retrieval."
         )
     if not figures.regions:
         yield "no region was kept: GRAIN learns nothing about boxes from this split."
+
+
+def _expected_boxes(plan: DatasetBuildSpec) -> str:
+    if plan.format == "jsonl":
+        return 'x0, y0, x1, y1: fractions from 0 to 1, or pixels with "bbox_unit": "pixel"'
+    return f"those of {plan.format} (docs/data-format.md)"
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from grain_jax import prepare
-from grain_jax.data import build_dataset
-from grain_jax.data import checks as checking
-from grain_jax.data.build_dataset import DatasetBuildSpec, build_split, report_path
+from grain_jax.data import build_dataset, image_files
+from grain_jax.data.build_dataset import build_split, report_path
+from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.checks import (
     DatasetStatistics,
-    SkippedSample,
     check_item,
     check_region,
     read_image_file,
     stored_image,
 )
+from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.importers import ImportedImage, ImportedRegion
 from grain_jax.data.tfds_records import RecordSource, shard_path
 from grain_jax.data.transforms import decode_image
@@ -385,7 +385,7 @@ def test_paths_stay_inside_the_images_folder(tmp_path, monkeypatch, path, reason
     images = tmp_path / "images"
     write_images(images, ["big.png"])
     write_images(tmp_path, ["a.png"])
-    monkeypatch.setattr(checking, "MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 10)
     with pytest.raises(SkippedSample) as dropped:
         read_image_file(path, images)
     assert dropped.value.reason == reason

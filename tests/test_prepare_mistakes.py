@@ -13,7 +13,8 @@ from PIL import Image
 from grain_jax import prepare
 from grain_jax.config import DataConfig
 from grain_jax.data import build_dataset
-from grain_jax.data.build_dataset import DatasetBuildSpec, build_split, report_path
+from grain_jax.data.build_dataset import build_split, report_path
+from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.captions import choose_caption
 from grain_jax.data.checks import DatasetStatistics, region_captions
 from grain_jax.data.importers import InvalidRecordError
@@ -400,3 +401,10 @@ def test_what_else_is_counted_is_shown(folder: Path) -> None:
 
 def test_stop_is_the_older_name_of_raise(folder):
     assert spec(folder, on_error="stop") == spec(folder, on_error="raise") == spec(folder)
+
+
+def test_images_with_the_bytes_of_another_are_counted(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "1.png").read_bytes())
+    write(folder / "in.jsonl", entry(0), entry(1), {**entry(2), "image": "copy.png"})
+    statistics = build_split(spec(folder), workers=1)
+    assert (statistics.images, statistics.repeated_images, statistics.repeated_ids) == (3, 1, 0)

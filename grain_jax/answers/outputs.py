@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.answers.files import Target
-from grain_jax.data.checks import read_image_bytes
+from grain_jax.data.image_files import read_image_bytes
 from grain_jax.data.transforms import decode_image
 from grain_jax.disk import whole_file, write_whole
 from grain_jax.inference.results import Classification, GroundedText, Grounding

@@ -16,19 +16,20 @@ import json
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from grain_jax.data.checks import DatasetStatistics, SkippedSample, check_item, image_state
-from grain_jax.data.importers import IMPORTERS, Importer, InvalidRecordError
+from grain_jax.data.build_spec import DatasetBuildSpec
+from grain_jax.data.checks import DatasetStatistics, check_item, image_state
+from grain_jax.data.image_files import SkippedSample
+from grain_jax.data.importers import Importer, InvalidRecordError
 from grain_jax.data.processes import end_with_parent
 from grain_jax.data.tfds_records import (
     SplitShards,
@@ -47,54 +48,8 @@ MAX_SHARDS = 1_000
 MIN_SHARD = 500  # records; small enough that an interrupted run loses little
 MOVING = "moving.json"  # beside the shards: identity of the build whose shards are being moved
 UNREADABLE = "unreadable entry"  # the reason counted for an `InvalidRecordError`
-CHECKS = 2  # raise when checks or stored fields change, so that unfinished shards are rebuilt
+CHECKS = 3  # raise when checks or stored fields change, so that unfinished shards are rebuilt
 LOCK = ".lock"  # in the folder, held while its metadata is written
-
-
-OnError = Literal["raise", "skip"]  # at an `InvalidRecordError`
-
-
-@dataclass(frozen=True)
-class DatasetBuildSpec:
-    """The input, output and options of one split to build."""
-
-    format: str  # a name in `IMPORTERS`
-    input: Path
-    images: Path
-    out: Path
-    split: str = "train"
-    max_image_side: int = 0  # 0: images are stored as they are
-    on_error: str = "raise"  # one of `OnError`
-    captions_from_regions: bool = False  # for images without a caption of their own
-
-    def __post_init__(self) -> None:
-        if self.on_error == "stop":  # the name before version 0.2
-            object.__setattr__(self, "on_error", "raise")
-
-    def validate(self) -> None:
-        """Raises ValueError for an option that is invalid, named as on the command line."""
-        if self.format not in IMPORTERS:
-            raise ValueError(f"Unknown --from={self.format}; choose one of {sorted(IMPORTERS)}.")
-        if not self.images.is_dir():
-            raise ValueError(f"--images={self.images} is not a folder.")
-        if os.path.lexists(self.out) and not self.out.is_dir():
-            raise ValueError(
-                f"--output={self.out} is not a folder; give a new one, or that of an earlier build."
-            )
-        try:
-            os.fspath(self.out).encode()
-        except UnicodeEncodeError:  # array_record cannot open files there
-            raise ValueError(
-                f"--output={self.out!r} is not UTF-8; give a folder whose whole path is UTF-8."
-            ) from None
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.split) or self.split == "all":
-            raise ValueError(
-                f"--split={self.split!r} must be lower-case letters, digits and '_', not 'all'."
-            )
-        if self.max_image_side < 0:
-            raise ValueError("--max_image_side must be a number of pixels, or 0 for any.")
-        if self.on_error not in get_args(OnError):
-            raise ValueError(f"--on-error must be 'raise' or 'skip', given {self.on_error!r}.")
 
 
 @dataclass(frozen=True)
@@ -119,13 +74,18 @@ class _Shard:
 
     @property
     def ids_path(self) -> Path:
-        """The file with a 64-bit hash of each record's id."""
+        """The file with 64-bit hashes of each record's id and image."""
         return self.path.with_suffix(".ids")
 
 
 def report_path(out: Path, split: str) -> Path:
     """The file that holds the statistics of a finished split."""
     return out / f"report-{split}.json"
+
+
+def descriptions_path(out: Path, split: str) -> Path:
+    """The file that holds the descriptions of the classes of a split, if there are any."""
+    return out / f"class_descriptions-{split}.json"
 
 
 def is_built(spec: DatasetBuildSpec) -> bool:
@@ -151,7 +111,7 @@ def build_split(
     `spec.on_error` "raise", and where every image is skipped.
     """
     spec.validate()
-    importer = IMPORTERS[spec.format](spec.input)
+    importer = spec.importer()
     if not len(importer):
         raise ValueError(f"--input={spec.input} has no entries.")
     identity = _identity(spec, importer)
@@ -200,31 +160,43 @@ def _build_rest(
                 json.loads(shard.statistics_path.read_text(encoding="utf-8"))["figures"]
             )
         )
-    statistics.repeated_ids = _count_repeated(shards)
+    statistics.repeated_ids, statistics.repeated_images = _count_repeated(shards)
+    statistics.notes = list(getattr(importer, "notes", ()))
     _write_json(folder / MOVING, identity)
-    _move_to_final_names(shards, spec, identity, statistics)
+    _move_to_final_names(shards, spec, importer, identity, statistics)
     return statistics
 
 
-def _count_repeated(shards: list[_Shard]) -> int:
-    ids = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
-    everything = np.concatenate(ids)
-    return int(everything.size - np.unique(everything).size)
+def _count_repeated(shards: list[_Shard]) -> tuple[int, int]:
+    """The number of records with the id of another, and with the image of another."""
+    hashes = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
+    ids, images = np.concatenate(hashes).reshape(-1, 2).T
+    return int(ids.size - np.unique(ids).size), int(images.size - np.unique(images).size)
 
 
 def _identity(spec: DatasetBuildSpec, importer: Importer) -> dict[str, Any]:
     return {
         "from": spec.format,
         "input": importer.fingerprint(),
-        "images": str(spec.images.resolve()),
+        "images": _images(spec),
         **_options(spec),
     }
 
 
+def _images(spec: DatasetBuildSpec) -> str:
+    return str(spec.images_folder.resolve()) if spec.images_folder else ""
+
+
 def _options(spec: DatasetBuildSpec) -> dict[str, Any]:
     """The options that change records; those that are off are left out, as earlier versions did."""
-    enabled = {"captions_from_regions": True} if spec.captions_from_regions else {}
-    return {"max_image_side": spec.max_image_side} | enabled
+    changed: dict[str, Any] = {"max_image_side": spec.max_image_side}
+    if spec.captions_from_regions:
+        changed["captions_from_regions"] = True
+    if spec.options:
+        changed["options"] = {name: str(spec.options[name]) for name in sorted(spec.options)}
+    if spec.held_out:
+        changed["held_out"] = True
+    return changed
 
 
 def _require_same(
@@ -244,7 +216,7 @@ def _require_same(
 def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[_Shard]:
     count = len(importer)
     size = max(MIN_SHARD, -(-count // MAX_SHARDS))
-    made_by = [CHECKS, spec.format, str(spec.images.resolve()), _options(spec)]
+    made_by = [CHECKS, spec.format, _images(spec), _options(spec)]
     shards = []
     for number, start in enumerate(range(0, count, size)):
         stop = min(start + size, count)
@@ -292,7 +264,10 @@ def _is_current(done: dict[str, Any], spec: DatasetBuildSpec) -> bool:
     """
     if spec.on_error == "raise" and UNREADABLE in done["figures"]["dropped_images"]:
         return False
-    return all(image_state(name, spec.images) == state for name, state in done["left_out"].items())
+    folder = spec.images_folder
+    return folder is None or all(
+        image_state(name, folder) == state for name, state in done["left_out"].items()
+    )
 
 
 _worker_state: tuple[DatasetBuildSpec, Importer] | None = None  # of a worker process
@@ -338,8 +313,8 @@ def _encoded(
 ) -> Iterator[bytes]:
     """The encoded records of a shard.
 
-    Fills `statistics`, `ids` (a hash of each record's id) and `left_out` (skipped image -> its
-    `image_state`).
+    Fills `statistics`, `ids` (hashes of each record's id and image) and `left_out` (skipped image
+    -> its `image_state`).
     """
     for index in range(shard.start, shard.stop):
         item = None
@@ -347,7 +322,7 @@ def _encoded(
             item = importer[index]
             record = check_item(
                 item,
-                spec.images,
+                spec.images_folder,
                 max_image_side=spec.max_image_side,
                 captions_from_regions=spec.captions_from_regions,
                 statistics=statistics,
@@ -359,17 +334,22 @@ def _encoded(
         except SkippedSample as error:
             statistics.drop_image(error.reason, str(error))
         else:
-            digest = hashlib.sha256(record.id.encode()).digest()
-            ids.append(int.from_bytes(digest[:8], "little"))
+            assert isinstance(record.image, bytes)
+            ids.extend(_hash(part) for part in (record.id.encode(), record.image))
             yield encode_record(record)
             continue
-        if item is not None:
-            left_out[item.image] = image_state(item.image, spec.images)
+        if item is not None and item.content is None and spec.images_folder is not None:
+            left_out[item.image] = image_state(item.image, spec.images_folder)
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _move_to_final_names(
     shards: list[_Shard],
     spec: DatasetBuildSpec,
+    importer: Importer,
     identity: dict[str, Any],
     statistics: DatasetStatistics,
 ) -> None:
@@ -388,6 +368,8 @@ def _move_to_final_names(
         "records": [d["records"] for _, d in kept],
         "bytes": sum(d["bytes"] for _, d in kept),
     }
+    if descriptions := _class_descriptions(importer):
+        write_whole(descriptions_path(spec.out, spec.split), descriptions)
     with _locked(spec.out / LOCK):
         # The report first: after an interruption here, a later run lists every split with a report.
         _write_json(report_path(spec.out, spec.split), report)
@@ -395,6 +377,12 @@ def _move_to_final_names(
     for stale in set(shard_paths(spec.out, spec.split)) - places:
         stale.unlink()  # of an earlier build of this split
     _remove_work(spec)
+
+
+def _class_descriptions(importer: Importer) -> str:
+    """The text of the file of class descriptions; "" where the importer has none."""
+    found: dict[str, tuple[str, ...]] = getattr(importer, "class_descriptions", dict)()
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n" if found else ""
 
 
 def _list_splits(out: Path) -> None:

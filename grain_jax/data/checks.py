@@ -15,25 +15,18 @@ from PIL import Image
 
 from grain_jax.boxes import Box
 from grain_jax.data.captions import clean_text, normalize_text
+from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.image_paths import path_inside
 from grain_jax.data.importers import ImportedImage, ImportedRegion, InvalidRecordError
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.transforms import IMAGE_FORMATS, ImageError, decode_image
 
-MAX_IMAGE_BYTES = 64 * 2**20
 MAX_TEXT = 10_000  # characters of one caption or description; more is taken for a mistake
 JPEG_QUALITY = 92  # of images shrunk by --max_image_side
 PIXEL_TOLERANCE, FRACTION_TOLERANCE = 1.0, 0.01  # boxes this far outside are clipped
+SMALLEST_SIDE = 8  # pixels of an image of which a box of one pixel is taken for fractions
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED_AS_GIVEN = ("JPEG", "MPO", "PNG")  # MPO: a JPEG with further images behind it
-
-
-class SkippedSample(ValueError):
-    """An image that is skipped; `reason` is the line of the report that counts it."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass
@@ -48,12 +41,14 @@ class DatasetStatistics:
     captions_from_regions: int = 0  # images whose caption was made from region descriptions
     several_frames: int = 0  # images with several frames or pages, of which the first is kept
     repeated_ids: int = 0  # images whose id an earlier image has
+    repeated_images: int = 0  # images whose stored bytes an earlier image has
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
     dropped_regions: Counter[str] = field(default_factory=Counter)
     ignored_fields: Counter[str] = field(default_factory=Counter)  # of dropped images too
     # Dropped boxes that would fit another format, by that format.
     misread_boxes: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)  # the first messages about dropped images
+    notes: list[str] = field(default_factory=list)  # of the importer, about the input as a whole
 
     def add(self, other: "DatasetStatistics", *, max_examples: int = 20) -> None:
         """Adds the counts of `other`, and its examples up to `max_examples` in all."""
@@ -84,7 +79,7 @@ class DatasetStatistics:
 
 def check_item(
     item: ImportedImage,
-    images: Path,
+    images: Path | None,
     *,
     max_image_side: int,
     captions_from_regions: bool = False,
@@ -93,7 +88,7 @@ def check_item(
     """The record of an imported image, counted in `statistics`.
 
     Args:
-        images: folder that `item.image` is relative to.
+        images: folder that `item.image` is relative to; None where the input has the bytes.
         max_image_side: larger images are shrunk to this many pixels; 0 for no limit.
         captions_from_regions: an image without a caption gets one made from its region
             descriptions.
@@ -103,7 +98,7 @@ def check_item(
     image.
     """
     statistics.ignored_fields.update(item.ignored)
-    data = read_image_file(item.image, images)
+    data = read_image(item, images)
     try:
         pixels = decode_image(data)  # completely: truncation shows only at the end of a file
     except ImageError as error:
@@ -119,8 +114,12 @@ def check_item(
             message += " --captions_from_regions makes one from its region descriptions."
         raise SkippedSample("no caption", message)
     unit = item.size or (width, height)
-    checked = (check_region(region, item.box_unit, unit, statistics) for region in item.regions)
+    checked = (
+        check_region(region, item.box_unit, unit, statistics, sides_given=item.sides_given)
+        for region in item.regions
+    )
     regions = tuple(region for region in checked if region is not None)
+    statistics.dropped_regions.update(item.left_out)
     if not captions:
         captions = region_captions(regions)
         if not captions:
@@ -178,6 +177,29 @@ def has_several_frames(data: bytes) -> bool:
         return False
 
 
+def read_image(item: ImportedImage, images: Path | None) -> bytes:
+    """The bytes of an image: its own, those of a part of a file, or a file's in `images`.
+
+    Raises `SkippedSample` where they cannot be read, and `InvalidRecordError` where the image is a
+    file and there is no folder.
+    """
+    if isinstance(item.content, bytes):
+        if len(item.content) > MAX_IMAGE_BYTES:
+            raise SkippedSample(
+                "file too large", f"{item.image!r} is larger than {MAX_IMAGE_BYTES} bytes."
+            )
+        return item.content
+    if item.content is not None:
+        part = item.content
+        return read_image_bytes(part.path, name=item.image, offset=part.offset, size=part.size)
+    if images is None:
+        raise InvalidRecordError(
+            f"{item.image!r} is a path, without the image's bytes; give --images=DIR, the folder "
+            "it starts from."
+        )
+    return read_image_file(item.image, images)
+
+
 def read_image_file(relative: str, images: Path) -> bytes:
     """The bytes of a file inside the images folder, found by `path_inside`.
 
@@ -202,21 +224,6 @@ def image_state(relative: str, images: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def read_image_bytes(path: Path, *, name: str) -> bytes:
-    """The bytes of a file, called `name` in errors.
-
-    Raises `SkippedSample` where it is missing or larger than `MAX_IMAGE_BYTES`.
-    """
-    try:
-        with path.open("rb") as opened:
-            data = opened.read(MAX_IMAGE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: not a file name, for example one with NUL
-        raise SkippedSample("missing file", f"{name!r}: {error}") from None
-    if len(data) > MAX_IMAGE_BYTES:
-        raise SkippedSample("file too large", f"{name!r} is larger than {MAX_IMAGE_BYTES} bytes.")
-    return data
-
-
 def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
     """The bytes to store: `data` itself for JPEG and PNG of at most `max_side` pixels (0: any).
 
@@ -238,11 +245,19 @@ def stored_image(data: bytes, pixels: np.ndarray, max_side: int) -> bytes:
 
 
 def check_region(
-    region: ImportedRegion, unit: str, size: tuple[int, int], statistics: DatasetStatistics
+    region: ImportedRegion,
+    unit: str,
+    size: tuple[int, int],
+    statistics: DatasetStatistics,
+    *,
+    sides_given: bool = False,
 ) -> Region | None:
     """The region with its box in fractions; None where it is dropped, counted in `statistics`.
 
-    `size`: (width, height) that boxes in the unit "pixel" refer to.
+    Args:
+        size: (width, height) that boxes in the unit "pixel" refer to.
+        sides_given: the input has x, y, width, height, so that a dropped box is not taken for one
+            that should have been read so.
     """
     if not all(abs(value) < FLOAT32_MAX for value in (*region.box_xyxy, region.score)):
         statistics.dropped_regions["box or score not finite"] += 1
@@ -250,7 +265,7 @@ def check_region(
     x0, y0, x1, y1 = region.box_xyxy
     if x1 <= x0 or y1 <= y0:
         statistics.dropped_regions["empty box"] += 1
-        _count_misread(region, unit, size, statistics)
+        _count_misread(region, unit, size, statistics, sides_given=sides_given)
         return None
     description = clean_text(region.description)
     if not description:
@@ -260,10 +275,14 @@ def check_region(
         statistics.dropped_regions["description too long"] += 1
         return None
     width, height = size if unit == "pixel" else (1, 1)
+    if unit == "pixel" and max(x1, y1) <= 1 and min(size) >= SMALLEST_SIDE:
+        statistics.dropped_regions["box within one pixel"] += 1
+        statistics.misread_boxes["fractions"] += 1
+        return None
     slack = PIXEL_TOLERANCE if unit == "pixel" else FRACTION_TOLERANCE
     if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
         statistics.dropped_regions["box out of range"] += 1
-        _count_misread(region, unit, size, statistics)
+        _count_misread(region, unit, size, statistics, sides_given=sides_given)
         return None
     box: Box = (x0 / width, y0 / height, x1 / width, y1 / height)
     clipped: Box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], 1.0), min(box[3], 1.0))
@@ -276,7 +295,12 @@ def check_region(
 
 
 def _count_misread(
-    region: ImportedRegion, unit: str, size: tuple[int, int], statistics: DatasetStatistics
+    region: ImportedRegion,
+    unit: str,
+    size: tuple[int, int],
+    statistics: DatasetStatistics,
+    *,
+    sides_given: bool,
 ) -> None:
     """Counts each other box format that a dropped box would fit."""
     x0, y0, x1, y1 = region.box_xyxy
@@ -284,7 +308,11 @@ def _count_misread(
     sides = (width, height) if unit == "pixel" else (1, 1)
     if min(region.box_xyxy) < 0:
         return
-    if min(x1, y1) > 0 and x0 + x1 <= sides[0] * 1.01 and y0 + y1 <= sides[1] * 1.01:
+    if sides_given:
+        corners = x0, y0, x1 - x0, y1 - y0  # the four numbers as they are written
+        if corners[0] < corners[2] <= width and corners[1] < corners[3] <= height:
+            statistics.misread_boxes["x0, y0, x1, y1"] += 1
+    elif min(x1, y1) > 0 and x0 + x1 <= sides[0] * 1.01 and y0 + y1 <= sides[1] * 1.01:
         statistics.misread_boxes["x, y, width, height"] += 1
     if x0 < x1 and y0 < y1 and unit == "fraction":
         if max(region.box_xyxy) <= 100:

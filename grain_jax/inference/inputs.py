@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from grain_jax.data.checks import SkippedSample, read_image_bytes
+from grain_jax.data.image_files import SkippedSample, read_image_bytes
 from grain_jax.data.records import Record
 from grain_jax.data.transforms import (
     ImageError,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from grain_jax.data.build_dataset import DatasetBuildSpec, build_split
+from grain_jax.data.build_dataset import build_split
+from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.tfds_records import RecordSource
 from grain_jax.data.transforms import ImageError, decode_image, fit_image, image_shape, upright_rgb
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from grain_jax.data.checks import SkippedSample, read_image_file
+from grain_jax.data.checks import read_image_file
 from grain_jax.data.classification.labels_table import FilesOnDisk, read_labels_table
+from grain_jax.data.image_files import SkippedSample
 
 
 def of_table(name, folder) -> bytes:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grain_jax.data.checks import MAX_IMAGE_BYTES
 from grain_jax.data.classification.image_folder import (
     IMAGE_SUFFIXES,
     OTHER_IMAGE_SUFFIXES,
@@ -20,6 +19,7 @@ from grain_jax.data.classification.image_folder import (
     read_folder,
     suffix,
 )
+from grain_jax.data.image_files import MAX_IMAGE_BYTES
 
 SPLIT = re.compile(
     r"(train|val|test)\d*|training|valid|validation|testing|dev|eval|evaluation", re.IGNORECASE

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grain_jax.data.checks import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.classification.class_folders import (
     LAYOUTS,
     ClassFolders,
@@ -25,6 +24,7 @@ from grain_jax.data.classification.class_texts import bind_descriptions, check_t
 from grain_jax.data.classification.image_folder import printable
 from grain_jax.data.classification.labels_table import NAME, FilesOnDisk, read_labels_table
 from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
 from grain_jax.data.text_files import read_texts, split_entry
 from grain_jax.paths import user_path

@@ -1,7 +1,8 @@
 """The output of importers: one image as written in the input, not checked yet."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 from grain_jax.data.records import Caption
 
@@ -22,11 +23,20 @@ class ImportedRegion:
 
 
 @dataclass(frozen=True)
+class FilePart:
+    """Bytes inside a larger file, such as a member of a tar."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
 class ImportedImage:
     """One image of the input, only parsed: `prepare` checks paths, pixels, boxes and texts."""
 
     id: str
-    image: str  # path inside the images folder
+    image: str  # path inside the images folder; its name in messages where `content` has the bytes
     captions: tuple[Caption, ...] = ()
     regions: tuple[ImportedRegion, ...] = ()
     label: str | None = None
@@ -35,13 +45,29 @@ class ImportedImage:
         None  # (width, height) that pixel boxes refer to; None: the file's
     )
     ignored: tuple[str, ...] = ()  # fields of the input that are not read
+    content: bytes | FilePart | None = None  # the encoded image; None: the file at `image`
+    left_out: tuple[str, ...] = ()  # why regions of the input are not in `regions`, one reason each
+    sides_given: bool = False  # boxes are written as x, y, width, height in the input
+
+
+# Whether an importer's images are files in the folder `--images` ("required"), may be, lie in the
+# folder `--input`, or are inside the files of the input.
+ImagesFolder = Literal["required", "optional", "input", "inside"]
 
 
 @runtime_checkable
 class Importer(Protocol):
     """A random-access sequence of images, pickled to worker processes.
 
-    `__getitem__` raises `InvalidRecordError` for a record that cannot be read.
+    A class is built as `Class(path, **options)`: each keyword of its constructor is an option of
+    `prepare`, refused for the classes that do not have it, but for `split`, which is the name of
+    the split that is built, and `held_out`, true for the part that `holdout` sets aside. A class
+    may have `images_folder`, an `ImagesFolder` ("required" without it); `notes`, a list of
+    sentences for the report of the build; and a method `class_descriptions`, {class: descriptions},
+    which is kept beside the records.
+
+    `__getitem__` raises `InvalidRecordError` for a record that cannot be read, and `SkippedSample`
+    for one that the collection itself marks as unusable.
     """
 
     def __len__(self) -> int: ...

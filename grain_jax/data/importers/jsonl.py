@@ -3,17 +3,17 @@
 import array
 import difflib
 import hashlib
-import json
-import math
 import zlib
 from pathlib import Path
 from typing import Any
 
-from grain_jax.data.importers.item import (
-    MAX_SIDE,
-    ImportedImage,
-    ImportedRegion,
-    InvalidRecordError,
+from grain_jax.data.importers.item import ImportedImage, ImportedRegion, InvalidRecordError
+from grain_jax.data.importers.json_values import (
+    as_number,
+    four_numbers,
+    image_size,
+    parse_object,
+    shown,
 )
 from grain_jax.data.records import Caption
 
@@ -137,24 +137,7 @@ def _check_kind(path: Path) -> None:
 
 def parse_line(line: bytes) -> ImportedImage:
     """The image of one line. Raises `InvalidRecordError`, without file and line number."""
-    try:
-        entry = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
-    except InvalidRecordError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InvalidRecordError(
-            f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise InvalidRecordError(f"not JSON: {error.msg} at column {error.colno}.") from None
-    except RecursionError:
-        raise InvalidRecordError("not JSON that can be read: nested too deeply.") from None
-    except ValueError as error:  # an integer with more digits than Python converts
-        raise InvalidRecordError(f"not JSON that can be read: {error}.") from None
-    if not isinstance(entry, dict):
-        raise InvalidRecordError(
-            f"expected an object with 'image' and 'captions', got {_shown(entry)}."
-        )
+    entry = parse_object(line, expected="an object with 'image' and 'captions'")
     if {"images", "annotations"} <= set(entry):
         raise InvalidRecordError("this is a COCO file as a whole; expected one line per image.")
     image = _text(entry, "image")
@@ -167,7 +150,7 @@ def parse_line(line: bytes) -> ImportedImage:
     captions, regions = _list(entry, "captions"), _list(entry, "regions")
     unit = entry.get("bbox_unit", "fraction")
     if unit not in BOX_UNITS:
-        raise InvalidRecordError(f"'bbox_unit' must be one of {BOX_UNITS}, got {_shown(unit)}.")
+        raise InvalidRecordError(f"'bbox_unit' must be one of {BOX_UNITS}, got {shown(unit)}.")
     return ImportedImage(
         id=_text(entry, "id") or image,
         image=image,
@@ -184,17 +167,6 @@ def parse_line(line: bytes) -> ImportedImage:
             ]
         ),
     )
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRecordError(
-            f"{_shown(twice)} is given twice; JSON would keep only the last. Remove one."
-        )
-    return entry
 
 
 def _others(values: list[Any], known: set[str]) -> list[str]:
@@ -215,37 +187,23 @@ def _check_names(
         same = [other for other in others if other.casefold() in (name, *OTHER_NAMES[name])]
         if found := same or difflib.get_close_matches(name, others, n=1, cutoff=CLOSE):
             raise InvalidRecordError(
-                f"{where}has no {name!r}; it has {_shown(found[0])}. Rename it to {name!r} (see "
+                f"{where}has no {name!r}; it has {shown(found[0])}. Rename it to {name!r} (see "
                 "docs/data-format.md), or remove it."
             )
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _text(entry: dict[str, Any], name: str) -> str | None:
     value = entry.get(name)
     if value is not None and not isinstance(value, str):
-        raise InvalidRecordError(f"'{name}' must be a string, got {_shown(value)}.")
+        raise InvalidRecordError(f"'{name}' must be a string, got {shown(value)}.")
     return value
 
 
 def _list(entry: dict[str, Any], name: str) -> list[Any]:
     value = entry.get(name)
     if value is not None and not isinstance(value, list):
-        raise InvalidRecordError(f"'{name}' must be a list, got {_shown(value)}.")
+        raise InvalidRecordError(f"'{name}' must be a list, got {shown(value)}.")
     return value or []
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer too large for a float
-        return math.inf
 
 
 def _caption(value: Any, index: int) -> Caption:
@@ -253,40 +211,39 @@ def _caption(value: Any, index: int) -> Caption:
         return Caption(value)
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise InvalidRecordError(
-            f"captions[{index}] must be a string or {{'text', 'source'}}, got {_shown(value)}."
+            f"captions[{index}] must be a string or {{'text', 'source'}}, got {shown(value)}."
         )
     source = value.get("source", "original")
     if source not in CAPTION_SOURCES:
         raise InvalidRecordError(
-            f"captions[{index}]: 'source' must be one of {CAPTION_SOURCES}, got {_shown(source)}."
+            f"captions[{index}]: 'source' must be one of {CAPTION_SOURCES}, got {shown(source)}."
         )
     return Caption(value["text"], source)
 
 
 def _region(value: Any, index: int) -> ImportedRegion:
     if not isinstance(value, dict):
-        raise InvalidRecordError(f"regions[{index}] must be an object, got {_shown(value)}.")
+        raise InvalidRecordError(f"regions[{index}] must be an object, got {shown(value)}.")
     expected = tuple(name for name in sorted(REGION_FIELDS) if name not in value)
     _check_names(value, REGION_FIELDS, expected, f"regions[{index}] ")
     bbox = value.get("bbox")
-    numbers = [_number(v) for v in bbox] if isinstance(bbox, list) else []
-    x0, y0, x1, y1 = numbers if len(numbers) == 4 else (None,) * 4
-    if x0 is None or y0 is None or x1 is None or y1 is None:
+    box = four_numbers(bbox)
+    if box is None:
         raise InvalidRecordError(
-            f"regions[{index}]: 'bbox' must be [x0, y0, x1, y1], got {_shown(bbox)}."
+            f"regions[{index}]: 'bbox' must be [x0, y0, x1, y1], got {shown(bbox)}."
         )
     description = value.get("description")
     if not isinstance(description, str):
         raise InvalidRecordError(
             f"regions[{index}]: 'description' must be a string (one region for each of several), "
-            f"got {_shown(description)}."
+            f"got {shown(description)}."
         )
-    score = _number(value.get("score", 1.0))
+    score = as_number(value.get("score", 1.0))
     if score is None:
         raise InvalidRecordError(
-            f"regions[{index}]: 'score' must be a number, got {_shown(value['score'])}."
+            f"regions[{index}]: 'score' must be a number, got {shown(value['score'])}."
         )
-    return ImportedRegion((x0, y0, x1, y1), description, score)
+    return ImportedRegion(box, description, score)
 
 
 def _size(entry: dict[str, Any], unit: str) -> tuple[int, int] | None:
@@ -294,10 +251,4 @@ def _size(entry: dict[str, Any], unit: str) -> tuple[int, int] | None:
     given = entry.get("width"), entry.get("height")
     if unit == "fraction" or given == (None, None):
         return None
-    for value in given:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIDE:
-            raise InvalidRecordError(
-                f"'width' and 'height' must be positive whole numbers up to {MAX_SIDE}, "
-                f"got {_shown(list(given))}."
-            )
-    return entry["width"], entry["height"]
+    return image_size(*given)

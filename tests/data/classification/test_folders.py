@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grain_jax.data.checks import MAX_IMAGE_BYTES
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.image_files import MAX_IMAGE_BYTES
 from grain_jax.zero_shot.scorers import class_texts
 
 
@@ -224,7 +224,7 @@ def test_files_that_are_too_large_or_gone_are_refused_by_name(table, monkeypatch
     with (table / "images/b.png").open("r+b") as file:
         file.truncate(MAX_IMAGE_BYTES + 1)  # a hole, which takes no space on disk
     refused(table, f"'images/b.png' .* larger than {MAX_IMAGE_BYTES} bytes. Shrink it")
-    monkeypatch.setattr("grain_jax.data.checks.MAX_IMAGE_BYTES", 1_000)  # not to read 64 MiB
+    monkeypatch.setattr("grain_jax.data.image_files.MAX_IMAGE_BYTES", 1_000)  # not to read 64 MiB
     with pytest.raises(ValueError, match=r"'images/b.png' is larger than 1000 bytes. Replace it"):
         source[1]
     (table / "images/b.png").unlink()

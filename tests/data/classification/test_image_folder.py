@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grain_jax.data.checks import MAX_IMAGE_BYTES
 from grain_jax.data.classification import image_folder
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.image_folder import IMAGE_SUFFIXES, read_folder
+from grain_jax.data.image_files import MAX_IMAGE_BYTES
 
 
 def save_image(path):

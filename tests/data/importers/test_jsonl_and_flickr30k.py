@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from places import SHARED
 
-from grain_jax.data.build_dataset import DatasetBuildSpec, build_split
+from grain_jax.data.build_dataset import build_split
+from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.importers import InvalidRecordError
 from grain_jax.data.importers.flickr30k_entities import (
     Flickr30kEntities,
