@@ -9,7 +9,7 @@ from pathlib import Path
 from grain_jax.command_line import ExitStatus, end
 
 # What a person does first, first.
-COMMANDS = ("train", "evaluate", "predict", "prepare", "export", "data.synthetic_birds")
+COMMANDS = ("train", "evaluate", "predict", "annotate", "prepare", "export", "data.synthetic_birds")
 
 
 def summary(command: str) -> str:

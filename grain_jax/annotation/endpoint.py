@@ -1,0 +1,296 @@
+"""A model behind an OpenAI-compatible endpoint (vLLM, SGLang, `transformers serve`, hosted)."""
+
+import asyncio
+import datetime
+import email.utils
+import ipaddress
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from grain_jax.annotation.chat import Answer, RequestFailed
+from grain_jax.annotation.run import StageStopped
+from grain_jax.data.captions import clean_text
+from grain_jax.extras import how_to_install
+
+API_KEY = "GRAIN_JAX_API_KEY"  # environment variable
+MAX_ANSWER_BYTES = 8 * 2**20
+MAX_WAIT = 300.0  # seconds that a server's Retry-After is followed
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds of the back-off
+MAX_FAILED = 20  # requests one after the other, without an answer to any between them
+TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+# How JSON is asked for, best first; the next where the server refuses one.
+STRUCTURES = ("json_schema", "json_object", "none")
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where the model is, and how it is asked."""
+
+    url: str  # up to and with /v1
+    model: str
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature, max_tokens, ...
+    api_key_env: str = API_KEY
+    concurrency: int = 32
+    timeout: float = 120.0  # seconds a request
+    retries: int = 6
+
+
+class _Transient(Exception):
+    """The same request may succeed later; `wait`: seconds that the server asked for."""
+
+    def __init__(self, message: str, wait: float | None = None, *, reached: bool = True) -> None:
+        super().__init__(message)
+        self.wait, self.reached = wait, reached
+
+
+class _Refused(Exception):
+    """The server has read the request and will not answer it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Endpoint:
+    """A `ChatModel` over HTTP. Raises ValueError for an address that cannot be one."""
+
+    def __init__(self, settings: EndpointSettings) -> None:
+        self._httpx, self._url, self._key = self.check(settings)
+        self._settings, self.name = settings, settings.model
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        limit = settings.concurrency
+        self._client = self._httpx.AsyncClient(
+            headers=headers,
+            timeout=self._httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout)),
+            limits=self._httpx.Limits(max_connections=limit, max_keepalive_connections=limit),
+            trust_env=not _is_loopback(self._url),  # a proxy cannot reach this machine
+        )
+        self._structure = 0  # position in STRUCTURES
+        self._answered = 0  # requests
+        self._failed_since = 0  # requests that failed for good since the last answer
+
+    @staticmethod
+    def check(settings: EndpointSettings) -> tuple[Any, str, str]:
+        """The module httpx, the address and the key ("" for none).
+
+        Raises ValueError for an address or key that cannot be one, ImportError without httpx.
+        """
+        key = os.environ.get(settings.api_key_env, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise ValueError(
+                f"The key in ${settings.api_key_env} has characters that no key has; set it again."
+            )
+        return _import_httpx(), _checked_url(settings.url), key
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def ask(
+        self, messages: Sequence[dict[str, Any]], *, schema: dict[str, Any], schema_name: str
+    ) -> Answer:
+        """See `ChatModel.ask`. A transient failure is tried again up to `retries` times."""
+        body = {"model": self.name, "messages": list(messages), **self._settings.sampling}
+        body = {name: value for name, value in body.items() if value is not None}
+        answered = self._answered
+        for attempt in range(self._settings.retries + 1):
+            try:
+                answer = await self._ask_structured(body, schema, schema_name)
+            except _Transient as error:
+                if attempt == self._settings.retries:
+                    await self._give_up(error, others_answered=self._answered > answered)
+                await asyncio.sleep(_wait(attempt, error.wait))
+            except _Refused as error:
+                self._count_failed(str(error))
+                raise RequestFailed(f"HTTP {error.status}", str(error)) from None
+            else:
+                self._answered += 1
+                self._failed_since = 0
+                return answer
+        raise AssertionError("unreachable")
+
+    async def _ask_structured(
+        self, body: dict[str, Any], schema: dict[str, Any], schema_name: str
+    ) -> Answer:
+        """With the best structure that the server takes; a refused request is sent without."""
+        for level in range(self._structure, len(STRUCTURES)):
+            extra: dict[str, Any] = {}
+            if STRUCTURES[level] == "json_schema":
+                described = {"name": schema_name, "schema": schema, "strict": True}
+                extra = {"response_format": {"type": "json_schema", "json_schema": described}}
+            elif STRUCTURES[level] == "json_object":
+                extra = {"response_format": {"type": "json_object"}}
+            try:
+                answer = await self._post(json.dumps(body | extra).encode())
+            except _Refused as error:
+                if error.status not in (400, 415, 422, 501) or level == len(STRUCTURES) - 1:
+                    raise
+            else:
+                if level > self._structure:  # refused with, and answered without
+                    self._structure = level
+                return answer
+        raise AssertionError("unreachable")
+
+    async def _post(self, body: bytes) -> Answer:
+        httpx, url = self._httpx, f"{self._url}/chat/completions"
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                async with self._client.stream("POST", url, content=body) as response:
+                    data = bytearray()
+                    async for piece in response.aiter_bytes():
+                        data += piece
+                        if len(data) > MAX_ANSWER_BYTES:
+                            raise _Transient(f"the answer is over {MAX_ANSWER_BYTES} bytes")
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Transient(f"no connection to {self._url} ({error})", reached=False) from None
+        except (TimeoutError, httpx.TimeoutException):
+            seconds = self._settings.timeout
+            raise _Transient(f"no answer in {seconds:g} s (--timeout)") from None
+        except httpx.HTTPError as error:
+            raise _Transient(f"the connection broke ({type(error).__name__}: {error})") from None
+        return self._answer(response.status_code, response.headers, bytes(data))
+
+    def _answer(self, status: int, headers: Mapping[str, str], data: bytes) -> Answer:
+        if status == 200:
+            try:
+                return _read_answer(json.loads(data))
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+                kind = headers.get("content-type", "no content type")
+                raise _Transient(f"an answer that is not one ({kind}): {error}") from None
+        message = self._without_key(_error_text(data))
+        if status in TRANSIENT:
+            raise _Transient(f"HTTP {status}: {message}", _retry_after(headers))
+        if status in (401, 402, 403):
+            raise StageStopped(
+                f"{self._url} refuses the key (HTTP {status}: {message}). Set a valid one in the "
+                f"environment variable {self._settings.api_key_env}; the same command continues."
+            )
+        if status == 404:
+            raise StageStopped(
+                f"{self._url} has no model {self.name!r}, or is not the address of an "
+                f"OpenAI-compatible endpoint, which ends in /v1 (HTTP 404: {message})."
+            )
+        if 300 <= status < 400:
+            place = headers.get("location", "nowhere")
+            raise StageStopped(f"{self._url} redirects to {place!r}; give that as --endpoint.")
+        raise _Refused(status, message)
+
+    async def _give_up(self, error: _Transient, *, others_answered: bool) -> None:
+        """Raises `StageStopped` where the endpoint is dead, else `RequestFailed`."""
+        if not others_answered and not (error.reached and await self._is_alive()):
+            raise StageStopped(
+                f"The endpoint does not answer: {error}, {self._settings.retries + 1} times. See "
+                "whether it runs, and give the same command again: it continues."
+            )
+        self._count_failed(str(error))
+        raise RequestFailed("no answer of the endpoint", str(error))
+
+    async def _is_alive(self) -> bool:
+        try:
+            response = await self._client.get(f"{self._url}/models", timeout=10.0)
+        except self._httpx.HTTPError:
+            return False
+        return response.status_code < 500
+
+    def _count_failed(self, message: str) -> None:
+        self._failed_since += 1
+        if self._failed_since >= MAX_FAILED:
+            raise StageStopped(
+                f"The last {MAX_FAILED} requests failed, and none between them was answered; the "
+                f"last one: {message}. Once that is mended, the same command with --retry_errors "
+                "continues."
+            )
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _read_answer(content: Any) -> Answer:
+    choice = content["choices"][0]
+    text = choice["message"].get("content")
+    if isinstance(text, list):  # parts
+        text = "".join(part.get("text", "") for part in text)
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"'content' is a {type(text).__name__}")
+    text = text or choice["message"].get("refusal") or ""
+    usage = content.get("usage") or {}
+    tokens = [usage.get(f"{kind}_tokens") for kind in ("prompt", "completion")]
+    counts = [count if isinstance(count, int) and count >= 0 else None for count in tokens]
+    finished = choice.get("finish_reason") != "length"
+    return Answer(str(text), finished, counts[0], counts[1])
+
+
+def _error_text(data: bytes) -> str:
+    """What the server says in an error, in whichever of the usual forms."""
+    text = data[:100_000].decode("utf-8", "replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if isinstance(content, dict):
+        error = content.get("error", content.get("detail", content.get("message", content)))
+        if isinstance(error, dict):
+            error = error.get("message", error)
+        text = str(error)
+    return clean_text(text)[:300] or "no message"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the header asks to wait, in either of its forms; None without it."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), MAX_WAIT)
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+        seconds = (moment - datetime.datetime.now(datetime.UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), MAX_WAIT)
+
+
+def _wait(attempt: int, asked: float | None) -> float:
+    """Seconds to wait: as the server asked, or exponential; with jitter, so that many requests
+    that failed together do not come back together.
+    """
+    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
+    if asked is not None:
+        return asked + random.uniform(0, min(backoff, 1.0))
+    return random.uniform(backoff / 2, backoff)
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"--endpoint={url!r} should be an address like http://localhost:8000/v1.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "--endpoint must not have a user, password, query or fragment; a key is read from an "
+            "environment variable (--api_key_env)."
+        )
+    return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _import_httpx() -> Any:
+    try:
+        import httpx
+    except ImportError as error:
+        raise ImportError(
+            f"An endpoint is asked with httpx, which cannot be imported ({error}); "
+            f"{how_to_install('annotate')}"
+        ) from None
+    return httpx

@@ -1,0 +1,92 @@
+"""A multimodal model of Hugging Face that runs in this process: `describe` without an endpoint."""
+
+import asyncio
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from PIL import Image
+
+from grain_jax.annotation.chat import Answer, RequestFailed
+from grain_jax.extras import how_to_install
+
+# Fields of requests and what `generate` calls them.
+_GENERATE = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p"}
+
+
+class LocalModel:
+    """A `ChatModel` in a pipeline for image-text-to-text, on a GPU where there is one.
+
+    Answers one request after the other. Raises ValueError for a model that cannot be loaded or a
+    setting that it does not have, and ImportError, with a remedy, without torch or transformers.
+    """
+
+    def __init__(self, model: str, sampling: Mapping[str, Any]) -> None:
+        self.name = model
+        self._options = _generate_options(sampling)
+        try:
+            import torch
+            from transformers import pipeline
+        except ImportError as error:
+            raise ImportError(
+                f"--backend=transformers: {error}. Install it: {how_to_install('torch')}"
+            ) from None
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._pipeline = pipeline("image-text-to-text", model=model, device=device)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"--model={model!r} cannot be loaded: {error}") from None
+        self._thread = ThreadPoolExecutor(1)
+
+    async def close(self) -> None:
+        """Ends the thread that the model runs in."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(
+        self, messages: Sequence[dict[str, Any]], *, schema: dict[str, Any], schema_name: str
+    ) -> Answer:
+        """See `ChatModel.ask`. The schema is not enforced: the prompt asks for JSON."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._generate, messages)
+
+    def _generate(self, messages: Sequence[dict[str, Any]]) -> Answer:
+        chat = [_with_images(message) for message in messages]
+        try:
+            (found,) = self._pipeline(text=[chat], return_full_text=False, **self._options)
+        except (RuntimeError, ValueError) as error:  # of one image: memory, an unusual size
+            raise RequestFailed("model error", str(error)) from None
+        text = found[0]["generated_text"]
+        count = len(self._pipeline.tokenizer.encode(text, add_special_tokens=False))
+        finished = count < self._options.get("max_new_tokens", count + 1)
+        return Answer(text, finished=finished, completion_tokens=count)
+
+
+def _generate_options(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in sampling.items() if value is not None}
+    if unknown := sorted(set(given) - set(_GENERATE)):
+        raise ValueError(
+            f"--extra_body has {unknown[0]!r}, which --backend=transformers does not use; it has "
+            f"{', '.join(_GENERATE)}."
+        )
+    options = {_GENERATE[name]: value for name, value in given.items()}
+    if options.get("temperature"):
+        return options | {"do_sample": True}
+    return {name: options[name] for name in options.keys() & {"max_new_tokens"}} | {
+        "do_sample": False
+    }
+
+
+def _with_images(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its data URLs as images, and texts as parts, as processors take them."""
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {"role": message["role"], "content": [_part(part) for part in parts]}
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image_url":
+        return part
+    data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+    return {"type": "image", "image": Image.open(io.BytesIO(data), formats=["JPEG"])}
