@@ -28,6 +28,7 @@ from grain_jax.data.annotation_rows import (
     STAGES,
     Row,
     import_pyarrow,
+    journal_line,
     row_of,
     schema,
     values_of_line,
@@ -182,6 +183,14 @@ class StageFiles:
         offset = index - int(self._starts[part])
         return row_of(self._tables[part].slice(offset, 1).to_pylist()[0])
 
+    def identity(self, index: int) -> list[str | int]:
+        """What changes with the content of the row of that position, without reading a part."""
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        name, offset = self._parts[part][0], index - int(self._starts[part])
+        if name in self._journals:
+            return [name, offset, zlib.crc32(journal_line(self._journals[name][offset]))]
+        return [name, offset, self._checksums[name]]
+
     def columns(self, names: Sequence[str]) -> Any:
         """A `pyarrow.Table` of some columns of all rows."""
         pa = import_pyarrow()
@@ -310,6 +319,14 @@ class Annotations:
         """The row of each stage that has one for the image."""
         found = {stage: int(rows[index]) for stage, rows in self._rows.items()}
         return {stage: self.stages[stage].row(row) for stage, row in found.items() if row >= 0}
+
+    def identity(self, index: int) -> list[list[str | int] | str]:
+        """JSON that changes with what the stages say of the image."""
+        found: list[list[str | int] | str] = [self.images[index]]
+        for stage, rows in self._rows.items():
+            if (row := int(rows[index])) >= 0:
+                found.append([stage, *self.stages[stage].identity(row)])
+        return found
 
     def attempts(self, stage: str) -> dict[str, Attempt]:
         """Of each image that the stage has a row for, the last one, be it an error or not."""

@@ -7,6 +7,7 @@ To add one, write an `Importer` that is constructed from the `--input` path and 
 from collections.abc import Callable
 from pathlib import Path
 
+from grain_jax.data.importers.annotations import AnnotationRows
 from grain_jax.data.importers.flickr30k_entities import Flickr30kEntities
 from grain_jax.data.importers.item import (
     ImportedImage,
@@ -19,6 +20,7 @@ from grain_jax.data.importers.jsonl import JsonLines
 IMPORTERS: dict[str, Callable[[Path], Importer]] = {
     "jsonl": JsonLines,
     "flickr30k_entities": Flickr30kEntities,
+    "annotations": AnnotationRows,
 }
 
 __all__ = ["IMPORTERS", "ImportedImage", "ImportedRegion", "Importer", "InvalidRecordError"]
