@@ -17,7 +17,7 @@ _GENERATE = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_
 
 
 class LocalModel:
-    """A `ChatModel` in a pipeline for image-text-to-text, on a GPU where there is one.
+    """A `ChatModel` that `transformers` loads, on a GPU where there is one, in its own precision.
 
     Answers one request after the other. Raises ValueError for a model that cannot be loaded or a
     setting that it does not have, and ImportError, with a remedy, without torch or transformers.
@@ -28,16 +28,18 @@ class LocalModel:
         self._options = _generate_options(sampling)
         try:
             import torch
-            from transformers import pipeline
+            from transformers import AutoModelForImageTextToText, AutoProcessor
         except ImportError as error:
             raise ImportError(
                 f"--backend=transformers: {error}. Install it: {how_to_install('torch')}"
             ) from None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._pipeline = pipeline("image-text-to-text", model=model, device=device)
+            self._processor = AutoProcessor.from_pretrained(model)
+            loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"--model={model!r} cannot be loaded: {error}") from None
+        self._model = loaded.to(device).eval()
         self._thread = ThreadPoolExecutor(1)
 
     async def close(self) -> None:
@@ -52,15 +54,26 @@ class LocalModel:
         return await loop.run_in_executor(self._thread, self._generate, messages)
 
     def _generate(self, messages: Sequence[dict[str, Any]]) -> Answer:
-        chat = [_with_images(message) for message in messages]
+        import torch
+
         try:
-            (found,) = self._pipeline(text=[chat], return_full_text=False, **self._options)
+            inputs = self._processor.apply_chat_template(
+                [_with_images(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+            read = inputs["input_ids"].shape[1]
+            with torch.inference_mode():
+                tokens = self._model.generate(
+                    **inputs.to(self._model.device, dtype=self._model.dtype), **self._options
+                )[0, read:]
         except (RuntimeError, ValueError) as error:  # of one image: memory, an unusual size
             raise RequestFailed("model error", str(error)) from None
-        text = found[0]["generated_text"]
-        count = len(self._pipeline.tokenizer.encode(text, add_special_tokens=False))
-        finished = count < self._options.get("max_new_tokens", count + 1)
-        return Answer(text, finished=finished, completion_tokens=count)
+        text = self._processor.decode(tokens, skip_special_tokens=True)
+        finished = len(tokens) < self._options.get("max_new_tokens", len(tokens) + 1)
+        return Answer(text, finished, prompt_tokens=read, completion_tokens=len(tokens))
 
 
 def _generate_options(sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +86,8 @@ def _generate_options(sampling: Mapping[str, Any]) -> dict[str, Any]:
     options = {_GENERATE[name]: value for name, value in given.items()}
     if options.get("temperature"):
         return options | {"do_sample": True}
-    return {name: options[name] for name in options.keys() & {"max_new_tokens"}} | {
-        "do_sample": False
-    }
+    kept = {name: value for name, value in options.items() if name == "max_new_tokens"}
+    return kept | {"do_sample": False}
 
 
 def _with_images(message: dict[str, Any]) -> dict[str, Any]:
