@@ -15,10 +15,9 @@ from PIL import Image
 from places import REPOSITORY
 
 pytest.importorskip("pyarrow")
-pytest.importorskip("httpx")
 
 from grain_jax import annotate
-from grain_jax.annotation.images import jpeg
+from grain_jax.annotation.images import as_jpeg, load_image
 from grain_jax.data.annotation_files import StageFiles, read_annotations
 from grain_jax.data.transforms import decode_image
 
@@ -59,7 +58,7 @@ def describe(images: Path, output: Path, server, *options: str, quick=QUICK) -> 
 
 def sent(images: Path, name: str) -> bytes:
     """The JPEG that the endpoint gets of a small image."""
-    return jpeg(decode_image((images / name).read_bytes()), 768)
+    return as_jpeg(load_image(name, images), 768)
 
 
 def names(images: Path) -> list[str]:
@@ -243,7 +242,7 @@ def test_large_images_are_sent_small_and_upright(server, tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.new("RGB", (400, 100), (200, 30, 30)).save(folder / "a.jpg", exif=exif)
     assert describe(folder, tmp_path / "ann", server, "--max_image_side=200") == 0
-    expected = jpeg(decode_image((folder / "a.jpg").read_bytes()), 200)
+    expected = as_jpeg(load_image("a.jpg", folder), 200)
     assert decode_image(expected).shape == (200, 50, 3)
     assert read_annotations(tmp_path / "ann")[0].captions == (caption_of(expected),)
 

@@ -140,7 +140,6 @@ def _open(options: Options) -> Describe:
         model=options.model,
         sampling=settings.sampling,
         api_key_env=options.api_key_env,
-        concurrency=options.concurrency,
         timeout=options.timeout,
         retries=options.retries,
     )

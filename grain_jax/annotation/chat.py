@@ -14,6 +14,10 @@ class RequestFailed(Exception):
         self.reason = reason
 
 
+class Cancelled(Exception):
+    """The run ends before the answer has come."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model said."""
@@ -42,18 +46,25 @@ class Question:
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """A model that answers a conversation. Used by one event loop, by many tasks at once."""
+    """A model that answers a conversation. Used by many threads at once."""
 
     name: str  # for the provenance of rows
 
-    async def ask(
+    def ask(
         self, messages: Sequence[dict[str, Any]], *, schema: dict[str, Any], schema_name: str
     ) -> Answer:
         """The answer to the last of `messages` (as the OpenAI protocol has them), which should be
         JSON of the schema, and may be anything.
 
-        Raises `RequestFailed` where this request failed, and `StageStopped` where all would.
+        Raises `RequestFailed` where this request failed, `StageStopped` where all would, and
+        `Cancelled`.
         """
         ...
 
-    async def close(self) -> None: ...
+    def cancel(self) -> None:
+        """Makes calls of `ask` that other threads wait for raise `Cancelled`, and later ones."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the model holds; `ask` must not follow."""
+        ...

@@ -5,14 +5,12 @@ can be seen of it. The second conversation begins with the first, so that a serv
 cache reads each image once.
 """
 
-import asyncio
-import contextlib
 import json
+import os
 import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +22,13 @@ from grain_jax.annotation.answers import (
     parse_features,
     parse_subject,
 )
-from grain_jax.annotation.chat import Answer, ChatModel, Question, RequestFailed
-from grain_jax.annotation.images import jpeg, load_image
+from grain_jax.annotation.chat import Answer, Cancelled, ChatModel, Question, RequestFailed
+from grain_jax.annotation.connection import CONNECT_SECONDS
+from grain_jax.annotation.images import as_jpeg, load_image
 from grain_jax.annotation.prompts import Prompts
 from grain_jax.data.annotation_rows import Provenance, Row, sampling_text
 from grain_jax.data.checks import SkippedSample
 
-THREADS = 4  # that read and shrink images
 REQUESTS_PER_IMAGE = 2
 
 
@@ -52,7 +50,7 @@ class DescribeSettings:
 
 
 class Describe:
-    """The stage, an `Annotator`. `open_model` is called in the event loop that asks the model."""
+    """The stage, an `Annotator`. `open_model` is called once there are images to describe."""
 
     stage = "describe"
 
@@ -68,84 +66,73 @@ class Describe:
 
     def rows(self, images: Iterator[str], /) -> Generator[Row, None, None]:
         """Rows in the order in which the model is done with the images."""
-        asking = _Asking(self._images, self._describe, self._open_model, images)
-        asking.start()
+        asking = _Asking(self._images, self._describe, self._open_model(), images)
         try:
-            while (row := asking.rows.get()) is not None:
-                yield row
+            yield from asking.rows()
         finally:
             asking.stop()
-        if asking.error is not None:
-            raise asking.error
 
 
-class _Asking(threading.Thread):
-    """The event loop with all conversations, so that writing a row does not hold up a request."""
+class _Asking:
+    """The threads that hold the conversations, so that writing a row holds up no request."""
 
     def __init__(
-        self,
-        folder: Path,
-        settings: DescribeSettings,
-        open_model: Callable[[], ChatModel],
-        images: Iterator[str],
+        self, folder: Path, settings: DescribeSettings, chat: ChatModel, images: Iterator[str]
     ) -> None:
-        super().__init__(name="describe", daemon=True)
-        self.rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()  # None: no more
-        self.error: BaseException | None = None
-        self._folder, self._settings, self._open_model = folder, settings, open_model
-        self._images = images
-        self._stop: Callable[[], object] = lambda: None
-        self._started = threading.Event()
+        self._folder, self._settings, self._chat, self._images = folder, settings, chat, images
+        self._next = threading.Lock()  # of the images
+        self._preparing = threading.Semaphore(os.cpu_count() or 1)  # threads that decode images
+        self._found: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._ask_some, name=f"describe-{number}", daemon=True)
+            for number in range(settings.concurrency)
+        ]
 
-    def run(self) -> None:
-        try:
-            asyncio.run(self._ask_all())
-        except asyncio.CancelledError:  # by `stop`
-            pass
-        except BaseExceptionGroup as group:
-            self.error = group.exceptions[0]
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._started.set()
-            self.rows.put(None)
+    def rows(self) -> Iterator[Row]:
+        """Raises what ended a thread, after the rows that were ready before."""
+        for thread in self._threads:
+            thread.start()
+        running = len(self._threads)
+        while running:
+            found = self._found.get()
+            if isinstance(found, Row):
+                yield found
+            elif found is None:
+                running -= 1
+            else:
+                raise found
 
     def stop(self) -> None:
-        """Ends conversations that are still going on."""
-        self._started.wait()
-        self._stop()
-        self.join()
+        """Ends the conversations that are still going on."""
+        self._stopped = True
+        self._chat.cancel()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=CONNECT_SECONDS)
+        self._chat.close()
 
-    async def _ask_all(self) -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def stop() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(task.cancel)
-
-        self._stop = stop
-        self._started.set()
-        chat = self._open_model()
+    def _ask_some(self) -> None:
         try:
-            with ThreadPoolExecutor(THREADS) as threads:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(self._settings.concurrency):
-                        group.create_task(self._ask_some(chat, threads))
-        finally:
-            await chat.close()
+            while not self._stopped:
+                with self._next:
+                    image = next(self._images, None)
+                if image is None:
+                    break
+                self._found.put(self._row(image))
+        except Cancelled:
+            pass
+        except BaseException as error:
+            self._found.put(error)
+        self._found.put(None)
 
-    async def _ask_some(self, chat: ChatModel, threads: ThreadPoolExecutor) -> None:
-        for image in self._images:  # one iterator for all tasks
-            self.rows.put(await self._row(chat, threads, image))
-
-    async def _row(self, chat: ChatModel, threads: ThreadPoolExecutor, image: str) -> Row:
-        settings, loop = self._settings, asyncio.get_running_loop()
-        outputs: dict[str, Any] = {}
+    def _row(self, image: str) -> Row:
+        settings, outputs = self._settings, dict[str, Any]()
         image_hash = error = None
         try:
-            data, image_hash = await loop.run_in_executor(threads, self._load, image)
-            await _converse(chat, settings, data, outputs)
+            with self._preparing:
+                data, image_hash = self._load(image)
+            _converse(self._chat, settings, data, outputs)
         except SkippedSample as skipped:
             error = f"{skipped.reason}: {skipped}"
         except (AnswerError, RequestFailed) as failed:
@@ -155,17 +142,17 @@ class _Asking(threading.Thread):
 
     def _load(self, image: str) -> tuple[bytes, str]:
         loaded = load_image(image, self._folder)
-        return jpeg(loaded.pixels, self._settings.max_image_side), loaded.image_hash
+        return as_jpeg(loaded, self._settings.max_image_side), loaded.image_hash
 
 
-async def _converse(
+def _converse(
     chat: ChatModel, settings: DescribeSettings, image: bytes, outputs: dict[str, Any]
 ) -> None:
     """Asks both questions; `outputs` holds what was answered, also where an error is raised."""
     prompts = settings.prompts
     messages = [{"role": "system", "content": prompts.system}] if prompts.system else []
     messages.append(Question(prompts.subject, image).message())
-    answer = await chat.ask(messages, schema=SUBJECT_SCHEMA, schema_name="subject")
+    answer = chat.ask(messages, schema=SUBJECT_SCHEMA, schema_name="subject")
     _count(answer, outputs)
     subject = parse_subject(answer.text)
     outputs |= {"captions": [subject.caption], "primary_subject": subject.primary_subject}
@@ -173,7 +160,7 @@ async def _converse(
     messages.append({"role": "assistant", "content": json.dumps(said, ensure_ascii=False)})
     question = prompts.ask_features(subject.primary_subject, settings.max_phrases)
     messages.append(Question(question).message())
-    answer = await chat.ask(messages, schema=FEATURES_SCHEMA, schema_name="features")
+    answer = chat.ask(messages, schema=FEATURES_SCHEMA, schema_name="features")
     _count(answer, outputs)
     phrases = parse_features(
         answer.text, max_phrases=settings.max_phrases, finished=answer.finished

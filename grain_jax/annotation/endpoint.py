@@ -1,27 +1,33 @@
 """A model behind an OpenAI-compatible endpoint (vLLM, SGLang, `transformers serve`, hosted)."""
 
-import asyncio
 import datetime
 import email.utils
-import ipaddress
 import json
 import os
 import random
+import ssl
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from grain_jax.annotation.chat import Answer, RequestFailed
+from grain_jax.annotation.chat import Answer, Cancelled, RequestFailed
+from grain_jax.annotation.connection import (
+    Broken,
+    Connection,
+    NotConnected,
+    Response,
+    proxy_of,
+)
 from grain_jax.annotation.run import StageStopped
 from grain_jax.data.captions import clean_text
-from grain_jax.extras import how_to_install
 
 API_KEY = "GRAIN_JAX_API_KEY"  # environment variable
-MAX_ANSWER_BYTES = 8 * 2**20
 MAX_WAIT = 300.0  # seconds that a server's Retry-After is followed
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds of the back-off
 MAX_FAILED = 20  # requests one after the other, without an answer to any between them
+PROBE_SECONDS = 10.0
 TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 # How JSON is asked for, best first; the next where the server refuses one.
 STRUCTURES = ("json_schema", "json_object", "none")
@@ -35,7 +41,6 @@ class EndpointSettings:
     model: str
     sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature, max_tokens, ...
     api_key_env: str = API_KEY
-    concurrency: int = 32
     timeout: float = 120.0  # seconds a request
     retries: int = 6
 
@@ -60,40 +65,46 @@ class Endpoint:
     """A `ChatModel` over HTTP. Raises ValueError for an address that cannot be one."""
 
     def __init__(self, settings: EndpointSettings) -> None:
-        self._httpx, self._url, self._key = self.check(settings)
+        self._url, self._key = self.check(settings)
         self._settings, self.name = settings, settings.model
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        limit = settings.concurrency
-        self._client = self._httpx.AsyncClient(
-            headers=headers,
-            timeout=self._httpx.Timeout(settings.timeout, connect=min(10.0, settings.timeout)),
-            limits=self._httpx.Limits(max_connections=limit, max_keepalive_connections=limit),
-            trust_env=not _is_loopback(self._url),  # a proxy cannot reach this machine
-        )
+            self._headers["Authorization"] = f"Bearer {self._key}"
+        https = self._url.startswith("https:")
+        self._context = ssl.create_default_context() if https else None
+        self._lock = threading.Lock()  # for what follows
+        self._connections: list[Connection] = []
+        self._free: list[Connection] = []
+        self._cancelled = threading.Event()
         self._structure = 0  # position in STRUCTURES
         self._answered = 0  # requests
         self._failed_since = 0  # requests that failed for good since the last answer
 
     @staticmethod
-    def check(settings: EndpointSettings) -> tuple[Any, str, str]:
-        """The module httpx, the address and the key ("" for none).
-
-        Raises ValueError for an address or key that cannot be one, ImportError without httpx.
-        """
+    def check(settings: EndpointSettings) -> tuple[str, str]:
+        """The address and the key, "" for none. Raises ValueError where one cannot be right."""
         key = os.environ.get(settings.api_key_env, "").strip()
         if key and not (key.isascii() and key.isprintable()):
             raise ValueError(
                 f"The key in ${settings.api_key_env} has characters that no key has; set it again."
             )
-        return _import_httpx(), _checked_url(settings.url), key
+        url = _checked_url(settings.url)
+        proxy_of(url)
+        return url, key
 
-    async def close(self) -> None:
+    def cancel(self) -> None:
+        """See `ChatModel.cancel`."""
+        self._cancelled.set()
+        with self._lock:
+            for connection in self._connections:
+                connection.end()
+
+    def close(self) -> None:
         """Closes the connections."""
-        await self._client.aclose()
+        for connection in self._connections:
+            connection.close()
 
-    async def ask(
+    def ask(
         self, messages: Sequence[dict[str, Any]], *, schema: dict[str, Any], schema_name: str
     ) -> Answer:
         """See `ChatModel.ask`. A transient failure is tried again up to `retries` times."""
@@ -102,21 +113,23 @@ class Endpoint:
         answered = self._answered
         for attempt in range(self._settings.retries + 1):
             try:
-                answer = await self._ask_structured(body, schema, schema_name)
+                answer = self._ask_structured(body, schema, schema_name)
             except _Transient as error:
                 if attempt == self._settings.retries:
-                    await self._give_up(error, others_answered=self._answered > answered)
-                await asyncio.sleep(_wait(attempt, error.wait))
+                    self._give_up(error, others_answered=self._answered > answered)
+                if self._cancelled.wait(wait_seconds(attempt, error.wait)):
+                    raise Cancelled from None
             except _Refused as error:
                 self._count_failed(str(error))
                 raise RequestFailed(f"HTTP {error.status}", str(error)) from None
             else:
-                self._answered += 1
-                self._failed_since = 0
+                with self._lock:
+                    self._answered += 1
+                    self._failed_since = 0
                 return answer
         raise AssertionError("unreachable")
 
-    async def _ask_structured(
+    def _ask_structured(
         self, body: dict[str, Any], schema: dict[str, Any], schema_name: str
     ) -> Answer:
         """With the best structure that the server takes; a refused request is sent without."""
@@ -128,7 +141,7 @@ class Endpoint:
             elif STRUCTURES[level] == "json_object":
                 extra = {"response_format": {"type": "json_object"}}
             try:
-                answer = await self._post(json.dumps(body | extra).encode())
+                answer = self._post(json.dumps(body | extra).encode())
             except _Refused as error:
                 if error.status not in (400, 415, 422, 501) or level == len(STRUCTURES) - 1:
                     raise
@@ -138,24 +151,34 @@ class Endpoint:
                 return answer
         raise AssertionError("unreachable")
 
-    async def _post(self, body: bytes) -> Answer:
-        httpx, url = self._httpx, f"{self._url}/chat/completions"
+    def _post(self, body: bytes) -> Answer:
         try:
-            async with asyncio.timeout(self._settings.timeout):
-                async with self._client.stream("POST", url, content=body) as response:
-                    data = bytearray()
-                    async for piece in response.aiter_bytes():
-                        data += piece
-                        if len(data) > MAX_ANSWER_BYTES:
-                            raise _Transient(f"the answer is over {MAX_ANSWER_BYTES} bytes")
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            response = self._send("POST", "/chat/completions", body, self._settings.timeout)
+        except NotConnected as error:
             raise _Transient(f"no connection to {self._url} ({error})", reached=False) from None
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             seconds = self._settings.timeout
             raise _Transient(f"no answer in {seconds:g} s (--timeout)") from None
-        except httpx.HTTPError as error:
-            raise _Transient(f"the connection broke ({type(error).__name__}: {error})") from None
-        return self._answer(response.status_code, response.headers, bytes(data))
+        except Broken as error:
+            raise _Transient(f"the connection broke ({error})") from None
+        return self._answer(response.status, response.headers, response.data)
+
+    def _send(self, method: str, path: str, body: bytes | None, seconds: float) -> Response:
+        """Raises what `Connection.request` does, and `Cancelled`."""
+        with self._lock:
+            if not self._free:
+                self._free.append(Connection(self._url, self._context))
+                self._connections.append(self._free[-1])
+            connection = self._free.pop()
+        try:
+            return connection.request(method, path, body, self._headers, seconds)
+        except OSError:
+            if self._cancelled.is_set():
+                raise Cancelled from None
+            raise
+        finally:
+            with self._lock:
+                self._free.append(connection)
 
     def _answer(self, status: int, headers: Mapping[str, str], data: bytes) -> Answer:
         if status == 200:
@@ -166,7 +189,7 @@ class Endpoint:
                 raise _Transient(f"an answer that is not one ({kind}): {error}") from None
         message = self._without_key(_error_text(data))
         if status in TRANSIENT:
-            raise _Transient(f"HTTP {status}: {message}", _retry_after(headers))
+            raise _Transient(f"HTTP {status}: {message}", retry_after(headers))
         if status in (401, 402, 403):
             raise StageStopped(
                 f"{self._url} refuses the key (HTTP {status}: {message}). Set a valid one in the "
@@ -182,9 +205,9 @@ class Endpoint:
             raise StageStopped(f"{self._url} redirects to {place!r}; give that as --endpoint.")
         raise _Refused(status, message)
 
-    async def _give_up(self, error: _Transient, *, others_answered: bool) -> None:
+    def _give_up(self, error: _Transient, *, others_answered: bool) -> None:
         """Raises `StageStopped` where the endpoint is dead, else `RequestFailed`."""
-        if not others_answered and not (error.reached and await self._is_alive()):
+        if not others_answered and not (error.reached and self._is_alive()):
             raise StageStopped(
                 f"The endpoint does not answer: {error}, {self._settings.retries + 1} times. See "
                 "whether it runs, and give the same command again: it continues."
@@ -192,16 +215,17 @@ class Endpoint:
         self._count_failed(str(error))
         raise RequestFailed("no answer of the endpoint", str(error))
 
-    async def _is_alive(self) -> bool:
+    def _is_alive(self) -> bool:
         try:
-            response = await self._client.get(f"{self._url}/models", timeout=10.0)
-        except self._httpx.HTTPError:
+            return self._send("GET", "/models", None, PROBE_SECONDS).status < 500
+        except OSError:
             return False
-        return response.status_code < 500
 
     def _count_failed(self, message: str) -> None:
-        self._failed_since += 1
-        if self._failed_since >= MAX_FAILED:
+        with self._lock:
+            self._failed_since += 1
+            too_many = self._failed_since >= MAX_FAILED
+        if too_many:
             raise StageStopped(
                 f"The last {MAX_FAILED} requests failed, and none between them was answered; the "
                 f"last one: {message}. Once that is mended, the same command with --retry_errors "
@@ -242,7 +266,7 @@ def _error_text(data: bytes) -> str:
     return clean_text(text)[:300] or "no message"
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the header asks to wait, in either of its forms; None without it."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
@@ -255,7 +279,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return min(max(seconds, 0.0), MAX_WAIT)
 
 
-def _wait(attempt: int, asked: float | None) -> float:
+def wait_seconds(attempt: int, asked: float | None) -> float:
     """Seconds to wait: as the server asked, or exponential; with jitter, so that many requests
     that failed together do not come back together.
     """
@@ -275,22 +299,3 @@ def _checked_url(url: str) -> str:
             "environment variable (--api_key_env)."
         )
     return url.rstrip("/").removesuffix("/chat/completions")
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _import_httpx() -> Any:
-    try:
-        import httpx
-    except ImportError as error:
-        raise ImportError(
-            f"An endpoint is asked with httpx, which cannot be imported ({error}); "
-            f"{how_to_install('annotate')}"
-        ) from None
-    return httpx

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from grain_jax.data.annotation_rows import content_hash
 from grain_jax.data.checks import SkippedSample, read_image_file
@@ -27,6 +27,7 @@ class ImageList:
 class LoadedImage:
     """An image that decodes, and the hash of its file."""
 
+    data: bytes  # of the file
     pixels: Pixels  # RGB uint8 [H, W, 3], upright
     image_hash: str
 
@@ -58,19 +59,33 @@ def load_image(name: str, folder: Path) -> LoadedImage:
     """An image of the folder. Raises `SkippedSample` where it cannot be read or decoded."""
     data = read_image_file(name, folder)
     try:
-        return LoadedImage(decode_image(data), content_hash(data))
+        return LoadedImage(data, decode_image(data), content_hash(data))
     except ImageError as error:
         raise SkippedSample("corrupt image", f"{name}: {error}") from None
 
 
-def jpeg(pixels: Pixels, max_side: int) -> bytes:
-    """The image as JPEG, in the size of `jpeg_size`."""
-    image = Image.fromarray(pixels)
-    if (size := jpeg_size(image.size, max_side)) != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+def as_jpeg(image: LoadedImage, max_side: int) -> bytes:
+    """The image as JPEG in the size of `jpeg_size`: the file itself where it is that already."""
+    height, width = image.pixels.shape[:2]
+    size = jpeg_size((width, height), max_side)
+    if size == (width, height) and _is_upright_jpeg(image.data):
+        return image.data
+    resized = Image.fromarray(image.pixels)
+    if size != resized.size:
+        resized = resized.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=JPEG_QUALITY)
+    resized.save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()
+
+
+def _is_upright_jpeg(data: bytes) -> bool:
+    """Whether every reader sees a JPEG as `decode_image` does: in RGB or gray, not turned."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            return image.format == "JPEG" and image.mode in ("RGB", "L") and upright
+    except Exception:  # another format, or EXIF that cannot be read
+        return False
 
 
 def jpeg_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:

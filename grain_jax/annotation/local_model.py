@@ -1,15 +1,14 @@
 """A multimodal model of Hugging Face that runs in this process: `describe` without an endpoint."""
 
-import asyncio
 import base64
 import io
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from PIL import Image
 
-from grain_jax.annotation.chat import Answer, RequestFailed
+from grain_jax.annotation.chat import Answer, Cancelled, RequestFailed
 from grain_jax.extras import how_to_install
 
 # Fields of requests and what `generate` calls them.
@@ -40,18 +39,24 @@ class LocalModel:
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"--model={model!r} cannot be loaded: {error}") from None
         self._model = loaded.to(device).eval()
-        self._thread = ThreadPoolExecutor(1)
+        self._lock = threading.Lock()
+        self._cancelled = False
 
-    async def close(self) -> None:
-        """Ends the thread that the model runs in."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def cancel(self) -> None:
+        """See `ChatModel.cancel`; an answer that has begun is not broken off."""
+        self._cancelled = True
 
-    async def ask(
+    def close(self) -> None:
+        """Nothing is held beyond the model itself."""
+
+    def ask(
         self, messages: Sequence[dict[str, Any]], *, schema: dict[str, Any], schema_name: str
     ) -> Answer:
         """See `ChatModel.ask`. The schema is not enforced: the prompt asks for JSON."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._generate, messages)
+        with self._lock:
+            if self._cancelled:
+                raise Cancelled
+            return self._generate(messages)
 
     def _generate(self, messages: Sequence[dict[str, Any]]) -> Answer:
         import torch

@@ -14,11 +14,8 @@ from PIL import Image
 from tiny_chat_model import write_chat_model
 
 pytest.importorskip("pyarrow")
-pytest.importorskip("httpx")
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-
-import httpx
 
 from grain_jax import annotate
 from grain_jax.data.annotation_files import read_annotations
@@ -104,8 +101,8 @@ def serve(model: Path, port: int) -> Iterator[str]:
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).raise_for_status()
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/v1"

@@ -47,6 +47,7 @@ def features_of(jpeg: bytes) -> list[str]:
 class Server:
     def __init__(self) -> None:
         self.mode, self.times, self.delay = "ok", None, 0.0
+        self.garbage = 0  # answers of garbage so far, since `behave`
         self.log: list[dict[str, Any]] = []
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,7 +71,7 @@ class Server:
         if request == "POST /behave":
             wanted = json.loads(body)
             self.mode, self.times = wanted["mode"], wanted["times"]
-            self.delay = wanted["delay"]
+            self.delay, self.garbage = wanted["delay"], 0
             return await send(writer, 200, {})
         if request == "GET /log":
             return await send(writer, 200, self.log)
@@ -130,7 +131,8 @@ class Server:
             return await send(writer, 400, error)
         text = answer_to(asked["messages"])
         if mode == "garbage":
-            text = GARBAGE[len(self.log) % len(GARBAGE)]
+            text = GARBAGE[self.garbage % len(GARBAGE)]
+            self.garbage += 1
         if mode == "limit" and "features" in text:
             text = text[:-4]
         choice = {"message": {"role": "assistant", "content": text}}
