@@ -366,6 +366,23 @@ def test_a_mistake_is_named(images, tmp_path, capsys, option, said):
     assert not (tmp_path / "ann").exists()
 
 
+def test_an_option_that_a_backend_does_not_use_is_refused(images, tmp_path, capsys):
+    given = [f"--images={images}", f"--output={tmp_path / 'ann'}", "--model=tiny"]
+    for option in ("--endpoint=http://x/v1", "--concurrency=4", "--timeout=3", "--retries=0"):
+        assert annotate.main(["describe", *given, "--backend=transformers", option]) == 2
+        assert f"{option.partition('=')[0]} is for --backend=endpoint" in capsys.readouterr().err
+    assert annotate.main(["describe", *given]) == 2
+    assert "--endpoint is missing" in capsys.readouterr().err
+
+
+def test_without_pyarrow_the_way_to_install_it_is_said(
+    images, server, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert describe(images, tmp_path / "ann", server) == 2
+    assert "[annotate]" in capsys.readouterr().err
+
+
 def test_stages_are_listed_and_a_wrong_one_is_named(capsys):
     assert annotate.main(["--help"]) == 0
     assert "describe" in capsys.readouterr().out

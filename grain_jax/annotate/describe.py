@@ -8,6 +8,7 @@ if it wants one, is read from the environment variable GRAIN_JAX_API_KEY. A run 
 way continues when the same command is given again. --dry_run counts requests, tokens and cost.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -129,8 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _open(options: Options) -> Describe:
     settings = _settings(options)
     if options.backend == "transformers":
-        if options.endpoint is not None:
-            raise ValueError("--endpoint is for --backend=endpoint; leave one of them out.")
+        _refuse_endpoint_options(options)
         local = LocalModel(options.model, settings.sampling)
         return Describe(options.images, settings, lambda: local)
     if options.endpoint is None:
@@ -146,6 +146,17 @@ def _open(options: Options) -> Describe:
     Endpoint.check(where)
     open_model: Callable[[], ChatModel] = functools.partial(Endpoint, where)
     return Describe(options.images, settings, open_model)
+
+
+def _refuse_endpoint_options(options: Options) -> None:
+    """Raises ValueError for what only an endpoint takes."""
+    defaults = {each.name: each.default for each in dataclasses.fields(Options)}
+    for name in ("endpoint", "api_key_env", "concurrency", "timeout", "retries"):
+        if getattr(options, name) != defaults[name]:
+            raise ValueError(
+                f"--{name} is for --backend=endpoint, and --backend=transformers does not use it; "
+                "leave one of them out."
+            )
 
 
 def _settings(options: Options) -> DescribeSettings:

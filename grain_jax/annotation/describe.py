@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -107,9 +108,10 @@ class _Asking:
         """Ends the conversations that are still going on."""
         self._stopped = True
         self._chat.cancel()
+        deadline = time.monotonic() + CONNECT_SECONDS
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout=CONNECT_SECONDS)
+                thread.join(timeout=max(0.0, deadline - time.monotonic()))
         self._chat.close()
 
     def _ask_some(self) -> None:

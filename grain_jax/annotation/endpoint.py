@@ -26,6 +26,7 @@ from grain_jax.data.captions import clean_text
 API_KEY = "GRAIN_JAX_API_KEY"  # environment variable
 MAX_WAIT = 300.0  # seconds that a server's Retry-After is followed
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds of the back-off
+MAX_TOKENS = 2**40  # of an answer, as the server counts them; more is not a count
 MAX_FAILED = 20  # requests one after the other, without an answer to any between them
 PROBE_SECONDS = 10.0
 TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -183,9 +184,9 @@ class Endpoint:
     def _answer(self, status: int, headers: Mapping[str, str], data: bytes) -> Answer:
         if status == 200:
             try:
-                return _read_answer(json.loads(data))
-            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-                kind = headers.get("content-type", "no content type")
+                return read_answer(data)
+            except ValueError as error:
+                kind = _printable(headers.get("content-type", "no content type"))
                 raise _Transient(f"an answer that is not one ({kind}): {error}") from None
         message = self._without_key(_error_text(data))
         if status in TRANSIENT:
@@ -236,19 +237,32 @@ class Endpoint:
         return text.replace(self._key, "***") if self._key else text
 
 
-def _read_answer(content: Any) -> Answer:
-    choice = content["choices"][0]
-    text = choice["message"].get("content")
-    if isinstance(text, list):  # parts
-        text = "".join(part.get("text", "") for part in text)
-    if text is not None and not isinstance(text, str):
+def read_answer(data: bytes) -> Answer:
+    """The answer in the body of a response. Raises ValueError where it is not one."""
+    try:
+        content = json.loads(data)
+        choice = content["choices"][0]
+        text = choice["message"].get("content")
+        if isinstance(text, list):  # parts
+            text = "".join(part.get("text", "") for part in text)
+        text = text or choice["message"].get("refusal") or ""
+        usage = content.get("usage") or {}
+        tokens = [usage.get(f"{kind}_tokens") for kind in ("prompt", "completion")]
+        finished = choice.get("finish_reason") != "length"
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not isinstance(text, str):
         raise ValueError(f"'content' is a {type(text).__name__}")
-    text = text or choice["message"].get("refusal") or ""
-    usage = content.get("usage") or {}
-    tokens = [usage.get(f"{kind}_tokens") for kind in ("prompt", "completion")]
-    counts = [count if isinstance(count, int) and count >= 0 else None for count in tokens]
-    finished = choice.get("finish_reason") != "length"
-    return Answer(str(text), finished, counts[0], counts[1])
+    counts = [
+        count if isinstance(count, int) and 0 <= count < MAX_TOKENS else None for count in tokens
+    ]
+    return Answer(text, finished, counts[0], counts[1])
+
+
+def _printable(text: str) -> str:
+    """One line of at most 300 characters, nothing in it for a terminal to obey."""
+    shown = "".join(each if each.isprintable() else " " for each in text[:1000])
+    return clean_text(shown)[:300]
 
 
 def _error_text(data: bytes) -> str:
@@ -263,7 +277,7 @@ def _error_text(data: bytes) -> str:
         if isinstance(error, dict):
             error = error.get("message", error)
         text = str(error)
-    return clean_text(text)[:300] or "no message"
+    return _printable(text) or "no message"
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

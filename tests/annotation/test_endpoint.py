@@ -2,16 +2,20 @@
 
 import datetime
 import email.utils
+import json
 
 import pytest
 from chat_server import chat_server
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from grain_jax.annotation.chat import Question, RequestFailed
+from grain_jax.annotation.chat import Answer, Question, RequestFailed
 from grain_jax.annotation.endpoint import (
     LONGEST_WAIT,
     MAX_WAIT,
     Endpoint,
     EndpointSettings,
+    read_answer,
     retry_after,
     wait_seconds,
 )
@@ -87,3 +91,55 @@ def test_what_was_answered_without_a_structure_is_asked_without(server, endpoint
     for _ in range(3):
         ask(endpoint)
     assert [each["format"] for each in server.log()[-4:]] == ["json_schema", *["json_object"] * 3]
+
+
+def body(**message) -> dict:
+    return {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+
+def test_answers_of_every_server_are_read():
+    assert read_answer(json.dumps(body(content="a")).encode()) == Answer("a")
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert read_answer(json.dumps(body(content=parts)).encode()).text == "ab"
+    assert read_answer(json.dumps(body(content=None, refusal="no")).encode()).text == "no"
+    assert read_answer(json.dumps(body(content=None)).encode()).text == ""
+    counted = body(content="a") | {"usage": {"prompt_tokens": 7, "completion_tokens": 10**30}}
+    assert read_answer(json.dumps(counted).encode()) == Answer("a", True, 7, None)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "message", "content", "text", "usage", "prompt_tokens", "finish_reason"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+near_answers = st.fixed_dictionaries(
+    {"choices": st.lists(st.fixed_dictionaries({"message": values}) | values, max_size=2)},
+    optional={"usage": values},
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(content=values | near_answers | st.builds(lambda v: body(content=v), values))
+def test_any_json_is_an_answer_or_refused(content):
+    try:
+        answer = read_answer(json.dumps(content).encode())
+    except ValueError:
+        return
+    assert isinstance(answer.text, str)
+    assert all(n is None or n >= 0 for n in (answer.prompt_tokens, answer.completion_tokens))
+
+
+@settings(deadline=None)
+@given(data=st.binary(max_size=50))
+def test_any_bytes_are_an_answer_or_refused(data):
+    with pytest.raises(ValueError, match=r"\w"):
+        read_answer(data)
