@@ -1,7 +1,9 @@
 """`python -m grain_jax.annotate describe` against an endpoint in another process."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -180,6 +182,24 @@ def test_a_dead_endpoint_stops_and_the_command_continues(images, tmp_path, capsy
     with chat_server(server.port):
         assert describe(images, tmp_path, server) == 0
     check(images, tmp_path)
+
+
+def test_a_full_disk_stops_and_the_command_continues(images, server, tmp_path, capsys):
+    """A limit on the size of files stands for the full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
+    try:
+        assert describe(images, tmp_path, server) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = " ".join(capsys.readouterr().err.split())
+    assert os.strerror(errno.EFBIG) in error
+    assert "The same command continues once it can write" in error
+    kept = len(StageFiles(tmp_path, "describe"))
+    assert 0 < kept < 12
+    assert describe(images, tmp_path, server) == 0
+    check(images, tmp_path)
+    assert len(StageFiles(tmp_path, "describe")) == 12
 
 
 def test_an_endpoint_that_only_fails_stops_without_rows(images, server, tmp_path, capsys):

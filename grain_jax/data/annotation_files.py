@@ -39,6 +39,7 @@ FORMAT, VERSION = "grain_jax annotations", 1
 MAX_PART_BYTES = 2**31  # of a part in memory; what `AnnotationWriter` writes is far smaller
 MAX_MANIFEST_BYTES = 2**28
 CACHED_PARTS = 4
+LIST_ATTEMPTS = 10
 _PART = re.compile(r"part-(\d{8})-(\d+-of-\d+)\.parquet")
 _JOURNAL = re.compile(r"journal-(\d{8})-(\d+-of-\d+)\.jsonl")
 
@@ -158,11 +159,14 @@ class StageFiles:
         self._parts: list[tuple[str, int]] = []  # (file, rows)
         self._journals: dict[str, list[dict[str, Any]]] = {}
         self._checksums: dict[str, int] = {}
-        for _ in range(10):  # a writer may turn a journal into a part in between
-            if self._list():
+        for _ in range(LIST_ATTEMPTS):  # a writer may turn a journal into a part in between
+            if (unlisted := self._list()) is None:
                 break
-        else:
-            raise ValueError(self._unlisted_message)
+        if unlisted is not None:
+            raise ValueError(
+                f"{self.folder / unlisted} is in no manifest, so the copy of this folder is not "
+                "complete; copy it again, or remove the file."
+            )
         self._starts = np.cumsum([0, *(rows for _, rows in self._parts)])
         self._tables: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
@@ -197,13 +201,13 @@ class StageFiles:
         empty = schema(self.stage).empty_table().select(names)
         return pa.concat_tables([empty, *(self._table(i, names) for i in range(len(self._parts)))])
 
-    def _list(self) -> bool:
-        """Whether parts and journals could be listed at one moment."""
+    def _list(self) -> str | None:
+        """Lists parts and journals; a file that does not fit with the others, None where all do."""
         self._parts, self._journals = [], {}
         try:
             names = sorted(os.listdir(self.folder))
         except FileNotFoundError:
-            return True
+            return None
         listed: dict[str, dict[str, int]] = {}
         for name in names:
             if name.startswith("manifest-") and name.endswith(".json"):
@@ -216,16 +220,12 @@ class StageFiles:
             part = part_name(*number[:2])
             if not number[2]:
                 if journal_name(*number[:2]) not in names:
-                    self._unlisted_message = (
-                        f"{self.folder / name} is in no manifest, so the copy of this folder is "
-                        "not complete; copy it again, or remove the file."
-                    )
-                    return False
+                    return name
             elif part not in listed:
                 try:
                     self._journals[part] = read_journal(self.folder / name)[0]
                 except FileNotFoundError:
-                    return False
+                    return name
                 found[part] = None
         for part in sorted(found):
             rows = len(self._journals[part]) if part in self._journals else listed[part]["rows"]
@@ -233,7 +233,7 @@ class StageFiles:
             if part in listed:
                 self._checksums[part] = listed[part]["crc32"]
                 self._check_size(self.folder / part, listed[part]["bytes"])
-        return True
+        return None
 
     def _check_size(self, path: Path, expected: int) -> None:
         try:
