@@ -2,6 +2,7 @@
 
   python -m grain_jax.annotate describe --images=DIR --endpoint=http://localhost:8000/v1 \
       --model=NAME --output=ANN
+  python -m grain_jax.annotate ground --images=DIR --annotations=ANN --detector=NAME
 
 Each stage adds a row for every image to a folder of annotations, which
 `python -m grain_jax.prepare --from=annotations` turns into a data set (`docs/annotate.md`).
@@ -12,13 +13,14 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
-from grain_jax.annotate import describe
+from grain_jax.annotate import describe, ground
 from grain_jax.command_line import ExitStatus
 from grain_jax.terminal import escape_unprintable
 
 # Name of each stage -> its command, which gets the arguments behind the name.
 STAGES: dict[str, Callable[[Sequence[str]], int]] = {
     "describe": describe.main,
+    "ground": ground.main,
 }
 
 

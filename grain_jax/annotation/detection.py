@@ -47,7 +47,7 @@ class Selection:
             if (limit := getattr(self, name)) is not None and limit < 1:
                 raise ValueError(f"{name} is {limit}; expected at least 1.")
 
-    def replace(self, **changes: float | bool | None) -> "Selection":
+    def replace(self, **changes: float | int | bool | None) -> "Selection":
         """The rule with other values for the fields that are not None."""
         given = {name: value for name, value in changes.items() if value is not None}
         return dataclasses.replace(self, **given)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ class ScoredBoxes:
 
 @runtime_checkable
 class Detector(Protocol):
-    """A model that finds texts in images."""
+    """A model that finds texts in images. One thread detects; the other methods are for any."""
 
     name: str  # path or name on the hub
     revision: str  # commit on the hub; "" for a local folder

@@ -91,7 +91,7 @@ class GroundingDinoDetector:
         import torch
 
         parts = self._parts
-        tokens = parts.tokenizer(
+        tokens = parts.tokens(
             [prompt.text for _, prompt in jobs],
             padding=True,
             return_tensors="pt",
@@ -115,7 +115,7 @@ class GroundingDinoDetector:
             yield ScoredBoxes(canvas_to_image(boxes[row], images[number].extent), each)
 
     def _offsets(self, text: str) -> list[Offset]:
-        tokens = self._parts.tokenizer(
+        tokens = self._parts.tokens(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         return _pairs(tokens.offset_mapping)

@@ -61,7 +61,7 @@ class OwlDetector:
         return self._placement(image)
 
     def reads_whole(self, text: str) -> bool:
-        return len(self._parts.tokenizer(text).input_ids) <= self._max_tokens
+        return len(self._parts.tokens(text, verbose=False).input_ids) <= self._max_tokens
 
     def detect(
         self, images: Sequence[PreparedImage], texts: Sequence[Sequence[str]]
@@ -153,7 +153,7 @@ class OwlDetector:
 
     def _text_tower(self, texts: Sequence[str]) -> Any:
         parts = self._parts
-        tokens = parts.tokenizer(
+        tokens = parts.tokens(
             list(texts),
             padding="max_length",
             truncation=True,

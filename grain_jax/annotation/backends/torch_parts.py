@@ -1,8 +1,9 @@
 """What the detectors of `transformers` share: loading, devices, number formats, pixels."""
 
 import contextlib
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,21 @@ class TorchParts:
     """A model on its device, and how it is fed."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: Any  # called by `tokens`
     preprocessor: Any  # only its settings are used: how large, normalised by what
     device: Any
     dtype: str
     revision: str
+    _tokenizing: Any = field(default_factory=threading.Lock)
+
+    def tokens(self, texts: str | list[str], **options: Any) -> Any:
+        """What the tokenizer returns; safe in threads.
+
+        The tokenizer keeps padding and truncation of a call in itself, and would use those of
+        another thread.
+        """
+        with self._tokenizing:
+            return self.tokenizer(texts, **options)
 
     @property
     def interpolation(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -73,6 +74,31 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(detectors, kind):
         (alone,) = detector.detect([image], [texts])
         np.testing.assert_allclose(alone.boxes_xyxy, expected.boxes_xyxy, atol=1e-4)
         np.testing.assert_allclose(alone.scores, expected.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["owlv2", "grounding-dino"])
+def test_lengths_can_be_asked_for_while_it_detects(folders, kind):
+    """The tokenizers of `transformers` keep the padding of a call for the next one."""
+    detector = open_detector(str(folders[kind]), device="cpu")
+    image = detector.prepare(IMAGES[0])
+    over, answers = threading.Event(), []
+
+    def ask() -> None:
+        while not over.is_set():
+            answers.append(detector.reads_whole("a dog"))
+            answers.append(not detector.reads_whole("a dog " * MAX_TOKENS))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for number in range(30):
+            found = detector.detect([image] * 2, [[f"a {number}", "a red bird with wings"]] * 2)
+            assert all(np.isfinite(each.scores).all() for each in found)
+    finally:
+        over.set()
+        asking.join()
+    assert answers
+    assert all(answers)
 
 
 def real_model(folder):
