@@ -10,6 +10,9 @@ from PIL import Image
 from plain_text import plain
 from tiny_detectors import write_detector
 
+pytest.importorskip("pyarrow")
+pytest.importorskip("httpx")
+
 from grain_jax.annotate import main
 from grain_jax.command_line import ExitStatus
 from grain_jax.data.annotation_files import read_annotations

@@ -124,7 +124,7 @@ class Ground:
         if not isinstance(self._queries, ExampleQueries):
             self.shortened_texts += sum(not self._detector.reads_whole(text) for text in asked)
         kept = select(scored, rule, num_texts=len(texts))
-        best = scored.scores.max(axis=0, initial=0.0)[: len(texts)]
+        best = np.nan_to_num(scored.scores).max(axis=0, initial=0.0)[: len(texts)]
         # Of texts behind the tenth, which the official code does not look for, nothing is known.
         scores = [*best.astype(float).tolist(), *[0.0] * (len(texts) - len(best))]
         return {"regions": _regions(kept, asked), "best_scores": scores}

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from tiny_detectors import OWL_SIDE, write_detector
 
+pytest.importorskip("pyarrow")
+
 from grain_jax.annotation.backends.detectors import open_detector
 from grain_jax.annotation.backends.placement import PreparedImage
 from grain_jax.annotation.detection import SELECTIONS, Selection

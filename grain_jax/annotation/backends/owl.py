@@ -122,20 +122,19 @@ class OwlDetector:
         import torch
 
         features, boxes = self._boxes(images)
-        found = []
-        with torch.inference_mode():
-            for image, each, boxes_cxcywh, asked in zip(
-                images, features, boxes, columns, strict=True
-            ):
-                if asked:
-                    chosen = queries[torch.tensor(asked, device=queries.device)]
-                    logits, _ = self._parts.model.class_predictor(each[None], chosen[None])
-                    scores = logits[0].sigmoid().cpu().numpy()
-                else:
-                    scores = np.zeros((len(each), 0), np.float32)
-                boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh.cpu().numpy())
-                found.append(ScoredBoxes(canvas_to_image(boxes_xyxy, image.extent), scores))
-        return found
+        width = max(map(len, columns))
+        scores = np.zeros((*features.shape[:2], width), np.float32)
+        if width:  # shorter lists are filled up; those scores are cut off below
+            filled = [[*each, *[0] * (width - len(each))] for each in columns]
+            with torch.inference_mode():
+                chosen = queries[torch.tensor(filled, device=queries.device)]
+                logits, _ = self._parts.model.class_predictor(features, chosen)
+                scores = logits.sigmoid().cpu().numpy()
+        boxes_xyxy = cxcywh_to_xyxy(boxes.cpu().numpy())
+        return [
+            ScoredBoxes(canvas_to_image(found, image.extent), each[:, : len(asked)])
+            for image, found, each, asked in zip(images, boxes_xyxy, scores, columns, strict=True)
+        ]
 
     def _embed_texts(self, texts: Sequence[str]) -> Any:
         """Float32 [N, E] on the device."""

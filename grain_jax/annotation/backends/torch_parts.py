@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from grain_jax.annotation.backends.placement import PreparedImage
 from grain_jax.extras import how_to_install
 
 DTYPES = ("float32", "bfloat16", "float16")
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow, as preprocessors store them
+# As preprocessors store them, numbers of Pillow, or as they hold them where torchvision is there.
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 
 
 @dataclass
@@ -40,10 +41,10 @@ class TorchParts:
     @property
     def interpolation(self) -> str:
         """How images are resized. Raises ValueError for a way that is not supported."""
-        number = int(self.preprocessor.resample)
-        if number not in INTERPOLATIONS:
-            raise ValueError(f"The preprocessor resizes with {number} of Pillow; known: 2 and 3.")
-        return INTERPOLATIONS[number]
+        found = getattr(self.preprocessor.resample, "value", self.preprocessor.resample)
+        if found not in INTERPOLATIONS:
+            raise ValueError(f"The preprocessor has resample {found!r}; known: 2 and 3.")
+        return INTERPOLATIONS[found]
 
     def pixel_values(self, images: Sequence[PreparedImage]) -> Any:
         """Normalised float32 [B, 3, H, W] on the device; images of one size."""
@@ -118,7 +119,8 @@ def load_parts(name: str, *, device: str, dtype: str) -> TorchParts:
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-        preprocessor = transformers.AutoImageProcessor.from_pretrained(where, **options)
+        with _without_advice():
+            preprocessor = transformers.AutoImageProcessor.from_pretrained(where, **options)
         model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, **options
         )
@@ -126,6 +128,19 @@ def load_parts(name: str, *, device: str, dtype: str) -> TorchParts:
         raise ValueError(_not_found(name, error)) from error
     found = getattr(model.config, "_commit_hash", None) or ""
     return TorchParts(model.eval().to(place), tokenizer, preprocessor, place, dtype, found)
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the advice to install torchvision: images are placed by Pillow."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _place(name: str) -> tuple[str, dict[str, Any]]:
