@@ -72,6 +72,17 @@ def test_class_folders_and_a_detector_are_enough(folder, owl, capsys):
     assert re.search(r"done before\D+2\b", plain(capsys.readouterr().out))
 
 
+def test_a_dry_run_counts_and_writes_nothing(folder, owl, capsys):
+    descriptions = f"--descriptions={folder / 'descriptions.json'}"
+    assert ground(folder, owl, descriptions, "--dry_run") == ExitStatus.DONE
+    said = plain(capsys.readouterr().out)
+    assert re.search(r"images to ground\D+2\b", said)
+    assert re.search(r"texts to look for\D+4\b", said)
+    assert not (folder / "annotations").exists()
+    assert ground(folder, owl, "--dry_run") == ExitStatus.MISTAKE
+    assert "annotations.json" in plain(capsys.readouterr().err)
+
+
 def test_the_defaults_are_those_of_the_detector_and_of_the_selection(folder, owl, dino):
     for detector, options, expected in (
         (owl, (), {"threshold": 0.3, "boxes_per_text": 1, "nms_iou": 1.0}),

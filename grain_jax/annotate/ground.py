@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import arg
 
-from grain_jax.annotate.stage import StageOptions, run_and_report
+from grain_jax.annotate.stage import StageOptions, run_and_report, selection_rows
 from grain_jax.annotation.backends.detector import Detector, ImageGuidedDetector
 from grain_jax.annotation.backends.detectors import open_detector
 from grain_jax.annotation.backends.torch_parts import DTYPES
@@ -33,9 +34,10 @@ from grain_jax.annotation.queries import (
     annotated_captions,
     imported_captions,
 )
-from grain_jax.annotation.run import StageReport
+from grain_jax.annotation.run import StageReport, plan_stage
 from grain_jax.command_line import (
     Count,
+    ExitStatus,
     NotParsed,
     OptionalCount,
     OptionalPath,
@@ -45,6 +47,7 @@ from grain_jax.command_line import (
     one_of,
     one_word,
     parse,
+    status_of,
 )
 from grain_jax.data.importers import IMPORTERS
 
@@ -81,6 +84,8 @@ class Options(StageOptions):
     # --nms between boxes of different texts too
     nms_across_texts: bool = False
     max_boxes: OptionalCount = None  # of an image
+    # count images and texts, and look for nothing
+    dry_run: bool = False
     batch_size: Count = 8  # images at once
     # threads that read and resize images
     threads: Annotated[OptionalCount, default_is("a thread a core, up to 8")] = None
@@ -98,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(Options, arguments, command="annotate ground", description=__doc__)
     except NotParsed as parsed:
         return parsed.status
+    if options.dry_run:
+        return _dry_run(options)
     stages: list[Ground] = []
 
     def open_stage() -> Ground:
@@ -127,6 +134,25 @@ def _open(options: Options) -> Ground:
         **({} if options.threads is None else {"threads": options.threads}),
     )
     return Ground(options.images, detector, queries, settings)
+
+
+def _dry_run(options: Options) -> int:
+    try:
+        stage = _open(options)
+        selection = plan_stage(stage, options.spec(options.annotations))
+        texts = stage.count_texts(selection.images)
+    except (ValueError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        return status_of(error)
+    table = Table(title="Dry run", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in selection_rows(selection):
+        table.add_row(escape(name), f"{count:,}")
+    table.add_row("images to ground", f"{len(selection.images):,}")
+    table.add_row("texts to look for", f"{texts:,}")
+    Console().print(table)
+    return ExitStatus.DONE
 
 
 def _check(options: Options) -> None:

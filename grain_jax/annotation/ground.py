@@ -1,5 +1,6 @@
 """The stage `ground`: boxes for the texts of each image, by a detector."""
 
+import contextlib
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -21,6 +22,7 @@ from grain_jax.annotation.examples import ExampleQueries
 from grain_jax.annotation.images import load_image
 from grain_jax.annotation.queries import TextQueries
 from grain_jax.data.annotation_rows import Provenance, Row, sampling_text, texts_hash
+from grain_jax.data.checks import SkippedSample
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,16 @@ class Ground:
             )
         self._images, self._detector, self._queries = images, detector, queries
         self._ground = settings
+        self._input_hashes: dict[str, str] = {}  # of images on their way
         self.time = DetectorTime()
         self.shortened_texts = 0  # whose end the detector did not read
         self.settings = self._provenance().settings
 
     def input_hash(self, image: str) -> str | None:
-        """Of the texts. Raises `SkippedSample` for an image without any."""
+        """Of what its texts are made of. Raises `SkippedSample` for an image without any."""
         if isinstance(self._queries, ExampleQueries):
             return None
-        return texts_hash(self._queries.texts(image))
+        return texts_hash(self._queries.inputs(image))
 
     def rows(self, images: Iterator[str], /) -> Generator[Row, None, None]:
         """Rows in the order in which the detector is done with the images."""
@@ -82,9 +85,19 @@ class Ground:
             for detected in detecting:
                 yield self._row(detected)
 
+    def count_texts(self, images: Sequence[str]) -> int:
+        """How many texts would be looked for in some images."""
+        count = 0
+        for image in images:
+            with contextlib.suppress(SkippedSample):
+                count += len(self._texts(image))
+            self._input_hashes.pop(image, None)
+        return count
+
     def _texts(self, image: str) -> Sequence[str]:
         if isinstance(self._queries, ExampleQueries):
             return self._queries.names
+        self._input_hashes[image] = texts_hash(self._queries.inputs(image))
         return self._queries.texts(image)
 
     def _load(self, image: str) -> tuple[PreparedImage, str]:
@@ -113,9 +126,7 @@ class Ground:
             provenance=self._provenance(),
             outputs=outputs,
             error=detected.error,
-            input_hash=None
-            if isinstance(self._queries, ExampleQueries)
-            else texts_hash(loaded.texts),
+            input_hash=self._input_hashes.pop(loaded.image, None),
         )
 
     def _outputs(self, texts: Sequence[str], scored: ScoredBoxes) -> dict[str, Any]:

@@ -23,8 +23,15 @@ class TextQueries(Protocol):
 
     source: str  # how they come about, for the provenance of rows
 
+    def inputs(self, image: str) -> Sequence[str]:
+        """What the texts are made of; quick, as it is read of all images at the start of a run.
+
+        Raises `SkippedSample` for an image that can only be grounded later, or never.
+        """
+        ...
+
     def texts(self, image: str) -> list[str]:
-        """Distinct texts for an image. Raises `SkippedSample` where there are none (yet)."""
+        """Distinct texts for an image. Raises `SkippedSample` where there are none."""
         ...
 
 
@@ -35,6 +42,9 @@ class DescriptionQueries:
 
     def __init__(self, folder: Path) -> None:
         self._rows = _RowsByImage(folder)
+
+    def inputs(self, image: str) -> Sequence[str]:
+        return self.texts(image)
 
     def texts(self, image: str) -> list[str]:
         return _distinct(self._rows.outputs(image, "descriptions"), "no description")
@@ -51,9 +61,13 @@ class CaptionPhraseQueries:
         self._captions, self._finder = captions, finder
         self.source = f"noun phrases: {finder.name}"
 
+    def inputs(self, image: str) -> Sequence[str]:
+        if not (captions := self._captions(image)):
+            raise SkippedSample("no caption", f"{image} has no caption")
+        return captions
+
     def texts(self, image: str) -> list[str]:
-        captions = self._captions(image)
-        phrases = caption_phrases(captions, self._finder, limit=MAX_PHRASES)
+        phrases = caption_phrases(self.inputs(image), self._finder, limit=MAX_PHRASES)
         return _distinct(phrases, "no noun phrase in its captions")
 
 
@@ -106,6 +120,9 @@ class ClassDescriptionQueries:
             )
         names = {label: label for label in labels}
         self._texts = bind_descriptions(read_texts(str(path)), names, str(path), str(images), note)
+
+    def inputs(self, image: str) -> Sequence[str]:
+        return self.texts(image)
 
     def texts(self, image: str) -> list[str]:
         label = _label(image)

@@ -215,10 +215,13 @@ def test_phrases_of_captions_are_looked_for(images, annotations, tmp_path, owl):
     path.write_text("\n".join(map(json.dumps, lines)) + "\nnot JSON\n")
     queries = CaptionPhraseQueries(imported_captions("jsonl", path), RulePhrases())
     report, rows = ground(images, tmp_path / "new", owl, queries)
-    assert {name: row.outputs["phrases"] for name, row in rows.items()} == {
-        "birds/tall.png": ["A boy", "a red ball"]
-    }
-    assert report.selection.skipped == {"no caption": 1, "no noun phrase in its captions": 1}
+    assert rows["birds/tall.png"].outputs["phrases"] == ["A boy", "a red ball"]
+    assert rows["birds/tall.png"].input_hash == texts_hash(lines[0]["captions"])
+    assert rows["birds/wide.png"].error.startswith("no noun phrase in its captions")
+    assert set(rows) == {"birds/tall.png", "birds/wide.png"}
+    assert report.selection.skipped == {"no caption": 1}
+    again, _ = ground(images, tmp_path / "new", owl, queries)
+    assert (again.rows, again.selection.done) == (0, 2)
 
 
 def test_example_images_are_looked_for_by_name(images, tmp_path, owl):
