@@ -132,6 +132,13 @@ def write_bert_tokenizer(folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
+def image_processor(kind: str):
+    """The class of `transformers` that resizes images in NumPy and Pillow."""
+    _, transformers = _libraries()
+    name = {"owlv2": "Owlv2", "owlvit": "OwlViT"}.get(kind, "GroundingDino") + "ImageProcessor"
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+
+
 def _libraries():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.set_num_threads(1)  # of several, each small step would wait for the slowest

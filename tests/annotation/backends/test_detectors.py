@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from tiny_detectors import MAX_TOKENS, OWL_SIDE, SHORTEST, write_detector
+from tiny_detectors import MAX_TOKENS, OWL_SIDE, SHORTEST, image_processor, write_detector
 
 from grain_jax.annotation.backends.detector import Detector, ImageGuidedDetector
 from grain_jax.annotation.backends.detectors import DETECTORS, open_detector
@@ -118,8 +118,7 @@ def test_owl_finds_what_transformers_finds(detectors, folders, kind, size):
         size = (OWL_SIDE, OWL_SIDE)
     height, width = size
     image, texts = noise(height, width), ["a red bird", "dog", "a small bird with black wings"]
-    name = {"owlv2": "Owlv2ImageProcessorPil", "owlvit": "OwlViTImageProcessorPil"}[kind]
-    processor = getattr(transformers, name).from_pretrained(folders[kind])
+    processor = image_processor(kind).from_pretrained(folders[kind])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders[kind])
     tokens = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt")
     with torch.no_grad():
@@ -142,7 +141,7 @@ def test_grounding_dino_gives_each_phrase_its_own_tokens(detectors, folders, kin
 
     image = noise(SHORTEST, 130)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders[kind])
-    processor = transformers.GroundingDinoImageProcessorPil.from_pretrained(folders[kind])
+    processor = image_processor(kind).from_pretrained(folders[kind])
     tokens = tokenizer("a bus stop. bus. red dog.", return_tensors="pt", return_token_type_ids=True)
     #     0     1   2   3    4  5   6  7   8   9  10
     # [CLS]     a bus stop   . bus  . red dog  . [SEP]

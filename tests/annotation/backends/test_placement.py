@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_detectors import image_processor
 
 from grain_jax.annotation.backends.placement import (
     PadToSquare,
@@ -104,16 +105,10 @@ def test_pixels_are_those_of_the_image_processor(name, size):
 
 def processed_by_transformers(name: str, image: np.ndarray) -> np.ndarray:
     """The canvas as 0 to 255, [H, W, 3], of the real image processor."""
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     square = {"height": 96, "width": 96}
-    processor = {
-        "owlv2": lambda: transformers.Owlv2ImageProcessorPil(size=square),
-        "owlvit": lambda: transformers.OwlViTImageProcessorPil(size=square),
-        "grounding-dino": lambda: transformers.GroundingDinoImageProcessorPil(
-            size={"shortest_edge": 96, "longest_edge": 160}
-        ),
-    }[name]()
+    sizes = {"owlv2": square, "owlvit": square}
+    size = sizes.get(name, {"shortest_edge": 96, "longest_edge": 160})
+    processor = image_processor(name)(size=size, do_center_crop=False)
     values = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     return (values * processor.image_std + processor.image_mean) * 255
 
