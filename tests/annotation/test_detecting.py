@@ -129,6 +129,18 @@ def test_a_detector_that_always_fails_stops_the_run():
     assert all("no kernel image" in each.error for each in found)
 
 
+def test_many_odd_images_among_others_do_not_stop_the_run():
+    def detect(batch):
+        if number_of(batch[0]) % 2:
+            raise RuntimeError("odd image")
+        return [scored(number_of(each)) for each in batch]
+
+    count = 4 * MAX_FAILURES
+    found = taken(detecting(numbered(count), detect=detect, batch_size=1))
+    assert sum(each.error is not None for each in found) == count // 2
+    assert len(found) == count
+
+
 def test_a_device_that_fails_stops_the_run_at_once():
     def detect(batch):
         raise RuntimeError("CUDA error: device-side assert triggered")
