@@ -11,7 +11,6 @@ from plain_text import plain
 from tiny_detectors import write_detector
 
 pytest.importorskip("pyarrow")
-pytest.importorskip("httpx")
 
 from grain_jax.annotate import main
 from grain_jax.command_line import ExitStatus
