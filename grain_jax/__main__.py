@@ -9,7 +9,16 @@ from pathlib import Path
 from grain_jax.command_line import ExitStatus, end
 
 # What a person does first, first.
-COMMANDS = ("train", "evaluate", "predict", "prepare", "export", "bench", "data.synthetic_birds")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "annotate",
+    "prepare",
+    "export",
+    "bench",
+    "data.synthetic_birds",
+)
 
 
 def summary(command: str) -> str:

@@ -14,7 +14,7 @@ from places import REPOSITORY
 from tyro.conf import Positional, arg
 
 import grain_jax.__main__
-from grain_jax import evaluate, export, predict, prepare, train
+from grain_jax import annotate, evaluate, export, predict, prepare, train
 from grain_jax.command_line import ExitStatus, NotParsed, parse, status_of
 from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 
@@ -69,10 +69,15 @@ MAINS = {
     "prepare": prepare.main,
     "export": export.main,
     "data.synthetic_birds": synthetic_birds.main,
+    **{f"annotate {stage}": main for stage, main in annotate.STAGES.items()},
 }
 
 
-@pytest.mark.parametrize("command", grain_jax.__main__.COMMANDS)
+def test_every_command_is_among_those_with_options():
+    assert {name.partition(" ")[0] for name in MAINS} == set(grain_jax.__main__.COMMANDS)
+
+
+@pytest.mark.parametrize("command", MAINS)
 def test_every_option_of_every_command_has_a_help_text(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert MAINS[command](["--help"]) == ExitStatus.DONE

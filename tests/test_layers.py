@@ -19,11 +19,21 @@ ROWS = (
     ("data", "losses"),
     ("models", "parallel", "zero_shot"),
     ("training", "inference", "formats", "visualize"),
-    ("loading", "answers"),
+    ("loading", "answers", "annotation"),
     ("evaluation",),
     ("trainer", "benchmarking"),
     # Commands: the only ones that know arguments and exit statuses.
-    ("train", "evaluate", "predict", "prepare", "export", "bench", "command_line", "__main__"),
+    (
+        "train",
+        "evaluate",
+        "predict",
+        "prepare",
+        "annotate",
+        "export",
+        "bench",
+        "command_line",
+        "__main__",
+    ),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 COMMANDS = len(ROWS) - 1

@@ -6,6 +6,7 @@ add it to `IMPORTERS`.
 
 from collections.abc import Callable
 
+from grain_jax.data.importers.annotations import AnnotationRows
 from grain_jax.data.importers.coco import Coco
 from grain_jax.data.importers.csv_table import CsvTable
 from grain_jax.data.importers.flickr30k_entities import Flickr30kEntities
@@ -36,6 +37,7 @@ IMPORTERS: dict[str, Callable[..., Importer]] = {
     "refcoco": RefCoco,
     "official_grain": OfficialGrain,
     "tfds": TfdsFolder,
+    "annotations": AnnotationRows,
 }
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""Stages that annotate images: descriptions by a multimodal model, boxes by a detector."""

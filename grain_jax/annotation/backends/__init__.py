@@ -1,0 +1,1 @@
+"""Detectors: models that find texts, or example images, in images."""

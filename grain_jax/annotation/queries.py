@@ -1,0 +1,163 @@
+"""What to look for in an image: where the texts of the stage `ground` come from."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from grain_jax.annotation.images import list_images
+from grain_jax.annotation.phrases import PhraseFinder, caption_phrases
+from grain_jax.data.annotation_files import Annotations, read_annotations
+from grain_jax.data.captions import clean_text, normalize_text
+from grain_jax.data.checks import SkippedSample
+from grain_jax.data.classification.class_texts import bind_descriptions
+from grain_jax.data.importers import IMPORTERS, InvalidRecordError
+from grain_jax.data.text_files import read_texts
+
+MAX_PHRASES = 20  # of the captions of an image
+
+
+@runtime_checkable
+class TextQueries(Protocol):
+    """Texts to look for in each image."""
+
+    source: str  # how they come about, for the provenance of rows
+
+    def inputs(self, image: str) -> Sequence[str]:
+        """What the texts are made of; quick, as it is read of all images at the start of a run.
+
+        Raises `SkippedSample` for an image that can only be grounded later, or never.
+        """
+        ...
+
+    def texts(self, image: str) -> list[str]:
+        """Distinct texts for an image. Raises `SkippedSample` where there are none."""
+        ...
+
+
+class DescriptionQueries:
+    """The descriptions that `describe` wrote. `TextQueries`."""
+
+    source = "descriptions"
+
+    def __init__(self, folder: Path) -> None:
+        self._rows = _RowsByImage(folder)
+
+    def inputs(self, image: str) -> Sequence[str]:
+        return self.texts(image)
+
+    def texts(self, image: str) -> list[str]:
+        return _distinct(self._rows.outputs(image, "descriptions"), "no description")
+
+
+class CaptionPhraseQueries:
+    """Noun phrases of an image's captions. `TextQueries`.
+
+    Args:
+        captions: of an image; raises `SkippedSample` where there are none.
+    """
+
+    def __init__(self, captions: Callable[[str], Sequence[str]], finder: PhraseFinder) -> None:
+        self._captions, self._finder = captions, finder
+        self.source = f"noun phrases: {finder.name}"
+
+    def inputs(self, image: str) -> Sequence[str]:
+        if not (captions := self._captions(image)):
+            raise SkippedSample("no caption", f"{image} has no caption")
+        return captions
+
+    def texts(self, image: str) -> list[str]:
+        phrases = caption_phrases(self.inputs(image), self._finder, limit=MAX_PHRASES)
+        return _distinct(phrases, "no noun phrase in its captions")
+
+
+def annotated_captions(folder: Path) -> Callable[[str], Sequence[str]]:
+    """The captions that `describe` wrote, by image."""
+    rows = _RowsByImage(folder)
+    return lambda image: rows.outputs(image, "captions")
+
+
+def imported_captions(format: str, path: Path) -> Callable[[str], Sequence[str]]:
+    """The captions of a file that `prepare --from=FORMAT` reads, by image.
+
+    Lines that cannot be read count as images without captions.
+    """
+    importer = IMPORTERS[format](path)
+    places: dict[str, int] = {}
+    for place in range(len(importer)):
+        try:
+            places.setdefault(importer[place].image, place)
+        except InvalidRecordError:
+            continue
+
+    def captions(image: str) -> Sequence[str]:
+        if image not in places:
+            raise SkippedSample("no caption", f"{path} has no line for {image}")
+        return [caption.text for caption in importer[places[image]].captions]
+
+    return captions
+
+
+class ClassDescriptionQueries:
+    """The descriptions of the class that an image's folder is named after. `TextQueries`.
+
+    Args:
+        path: a JSON file {class: [description, ...]}; keys are compared as in evaluation.
+        images: folder with a subfolder for each class.
+        note: called with sentences on classes without descriptions and on unused entries.
+
+    Raises ValueError for another structure, or where no key is a class.
+    """
+
+    source = "class descriptions"
+
+    def __init__(self, path: Path, images: Path, note: Callable[[str], None]) -> None:
+        labels = sorted({_label(image) for image in list_images(images).images} - {""})
+        if not labels:
+            raise ValueError(
+                f"--images={images} has no subfolders with images; --descriptions needs one for "
+                "each class."
+            )
+        names = {label: label for label in labels}
+        self._texts = bind_descriptions(read_texts(str(path)), names, str(path), str(images), note)
+
+    def inputs(self, image: str) -> Sequence[str]:
+        return self.texts(image)
+
+    def texts(self, image: str) -> list[str]:
+        label = _label(image)
+        if not label:
+            raise SkippedSample("not in a class folder", f"{image} is in no subfolder")
+        return _distinct(self._texts.get(label, ()), "no description of its class")
+
+
+class _RowsByImage:
+    """Outputs of the rows in a folder of annotations."""
+
+    def __init__(self, folder: Path) -> None:
+        self._annotations: Annotations = read_annotations(folder)
+        images = self._annotations.images
+        self._places = {image: place for place, image in enumerate(images)}
+
+    def outputs(self, image: str, name: str) -> Sequence[str]:
+        """`captions` or `descriptions`. Raises `SkippedSample` for an image without a row."""
+        if image not in self._places:
+            raise SkippedSample("not described yet", f"{image} has no row of `describe`")
+        return getattr(self._annotations[self._places[image]], name)
+
+
+def _label(image: str) -> str:
+    return image.partition("/")[0] if "/" in image else ""
+
+
+def _distinct(texts: Sequence[str], reason: str) -> list[str]:
+    found: dict[str, str] = {}
+    for text in map(clean_text, texts):
+        found.setdefault(_normalized(text), text)
+    found.pop("", None)
+    if not found:
+        raise SkippedSample(reason, reason)
+    return list(found.values())
+
+
+_normalized = functools.lru_cache(maxsize=10_000)(normalize_text)

@@ -1,0 +1,145 @@
+"""How long a failed request waits, and when an endpoint counts as dead."""
+
+import datetime
+import email.utils
+import json
+
+import pytest
+from chat_server import chat_server
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grain_jax.annotation.chat import Answer, Question, RequestFailed
+from grain_jax.annotation.endpoint import (
+    LONGEST_WAIT,
+    MAX_WAIT,
+    Endpoint,
+    EndpointSettings,
+    read_answer,
+    retry_after,
+    wait_seconds,
+)
+from grain_jax.annotation.run import StageStopped
+
+
+def in_seconds(seconds: float) -> str:
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
+    return email.utils.format_datetime(moment)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("9" * 500, MAX_WAIT),
+        ("soon", None),
+        ("", None),
+        ("-3", None),
+        ("1.5", None),
+    ],
+)
+def test_seconds_of_retry_after(value, expected):
+    assert retry_after({"retry-after": value}) == expected
+
+
+def test_a_date_of_retry_after():
+    assert 25 < retry_after({"retry-after": in_seconds(30)}) <= 30
+    assert retry_after({"retry-after": in_seconds(-30)}) == 0
+    assert retry_after({}) is None
+
+
+def test_waits_double_differ_and_follow_the_server():
+    for attempt, longest in enumerate([0.5, 1, 2, 4, 8, 16, LONGEST_WAIT, LONGEST_WAIT]):
+        waits = [wait_seconds(attempt, None) for _ in range(50)]
+        assert longest / 2 <= min(waits) < max(waits) <= longest
+    assert 7 <= wait_seconds(0, 7.0) <= 8
+
+
+@pytest.fixture(scope="module")
+def server():
+    with chat_server() as started:
+        yield started
+
+
+@pytest.fixture
+def endpoint(server):
+    opened = Endpoint(EndpointSettings(server.url, "tiny", retries=0, timeout=0.5))
+    yield opened
+    opened.close()
+
+
+def ask(endpoint):
+    messages = [{"role": "system", "content": ""}, Question("?", b"\xff\xd8").message()]
+    return endpoint.ask(messages, schema={}, schema_name="any")
+
+
+@pytest.mark.multiprocess
+def test_a_server_that_lives_fails_a_request_and_one_that_does_not_ends_the_run(server, endpoint):
+    server.behave("hang", times=1)
+    with pytest.raises(RequestFailed, match=r"no answer in 0\.5 s"):
+        ask(endpoint)  # GET /v1/models is answered
+    assert ask(endpoint).prompt_tokens == 100
+    server.behave("503")
+    with pytest.raises(StageStopped, match="HTTP 503"):
+        ask(endpoint)
+
+
+@pytest.mark.multiprocess
+def test_what_was_answered_without_a_structure_is_asked_without(server, endpoint):
+    server.behave("no schema")
+    for _ in range(3):
+        ask(endpoint)
+    assert [each["format"] for each in server.log()[-4:]] == ["json_schema", *["json_object"] * 3]
+
+
+def body(**message) -> dict:
+    return {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+
+def test_answers_of_every_server_are_read():
+    assert read_answer(json.dumps(body(content="a")).encode()) == Answer("a")
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert read_answer(json.dumps(body(content=parts)).encode()).text == "ab"
+    assert read_answer(json.dumps(body(content=None, refusal="no")).encode()).text == "no"
+    assert read_answer(json.dumps(body(content=None)).encode()).text == ""
+    counted = body(content="a") | {"usage": {"prompt_tokens": 7, "completion_tokens": 10**30}}
+    assert read_answer(json.dumps(counted).encode()) == Answer("a", True, 7, None)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "message", "content", "text", "usage", "prompt_tokens", "finish_reason"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+near_answers = st.fixed_dictionaries(
+    {"choices": st.lists(st.fixed_dictionaries({"message": values}) | values, max_size=2)},
+    optional={"usage": values},
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(content=values | near_answers | st.builds(lambda v: body(content=v), values))
+def test_any_json_is_an_answer_or_refused(content):
+    try:
+        answer = read_answer(json.dumps(content).encode())
+    except ValueError:
+        return
+    assert isinstance(answer.text, str)
+    assert all(n is None or n >= 0 for n in (answer.prompt_tokens, answer.completion_tokens))
+
+
+@settings(deadline=None)
+@given(data=st.binary(max_size=50))
+def test_any_bytes_are_an_answer_or_refused(data):
+    with pytest.raises(ValueError, match=r"\w"):
+        read_answer(data)

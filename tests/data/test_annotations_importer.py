@@ -1,0 +1,96 @@
+"""`prepare --from=annotations`: what `annotate` wrote, as records."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("pyarrow")
+
+from grain_jax import prepare
+from grain_jax.annotation.writer import AnnotationWriter
+from grain_jax.data.annotation_rows import Provenance, Row
+from grain_jax.data.importers import Importer
+from grain_jax.data.importers.annotations import AnnotationRows
+from grain_jax.data.records import Caption, Region
+from grain_jax.data.tfds_records import RecordSource
+
+BOX = (0.25, 0.0, 0.5, 1.0)
+ORIGIN = Provenance("m")
+
+
+def described(image: str, caption: str) -> Row:
+    outputs = {"captions": [caption], "primary_subject": "bird", "descriptions": ["a crest"]}
+    return Row(image, "0" * 64, ORIGIN, outputs)
+
+
+def write(folder: Path, stage: str, *rows: Row) -> None:
+    with AnnotationWriter(folder, stage) as writer:
+        for row in rows:
+            writer.append(row)
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """(images, annotations): a with a region, b without, c whose answer could not be used."""
+    images, folder = tmp_path / "images", tmp_path / "ann"
+    images.mkdir()
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(images / f"{name}.png")
+    failed = Row("c.png", "0" * 64, ORIGIN, error="refusal: 'no'")
+    write(folder, "describe", described("b.png", "b"), failed, described("a.png", "a"))
+    region = {"box_xyxy": list(BOX), "description": "a crest", "score": 0.5}
+    write(folder, "ground", Row("a.png", "0" * 64, ORIGIN, {"regions": [region]}))
+    return images, folder
+
+
+def build(images: Path, folder: Path, out: Path) -> int:
+    places = [f"--input={folder}", f"--images={images}", f"--output={out}"]
+    return prepare.main(["--from=annotations", *places, "--workers=1"])
+
+
+def test_annotations_become_a_data_set(annotated, tmp_path, capsys):
+    images, folder = annotated
+    write(folder, "describe", described("../escape.png", "of another folder"))
+    assert build(images, folder, tmp_path / "out") == 0
+    records = RecordSource(tmp_path / "out", "train")
+    assert [record.id for record in (records[i] for i in range(len(records)))] == ["a.png", "b.png"]
+    assert records[0].captions == (Caption("a", "synthetic"),)
+    assert records[0].regions == (Region(BOX, "a crest", 0.5),)
+    assert records[1].captions == (Caption("b", "synthetic"),)
+    assert records[1].regions == ()
+    printed = capsys.readouterr().out
+    assert "images dropped: no caption" in printed
+    assert "images dropped: path outside the images folder" in printed
+
+
+def test_only_what_changed_has_another_checksum(annotated):
+    _, folder = annotated
+    before = AnnotationRows(folder)
+    assert isinstance(before, Importer)
+    write(folder, "describe", described("b.png", "again"))
+    after = AnnotationRows(folder)
+    assert [before.checksum(i, i + 1) == after.checksum(i, i + 1) for i in range(3)] == [
+        True,
+        False,
+        True,
+    ]
+    assert before.fingerprint() != after.fingerprint()
+    assert after.fingerprint() == AnnotationRows(folder).fingerprint()
+    assert after[1].captions == (Caption("again", "synthetic"),)
+
+
+def test_rows_in_a_journal_have_a_checksum_of_their_own(tmp_path):
+    with AnnotationWriter(tmp_path, "describe") as writer:
+        writer.append(described("a.png", "a"))
+        first = AnnotationRows(tmp_path).checksum(0, 1)
+        writer.append(described("a.png", "b"))
+        assert AnnotationRows(tmp_path).checksum(0, 1) != first
+
+
+def test_another_folder_is_a_mistake(annotated, tmp_path, capsys):
+    images, _ = annotated
+    assert build(images, images, tmp_path / "out") == 2
+    assert "has no annotations.json" in capsys.readouterr().err
+    assert build(images, images / "a.png", tmp_path / "out") == 2
+    assert "is not a folder" in capsys.readouterr().err
