@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Box = tuple[float, float, float, float]
 Boxes = TypeVar("Boxes", Array, np.ndarray)  # [..., 4]
@@ -88,3 +88,13 @@ def _intersection_and_union(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _namespace(array: Any) -> Any:
     return np if isinstance(array, np.ndarray) else jnp
+
+
+def best_pairs(
+    iou: Float[np.ndarray, "a b"],
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Rows and columns of the one-to-one assignment with the largest sum; n = min(a, b)."""
+    from scipy.optimize import linear_sum_assignment  # here: its import takes a command a second
+
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    return rows, columns

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 
-from grain_jax.boxes import pairwise_iou
+from grain_jax.boxes import best_pairs, pairwise_iou
 from grain_jax.evaluation.annotations import Annotations
 from grain_jax.evaluation.grounding import Phrase, box_scores, phrase_hits
 from grain_jax.results import Result
@@ -130,7 +129,7 @@ def _assign_and_move(
     total = 0.0
     for boxes in true_xyxy:
         iou = pairwise_iou(constants, boxes)
-        for query, box in zip(*linear_sum_assignment(iou, maximize=True), strict=True):
+        for query, box in zip(*best_pairs(iou), strict=True):
             members[query].append(boxes[box])
             total += float(iou[query, box])
     moved = [

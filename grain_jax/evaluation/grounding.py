@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 
-from grain_jax.boxes import IOU_HIT, pairwise_iou
+from grain_jax.boxes import IOU_HIT, best_pairs, pairwise_iou
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def matched_iou(
     if none is left.
     """
     iou = pairwise_iou(predicted_xyxy, true_xyxy)
-    queries, boxes = linear_sum_assignment(iou, maximize=True)
+    queries, boxes = best_pairs(iou)
     matched = np.zeros(len(true_xyxy), iou.dtype)
     matched[boxes] = iou[queries, boxes]
     return matched

@@ -40,8 +40,9 @@ def abstract_state(
     Raises ValueError for a mesh that cannot split a parameter.
     """
     boxed = abstract_boxed_params(model, config)
-    placed = _with_shardings(nn.unbox(boxed), parameter_shardings(boxed, mesh))
-    state = jax.eval_shape(lambda: _start(nn.unbox(_init_params(model, config)), optimizer, config))
+    params = nn.unbox(boxed)
+    placed = _with_shardings(params, parameter_shardings(boxed, mesh))
+    state = jax.eval_shape(lambda params: _start(params, optimizer, config), params)
     whole = replicated(mesh)
     shardings = jax.tree.map(lambda _: whole, state)
     of_params = jax.tree.map(lambda leaf: leaf.sharding, placed)

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.patches import Rectangle
 
-from grain_jax.visualize.canvas import MISSED, PALETTE, Canvas, contrast, ink_on
+from grain_jax.visualize.canvas import MISSED, PALETTE, Canvas, contrast, ink_on, rectangle
 
 TAG = (0.21, 0.185)  # inches: width and height of a number on a box
 TAG_TEXT = 8.5  # points
@@ -42,7 +41,7 @@ def draw_boxes(axes: Any, boxes: Sequence[NumberedBox], *, size: tuple[float, fl
     for box, (x, y) in zip(numbered, tag_places(corners, size), strict=True):
         wide, tall = TAG[0] / size[0], TAG[1] / size[1]
         edge: dict[str, Any] = {"edgecolor": ink_on(box.colour), "linewidth": 0.6}
-        axes.add_patch(Rectangle((x, y), wide, tall, facecolor=box.colour, zorder=4, **edge))
+        axes.add_patch(rectangle((x, y), wide, tall, facecolor=box.colour, zorder=4, **edge))
         axes.text(
             x + wide / 2,
             y + tall / 2,
@@ -60,7 +59,7 @@ def draw_tag(canvas: Canvas, left: float, baseline: float, number: int, colour: 
     """The number of a box, beside its text."""
     x, y = left / canvas.width, 1 - (baseline + 0.045) / canvas.height
     wide, tall = TAG[0] / canvas.width, TAG[1] / canvas.height
-    tag = Rectangle((x, y), wide, tall, facecolor=colour, edgecolor=ink_on(colour), linewidth=0.6)
+    tag = rectangle((x, y), wide, tall, facecolor=colour, edgecolor=ink_on(colour), linewidth=0.6)
     tag.set_transform(canvas.figure.transFigure)
     canvas.figure.add_artist(tag)
     middle = left + TAG[0] / 2
@@ -99,7 +98,7 @@ def _draw_outline(axes: Any, box: NumberedBox) -> None:
     rim = "#ffffff" if contrast(box.colour, "#ffffff") > 3 else "#202124"
     for colour, width in ((rim, 3.4), (box.colour, 1.9)):
         axes.add_patch(
-            Rectangle(
+            rectangle(
                 (x0, y0),
                 x1 - x0,
                 y1 - y0,

@@ -1,4 +1,7 @@
-"""A page measured in inches: colours that can be read, text that fits, and images on it."""
+"""A page measured in inches: colours that can be read, text that fits, and images on it.
+
+matplotlib is imported where something is drawn: a command that draws nothing starts sooner.
+"""
 
 import bisect
 import functools
@@ -7,11 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.ft2font import FT2Font
 
 # Okabe and Ito's palette for all kinds of colour vision, without its yellow, which paper swallows.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -70,6 +68,8 @@ def drawable(text: str) -> Text:
 @functools.cache
 def _fonts() -> dict[str, str]:
     """Family -> file of its upright, regular style, outlines only; DejaVu Sans first."""
+    from matplotlib import font_manager
+
     found: dict[str, str] = {}
     listed = sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.weight))
     for font in sorted(listed, key=lambda font: (font.style != "normal", font.weight != 400)):
@@ -81,6 +81,8 @@ def _fonts() -> dict[str, str]:
 @functools.cache
 def characters_of(family: str) -> frozenset[int]:
     """Codes that a family has; none of a font of bitmaps, as colour emoji are, or a damaged one."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         font = FT2Font(_fonts()[family])
         return frozenset(font.get_charmap()) if font.scalable else frozenset()
@@ -101,12 +103,14 @@ class Measure:
     escaped: bool = False
 
     def __post_init__(self) -> None:
-        figure = Figure(figsize=(1, 1), dpi=self.dpi)
-        self._renderer: RendererAgg = FigureCanvasAgg(figure).get_renderer()
+        figure = Canvas.blank(1.0, 1.0, dpi=self.dpi).figure
+        self._renderer = figure.canvas.get_renderer()
         self._words: dict[tuple[str, float, str], float] = {}
 
     def inches(self, text: str, *, size: float, weight: str = "normal") -> float:
         """Width of a text."""
+        from matplotlib.font_manager import FontProperties
+
         made = self._drawable(text)
         font = FontProperties(family=list(made.families), size=size, weight=weight)
         width, _, _ = self._renderer.get_text_width_height_descent(made.shown, font, ismath=False)
@@ -182,13 +186,16 @@ class Measure:
 class Canvas:
     """A figure in inches from its top left corner."""
 
-    figure: Figure
+    figure: Any  # matplotlib's
     width: float
     height: float
 
     @classmethod
     def blank(cls, width: float, height: float, *, dpi: int) -> "Canvas":
         """A white page."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
         FigureCanvasAgg(figure)
         return cls(figure, width, height)
@@ -235,3 +242,10 @@ class Canvas:
         for number, line in enumerate(lines):
             self.text(left, baseline + number * step, line, **options)
         return baseline + len(lines) * step
+
+
+def rectangle(corner: tuple[Any, Any], width: Any, height: Any, **style: Any) -> Any:
+    """matplotlib's rectangle, to be added to axes or to the figure of a canvas."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, **style)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy.optimize import linear_sum_assignment
 
-from grain_jax.boxes import IOU_HIT, pairwise_iou
+from grain_jax.boxes import IOU_HIT, best_pairs, pairwise_iou
 from grain_jax.data.captions import normalize_text
 from grain_jax.visualize.boxes import TAG, NumberedBox, colour_of, draw_boxes, draw_tag
 from grain_jax.visualize.canvas import ESCAPED, FAINT, INK, MISSED, RIGHT, Canvas, Measure
@@ -218,7 +217,7 @@ def example_rows(example: Example) -> list[Row]:
         rows = [Row(box, None, 0.0) for box in true] + [Row(None, p, 0.0) for p in predicted]
         return rows[:MAX_ROWS]
     iou = pairwise_iou(np.stack([t.xyxy for t in true]), np.stack([p.xyxy for p in predicted]))
-    pairs = dict(zip(*(side.tolist() for side in linear_sum_assignment(-iou)), strict=True))
+    pairs = dict(zip(*(side.tolist() for side in best_pairs(iou)), strict=True))
     rows = [
         Row(box, predicted[pairs[i]], float(iou[i, pairs[i]]))
         for i, box in enumerate(true)

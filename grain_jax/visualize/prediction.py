@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from grain_jax.visualize.boxes import TAG, NumberedBox, colour_of, draw_boxes, draw_tag
-from grain_jax.visualize.canvas import ESCAPED, FAINT, INK, Canvas, Measure
+from grain_jax.visualize.canvas import ESCAPED, FAINT, INK, Canvas, Measure, rectangle
 
 DPI = 120
 LONG_SIDE, MARGIN = 6.4, 0.12  # inches
@@ -220,7 +219,7 @@ def _draw_bar(
 
     def add(x: float, width: float, tall: float, fill: str) -> None:
         low = 1 - (baseline - 0.05 + tall / 2) / canvas.height
-        part = Rectangle(
+        part = rectangle(
             (x / canvas.width, low),
             width / canvas.width,
             tall / canvas.height,
@@ -252,7 +251,7 @@ def _pale_outside(axes: Any, crop_xyxy: Float[np.ndarray, "4"]) -> None:
     ):
         if right - left > 1e-3 and bottom - top > 1e-3:
             axes.add_patch(
-                Rectangle(
+                rectangle(
                     (left, top), right - left, bottom - top, color="white", alpha=0.6, linewidth=0
                 )
             )

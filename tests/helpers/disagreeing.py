@@ -1,11 +1,13 @@
 """A process for tests that sees things otherwise than process 0, as another machine may.
 
-disagreeing.py train ARGUMENTS: the trainer, in which process 0 measures the same score at every
-evaluation, and process 1 one that is the last bit higher each time.
+disagreeing.py run COMMANDS ARGUMENTS: commands after each other, given as JSON, [["train", ...],
+["evaluate", ...]]; the first gets ARGUMENTS too, how to join. In the trainer process 0 measures the
+same score at every evaluation, and process 1 one that is the last bit higher each time.
 disagreeing.py agree FOLDER ARGUMENTS: what the two agree on, as JSON lines.
 """
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -14,12 +16,12 @@ import sys
 import threading
 import time
 
-import grain_jax.train
 from grain_jax.parallel import processes
 from grain_jax.trainer import run
 from grain_jax.training import checkpoint
 
 FIRST = "--process_id=0" in sys.argv
+ENDED = "== exit status "
 METRIC = "validation/description/alpha0"
 
 
@@ -38,6 +40,16 @@ def disagree_on_scores():
         return results
 
     run.evaluate = evaluate
+
+
+def run_all(commands, joined):
+    """The status of the last; a line with its status stands after the output of each."""
+    for name, *arguments in commands:
+        status = importlib.import_module(f"grain_jax.{name}").main([*arguments, *joined])
+        sys.stdout.flush()
+        print(f"\n{ENDED}{status}", file=sys.stderr, flush=True)
+        joined = ()
+    return status
 
 
 def agree(folder, arguments):
@@ -90,4 +102,4 @@ if __name__ == "__main__":
         agree(rest[0], rest[1:])
         os._exit(0)
     disagree_on_scores()
-    sys.exit(grain_jax.train.main(rest))
+    sys.exit(run_all(json.loads(rest[0]), rest[1:]))

@@ -1,7 +1,8 @@
 """A model and a batch small enough to compile in seconds, and divisible by every mesh of 8."""
 
+import copy
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ from grain_jax.config import (
     TrainConfig,
     VisionConfig,
 )
+from grain_jax.config.cli import config_to_json
 from grain_jax.data.batch import Batch
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
+from grain_jax.parallel import sharding
 from grain_jax.parallel.sharding import make_mesh, put_batch, use_mesh
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.state import TrainState, abstract_state
@@ -101,6 +104,33 @@ def random_state(abstract: TrainState) -> TrainState:
     )
 
 
+_made: dict[tuple[Any, ...], "Parts"] = {}
+
+
+class Parts(NamedTuple):
+    """What no step changes."""
+
+    model: Any
+    optimizer: Any
+    abstract: TrainState
+    step: TrainStep
+
+
+def _parts(config: TrainConfig, mesh: jax.sharding.Mesh) -> Parts:
+    """The same ones for the same settings and mesh: to trace a step again takes seconds."""
+    key = config_to_json(config), mesh, sharding.NARROW
+    if key not in _made:
+        config = copy.deepcopy(config)  # a test may change its own
+        model, optimizer = build_model(config.model), make_optimizer(config.optim)
+        abstract = abstract_state(model, optimizer, config, mesh)
+        schedule = make_schedule(
+            config.optim, steps=config.steps, warmup_steps=config.optim.warmup_steps
+        )
+        step = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
+        _made[key] = Parts(model, optimizer, abstract, step)
+    return _made[key]
+
+
 class TinyRun:
     """A train step with its state on a mesh of the first `devices` devices.
 
@@ -118,15 +148,8 @@ class TinyRun:
     ):
         self.config = config
         self.mesh = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
-        self.model = build_model(config.model)
-        self.optimizer = make_optimizer(config.optim)
-        self.abstract = abstract_state(self.model, self.optimizer, config, self.mesh)
-        schedule = make_schedule(
-            config.optim, steps=config.steps, warmup_steps=config.optim.warmup_steps
-        )
-        self.step: TrainStep = make_train_step(
-            self.model, self.optimizer, schedule, config, mesh=self.mesh, abstract=self.abstract
-        )
+        parts = _parts(config, self.mesh)
+        self.model, self.optimizer, self.abstract, self.step = parts
         self.state: TrainState
         self.set_state(random_state(self.abstract) if start is None else start)
 

@@ -1,10 +1,14 @@
 """Several processes do what one does, on one machine and on two; what they agree on, and how."""
 
 import json
+import re
 import signal
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from few_devices import devices_of_config
 from places import HELPERS
 from stored_results import stored_results
 from training_process import (
@@ -12,7 +16,6 @@ from training_process import (
     CLIP,
     ENDLESS,
     lines,
-    run,
     undisturbed_run,
 )
 from two_hosts import needs_mount_namespace, outputs, start_two_hosts
@@ -30,6 +33,7 @@ PNG = bytes.fromhex(  # 1 x 1 pixel
     "c0000003010100c9fe92ef0000000049454e44ae426082"
 )
 DISAGREEING = str(HELPERS / "disagreeing.py")
+EVALUATION = ("--step=8", "--batch_size=16")
 
 
 def evaluated(workdir):
@@ -52,7 +56,8 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     # The same command in one process: the run is finished and has no report, so it is evaluated.
     (workdir / "report.md").unlink()
     two = evaluated(workdir)
-    assert grain_jax.train.main([*ARGUMENTS, f"--workdir={workdir}"]) == 0
+    with devices_of_config():
+        assert grain_jax.train.main([*ARGUMENTS, f"--workdir={workdir}"]) == 0
     assert (workdir / "report.md").exists()
     assert evaluated(workdir) == pytest.approx(two, abs=1e-4)
 
@@ -71,44 +76,111 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
     assert f"step {saved} is saved" in output
 
 
-@pytest.fixture(scope="module")
-def of_two_hosts(tmp_path_factory):
-    """The folder of a run on two machines to step 8 of 12, with its report; measured every third.
+@dataclass
+class TwoHosts:
+    """What two machines have done: for each command the exit status and output of both."""
 
-    Its processes disagree about every score but the first.
+    workdir: Path
+    evaluation: Path  # the JSON of the second command
+    hidden: Path  # images that the second machine does not see
+    trained: list[tuple[int, str]]
+    evaluated: list[tuple[int, str]]
+    failed: list[tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory):
+    """A run to step 8 of 12, with its report, measured every third; then two evaluations of it.
+
+    Its processes disagree about every score but the first. The second evaluation is of images that
+    one of them does not see. All in one pair of processes, as starting one takes longer than that.
     """
-    workdir = tmp_path_factory.mktemp("hosts") / "run"
-    arguments = (*ARGUMENTS, "--mesh.cpu_devices=1", f"--workdir={workdir}")
-    started = start_two_hosts(
-        workdir.parent,
-        *(DISAGREEING, "train", *arguments, "--max_steps_this_run=8"),
-        *("--evaluation.eval_interval_steps=3", "--checkpoint.max_to_keep=9"),
+    folder = tmp_path_factory.mktemp("hosts")
+    workdir, evaluation, images = (folder / name for name in ("run", "two.json", "images"))
+    for name in ("red", "blue"):
+        (images / name).mkdir(parents=True)
+        (images / name / "0.png").write_bytes(PNG)
+    train = (
+        *("train", *ARGUMENTS, "--mesh.cpu_devices=1", f"--workdir={workdir}"),
+        *("--max_steps_this_run=8", "--evaluation.eval_interval_steps=3"),
+        "--checkpoint.max_to_keep=9",
     )
-    (status, output), (other_status, other_output) = outputs(started)
+    evaluate = ("evaluate", f"--checkpoint={workdir}")
+    commands = [train, (*evaluate, *EVALUATION, f"--output={evaluation}")]
+    commands.append((*evaluate, f"--data={images}"))
+    started = start_two_hosts(folder, DISAGREEING, "run", json.dumps(commands), hide=images)
+    both = [of_commands(*ended) for ended in outputs(started)]
+    return TwoHosts(workdir, evaluation, images, *map(list, zip(*both, strict=True)))
+
+
+def of_commands(status, output):
+    """Exit status and output of each of three commands in one process, which ended with `status`.
+
+    The last may have ended the process, and then no line says its status.
+    """
+    parts = re.split(r"^== exit status (\d+)\n", output, flags=re.MULTILINE)
+    ended = [(int(number), text) for text, number in zip(parts[::2], parts[1::2], strict=False)]
+    if len(ended) < 3:
+        ended.append((status, parts[-1]))
+    assert len(ended) == 3, output
+    return ended
+
+
+@needs_mount_namespace
+def test_two_machines_train_and_one_process_speaks(two_hosts):
+    (status, output), (other_status, other_output) = two_hosts.trained
     assert (status, other_status) == (0, 0), output + other_output
     assert "2 x cpu of 2 processes; mesh data 2 x fsdp 1 x tensor 1" in output
-    assert "step 8/8" not in other_output  # one process speaks
-    return workdir
+    assert "step 8/8" in output
+    assert "step 8/8" not in other_output
 
 
 @needs_mount_namespace
-def test_two_machines_save_what_process_0_finds_better(of_two_hosts):
+def test_two_machines_save_what_process_0_finds_better(two_hosts):
     """Step 3 is the best to both; step 6 to process 1 alone, whose save would wait for ever."""
-    assert checkpoint.complete_steps(of_two_hosts / "checkpoints") == [3, 4, 8]
-    assert checkpoint.load(of_two_hosts, best=True).step == 3
-    measured = [line for line in lines(of_two_hosts) if "validation/box_recall" in line]
+    workdir = two_hosts.workdir
+    assert checkpoint.complete_steps(workdir / "checkpoints") == [3, 4, 8]
+    assert checkpoint.load(workdir, best=True).step == 3
+    measured = [line for line in lines(workdir) if "validation/box_recall" in line]
     assert [line["step"] for line in measured] == [3, 6, 8]
-    assert (of_two_hosts / "report.md").exists()
+    assert (workdir / "report.md").exists()
 
 
 @needs_mount_namespace
-def test_one_process_goes_on_with_the_run_of_two_machines(of_two_hosts, tmp_path):
-    workdir = tmp_path / "alone"
-    workdir.symlink_to(of_two_hosts)
-    status, output = run(workdir)
-    assert status == 0, output
-    assert "resumed at step 8" in output
-    trained = [line for line in lines(of_two_hosts) if "loss" in line]
+def test_two_machines_evaluate_as_one(two_hosts, tmp_path):
+    (status, output), (other_status, other_output) = two_hosts.evaluated
+    assert (status, other_status) == (0, 0), output + other_output
+    assert f"Written to {two_hosts.evaluation}" in output
+    assert "Written" not in other_output
+    assert "%" not in other_output
+    alone = tmp_path / "one.json"
+    arguments = [f"--checkpoint={two_hosts.workdir}", *EVALUATION, f"--output={alone}"]
+    with devices_of_config():
+        assert grain_jax.evaluate.main(arguments) == 0
+    report = json.loads(two_hosts.evaluation.read_text())
+    assert report["hardware"]["processes"] == "2"
+    two, one = (stored_results(path) for path in (two_hosts.evaluation, alone))
+    assert two == pytest.approx(one, abs=1e-4)
+    trained = next(line for line in lines(two_hosts.workdir) if "unseen/description/alpha0" in line)
+    assert {name: trained[name] for name in one} == pytest.approx(one, abs=1e-4)
+
+
+@needs_mount_namespace
+def test_an_error_on_one_machine_ends_the_evaluation_on_both(two_hosts):
+    (status, output), (other_status, other_output) = two_hosts.failed
+    assert status != 0, output
+    assert other_status == 2
+    assert str(two_hosts.hidden) in other_output
+    assert "Traceback" not in output + other_output
+
+
+@needs_mount_namespace
+def test_one_process_goes_on_with_the_run_of_two_machines(two_hosts, capsys, monkeypatch):
+    monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
+    with devices_of_config():
+        assert grain_jax.train.main([*ARGUMENTS, f"--workdir={two_hosts.workdir}"]) == 0
+    assert "resumed at step 8" in " ".join(capsys.readouterr().out.split())
+    trained = [line for line in lines(two_hosts.workdir) if "loss" in line]
     alone = {line["step"]: line for line in lines(undisturbed_run())}
     compared = [line for line in trained if line["step"] in alone]
     assert [line["step"] for line in compared] == [2, 4, 6, 8, 10, 12]
@@ -117,44 +189,6 @@ def test_one_process_goes_on_with_the_run_of_two_machines(of_two_hosts, tmp_path
         expected = {name: alone[found["step"]][name] for name in names}
         if found["step"] not in (4, 8):  # a window of its own after the evaluation of step 3, 6
             assert {name: found[name] for name in names} == pytest.approx(expected, rel=1e-4)
-
-
-@needs_mount_namespace
-def test_two_machines_evaluate_as_one(of_two_hosts, tmp_path):
-    arguments = (f"--checkpoint={of_two_hosts}", "--step=8", "--batch_size=16")
-    started = start_two_hosts(
-        tmp_path, "-m", "grain_jax.evaluate", *arguments, f"--output={tmp_path / 'two.json'}"
-    )
-    (status, output), (other_status, other_output) = outputs(started)
-    assert (status, other_status) == (0, 0), output + other_output
-    assert f"Written to {tmp_path / 'two.json'}" in output
-    assert "Written" not in other_output
-    assert "%" not in other_output
-    assert grain_jax.evaluate.main([*arguments, f"--output={tmp_path / 'one.json'}"]) == 0
-    report = json.loads((tmp_path / "two.json").read_text())
-    assert report["hardware"]["processes"] == "2"
-    two, one = (stored_results(tmp_path / f"{name}.json") for name in ("two", "one"))
-    assert two == pytest.approx(one, abs=1e-4)
-    trained = next(line for line in lines(of_two_hosts) if "unseen/description/alpha0" in line)
-    assert {name: trained[name] for name in one} == pytest.approx(one, abs=1e-4)
-
-
-@needs_mount_namespace
-def test_an_error_on_one_machine_ends_the_evaluation_on_both(of_two_hosts, tmp_path):
-    images = tmp_path / "images"
-    for name in ("red", "blue"):
-        (images / name).mkdir(parents=True)
-        (images / name / "0.png").write_bytes(PNG)
-    started = start_two_hosts(
-        tmp_path,
-        *("-m", "grain_jax.evaluate", f"--checkpoint={of_two_hosts}", f"--data={images}"),
-        hide=images,
-    )
-    (status, output), (other_status, other_output) = outputs(started, timeout=400)
-    assert status != 0, output
-    assert other_status == 2
-    assert str(images) in other_output
-    assert "Traceback" not in output + other_output
 
 
 @needs_mount_namespace

@@ -18,25 +18,34 @@ def same(tree, other):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(tree), jax.device_get(other))
 
 
+def with_nan_boxes(batch):
+    return batch.replace(boxes=np.full_like(batch.boxes, np.nan))
+
+
 @pytest.fixture(scope="module")
-def whole_batch():
-    """One step on whole batches, with dropout and every optional loss on."""
+def eventful():
+    """Good, bad, bad, good. With averaging, dropout and every optional loss on."""
     config = tiny_config()
-    config.model.decoder.depth, config.model.decoder.dropout = 2, 0.1
+    config.model.decoder.depth, config.model.decoder.dropout = 2, 0.3
     config.loss.image_description_weight = 1.0
     config.loss.auxiliary_box_weight = 1.0
+    config.optim.ema_decay = 0.5
     run = TinyRun(config)
-    start = jax.device_get(run.state)
-    history = run.train([random_batch()])
-    return config, start, history, jax.device_get(run.state.opt_state[1].mu)
+    states, history = [jax.device_get(run.state)], []
+    good, bad = random_batch(), with_nan_boxes(random_batch())
+    for batch in (good, bad, bad, good):
+        history += run.train([batch])
+        states.append(jax.device_get(run.state))
+    return run, states, history
 
 
 @pytest.mark.parametrize(
     ("k", "shape"), [(4, (1, 1, 1)), pytest.param(2, (4, 2, 1), marks=pytest.mark.slow)]
 )
-def test_micro_batches_on_any_mesh_change_neither_loss_nor_gradient(whole_batch, k, shape):
+def test_micro_batches_on_any_mesh_change_neither_loss_nor_gradient(eventful, k, shape):
     """Not those of dropout either."""
-    config, start, history, gradient = whole_batch
+    whole, states, history = eventful
+    config, start, gradient = whole.config, states[0], states[1].opt_state[1].mu
     optim = dataclasses.replace(config.optim, grad_cache_chunks=k)
     run = TinyRun(
         dataclasses.replace(config, optim=optim),
@@ -53,8 +62,8 @@ def test_micro_batches_on_any_mesh_change_neither_loss_nor_gradient(whole_batch,
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_text_that_is_padding_is_measured(whole_batch):
-    _, _, history, _ = whole_batch
+def test_the_text_that_is_padding_is_measured(eventful):
+    _, _, history = eventful
     batch = random_batch()
     assert history[0]["caption_positions_used"] == 1.0
     assert "region_logit_scale" not in history[0]  # shared: there is one
@@ -63,30 +72,6 @@ def test_the_text_that_is_padding_is_measured(whole_batch):
     half = batch.replace(captions=np.where(np.arange(8) < 2, batch.captions, 0))
     total, weight = text_use(jax.tree.map(jnp.asarray, half))["caption_positions_used"]
     assert float(total) / float(weight) == 0.25
-
-
-def without_regions(batch):
-    return batch.replace(
-        region_mask=np.zeros_like(batch.region_mask),
-        boxes=np.zeros_like(batch.boxes),
-        descriptions=np.zeros_like(batch.descriptions),
-    )
-
-
-@pytest.fixture(scope="module")
-def eventful():
-    """Good, bad, bad, good: the official loss is 0/0 without boxes. With averaging and dropout."""
-    config = tiny_config()
-    config.loss.variant = "official"
-    config.optim.ema_decay = 0.5
-    config.model.decoder.dropout = 0.3
-    run = TinyRun(config)
-    states, history = [jax.device_get(run.state)], []
-    good, bad = random_batch(), without_regions(random_batch())
-    for batch in (good, bad, bad, good):
-        history += run.train([batch])
-        states.append(jax.device_get(run.state))
-    return run, states, history
 
 
 def test_a_bad_step_changes_nothing_but_is_counted(eventful):
