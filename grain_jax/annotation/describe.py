@@ -28,7 +28,7 @@ from grain_jax.annotation.connection import CONNECT_SECONDS
 from grain_jax.annotation.images import as_jpeg, load_image
 from grain_jax.annotation.prompts import Prompts
 from grain_jax.data.annotation_rows import Provenance, Row, sampling_text
-from grain_jax.data.checks import SkippedSample
+from grain_jax.data.image_files import SkippedSample
 
 REQUESTS_PER_IMAGE = 2
 

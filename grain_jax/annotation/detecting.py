@@ -18,7 +18,7 @@ from typing import Any
 from grain_jax.annotation.backends.detector import ScoredBoxes
 from grain_jax.annotation.backends.placement import PreparedImage
 from grain_jax.annotation.run import StageStopped
-from grain_jax.data.checks import SkippedSample
+from grain_jax.data.image_files import SkippedSample
 
 BATCHES_AHEAD = 4
 MAX_FAILURES = 20  # images one after the other; then it is not the images

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from grain_jax.annotation.backends.detector import ImageGuidedDetector
 from grain_jax.annotation.images import list_images, load_image
 from grain_jax.data.annotation_rows import texts_hash
-from grain_jax.data.checks import SkippedSample
+from grain_jax.data.image_files import SkippedSample
 
 MAX_EXAMPLES = 10_000
 

@@ -22,7 +22,7 @@ from grain_jax.annotation.examples import ExampleQueries
 from grain_jax.annotation.images import load_image
 from grain_jax.annotation.queries import TextQueries
 from grain_jax.data.annotation_rows import Provenance, Row, sampling_text, texts_hash
-from grain_jax.data.checks import SkippedSample
+from grain_jax.data.image_files import SkippedSample
 
 
 @dataclass(frozen=True)

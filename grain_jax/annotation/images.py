@@ -8,8 +8,9 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from grain_jax.data.annotation_rows import content_hash
-from grain_jax.data.checks import SkippedSample, read_image_file
+from grain_jax.data.checks import read_image_file
 from grain_jax.data.classification.image_folder import read_folder
+from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.transforms import ImageError, Pixels, decode_image
 
 JPEG_QUALITY = 92

@@ -9,8 +9,8 @@ from grain_jax.annotation.images import list_images
 from grain_jax.annotation.phrases import PhraseFinder, caption_phrases
 from grain_jax.data.annotation_files import Annotations, read_annotations
 from grain_jax.data.captions import clean_text, normalize_text
-from grain_jax.data.checks import SkippedSample
 from grain_jax.data.classification.class_texts import bind_descriptions
+from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.importers import IMPORTERS, InvalidRecordError
 from grain_jax.data.text_files import read_texts
 

@@ -18,7 +18,7 @@ from grain_jax.annotation.shards import WHOLE, Shard
 from grain_jax.annotation.writer import AnnotationWriter
 from grain_jax.data.annotation_files import MARKER, Attempt, StageFiles, attempts, check_marker
 from grain_jax.data.annotation_rows import Row
-from grain_jax.data.checks import SkippedSample
+from grain_jax.data.image_files import SkippedSample
 
 MAX_EXAMPLES = 10
 

@@ -12,7 +12,7 @@ from grain_jax.annotation.backends.detector import ScoredBoxes
 from grain_jax.annotation.backends.placement import PreparedImage
 from grain_jax.annotation.detecting import BATCHES_AHEAD, MAX_FAILURES, Detecting
 from grain_jax.annotation.run import StageStopped
-from grain_jax.data.checks import SkippedSample
+from grain_jax.data.image_files import SkippedSample
 
 
 def prepared(size: int) -> PreparedImage:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from grain_jax.annotation.images import as_jpeg, list_images, load_image
-from grain_jax.data.checks import SkippedSample
+from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.transforms import decode_image
 
 PIXELS = np.zeros((20, 40, 3), np.uint8)
