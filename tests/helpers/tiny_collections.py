@@ -372,6 +372,32 @@ def tfds(folder: Path) -> Collection:
     )
 
 
+def annotations(folder: Path) -> Collection:
+    """What `python -m grain_jax.annotate` writes: captions, and a region of the second image."""
+    pytest.importorskip("pyarrow")
+    from grain_jax.annotation.writer import AnnotationWriter
+    from grain_jax.data.annotation_rows import Provenance, Row
+
+    root = folder / "annotations"
+
+    def write(stage: str, image: str, **outputs: Any) -> None:
+        with AnnotationWriter(root, stage) as writer:
+            writer.append(Row(image, "0" * 64, Provenance("a model"), outputs))
+
+    for name, captions in zip(NAMES, CAPTIONS, strict=True):
+        write("describe", name, captions=list(captions), descriptions=[DESCRIPTION])
+    box = [value / side for value, side in zip(BOX_XYXY, (*SIZE, *SIZE), strict=True)]
+    region = {"box_xyxy": box, "description": DESCRIPTION, "score": 0.5}
+    write("ground", NAMES[1], regions=[region])
+    return Collection(
+        root,
+        images=write_images(folder / "images"),
+        change=lambda: write("describe", NAMES[1], captions=["a green bird"]),
+        spoil=None,  # a damaged file is refused as a whole
+        message="",
+    )
+
+
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "jsonl": jsonl,
     "flickr30k_entities": flickr30k_entities,
@@ -383,4 +409,5 @@ COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "refcoco": refcoco,
     "official_grain": official_grain,
     "tfds": tfds,
+    "annotations": annotations,
 }

@@ -52,7 +52,8 @@ class TfdsFolder:
         builder = _builder(self._folder)
         self._subset = choose_subset(sorted(builder.info.splits), split, subset)
         self._files = sorted(Path(file) for file in builder.info.splits[self._subset].filepaths)
-        self._features: dict[str, Any] = dict(builder.info.features.items())
+        # Sorted: TFDS reads them in no fixed order.
+        self._features: dict[str, Any] = dict(sorted(builder.info.features.items()))
         self._columns = _columns(
             self._features, str(self._folder), image_column, caption_columns, label_column
         )
