@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.data.dataset == "tfds" and not config.data.data_dir:
             config.data.data_dir = "not read"
         validate(config)
+        if options.json is not None and not options.json.resolve().parent.is_dir():
+            raise ValueError(f"--json={options.json}: its folder does not exist; make it first.")
         runtime.quiet_libraries()
         sharding.set_cpu_devices(config)
         runtime.open_devices()
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timing = time_step(
             config, num_steps=options.timed_steps, mesh=mesh, profile=_profiler(options.profile)
         )
+        print_table(timing, config, Console())  # first: the file may fail
         if options.json is not None:
             options.json.write_text(json.dumps(figures(timing, config), indent=1) + "\n")
     except NotParsed as parsed:
@@ -93,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Stopped.")
         return ExitStatus.INTERRUPTED
-    print_table(timing, config, Console())
     return ExitStatus.DONE
 
 

@@ -53,6 +53,7 @@ def test_bench_step_times_the_step_without_a_data_set(tmp_path, capsys):
         (["step", "--pretrained=some/clip"], "some/clip"),
         (["step", "--batch_size=12", *TINY[1:]], "batch_size"),
         (["step", "--timed_steps=0"], "timed_steps"),
+        (["step", "--json=/nowhere/figures.json"], "/nowhere/figures.json"),
     ],
 )
 def test_bench_refuses(words, named, capsys):

@@ -34,7 +34,6 @@ from grain_jax.paths import user_path
 from grain_jax.training.run_folder import FOLDER, METADATA, complete_steps, read_metadata
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
-SPLIT_BYTES = 2**20  # from which on each replica of an array saves a part of it
 SECONDS_TO_SHOW = 60  # that a shared file system may take to show a file to another machine
 
 
@@ -106,7 +105,6 @@ class Checkpoints:
         def value(metrics: dict[str, float]) -> float:
             return metrics.get(metric, -math.inf)
 
-        _save_small_arrays_whole()
         if jax.process_index() == 0:  # before the manager looks; the others wait in it for all
             _put_incomplete_aside(self.folder)
         keep: list[Any] = [preservation_policy.LatestN(config.max_to_keep)]
@@ -197,12 +195,6 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then frees what the saving holds."""
         self._manager.close()
-
-
-def _save_small_arrays_whole() -> None:
-    """Orbax cuts each replicated array, one slice a device: thousands of tiny programs a save."""
-    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SPLIT_BYTES)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def _put_incomplete_aside(folder: Path) -> None:
