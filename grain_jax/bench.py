@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print_table(timing, config, Console())  # first: the file may fail
         if options.json is not None:
-            options.json.write_text(json.dumps(figures(timing, config), indent=1) + "\n")
+            text = json.dumps(figures(timing, config), indent=1) + "\n"
+            options.json.write_text(text, encoding="utf-8")
     except NotParsed as parsed:
         return parsed.status
     except (ValueError, OSError) as error:

@@ -36,7 +36,9 @@ class Prompts:
 def read_prompts(path: Path | None) -> Prompts:
     """The prompts of a TOML file, or the default ones. Raises ValueError for another file."""
     if path is None:
-        return _parsed(files(__package__).joinpath(f"{DEFAULT}.toml").read_text("utf-8"), DEFAULT)
+        return _parsed(
+            files(__package__).joinpath(f"{DEFAULT}.toml").read_text(encoding="utf-8"), DEFAULT
+        )
     return _parsed(read_text_file(path, max_bytes=MAX_BYTES), str(path))
 
 
