@@ -4,7 +4,7 @@
 
 The formats with their commands, what is checked, and what is dropped are described in
 `docs/data-format.md`. A killed run continues when the same command is given again; further splits
-go into the same --output.
+go into the same --output. `python -m grain_jax.prepare inspect DATA` says what a data set holds.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from tyro.conf import arg
 
+from grain_jax import prepare_inspect
 from grain_jax.command_line import (
     OUT,
     ExitStatus,
@@ -49,6 +50,7 @@ from grain_jax.data.importers import IMPORTERS
 from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
 
+INSPECT = "inspect"  # the first word of the other command
 HELD_OUT_SPLIT = "validation"  # the split that --holdout makes
 
 
@@ -132,6 +134,9 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == INSPECT:
+        return prepare_inspect.main(arguments[1:])
     escape_unprintable()
     try:
         options = parse(Options, arguments, command="prepare", description=__doc__)
