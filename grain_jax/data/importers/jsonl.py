@@ -193,6 +193,8 @@ def _check_names(
     Empty fields are not considered, as other tools write those too.
     """
     others = [name for name in entry if name not in known and entry[name] not in EMPTY]
+    if not others:
+        return
     for name in expected:
         if entry.get(name) not in EMPTY:
             continue
