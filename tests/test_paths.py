@@ -15,7 +15,7 @@ from plain_text import plain
 from toy_encoder import columns, toy_model
 
 import grain_jax
-from grain_jax import evaluate, export, predict, prepare, runtime, train
+from grain_jax import evaluate, export, predict, prepare, prepare_inspect, runtime, train
 from grain_jax.config import DataConfig
 from grain_jax.config.cli import load_config
 from grain_jax.data.classification.folders import load_zero_shot, read_texts
@@ -135,7 +135,15 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
 
 
 @pytest.mark.parametrize(
-    "options", [evaluate.Options, predict.Options, export.Options, prepare.Options, world.Options]
+    "options",
+    [
+        evaluate.Options,
+        predict.Options,
+        export.Options,
+        prepare.Options,
+        prepare_inspect.Options,
+        world.Options,
+    ],
 )
 def test_no_option_takes_a_bare_path(options: type, home: Path) -> None:
     """Options that are paths are read by `user_path`, which knows "~"."""
