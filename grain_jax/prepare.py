@@ -4,7 +4,7 @@
 
 The formats with their commands, what is checked, and what is dropped are described in
 `docs/data-format.md`. A killed run continues when the same command is given again; further splits
-go into the same --output.
+go into the same --output. `python -m grain_jax.prepare inspect DATA` says what a data set holds.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +22,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from tyro.conf import arg
 
+from grain_jax import prepare_inspect
 from grain_jax.command_line import (
     OUT,
     ExitStatus,
@@ -46,9 +47,11 @@ from grain_jax.data.build_dataset import (
 from grain_jax.data.build_spec import DatasetBuildSpec, OnError
 from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.importers import IMPORTERS
+from grain_jax.data.merging import MergeBy
 from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
 
+INSPECT = "inspect"  # the first word of the other command
 HELD_OUT_SPLIT = "validation"  # the split that --holdout makes
 
 
@@ -127,11 +130,20 @@ class Options:
     on_error: OnError = "raise"
     # give images without a caption one of what their regions show, rather than drop them
     captions_from_regions: bool = False
+    # captions and boxes to add to the images: JSON lines, or a folder of `annotate`
+    merge_annotations: Annotated[OptionalPath, arg(metavar="PATH")] = None
+    # what joins them to the images: id, path, or SHA-256 of the file
+    merge_by: Annotated[
+        MergeBy | None, one_of(get_args(MergeBy)), default_is("id, with --merge_annotations")
+    ] = None
     importer: Annotated[ImporterOptions, arg(name="")] = ImporterOptions()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == INSPECT:
+        return prepare_inspect.main(arguments[1:])
     escape_unprintable()
     try:
         options = parse(Options, arguments, command="prepare", description=__doc__)
@@ -147,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on_error=options.on_error,
         captions_from_regions=options.captions_from_regions,
         options=options.importer.given(),
+        merge_annotations=options.merge_annotations,
+        merge_by=options.merge_by,
     )
     if options.importer.holdout is None:
         return _prepare(plan, options.workers)
@@ -227,6 +241,13 @@ def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Co
         share = figures.images_with_regions / images
         table.add_row("images with regions", f"{figures.images_with_regions:,} ({share:.1%})")
     table.add_row("boxes clipped to the image", f"{figures.clipped_boxes:,}")
+    if figures.annotations:
+        share = figures.merged_images / images
+        table.add_row("images with a merged annotation", f"{figures.merged_images:,} ({share:.1%})")
+        without = figures.annotations - figures.merged_annotations
+        share = without / figures.annotations
+        table.add_row("annotations to merge", f"{figures.annotations:,}")
+        table.add_row("annotations without an image", f"{without:,} ({share:.1%})")
     for row, count in (
         ("captions made of regions", figures.captions_from_regions),
         ("images of several frames, first kept", figures.several_frames),
@@ -268,6 +289,12 @@ def _warnings(plan: DatasetBuildSpec, figures: DatasetStatistics) -> Iterator[st
                 f"{count:,} of {odd:,} boxes that were dropped would fit as {kind}. Expected "
                 f"{_expected_boxes(plan)}. If so, the boxes that were kept are wrong too."
             )
+    if figures.annotations and not figures.merged_images:
+        by = plan.merge_by or "id"
+        yield (
+            f"no image has an annotation of {plan.merge_annotations}; compare the {by} in both, or "
+            "choose another --merge_by."
+        )
     if figures.repeated_ids:
         yield (
             f"{figures.repeated_ids:,} images have an id that an earlier one has. Put all captions "

@@ -19,7 +19,7 @@ ROWS = (
     ("data", "losses"),
     ("models", "parallel", "zero_shot"),
     ("training", "inference", "formats", "visualize"),
-    ("loading", "answers", "annotation"),
+    ("loading", "answers", "annotation", "inspection_report"),
     ("evaluation",),
     ("trainer", "benchmarking"),
     # Commands: the only ones that know arguments and exit statuses.
@@ -28,6 +28,7 @@ ROWS = (
         "evaluate",
         "predict",
         "prepare",
+        "prepare_inspect",
         "annotate",
         "export",
         "bench",

@@ -15,7 +15,7 @@ from plain_text import plain
 from toy_encoder import columns, toy_model
 
 import grain_jax
-from grain_jax import bench, evaluate, export, predict, prepare, runtime, train
+from grain_jax import bench, evaluate, export, predict, prepare, prepare_inspect, runtime, train
 from grain_jax.config import DataConfig
 from grain_jax.config.cli import load_config
 from grain_jax.data.classification.folders import load_zero_shot, read_texts
@@ -142,6 +142,7 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
         export.Options,
         prepare.Options,
         bench.Options,
+        prepare_inspect.Options,
         world.Options,
     ],
 )

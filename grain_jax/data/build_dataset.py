@@ -30,6 +30,7 @@ from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.checks import DatasetStatistics, check_item, image_state
 from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.importers import Importer, InvalidRecordError
+from grain_jax.data.merging import MergedImporter
 from grain_jax.data.processes import end_with_parent
 from grain_jax.data.tfds_records import (
     SplitShards,
@@ -71,6 +72,11 @@ class _Shard:
     @property
     def statistics_path(self) -> Path:
         return self.path.with_suffix(".json")
+
+    @property
+    def merged_path(self) -> Path:
+        """The file with the rows of --merge_annotations that its images got, 32-bit numbers."""
+        return self.path.with_suffix(".merged")
 
     @property
     def ids_path(self) -> Path:
@@ -161,6 +167,9 @@ def _build_rest(
             )
         )
     statistics.repeated_ids, statistics.repeated_images = _count_repeated(shards)
+    if isinstance(importer, MergedImporter):
+        statistics.annotations = importer.num_annotations
+        statistics.merged_annotations = _count_merged(shards)
     statistics.notes = list(getattr(importer, "notes", ()))
     _write_json(folder / MOVING, identity)
     _move_to_final_names(shards, spec, importer, identity, statistics)
@@ -172,6 +181,12 @@ def _count_repeated(shards: list[_Shard]) -> tuple[int, int]:
     hashes = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
     ids, images = np.concatenate(hashes).reshape(-1, 2).T
     return int(ids.size - np.unique(ids).size), int(images.size - np.unique(images).size)
+
+
+def _count_merged(shards: list[_Shard]) -> int:
+    """The number of annotations that some image got."""
+    rows = [np.frombuffer(shard.merged_path.read_bytes(), np.uint32) for shard in shards]
+    return int(np.unique(np.concatenate(rows)).size)
 
 
 def _identity(spec: DatasetBuildSpec, importer: Importer) -> dict[str, Any]:
@@ -288,8 +303,13 @@ def _build_in_worker(shard: _Shard) -> DatasetStatistics:
 def _build_shard(shard: _Shard, spec: DatasetBuildSpec, importer: Importer) -> DatasetStatistics:
     statistics, ids = DatasetStatistics(), array.array("Q")
     left_out: dict[str, list[int] | None] = {}
-    written = write_shard(shard.path, _encoded(shard, spec, importer, statistics, ids, left_out))
+    merged: list[int] = []
+    written = write_shard(
+        shard.path, _encoded(shard, spec, importer, statistics, ids, left_out, merged)
+    )
     shard.ids_path.write_bytes(ids.tobytes())
+    if isinstance(importer, MergedImporter):
+        shard.merged_path.write_bytes(np.asarray(merged, np.uint32).tobytes())
     # The statistics are written last: a shard without them is rebuilt.
     _write_json(
         shard.statistics_path,
@@ -310,16 +330,18 @@ def _encoded(
     statistics: DatasetStatistics,
     ids: "array.array[int]",
     left_out: dict[str, list[int] | None],
+    merged: list[int],
 ) -> Iterator[bytes]:
     """The encoded records of a shard.
 
-    Fills `statistics`, `ids` (hashes of each record's id and image) and `left_out` (skipped image
-    -> its `image_state`).
+    Fills `statistics`, `ids` (hashes of each record's id and image), `left_out` (skipped image
+    -> its `image_state`) and `merged` (rows of annotations that images got, kept or not).
     """
     for index in range(shard.start, shard.stop):
         item = None
         try:
             item = importer[index]
+            merged += item.merged_rows
             record = check_item(
                 item,
                 spec.images_folder,

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from grain_jax.data.importers import IMPORTERS, ImagesFolder, Importer
+from grain_jax.data.merging import MergeBy, MergedImporter
 
 OnError = Literal["raise", "skip"]  # at an `InvalidRecordError`
 GIVEN_BY_BUILD = ("split", "held_out")  # keywords of importers that are not options of a user
@@ -27,6 +28,8 @@ class DatasetBuildSpec:
     on_error: str = "raise"  # one of `OnError`
     captions_from_regions: bool = False  # for images without a caption of their own
     options: Mapping[str, Any] = field(default_factory=dict)  # of the importer, those given
+    merge_annotations: Path | None = None  # captions and regions to add: JSON lines, or a folder
+    merge_by: str | None = None  # one of `MergeBy`; None: the id
     held_out: bool = False  # build the part of the input that the option "holdout" sets aside
 
     def __post_init__(self) -> None:
@@ -44,6 +47,7 @@ class DatasetBuildSpec:
             raise ValueError(f"Unknown --from={self.format}; choose one of {sorted(IMPORTERS)}.")
         self._check_options()
         self._check_images()
+        self._check_merging()
         if os.path.lexists(self.out) and not self.out.is_dir():
             raise ValueError(
                 f"--output={self.out} is not a folder; give a new one, or that of an earlier build."
@@ -89,12 +93,35 @@ class DatasetBuildSpec:
         elif not self.images.is_dir():
             raise ValueError(f"--images={self.images} is not a folder.")
 
+    def _check_merging(self) -> None:
+        if self.merge_annotations is None:
+            if self.merge_by is not None:
+                raise ValueError(
+                    f"--merge_by={self.merge_by} needs --merge_annotations=PATH, the annotations "
+                    "to join."
+                )
+        elif not self.merge_annotations.exists():
+            raise ValueError(f"--merge_annotations={self.merge_annotations} does not exist.")
+        if self.merge_by not in (None, *get_args(MergeBy)):
+            raise ValueError(
+                f"--merge_by must be one of {get_args(MergeBy)}, given {self.merge_by!r}."
+            )
+
     def importer(self) -> Importer:
         """The importer on the input. Raises ValueError where the input is not of its format."""
         takes = _keywords(self.format)
         by_build = {"split": self.split, "held_out": self.held_out}
         given = {name: value for name, value in by_build.items() if name in takes}
-        return IMPORTERS[self.format](self.input, **given, **self.options)
+        importer = IMPORTERS[self.format](self.input, **given, **self.options)
+        if self.merge_annotations is None:
+            return importer
+        return MergedImporter(
+            importer,
+            self.merge_annotations,
+            by=cast(MergeBy, self.merge_by or "id"),
+            images=self.images_folder,
+            skip=self.on_error == "skip",
+        )
 
 
 def importer_options(name: str) -> list[str]:

@@ -40,6 +40,9 @@ class DatasetStatistics:
     clipped_boxes: int = 0
     captions_from_regions: int = 0  # images whose caption was made from region descriptions
     several_frames: int = 0  # images with several frames or pages, of which the first is kept
+    merged_images: int = 0  # images that got an annotation of --merge_annotations
+    merged_annotations: int = 0  # annotations that some image of the input got
+    annotations: int = 0  # all that --merge_annotations has
     repeated_ids: int = 0  # images whose id an earlier image has
     repeated_images: int = 0  # images whose stored bytes an earlier image has
     dropped_images: Counter[str] = field(default_factory=Counter)  # by reason
@@ -131,6 +134,7 @@ def check_item(
     statistics.captions += len(captions)
     statistics.regions += len(regions)
     statistics.images_with_regions += bool(regions)
+    statistics.merged_images += bool(item.merged_rows)
     statistics.several_frames += has_several_frames(data)
     return Record(
         id=clean_text(item.id),

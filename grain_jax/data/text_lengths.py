@@ -6,7 +6,8 @@ Padding costs the text tower as much as text. `metrics.jsonl` has the fraction o
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -34,15 +35,35 @@ NONE: Mapping[str, Number] = MappingProxyType({})
 
 @dataclass
 class TextLengths:
-    """Token counts, including start and end, of the texts of sampled images.
+    """How many texts of images have how many tokens, including start and end.
 
     A text longer than the text tower's context counts as one token more than the context length.
     """
 
     images: int = 0
-    captions: list[int] = field(default_factory=list)  # of every caption that training may choose
-    descriptions: list[int] = field(default_factory=list)  # of the regions that training selects
-    num_descriptions: list[int] = field(default_factory=list)  # of each image
+    captions: Counter[int] = field(default_factory=Counter)  # every one that training may choose
+    descriptions: Counter[int] = field(default_factory=Counter)  # of regions training selects
+    num_descriptions: Counter[int] = field(default_factory=Counter)  # of each image
+
+    def add(self, records: Iterable[Record], config: TrainConfig, tokenizer: Tokenizer) -> None:
+        """Counts the texts of more images; descriptions only where a loss uses them."""
+        data, limit = config.data, config.model.text.context_length
+        captions: list[str] = []
+        descriptions: list[str] = []
+        for record in records:
+            self.images += 1
+            captions += possible_captions(record, data)
+            if needs_descriptions(config):
+                chosen = select_regions(
+                    record.regions,
+                    limit=data.max_regions,
+                    nms_iou=data.region_nms_iou,
+                    unique_descriptions=data.unique_descriptions,
+                )
+                self.num_descriptions[len(chosen)] += 1
+                descriptions += [region.description for region in chosen]
+        self.captions.update(num_tokens(captions, tokenizer, limit))
+        self.descriptions.update(num_tokens(descriptions, tokenizer, limit))
 
 
 def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> TextLengths:
@@ -50,50 +71,42 @@ def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> T
 
     Images are not decoded. Descriptions are counted only where a loss uses them.
     """
-    data, limit = config.data, config.model.text.context_length
     spaced = np.linspace(0, len(source) - 1, min(len(source), SAMPLE_IMAGES)).round().astype(int)
     found, end = TextLengths(), time.monotonic() + SECONDS
-    described = needs_descriptions(config)
     for part in range(PARTS):
-        captions: list[str] = []
-        descriptions: list[str] = []
-        for record in read_records(source, spaced[part::PARTS].tolist()):
-            found.images += 1
-            captions += possible_captions(record, data)
-            if described:
-                chosen = select_regions(
-                    record.regions,
-                    limit=data.max_regions,
-                    nms_iou=data.region_nms_iou,
-                    unique_descriptions=data.unique_descriptions,
-                )
-                found.num_descriptions.append(len(chosen))
-                descriptions += [region.description for region in chosen]
-        found.captions += _num_tokens(captions, tokenizer, limit)
-        found.descriptions += _num_tokens(descriptions, tokenizer, limit)
+        found.add(read_records(source, spaced[part::PARTS].tolist()), config, tokenizer)
         if time.monotonic() > end:
             break
     return found
 
 
 def text_length_notes(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> list[str]:
-    """Notes on truncated texts, and on settings that would save `MIN_SAVING` of the positions.
+    """`length_notes` of a sample of the source.
 
-    The proposed settings truncate no further text of the sample, and the descriptions of a batch
-    fit the capacity with a margin. No notes for a tower that pools at the last position, which
-    reads padding by design, or for a procedural source, which would have to draw each image.
+    No notes for a tower that pools at the last position, which reads padding by design, or for a
+    procedural source, which would have to draw each image.
     """
     if config.model.text.pooling == "last" or not isinstance(source[0].image, bytes):
         return []
-    found = text_lengths(source, config, tokenizer)
+    return length_notes(text_lengths(source, config, tokenizer), config)
+
+
+def length_notes(
+    found: TextLengths, config: TrainConfig, *, counted: str = "images sampled"
+) -> list[str]:
+    """Notes on truncated texts, and on settings that would save `MIN_SAVING` of the positions.
+
+    The proposed settings truncate no further text of those counted, and the descriptions of a batch
+    fit the capacity with a margin.
+    """
     notes = [*_cut(found, config)]
     proposed, reasons = _proposal(found, config)
-    before, after = _positions(config), _positions(config, proposed)
+    before, after = text_positions(config), text_positions(config, proposed)
     if proposed and after < (1 - MIN_SAVING) * before:
         settings = " ".join(f"--{path}={value:g}" for path, value in proposed.items())
         notes.append(
             f"{' and '.join(reasons)}: {settings} would save {_percent(1 - after / before)} of the "
-            f"text tower's positions ({found.images:,} images sampled)"
+            f"text tower's positions ({found.images:,} {counted})"
         )
     return notes
 
@@ -113,7 +126,8 @@ def possible_captions(record: Record, data: DataConfig) -> Iterator[str]:
             yield caption.text
 
 
-def _num_tokens(texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> list[int]:
+def num_tokens(texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> list[int]:
+    """Tokens of each text, including start and end; `limit` + 1 where there are more."""
     if not texts:
         return []
     ids, cut = tokenizer.encode(texts, limit)
@@ -127,12 +141,12 @@ def _cut(found: TextLengths, config: TrainConfig) -> Iterator[str]:
     limit = config.model.text.context_length
     for kind, lengths in (("caption", found.captions), ("description", found.descriptions)):
         length = getattr(config.data, f"{kind}_length")
-        cut = sum(tokens > length for tokens in lengths)
-        if cut > MANY_CUT * len(lengths):
+        cut = sum(count for tokens, count in lengths.items() if tokens > length)
+        if cut > MANY_CUT * lengths.total():
             longest = max(lengths)
             most = f"more than {limit}" if longest > limit else f"up to {longest}"
             yield (
-                f"{_percent(cut / len(lengths))} of {kind}s have more tokens than "
+                f"{_percent(cut / lengths.total())} of {kind}s have more tokens than "
                 f"data.{kind}_length = {length} ({most}) and are truncated"
             )
 
@@ -141,24 +155,24 @@ def _proposal(found: TextLengths, config: TrainConfig) -> tuple[dict[str, Number
     """Proposed settings {path: value}, and the reason for each."""
     proposed: dict[str, Number] = {}
     reasons = []
-    total = _positions(config)
+    total = text_positions(config)
     for kind, lengths in (("caption", found.captions), ("description", found.descriptions)):
         if not lengths:
             continue
         path, length = f"data.{kind}_length", getattr(config.data, f"{kind}_length")
-        longest, most = max(lengths), math.ceil(np.percentile(lengths, 99))
+        longest, most = max(lengths), percentile(lengths, 0.99)
         rounded = MULTIPLE * math.ceil(longest / MULTIPLE)
-        if total - _positions(config, {path: rounded}) > MIN_SETTING_SAVING * total:
+        if total - text_positions(config, {path: rounded}) > MIN_SETTING_SAVING * total:
             proposed[path] = rounded
             reasons.append(
                 f"{kind}s have at most {longest} tokens (99 %: {most}) of {path} = {length}"
             )
     capacity = _capacity(found, config)
-    if total - _positions(config, {"model.description_capacity_factor": capacity}) > (
+    if total - text_positions(config, {"model.description_capacity_factor": capacity}) > (
         MIN_SETTING_SAVING * total
     ):
         proposed["model.description_capacity_factor"] = capacity
-        mean = np.mean(found.num_descriptions)
+        mean = _mean(found.num_descriptions)
         reasons.append(f"images have {mean:.1f} of {config.data.max_regions} descriptions")
     return proposed, reasons
 
@@ -167,14 +181,15 @@ def _capacity(found: TextLengths, config: TrainConfig) -> float:
     """Fraction of a batch's description slots that are used, with a margin; at most 1."""
     if not found.num_descriptions:
         return 1.0
-    counts = np.asarray(found.num_descriptions, np.float64)
+    counts, mean = found.num_descriptions, _mean(found.num_descriptions)
+    variance = sum(n * (k - mean) ** 2 for k, n in counts.items()) / counts.total()
     # Standard deviation of a batch's mean minus the sample's mean.
-    spread = counts.std() * math.sqrt(1 / config.batch_size + 1 / len(counts))
-    fraction = (counts.mean() + DEVIATIONS * spread) / config.data.max_regions
+    spread = math.sqrt(variance * (1 / config.batch_size + 1 / counts.total()))
+    fraction = (mean + DEVIATIONS * spread) / config.data.max_regions
     return min(max(math.ceil(100 * fraction) / 100, 0.01), 1.0)
 
 
-def _positions(config: TrainConfig, changes: Mapping[str, Number] = NONE) -> Number:
+def text_positions(config: TrainConfig, changes: Mapping[str, Number] = NONE) -> Number:
     """Positions that the text tower computes per image, with `changes` {path: value} applied."""
     data, model = config.data, config.model
     captions = changes.get("data.caption_length", data.caption_length)
@@ -183,6 +198,20 @@ def _positions(config: TrainConfig, changes: Mapping[str, Number] = NONE) -> Num
     length = changes.get("data.description_length", data.description_length)
     capacity = changes.get("model.description_capacity_factor", model.description_capacity_factor)
     return captions + capacity * data.max_regions * length
+
+
+def percentile(counts: Counter[int], fraction: float) -> int:
+    """The smallest number that at least `fraction` of those counted do not exceed."""
+    reached = 0
+    for number in sorted(counts):
+        reached += counts[number]
+        if reached >= fraction * counts.total():
+            return number
+    raise ValueError("Nothing was counted.")
+
+
+def _mean(counts: Counter[int]) -> float:
+    return sum(number * count for number, count in counts.items()) / counts.total()
 
 
 def _percent(fraction: float) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from grain_jax.data.annotation_files import read_annotations
+from grain_jax.data.annotation_files import Annotation, read_annotations
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption
 
@@ -32,16 +32,7 @@ class AnnotationRows:
         return len(self._annotations)
 
     def __getitem__(self, index: int, /) -> ImportedImage:
-        found = self._annotations[index]
-        return ImportedImage(
-            id=found.image,
-            image=found.image,
-            captions=tuple(Caption(text, "synthetic") for text in found.captions),
-            regions=tuple(
-                ImportedRegion(region.box_xyxy, region.description, region.score)
-                for region in found.regions
-            ),
-        )
+        return imported_annotation(self._annotations[index])
 
     def fingerprint(self) -> dict[str, object]:
         folder = str(self._annotations.folder.resolve())
@@ -52,3 +43,16 @@ class AnnotationRows:
         for index in range(start, stop):
             digest.update(json.dumps(self._annotations.identity(index)).encode())
         return digest.hexdigest()
+
+
+def imported_annotation(found: Annotation) -> ImportedImage:
+    """What all stages found out about an image; its id is its path."""
+    return ImportedImage(
+        id=found.image,
+        image=found.image,
+        captions=tuple(Caption(text, "synthetic") for text in found.captions),
+        regions=tuple(
+            ImportedRegion(region.box_xyxy, region.description, region.score)
+            for region in found.regions
+        ),
+    )

@@ -48,6 +48,7 @@ class ImportedImage:
     content: bytes | FilePart | None = None  # the encoded image; None: the file at `image`
     left_out: tuple[str, ...] = ()  # why regions of the input are not in `regions`, one reason each
     sides_given: bool = False  # boxes are written as x, y, width, height in the input
+    merged_rows: tuple[int, ...] = ()  # of `--merge_annotations` that were joined onto it
 
 
 # Whether an importer's images are files in the folder `--images` ("required"), may be, lie in the

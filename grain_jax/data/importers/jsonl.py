@@ -93,19 +93,27 @@ class JsonLines:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> ImportedImage:
-        where = f"{self._path}:{self._numbers[index]}"
+        line = self.line(index)
+        try:
+            return parse_line(line)
+        except InvalidRecordError as error:
+            raise InvalidRecordError(f"{self.where(index)}: {error}") from None
+
+    def where(self, index: int) -> str:
+        """File and line number of a record, for messages."""
+        return f"{self._path}:{self._numbers[index]}"
+
+    def line(self, index: int) -> bytes:
+        """The bytes of a record's line. Raises `InvalidRecordError` where it is too long."""
         with self._path.open("rb") as file:
             file.seek(self._starts[index])
             line = file.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
             raise InvalidRecordError(
-                f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; put each image on "
-                "a line of its own."
+                f"{self.where(index)}: the line is longer than {MAX_LINE_BYTES} bytes; put each "
+                "image on a line of its own."
             )
-        try:
-            return parse_line(line)
-        except InvalidRecordError as error:
-            raise InvalidRecordError(f"{where}: {error}") from None
+        return line
 
     def fingerprint(self) -> dict[str, object]:
         return {"path": str(self._path.resolve()), "lines": len(self), "crc32": self._checksum}
@@ -137,7 +145,11 @@ def _check_kind(path: Path) -> None:
 
 def parse_line(line: bytes) -> ImportedImage:
     """The image of one line. Raises `InvalidRecordError`, without file and line number."""
-    entry = parse_object(line, expected="an object with 'image' and 'captions'")
+    return parse_entry(parse_object(line, expected="an object with 'image' and 'captions'"))
+
+
+def parse_entry(entry: dict[str, Any]) -> ImportedImage:
+    """The image of the object of a line. Raises `InvalidRecordError`, as `parse_line` does."""
     if {"images", "annotations"} <= set(entry):
         raise InvalidRecordError("this is a COCO file as a whole; expected one line per image.")
     image = _text(entry, "image")
@@ -181,6 +193,8 @@ def _check_names(
     Empty fields are not considered, as other tools write those too.
     """
     others = [name for name in entry if name not in known and entry[name] not in EMPTY]
+    if not others:
+        return
     for name in expected:
         if entry.get(name) not in EMPTY:
             continue

@@ -1,0 +1,1 @@
+"""What a prepared split holds, measured in one pass: counts, lengths, boxes, duplicates."""
