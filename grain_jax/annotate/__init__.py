@@ -4,6 +4,7 @@
       --model=NAME --output=ANN
   python -m grain_jax.annotate ground --images=DIR --annotations=ANN --detector=NAME
   python -m grain_jax.annotate audit --annotations=ANN
+  python -m grain_jax.annotate review --annotations=ANN --images=DIR --output=page.html
 
 Each stage adds rows to a folder of annotations, which
 `python -m grain_jax.prepare --from=annotations` turns into a data set (`docs/annotate.md`).
@@ -14,7 +15,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
-from grain_jax.annotate import audit, describe, ground
+from grain_jax.annotate import audit, describe, ground, review
 from grain_jax.command_line import ExitStatus
 from grain_jax.terminal import escape_unprintable
 
@@ -23,6 +24,7 @@ STAGES: dict[str, Callable[[Sequence[str]], int]] = {
     "describe": describe.main,
     "ground": ground.main,
     "audit": audit.main,
+    "review": review.main,
 }
 
 

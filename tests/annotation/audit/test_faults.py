@@ -1,8 +1,10 @@
 """Every detector of faults: what it finds, what it leaves alone, and what all have in common."""
 
 import copy
+import re
 
 import pytest
+from places import REPOSITORY
 from tiny_annotations import BOX
 
 from grain_jax.annotation.audit.counts import Repeats
@@ -61,6 +63,11 @@ FAULTY = {
 
 def test_every_fault_has_an_image_here():
     assert FAULTY.keys() == FAULTS.keys()
+
+
+def test_every_fault_is_in_the_table_of_the_page():
+    page = (REPOSITORY / "docs" / "annotate.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(FAULTS)
 
 
 @pytest.mark.parametrize("name", FAULTS)
