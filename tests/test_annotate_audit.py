@@ -172,7 +172,7 @@ def test_images_that_were_changed_are_left_out(tmp_path):
     importer = IMPORTERS["annotations"](folder)
     with pytest.raises(SkippedSample, match=r"b\.png") as raised:
         importer[1]
-    assert raised.value.reason == "dropped by audit: changed_image"
+    assert raised.value.reason == "rejected by audit (changed_image)"
     assert audit(folder, "--keep=changed_image") == ExitStatus.DONE
     assert not any(each.dropped for each in by_image(folder).values())
 

@@ -101,7 +101,7 @@ def test_decisions_are_applied_shown_again_and_taken_back(folder, capsys):
     assert len(importer[0].regions) == 1
     with pytest.raises(SkippedSample, match=r"b\.png") as raised:
         importer[1]
-    assert raised.value.reason == "dropped by review"
+    assert raised.value.reason == "rejected by review"
     # A new page begins with them.
     again = page_data(folder)
     assert [each["verdict"] for each in again["images"]] == ["accept", "reject", ""]

@@ -17,7 +17,8 @@ _SHOWN = (
 # Signs and names that say "no" themselves.
 _NO_SIGN = (
     r"(?:parking|smoking|entry|stopping|standing|trespassing|swimming|diving|fishing|dogs|turns?"
-    r"|u-?turns?|exit|vacancy|littering|dumping|name|one|man's|way|longer|\d)\b"
+    r"|u-?turns?|exit|vacancy|littering|dumping|name|one|man's|way|longer|more|less|fewer|doubt"
+    r"|single|\d)\b"
 )
 _ABSENCE = re.compile(
     rf"""\bthere\s(?:is|are|was|were|seems?\sto\sbe|appears?\sto\sbe)\s(?:also\s)?
@@ -32,7 +33,7 @@ _ABSENCE = re.compile(
     | \b(?:cannot|can't|can\snot|could\snot|couldn't)\sbe\s(?:\w+\s)?(?:seen|determined|identified)
     | \b(?:not|never)\s(?:clearly\s|directly\s)?visible\b
     | \bwithout\s(?:any|an?y?\svisible|visible)\b
-    | \b(?:absence\sof|lacks?\b|lacking\b|devoid\sof|absent\b)
+    | \b(?:absence\sof|lack\sof|lacks\b|lacking\b|devoid\sof|absent\b)
     | ^no\s(?!-|{_NO_SIGN})(?:\w+)
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -47,6 +48,7 @@ _REFUSAL = re.compile(
     | \bi(?:\s(?:can't|cannot|can\snot)|(?:'m|\sam)\s(?:unable|not\sable)\sto)
             \s(?:assist|help|see|view|provide|identify|process|describe|comply|fulfill|answer)
     | \bi\sdo(?:n't|\snot)\s(?:see|have)\s(?:an|any|access|the)\b
+    | \bno\s(?:definitive|definite|single|one|right|correct|clear)\sanswer\b
     | \bno\simage\s(?:was|is|has\sbeen)\s(?:provided|attached|uploaded|given)
     | \b(?:against|violates?)\s(?:my|the|our)\s(?:content\s)?(?:policy|policies|guidelines)
     """,
@@ -55,10 +57,10 @@ _REFUSAL = re.compile(
 # Words after which an English sentence or noun phrase does not end.
 _DANGLING = frozenset(
     (
-        *("a", "an", "the", "and", "or", "of", "with", "for", "from", "to", "at", "by", "as"),
-        *("into", "onto", "its", "their", "his", "is", "are", "was", "were", "which", "that"),
+        *("a", "an", "the", "and", "or", "of", "with", "for", "from", "to", "at", "as", "nor"),
+        *("onto", "its", "my", "our", "their", "his", "is", "are", "was", "were", "which", "that"),
         *("while", "where", "whose", "than", "but", "because", "between", "including", "such"),
-        *("very", "both", "some", "each", "another", "against", "during", "through", "nor"),
+        *("very", "some", "against", "during"),
     )
 )
 _ENDS = (".", "!", "?", "...", "\u2026")

@@ -42,8 +42,8 @@ class AnnotationRows:
     def __getitem__(self, index: int, /) -> ImportedImage:
         found = self._annotations[index]
         if found.dropped is not None:
-            by = "review" if found.dropped == "review" else f"audit: {found.dropped}"
-            raise SkippedSample(f"dropped by {by}", f"{found.image}: dropped by {by}")
+            by = "review" if found.dropped == "review" else f"audit ({found.dropped})"
+            raise SkippedSample(f"rejected by {by}", f"{found.image}: rejected by {by}")
         return ImportedImage(
             id=found.image,
             image=found.image,

@@ -50,6 +50,7 @@ def test_texts_about_what_is_absent(text):
         "a piano",
         "the image shows a man with noodles",
         "No. 7 on the jersey",
+        "a moped of no more than 50 cc",
     ],
 )
 def test_texts_about_what_is_there(text):
@@ -68,6 +69,7 @@ def test_texts_about_what_is_there(text):
         "Please upload an image",
         "This caption is bad. I cannot identify people.",
         "i don't see an image",
+        "There is no definitive answer to this question.",
     ],
 )
 def test_refusals(text):
