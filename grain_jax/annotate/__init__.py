@@ -3,8 +3,10 @@
   python -m grain_jax.annotate describe --images=DIR --endpoint=http://localhost:8000/v1 \
       --model=NAME --output=ANN
   python -m grain_jax.annotate ground --images=DIR --annotations=ANN --detector=NAME
+  python -m grain_jax.annotate audit --annotations=ANN
+  python -m grain_jax.annotate review --annotations=ANN --images=DIR --output=page.html
 
-Each stage adds a row for every image to a folder of annotations, which
+Each stage adds rows to a folder of annotations, which
 `python -m grain_jax.prepare --from=annotations` turns into a data set (`docs/annotate.md`).
 `annotate STAGE --help` has the options of a stage.
 """
@@ -13,7 +15,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
-from grain_jax.annotate import describe, ground
+from grain_jax.annotate import audit, describe, ground, review
 from grain_jax.command_line import ExitStatus
 from grain_jax.terminal import escape_unprintable
 
@@ -21,6 +23,8 @@ from grain_jax.terminal import escape_unprintable
 STAGES: dict[str, Callable[[Sequence[str]], int]] = {
     "describe": describe.main,
     "ground": ground.main,
+    "audit": audit.main,
+    "review": review.main,
 }
 
 

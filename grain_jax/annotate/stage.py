@@ -108,6 +108,7 @@ def selection_rows(selection: Selection) -> list[tuple[str, int]]:
     return [
         ("images in the folder", selection.listed),
         ("done before", selection.done),
+        *([("sent back by audit", selection.sent_back)] if selection.sent_back else []),
         *((f"left out: {reason}", count) for reason, count in selection.skipped.most_common()),
     ]
 

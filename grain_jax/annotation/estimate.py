@@ -5,7 +5,8 @@ from pathlib import Path
 
 from grain_jax.annotation.describe import DescribeSettings
 from grain_jax.annotation.images import jpeg_size
-from grain_jax.data.annotation_files import MARKER, StageFiles
+from grain_jax.data.annotation_files import StageFiles
+from grain_jax.data.annotation_layout import MARKER
 from grain_jax.data.checks import read_image_file
 from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.transforms import ImageError, image_shape

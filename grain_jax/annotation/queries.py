@@ -47,7 +47,7 @@ class DescriptionQueries:
         return self.texts(image)
 
     def texts(self, image: str) -> list[str]:
-        return _distinct(self._rows.outputs(image, "descriptions"), "no description")
+        return distinct_texts(self._rows.outputs(image, "descriptions"), "no description")
 
 
 class CaptionPhraseQueries:
@@ -68,7 +68,7 @@ class CaptionPhraseQueries:
 
     def texts(self, image: str) -> list[str]:
         phrases = caption_phrases(self.inputs(image), self._finder, limit=MAX_PHRASES)
-        return _distinct(phrases, "no noun phrase in its captions")
+        return distinct_texts(phrases, "no noun phrase in its captions")
 
 
 def annotated_captions(folder: Path) -> Callable[[str], Sequence[str]]:
@@ -128,7 +128,7 @@ class ClassDescriptionQueries:
         label = _label(image)
         if not label:
             raise SkippedSample("not in a class folder", f"{image} is in no subfolder")
-        return _distinct(self._texts.get(label, ()), "no description of its class")
+        return distinct_texts(self._texts.get(label, ()), "no description of its class")
 
 
 class _RowsByImage:
@@ -143,14 +143,16 @@ class _RowsByImage:
         """`captions` or `descriptions`. Raises `SkippedSample` for an image without a row."""
         if image not in self._places:
             raise SkippedSample("not described yet", f"{image} has no row of `describe`")
-        return getattr(self._annotations[self._places[image]], name)
+        # Dropped ones too, as the others need not be looked for again when some are dropped.
+        return getattr(self._annotations.undecided(self._places[image]), name)
 
 
 def _label(image: str) -> str:
     return image.partition("/")[0] if "/" in image else ""
 
 
-def _distinct(texts: Sequence[str], reason: str) -> list[str]:
+def distinct_texts(texts: Sequence[str], reason: str) -> list[str]:
+    """The texts as they are looked for, each once. Raises `SkippedSample` where none is left."""
     found: dict[str, str] = {}
     for text in map(clean_text, texts):
         found.setdefault(_normalized(text), text)

@@ -16,7 +16,8 @@ from typing import Protocol, runtime_checkable
 from grain_jax.annotation.images import ImageList, list_images
 from grain_jax.annotation.shards import WHOLE, Shard
 from grain_jax.annotation.writer import AnnotationWriter
-from grain_jax.data.annotation_files import MARKER, Attempt, StageFiles, attempts, check_marker
+from grain_jax.data.annotation_files import Attempt, StageFiles, attempts, read_annotations
+from grain_jax.data.annotation_layout import MARKER, check_marker
 from grain_jax.data.annotation_rows import Row
 from grain_jax.data.image_files import SkippedSample
 
@@ -66,6 +67,7 @@ class Selection:
     done: int = 0  # have a row
     failed: int = 0  # of `done`: it is an error
     changed: int = 0  # of `done`: made by another model, prompts or sampling
+    sent_back: int = 0  # of `images`: by `annotate audit --retry`
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
 
 
@@ -112,9 +114,8 @@ def run_stage(
     """
     listed = list_images(spec.images)
     with AnnotationWriter(spec.output, annotator.stage, shard=spec.shard, note=note) as writer:
-        known = attempts(StageFiles(spec.output, annotator.stage))
-        report = StageReport(select(annotator, spec, listed, known))
-        del listed, known
+        report = StageReport(_select(annotator, spec, listed))
+        del listed
         started = time.monotonic()
         progress(report)
         with closing(annotator.rows(iter(report.selection.images))) as rows:
@@ -128,18 +129,34 @@ def run_stage(
 
 def plan_stage(annotator: Annotator, spec: StageSpec) -> Selection:
     """What `run_stage` would do; writes nothing. Raises ValueError."""
-    listed = list_images(spec.images)
+    return _select(annotator, spec, list_images(spec.images))
+
+
+def _select(annotator: Annotator, spec: StageSpec, listed: ImageList) -> Selection:
+    """`select` by what is in the folder of annotations as of now."""
     known: dict[str, Attempt] = {}
+    again = frozenset[str]()
     if (spec.output / MARKER).exists():
         check_marker(spec.output)
         known = attempts(StageFiles(spec.output, annotator.stage))
-    return select(annotator, spec, listed, known)
+        if annotator.stage == "describe" and (spec.output / "audit").exists():
+            again = frozenset(read_annotations(spec.output).to_describe_again())
+    return select(annotator, spec, listed, known, again)
 
 
 def select(
-    annotator: Annotator, spec: StageSpec, listed: ImageList, known: dict[str, Attempt]
+    annotator: Annotator,
+    spec: StageSpec,
+    listed: ImageList,
+    known: dict[str, Attempt],
+    again: frozenset[str] = frozenset(),
 ) -> Selection:
-    """The images that are left, in the order of the list."""
+    """The images that are left, in the order of the list.
+
+    Args:
+        known: the last attempt at each image.
+        again: images that are sent back though they have a row.
+    """
     found = Selection(listed=len(listed.images), skipped=Counter(listed.skipped))
     for image in listed.images:
         if image not in spec.shard:
@@ -152,6 +169,10 @@ def select(
             continue
         if (attempt := known.get(image)) is None or attempt.input_hash != input_hash:
             found.images.append(image)
+            continue
+        if image in again and not attempt.failed:
+            found.images.append(image)
+            found.sent_back += 1
             continue
         changed = attempt.settings != annotator.settings
         if (attempt.failed and spec.retry_errors) or (changed and spec.redo_changed):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax.annotation.shards import WHOLE, Shard
-from grain_jax.data.annotation_files import (
+from grain_jax.data.annotation_layout import (
     FORMAT,
     MARKER,
     VERSION,

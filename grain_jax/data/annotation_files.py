@@ -1,29 +1,36 @@
 """A folder of annotations, read: the rows of every stage, merged by image.
 
-    ANN/annotations.json                     what the folder is
-    ANN/describe/manifest-0-of-1.json        the committed parts: rows, bytes, checksum
-    ANN/describe/part-00000001-0-of-1.parquet
-    ANN/describe/journal-00000002-0-of-1.jsonl   rows on their way to the next part
-
-Nothing is changed in place. A row is in a journal as soon as it is made, and a journal becomes the
-part of the same number. A part counts from when the manifest lists it; until then its journal does.
 Of two rows of an image the later one counts, except that one with an error never hides one
-without. `grain_jax.annotation.writer` writes all of it.
+without. `annotation_layout.py` says what the files are.
 """
 
 import collections
-import json
 import os
-import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grain_jax.boxes import Box
+from grain_jax.data.annotation_layout import (
+    check_marker,
+    journal_name,
+    numbered,
+    part_name,
+    read_journal,
+    read_manifest,
+)
+from grain_jax.data.annotation_merge import (
+    DECIDING,
+    JUDGED,
+    Annotation,
+    Decision,
+    decided,
+    decisions_of,
+    merged,
+)
 from grain_jax.data.annotation_rows import (
     STAGES,
     Row,
@@ -31,39 +38,11 @@ from grain_jax.data.annotation_rows import (
     journal_line,
     row_of,
     schema,
-    values_of_line,
 )
 
-MARKER = "annotations.json"
-FORMAT, VERSION = "grain_jax annotations", 1
 MAX_PART_BYTES = 2**31  # of a part in memory; what `AnnotationWriter` writes is far smaller
-MAX_MANIFEST_BYTES = 2**28
 CACHED_PARTS = 4
 LIST_ATTEMPTS = 10
-_PART = re.compile(r"part-(\d{8})-(\d+-of-\d+)\.parquet")
-_JOURNAL = re.compile(r"journal-(\d{8})-(\d+-of-\d+)\.jsonl")
-
-
-@dataclass(frozen=True)
-class AnnotatedRegion:
-    """A box with the description that was found in it."""
-
-    box_xyxy: Box  # in [0, 1] of the image
-    description: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What all stages found out about one image."""
-
-    image: str  # path inside the images folder
-    image_hash: str | None = None  # SHA-256 of the file; None where no stage could read it
-    captions: tuple[str, ...] = ()
-    primary_subject: str | None = None
-    descriptions: tuple[str, ...] = ()
-    regions: tuple[AnnotatedRegion, ...] = ()
-    errors: Mapping[str, str] = field(default_factory=dict)  # by stage
 
 
 @dataclass(frozen=True)
@@ -73,81 +52,6 @@ class Attempt:
     failed: bool
     settings: tuple[str, str, str]  # `Provenance.settings`
     input_hash: str | None
-
-
-def part_name(number: int, shard: str) -> str:
-    """The file of the rows of a journal, `journal_name`, when it is full."""
-    return f"part-{number:08d}-{shard}.parquet"
-
-
-def journal_name(number: int, shard: str) -> str:
-    """The file that rows are appended to."""
-    return f"journal-{number:08d}-{shard}.jsonl"
-
-
-def numbered(name: str) -> tuple[int, str, bool] | None:
-    """(number, shard, whether it is a journal) of a file of a stage; None for any other file."""
-    if match := _PART.fullmatch(name):
-        return int(match[1]), match[2], False
-    if match := _JOURNAL.fullmatch(name):
-        return int(match[1]), match[2], True
-    return None
-
-
-def check_marker(folder: Path) -> None:
-    """Raises ValueError where `folder` does not hold annotations of this version."""
-    try:
-        stored = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{folder} has no {MARKER}; expected a folder that `python -m grain_jax.annotate` "
-            "wrote."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / MARKER} is damaged: {error}") from None
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise ValueError(f"{folder / MARKER} does not name the format {FORMAT!r}.")
-    if stored.get("version") != VERSION:
-        raise ValueError(
-            f"{folder} has version {stored.get('version')!r} of the format, and this grain_jax "
-            f"reads version {VERSION}; use the grain_jax that wrote it, or a newer one."
-        )
-
-
-def read_manifest(path: Path) -> dict[str, dict[str, int]]:
-    """Rows, bytes and crc32 of each part that a manifest lists.
-
-    Raises ValueError where it is damaged.
-    """
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES} bytes")
-        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        for name, numbers in parts.items():
-            if not _PART.fullmatch(name):
-                raise ValueError(f"{name!r} is not the name of a part")
-            if not all(isinstance(numbers[key], int) for key in ("rows", "bytes", "crc32")):
-                raise ValueError(f"{name} has no whole number of rows, bytes and crc32")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a manifest of annotations: {error}") from None
-    return parts
-
-
-def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The values of the whole rows of a journal, and how many bytes they take.
-
-    What follows the first line that is not whole was cut off by the end of the process, or by a
-    full disk, and is not counted.
-    """
-    rows, size = [], 0
-    with path.open("rb") as file:
-        for line in file:
-            values = values_of_line(line)
-            if values is None:
-                break
-            rows.append(values)
-            size += len(line)
-    return rows, size
 
 
 class StageFiles:
@@ -194,6 +98,19 @@ class StageFiles:
         if name in self._journals:
             return [name, offset, zlib.crc32(journal_line(self._journals[name][offset]))]
         return [name, offset, self._checksums[name]]
+
+    def place(self, index: int) -> str:
+        """The name of the row of that position, which it keeps whatever is added."""
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"{self._parts[part][0]}:{index - int(self._starts[part])}"
+
+    def position(self, place: str) -> int:
+        """The position of the row with that name. Raises ValueError where there is none."""
+        name, _, offset = place.rpartition(":")
+        for part, (known, rows) in enumerate(self._parts):
+            if known == name and offset.isdecimal() and int(offset) < rows:
+                return int(self._starts[part]) + int(offset)
+        raise ValueError(f"{self.folder} has no row {place}, which a decision of `audit` keeps.")
 
     def columns(self, names: Sequence[str]) -> Any:
         """A `pyarrow.Table` of some columns of all rows."""
@@ -302,23 +219,87 @@ class Annotations:
         self.stages = {stage: StageFiles(folder, stage) for stage in STAGES}
         kept = {stage: _kept_rows(files) for stage, files in self.stages.items()}
         self.images: list[str] = sorted(set().union(*kept.values()))
-        # Position of the row that counts, -1 for none.
-        self._rows = {
+        # Position of the row that counts, -1 for none: first without, then with the decisions.
+        self._latest = {
             stage: np.fromiter((rows.get(image, -1) for image in self.images), np.int64)
             for stage, rows in kept.items()
         }
+        self._rows = {stage: rows.copy() for stage, rows in self._latest.items()}
+        self._count_earlier_rows()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int, /) -> Annotation:
-        """Raises ValueError where the file that holds it is damaged, IndexError behind the last."""
+        """Without what decisions drop.
+
+        Raises ValueError where the file that holds it is damaged, IndexError behind the last.
+        """
+        return decided(self.undecided(index), self.decisions(index))
+
+    def undecided(self, index: int) -> Annotation:
+        """With all that the stages say of the image."""
         return merged(self.images[index], self.rows(index))
 
     def rows(self, index: int) -> dict[str, Row]:
         """The row of each stage that has one for the image."""
         found = {stage: int(rows[index]) for stage, rows in self._rows.items()}
         return {stage: self.stages[stage].row(row) for stage, row in found.items() if row >= 0}
+
+    def row_at(self, stage: str, place: str) -> Row:
+        """The row of that name, whether it counts or not. Raises ValueError."""
+        return self.stages[stage].row(self.stages[stage].position(place))
+
+    def decisions(self, index: int) -> list[Decision]:
+        """The decisions on the image that count."""
+        return [
+            decision
+            for stage in DECIDING
+            if (row := self.decided_row(stage, index)) is not None and self.is_current(row, index)
+            for decision in decisions_of(row)
+        ]
+
+    def decided_row(self, stage: str, index: int) -> Row | None:
+        """The row of `audit` or `review` of the image, be it about other rows by now or not."""
+        position = int(self._rows[stage][index])
+        return None if position < 0 else self.stages[stage].row(position)
+
+    def is_current(self, row: Row, index: int) -> bool:
+        """Whether a row of `audit` or `review` is about the rows that count."""
+        latest = self.latest(index)
+        return all(row.outputs.get(f"judged_{stage}") == latest[stage] for stage in JUDGED)
+
+    def latest(self, index: int) -> dict[str, str | None]:
+        """The names of the rows of `describe` and `ground` that count without decisions."""
+        found = {stage: int(self._latest[stage][index]) for stage in JUDGED}
+        return {
+            stage: None if row < 0 else self.stages[stage].place(row)
+            for stage, row in found.items()
+        }
+
+    def num_outdated(self) -> int:
+        """Images with decisions that no longer count, as they are about other rows."""
+        found = set()
+        for stage in DECIDING:
+            for index in np.flatnonzero(self._rows[stage] >= 0).tolist():
+                row = self.decided_row(stage, index)
+                assert row is not None
+                acts = {each.action for each in decisions_of(row)} - {"kept_earlier", "kept_newer"}
+                if acts and not self.is_current(row, index):
+                    found.add(index)
+        return len(found)
+
+    def to_describe_again(self) -> set[str]:
+        """Images that `audit` sent back, and that were not described since."""
+        found = set()
+        for index in np.flatnonzero(self._rows["audit"] >= 0).tolist():
+            row = self.decided_row("audit", index)
+            assert row is not None
+            if row.outputs["judged_describe"] == self.latest(index)["describe"] and any(
+                decision.action == "retry" for decision in decisions_of(row)
+            ):
+                found.add(self.images[index])
+        return found
 
     def identity(self, index: int) -> list[list[str | int] | str]:
         """JSON that changes with what the stages say of the image."""
@@ -331,6 +312,21 @@ class Annotations:
     def attempts(self, stage: str) -> dict[str, Attempt]:
         """Of each image that the stage has a row for, the last one, be it an error or not."""
         return attempts(self.stages[stage])
+
+    def _count_earlier_rows(self) -> None:
+        """Where `audit` kept an earlier row of an image, it counts until there is a newer one."""
+        names = [f"{when}_{stage}" for when in ("judged", "kept") for stage in JUDGED]
+        places = self.stages["audit"].columns(names)
+        for index in np.flatnonzero(self._rows["audit"] >= 0).tolist():
+            row = int(self._rows["audit"][index])
+            values = {name: places[name][row].as_py() for name in names}
+            latest = self.latest(index)
+            if values["judged_describe"] != latest["describe"]:
+                continue
+            for stage in JUDGED:
+                kept = values[f"kept_{stage}"]
+                if kept is not None and values[f"judged_{stage}"] == latest[stage]:
+                    self._rows[stage][index] = self.stages[stage].position(kept)
 
 
 def read_annotations(folder: Path) -> Annotations:
@@ -354,25 +350,6 @@ def attempts(files: StageFiles) -> dict[str, Attempt]:
             key = (settings[0], settings[1], settings[2])
             found[image] = Attempt(error is not None, seen.setdefault(key, key), input_hash)
     return found
-
-
-def merged(image: str, rows: Mapping[str, Row]) -> Annotation:
-    """What the rows of the stages say of an image."""
-    outputs = {name: value for row in rows.values() for name, value in row.outputs.items()}
-    hashes = [row.image_hash for row in rows.values() if row.image_hash is not None]
-    regions = tuple(
-        AnnotatedRegion(tuple(each["box_xyxy"]), each["description"], each["score"])
-        for each in outputs.get("regions") or ()
-    )
-    return Annotation(
-        image=image,
-        image_hash=hashes[-1] if hashes else None,
-        captions=tuple(outputs.get("captions") or ()),
-        primary_subject=outputs.get("primary_subject"),
-        descriptions=tuple(outputs.get("descriptions") or ()),
-        regions=regions,
-        errors={stage: row.error for stage, row in rows.items() if row.error is not None},
-    )
 
 
 def _kept_rows(files: StageFiles) -> dict[str, int]:

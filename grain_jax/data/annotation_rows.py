@@ -16,6 +16,12 @@ from typing import Any
 import grain_jax
 from grain_jax.extras import how_to_install
 
+# Of a stage that decides on rows of others. A row is named as "part-00000001-0-of-1.parquet:12".
+_DECIDING = {
+    "decisions": "decisions",  # {"fault", "action", "part", "text", "box_xyxy"}
+    "judged_describe": "text",  # the rows that it is about, which counted then
+    "judged_ground": "text",
+}
 # Outputs of each stage and their kinds. A column that is added here is None in older files.
 STAGES: dict[str, dict[str, str]] = {
     "describe": {
@@ -30,6 +36,13 @@ STAGES: dict[str, dict[str, str]] = {
         "phrases": "texts",  # what was looked for
         "best_scores": "numbers",  # of each phrase, also of those without a region
     },
+    "audit": {
+        **_DECIDING,
+        "kept_describe": "text",  # rows that count instead of those judged, as they were better
+        "kept_ground": "text",
+        "tries": "integer",  # how often the image was described again
+    },
+    "review": _DECIDING,
 }
 _COMMON = {
     "image": "text",
@@ -107,7 +120,14 @@ def schema(stage: str) -> Any:
             ("score", pa.float64()),
         ]
     )
+    decision = pa.struct(
+        [
+            *((name, pa.string()) for name in ("fault", "action", "part", "text")),
+            ("box_xyxy", pa.list_(pa.float64(), 4)),
+        ]
+    )
     kinds = {
+        "decisions": pa.list_(decision),
         "text": pa.string(),
         "texts": pa.list_(pa.string()),
         "integer": pa.int64(),

@@ -216,6 +216,8 @@ class _FolderRows:
     def __getitem__(self, row: int, /) -> tuple[str | None, ImportedImage]:
         found = self._annotations[row]
         content = imported_annotation(found)
+        if found.dropped is not None:  # by audit or review: joins nothing
+            return None, content
         if self._by == "hash":
             return found.image_hash, content
         return (content.id if self._by == "id" else _path_key(content.image)), content

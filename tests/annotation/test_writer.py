@@ -16,7 +16,8 @@ pytest.importorskip("pyarrow")
 
 from grain_jax.annotation.shards import WHOLE, Shard, read_shard
 from grain_jax.annotation.writer import AnnotationWriter
-from grain_jax.data.annotation_files import StageFiles, numbered, read_annotations
+from grain_jax.data.annotation_files import StageFiles, read_annotations
+from grain_jax.data.annotation_layout import numbered
 from grain_jax.data.annotation_rows import Provenance, Row
 
 

@@ -2,6 +2,7 @@
 
 `--input` is the folder of annotations, `--images` the folder that was annotated. An image without
 regions is kept for its caption; one that was not described has no caption, and is dropped as such.
+What `annotate audit` and `annotate review` dropped is left out.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 from pathlib import Path
 
 from grain_jax.data.annotation_files import Annotation, read_annotations
+from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption
 
@@ -27,12 +29,22 @@ class AnnotationRows:
             self._annotations = read_annotations(path)
         except ImportError as error:
             raise ValueError(str(error)) from None
+        self.notes: list[str] = []
+        if outdated := self._annotations.num_outdated():
+            self.notes.append(
+                f"{outdated:,} images have decisions of `annotate audit` or `review` about rows "
+                "that were made anew since; these decisions do not count. Decide again."
+            )
 
     def __len__(self) -> int:
         return len(self._annotations)
 
     def __getitem__(self, index: int, /) -> ImportedImage:
-        return imported_annotation(self._annotations[index])
+        found = self._annotations[index]
+        if found.dropped is not None:
+            by = "review" if found.dropped == "review" else f"audit ({found.dropped})"
+            raise SkippedSample(f"rejected by {by}", f"{found.image}: rejected by {by}")
+        return imported_annotation(found)
 
     def fingerprint(self) -> dict[str, object]:
         folder = str(self._annotations.folder.resolve())

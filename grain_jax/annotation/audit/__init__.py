@@ -1,0 +1,1 @@
+"""Faults of synthetic annotations: found, counted, and decided on."""
