@@ -7,7 +7,7 @@ without. `annotation_layout.py` says what the files are.
 import collections
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from grain_jax.data.annotation_rows import (
 MAX_PART_BYTES = 2**31  # of a part in memory; what `AnnotationWriter` writes is far smaller
 CACHED_PARTS = 4
 LIST_ATTEMPTS = 10
+_ABOUT = tuple(f"judged_{stage}" for stage in JUDGED)
+_KEPT = tuple(f"kept_{stage}" for stage in JUDGED)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class StageFiles:
                 f"{self.folder / unlisted} is in no manifest, so the copy of this folder is not "
                 "complete; copy it again, or remove the file."
             )
+        self._numbers = {name: part for part, (name, _) in enumerate(self._parts)}
         self._starts = np.cumsum([0, *(rows for _, rows in self._parts)])
         self._tables: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
@@ -107,9 +110,9 @@ class StageFiles:
     def position(self, place: str) -> int:
         """The position of the row with that name. Raises ValueError where there is none."""
         name, _, offset = place.rpartition(":")
-        for part, (known, rows) in enumerate(self._parts):
-            if known == name and offset.isdecimal() and int(offset) < rows:
-                return int(self._starts[part]) + int(offset)
+        part = self._numbers.get(name)
+        if part is not None and offset.isdecimal() and int(offset) < self._parts[part][1]:
+            return int(self._starts[part]) + int(offset)
         raise ValueError(f"{self.folder} has no row {place}, which a decision of `audit` keeps.")
 
     def columns(self, names: Sequence[str]) -> Any:
@@ -117,6 +120,11 @@ class StageFiles:
         pa = import_pyarrow()
         empty = schema(self.stage).empty_table().select(names)
         return pa.concat_tables([empty, *(self._table(i, names) for i in range(len(self._parts)))])
+
+    def batches(self, names: Sequence[str]) -> Iterator[Any]:
+        """Some columns of all rows in order, part by part, so that few are in memory at once."""
+        for part in range(len(self._parts)):
+            yield self._table(part, names)
 
     def _list(self) -> str | None:
         """Lists parts and journals; a file that does not fit with the others, None where all do."""
@@ -246,6 +254,19 @@ class Annotations:
         found = {stage: int(rows[index]) for stage, rows in self._rows.items()}
         return {stage: self.stages[stage].row(row) for stage, row in found.items() if row >= 0}
 
+    def outputs(self, stage: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Positions of images with some outputs of their rows of a stage, as the files have them.
+
+        Quicker than `rows` for all images.
+        """
+        images = {row: index for index, row in enumerate(self._rows[stage].tolist()) if row >= 0}
+        position = 0
+        for table in self.stages[stage].batches(names):
+            for outputs in table.to_pylist():
+                if position in images:
+                    yield images[position], outputs
+                position += 1
+
     def row_at(self, stage: str, place: str) -> Row:
         """The row of that name, whether it counts or not. Raises ValueError."""
         return self.stages[stage].row(self.stages[stage].position(place))
@@ -266,8 +287,7 @@ class Annotations:
 
     def is_current(self, row: Row, index: int) -> bool:
         """Whether a row of `audit` or `review` is about the rows that count."""
-        latest = self.latest(index)
-        return all(row.outputs.get(f"judged_{stage}") == latest[stage] for stage in JUDGED)
+        return self._are_about(row.outputs, self.latest(index))
 
     def latest(self, index: int) -> dict[str, str | None]:
         """The names of the rows of `describe` and `ground` that count without decisions."""
@@ -279,27 +299,24 @@ class Annotations:
 
     def num_outdated(self) -> int:
         """Images with decisions that no longer count, as they are about other rows."""
-        found = set()
-        for stage in DECIDING:
-            for index in np.flatnonzero(self._rows[stage] >= 0).tolist():
-                row = self.decided_row(stage, index)
-                assert row is not None
-                acts = {each.action for each in decisions_of(row)} - {"kept_earlier", "kept_newer"}
-                if acts and not self.is_current(row, index):
-                    found.add(index)
-        return len(found)
+        return len(
+            {
+                index
+                for stage in DECIDING
+                for index, outputs in self.outputs(stage, ("decisions", *_ABOUT))
+                if not self._are_about(outputs, self.latest(index))
+                and _actions(outputs) - {"kept_earlier", "kept_newer"}
+            }
+        )
 
     def to_describe_again(self) -> set[str]:
         """Images that `audit` sent back, and that were not described since."""
-        found = set()
-        for index in np.flatnonzero(self._rows["audit"] >= 0).tolist():
-            row = self.decided_row("audit", index)
-            assert row is not None
-            if row.outputs["judged_describe"] == self.latest(index)["describe"] and any(
-                decision.action == "retry" for decision in decisions_of(row)
-            ):
-                found.add(self.images[index])
-        return found
+        return {
+            self.images[index]
+            for index, outputs in self.outputs("audit", ("decisions", *_ABOUT))
+            if outputs["judged_describe"] == self.latest(index)["describe"]
+            and "retry" in _actions(outputs)
+        }
 
     def identity(self, index: int) -> list[list[str | int] | str]:
         """JSON that changes with what the stages say of the image."""
@@ -315,18 +332,22 @@ class Annotations:
 
     def _count_earlier_rows(self) -> None:
         """Where `audit` kept an earlier row of an image, it counts until there is a newer one."""
-        names = [f"{when}_{stage}" for when in ("judged", "kept") for stage in JUDGED]
-        places = self.stages["audit"].columns(names)
-        for index in np.flatnonzero(self._rows["audit"] >= 0).tolist():
-            row = int(self._rows["audit"][index])
-            values = {name: places[name][row].as_py() for name in names}
+        for index, outputs in self.outputs("audit", (*_ABOUT, *_KEPT)):
             latest = self.latest(index)
-            if values["judged_describe"] != latest["describe"]:
+            if outputs["judged_describe"] != latest["describe"]:
                 continue
             for stage in JUDGED:
-                kept = values[f"kept_{stage}"]
-                if kept is not None and values[f"judged_{stage}"] == latest[stage]:
+                kept = outputs[f"kept_{stage}"]
+                if kept is not None and outputs[f"judged_{stage}"] == latest[stage]:
                     self._rows[stage][index] = self.stages[stage].position(kept)
+
+    @staticmethod
+    def _are_about(outputs: Mapping[str, Any], latest: Mapping[str, str | None]) -> bool:
+        return all(outputs[f"judged_{stage}"] == latest[stage] for stage in JUDGED)
+
+
+def _actions(outputs: Mapping[str, Any]) -> set[str]:
+    return {each["action"] for each in outputs["decisions"] or ()}
 
 
 def read_annotations(folder: Path) -> Annotations:

@@ -20,9 +20,8 @@ def count_texts(annotations: Annotations) -> TextCounts:
     """In how many images each text of `describe` stands, of the rows that count."""
 
     def texts() -> Iterator[tuple[str, ...]]:
-        for index in range(len(annotations)):
-            found = annotations.undecided(index)
-            yield (*found.captions, *found.descriptions)
+        for _, outputs in annotations.outputs("describe", ("captions", "descriptions")):
+            yield (*(outputs["captions"] or ()), *(outputs["descriptions"] or ()))
 
     return TextCounts(texts())
 
