@@ -9,7 +9,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from grain_jax.data.annotation_files import Annotation, read_annotations
+from grain_jax.data.annotation_files import read_annotations
+from grain_jax.data.annotation_merge import Annotation
 from grain_jax.data.image_files import SkippedSample
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption
