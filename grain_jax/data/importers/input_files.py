@@ -4,6 +4,31 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+# First bytes of files that are not text in UTF-8.
+NOT_TEXT = (
+    (b"\x1f\x8b", "compressed with gzip; decompress it first: gunzip -k FILE"),
+    (b"BZh", "compressed with bzip2; decompress it first: bunzip2 -k FILE"),
+    (b"\xfd7zXZ", "compressed with xz; decompress it first: unxz -k FILE"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first: unzstd FILE"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"PAR1", "a Parquet table; read it with --from=parquet"),
+    (b"\xff\xfe", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
+    (b"\xfe\xff", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
+)
+
+
+def check_text(path: Path, others: Iterable[tuple[bytes, str]] = ()) -> bytes:
+    """The first bytes of a file, without the spaces in front of them.
+
+    Raises ValueError that says what to do for a file that begins as one of `NOT_TEXT` or `others`.
+    """
+    with path.open("rb") as file:
+        start = file.read(256).lstrip()
+    for begin, what in (*NOT_TEXT, *others):
+        if start.startswith(begin):
+            raise ValueError(f"--input={path} is {what.replace('FILE', str(path))}.")
+    return start
+
 
 def crc32_of(path: Path) -> int:
     """The CRC-32 of a file's content."""
