@@ -1,12 +1,14 @@
 """Tars of images and texts as img2dataset and pixparse write them: KEY.jpg, KEY.txt, KEY.json.
 
 Members are read at their places in the tar; nothing is unpacked, so that millions of samples are as
-many files as there are tars. `--input` is a tar or a folder of tars, in the order of their names.
+many files as there are tars. `--input` is a tar, a pattern of names, or a folder of tars, of which
+the part that `--subset` or the name of the split tells is read, in the order of their names.
 A tar's index of places is made when one of its samples is read, and two of them are kept.
 """
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,9 +50,17 @@ class WebDataset:
 
     images_folder: ClassVar[ImagesFolder] = "inside"
 
-    def __init__(self, path: Path, *, caption_columns: Sequence[str] | None = None) -> None:
-        self._root = path if path.is_dir() else path.parent
-        self._tars = find_files(path, ".tar")
+    def __init__(
+        self,
+        path: Path,
+        *,
+        split: str = "",
+        subset: str | None = None,
+        caption_columns: Sequence[str] | None = None,
+    ) -> None:
+        self._tars = find_files(path, ".tar", split, subset)
+        folders = [tar.parent for tar in self._tars]
+        self._root = path if path.is_dir() else Path(os.path.commonpath(folders))
         self._fields = caption_columns
         self._kept: dict[int, list[_Sample]] = {}
         lengths = [len(index_tar(tar, self._name(tar))) for tar in self._tars]

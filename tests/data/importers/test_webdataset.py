@@ -48,6 +48,19 @@ def test_fields_of_the_json_file_may_be_chosen(tmp_path: Path) -> None:
     assert [c.text for c in chosen] == ["three", "four", "two"]
 
 
+def test_validation_is_not_read_as_train(tmp_path: Path) -> None:
+    for name in ("cc3m-train-0000", "cc3m-train-0001", "cc3m-validation-0000"):
+        members = [(f"{name}.png", PNG), (f"{name}.txt", b"x")]
+        tar_of(tmp_path / "cc3m" / f"{name}.tar", members)
+    assert built(tmp_path / "cc3m").images == 2
+    read = WebDataset(tmp_path / "cc3m", split="x", subset="cc3m-validation")
+    assert [read[i].id for i in range(len(read))] == ["cc3m-validation-0000"]
+    pattern = WebDataset(tmp_path / "cc3m" / "cc3m-train-{0000..0001}.tar")
+    assert [pattern[i].image for i in range(2)] == [
+        f"cc3m-train-000{i}.tar/cc3m-train-000{i}.png" for i in range(2)
+    ]
+
+
 def test_keys_end_at_the_first_dot_and_have_their_folder(tmp_path: Path) -> None:
     names = ("./a.b/x.JPG", "./a.b/x.txt", "./a.b/x.seg.png")
     item = WebDataset(tar_of(tmp_path / "a.tar", [(name, PNG) for name in names[::2]]))[0]
