@@ -75,7 +75,7 @@ def holdout_fraction(text: str) -> float:
 class ImporterOptions:
     """Options of some formats, named in brackets; the others refuse them."""
 
-    # part of the collection to read (coco, refcoco, parquet, tfds)
+    # part of the collection to read (coco, refcoco, parquet, tfds, webdataset)
     subset: Annotated[OptionalText, arg(metavar="NAME"), default_is("the one named as --split")] = (
         None
     )

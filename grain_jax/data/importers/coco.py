@@ -149,7 +149,8 @@ def find_files(path: Path, split: str, subset: str | None) -> list[Path]:
             "holds them, or one annotation file."
         )
     chosen = choose_subset(subsets, split, subset)
-    return [file for files in found.values() for file in files if file.stem.endswith(f"_{chosen}")]
+    every = (file for files in found.values() for file in files)
+    return [file for file in every if file.stem.partition("_")[2] == chosen]
 
 
 class _Places:
@@ -196,7 +197,8 @@ class _Index:
             if not isinstance(value, dict) or type(value.get(name)) not in ID_TYPES:
                 self._note(f"{member.key} without {name!r}", f"{where}: {shown(value)}")
             elif member.key == "categories":
-                self.categories[value["id"]] = str(value.get("name", "")).replace("_", " ")
+                if isinstance(called := value.get("name"), str):  # else "unknown category"
+                    self.categories[value["id"]] = called.replace("_", " ")
             elif _is_repeated(value, images if member.key == "images" else annotations):
                 self._note(f"{member.key} with the id of another", f"{where}: {value['id']!r}")
             elif member.key == "images":

@@ -7,7 +7,6 @@ rows are kept in memory, at most 40 bytes for each row.
 import array
 import csv
 import hashlib
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.data.importers.columns import Columns, find_columns
+from grain_jax.data.importers.input_files import check_text, crc32_of
 from grain_jax.data.importers.item import ImportedImage, InvalidRecordError
 from grain_jax.data.records import Caption
 
@@ -40,7 +40,7 @@ class CsvTable:
         self._path = path
         header = _header(path)
         self._separator = _separator(header, path, separator)
-        names = next(csv.reader([header], delimiter=self._separator))
+        names = _names(header, path, self._separator)
         self._columns: Columns = find_columns(
             names, str(path), image=image_column, captions=caption_columns, label=label_column
         )
@@ -66,13 +66,22 @@ class CsvTable:
 
     def __getitem__(self, index: int) -> ImportedImage:
         captions: list[Caption] = []
-        image, label = "", None
+        labels: dict[str, int] = {}  # -> the line of the first row with it
+        image = ""
         for row in self._order[self._bounds[index] : self._bounds[index + 1]]:
             values = self._row(int(row))
             image = values[self._columns.image]
             captions += [Caption(values[name]) for name in self._columns.captions]
-            label = values[self._columns.label] if self._columns.label else None
-        return ImportedImage(id=image, image=image, captions=tuple(captions), label=label or None)
+            if self._columns.label and values[self._columns.label]:
+                labels.setdefault(values[self._columns.label], self._lines[row])
+        if len(labels) > 1:
+            (first, line), (other, other_line) = list(labels.items())[:2]
+            raise InvalidRecordError(
+                f"{self._path}:{other_line}: {image!r} has the label {other!r}, and in line {line} "
+                f"{first!r}; give it one."
+            )
+        label = next(iter(labels), None)
+        return ImportedImage(id=image, image=image, captions=tuple(captions), label=label)
 
     def fingerprint(self) -> dict[str, object]:
         return {"path": str(self._path.resolve()), "rows": len(self._order), "crc32": self._crc32}
@@ -92,7 +101,7 @@ class CsvTable:
         starts, lines, keys = array.array("q"), array.array("I"), array.array("Q")
         with self._path.open("rb") as file:
             source = _Lines(file)
-            reader = csv.reader(source, delimiter=self._separator)
+            reader = csv.reader(source, delimiter=self._separator, strict=True)
             next(reader)
             while True:
                 start, line = source.read, source.number + 1
@@ -100,17 +109,23 @@ class CsvTable:
                     row = next(reader)
                 except StopIteration:
                     break
-                except csv.Error:
+                except csv.Error:  # such as a quote that is never closed: costs its line alone
                     row = []
+                    source.go_to_line_after(start, line)
                 if not row and source.blank:
                     continue
                 starts.append(start)
                 lines.append(line)
-                at = self._at[self._columns.image]
-                key = row[at] if len(row) == self._width else f"\0{start}"
-                keys.append(path_key(key))
+                key = self._key(row) if source.read - start <= MAX_ROW_BYTES else None
+                keys.append(path_key(key or f"\0{start}"))
             starts.append(source.read)
-        return starts, lines, np.asarray(keys, np.uint64), source.crc32
+        return starts, lines, np.asarray(keys, np.uint64), crc32_of(self._path)
+
+    def _key(self, row: list[str]) -> str | None:
+        """The path in a row; None for a row that `_row` refuses."""
+        if len(row) != self._width or any("\udc80" <= c <= "\udcff" for c in "".join(row)):
+            return None
+        return row[self._at[self._columns.image]] or None
 
     def _bytes(self, file: Any, row: int) -> bytes:
         file.seek(self._starts[row])
@@ -128,14 +143,14 @@ class CsvTable:
             )
         try:
             text = data.decode("utf-8")
-            values = next(csv.reader([text], delimiter=self._separator))
+            values = next(csv.reader([text], delimiter=self._separator, strict=True))
         except UnicodeDecodeError as error:
             raise InvalidRecordError(
                 f"{where}: not UTF-8 text ({error.reason} at byte {error.start}); save the file "
                 "as UTF-8."
             ) from None
         except csv.Error as error:
-            raise InvalidRecordError(f"{where}: not a row of a table: {error}.") from None
+            raise InvalidRecordError(f"{where}: {_explained(error)}.") from None
         if len(values) != self._width:
             raise InvalidRecordError(
                 f"{where}: {len(values)} columns, and the first line has {self._width}; a text "
@@ -158,7 +173,7 @@ class _Lines:
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self.read = self.number = self.crc32 = 0
+        self.read = self.number = 0
         self.blank = False  # the last line
 
     def __iter__(self) -> Iterator[str]:
@@ -170,15 +185,21 @@ class _Lines:
             raise StopIteration
         while piece:
             self.read += len(piece)
-            self.crc32 = zlib.crc32(piece, self.crc32)
             # The rest of a line that is too long is passed over: its length makes it an error.
             piece = b"" if piece.endswith(b"\n") else self._file.readline(MAX_ROW_BYTES)
         self.number += 1
         self.blank = not line.strip()
         return str(line.decode("utf-8", "surrogateescape"))
 
+    def go_to_line_after(self, start: int, number: int) -> None:
+        """Continues behind the line `number`, which begins at `start`."""
+        self._file.seek(start)
+        self.read, self.number = start, number - 1
+        next(self)
+
 
 def _header(path: Path) -> str:
+    check_text(path)
     with path.open("rb") as file:
         line = file.readline(MAX_ROW_BYTES)
     try:
@@ -191,6 +212,27 @@ def _header(path: Path) -> str:
     if not header.strip() or "\0" in header:
         raise ValueError(f"--input={path} has no header line with the names of columns.")
     return header
+
+
+def _names(header: str, path: Path, separator: str) -> list[str]:
+    try:
+        return next(csv.reader([header], delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"--input={path}: the first line: {_explained(error)}.") from None
+
+
+def _explained(error: csv.Error) -> str:
+    """What the library says of a row, with what to change."""
+    said = str(error)
+    if "field larger" in said:
+        return f"a text of more than {csv.field_size_limit():,} characters, or an unclosed quote"
+    if "unexpected end" in said:
+        return 'unclosed quote: a text that begins with one ends with one, and "" is one in it'
+    if "expected after" in said:
+        return 'text behind a closing quote: a quote within a text in quotes is written as ""'
+    if "new-line" in said:
+        return "CR line ends, as old Macs wrote them; convert them: tr '\\r' '\\n' < FILE"
+    return f"not a row of a table: {said}"
 
 
 def _separator(header: str, path: Path, given: str | None) -> str:

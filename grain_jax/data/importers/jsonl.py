@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from grain_jax.data.importers.input_files import check_text
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion, InvalidRecordError
 from grain_jax.data.importers.json_values import (
     as_number,
@@ -49,18 +50,8 @@ OTHER_NAMES = {
 }
 EMPTY: tuple[Any, ...] = (None, [], "", {})
 CLOSE = 0.8  # of difflib; "captoins" is 0.88 close to "captions"
-# First bytes of files that are not JSON lines.
-NOT_LINES = (
-    (b"\x1f\x8b", "compressed with gzip; decompress it first: gunzip -k FILE"),
-    (b"BZh", "compressed with bzip2; decompress it first: bunzip2 -k FILE"),
-    (b"\xfd7zXZ", "compressed with xz; decompress it first: unxz -k FILE"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first: unzstd FILE"),
-    (b"PK\x03\x04", "a zip archive; unpack it first"),
-    (b"PAR1", "a Parquet table; write one JSON object per line"),
-    (b"\xff\xfe", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
-    (b"\xfe\xff", "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE"),
-    (b"[", "one JSON list; write one element per line: jq -c '.[]' FILE"),
-)
+# First bytes of text files that are not JSON lines.
+NOT_LINES = ((b"[", "one JSON list; write one element per line: jq -c '.[]' FILE"),)
 
 
 class JsonLines:
@@ -131,11 +122,7 @@ class JsonLines:
 
 def _check_kind(path: Path) -> None:
     """Raises ValueError for a file that does not hold lines of JSON."""
-    with path.open("rb") as file:
-        start = file.read(256).lstrip()
-    for begin, what in NOT_LINES:
-        if start.startswith(begin):
-            raise ValueError(f"--input={path} is {what.replace('FILE', str(path))}.")
+    start = check_text(path, NOT_LINES)
     if start.rstrip() == b"{" or start.startswith((b"{\n", b"{\r\n")):
         raise ValueError(
             f"--input={path} is one JSON object over several lines; expected one object per line, "

@@ -1,6 +1,7 @@
 """Tables of Parquet and Arrow: shards of a Hugging Face data set, or what `save_to_disk` wrote.
 
-`--input` is a `.parquet` or `.arrow` file, a folder of `.parquet` files, or a folder of
+`--input` is a `.parquet` or `.arrow` file, a pattern of names, a folder of `.parquet` files, of
+which the part that `--subset` or the name of the split tells is read, or a folder of
 `save_to_disk`. The image column holds bytes, paths, or both as Hugging Face's {bytes, path};
 captions are texts or lists of texts. A class name becomes a caption through `--template` where
 there are no captions. One row group of a Parquet file is in memory at a time; Arrow files are
@@ -9,7 +10,6 @@ mapped.
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from grain_jax.data.importers.item import ImagesFolder, ImportedImage, InvalidRe
 from grain_jax.data.records import Caption
 from grain_jax.extras import how_to_install
 
-SHARD = re.compile(r"(.+)-\d+-of-\d+")  # the split that the name of a shard begins with
 DICT_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of save_to_disk
 MAX_GROUP_BYTES = 2**32
 
@@ -173,18 +172,7 @@ def find_tables(path: Path, split: str, subset: str | None) -> list[Path]:
     if path.is_dir() and (path / STATE_FILE).is_file():
         _refuse_subset(subset, path)
         return _saved_files(path)
-    files = find_files(path, ".parquet")
-    if path.is_file():
-        _refuse_subset(subset, path)
-        return files
-    by_subset: dict[str, list[Path]] = {}
-    for file in files:
-        if found := SHARD.fullmatch(file.stem):
-            by_subset.setdefault(found[1], []).append(file)
-    if not by_subset:  # names that tell no splits
-        _refuse_subset(subset, path)
-        return files
-    return by_subset[choose_subset(sorted(by_subset), split, subset)]
+    return find_files(path, ".parquet", split, subset)
 
 
 def _refuse_subset(subset: str | None, path: Path) -> None:

@@ -1,13 +1,25 @@
 """Pickles of plain values only: unpickling anything else can run code that the file names."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 MAX_BYTES = 2**30
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
+    """The Python version of the library: the one in C makes room for as many objects as a file
+    says that it has.
+    """
+
+    # Without bytearrays, for which room is made before they are read.
+    dispatch: ClassVar[dict[int, Callable[[pickle.Unpickler], None]]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
+
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it names {module}.{name}, whose code would run")
 

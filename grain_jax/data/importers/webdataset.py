@@ -1,12 +1,14 @@
 """Tars of images and texts as img2dataset and pixparse write them: KEY.jpg, KEY.txt, KEY.json.
 
 Members are read at their places in the tar; nothing is unpacked, so that millions of samples are as
-many files as there are tars. `--input` is a tar or a folder of tars, in the order of their names.
+many files as there are tars. `--input` is a tar, a pattern of names, or a folder of tars, of which
+the part that `--subset` or the name of the split tells is read, in the order of their names.
 A tar's index of places is made when one of its samples is read, and two of them are kept.
 """
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,17 +45,42 @@ class _Sample:
     problem: tuple[str, str] | None = None  # reason and message of a sample that is skipped
 
 
+@dataclass
+class _Index:
+    """The samples of a tar, and the number of members whose names begin with a dot."""
+
+    samples: list[_Sample] = field(default_factory=list)
+    hidden: int = 0
+
+
 class WebDataset:
     """The samples of all tars. An `Importer`."""
 
     images_folder: ClassVar[ImagesFolder] = "inside"
 
-    def __init__(self, path: Path, *, caption_columns: Sequence[str] | None = None) -> None:
-        self._root = path if path.is_dir() else path.parent
-        self._tars = find_files(path, ".tar")
+    def __init__(
+        self,
+        path: Path,
+        *,
+        split: str = "",
+        subset: str | None = None,
+        caption_columns: Sequence[str] | None = None,
+    ) -> None:
+        self._tars = find_files(path, ".tar", split, subset)
+        folders = [tar.parent for tar in self._tars]
+        self._root = path if path.is_dir() else Path(os.path.commonpath(folders))
         self._fields = caption_columns
         self._kept: dict[int, list[_Sample]] = {}
-        lengths = [len(index_tar(tar, self._name(tar))) for tar in self._tars]
+        hidden = 0
+        lengths = []
+        for tar in self._tars:
+            index = index_tar(tar, self._name(tar))
+            lengths.append(len(index.samples))
+            hidden += index.hidden
+        self.notes = [
+            f"{hidden:,} members of the tars have names that begin with a dot, such as those that "
+            "macOS writes, and were left out."
+        ] * bool(hidden)
         self._bounds = np.cumsum([0, *lengths])
 
     def __len__(self) -> int:
@@ -99,7 +126,8 @@ class WebDataset:
         if number not in self._kept:
             while len(self._kept) >= INDEXES_KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[number] = index_tar(self._tars[number], self._name(self._tars[number]))
+            tar = self._tars[number]
+            self._kept[number] = index_tar(tar, self._name(tar)).samples
         return self._kept[number]
 
     def _name(self, tar: Path) -> str:
@@ -127,17 +155,22 @@ class WebDataset:
         )
 
 
-def index_tar(path: Path, name: str) -> list[_Sample]:
+def index_tar(path: Path, name: str) -> _Index:
     """The samples of a tar called `name` in messages, members of one key in a row together.
 
-    Links, devices, paths that lead out, members twice and a tar that is cut off stand in the list
-    as samples with a `problem`. Raises ValueError for a file that is not a tar.
+    Members whose names begin with a dot are counted alone. Links, devices, paths that lead out,
+    members twice and a tar that is cut off stand in the list as samples with a `problem`. Raises
+    ValueError for a file that is not a tar.
     """
-    samples: list[_Sample] = []
+    index = _Index()
+    samples = index.samples
     size = path.stat().st_size
     try:
         for member in _headers(path):
             if member.isdir():
+                continue
+            if member.name.rpartition("/")[2].startswith("."):
+                index.hidden += 1
                 continue
             if problem := _problem(member, size):
                 reason, message = problem
@@ -150,13 +183,13 @@ def index_tar(path: Path, name: str) -> list[_Sample]:
                 message = f"{name}/{member.name} is there twice."
                 samples[-1].problem = "member of the archive twice", message
             samples[-1].members[suffix] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, ArithmeticError) as error:  # a header of no number too
         if not samples:
             raise ValueError(_not_a_tar(path)) from None
         samples.append(_Sample("", problem=("truncated archive", f"{name}: {error}.")))
     if not samples and size < tarfile.BLOCKSIZE:
         raise ValueError(_not_a_tar(path))
-    return samples
+    return index
 
 
 def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -170,7 +203,7 @@ def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
         while (member := archive.next()) is not None:
             vars(archive)["members"] = []  # else it keeps them all
             yield member
-            if member.offset_data + member.size > size:
+            if member.size < 0 or member.offset_data + member.size > size:
                 return
         with path.open("rb") as file:
             file.seek(archive.offset)
@@ -183,6 +216,8 @@ def _problem(member: tarfile.TarInfo, size: int) -> tuple[str, str] | None:
         return "not a plain file in the archive", "a link, a device or a sparse file."
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "path outside the archive", "the path leads out of the folder."
+    if member.size < 0:
+        return "truncated archive", f"its header gives it {member.size} bytes."
     if member.offset_data + member.size > size:
         return "truncated archive", "the archive ends within this member."
     return None

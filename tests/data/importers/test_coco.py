@@ -10,7 +10,7 @@ from grain_jax.data.build_dataset import build_split
 from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.importers import InvalidRecordError
-from grain_jax.data.importers.coco import Coco
+from grain_jax.data.importers.coco import Coco, find_files
 
 
 @pytest.fixture
@@ -56,6 +56,25 @@ def test_a_subset_is_chosen_by_the_name_of_the_split(files, tmp_path: Path) -> N
         Coco(files[0], subset="train")
     with pytest.raises(ValueError, match=r"has no captions_\*\.json and no instances_"):
         Coco(tmp_path / "images")
+
+
+def test_a_subset_does_not_take_files_of_another(files, tmp_path: Path) -> None:
+    for subset in ("val", "my_val"):
+        coco_files(tmp_path, subset)
+    folder = files[0].parent
+    read = find_files(tmp_path, "validation", "val")
+    assert read == [folder / "captions_val.json", folder / "instances_val.json"]
+    assert find_files(tmp_path, "validation", "my_val")[0].name == "captions_my_val.json"
+
+
+@pytest.mark.parametrize("name", [None, 3, ["bird"]])
+def test_a_category_without_a_name_describes_no_region(files, tmp_path: Path, name) -> None:
+    content = json.loads(files[1].read_text())
+    content["categories"].append({"id": 9, "name": name})
+    files[1].write_text(json.dumps(content))
+    with_annotations(files[1], {"id": 7, "image_id": 101, "category_id": 9, "bbox": [1, 2, 3, 4]})
+    statistics = built(tmp_path, tmp_path)
+    assert statistics.dropped_regions == {"crowd region": 1, "unknown category": 1}
 
 
 @pytest.mark.parametrize(

@@ -46,17 +46,23 @@ def test_what_the_csv_library_writes_is_read(path: Path, rows: list, separator: 
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.binary(max_size=40) | st.text('a,"\n\r\u2028', max_size=30).map(str.encode))
-def test_any_bytes_are_records_or_named_errors(path: Path, data: bytes) -> None:
-    importer = table(path, b"image,caption\n" + data)
-    for index in range(len(importer)):
-        try:
-            assert importer[index].image
-        except InvalidRecordError as error:
-            message = str(error)
-        else:
-            continue
-        assert message.startswith(f"{path}:")
+@given(
+    st.sampled_from([b"image,caption\n", b"image,caption", b'image,"caption', b""]),
+    st.binary(max_size=40) | st.text('a,"\n\r\u2028', max_size=30).map(str.encode),
+)
+def test_any_bytes_are_records_or_named_errors(path: Path, header: bytes, data: bytes) -> None:
+    said = []
+    try:
+        importer = table(path, header + data)
+    except ValueError as error:
+        said.append((f"{path}", str(error)))
+    else:
+        for index in range(len(importer)):
+            try:
+                assert importer[index].image
+            except InvalidRecordError as error:
+                said.append((f"{path}:", str(error)))
+    assert all(where in message for where, message in said)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +91,10 @@ def test_a_column_of_class_names(tmp_path: Path) -> None:
         ("a.jpg\n", {}, "has no separator"),
         ("", {}, "no header line"),
         (b"\xff,title\n", {}, "not text in UTF-8"),
+        (b"file,title\ra.jpg,x\r", {}, "CR line ends"),
+        (b'file,"title\na,b\n', {}, "the first line: unclosed quote"),
+        (b"\x1f\x8b\x08\0", {}, "compressed with gzip; decompress it first"),
+        ("file,title\n".encode("utf-16"), {}, "in UTF-16; convert it"),
         ("x,y\na,b\n", {}, "no column of images with a usual name; it has x, y"),
         ("file,y\na,b\n", {}, "no column of captions with a usual name; it has file, y"),
         ("file,label\na,b\n", {}, "no column of captions"),
@@ -106,7 +116,9 @@ def test_a_table_that_is_not_understood_is_refused(tmp_path, text, options, mess
         (b"a", r"t:3: 1 columns"),
         (b",x", r"t:3: no path in column 'file'"),
         (b"a,\xe9t\xe9", r"t:3: not UTF-8 text \(.* at byte 2\)"),
-        (b'a,"' + b"x\n" * 100_000, "t:3: not a row of a table: field larger than"),
+        (b'a,"' + b"x\n" * 100_000, "t:3: unclosed quote"),
+        (b'a,"x" y', "t:3: text behind a closing quote"),
+        (b"a," + b"x" * 200_000, "t:3: a text of more than 131,072 characters"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_located(tmp_path: Path, row: bytes, message: str) -> None:
@@ -121,3 +133,39 @@ def test_a_row_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     importer = table(tmp_path / "t", "file,title\na," + "x" * 40 + "\n")
     with pytest.raises(InvalidRecordError, match="t:2: the row is longer than 30 bytes"):
         importer[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "good"),
+    [
+        ('1,"x\n2,ok\n3,"y\n', ["2"]),
+        ('1,"the best\n2,b\n3,c\n4,d\n', ["2", "3", "4"]),
+        ('1,"a\nb"\n2,"b\n3,c" d\n', ["1", "3"]),
+    ],
+)
+def test_a_stray_quote_costs_no_row_but_its_own(tmp_path: Path, rows: str, good: list) -> None:
+    importer = table(tmp_path / "t", "file,title\n" + rows)
+    read, said = [], []
+    for index in range(len(importer)):
+        try:
+            read.append(importer[index].image)
+        except InvalidRecordError as error:
+            said.append(str(error))
+    assert read == good
+    assert any("unclosed quote" in message for message in said)
+
+
+def test_a_row_that_cannot_be_read_costs_no_other_of_its_image(tmp_path: Path) -> None:
+    importer = table(tmp_path / "t", b"file,title\na,good\na,caf\xe9\n,x\n,y\na,two\n")
+    assert [caption.text for caption in importer[0].captions] == ["good", "two"]
+    for index, message in ((1, "t:3: not UTF-8"), (2, "t:4: no path"), (3, "t:5: no path")):
+        with pytest.raises(InvalidRecordError, match=message):
+            importer[index]
+
+
+def test_rows_of_one_image_have_one_label(tmp_path: Path) -> None:
+    text = "file,title,label\na,x,wren\na,y,\nb,x,wren\nb,y,jay\n"
+    importer = table(tmp_path / "t", text)
+    assert importer[0].label == "wren"
+    with pytest.raises(InvalidRecordError, match="t:5: 'b' has the label 'jay', and in line 4 'w"):
+        importer[1]

@@ -72,6 +72,18 @@ def test_a_split_of_several_is_chosen(saved: Path) -> None:
         ParquetTable(saved / "one", subset="test")
 
 
+@pytest.mark.parametrize("name", ["{}/0000", "{}", "{}-00000-of-00001"])
+def test_train_and_test_are_not_mixed(tmp_path: Path, name: str) -> None:
+    for part in ("train", "test"):
+        path = tmp_path / f"{name.format(part)}.parquet"
+        write(path, [{"image": PNG, "text": part}])
+    assert texts(ParquetTable(tmp_path, split="train")) == [["train"]]
+    assert texts(ParquetTable(tmp_path, split="train", subset="test")) == [["test"]]
+    write(tmp_path / "extra.parquet", [{"image": PNG, "text": "x"}])
+    with pytest.raises(ValueError, match=r"extra\.parquet, whose name tells no split"):
+        ParquetTable(tmp_path, split="train")
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     captions=st.lists(st.none() | st.lists(st.text(max_size=6), max_size=3), min_size=1),

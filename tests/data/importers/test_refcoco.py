@@ -1,8 +1,10 @@
 """RefCOCO: expressions and their boxes, mirrors, and pickles that must not be run."""
 
+import contextlib
 import json
 import os
 import pickle
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -140,3 +142,24 @@ def test_a_folder_of_something_else_is_refused(refs: Path, tmp_path: Path) -> No
         refs.write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match=r"refs\(unc\)\.p (holds no|is not a list of) expr"):
             RefCoco(refs)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"]r" + (5 * 10**6).to_bytes(4, "little") + b".",  # kept as object 5,000,000
+        b"]p5000000\n.",
+        b"\x96" + (2**26).to_bytes(8, "little") + b"x.",  # a bytearray that is cut off
+    ],
+)
+def test_a_small_pickle_takes_little_memory(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.p"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ValueError):
+            assert read_plain_pickle(path) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20

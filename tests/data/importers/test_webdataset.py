@@ -13,7 +13,7 @@ from grain_jax.data.build_dataset import build_split
 from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.image_files import SkippedSample
-from grain_jax.data.importers import InvalidRecordError
+from grain_jax.data.importers import FilePart, InvalidRecordError
 from grain_jax.data.importers.webdataset import WebDataset
 from grain_jax.data.tfds_records import RecordSource
 
@@ -46,6 +46,19 @@ def test_fields_of_the_json_file_may_be_chosen(tmp_path: Path) -> None:
     assert [c.text for c in WebDataset(tar)[0].captions] == ["text"]
     chosen = WebDataset(tar, caption_columns=("long", "short", "none"))[0].captions
     assert [c.text for c in chosen] == ["three", "four", "two"]
+
+
+def test_validation_is_not_read_as_train(tmp_path: Path) -> None:
+    for name in ("cc3m-train-0000", "cc3m-train-0001", "cc3m-validation-0000"):
+        members = [(f"{name}.png", PNG), (f"{name}.txt", b"x")]
+        tar_of(tmp_path / "cc3m" / f"{name}.tar", members)
+    assert built(tmp_path / "cc3m").images == 2
+    read = WebDataset(tmp_path / "cc3m", split="x", subset="cc3m-validation")
+    assert [read[i].id for i in range(len(read))] == ["cc3m-validation-0000"]
+    pattern = WebDataset(tmp_path / "cc3m" / "cc3m-train-{0000..0001}.tar")
+    assert [pattern[i].image for i in range(2)] == [
+        f"cc3m-train-000{i}.tar/cc3m-train-000{i}.png" for i in range(2)
+    ]
 
 
 def test_keys_end_at_the_first_dot_and_have_their_folder(tmp_path: Path) -> None:
@@ -154,15 +167,70 @@ def test_damaged_bytes_are_records_or_named_errors(path: Path, at: int, data: by
     whole = bytearray(tar_of(path, [*GOOD, ("z.png", PNG), ("z.txt", b"z")]).read_bytes())
     whole[at : at + len(data)] = data
     path.write_bytes(whole)
+    assert all("a.tar" in message for message in messages_of(path))
+
+
+def messages_of(path: Path) -> list[str]:
+    """What is said of a tar and of its samples; any other error is raised."""
     try:
         importer = WebDataset(path)
     except ValueError as error:
-        said = str(error)
-    else:
-        said = "a.tar"
-        for index in range(len(importer)):
-            try:
-                importer[index]
-            except (InvalidRecordError, SkippedSample) as error:
-                said += str(error)
-    assert "a.tar" in said
+        return [str(error)]
+    said = []
+    for index in range(len(importer)):
+        try:
+            item = importer[index]
+        except (InvalidRecordError, SkippedSample) as error:
+            said.append(str(error))
+        else:
+            part = item.content
+            assert isinstance(part, FilePart)
+            assert 0 <= part.size <= path.stat().st_size - part.offset
+    return said
+
+
+def with_pax(path: Path, headers: dict[str, str]) -> Path:
+    """A tar of a good sample, one whose header has these pax records, and one more."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in (*GOOD, ("x.png", PNG), ("x.txt", b"x"), ("z.png", PNG), ("z.txt", b"z")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if name == "x.png":
+                member.pax_headers = headers
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+PAX_NAMES = (
+    *("GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.minor"),
+    *("GNU.sparse.numblocks", "GNU.sparse.realsize", "GNU.sparse.name", "size", "path", "linkpath"),
+    *("mtime", "uid", "hdrcharset", "comment"),
+)
+PAX_VALUES = st.sampled_from(["1,x,2", "-1", "0", "1", "9" * 30, "1e400", "nan", "../x"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(PAX_NAMES), PAX_VALUES | st.text(max_size=5), max_size=4))
+def test_any_pax_headers_are_records_or_named_errors(path: Path, headers: dict) -> None:
+    assert all("a.tar" in message for message in messages_of(with_pax(path, headers)))
+
+
+@pytest.mark.parametrize("headers", [{"GNU.sparse.map": "1,x,2"}, {"size": "-1"}])
+def test_a_hostile_header_costs_no_sample_before_it(tmp_path: Path, headers: dict) -> None:
+    statistics = built(with_pax(tmp_path / "a.tar", headers))
+    assert (statistics.images, statistics.dropped_images["truncated archive"]) == (1, 1)
+
+
+def test_members_of_macos_are_left_out_and_counted(tmp_path: Path) -> None:
+    names = ("0.jpg", "0.txt", "a/1.jpg", "a/1.txt")
+    members = []
+    for name in names:
+        folder, slash, file = name.rpartition("/")
+        members.append((f"{folder}{slash}._{file}", b"\0\5\x16\7"))
+        members.append((name, b"x" if name.endswith("txt") else PNG))
+    statistics = built(tar_of(tmp_path / "a.tar", [(".DS_Store", b""), *members]))
+    assert (statistics.images, statistics.dropped_images.total()) == (2, 0)
+    assert statistics.notes == [
+        "5 members of the tars have names that begin with a dot, such as those that macOS writes, "
+        "and were left out."
+    ]
