@@ -5,6 +5,7 @@ before the answer, one phrase a thousand times, or stop in the middle of a word.
 used of that is used; the rest is an `AnswerError` with a reason to count.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -213,7 +214,7 @@ def _counts(marks: list[re.Match[str] | None]) -> bool:
     if len(names) < max(2, len(marks)):
         return False
     values = [int(name) if name.isdecimal() else ord(name) for name in names]
-    return all(after == before + 1 for before, after in zip(values, values[1:], strict=False))
+    return all(after == before + 1 for before, after in itertools.pairwise(values))
 
 
 def _lines(text: str) -> list[str]:
