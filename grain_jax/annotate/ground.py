@@ -4,8 +4,8 @@
       --detector=google/owlv2-base-patch16-ensemble
 
 What is looked for are the descriptions that `describe` wrote into ANN; with --queries=phrases the
-noun phrases of captions, which come from ANN or from --captions; with --descriptions those of the
-class that the image's folder is named after; with --example_images what example images show. Boxes
+noun phrases of captions, which come from ANN or from --captions; with --class_descriptions those of
+the class that the image's folder is named after; with --example_images what example images show. Boxes
 are added to ANN. A run that ended in any way continues when the same command is given again.
 """
 
@@ -66,7 +66,9 @@ class Options(StageOptions):
     # what is looked for: descriptions in ANN, or noun phrases of captions
     queries: Literal["descriptions", "phrases"] = "descriptions"
     # JSON file {class: [description, ...]}; the class is the image's folder
-    descriptions: OptionalPath = None
+    class_descriptions: OptionalPath = None
+    # JSON file {folder: class name} for --class_descriptions, as `prepare --classes`
+    classes: OptionalPath = None
     # captions for --queries=phrases, else those in ANN
     captions: OptionalPath = None
     # of --captions, as `prepare --from` has them
@@ -160,7 +162,7 @@ def _check(options: Options) -> None:
     given = [
         name
         for name, value in (
-            ("--descriptions", options.descriptions),
+            ("--class_descriptions", options.class_descriptions),
             ("--example_images", options.example_images),
             ("--queries=phrases", options.queries == "phrases" or None),
         )
@@ -168,6 +170,8 @@ def _check(options: Options) -> None:
     ]
     if len(given) > 1:
         raise ValueError(f"{given[0]} and {given[1]} both say what to look for; give one of them.")
+    if options.classes is not None and options.class_descriptions is None:
+        raise ValueError("--classes is for --class_descriptions; give both, or neither.")
     if options.captions is not None and options.queries != "phrases":
         raise ValueError("--captions is for --queries=phrases; give both, or neither.")
     if options.phrases != "rules" and options.queries != "phrases":
@@ -181,20 +185,22 @@ def _check(options: Options) -> None:
 
 
 def _text_queries(options: Options) -> TextQueries:
-    if options.descriptions is not None:
+    if options.class_descriptions is not None:
         console = Console(stderr=True)
 
         def note(text: str) -> None:
             console.print(f"Note: {text}", style="yellow", markup=False, soft_wrap=True)
 
-        return ClassDescriptionQueries(options.descriptions, options.images, note)
+        return ClassDescriptionQueries(
+            options.class_descriptions, options.images, note, classes=options.classes
+        )
     if options.queries == "descriptions":
         return DescriptionQueries(options.annotations)
     finder = PHRASE_FINDERS[options.phrases]()
     if options.captions is None:
         return CaptionPhraseQueries(annotated_captions(options.annotations), finder)
     captions = imported_captions(options.captions_format, options.captions)
-    return CaptionPhraseQueries(captions, finder)
+    return CaptionPhraseQueries(captions, finder, keep_captions=True)
 
 
 def _examples(options: Options, detector: Detector) -> ExampleQueries:

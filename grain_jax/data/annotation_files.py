@@ -33,6 +33,7 @@ from grain_jax.data.annotation_rows import (
     schema,
     values_of_line,
 )
+from grain_jax.data.records import Caption
 
 MARKER = "annotations.json"
 FORMAT, VERSION = "grain_jax annotations", 1
@@ -63,6 +64,8 @@ class Annotation:
     primary_subject: str | None = None
     descriptions: tuple[str, ...] = ()
     regions: tuple[AnnotatedRegion, ...] = ()
+    given_captions: tuple[Caption, ...] = ()  # of a file that `ground` was given
+    label: str | None = None  # class that `ground` was given descriptions of
     errors: Mapping[str, str] = field(default_factory=dict)  # by stage
 
 
@@ -359,6 +362,9 @@ def attempts(files: StageFiles) -> dict[str, Attempt]:
 def merged(image: str, rows: Mapping[str, Row]) -> Annotation:
     """What the rows of the stages say of an image."""
     outputs = {name: value for row in rows.values() for name, value in row.outputs.items()}
+    described = rows["describe"].outputs if "describe" in rows else {}
+    grounded = rows["ground"].outputs if "ground" in rows else {}
+    given = zip(grounded.get("captions") or (), grounded.get("caption_sources") or (), strict=False)
     hashes = [row.image_hash for row in rows.values() if row.image_hash is not None]
     regions = tuple(
         AnnotatedRegion(tuple(each["box_xyxy"]), each["description"], each["score"])
@@ -367,10 +373,12 @@ def merged(image: str, rows: Mapping[str, Row]) -> Annotation:
     return Annotation(
         image=image,
         image_hash=hashes[-1] if hashes else None,
-        captions=tuple(outputs.get("captions") or ()),
+        captions=tuple(described.get("captions") or ()),
         primary_subject=outputs.get("primary_subject"),
         descriptions=tuple(outputs.get("descriptions") or ()),
         regions=regions,
+        given_captions=tuple(Caption(text, source) for text, source in given),
+        label=grounded.get("label"),
         errors={stage: row.error for stage, row in rows.items() if row.error is not None},
     )
 
