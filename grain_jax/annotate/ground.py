@@ -5,8 +5,8 @@
 
 What is looked for are the descriptions that `describe` wrote into ANN; with --queries=phrases the
 noun phrases of captions, which come from ANN or from --captions; with --class_descriptions those of
-the class that the image's folder is named after; with --example_images what example images show. Boxes
-are added to ANN. A run that ended in any way continues when the same command is given again.
+the class that the image's folder is named after; with --example_images what example images show.
+Boxes are added to ANN. A run that ended in any way continues when the same command is given again.
 """
 
 from collections.abc import Sequence

@@ -36,10 +36,19 @@ class StageOptions:
     retry_errors: bool = False
     # also images whose row was made by another model, with other prompts or sampling
     redo_changed: bool = False
+    # also images whose file was replaced since; reads every file first
+    redo_replaced: bool = False
 
     def spec(self, output: Path) -> StageSpec:
         """What the stage is run on, with its folder of annotations."""
-        return StageSpec(self.images, output, self.shard, self.retry_errors, self.redo_changed)
+        return StageSpec(
+            self.images,
+            output,
+            self.shard,
+            self.retry_errors,
+            self.redo_changed,
+            self.redo_replaced,
+        )
 
 
 def run_and_report(
@@ -108,6 +117,7 @@ def selection_rows(selection: Selection) -> list[tuple[str, int]]:
     return [
         ("images in the folder", selection.listed),
         ("done before", selection.done),
+        *([("file was replaced", selection.replaced)] if selection.replaced else []),
         *((f"left out: {reason}", count) for reason, count in selection.skipped.most_common()),
     ]
 

@@ -149,8 +149,8 @@ class ClassDescriptionQueries:
         labels = sorted({_label(image) for image in list_images(images).images} - {""})
         if not labels:
             raise ValueError(
-                f"--images={images} has no subfolders with images; --class_descriptions needs one for "
-                "each class."
+                f"--images={images} has no subfolders with images; --class_descriptions needs one "
+                "for each class."
             )
         given = None if classes is None else read_texts(str(classes), "classes")
         names = names_of_labels(labels, given, str(classes or ""), note)

@@ -17,7 +17,8 @@ from grain_jax.annotation.images import ImageList, list_images
 from grain_jax.annotation.shards import WHOLE, Shard
 from grain_jax.annotation.writer import AnnotationWriter
 from grain_jax.data.annotation_files import MARKER, Attempt, StageFiles, attempts, check_marker
-from grain_jax.data.annotation_rows import Row
+from grain_jax.data.annotation_rows import Row, content_hash
+from grain_jax.data.checks import read_image_file
 from grain_jax.data.image_files import SkippedSample
 
 MAX_EXAMPLES = 10
@@ -55,6 +56,7 @@ class StageSpec:
     shard: Shard = WHOLE
     retry_errors: bool = False  # images whose last row is an error, too
     redo_changed: bool = False  # images whose row was made by another model, prompts or sampling
+    redo_replaced: bool = False  # images whose file is another than the row's; reads all files
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Selection:
     done: int = 0  # have a row
     failed: int = 0  # of `done`: it is an error
     changed: int = 0  # of `done`: made by another model, prompts or sampling
+    replaced: int = 0  # of `images`: their file is another than the one that was annotated
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
 
 
@@ -153,6 +156,10 @@ def select(
         if (attempt := known.get(image)) is None or attempt.input_hash != input_hash:
             found.images.append(image)
             continue
+        if spec.redo_replaced and _is_replaced(image, attempt, spec.images):
+            found.images.append(image)
+            found.replaced += 1
+            continue
         changed = attempt.settings != annotator.settings
         if (attempt.failed and spec.retry_errors) or (changed and spec.redo_changed):
             found.images.append(image)
@@ -161,3 +168,13 @@ def select(
         found.failed += attempt.failed
         found.changed += changed
     return found
+
+
+def _is_replaced(image: str, attempt: Attempt, folder: Path) -> bool:
+    """Whether the file is another than the one of the row; one that cannot be read is."""
+    if attempt.image_hash is None:
+        return False
+    try:
+        return content_hash(read_image_file(image, folder)) != attempt.image_hash
+    except SkippedSample:
+        return True

@@ -3,14 +3,14 @@
 `--input` is the folder of annotations, `--images` the folder that was annotated. Captions are those
 of the file that `ground` was given and those that `describe` wrote; an image with neither, of which
 `ground` knows the class, has its name in `--template`. An image without regions is kept for its
-caption; one without a caption is dropped as such.
+caption; one without a caption is dropped as such, and so is one whose file has been replaced since.
 """
 
 import hashlib
 import json
 from pathlib import Path
 
-from grain_jax.data.annotation_files import read_annotations
+from grain_jax.data.annotation_files import merged, read_annotations
 from grain_jax.data.importers.columns import check_template
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption
@@ -36,7 +36,8 @@ class AnnotationRows:
         return len(self._annotations)
 
     def __getitem__(self, index: int, /) -> ImportedImage:
-        found = self._annotations[index]
+        rows = self._annotations.rows(index)
+        found = merged(self._annotations.images[index], rows)
         captions = found.given_captions + tuple(
             Caption(text, "synthetic") for text in found.captions
         )
@@ -47,6 +48,11 @@ class AnnotationRows:
             image=found.image,
             captions=captions,
             label=found.label,
+            image_hashes=tuple(
+                row.image_hash
+                for row in rows.values()
+                if row.image_hash is not None and any(row.outputs.values())
+            ),
             regions=tuple(
                 ImportedRegion(region.box_xyxy, region.description, region.score)
                 for region in found.regions
