@@ -34,7 +34,7 @@ class StageOptions:
     shard: Annotated[Shard, one_word(read_shard, "i/n"), default_is("all images")] = WHOLE
     # also images whose last row is an error
     retry_errors: bool = False
-    # also images whose row was made by another model, with other prompts or sampling
+    # also images whose row was made by another model, with other prompts, queries or sampling
     redo_changed: bool = False
     # also images whose file was replaced since; reads every file first
     redo_replaced: bool = False
@@ -149,8 +149,8 @@ def print_report(
         )
     if report.selection.changed:
         lines.append(
-            f"{report.selection.changed:,} rows were made by another model, or with other prompts "
-            "or sampling, and are kept; --redo_changed makes them anew."
+            f"{report.selection.changed:,} rows were made by another model, or with other prompts, "
+            "queries or sampling, and are kept; --redo_changed makes them anew."
         )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -144,6 +144,7 @@ class Ground:
 
     def _provenance(self) -> Provenance:
         detector, settings = self._detector, self._ground
+        # "queries" is read by `run.select`.
         sampling = asdict(settings.selection) | {
             "dtype": detector.dtype,
             "official_images": settings.official_images,

@@ -5,6 +5,8 @@ wrong with one image is a row with an error. `StageStopped` ends the run where n
 the same command then continues with the images that have no row yet.
 """
 
+import functools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -142,7 +144,9 @@ def plan_stage(annotator: Annotator, spec: StageSpec) -> Selection:
 def select(
     annotator: Annotator, spec: StageSpec, listed: ImageList, known: dict[str, Attempt]
 ) -> Selection:
-    """The images that are left, in the order of the list."""
+    """The images that are left, in the order of the list: those without a row, those whose input
+    from the same source has changed, and what `spec` asks for besides.
+    """
     found = Selection(listed=len(listed.images), skipped=Counter(listed.skipped))
     for image in listed.images:
         if image not in spec.shard:
@@ -153,7 +157,11 @@ def select(
         except SkippedSample as error:
             found.skipped[error.reason] += 1
             continue
-        if (attempt := known.get(image)) is None or attempt.input_hash != input_hash:
+        if (attempt := known.get(image)) is None:
+            found.images.append(image)
+            continue
+        same_source = _input_source(attempt.settings) == _input_source(annotator.settings)
+        if same_source and attempt.input_hash != input_hash:
             found.images.append(image)
             continue
         if spec.redo_replaced and _is_replaced(image, attempt, spec.images):
@@ -168,6 +176,13 @@ def select(
         found.failed += attempt.failed
         found.changed += changed
     return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _input_source(settings: tuple[str, str, str]) -> str:
+    """What the hash of an input is of; hashes of other sources differ without a change."""
+    sampling = json.loads(settings[2])
+    return str(sampling.get("queries", "")) if isinstance(sampling, dict) else ""
 
 
 def _is_replaced(image: str, attempt: Attempt, folder: Path) -> bool:

@@ -95,8 +95,8 @@ def check_item(
             descriptions.
 
     Raises `SkippedSample` where the image is missing, another than `item.image_hashes` say, cannot
-    be decoded or has no caption, and `InvalidRecordError` where the size that pixel boxes refer to has another aspect ratio than the
-    image.
+    be decoded or has no caption, and `InvalidRecordError` where the size that pixel boxes refer to
+    has another aspect ratio than the image.
     """
     statistics.ignored_fields.update(item.ignored)
     data = read_image(item, images)

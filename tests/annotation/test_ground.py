@@ -122,6 +122,29 @@ def test_a_second_run_looks_only_for_what_has_changed(images, annotations, owl):
     assert (changed.rows, changed.selection.changed) == (0, 3)
 
 
+def test_rows_of_other_queries_are_kept_until_asked(images, annotations, tmp_path, owl):
+    _, before = ground(images, annotations, owl, DescriptionQueries(annotations))
+    (tmp_path / "classes.json").write_text(json.dumps({"birds": ["a beak"], "dogs": ["a tail"]}))
+    (tmp_path / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"image": name, "captions": ["a hat"]}) for name in SIZES)
+    )
+    finder = RulePhrases()
+    described = CaptionPhraseQueries(annotated_captions(annotations), finder)
+    captions = imported_captions("jsonl", tmp_path / "captions.jsonl")
+    given = CaptionPhraseQueries(captions, finder, keep_captions=True)
+    classes = ClassDescriptionQueries(tmp_path / "classes.json", images, print)
+    for queries in (described, given, classes):
+        report, rows = ground(images, annotations, owl, queries)
+        assert (report.rows, report.selection.changed) == (0, 3)
+        assert rows == before
+    stage = Ground(images, owl, classes, GroundSettings(threads=2))
+    assert run_stage(stage, StageSpec(images, annotations, redo_changed=True)).rows == 3
+    report, _ = ground(images, annotations, owl, classes)
+    assert (report.rows, report.selection.changed) == (0, 0)
+    report, _ = ground(images, annotations, owl, given)
+    assert (report.rows, report.selection.changed) == (0, 3)
+
+
 def test_a_bad_image_is_a_row_with_an_error_and_the_others_are_done(images, annotations, owl):
     whole = (images / "birds/tall.png").read_bytes()
     (images / "birds/tall.png").write_bytes(whole[: len(whole) // 2])
