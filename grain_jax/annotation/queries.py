@@ -17,6 +17,15 @@ from grain_jax.data.records import Caption
 from grain_jax.data.text_files import read_texts
 
 MAX_PHRASES = 20  # of the captions of an image
+# Formats of `prepare` with captions that people wrote, of images that are named by their path.
+CAPTION_FORMATS = tuple(
+    sorted(
+        name
+        for name, importer in IMPORTERS.items()
+        if name != "annotations"
+        and getattr(importer, "images_folder", "required") in ("required", "optional")
+    )
+)
 
 
 @runtime_checkable
@@ -106,20 +115,38 @@ def annotated_captions(folder: Path) -> Callable[[str], Sequence[Caption]]:
 def imported_captions(format: str, path: Path) -> Callable[[str], Sequence[Caption]]:
     """The captions of a file that `prepare --from=FORMAT` reads, by image.
 
-    Lines that cannot be read count as images without captions.
+    Lines that cannot be read count as images without captions, and several lines of one image are
+    read together.
+
+    Raises ValueError for a file that cannot be read, or that has images and not their paths.
     """
-    importer = IMPORTERS[format](path)
-    places: dict[str, int] = {}
+    try:
+        importer = IMPORTERS[format](path)
+    except ValueError as error:
+        if not path.is_dir():
+            raise
+        raise ValueError(
+            f"--captions={path}: {error} `ground` reads a whole collection and has no option for a "
+            "part of it; give the file of that part."
+        ) from error
+    places: dict[str, list[int]] = {}
     for place in range(len(importer)):
         try:
-            places.setdefault(importer[place].image, place)
-        except InvalidRecordError:
+            item = importer[place]
+        except (InvalidRecordError, SkippedSample):
             continue
+        if item.content is not None:
+            raise ValueError(
+                f"--captions={path} has images and not their paths in --images, so its captions "
+                "belong to none of these."
+            )
+        places.setdefault(item.image, []).append(place)
 
     def captions(image: str) -> Sequence[Caption]:
         if image not in places:
             raise SkippedSample("no caption", f"{path} has no line for {image}")
-        return importer[places[image]].captions
+        found = [caption for place in places[image] for caption in importer[place].captions]
+        return list(dict.fromkeys(found))
 
     return captions
 
