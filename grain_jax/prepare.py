@@ -91,8 +91,8 @@ class ImporterOptions:
     # character between columns, or "tab" (csv)
     separator: Annotated[OptionalText, default_is("found in the first line")] = None
 
-    # caption of an image that has only a class name, with "{}" for the name (imagefolder,
-    # parquet, tfds)
+    # caption of an image that has only a class name, with "{}" for the name (annotations,
+    # imagefolder, parquet, tfds)
     template: Annotated[OptionalText, default_is("a photo of a {}.")] = None
     # names of classes: JSON {folder: name}, or a list in .json, .txt or .md (imagefolder)
     classes: Annotated[OptionalPath, arg(metavar="FILE"), default_is("names of the folders")] = None

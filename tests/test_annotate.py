@@ -278,6 +278,24 @@ def test_rows_of_another_model_are_kept_until_asked(images, server, tmp_path, ca
     assert json.loads(sampling)["temperature"] == 0.0
 
 
+def test_replaced_images_are_described_anew_where_asked(server, tmp_path, capsys):
+    folder, output = tmp_path / "images", tmp_path / "ann"
+    folder.mkdir()
+    for name, color in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (8, 8), color).save(folder / name)
+    assert describe(folder, output, server) == 0
+    Image.new("RGB", (8, 8), "green").save(folder / "a.png")
+    assert describe(folder, output, server) == 0
+    assert len(StageFiles(output, "describe")) == 2
+    assert describe(folder, output, server, "--redo_replaced", "--dry_run") == 0
+    assert "file was replaced" in capsys.readouterr().out
+    assert describe(folder, output, server, "--redo_replaced") == 0
+    assert len(StageFiles(output, "describe")) == 3
+    check(folder, output)
+    assert describe(folder, output, server, "--redo_replaced") == 0
+    assert len(StageFiles(output, "describe")) == 3
+
+
 def test_a_dry_run_asks_and_writes_nothing(images, server, tmp_path, capsys):
     before = len(server.log())
     output = tmp_path / "ann"
@@ -367,6 +385,10 @@ def test_two_runs_at_once_share_or_refuse(images, server, tmp_path, capsys):
         ("--endpoint=http://me:word@host/v1", "must not have a user"),
         ("--shard=3/3", "0/n"),
         ("--extra_body=[1]", "JSON object"),
+        ('--extra_body={"model": "other"}', "'model'"),
+        ('--extra_body={"seed": 1, "messages": null}', "'messages'"),
+        ('--extra_body={"stream": true}', "'stream'"),
+        ('--extra_body={"response_format": null}', "'response_format'"),
         ("--temperature=-1", "at least 0"),
         ("--prompts=/nowhere.toml", "/nowhere.toml"),
         ("--images=/nowhere", "--images=/nowhere is not a folder"),

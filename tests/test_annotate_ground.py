@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ from tiny_detectors import write_detector
 
 pytest.importorskip("pyarrow")
 
+from grain_jax import prepare
 from grain_jax.annotate import main
+from grain_jax.annotation.writer import AnnotationWriter
 from grain_jax.command_line import ExitStatus
 from grain_jax.data.annotation_files import read_annotations
+from grain_jax.data.annotation_rows import Provenance, Row
+from grain_jax.data.records import Caption, Record
+from grain_jax.data.tfds_records import RecordSource
 
 pytestmark = pytest.mark.torch
 
@@ -54,7 +60,7 @@ def ground(folder: Path, detector: Path, *options: str) -> int:
 
 
 def test_class_folders_and_a_detector_are_enough(folder, owl, capsys):
-    descriptions = f"--descriptions={folder / 'descriptions.json'}"
+    descriptions = f"--class_descriptions={folder / 'descriptions.json'}"
     assert ground(folder, owl, descriptions, "--threshold=0") == ExitStatus.DONE
     said = plain(capsys.readouterr().out)
     assert re.search(r"done now\D+1\b", said)
@@ -71,8 +77,64 @@ def test_class_folders_and_a_detector_are_enough(folder, owl, capsys):
     assert re.search(r"done before\D+2\b", plain(capsys.readouterr().out))
 
 
+def prepared(folder: Path, *options: str) -> list[Record]:
+    """The records that `prepare` makes of the annotations."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    places = (f"--input={folder / 'annotations'}", f"--images={folder / 'images'}")
+    command = ["--from=annotations", *places, f"--output={folder / 'data'}", "--workers=1"]
+    assert prepare.main([*command, *options]) == ExitStatus.DONE
+    records = RecordSource(folder / "data", "train")
+    return [records[index] for index in range(len(records))]
+
+
+def test_class_folders_become_records_with_their_class(folder, owl):
+    descriptions = f"--class_descriptions={folder / 'descriptions.json'}"
+    classes = folder / "classes.json"
+    classes.write_text(json.dumps({"birds": "red_winged blackbird"}))
+    assert ground(folder, owl, descriptions, f"--classes={classes}", "--threshold=0") == 0
+    (record,) = prepared(folder)
+    assert record.label == "red winged blackbird"
+    assert record.captions == (Caption("a photo of a red winged blackbird."),)
+    assert {region.description for region in record.regions} == {"a beak", "red wings"}
+    (record,) = prepared(folder, "--template=a {}, a type of bird.")
+    assert record.captions == (Caption("a red winged blackbird, a type of bird."),)
+
+
+def test_what_prepare_keeps_of_class_descriptions_is_read_with_the_same_classes(folder, owl):
+    """`prepare --from=imagefolder` keys its file by the names, not by the folders."""
+    (folder / "images/birds/two.png").unlink()
+    (folder / "classes.json").write_text(json.dumps({"birds": "tench"}))
+    files = [f"--{name}={folder / name}.json" for name in ("classes", "descriptions")]
+    command = ["--from=imagefolder", f"--input={folder / 'images'}", "--workers=1", *files]
+    assert prepare.main([*command, f"--output={folder / 'data'}"]) == ExitStatus.DONE
+    kept = folder / "data" / "class_descriptions-train.json"
+    options = (f"--class_descriptions={kept}", f"--classes={folder / 'classes.json'}")
+    assert ground(folder, owl, *options) == ExitStatus.DONE
+    row = read_annotations(folder / "annotations").rows(0)["ground"]
+    assert row.outputs["phrases"] == ["a beak", "red wings"]
+
+
+def test_given_captions_become_captions_with_their_source(folder, owl):
+    lines = [
+        {"image": "birds/one.png", "captions": ["A red bird on a branch ."]},
+        {"image": "birds/two.png", "captions": ["It is ."]},
+    ]
+    shutil.copy(folder / "images/birds/one.png", folder / "images/birds/two.png")
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    given = ("--queries=phrases", f"--captions={folder / 'captions.jsonl'}")
+    assert ground(folder, owl, *given, "--threshold=0") == ExitStatus.DONE
+    first, second = prepared(folder)
+    assert first.captions == (Caption("A red bird on a branch ."),)
+    assert {region.description for region in first.regions} == {"A red bird", "a branch"}
+    assert (second.captions, second.regions) == ((Caption("It is ."),), ())
+    with AnnotationWriter(folder / "annotations", "describe") as writer:
+        outputs = {"captions": ["a bird"], "descriptions": ["wings"]}
+        writer.append(Row("birds/one.png", None, Provenance("m"), outputs))
+    assert prepared(folder)[0].captions == (*first.captions, Caption("a bird", "synthetic"))
+
+
 def test_a_dry_run_counts_and_writes_nothing(folder, owl, capsys):
-    descriptions = f"--descriptions={folder / 'descriptions.json'}"
+    descriptions = f"--class_descriptions={folder / 'descriptions.json'}"
     assert ground(folder, owl, descriptions, "--dry_run") == ExitStatus.DONE
     said = plain(capsys.readouterr().out)
     assert re.search(r"images to ground\D+2\b", said)
@@ -89,12 +151,12 @@ def test_the_defaults_are_those_of_the_detector_and_of_the_selection(folder, owl
         (owl, ("--selection=official",), {"threshold": 0.3, "one_text_per_box": True}),
         (
             owl,
-            ("--threshold=0.2", "--nms=0.4", "--nms_across_texts", "--max_boxes=3"),
+            ("--threshold=0.2", "--nms=0.4", "--class_agnostic_nms", "--max_boxes=3"),
             {"threshold": 0.2, "nms_iou": 0.4, "nms_across_texts": True, "max_boxes": 3},
         ),
         (owl, ("--dtype=bfloat16", "--batch_size=3", "--threads=1"), {"dtype": "bfloat16"}),
     ):
-        descriptions = f"--descriptions={folder / 'descriptions.json'}"
+        descriptions = f"--class_descriptions={folder / 'descriptions.json'}"
         assert ground(folder, detector, descriptions, "--redo_changed", *options) == 0
         annotations = read_annotations(folder / "annotations")
         sampling = json.loads(annotations.rows(0)["ground"].provenance.sampling)
@@ -119,14 +181,21 @@ def test_captions_of_a_file_and_example_images(folder, owl):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--descriptions=none.json",), "none.json"),
+        (("--class_descriptions=none.json",), "none.json"),
         ((), "annotations.json"),  # no descriptions in a folder that does not exist
         (("--queries=phrases", "--captions=none.jsonl"), "none.jsonl"),
         (("--captions=none.jsonl",), "--queries=phrases"),
-        (("--queries=phrases", "--descriptions=a.json"), "--descriptions and --queries=phrases"),
-        (("--phrases=spacy",), "--queries=phrases"),
+        (
+            ("--queries=phrases", "--class_descriptions=a.json"),
+            "--class_descriptions and --queries=phrases",
+        ),
+        (("--classes=a.json",), "--class_descriptions"),
+        (("--phrase_finder=spacy",), "--queries=phrases"),
+        (("--nms=0.5", "--class_descriptions=descriptions.json"), "--selection=all"),
+        (("--queries=phrases", "--captions=a", "--captions_format=webdataset"), "webdataset"),
+        (("--queries=phrases", "--captions=.", "--captions_format=coco"), "--captions=."),
         (("--captions_format=flickr30k_entities",), "without --captions"),
-        (("--nms_across_texts",), "--nms=0.5"),
+        (("--class_agnostic_nms",), "--nms=0.5"),
         (("--example_images=none",), "none is not a folder"),
         (("--example_images=none", "--selection=official"), "--selection=official"),
         (("--threshold=2",), "0 to 1"),
@@ -136,13 +205,13 @@ def test_captions_of_a_file_and_example_images(folder, owl):
 def test_a_mistake_is_named(folder, owl, capsys, monkeypatch, options, said):
     monkeypatch.chdir(folder)
     if options == ("--device=nowhere",):
-        options = (*options, "--descriptions=descriptions.json")
+        options = (*options, "--class_descriptions=descriptions.json")
     assert ground(folder, owl, *options) == ExitStatus.MISTAKE
     assert said in " ".join(plain(capsys.readouterr().err).split())
 
 
 def test_the_official_selection_wants_an_owlv2(folder, dino, capsys):
-    descriptions = f"--descriptions={folder / 'descriptions.json'}"
+    descriptions = f"--class_descriptions={folder / 'descriptions.json'}"
     assert ground(folder, dino, descriptions, "--selection=official") == ExitStatus.MISTAKE
     assert "give an OWLv2" in " ".join(capsys.readouterr().err.split())
     assert ground(folder, dino, "--example_images=examples") == ExitStatus.MISTAKE

@@ -41,6 +41,12 @@ from grain_jax.command_line import (
     status_of,
 )
 
+# Fields of a request that --extra_body cannot set: rows would be of another model than they say.
+OWN_FIELDS = {"model", "messages", "stream", "response_format"}
+OWN_FIELDS_ARE = (
+    "--model, --prompts, the images and the form of an answer decide on it; leave it out"
+)
+
 
 def _number(text: str) -> float:
     """A number of at least 0."""
@@ -65,13 +71,15 @@ def _whole(text: str) -> int:
     return value
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _extra_fields(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{text!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f'{text!r} should be a JSON object, as in {{"top_p": 0.9}}')
+    if own := sorted(OWN_FIELDS & value.keys()):
+        raise ValueError(f"{own[0]!r} cannot be set here, as {OWN_FIELDS_ARE}")
     return value
 
 
@@ -100,7 +108,7 @@ class Options(StageOptions):
     max_tokens: Count = 512  # of an answer
     # more fields of each request; null removes one
     extra_body: Annotated[
-        dict[str, Any] | None, one_word(_json_object, "JSON"), default_is("none")
+        dict[str, Any] | None, one_word(_extra_fields, "JSON"), default_is("none")
     ] = None
     # TOML file with other questions
     prompts: OptionalPath = None

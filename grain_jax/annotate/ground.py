@@ -4,9 +4,9 @@
       --detector=google/owlv2-base-patch16-ensemble
 
 What is looked for are the descriptions that `describe` wrote into ANN; with --queries=phrases the
-noun phrases of captions, which come from ANN or from --captions; with --descriptions those of the
-class that the image's folder is named after; with --example_images what example images show. Boxes
-are added to ANN. A run that ended in any way continues when the same command is given again.
+noun phrases of captions, which come from ANN or from --captions; with --class_descriptions those of
+the class that the image's folder is named after; with --example_images what example images show.
+Boxes are added to ANN. A run that ended in any way continues when the same command is given again.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from grain_jax.annotation.examples import ExampleQueries, read_examples
 from grain_jax.annotation.ground import Ground, GroundSettings
 from grain_jax.annotation.phrases import PHRASE_FINDERS
 from grain_jax.annotation.queries import (
+    CAPTION_FORMATS,
     CaptionPhraseQueries,
     ClassDescriptionQueries,
     DescriptionQueries,
@@ -49,7 +50,6 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.data.importers import IMPORTERS
 
 Threshold = Annotated[float | None, one_word(fraction, "X"), default_is("the detector's own")]
 MaxOverlap = Annotated[float | None, one_word(fraction, "IOU"), default_is("as --selection has it")]
@@ -66,13 +66,15 @@ class Options(StageOptions):
     # what is looked for: descriptions in ANN, or noun phrases of captions
     queries: Literal["descriptions", "phrases"] = "descriptions"
     # JSON file {class: [description, ...]}; the class is the image's folder
-    descriptions: OptionalPath = None
+    class_descriptions: OptionalPath = None
+    # JSON file {folder: class name} for --class_descriptions, as `prepare --classes`
+    classes: OptionalPath = None
     # captions for --queries=phrases, else those in ANN
     captions: OptionalPath = None
     # of --captions, as `prepare --from` has them
-    captions_format: Annotated[str, one_of(tuple(sorted(IMPORTERS)))] = "jsonl"
+    captions_format: Annotated[str, one_of(CAPTION_FORMATS)] = "jsonl"
     # what finds noun phrases
-    phrases: Annotated[str, one_of(tuple(PHRASE_FINDERS))] = "rules"
+    phrase_finder: Annotated[str, one_of(tuple(PHRASE_FINDERS))] = "rules"
     # folder with images of what is looked for in every image: NAME/*.jpg or NAME.jpg
     example_images: OptionalPath = None
     # which boxes are kept: the best of each text, all, or as GRAIN's annotation code does
@@ -82,7 +84,7 @@ class Options(StageOptions):
     # a box that overlaps a better one of the same text by more is dropped; 1 drops none
     nms: MaxOverlap = None
     # --nms between boxes of different texts too
-    nms_across_texts: bool = False
+    class_agnostic_nms: bool = False
     max_boxes: OptionalCount = None  # of an image
     # count images and texts, and look for nothing
     dry_run: bool = False
@@ -160,7 +162,7 @@ def _check(options: Options) -> None:
     given = [
         name
         for name, value in (
-            ("--descriptions", options.descriptions),
+            ("--class_descriptions", options.class_descriptions),
             ("--example_images", options.example_images),
             ("--queries=phrases", options.queries == "phrases" or None),
         )
@@ -168,33 +170,45 @@ def _check(options: Options) -> None:
     ]
     if len(given) > 1:
         raise ValueError(f"{given[0]} and {given[1]} both say what to look for; give one of them.")
+    if options.classes is not None and options.class_descriptions is None:
+        raise ValueError("--classes is for --class_descriptions; give both, or neither.")
     if options.captions is not None and options.queries != "phrases":
         raise ValueError("--captions is for --queries=phrases; give both, or neither.")
-    if options.phrases != "rules" and options.queries != "phrases":
-        raise ValueError(f"--phrases={options.phrases} is for --queries=phrases; give both.")
+    if options.phrase_finder != "rules" and options.queries != "phrases":
+        raise ValueError(
+            f"--phrase_finder={options.phrase_finder} is for --queries=phrases; give both."
+        )
     if options.captions_format != "jsonl" and options.captions is None:
         raise ValueError(f"--captions_format={options.captions_format} without --captions.")
-    if options.nms_across_texts and _rule(options).nms_iou >= 1:
-        raise ValueError("--nms_across_texts without NMS; give --nms, for example --nms=0.5.")
+    if options.class_agnostic_nms and _rule(options).nms_iou >= 1:
+        raise ValueError("--class_agnostic_nms without NMS; give --nms, for example --nms=0.5.")
+    one_box = _rule(options).boxes_per_text == 1
+    if options.nms is not None and one_box and not options.class_agnostic_nms:
+        raise ValueError(
+            f"--nms={options.nms:g} drops nothing where each text has one box; give "
+            "--selection=all, or --class_agnostic_nms for NMS between boxes of different texts."
+        )
     if options.selection == "official" and options.example_images is not None:
         raise ValueError("--selection=official is for texts; leave it or --example_images out.")
 
 
 def _text_queries(options: Options) -> TextQueries:
-    if options.descriptions is not None:
+    if options.class_descriptions is not None:
         console = Console(stderr=True)
 
         def note(text: str) -> None:
             console.print(f"Note: {text}", style="yellow", markup=False, soft_wrap=True)
 
-        return ClassDescriptionQueries(options.descriptions, options.images, note)
+        return ClassDescriptionQueries(
+            options.class_descriptions, options.images, note, classes=options.classes
+        )
     if options.queries == "descriptions":
         return DescriptionQueries(options.annotations)
-    finder = PHRASE_FINDERS[options.phrases]()
+    finder = PHRASE_FINDERS[options.phrase_finder]()
     if options.captions is None:
         return CaptionPhraseQueries(annotated_captions(options.annotations), finder)
     captions = imported_captions(options.captions_format, options.captions)
-    return CaptionPhraseQueries(captions, finder)
+    return CaptionPhraseQueries(captions, finder, keep_captions=True)
 
 
 def _examples(options: Options, detector: Detector) -> ExampleQueries:
@@ -220,7 +234,7 @@ def _selection(options: Options, detector: Detector) -> Selection:
         threshold = detector.default_threshold
     return _rule(options).replace(
         threshold=threshold,
-        nms_across_texts=options.nms_across_texts or None,
+        nms_across_texts=options.class_agnostic_nms or None,
         max_boxes=options.max_boxes,
     )
 

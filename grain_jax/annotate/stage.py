@@ -34,12 +34,21 @@ class StageOptions:
     shard: Annotated[Shard, one_word(read_shard, "i/n"), default_is("all images")] = WHOLE
     # also images whose last row is an error
     retry_errors: bool = False
-    # also images whose row was made by another model, with other prompts or sampling
+    # also images whose row was made by another model, with other prompts, queries or sampling
     redo_changed: bool = False
+    # also images whose file was replaced since; reads every file first
+    redo_replaced: bool = False
 
     def spec(self, output: Path) -> StageSpec:
         """What the stage is run on, with its folder of annotations."""
-        return StageSpec(self.images, output, self.shard, self.retry_errors, self.redo_changed)
+        return StageSpec(
+            self.images,
+            output,
+            self.shard,
+            self.retry_errors,
+            self.redo_changed,
+            self.redo_replaced,
+        )
 
 
 def run_and_report(
@@ -109,6 +118,7 @@ def selection_rows(selection: Selection) -> list[tuple[str, int]]:
         ("images in the folder", selection.listed),
         ("done before", selection.done),
         *([("sent back by audit", selection.sent_back)] if selection.sent_back else []),
+        *([("file was replaced", selection.replaced)] if selection.replaced else []),
         *((f"left out: {reason}", count) for reason, count in selection.skipped.most_common()),
     ]
 
@@ -140,8 +150,8 @@ def print_report(
         )
     if report.selection.changed:
         lines.append(
-            f"{report.selection.changed:,} rows were made by another model, or with other prompts "
-            "or sampling, and are kept; --redo_changed makes them anew."
+            f"{report.selection.changed:,} rows were made by another model, or with other prompts, "
+            "queries or sampling, and are kept; --redo_changed makes them anew."
         )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -5,9 +5,10 @@ before the answer, one phrase a thousand times, or stop in the middle of a word.
 used of that is used; the rest is an `AnswerError` with a reason to count.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +34,17 @@ _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | 
 _FENCE = re.compile(r"```[a-zA-Z]*")
 _BULLET = re.compile(
     r"\s*(?:[-*+\u2022\u2023\u25aa\u25cf\u25e6\u00b7\u2013\u2014]+\s+"  # marks with a space
-    r"|[-\u2022\u2023\u25aa\u25cf\u25e6]"  # and those that also stand without
-    r"|\(?\d{1,3}[.):](?!\d)\s*|\(?[a-zA-Z][.)]\s+)"  # 1. (2) a)
+    r"|[-\u2022\u2023\u25aa\u25cf\u25e6])"  # and those that also stand without
 )
-_REFUSAL = re.compile(
+_NUMBER = re.compile(r"\s*\(?(\d{1,3})[.):](?!\d)\s*")  # 1. (2)
+_LETTER = re.compile(r"\s*\(?([a-zA-Z])[.)]\s+")  # a) B.
+_REFUSAL = re.compile(  # of a caption or a phrase too; "Sorry!" is also a game
     r"\W*((i'?m|i am|we are) (very |really |so )?(sorry|unable|not able)"
-    r"|sorry\b|apologies|unfortunately,? i\b|as an ai\b"
+    r"|(sorry|apologies|unfortunately)\W+(but\W+)?(i|we)\b|as an ai\b"
     r"|i (can ?not|can'?t|could ?n'?t|won'?t|do(es)? ?n'?t see)\b)",
     re.IGNORECASE,
 )
+_APOLOGY = re.compile(r"\W*(sorry|apologies)\b", re.IGNORECASE)  # of an answer without JSON
 _STRAIGHT = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201a\u201b", "'") | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
 )
@@ -80,7 +83,7 @@ def parse_subject(text: str) -> Subject:
     if _REFUSAL.match(caption) or _REFUSAL.match(subject):
         raise AnswerError("refusal", text)
     if normalize_text(subject) in _NOTHING or len(subject) > MAX_SUBJECT:
-        raise AnswerError("refusal" if _REFUSAL.match(plain) else "no subject", text)
+        raise AnswerError("refusal" if _is_refusal(plain) else "no subject", text)
     if normalize_text(caption) in _NOTHING or len(caption) > MAX_CAPTION:
         raise AnswerError("no caption", text)
     return Subject(caption, subject)
@@ -94,14 +97,16 @@ def parse_features(text: str, *, max_phrases: int, finished: bool = True) -> tup
             phrase may lack its end and is left out.
     """
     plain = _plain(text)
-    content = _json(plain)
-    if (phrases := _texts(content)) is None:
-        phrases, whole = _cut_texts(plain)
-        if not phrases:
-            if _REFUSAL.match(plain):
-                raise AnswerError("refusal", text)
-            phrases, whole = list(_lines(plain)), False
-        if not whole and not finished:
+    phrases = _texts(_json(plain))
+    if phrases is None:
+        phrases = _cut_texts(plain)
+    if phrases:
+        phrases = _without_marks(phrases)
+    elif phrases is None:
+        if _is_refusal(plain):
+            raise AnswerError("refusal", text)
+        phrases = _lines(plain)
+        if not finished:
             phrases = phrases[:-1]
     found: dict[str, str] = {}
     for phrase in map(_phrase, phrases):
@@ -169,13 +174,14 @@ def _texts(content: Any) -> list[str] | None:
     return found
 
 
-def _cut_texts(text: str) -> tuple[list[str], bool]:
-    """The quoted texts of a JSON list without its end, and True: the last that is whole is kept."""
+def _cut_texts(text: str) -> list[str] | None:
+    """The quoted texts of a JSON list without its end, those that are whole; None without any."""
     match = re.search(r'\[\s*"', text)
     if match is None:
-        return [], False
+        return None
     rest = text[match.end() - 1 :]
-    return [_unescaped(each[1]) for each in re.finditer(r'"((?:[^"\\]|\\.)*)"', rest)], True
+    found = [_unescaped(each[1]) for each in re.finditer(r'"((?:[^"\\]|\\.)*)"', rest)]
+    return found or None
 
 
 def _unescaped(text: str) -> str:
@@ -185,23 +191,60 @@ def _unescaped(text: str) -> str:
         return text
 
 
-def _lines(text: str) -> Iterator[str]:
-    """Lines, or the parts of one line between commas or semicolons."""
-    lines = [line for line in text.splitlines() if line.strip()]
+def _is_refusal(plain: str) -> bool:
+    """Whether an answer that holds nothing else is one."""
+    return bool(_REFUSAL.match(plain) or _APOLOGY.match(plain))
+
+
+def _without_marks(texts: list[str]) -> list[str]:
+    """The texts of a list without bullets, and without numbers or letters that count all of them.
+
+    Others belong to the text: "E. coli", "12. row".
+    """
+    bare = [_BULLET.sub("", text, count=1) for text in texts]
+    for mark in (_NUMBER, _LETTER):
+        if _counts([mark.match(text) for text in bare]):
+            return [mark.sub("", text, count=1) for text in bare]
+    return bare
+
+
+def _counts(marks: list[re.Match[str] | None]) -> bool:
+    """Whether several marks are 1, 2, 3 or a, b, c, wherever they begin."""
+    names = [mark[1].lower() for mark in marks if mark is not None]
+    if len(names) < max(2, len(marks)):
+        return False
+    values = [int(name) if name.isdecimal() else ord(name) for name in names]
+    return all(after == before + 1 for before, after in itertools.pairwise(values))
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without marks, or the parts of one line between commas or semicolons.
+
+    Where some lines have bullets, numbers or letters that count, the others are talk around them.
+    """
+    lines = [line for line in _bare(text).splitlines() if line.strip()]
     lines = [line for line in lines if not line.rstrip().endswith(":")]  # "Here they are:"
-    if len(lines) == 1 and not _BULLET.match(lines[0]):
-        yield from re.split(r"[;,]", lines[0].rpartition(":")[2])
-        return
-    marked = [line for line in lines if _BULLET.match(line)]
-    yield from marked or lines
+    if bullets := [line for line in lines if _BULLET.match(line)]:
+        return _without_marks(bullets)
+    if numbered := [line for line in lines if _NUMBER.match(line)]:
+        return [_NUMBER.sub("", line, count=1) for line in numbered]
+    lettered = [place for place, line in enumerate(lines) if _LETTER.match(line)]
+    if lettered:
+        together = lines[lettered[0] : lettered[-1] + 1]
+        if _counts([_LETTER.match(line) for line in together]):
+            return [_LETTER.sub("", line, count=1) for line in together]
+    if len(lines) == 1:
+        return re.split(r"[;,]", lines[0].rpartition(":")[2])
+    return lines
+
+
+def _bare(text: str) -> str:
+    return text.replace("**", "").replace("`", "")
 
 
 def _phrase(text: str) -> str:
-    """A phrase without marks of lists, markdown, quotes and a full stop."""
-    bare = clean_text(text).replace("**", "").replace("`", "")
-    while match := _BULLET.match(bare):
-        bare = bare[match.end() :]
-    return bare.strip(" \"'*_.,;:!?[]{}")
+    """A phrase without a bullet, markdown, quotes and a full stop."""
+    return _BULLET.sub("", _bare(clean_text(text)), count=1).strip(" \"'*_.,;:!?[]{}")
 
 
 def _caption(text: str) -> str:

@@ -118,6 +118,8 @@ class Ground:
     def _row(self, detected: Detected) -> Row:
         loaded = detected.loaded
         outputs: dict[str, Any] = {"phrases": list(loaded.texts)}
+        if not isinstance(self._queries, ExampleQueries):
+            outputs |= self._queries.kept(loaded.image)
         if detected.scored is not None:
             outputs |= self._outputs(loaded.texts, detected.scored)
         return Row(
@@ -142,6 +144,7 @@ class Ground:
 
     def _provenance(self) -> Provenance:
         detector, settings = self._detector, self._ground
+        # "queries" is read by `run.select`.
         sampling = asdict(settings.selection) | {
             "dtype": detector.dtype,
             "official_images": settings.official_images,

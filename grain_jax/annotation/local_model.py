@@ -18,8 +18,9 @@ _GENERATE = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_
 class LocalModel:
     """A `ChatModel` that `transformers` loads, on a GPU where there is one, in its own precision.
 
-    Answers one request after the other. Raises ValueError for a model that cannot be loaded or a
-    setting that it does not have, and ImportError, with a remedy, without torch or transformers.
+    Weights are read from safetensors, and no code of the repository is run. Answers one request
+    after the other. Raises ValueError for a model that cannot be loaded or a setting that it does
+    not have, and ImportError, with a remedy, without torch or transformers.
     """
 
     def __init__(self, model: str, sampling: Mapping[str, Any]) -> None:
@@ -34,10 +35,16 @@ class LocalModel:
             ) from None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._processor = AutoProcessor.from_pretrained(model)
-            loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"--model={model!r} cannot be loaded: {error}") from None
+            self._processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+            loaded = AutoModelForImageTextToText.from_pretrained(
+                model, dtype="auto", use_safetensors=True, trust_remote_code=False
+            )
+        except Exception as error:  # the hub's client and damaged files have types of their own
+            raise ValueError(
+                f"--model={model!r} cannot be loaded: {error} Give a folder or a name on the "
+                "Hugging Face hub whose architecture transformers has, with safetensors weights; "
+                "a model with code of its own can be served by an endpoint."
+            ) from error
         self._model = loaded.to(device).eval()
         self._lock = threading.Lock()
         self._cancelled = False

@@ -5,6 +5,8 @@ wrong with one image is a row with an error. `StageStopped` ends the run where n
 the same command then continues with the images that have no row yet.
 """
 
+import functools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -18,7 +20,8 @@ from grain_jax.annotation.shards import WHOLE, Shard
 from grain_jax.annotation.writer import AnnotationWriter
 from grain_jax.data.annotation_files import Attempt, StageFiles, attempts, read_annotations
 from grain_jax.data.annotation_layout import MARKER, check_marker
-from grain_jax.data.annotation_rows import Row
+from grain_jax.data.annotation_rows import Row, content_hash
+from grain_jax.data.checks import read_image_file
 from grain_jax.data.image_files import SkippedSample
 
 MAX_EXAMPLES = 10
@@ -56,6 +59,7 @@ class StageSpec:
     shard: Shard = WHOLE
     retry_errors: bool = False  # images whose last row is an error, too
     redo_changed: bool = False  # images whose row was made by another model, prompts or sampling
+    redo_replaced: bool = False  # images whose file is another than the row's; reads all files
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Selection:
     failed: int = 0  # of `done`: it is an error
     changed: int = 0  # of `done`: made by another model, prompts or sampling
     sent_back: int = 0  # of `images`: by `annotate audit --retry`
+    replaced: int = 0  # of `images`: their file is another than the one that was annotated
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
 
 
@@ -151,7 +156,8 @@ def select(
     known: dict[str, Attempt],
     again: frozenset[str] = frozenset(),
 ) -> Selection:
-    """The images that are left, in the order of the list.
+    """The images that are left, in the order of the list: those without a row, those whose input
+    from the same source has changed, and what `spec` asks for besides.
 
     Args:
         known: the last attempt at each image.
@@ -167,12 +173,20 @@ def select(
         except SkippedSample as error:
             found.skipped[error.reason] += 1
             continue
-        if (attempt := known.get(image)) is None or attempt.input_hash != input_hash:
+        if (attempt := known.get(image)) is None:
+            found.images.append(image)
+            continue
+        same_source = _input_source(attempt.settings) == _input_source(annotator.settings)
+        if same_source and attempt.input_hash != input_hash:
             found.images.append(image)
             continue
         if image in again and not attempt.failed:
             found.images.append(image)
             found.sent_back += 1
+            continue
+        if spec.redo_replaced and _is_replaced(image, attempt, spec.images):
+            found.images.append(image)
+            found.replaced += 1
             continue
         changed = attempt.settings != annotator.settings
         if (attempt.failed and spec.retry_errors) or (changed and spec.redo_changed):
@@ -182,3 +196,20 @@ def select(
         found.failed += attempt.failed
         found.changed += changed
     return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _input_source(settings: tuple[str, str, str]) -> str:
+    """What the hash of an input is of; hashes of other sources differ without a change."""
+    sampling = json.loads(settings[2])
+    return str(sampling.get("queries", "")) if isinstance(sampling, dict) else ""
+
+
+def _is_replaced(image: str, attempt: Attempt, folder: Path) -> bool:
+    """Whether the file is another than the one of the row; one that cannot be read is."""
+    if attempt.image_hash is None:
+        return False
+    try:
+        return content_hash(read_image_file(image, folder)) != attempt.image_hash
+    except SkippedSample:
+        return True

@@ -54,6 +54,7 @@ class Attempt:
     failed: bool
     settings: tuple[str, str, str]  # `Provenance.settings`
     input_hash: str | None
+    image_hash: str | None = None
 
 
 class StageFiles:
@@ -361,15 +362,16 @@ def read_annotations(folder: Path) -> Annotations:
 
 def attempts(files: StageFiles) -> dict[str, Attempt]:
     """The last row of each image of a stage, without its outputs."""
-    names = ("image", "error", "model", "prompt_hash", "sampling", "input_hash")
+    names = ("image", "error", "model", "prompt_hash", "sampling", "input_hash", "image_hash")
     found = {}
     seen: dict[tuple[str, str, str], tuple[str, str, str]] = {}  # one object for all rows
     for batch in files.columns(names).to_batches():
-        for image, error, *settings, input_hash in zip(
+        for image, error, *settings, input_hash, image_hash in zip(
             *(column.to_pylist() for column in batch.columns), strict=True
         ):
             key = (settings[0], settings[1], settings[2])
-            found[image] = Attempt(error is not None, seen.setdefault(key, key), input_hash)
+            settings_of = seen.setdefault(key, key)
+            found[image] = Attempt(error is not None, settings_of, input_hash, image_hash)
     return found
 
 

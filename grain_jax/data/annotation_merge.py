@@ -11,6 +11,7 @@ from typing import Any
 
 from grain_jax.boxes import Box
 from grain_jax.data.annotation_rows import Row
+from grain_jax.data.records import Caption
 
 # Stages whose rows decide on the rows of other stages, and these.
 DECIDING, JUDGED = ("audit", "review"), ("describe", "ground")
@@ -37,6 +38,8 @@ class Annotation:
     primary_subject: str | None = None
     descriptions: tuple[str, ...] = ()
     regions: tuple[AnnotatedRegion, ...] = ()
+    given_captions: tuple[Caption, ...] = ()  # of a file that `ground` was given
+    label: str | None = None  # class that `ground` was given descriptions of
     errors: Mapping[str, str] = field(default_factory=dict)  # by stage
     dropped: str | None = None  # why the image as a whole is left out, with all that is above
 
@@ -56,6 +59,9 @@ def merged(image: str, rows: Mapping[str, Row]) -> Annotation:
     """What the rows of the stages say of an image, with nothing left out."""
     found = {stage: row for stage, row in rows.items() if stage not in DECIDING}
     outputs = {name: value for row in found.values() for name, value in row.outputs.items()}
+    described = found["describe"].outputs if "describe" in found else {}
+    grounded = found["ground"].outputs if "ground" in found else {}
+    given = zip(grounded.get("captions") or (), grounded.get("caption_sources") or (), strict=False)
     hashes = [row.image_hash for row in found.values() if row.image_hash is not None]
     regions = tuple(
         AnnotatedRegion(tuple(each["box_xyxy"]), each["description"], each["score"])
@@ -64,10 +70,12 @@ def merged(image: str, rows: Mapping[str, Row]) -> Annotation:
     return Annotation(
         image=image,
         image_hash=hashes[-1] if hashes else None,
-        captions=tuple(outputs.get("captions") or ()),
+        captions=tuple(described.get("captions") or ()),
         primary_subject=outputs.get("primary_subject"),
         descriptions=tuple(outputs.get("descriptions") or ()),
         regions=regions,
+        given_captions=tuple(Caption(text, source) for text, source in given),
+        label=grounded.get("label"),
         errors={stage: row.error for stage, row in found.items() if row.error is not None},
     )
 
@@ -86,6 +94,9 @@ def decided(annotation: Annotation, decisions: Iterable[Decision]) -> Annotation
     return dataclasses.replace(
         annotation,
         captions=tuple(text for text in annotation.captions if text not in captions),
+        given_captions=tuple(
+            each for each in annotation.given_captions if each.text not in captions
+        ),
         descriptions=tuple(text for text in annotation.descriptions if text not in texts),
         regions=tuple(
             each

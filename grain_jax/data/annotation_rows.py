@@ -35,6 +35,10 @@ STAGES: dict[str, dict[str, str]] = {
         "regions": "regions",  # {"box_xyxy" in [0, 1] of the image, "description", "score"}
         "phrases": "texts",  # what was looked for
         "best_scores": "numbers",  # of each phrase, also of those without a region
+        # What the image was looked at with, where no other stage has it:
+        "captions": "texts",  # of a file
+        "caption_sources": "texts",  # `Caption.source` of each
+        "label": "text",  # name of its class
     },
     "audit": {
         **_DECIDING,

@@ -3,6 +3,7 @@
 Everything that is skipped is counted under a reason, which the report of the build prints.
 """
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -96,12 +97,18 @@ def check_item(
         captions_from_regions: an image without a caption gets one made from its region
             descriptions.
 
-    Raises `SkippedSample` where the image is missing, cannot be decoded or has no caption, and
-    `InvalidRecordError` where the size that pixel boxes refer to has another aspect ratio than the
-    image.
+    Raises `SkippedSample` where the image is missing, another than `item.image_hashes` say, cannot
+    be decoded or has no caption, and `InvalidRecordError` where the size that pixel boxes refer to
+    has another aspect ratio than the image.
     """
     statistics.ignored_fields.update(item.ignored)
     data = read_image(item, images)
+    if item.image_hashes and set(item.image_hashes) != {hashlib.sha256(data).hexdigest()}:
+        raise SkippedSample(
+            "image changed since it was annotated",
+            f"{item.image} is another file than the one that was annotated; both stages of "
+            "`python -m grain_jax.annotate` with --redo_replaced annotate it anew.",
+        )
     try:
         pixels = decode_image(data)  # completely: truncation shows only at the end of a file
     except ImageError as error:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from grain_jax.annotation.answers import (
@@ -47,6 +47,33 @@ def test_phrases_are_found_in_every_style(style):
 )
 def test_one_line_is_parted_at_commas(text):
     assert parse_features(text, max_phrases=10) == PLAIN
+
+
+@pytest.mark.parametrize("style", ["json", "objects", "fence", "lines", "dashes", "numbers"])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ("E. coli colony", "A. nigrum leaf", "12. red dots"),
+        ("Sorry! a board game on a table", "unfortunately bent bars"),
+        ("A. nigrum leaf", "a leaf vein", "B. subtilis"),
+        ("3:1 screw", "4.5 mm bolt"),
+    ],
+)
+def test_letters_and_numbers_that_count_nothing_belong_to_a_phrase(style, wanted):
+    if style == "lines":
+        wanted = tuple(each for each in wanted if not each.startswith(("12.", "Sorry")))
+    assert parse_features(STYLES[style](list(wanted)), max_phrases=10) == wanted
+
+
+def test_a_list_of_one_phrase_keeps_what_may_be_its_number():
+    assert parse_features('["12. red dots"]', max_phrases=3) == ("12. red dots",)
+    assert parse_features('["7. row", "9. row"]', max_phrases=3) == ("7. row", "9. row")
+    assert parse_features('["- a crest", "* a beak"]', max_phrases=3) == ("a crest", "a beak")
+
+
+def test_names_and_games_are_subjects():
+    said = {"caption": "Sorry! a board game on a table", "primary_subject": "E. coli colony"}
+    assert parse_subject(json.dumps(said)) == Subject(said["caption"], "E. coli colony")
 
 
 def test_a_phrase_counts_once_and_only_so_many():
@@ -126,6 +153,8 @@ def test_subject_and_caption_are_found_in_every_style(text):
     [
         ("", "empty answer"),
         ("Sorry, I can't assist with that request.", "refusal"),
+        ("Sorry, no help with that.", "refusal"),
+        ('{"caption": "Sorry, but I see no image", "primary_subject": "image"}', "refusal"),
         ('{"caption": "I\'m unable to view images.", "primary_subject": "unknown"}', "refusal"),
         ('{"caption": "a bird", "primary_subject": null}', "no subject"),
         ('{"caption": "a bird", "primary_subject": "N/A"}', "no subject"),
@@ -224,6 +253,5 @@ phrases = st.lists(st.lists(words, min_size=2, max_size=5).map(" ".join), min_si
 @given(phrases=phrases, style=st.sampled_from([*STYLES]))
 def test_phrases_come_back_from_every_style(phrases, style):
     wanted = phrases[:3]
-    expected = tuple(each for each in wanted if not each.startswith(("sorry", "apologies")))
-    if expected:
-        assert parse_features(STYLES[style](wanted), max_phrases=9) == expected
+    assume(not wanted[0].startswith(("sorry", "apologies")))
+    assert parse_features(STYLES[style](wanted), max_phrases=9) == tuple(wanted)

@@ -1,6 +1,8 @@
 """The stage `ground` with real detectors of random weights, on images and annotations on disk."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from grain_jax.annotation.run import StageSpec, run_stage
 from grain_jax.annotation.writer import AnnotationWriter
 from grain_jax.data.annotation_files import read_annotations
 from grain_jax.data.annotation_rows import Provenance, Row, content_hash, texts_hash
+from grain_jax.data.image_files import SkippedSample
 
 pytestmark = pytest.mark.torch
 SIZES = {"birds/wide.png": (40, 120), "birds/tall.png": (130, 50), "dogs/square.png": (96, 96)}
@@ -120,6 +123,29 @@ def test_a_second_run_looks_only_for_what_has_changed(images, annotations, owl):
     other = Selection(threshold=0.5)
     changed, _ = ground(images, annotations, owl, DescriptionQueries(annotations), selection=other)
     assert (changed.rows, changed.selection.changed) == (0, 3)
+
+
+def test_rows_of_other_queries_are_kept_until_asked(images, annotations, tmp_path, owl):
+    _, before = ground(images, annotations, owl, DescriptionQueries(annotations))
+    (tmp_path / "classes.json").write_text(json.dumps({"birds": ["a beak"], "dogs": ["a tail"]}))
+    (tmp_path / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"image": name, "captions": ["a hat"]}) for name in SIZES)
+    )
+    finder = RulePhrases()
+    described = CaptionPhraseQueries(annotated_captions(annotations), finder)
+    captions = imported_captions("jsonl", tmp_path / "captions.jsonl")
+    given = CaptionPhraseQueries(captions, finder, keep_captions=True)
+    classes = ClassDescriptionQueries(tmp_path / "classes.json", images, print)
+    for queries in (described, given, classes):
+        report, rows = ground(images, annotations, owl, queries)
+        assert (report.rows, report.selection.changed) == (0, 3)
+        assert rows == before
+    stage = Ground(images, owl, classes, GroundSettings(threads=2))
+    assert run_stage(stage, StageSpec(images, annotations, redo_changed=True)).rows == 3
+    report, _ = ground(images, annotations, owl, classes)
+    assert (report.rows, report.selection.changed) == (0, 0)
+    report, _ = ground(images, annotations, owl, given)
+    assert (report.rows, report.selection.changed) == (0, 3)
 
 
 def test_a_bad_image_is_a_row_with_an_error_and_the_others_are_done(images, annotations, owl):
@@ -222,6 +248,38 @@ def test_phrases_of_captions_are_looked_for(images, annotations, tmp_path, owl):
     assert report.selection.skipped == {"no caption": 1}
     again, _ = ground(images, tmp_path / "new", owl, queries)
     assert (again.rows, again.selection.done) == (0, 2)
+
+
+def test_lines_of_one_image_are_read_together(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    lines = [
+        {"image": "a.png", "captions": ["one", "two"]},
+        {"image": "b.png", "captions": ["b"]},
+        {"image": "a.png", "captions": ["three", "one"]},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    captions = imported_captions("jsonl", path)
+    assert [caption.text for caption in captions("a.png")] == ["one", "two", "three"]
+
+
+def test_captions_of_images_without_paths_are_refused(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image = {"bytes": b"an image", "path": "a.png"}
+    table = pyarrow.table({"image": [image], "caption": ["one"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"--captions=.*a\.parquet has images and not their paths"):
+        imported_captions("parquet", tmp_path / "a.parquet")
+
+
+def test_an_image_that_its_collection_skips_has_no_captions(tmp_path):
+    """A tar with a sample without an image, which `WebDataset` skips."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        member = tarfile.TarInfo("000.txt")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"one"))
+    captions = imported_captions("webdataset", tmp_path / "a.tar")
+    with pytest.raises(SkippedSample, match=r"000"):
+        captions("000.jpg")
 
 
 def test_example_images_are_looked_for_by_name(images, tmp_path, owl):

@@ -1,7 +1,10 @@
 """`describe` with a real multimodal model: of `transformers serve`, and in this process."""
 
 import contextlib
+import io
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -125,3 +128,33 @@ def test_a_model_of_transformers_serve_describes(images, model, prompts, tmp_pat
     check(tmp_path)
     assert describe(images, tmp_path, model, *options, "--redo_changed", "--max_phrases=1") == 1
     check(tmp_path)
+
+
+def test_weights_in_a_pickle_are_not_read(images, model, prompts, tmp_path, capsys):
+    import safetensors.torch
+    import torch
+
+    copy = shutil.copytree(model, tmp_path / "pickled")
+    weights = safetensors.torch.load_file(copy / "model.safetensors")
+    torch.save(weights, copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    options = ("--backend=transformers", f"--prompts={prompts}")
+    assert describe(images, tmp_path / "ann", copy, *options) == 2
+    assert "safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["processor_config.json", "config.json"])
+def test_code_of_a_model_is_not_run(images, model, tmp_path, capsys, monkeypatch, where):
+    """Not even where somebody would say yes."""
+    copy = shutil.copytree(model, tmp_path / "with_code")
+    ran = tmp_path / "ran"
+    (copy / "custom.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    classes = ("AutoConfig", "AutoProcessor", "AutoModelForImageTextToText")
+    config = json.loads((copy / where).read_text())
+    config["model_type"] = config["processor_class"] = "custom"
+    config["auto_map"] = {name: "custom.Custom" for name in classes}
+    (copy / where).write_text(json.dumps(config))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
+    assert describe(images, tmp_path / "ann", copy, "--backend=transformers") == 2
+    assert "with_code" in capsys.readouterr().err
+    assert not ran.exists()

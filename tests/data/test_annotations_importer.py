@@ -1,5 +1,6 @@
 """`prepare --from=annotations`: what `annotate` wrote, as records."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,27 @@ pytest.importorskip("pyarrow")
 
 from grain_jax import prepare
 from grain_jax.annotation.writer import AnnotationWriter
-from grain_jax.data.annotation_rows import Provenance, Row
+from grain_jax.data.annotation_rows import Provenance, Row, content_hash
 from grain_jax.data.importers import Importer
 from grain_jax.data.importers.annotations import AnnotationRows
 from grain_jax.data.records import Caption, Region
 from grain_jax.data.tfds_records import RecordSource
 
+
+def image_bytes(color: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(out, "PNG")
+    return out.getvalue()
+
+
 BOX = (0.25, 0.0, 0.5, 1.0)
 ORIGIN = Provenance("m")
+PNG = image_bytes("black")
 
 
 def described(image: str, caption: str) -> Row:
     outputs = {"captions": [caption], "primary_subject": "bird", "descriptions": ["a crest"]}
-    return Row(image, "0" * 64, ORIGIN, outputs)
+    return Row(image, content_hash(PNG), ORIGIN, outputs)
 
 
 def write(folder: Path, stage: str, *rows: Row) -> None:
@@ -36,11 +45,11 @@ def annotated(tmp_path):
     images, folder = tmp_path / "images", tmp_path / "ann"
     images.mkdir()
     for name in "abc":
-        Image.new("RGB", (8, 8)).save(images / f"{name}.png")
-    failed = Row("c.png", "0" * 64, ORIGIN, error="refusal: 'no'")
+        (images / f"{name}.png").write_bytes(PNG)
+    failed = Row("c.png", content_hash(PNG), ORIGIN, error="refusal: 'no'")
     write(folder, "describe", described("b.png", "b"), failed, described("a.png", "a"))
     region = {"box_xyxy": list(BOX), "description": "a crest", "score": 0.5}
-    write(folder, "ground", Row("a.png", "0" * 64, ORIGIN, {"regions": [region]}))
+    write(folder, "ground", Row("a.png", content_hash(PNG), ORIGIN, {"regions": [region]}))
     return images, folder
 
 
@@ -62,6 +71,29 @@ def test_annotations_become_a_data_set(annotated, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "images dropped: no caption" in printed
     assert "images dropped: path outside the images folder" in printed
+
+
+@pytest.mark.parametrize("stages", [("describe",), ("ground",), ("describe", "ground")])
+def test_a_replaced_image_does_not_get_the_texts_of_the_earlier_one(
+    annotated, tmp_path, capsys, stages
+):
+    """a.png is another image by now, and the stages but `stages` have not seen it."""
+    images, folder = annotated
+    new = image_bytes("red")
+    (images / "a.png").write_bytes(new)
+    region = {"box_xyxy": list(BOX), "description": "a red crest", "score": 0.5}
+    outputs = {
+        "describe": {"captions": ["red"], "descriptions": ["a red crest"]},
+        "ground": {"regions": [region]},
+    }
+    for stage in stages:
+        write(folder, stage, Row("a.png", content_hash(new), ORIGIN, outputs[stage]))
+    assert build(images, folder, tmp_path / "out") == 0
+    records = RecordSource(tmp_path / "out", "train")
+    kept = {records[i].id for i in range(len(records))}
+    counted = "image changed since it was annotated" in capsys.readouterr().out
+    both = len(stages) == 2
+    assert (kept, counted) == ({"a.png", "b.png"} if both else {"b.png"}, not both)
 
 
 def test_only_what_changed_has_another_checksum(annotated):

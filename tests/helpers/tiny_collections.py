@@ -1,6 +1,5 @@
 """Three images in each layout that `prepare` reads, written by hand or by others' libraries."""
 
-import hashlib
 import io
 import json
 import pickle
@@ -377,14 +376,14 @@ def annotations(folder: Path) -> Collection:
     """What `python -m grain_jax.annotate` writes: captions, and a region of the second image."""
     pytest.importorskip("pyarrow")
     from grain_jax.annotation.writer import AnnotationWriter
-    from grain_jax.data.annotation_rows import Provenance, Row
+    from grain_jax.data.annotation_rows import Provenance, Row, content_hash
 
     root = folder / "annotations"
 
     def write(stage: str, image: str, **outputs: Any) -> None:
         with AnnotationWriter(root, stage) as writer:
-            digest = hashlib.sha256(image_bytes(NAMES.index(image))).hexdigest()
-            writer.append(Row(image, digest, Provenance("a model"), outputs))
+            hashed = content_hash(image_bytes(NAMES.index(image)))
+            writer.append(Row(image, hashed, Provenance("a model"), outputs))
 
     for name, captions in zip(NAMES, CAPTIONS, strict=True):
         write("describe", name, captions=list(captions), descriptions=[DESCRIPTION])

@@ -1,17 +1,21 @@
 """Annotations that `python -m grain_jax.annotate` wrote: captions, and descriptions with boxes.
 
-`--input` is the folder of annotations, `--images` the folder that was annotated. An image without
-regions is kept for its caption; one that was not described has no caption, and is dropped as such.
+`--input` is the folder of annotations, `--images` the folder that was annotated. Captions are those
+of the file that `ground` was given and those that `describe` wrote; an image with neither, of which
+`ground` knows the class, has its name in `--template`. An image without regions is kept for its
+caption; one without a caption is dropped as such, and so is one whose file has been replaced since.
 What `annotate audit` and `annotate review` dropped is left out.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
 from grain_jax.data.annotation_files import read_annotations
-from grain_jax.data.annotation_merge import Annotation
+from grain_jax.data.annotation_merge import DECIDING, Annotation
 from grain_jax.data.image_files import SkippedSample
+from grain_jax.data.importers.columns import check_template
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion
 from grain_jax.data.records import Caption
 
@@ -19,13 +23,14 @@ from grain_jax.data.records import Caption
 class AnnotationRows:
     """One image for each that was annotated, in the order of their paths. An `Importer`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, template: str | None = None) -> None:
         """Raises ValueError for another folder or a damaged one, and without pyarrow."""
         if not path.is_dir():
             raise ValueError(
                 f"--input={path} is not a folder; expected one that `python -m grain_jax.annotate` "
                 "wrote."
             )
+        self._template = check_template(template)
         try:
             self._annotations = read_annotations(path)
         except ImportError as error:
@@ -45,14 +50,23 @@ class AnnotationRows:
         if found.dropped is not None:
             by = "review" if found.dropped == "review" else f"audit ({found.dropped})"
             raise SkippedSample(f"rejected by {by}", f"{found.image}: rejected by {by}")
-        return imported_annotation(found)
+        item = imported_annotation(found)
+        captions = item.captions
+        if not captions and found.label is not None:
+            captions = (Caption(self._template.format(found.label)),)
+        hashes = tuple(
+            row.image_hash
+            for stage, row in self._annotations.rows(index).items()
+            if stage not in DECIDING and row.image_hash is not None and any(row.outputs.values())
+        )
+        return dataclasses.replace(item, captions=captions, image_hashes=hashes)
 
     def fingerprint(self) -> dict[str, object]:
         folder = str(self._annotations.folder.resolve())
         return {"path": folder, "images": len(self), "sha256": self.checksum(0, len(self))}
 
     def checksum(self, start: int, stop: int) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self._template.encode())
         for index in range(start, stop):
             digest.update(json.dumps(self._annotations.identity(index)).encode())
         return digest.hexdigest()
@@ -63,7 +77,9 @@ def imported_annotation(found: Annotation) -> ImportedImage:
     return ImportedImage(
         id=found.image,
         image=found.image,
-        captions=tuple(Caption(text, "synthetic") for text in found.captions),
+        captions=found.given_captions
+        + tuple(Caption(text, "synthetic") for text in found.captions),
+        label=found.label,
         regions=tuple(
             ImportedRegion(region.box_xyxy, region.description, region.score)
             for region in found.regions

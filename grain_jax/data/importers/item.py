@@ -47,6 +47,7 @@ class ImportedImage:
     ignored: tuple[str, ...] = ()  # fields of the input that are not read
     content: bytes | FilePart | None = None  # the encoded image; None: the file at `image`
     left_out: tuple[str, ...] = ()  # why regions of the input are not in `regions`, one reason each
+    image_hashes: tuple[str, ...] = ()  # SHA-256 of the file that the rest was said of; all one
     sides_given: bool = False  # boxes are written as x, y, width, height in the input
     merged_rows: tuple[int, ...] = ()  # of `--merge_annotations` that were joined onto it
 
