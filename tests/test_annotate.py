@@ -299,7 +299,10 @@ def test_replaced_images_are_described_anew_where_asked(server, tmp_path, capsys
 def test_a_dry_run_asks_and_writes_nothing(images, server, tmp_path, capsys):
     before = len(server.log())
     output = tmp_path / "ann"
-    assert describe(images, output, server, "--dry_run", "--price_prompt=2") == 0
+    assert (
+        describe(images, output, server, "--dry_run", "--price_prompt=2", "--price_completion=0")
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "24" in printed
     assert "estimated" in printed
@@ -413,8 +416,52 @@ def test_an_option_that_a_backend_does_not_use_is_refused(images, tmp_path, caps
     for option in ("--endpoint=http://x/v1", "--concurrency=4", "--timeout=3", "--retries=0"):
         assert annotate.main(["describe", *given, "--backend=transformers", option]) == 2
         assert f"{option.partition('=')[0]} is for --backend=endpoint" in capsys.readouterr().err
-    assert annotate.main(["describe", *given]) == 2
-    assert "--endpoint is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--backend=transformers", "--endpoint=http://x/v1"), "--endpoint is for"),
+        (("--backend=transformers", "--concurrency=4"), "--concurrency is for"),
+        (("--backend=transformers", '--extra_body={"seed": 7}'), "'seed'"),
+        ((), "--endpoint is missing"),
+        (("--endpoint=localhost:8000",), "should be an address"),
+        (("--endpoint=http://localhost:9/v1", "--price_prompt=2"), "give both"),
+        (("--endpoint=http://localhost:9/v1", "--price_completion=2"), "give both"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)])
+def test_a_dry_run_refuses_what_the_run_does(images, tmp_path, capsys, options, said, dry):
+    given = [f"--images={images}", f"--output={tmp_path / 'ann'}", "--model=tiny"]
+    assert annotate.main(["describe", *given, *options, *dry]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_key_is_not_sent_in_the_open_without_a_word(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GRAIN_JAX_API_KEY", "sk-very-secret")
+    given = [f"--images={images}", f"--output={tmp_path / 'ann'}", "--model=tiny", "--dry_run"]
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for url, expected in (
+        ("http://192.0.2.1/v1", True),
+        ("http://models.example/v1", True),
+        ("http://127.0.0.1:9/v1", False),
+        ("http://localhost:9/v1", False),
+        ("https://models.example/v1", False),
+    ):
+        assert annotate.main(["describe", *given, f"--endpoint={url}"]) == 0
+        assert ("without encryption" in capsys.readouterr().err) == expected, url
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(proxy, "http://proxy.example:3128")
+    assert annotate.main(["describe", *given, "--endpoint=http://models.example/v1"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "would be sent to the proxy proxy.example" in said
+    assert "very-secret" not in said
+    assert annotate.main(["describe", *given, "--endpoint=https://models.example/v1"]) == 0
+    assert annotate.main(["describe", *given, "--endpoint=http://localhost:9/v1"]) == 0
+    monkeypatch.delenv("GRAIN_JAX_API_KEY")
+    assert annotate.main(["describe", *given, "--endpoint=http://models.example/v1"]) == 0
 
 
 def test_without_pyarrow_the_way_to_install_it_is_said(

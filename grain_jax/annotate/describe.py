@@ -136,24 +136,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open(options: Options) -> Describe:
+    settings = _checked_settings(options)
+    if options.backend == "transformers":
+        local = LocalModel(options.model, settings.sampling)
+        return Describe(options.images, settings, lambda: local)
+    open_model: Callable[[], ChatModel] = functools.partial(Endpoint, _where(options))
+    return Describe(options.images, settings, open_model)
+
+
+def _checked_settings(options: Options) -> DescribeSettings:
+    """Raises ValueError for options that do not fit together, before any model is opened."""
+    if (options.price_prompt is None) != (options.price_completion is None):
+        raise ValueError(
+            "--price_prompt and --price_completion make the cost together; give both, or neither."
+        )
     settings = _settings(options)
     if options.backend == "transformers":
         _refuse_endpoint_options(options)
-        local = LocalModel(options.model, settings.sampling)
-        return Describe(options.images, settings, lambda: local)
+        LocalModel.check(settings.sampling)
+    elif Endpoint.exposes_key(where := _where(options)):
+        Console(stderr=True).print(
+            f"Note: the key in ${where.api_key_env} is sent to {where.url} without encryption; "
+            "give an address with https:// where others can read that network.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
+    return settings
+
+
+def _where(options: Options) -> EndpointSettings:
     if options.endpoint is None:
         raise ValueError("--endpoint is missing; give its address, as http://localhost:8000/v1.")
-    where = EndpointSettings(
+    return EndpointSettings(
         url=options.endpoint,
         model=options.model,
-        sampling=settings.sampling,
+        sampling=_settings(options).sampling,
         api_key_env=options.api_key_env,
         timeout=options.timeout,
         retries=options.retries,
     )
-    Endpoint.check(where)
-    open_model: Callable[[], ChatModel] = functools.partial(Endpoint, where)
-    return Describe(options.images, settings, open_model)
 
 
 def _refuse_endpoint_options(options: Options) -> None:
@@ -210,7 +232,7 @@ def _open_nothing(options: Options) -> Describe:
     def open_model() -> ChatModel:
         raise AssertionError("a dry run asks nothing")
 
-    return Describe(options.images, _settings(options), open_model)
+    return Describe(options.images, _checked_settings(options), open_model)
 
 
 def _print_tokens(options: Options, report: StageReport, table: Table) -> None:
@@ -222,8 +244,8 @@ def _print_tokens(options: Options, report: StageReport, table: Table) -> None:
 
 
 def _add_cost(options: Options, tokens: Tokens, table: Table) -> None:
-    if options.price_prompt is None and options.price_completion is None:
+    if options.price_prompt is None or options.price_completion is None:
         return
-    prices = options.price_prompt or 0.0, options.price_completion or 0.0
-    cost = (tokens.prompt * prices[0] + tokens.completion * prices[1]) / 1e6
+    read, written = options.price_prompt, options.price_completion
+    cost = (tokens.prompt * read + tokens.completion * written) / 1e6
     table.add_row("cost at these prices", f"{cost:,.2f}")

@@ -18,6 +18,7 @@ from grain_jax.annotation.connection import (
     Connection,
     NotConnected,
     Response,
+    is_loopback,
     proxy_of,
 )
 from grain_jax.annotation.run import StageStopped
@@ -90,8 +91,20 @@ class Endpoint:
                 f"The key in ${settings.api_key_env} has characters that no key has; set it again."
             )
         url = _checked_url(settings.url)
-        proxy_of(url)
+        proxy = proxy_of(url)
+        if key and proxy is not None and url.startswith("http:"):
+            raise ValueError(
+                f"The key in ${settings.api_key_env} would be sent to the proxy {proxy.hostname} "
+                f"that http_proxy names, as {url} has no https. Give an address with https://; or "
+                "set no_proxy for its host, or remove the key where the endpoint needs none."
+            )
         return url, key
+
+    @staticmethod
+    def exposes_key(settings: EndpointSettings) -> bool:
+        """Whether the key goes to another machine without encryption."""
+        url, key = Endpoint.check(settings)
+        return bool(key) and url.startswith("http:") and not is_loopback(urlsplit(url).hostname)
 
     def cancel(self) -> None:
         """See `ChatModel.cancel`."""

@@ -49,6 +49,11 @@ class LocalModel:
         self._lock = threading.Lock()
         self._cancelled = False
 
+    @staticmethod
+    def check(sampling: Mapping[str, Any]) -> None:
+        """Raises ValueError for a setting that it does not have; loads nothing."""
+        _generate_options(sampling)
+
     def cancel(self) -> None:
         """See `ChatModel.cancel`; an answer that has begun is not broken off."""
         self._cancelled = True

@@ -62,8 +62,8 @@ class SpacyPhrases:
             import spacy
         except ImportError as error:
             raise ValueError(
-                f"--phrase_finder=spacy needs spaCy ({error}). "
-                f"Install it: {how_to_install('phrases')}"
+                f"--phrase_finder=spacy needs spaCy ({error}). Install it: "
+                f"{how_to_install('phrases')}"
             ) from error
         try:
             self._pipeline: Any = spacy.load(model, exclude=["ner", "lemmatizer"])

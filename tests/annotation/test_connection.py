@@ -1,5 +1,6 @@
 """Connections to real servers: kept open, reopened, ended; proxies of the environment."""
 
+import re
 import socket
 import threading
 import time
@@ -8,6 +9,18 @@ import pytest
 from chat_server import chat_server
 
 from grain_jax.annotation.connection import Broken, Connection, NotConnected, proxy_of
+
+
+def whole_request(client: socket.socket) -> bytes:
+    """Head and body, which may come in two pieces."""
+    data = b""
+    while piece := client.recv(65536):
+        data += piece
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: (\d+)", head)
+        if end and len(body) >= (int(length[1]) if length else 0):
+            break
+    return data
 
 
 class Scripted:
@@ -25,7 +38,7 @@ class Scripted:
         for answer in self._answers:
             client, _ = self._socket.accept()
             with client:
-                self.requests.append(client.recv(65536))
+                self.requests.append(whole_request(client))
                 try:
                     for piece in answer:
                         client.sendall(piece)
