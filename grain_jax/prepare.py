@@ -39,6 +39,7 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
+from grain_jax.command_line import count as positive
 from grain_jax.data.build_dataset import (
     Progress,
     build_split,
@@ -121,7 +122,7 @@ class Options:
     images: Annotated[OptionalPath, arg(metavar="DIR")] = None
     split: Annotated[str, arg(metavar="NAME")] = "train"  # name of this part
     # processes
-    workers: Annotated[int, one_word(integer, "N"), default_is("all cores")] = os.cpu_count() or 1
+    workers: Annotated[int, one_word(positive, "N"), default_is("all cores")] = os.cpu_count() or 1
     # shrink larger images to N pixels and JPEG
     max_image_side: Annotated[
         int, one_word(integer, "N"), default_is("0: keep the files' bytes")
@@ -171,14 +172,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ExitStatus.MISTAKE
     held_out = dataclasses.replace(plan, split=HELD_OUT_SPLIT, held_out=True)
-    return _prepare(plan, options.workers) or _prepare(held_out, options.workers)
+    return _prepare(plan, options.workers, held_out) or _prepare(held_out, options.workers)
 
 
-def _prepare(plan: DatasetBuildSpec, workers: int) -> int:
-    """Builds one split and prints its report; returns the exit status."""
+def _prepare(plan: DatasetBuildSpec, workers: int, then: DatasetBuildSpec | None = None) -> int:
+    """Builds one split and prints its report; returns the exit status.
+
+    The split that is built `then` is checked before.
+    """
     console = Console(stderr=True)
     try:
         plan.validate()
+        if then is not None:
+            then.validate()
+            then.importer()  # which raises where no image is set aside
         built_before = is_built(plan)
         figures = _build(plan, workers, console)
     except (ValueError, OSError) as error:

@@ -311,12 +311,20 @@ def test_a_bad_line_stops_with_its_place(photos: Path, capsys) -> None:
         ({"on_error": "ignore"}, "on-error must be 'raise' or 'skip'"),
         ({"format": "coco"}, "jsonl"),
         ({"images": Path("/nowhere")}, "/nowhere is not a folder"),
-        ({"input": Path("/nowhere.jsonl")}, "/nowhere.jsonl is not a file"),
+        ({"input": Path("/nowhere.jsonl")}, "--input=/nowhere.jsonl does not exist"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused(photos: Path, change, message) -> None:
     with pytest.raises(ValueError, match=message):
         build_split(spec(photos, **change), workers=1)
+
+
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_a_number_of_workers_is_at_least_one(photos: Path, number: str, capsys) -> None:
+    words = ["--from=jsonl", f"--input={photos / 'train.jsonl'}", f"--images={photos / 'images'}"]
+    assert prepare.main([*words, f"--output={photos / 'w'}", f"--workers={number}"]) == 2
+    assert f"'{number}' should be a whole number of at least 1" in capsys.readouterr().err
+    assert not (photos / "w").exists()
 
 
 def test_an_empty_result_is_an_error_that_can_be_repaired(photos: Path) -> None:

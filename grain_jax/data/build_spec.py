@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from grain_jax.data.importers import IMPORTERS, ImagesFolder, Importer
+from grain_jax.data.importers.input_files import is_pattern
 from grain_jax.data.merging import MergeBy, MergedImporter
 
 OnError = Literal["raise", "skip"]  # at an `InvalidRecordError`
@@ -45,6 +46,8 @@ class DatasetBuildSpec:
         """Raises ValueError for an option that is invalid, named as on the command line."""
         if self.format not in IMPORTERS:
             raise ValueError(f"Unknown --from={self.format}; choose one of {sorted(IMPORTERS)}.")
+        if not self.input.exists() and not is_pattern(self.input):
+            raise ValueError(f"--input={self.input} does not exist.")
         self._check_options()
         self._check_images()
         self._check_merging()
@@ -113,6 +116,11 @@ class DatasetBuildSpec:
         by_build = {"split": self.split, "held_out": self.held_out}
         given = {name: value for name, value in by_build.items() if name in takes}
         importer = IMPORTERS[self.format](self.input, **given, **self.options)
+        if self.images is not None and getattr(importer, "holds_images", bool)():
+            raise ValueError(
+                f"--images={self.images} is not read: the images are inside the files of "
+                f"--input={self.input}; leave --images out."
+            )
         if self.merge_annotations is None:
             return importer
         return MergedImporter(

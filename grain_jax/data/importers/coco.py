@@ -4,7 +4,8 @@
 `instances_<subset>.json` (or with `annotations/` that holds them), which are joined by image id.
 Boxes are x, y, width, height in pixels from the top left corner. A crowd region, which covers many
 things at once, is left out and counted. The files are read as streams; only the places of images
-and annotations in them are kept in memory, about 40 bytes for each.
+and annotations in them are kept in memory: 17 bytes for each annotation, and 120 at the peak, while
+the ids of a file are compared.
 """
 
 import array
@@ -154,7 +155,7 @@ def find_files(path: Path, split: str, subset: str | None) -> list[Path]:
 
 
 class _Places:
-    """File, start and size of members, in 16 bytes each."""
+    """File, start and size of members, in arrays."""
 
     def __init__(self) -> None:
         self._file, self._start = array.array("B"), array.array("q")

@@ -100,6 +100,16 @@ def label_template(columns: Columns, template: str | None, where: str) -> str:
     return check_template(template)
 
 
+def refuse_unnamed(kind: str, column: str | None, where: str) -> None:
+    """Raises ValueError for labels that are whole numbers, which would be captions as such."""
+    if kind.startswith(("int", "uint")):
+        raise ValueError(
+            f"{where} has classes as numbers in {column!r}, without their names, and no captions. "
+            "Give a column with the names as --label_column, one of texts as --caption_columns, or "
+            "a --template in which numbers are right."
+        )
+
+
 def texts_of(value: Any, where: str) -> list[str]:
     """The texts of a cell: one, a list, or none. Raises `InvalidRecordError`."""
     found = value if isinstance(value, list) else [] if value is None else [value]

@@ -65,7 +65,8 @@ class Importer(Protocol):
     `prepare`, refused for the classes that do not have it, but for `split`, which is the name of
     the split that is built, and `held_out`, true for the part that `holdout` sets aside. A class
     may have `images_folder`, an `ImagesFolder` ("required" without it); `notes`, a list of
-    sentences for the report of the build; and a method `class_descriptions`, {class: descriptions},
+    sentences for the report of the build; a method `holds_images`, whether the images of an
+    "optional" class are inside its files; and a method `class_descriptions`, {class: descriptions},
     which is kept beside the records.
 
     `__getitem__` raises `InvalidRecordError` for a record that cannot be read, and `SkippedSample`

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from grain_jax.data.importers.columns import find_columns, label_template, texts_of
+from grain_jax.data.importers.columns import find_columns, label_template, refuse_unnamed, texts_of
 from grain_jax.data.importers.input_files import choose_subset, file_states, find_files
 from grain_jax.data.importers.item import ImagesFolder, ImportedImage, InvalidRecordError
 from grain_jax.data.records import Caption
@@ -83,6 +83,10 @@ class ParquetTable:
         )
         self._template = label_template(self._columns, template, str(self._files[0]))
         self._classes = _class_names(schema, self._columns.label)
+        kind = schema.field(self._columns.label).type if self._columns.label else None
+        if not (kind is None or self._columns.captions or self._classes or template):
+            refuse_unnamed(str(kind), self._columns.label, str(self._files[0]))
+        self._image_kind = str(schema.field(self._columns.image).type)
         self._kept: tuple[int, Any] | None = None
 
     def __len__(self) -> int:
@@ -114,6 +118,15 @@ class ParquetTable:
             label=label,
             content=content,
         )
+
+    def holds_images(self) -> bool:
+        """Whether the table has the bytes of images, so that no folder of them is read."""
+        if "struct" not in self._image_kind:
+            return "binary" in self._image_kind
+        try:
+            return self[0].content is not None
+        except InvalidRecordError:
+            return False
 
     def fingerprint(self) -> dict[str, object]:
         folder = self._files[0].parent.resolve()

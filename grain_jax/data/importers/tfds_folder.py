@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from grain_jax.data.importers.columns import Columns, find_columns, label_template
+from grain_jax.data.importers.columns import Columns, find_columns, label_template, refuse_unnamed
 from grain_jax.data.importers.input_files import choose_subset, file_states
 from grain_jax.data.importers.item import (
     ImagesFolder,
@@ -58,6 +59,9 @@ class TfdsFolder:
             self._features, str(self._folder), image_column, caption_columns, label_column
         )
         self._template = label_template(self._columns, template, str(self._folder))
+        label = self._features[self._columns.label] if self._columns.label else None
+        if not (label is None or self._columns.captions or _has_names(label) or template):
+            refuse_unnamed(np.dtype(label.np_dtype).name, self._columns.label, str(self._folder))
         self._id = next((name for name in ID_NAMES if name in self._features), None)
         self._objects = list(_objects(self._features))
         self._source: Any = None
@@ -216,6 +220,12 @@ def _class_name(feature: Any, value: Any, where: str) -> str | None:
     if names is not None and int(value) >= len(names):
         raise InvalidRecordError(f"{where}: class {int(value)} of {len(names)}.")
     return str(names[int(value)] if names is not None else int(value))
+
+
+def _has_names(feature: Any) -> bool:
+    """Whether classes have names; TFDS calls them "0", "1", ... where it was given none."""
+    names: list[str] = getattr(feature, "names", None) or []
+    return bool(names) and names != [str(number) for number in range(len(names))]
 
 
 def _texts(value: Any, where: str) -> list[str]:

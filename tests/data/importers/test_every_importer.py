@@ -159,6 +159,14 @@ def test_images_are_asked_for_where_they_are_read(name, collection, tmp_path) ->
             missing.validate()
 
 
+def test_an_input_that_is_not_there_is_named(name: str, collection, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(
+        spec(name, collection, tmp_path / "out"), input=tmp_path / "nothere"
+    )
+    with pytest.raises(ValueError, match=r"--input=.*nothere does not exist"):
+        wrong.validate()
+
+
 def test_every_option_has_a_format() -> None:
     offered = {field.name for field in dataclasses.fields(prepare.ImporterOptions)}
     assert offered == {option for name in IMPORTERS for option in importer_options(name)}

@@ -32,6 +32,12 @@ def split_ids(root: Path, split: str) -> set[str]:
     return {source[i].id for i in range(len(source))}
 
 
+def test_a_holdout_of_no_image_builds_nothing(root: Path, capsys) -> None:
+    assert run(root, "--holdout=0.001") == 2
+    assert "none is set aside" in capsys.readouterr().err
+    assert not (root.parent / "out").exists()
+
+
 def test_holdout_makes_two_disjoint_splits(root: Path) -> None:
     assert run(root, "--holdout=0.3") == 0
     train, held_out = split_ids(root, "train"), split_ids(root, "validation")

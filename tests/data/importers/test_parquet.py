@@ -140,6 +140,23 @@ def test_a_row_that_cannot_be_read_is_located(tmp_path: Path, row, message: str)
         importer[0]
 
 
+@pytest.mark.parametrize("image", [PNG, {"bytes": PNG, "path": "a.png"}])
+def test_a_folder_of_images_that_is_not_read_is_refused(tmp_path: Path, image: Any) -> None:
+    path = write(tmp_path / "t.parquet", [{"image": image, "text": "x"}])
+    spec = DatasetBuildSpec("parquet", path, tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"--images=.* is not read: .* leave --images out"):
+        build_split(spec, workers=1)
+
+
+def test_numbers_without_names_make_no_captions(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", [{"image": PNG, "label": 0}])
+    with pytest.raises(ValueError, match="classes as numbers in 'label', without their names"):
+        ParquetTable(path)
+    assert texts(ParquetTable(path, template="the digit {}")) == [["the digit 0"]]
+    both = write(tmp_path / "both.parquet", [{"image": PNG, "label": 0, "text": "x"}])
+    assert texts(ParquetTable(both)) == [["x"]]
+
+
 def test_a_damaged_page_costs_its_row_group(tmp_path: Path) -> None:
     rows = [{"image": bytes([i]) * 400, "text": "x"} for i in range(3)]
     path = write(tmp_path / "t.parquet", rows, row_group_size=1, compression="none")

@@ -44,6 +44,16 @@ def test_labels_become_captions(labelled: Path, tmp_path: Path) -> None:
     assert {records[i].image for i in range(2)} == {image_bytes(0), image_bytes(1)}
 
 
+@pytest.mark.parametrize("label", [kinds.ClassLabel(num_classes=2), np.int64])
+def test_numbers_without_names_make_no_captions(tmp_path: Path, label) -> None:
+    features = {"image": kinds.Image(), "label": label}
+    folder = build(tmp_path, features, {"train": [{"image": image_bytes(0), "label": 1}]})
+    with pytest.raises(ValueError, match="classes as numbers in 'label', without their names"):
+        TfdsFolder(folder, split="train")
+    read = TfdsFolder(folder, split="train", template="the digit {}")
+    assert [caption.text for caption in read[0].captions] == ["the digit 1"]
+
+
 def test_a_folder_above_and_a_split_are_found(labelled: Path, tmp_path: Path) -> None:
     assert len(TfdsFolder(tmp_path, split="train")) == 3
     assert len(TfdsFolder(labelled, split="train", subset="test")) == 1
