@@ -256,12 +256,19 @@ def chosen_attention(
     return implementation
 
 
-def padded_length(length: int, chosen: Literal["xla", "cudnn"]) -> int:
-    """The number of tokens that a tower computes for `length` of them.
+def pad_tokens(
+    x: Float[Array, "B T D"], implementation: AttentionKind, *, num_heads: int
+) -> tuple[Float[Array, "B P D"], Literal["xla", "cudnn"]]:
+    """The tokens of a tower as its attention takes them, zeros last, and `chosen_attention`.
 
     Padding the tokens once costs less than padding queries, keys and values in every layer.
     """
-    return length + (-length % FLASH_MULTIPLE if chosen == "cudnn" else 0)
+    length, width = x.shape[1:]
+    chosen = chosen_attention(
+        implementation, num_tokens=length, dtype=x.dtype, head_size=width // num_heads
+    )
+    padding = -length % FLASH_MULTIPLE if chosen == "cudnn" else 0
+    return jnp.pad(x, ((0, 0), (0, padding), (0, 0))), chosen
 
 
 def has_flash(device: Any) -> bool:

@@ -16,12 +16,11 @@ from grain_jax.models.layers import (
     Block,
     LayerNorm,
     apply_layers,
-    chosen_attention,
     clip_text_init,
     constrain,
     named,
     normal,
-    padded_length,
+    pad_tokens,
     zeros,
 )
 
@@ -69,14 +68,7 @@ class TextTransformer(nn.Module):
         table = constrain(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
         x = x + position[None, :length].astype(self.dtype)
-        chosen = chosen_attention(
-            self.attention,
-            num_tokens=length,
-            dtype=self.dtype,
-            head_size=config.width // config.num_heads,
-        )
-        padding = padded_length(length, chosen) - length
-        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+        x, chosen = pad_tokens(x, self.attention, num_heads=config.num_heads)
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
             Block,

@@ -19,11 +19,10 @@ from grain_jax.models.layers import (
     LayerNorm,
     Linear,
     apply_layers,
-    chosen_attention,
     constrain,
     named,
     normal,
-    padded_length,
+    pad_tokens,
     torch_init,
     uniform,
     xavier_init,
@@ -89,14 +88,7 @@ class VisionTransformer(nn.Module):
         if config.pre_norm:
             x = LayerNorm(config.norm_eps, dtype=self.dtype, name="pre_norm")(x)
         num_tokens = x.shape[1]
-        chosen = chosen_attention(
-            self.attention,
-            num_tokens=num_tokens,
-            dtype=self.dtype,
-            head_size=width // config.num_heads,
-        )
-        padding = padded_length(num_tokens, chosen) - num_tokens
-        x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+        x, chosen = pad_tokens(x, self.attention, num_heads=config.num_heads)
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
             Block,
