@@ -63,6 +63,7 @@ DENIED = errno.EACCES, os.strerror(errno.EACCES)
 
 def test_prepare_tells_reading_from_writing(tmp_path: Path, monkeypatch, capsys) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    source.touch()
     command = ["--from=jsonl", f"--input={source}", f"--images={tmp_path}", f"--out={out}"]
     for path, advice in ((source, False), (out / "a", True), (tmp_path / "outer", False)):
 
