@@ -25,6 +25,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_bench_step_times_the_step_without_a_data_set(tmp_path, capsys):
     figures = tmp_path / "figures.json"
     command = ["step", "--config=configs/grain_vitb16_cc3m.py", "--timed_steps=3", *TINY]

@@ -68,6 +68,7 @@ def test_it_is_measured_as_it_was(older, tmp_path):
         assert now["zero_shot_sets"][name] == told  # classes, templates, descriptions by their hash
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_with_the_flags_it_was_started_with(older, monkeypatch, capsys):
     monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)
     workdir = older / "run"

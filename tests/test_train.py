@@ -92,6 +92,7 @@ def test_the_newest_and_the_best_by_a_held_out_metric_are_there(finished):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_only")
 def test_labelled_images_steer_a_run_where_the_user_says_so(tmp_path, capsys):
     for label in ("red bird", "blue bird"):

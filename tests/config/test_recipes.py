@@ -30,6 +30,7 @@ FILES = sorted(
     + ["grain_jax/data/synthetic_birds/demo.py"]
 )
 RECIPES = [(file, variant) for file in FILES for variant in VARIANTS.get(file, ("",))]
+QUICK = (("configs/photos.py", ""), ("configs/photos.py", "clip"))  # to trace
 BATCH = 8
 
 
@@ -44,9 +45,19 @@ def load(file: str, variant: str) -> TrainConfig:
 
 
 @pytest.mark.parametrize(("file", "variant"), RECIPES)
-def test_recipe_is_valid_and_its_step_has_the_promised_shapes(file, variant):
+def test_recipe_is_valid(file, variant):
+    validate(load(file, variant))
+
+
+@pytest.mark.parametrize(
+    ("file", "variant"),
+    [
+        recipe if recipe in QUICK else pytest.param(*recipe, marks=pytest.mark.slow)
+        for recipe in RECIPES
+    ],
+)
+def test_its_step_has_the_promised_shapes(file, variant):
     config = load(file, variant)
-    validate(config)
     model, data = config.model, config.data
     abstract = jax.ShapeDtypeStruct
     images = abstract((BATCH, model.image_size, model.image_size, 3), jnp.float32)

@@ -214,6 +214,7 @@ def test_grain_without_boxes_is_refused_before_anything_is_compiled(tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_grain_without_boxes_is_marked_in_its_checkpoint(tmp_path, capsys, monkeypatch):
     """The loop is left out: what it adds, `follow_regions`, has a test of its own."""
     data, folder, runs = prepared(tmp_path / "data", boxes=0), tmp_path / "run", []

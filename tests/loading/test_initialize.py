@@ -254,6 +254,7 @@ def test_unknown_lr_multipliers_are_refused(pattern, message):
         lr_multipliers({"vision": {"cls": 0.0}, "text": {"token": 0.0}}, (pattern,))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_and_resumes_without_it(tmp_path, capsys, monkeypatch):
     """From a run folder, with frozen towers; resuming does not read the weights again."""
     monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)

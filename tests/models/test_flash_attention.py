@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grain_jax.config import ModelConfig, TextConfig, VisionConfig
+from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.models import layers
 from grain_jax.models.image_text import build_model
 
@@ -17,6 +17,7 @@ CONFIG = ModelConfig(
     embed_dim=16,
     vision=VisionConfig(patch_size=8, width=16, depth=2, num_heads=2),
     text=TextConfig(vocab_size=50, context_length=40, width=16, depth=2, num_heads=2),
+    decoder=DecoderConfig(width=16, depth=1, num_heads=2, mlp_dim=16, num_queries=2),
     dtype="bfloat16",
     attention="xla",
 )
@@ -44,10 +45,10 @@ def test_padded_towers_embed_as_without_padding(cudnn):
     images = jnp.asarray(rng.normal(size=(2, 48, 48, 3)), jnp.float32)  # 36 patches and CLS
     texts = jnp.asarray(rng.integers(1, 49, (2, 35)), jnp.int32).at[:, 30].set(49)
     xla, flash = build_model(CONFIG), build_model(replace(CONFIG, attention="auto"))
-    params = xla.init(jax.random.key(0), images, texts)
+    params = jax.jit(xla.init)(jax.random.key(0), images, texts)
 
     def embeddings(model: Any) -> list[jax.Array]:
-        output = model.apply(params, images, texts)
+        output = jax.jit(model.apply)(params, images, texts)
         return [output.image.tokens, output.image.image_embed, output.caption_embed]
 
     expected = embeddings(xla)
@@ -56,7 +57,7 @@ def test_padded_towers_embed_as_without_padding(cudnn):
     assert set(cudnn) == {40}
     assert found[0].shape == expected[0].shape
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=0.02)
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=0.05)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -76,7 +76,14 @@ def test_published_sizes(size, visual, backbone):
 
 
 @pytest.mark.parametrize("kind", ["grain", "clip"])
-@pytest.mark.parametrize(("size", "scan"), [("S/16", True), ("B/16", False), ("L/14", True)])
+@pytest.mark.parametrize(
+    ("size", "scan"),
+    [
+        ("S/16", True),
+        pytest.param("B/16", False, marks=pytest.mark.slow),
+        pytest.param("L/14", True, marks=pytest.mark.slow),
+    ],
+)
 def test_shapes_of_published_sizes(size, kind, scan):
     config = ModelConfig(type=kind, vision=vision_variant(size), scan_layers=scan)
     model = build_model(config)

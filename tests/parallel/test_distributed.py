@@ -41,6 +41,7 @@ def evaluated(workdir):
     return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(tmp_path):
     workdir = tmp_path / "two"
     process = launch_two(workdir)

@@ -109,7 +109,8 @@ def assert_own_rows(instructions: list[hlo.Instruction], *, shards: int) -> None
             assert len(whole) < 2, instruction.text[:300]  # logits of all with all
 
 
-@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_micro_batches_exchange_nothing_over_data_until_they_are_done(shape):
     """Groups of the collectives in a loop are of "fsdp" and "tensor": 8 / data devices at most."""
     instructions = compiled(shape, config_of(grad_cache_chunks=2))

@@ -66,6 +66,7 @@ def assert_trains_as(run, history, mean_gradient):
         np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_starts_the_same_on_every_mesh():
     started = []
     for shape, devices in (((1, 1, 1), 1), ((2, 2, 2), 8)):

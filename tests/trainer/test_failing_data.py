@@ -59,6 +59,7 @@ def kill_a_loader(process, workdir: Path) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_a_run_saves_when_a_loader_process_is_killed(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     output = kill_a_loader(start(workdir, *ONE_LOADER, base=CLIP), workdir)

@@ -33,6 +33,7 @@ from grain_jax.training.resume import check_schedule
 pytestmark = pytest.mark.multiprocess
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     """SIGKILL before the first checkpoint, then while one is being written, then to the end."""
     workdir = tmp_path / "killed"
@@ -85,6 +86,7 @@ def test_a_change_the_weights_or_batches_do_not_survive_is_refused(change, messa
     assert (undisturbed_run() / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_other_changes_are_allowed_and_told(tmp_path, capsys, monkeypatch):
     workdir = tmp_path / "longer"
     shutil.copytree(undisturbed_run(), workdir)

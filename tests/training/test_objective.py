@@ -172,6 +172,7 @@ def test_boxes_reaching_out_of_the_image_are_clipped():
     np.testing.assert_allclose(a[0][0], b[0][0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_sharded_over_8_devices_it_is_the_same_loss():
     """Negatives and normalisers are global: the batch over 8 devices gives value and gradient."""
     output, targets = make_output(), make_targets()

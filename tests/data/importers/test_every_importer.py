@@ -93,7 +93,7 @@ def test_an_unreadable_record_is_named(name: str, collection: Collection) -> Non
         raise errors[0]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_data_set_is_read_back(name, collection, workers, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 2)  # two shards
     figures = build_split(spec(name, collection, tmp_path / "out"), workers=workers)
