@@ -56,6 +56,7 @@ def test_a_run_and_its_exports_hold_one_model(older, name):
     jax.tree.map(np.testing.assert_array_equal, export.params, run.params)
 
 
+@pytest.mark.slow
 def test_it_is_measured_as_it_was(older, tmp_path):
     output = tmp_path / "results.json"
     arguments = [f"--checkpoint={older / 'run'}", f"--output={output}", "--batch_size=16"]

@@ -137,6 +137,7 @@ def test_the_baseline_is_the_same_trainer(tmp_path, capsys):
     assert lines[-1]["contrastive"] < lines[0]["contrastive"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_only")
 def test_too_many_bad_steps_stop_the_run_and_keep_the_good_checkpoint(tmp_path, capsys):
     """The second step goes so far that no later one is finite; the resumed run finds the same."""

@@ -52,7 +52,9 @@ def settled(log: Path) -> int:
     return now
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 5), pytest.param(1, 2, marks=pytest.mark.slow), (3, 1)])
+@pytest.mark.parametrize(
+    ("workers", "threads"), [(0, 1), (0, 5), pytest.param(1, 2, marks=pytest.mark.slow), (3, 1)]
+)
 def test_prefetching_keeps_to_the_setting(tmp_path: Path, workers: int, threads: int) -> None:
     ahead = 2
     config = dataclasses.replace(

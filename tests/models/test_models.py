@@ -174,6 +174,7 @@ def test_gelu_in_half_precision_is_that_of_float32_rounded():
     )
 
 
+@pytest.mark.slow
 def test_sharded_over_8_devices_it_is_the_same_model(params, plain):
     """Everything over a 2 x 2 x 2 mesh by its logical names, descriptions packed: same results."""
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)

@@ -127,6 +127,7 @@ def of_commands(status, output):
     return ended
 
 
+@pytest.mark.slow
 @needs_mount_namespace
 def test_two_machines_train_and_one_process_speaks(two_hosts):
     (status, output), (other_status, other_output) = two_hosts.trained
@@ -136,6 +137,7 @@ def test_two_machines_train_and_one_process_speaks(two_hosts):
     assert "step 8/8" not in other_output
 
 
+@pytest.mark.slow
 @needs_mount_namespace
 def test_two_machines_save_what_process_0_finds_better(two_hosts):
     """Step 3 is the best to both; step 6 to process 1 alone, whose save would wait for ever."""
@@ -147,6 +149,7 @@ def test_two_machines_save_what_process_0_finds_better(two_hosts):
     assert (workdir / "report.md").exists()
 
 
+@pytest.mark.slow
 @needs_mount_namespace
 def test_two_machines_evaluate_as_one(two_hosts, tmp_path):
     (status, output), (other_status, other_output) = two_hosts.evaluated
@@ -166,6 +169,7 @@ def test_two_machines_evaluate_as_one(two_hosts, tmp_path):
     assert {name: trained[name] for name in one} == pytest.approx(one, abs=1e-4)
 
 
+@pytest.mark.slow
 @needs_mount_namespace
 def test_an_error_on_one_machine_ends_the_evaluation_on_both(two_hosts):
     (status, output), (other_status, other_output) = two_hosts.failed
@@ -175,6 +179,7 @@ def test_an_error_on_one_machine_ends_the_evaluation_on_both(two_hosts):
     assert "Traceback" not in output + other_output
 
 
+@pytest.mark.slow
 @needs_mount_namespace
 def test_one_process_goes_on_with_the_run_of_two_machines(two_hosts, capsys, monkeypatch):
     monkeypatch.setattr(grain_jax.train, "finish", lambda run, screen, signals: None)

@@ -40,9 +40,7 @@ def eventful():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("k", "shape"), [(4, (1, 1, 1)), (2, (4, 2, 1))]
-)
+@pytest.mark.parametrize(("k", "shape"), [(4, (1, 1, 1)), (2, (4, 2, 1))])
 def test_micro_batches_on_any_mesh_change_neither_loss_nor_gradient(eventful, k, shape):
     """Not those of dropout either."""
     whole, states, history = eventful
