@@ -28,6 +28,7 @@ from grain_jax.training.optimizer import make_optimizer
 from grain_jax.training.state import abstract_state
 
 TEMPLATES = ("a photo of a {}", "the {} bird")
+LABELS = ["red", "blue", "a long tail of a bird and of a bird and of a bird"]  # one is cut
 STEP = 7
 WORDS = ("a", "photo", "of", "the", "bird", "red", "blue", "crest", "with", "and", "tail", "long")
 
