@@ -115,8 +115,8 @@ def _to_xyxy(stored: Float[np.ndarray, "4"]) -> Box:
 class RecordSource:
     """The records of one split of a prepared folder, or of a TFDS sub-split ("train[:1%]").
 
-    Raises ValueError where the folder or the split does not exist, or the folder holds another kind
-    of data set. Opening a folder does not run code that it names.
+    Raises ValueError where the folder or the split does not exist, the split has no record, or the
+    folder holds another kind of data set. Opening a folder does not run code that it names.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
@@ -151,6 +151,11 @@ class RecordSource:
                 f"{self._directory!r} has no split {absent[0]!r}; it has "
                 f"{sorted(builder.info.splits)}. Prepare it, or name another; without held-out "
                 'data, set --data.eval_split="".'
+            )
+        if not builder.info.splits[split].num_examples:
+            raise ValueError(
+                f"Split {split!r} of {self._directory!r} has no record; name another split or a "
+                "larger part of it."
             )
         self._lengths = {name: info.num_examples for name, info in builder.info.splits.items()}
         self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
