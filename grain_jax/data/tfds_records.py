@@ -21,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 
 from grain_jax.boxes import Box
+from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.disk import whole_file
 from grain_jax.paths import expand_home
@@ -171,9 +172,8 @@ class RecordSource:
         """
         counted = 0
         for name in self._split.split("+"):
-            report = tfds.core.Path(self._directory) / f"report-{name.strip()}.json"
             try:
-                figures = json.loads(report.read_text(encoding="utf-8"))["figures"]
+                figures = self._report(name.strip())["figures"]
                 images, regions = int(figures["images"]), int(figures["regions"])
                 with_regions = int(figures["images_with_regions"]) if regions else 0
                 stored = self._lengths[name.strip()]
@@ -184,6 +184,23 @@ class RecordSource:
                 return None
             counted += with_regions
         return counted
+
+    @property
+    def decoded_caches(self) -> tuple[DecodedCache, ...]:
+        """The sizes in which `prepare --decoded_cache` stored the images; () without that."""
+        found = []
+        for part in self._split.split("+"):
+            try:
+                plan = self._report(part.strip().partition("[")[0])["plan"]
+                found.append(DecodedCache.parse(plan["decoded_cache"]))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # no report, or without a cache
+        return tuple(dict.fromkeys(found))
+
+    def _report(self, split: str) -> Any:
+        """What `prepare` wrote about a split. Raises OSError or ValueError."""
+        path = tfds.core.Path(self._directory) / f"report-{split}.json"
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def __getitem__(self, index: int) -> Record:
         return decode_record(self._data[index])
@@ -244,15 +261,19 @@ def stored_splits(directory: Path) -> dict[str, SplitShards]:
         return {}
 
 
-def write_shard(path: Path, records: Iterable[bytes]) -> SplitShards:
+def write_shard(path: Path, records: Iterable[bytes], *, compress: bool = True) -> SplitShards:
     """Writes one shard atomically: `path` appears when the shard is complete.
 
-    Raises OSError where it cannot be written.
+    `compress`: by zstd, which costs time at every read, and makes pixels hardly smaller. Readers
+    take either. Raises OSError where it cannot be written.
     """
     count = size = 0
     with whole_file(path) as partial:
         with _written(partial):
-            writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")  # 1: random access
+            writer = ArrayRecordWriter(
+                os.fspath(partial),
+                "group_size:1" + ("" if compress else ",uncompressed"),  # 1: random access
+            )
         try:
             for record in records:
                 with _written(partial):

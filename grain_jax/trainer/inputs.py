@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 from grain_jax import runtime
 from grain_jax.config import DataConfig, TrainConfig, validate
 from grain_jax.config.validation import unread_notes
+from grain_jax.data.decoded_cache import cache_notes
 from grain_jax.data.loader import check_batch_fits
 from grain_jax.data.loader_plan import most_workers
 from grain_jax.data.mixture import Mixture, source_sizes
@@ -91,6 +92,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     coverage = region_coverage(source) if needs_regions(config) else None
     if coverage is not None:
         notes += check_regions(config, coverage)
+    notes += cache_notes(source, config.data, image_size=size)
     check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
     learned = NOTHING
     if newest is not None:
