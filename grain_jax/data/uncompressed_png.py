@@ -5,6 +5,7 @@ one block, with PNG's filter 0 ("none"), so that rows lie in the file at equal d
 are a view of the bytes, in the order of an array [H, W, 3].
 """
 
+import functools
 import struct
 import zlib
 
@@ -65,8 +66,9 @@ def view_uncompressed(data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
     return rows[:, _BEFORE_ROW:].reshape(height, width, 3)
 
 
+@functools.lru_cache(maxsize=256)  # images of one data set have few sizes
 def _row_starts(height: int, width: int) -> UInt8[np.ndarray, "H 6"]:
-    """What stands before the pixels of each row."""
+    """What stands before the pixels of each row; not to be changed."""
     length = 1 + 3 * width
     start = struct.pack("<BHHB", 0, length, length ^ 0xFFFF, 0)
     starts = np.tile(np.frombuffer(start, np.uint8), (height, 1))
