@@ -3,17 +3,18 @@
     python tests/benchmarks/loader.py [--workers=0,1,2] [--threads=1] [--batch_size=256]
         [--batches=12] [--loaders=jpeg,aspect,squares,webdataset]
 
-Writes 512 JPEG files of 341 x 256 pixels into a temporary data set, into two decoded caches
-(`--decoded_cache=224` and `224x224`), and into 8 tars. Every loader makes the same batches but for
-their order: uint8 images of 224 x 224, squashed by Pillow's bicubic resize, and token ids of the
-caption and of five descriptions. webdataset (with torch's DataLoader; both must be installed) does
-for an image what grain_jax does, with the same tokenizer. Per line: images/s, images per second of
-CPU time of all processes (which other work on the machine disturbs less), and both as multiples of
-webdataset's. For grain_jax also, while nobody takes a batch: bytes in /dev/shm, and for each
-process its resident memory and what belongs to it alone (unique set size). The main module imports
-grain_jax.train, as training does.
+Writes 2,048 JPEG files of 341 x 256 pixels (512 different ones) into a temporary data set, into
+two decoded caches (`--decoded_cache=224` and `224x224`), and into 8 tars. Every loader makes the
+same batches but for their order: uint8 images of 224 x 224, squashed by bicubic interpolation, and
+token ids of the caption and of five descriptions. webdataset (with torch's DataLoader; both must
+be installed) does for an image what grain_jax does, with the same tokenizer. Per line: images/s,
+images per second of CPU time of all processes (which other work on the machine disturbs less), and
+both as multiples of webdataset's. For grain_jax also, while nobody takes a batch: bytes in
+/dev/shm, and for each process its resident memory and what belongs to it alone (unique set size).
+The main module imports grain_jax.train, as training does.
 """
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -41,7 +42,7 @@ from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.data.transforms import decode_image
 
-IMAGES, SIZE = 512, 224
+IMAGES, DIFFERENT, SIZE = 2_048, 512, 224
 TARS = 8
 WARM_UP = 6  # batches, more than are made ahead
 RESIDENT, ALONE = ("Rss",), ("Private_Clean", "Private_Dirty")
@@ -98,13 +99,16 @@ def in_words(speed: Speed, theirs: Speed | None) -> str:
 
 def records() -> Iterator[Record]:
     """Smooth noise, which JPEG makes some 25 kB of, with a caption and five descriptions."""
-    rng = np.random.default_rng(0)
-    for i in range(IMAGES):
+    rng, images = np.random.default_rng(0), []
+    for _ in range(DIFFERENT):
         coarse = Image.fromarray(rng.integers(0, 255, (32, 43, 3), np.uint8))
         out = io.BytesIO()
         coarse.resize((341, 256), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-        regions = tuple(Region((0.1, 0.1, 0.5, 0.5), f"a blue part {k}") for k in range(5))
-        yield Record(str(i), out.getvalue(), (Caption(f"image {i} of some noise"),), regions)
+        images.append(out.getvalue())
+    regions = tuple(Region((0.1, 0.1, 0.5, 0.5), f"a blue part {k}") for k in range(5))
+    for i in range(IMAGES):
+        caption = Caption(f"image {i} of some noise")
+        yield Record(str(i), images[i % DIFFERENT], (caption,), regions)
 
 
 def write(folder: Path) -> None:
@@ -112,11 +116,15 @@ def write(folder: Path) -> None:
     made = list(records())
     for name, cache in CACHES.items():
         (folder / name).mkdir()
-        stored = made if cache is None else [_decoded(record, cache) for record in made]
-        path = storage.shard_path(folder / name, "train", 0, 1)
-        shard = storage.write_shard(
-            path, map(storage.encode_record, stored), compress=cache is None
+        images = [record.image for record in made[:DIFFERENT]]
+        if cache is not None:
+            images = [cache.encode(decode_image(image)) for image in images]
+        stored = (
+            storage.encode_record(dataclasses.replace(record, image=images[i % DIFFERENT]))
+            for i, record in enumerate(made)
         )
+        path = storage.shard_path(folder / name, "train", 0, 1)
+        shard = storage.write_shard(path, stored, compress=cache is None)
         storage.write_metadata(folder / name, {"train": shard})
     for number in range(TARS):
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
@@ -127,11 +135,6 @@ def write(folder: Path) -> None:
                 }
                 _add(tar, f"{record.id}.jpg", record.image)
                 _add(tar, f"{record.id}.json", json.dumps(texts).encode())
-
-
-def _decoded(record: Record, cache: DecodedCache) -> Record:
-    image = cache.encode(decode_image(record.image))
-    return Record(record.id, image, record.captions, record.regions)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: Any) -> None:
