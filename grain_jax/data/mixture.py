@@ -104,6 +104,7 @@ def turn(position: int, shares: Sequence[int]) -> tuple[int, int]:
     divide what is left in the same way, so that each is within len(shares) of its exact share.
     `shares`: whole numbers above 0.
     """
+    # `grain.MapDataset.mix` interleaves too, and rounds weights: 0.7 and 0.3 become 233 and 100.
     left = sum(shares)
     for number, share in enumerate(shares):
         before, after = (-(-p * share // left) for p in (position, position + 1))

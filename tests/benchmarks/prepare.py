@@ -5,13 +5,15 @@
 
 For each size: tars of 1,000 JPEG files of side x side pixels with a caption each (500 different
 images, under keys of their own), read by `python -m grain_jax.prepare --from=webdataset` in a
-process of its own. Per line: images/s with the start of the process and without (the time between
-the first and the last shard), the peak resident memory of the command and of its largest worker
-(with --workers=1 there is none), files and bytes that were written. The plan at the end extends a
-line through the two largest sizes to 12 million images, and the speed of the largest to --cores.
+process of its own. Per line: images/s by the clock, with the start of the process, and per second
+of CPU time (which other work on the machine disturbs less), the peak resident memory of the command
+and of its largest worker (with --workers=1 there is none), files and bytes that were written. Below
+it what an image more costs between this size and the one before, and the plan: the last two sizes
+extended in a line to 12 million images on --cores.
 """
 
 import io
+import resource
 import subprocess
 import sys
 import tarfile
@@ -46,9 +48,8 @@ class Measured:
     """One run of prepare."""
 
     images: int
-    seconds: float  # with the start of the process
-    building: float  # seconds between the first shard and the last
-    built: int  # images in that time
+    seconds: float
+    cpu: float  # seconds, of the command and its workers
     main: float  # MiB, peak resident memory of the command
     worker: float  # MiB, of its largest worker
     files: int
@@ -56,35 +57,37 @@ class Measured:
 
 
 def main() -> None:
-    """Prints one line a size, and the plan."""
+    """Prints the lines."""
     options = parse(Options, None, command="prepare", description=__doc__)
     images = _images(options.side)
-    measured = []
+    measured: list[Measured] = []
     for count in map(int, options.sizes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder) / "tars", images, count)
-            one = _measure(Path(folder), count, options)
-        measured.append(one)
+            one = _measure(Path(folder), options, count)
         print(
-            f"{one.images:,} images of {options.side} px: {one.images / one.seconds:.0f} images/s "
-            f"with the start, {one.built / one.building:.0f} without; peak {one.main:.0f} MiB, of "
-            f"a worker {one.worker:.0f}; {one.files} files, {one.size / 2**20:.0f} MiB",
+            f"{one.images:,} images of {options.side} px: {one.images / one.seconds:.0f} images/s, "
+            f"{one.images / one.cpu:.0f} per second of CPU time; peak {one.main:.0f} MiB, of a "
+            f"worker {one.worker:.0f} MiB; {one.files} files, {one.size / 2**20:.0f} MiB",
             flush=True,
         )
-    if len(measured) > 1:
-        _plan(measured[-2], measured[-1], options)
+        if measured:
+            _print_growth(measured[-1], one, options)
+        measured.append(one)
 
 
-def _plan(small: Measured, large: Measured, options: Options) -> None:
+def _print_growth(small: Measured, large: Measured, options: Options) -> None:
     more = large.images - small.images
-    growth = (large.main - small.main) / more
-    speed = large.built / large.building / options.workers
+    speed, growth = more / (large.cpu - small.cpu), (large.main - small.main) / more
+    left = PLANNED - large.images
     print(
-        f"Plan for {PLANNED:,} such images: {PLANNED / speed / 3600 / options.cores:.1f} hours on "
+        f"  an image more: {1000 / speed:.2f} ms of CPU time, {growth * 2**20:.0f} bytes of "
+        f"memory, {(large.size - small.size) / more:.0f} bytes of disk\n"
+        f"  {PLANNED:,} images: {PLANNED / speed / 3600 / options.cores:.1f} hours on "
         f"{options.cores} cores ({speed:.0f} images/s a core), peak of the command "
-        f"{large.main + growth * (PLANNED - large.images):,.0f} MiB "
-        f"({growth * 2**20:.0f} bytes an image), {large.size / large.images * PLANNED / 2**30:.0f} "
-        "GiB in at most 1,000 shards"
+        f"{large.main + growth * left:,.0f} MiB, "
+        f"{large.size / large.images * PLANNED / 2**30:,.0f} GiB in at most 1,000 shards",
+        flush=True,
     )
 
 
@@ -114,41 +117,40 @@ def _write(folder: Path, images: list[bytes], count: int) -> None:
                     tar.addfile(member, io.BytesIO(data))
 
 
-def _measure(folder: Path, count: int, options: Options) -> Measured:
+def _measure(folder: Path, options: Options, count: int) -> Measured:
     out = folder / "out"
     command = [
         *(sys.executable, "-m", "grain_jax.prepare", "--from=webdataset"),
         *(f"--input={folder / 'tars'}", f"--output={out}", f"--workers={options.workers}"),
         *([f"--decoded_cache={options.decoded_cache}"] if options.decoded_cache else []),
     ]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _cpu_of_children()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     main = worker = 0.0
-    shards: list[tuple[float, int]] = []  # (seconds, number of whole shards)
     while process.poll() is None:
         main = max(main, _peak(process.pid))
         worker = max([worker, *map(_peak, _children(process.pid))])
-        done = len(list((out / ".building" / "train").glob("*.json")))
-        if not shards or done > shards[-1][1]:
-            shards.append((time.perf_counter() - start, done))
         time.sleep(0.05)
     seconds = time.perf_counter() - start
     if process.returncode:
         assert process.stderr is not None
         raise SystemExit(process.stderr.read().decode())
-    first = next(at for at in shards if at[1])
-    per_shard = max(500, -(-count // 1_000))
     files = [path for path in out.rglob("*") if path.is_file()]
     return Measured(
         images=count,
         seconds=seconds,
-        building=max(shards[-1][0] - first[0], 1e-9),
-        built=(shards[-1][1] - first[1]) * per_shard,
+        cpu=_cpu_of_children() - before,
         main=main,
         worker=worker,
         files=len(files),
         size=sum(path.stat().st_size for path in files),
     )
+
+
+def _cpu_of_children() -> float:
+    """Seconds of the processes that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _children(process: int) -> list[int]:
