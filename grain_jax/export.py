@@ -169,7 +169,8 @@ def _inputs(loaded: ModelBundle, note: Note) -> list[Inputs]:
     data, spec = loaded.config.data, loaded.preprocessing
     try:
         own = data_source(data, image_size=spec.image_size)
-        source = own.records(own.held_out_split or data.train_split)
+        split = own.held_out_split
+        source = own.records(split) if split else own.training_records()
         records = [source[i] for i in range(min(NUM_INPUTS, len(source)))]
         squares = np.stack([spec(record.image) for record in records])
     except (ValueError, OSError) as error:

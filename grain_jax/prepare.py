@@ -47,6 +47,7 @@ from grain_jax.data.build_dataset import (
 )
 from grain_jax.data.build_spec import DatasetBuildSpec, OnError
 from grain_jax.data.checks import DatasetStatistics
+from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.data.merging import MergeBy
 from grain_jax.disk import cannot_write
@@ -127,6 +128,12 @@ class Options:
     max_image_side: Annotated[
         int, one_word(integer, "N"), default_is("0: keep the files' bytes")
     ] = 0
+    # store pixels, which training need not decode: N for images of that short side, NxN for squares
+    decoded_cache: Annotated[
+        DecodedCache | None,
+        one_word(DecodedCache.parse, "N|NxN"),
+        default_is("none: keep the files' bytes"),
+    ] = None
     # at an invalid record: stop with its place, or skip and count it
     on_error: OnError = "raise"
     # give images without a caption one of what their regions show, rather than drop them
@@ -157,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out=options.output,
         split=options.split,
         max_image_side=options.max_image_side,
+        decoded_cache=options.decoded_cache,
         on_error=options.on_error,
         captions_from_regions=options.captions_from_regions,
         options=options.importer.given(),
@@ -231,7 +239,10 @@ def _build(plan: DatasetBuildSpec, workers: int, console: Console) -> DatasetSta
             state = f"{progress.statistics.images} images, {dropped} dropped"
             bar.update(task, total=progress.total, completed=progress.entries, state=state)
 
-        return build_split(plan, workers=workers, progress=show)
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        return build_split(plan, workers=workers, progress=show, note=say)
 
 
 def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Console) -> None:
@@ -242,6 +253,8 @@ def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Co
     images = figures.images
     table.add_row("records read", f"{images + figures.dropped_images.total():,}")
     table.add_row("images kept", f"{images:,}")
+    if plan.decoded_cache is not None:
+        table.add_row("images stored decoded", plan.decoded_cache.sentence)
     table.add_row("captions", f"{figures.captions:,} ({figures.captions / images:.2f} an image)")
     table.add_row("regions", f"{figures.regions:,} ({figures.regions / images:.2f} an image)")
     if figures.images_with_regions or not figures.regions:  # else of an older version's report

@@ -33,6 +33,7 @@ from grain_jax.data.loader import (
     prefetch_to_device,
     training_batches,
 )
+from grain_jax.data.mixture import source_sizes
 from grain_jax.data.source import data_source
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.report import write_report
@@ -49,11 +50,11 @@ from grain_jax.paths import local_path
 from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import (
     check,
+    data_rows,
     fitting_loader,
     folder_in_words,
     last_step,
     open_inputs,
-    regions_row,
     resume_notes,
 )
 from grain_jax.trainer.run import (
@@ -226,6 +227,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         learned=NOTHING,
     )
     metadata["inherited_settings"] = list(inputs.inherited)
+    metadata["set_sizes"] = source_sizes(source)
     checkpoints = Checkpoints(
         workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
     )
@@ -292,7 +294,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     )
     screen.table(
         introduction(config, mesh, state.params, num_images=len(source), steps=inputs.steps)
-        | regions_row(inputs)
+        | data_rows(inputs)
         | {"loader": batches.plan.sentence, "run folder": folder_in_words(workdir, newest)}
     )
     for note in notes:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from grain_jax import prepare
-from grain_jax.data import build_dataset, image_files
+from grain_jax.data import build_dataset, build_shard, image_files
 from grain_jax.data.build_dataset import build_split, report_path
 from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.checks import (
@@ -164,15 +164,15 @@ def test_workers_change_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from grain_jax.data import build_dataset
+from grain_jax.data import build_dataset, build_shard
 build_dataset.MIN_SHARD = 4
-encode, calls = build_dataset.encode_record, []
+encode, calls = build_shard.encode_record, []
 def encode_record(record):
     calls.append(record)
     if len(calls) == 15:  # in the middle of the fourth shard
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(record)
-build_dataset.encode_record = encode_record
+build_shard.encode_record = encode_record
 folder = Path(sys.argv[1])
 spec = build_dataset.DatasetBuildSpec(
     "jsonl", folder / "train.jsonl", folder / "images", folder / "out"
@@ -189,8 +189,8 @@ def test_a_killed_run_continues(photos: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(finished) == 3
     monkeypatch.setattr(build_dataset, "MIN_SHARD", 4)
     calls = []
-    encode = build_dataset.encode_record
-    monkeypatch.setattr(build_dataset, "encode_record", lambda r: calls.append(r.id) or encode(r))
+    encode = build_shard.encode_record
+    monkeypatch.setattr(build_shard, "encode_record", lambda r: calls.append(r.id) or encode(r))
     figures = build_split(spec(photos), workers=1)
     assert figures.images == 30
     assert calls == [f"{i}.png" for i in range(12, 30)]  # the finished shards are kept
@@ -232,7 +232,7 @@ def test_a_second_run_says_that_nothing_was_built(photos: Path, capsys) -> None:
 def test_a_finished_split_is_not_built_again_nor_mixed(photos: Path, monkeypatch) -> None:
     first = build_split(spec(photos), workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(build_dataset, "encode_record", None)
+        patch.setattr(build_shard, "encode_record", None)
         assert build_split(spec(photos), workers=1) == first
     with (photos / "train.jsonl").open("a") as file:
         file.write('{"image": "1.png", "captions": ["new"]}\n')

@@ -12,7 +12,7 @@ from PIL import Image
 
 from grain_jax import prepare
 from grain_jax.config import DataConfig
-from grain_jax.data import build_dataset
+from grain_jax.data import build_dataset, build_shard
 from grain_jax.data.build_dataset import build_split, report_path
 from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.captions import choose_caption
@@ -186,8 +186,8 @@ def test_a_corrected_input_is_taken_and_costs_what_it_changes(
     assert prepare.main(command(folder)) == 2
     assert "in.jsonl:10: has no 'captions'" in capsys.readouterr().err
     made = []
-    encode = build_dataset.encode_record
-    monkeypatch.setattr(build_dataset, "encode_record", lambda r: made.append(r.id) or encode(r))
+    encode = build_shard.encode_record
+    monkeypatch.setattr(build_shard, "encode_record", lambda r: made.append(r.id) or encode(r))
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
     assert prepare.main(command(folder)) == 0
     assert made == [f"{i}.png" for i in range(8, 12)]  # the shards before are kept
@@ -208,8 +208,8 @@ def test_images_that_were_mended_are_taken(folder: Path, monkeypatch, content) -
         build_split(spec(folder), workers=1)
     (folder / "1.png").write_bytes(good)
     made = []
-    encode = build_dataset.encode_record
-    monkeypatch.setattr(build_dataset, "encode_record", lambda r: made.append(r.id) or encode(r))
+    encode = build_shard.encode_record
+    monkeypatch.setattr(build_shard, "encode_record", lambda r: made.append(r.id) or encode(r))
     write(folder / "in.jsonl", *(entry(i) for i in range(12)))
     figures = build_split(spec(folder), workers=1)
     assert (figures.images, figures.dropped_images.total()) == (11, 1)

@@ -217,8 +217,11 @@ class DataConfig(Settings):
 
     # Drawn birds | a folder written by `python -m grain_jax.prepare`, see data_dir
     dataset: Dataset = "synthetic_birds"
-    data_dir: str = ""  # the folder of "tfds"
-    train_split: str = "train"  # of "tfds"; synthetic_birds takes only "train"
+    data_dir: str = ""  # the folder of "tfds"; with `mixture` only that of eval_split
+    # "DIR=WEIGHT" of several folders to train on in place of data_dir; images are drawn by weight
+    mixture: tuple[str, ...] = ()
+    # Of "tfds", of each folder of `mixture`; synthetic_birds takes only "train"
+    train_split: str = "train"
     allow_no_regions: bool = False  # train GRAIN where no image has a box: image embedding only
     eval_split: str = "validation"  # of "tfds": for retrieval, grounding, keep_best; "" = none
     synthetic_birds: SyntheticBirdsConfig = field(default_factory=SyntheticBirdsConfig)

@@ -83,10 +83,16 @@ UNREAD = (
         refused=False,
     ),
     Unread(
-        ("data.data_dir",),
+        ("data.data_dir", "data.mixture"),
         lambda config: config.data.dataset == "synthetic_birds",
         BIRDS_REASON,
         'leave it out, or set data.dataset="tfds" (and data.tokenizer="clip")',
+    ),
+    Unread(
+        ("data.data_dir",),
+        lambda config: bool(config.data.mixture) and _nothing_held_out(config),
+        "data.mixture is trained on instead, and data.eval_split names nothing to evaluate on",
+        "leave it out, or name a split of it in data.eval_split",
     ),
     Unread(
         ("data.eval_split",),

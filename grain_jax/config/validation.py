@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from grain_jax.config.mixture import folder_location, mixture_problems, parse_mixture
 from grain_jax.config.schema import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from grain_jax.config.unread_settings import UNREAD, Unread
 
@@ -359,17 +360,35 @@ def _split_problems(data: DataConfig) -> Iterator[str]:
             f"data.train_split = {data.train_split!r}: the other splits of the drawn birds are "
             'held out for evaluation; set data.train_split="train".'
         )
-    if data.dataset == "tfds" and not data.data_dir:
+    mistaken = mixture_problems(data.mixture)
+    yield from mistaken
+    if data.dataset == "tfds" and not data.data_dir and not data.mixture:
         yield (
             'data.dataset = "tfds" needs data.data_dir, the folder that '
             "`python -m grain_jax.prepare` wrote: add --data.data_dir=DIR."
         )
-    if data.dataset == "tfds" and data.eval_split and _overlap(data.train_split, data.eval_split):
+    if data.dataset == "tfds" and not data.data_dir and data.mixture and data.eval_split:
+        yield (
+            f"data.eval_split = {data.eval_split!r} is a split of data.data_dir, and none is given "
+            "beside data.mixture: add --data.data_dir=DIR (one of the mixture, or another), or "
+            'hold nothing out: --data.eval_split="".'
+        )
+    if not mistaken and _held_out_is_trained_on(data):
         yield (
             f"data.eval_split = {data.eval_split!r} holds images of data.train_split = "
             f"{data.train_split!r}, so nothing would be held out; name another split, or none: "
             '--data.eval_split="".'
         )
+
+
+def _held_out_is_trained_on(data: DataConfig) -> bool:
+    """Whether images of `eval_split` surely are among those of `train_split`."""
+    if data.dataset != "tfds" or not data.eval_split:
+        return False
+    trained = {each.location for each in parse_mixture(data.mixture)}
+    if trained and folder_location(data.data_dir) not in trained:
+        return False
+    return _overlap(data.train_split, data.eval_split)
 
 
 def _overlap(first: str, second: str) -> bool:

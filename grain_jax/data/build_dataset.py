@@ -8,7 +8,6 @@ to their final names and the metadata of all splits is written. A lock lets seve
 different splits of one folder at once.
 """
 
-import array
 import contextlib
 import fcntl
 import hashlib
@@ -17,7 +16,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,20 +24,26 @@ from typing import Any
 
 import numpy as np
 
+from grain_jax.data.build_shard import (
+    Shard,
+    build_in_worker,
+    build_shard,
+    is_current,
+    read_json,
+    start_worker,
+    write_json,
+)
 from grain_jax.data.build_spec import DatasetBuildSpec
-from grain_jax.data.checks import DatasetStatistics, check_item, image_state
-from grain_jax.data.image_files import SkippedSample
-from grain_jax.data.importers import Importer, InvalidRecordError
+from grain_jax.data.checks import DatasetStatistics
+from grain_jax.data.decoded_size import decoded_size_note
+from grain_jax.data.importers import Importer
 from grain_jax.data.merging import MergedImporter
-from grain_jax.data.processes import end_with_parent
 from grain_jax.data.tfds_records import (
     SplitShards,
-    encode_record,
     shard_path,
     shard_paths,
     stored_splits,
     write_metadata,
-    write_shard,
 )
 from grain_jax.disk import write_whole
 
@@ -48,7 +52,6 @@ logger = logging.getLogger(__name__)
 MAX_SHARDS = 1_000
 MIN_SHARD = 500  # records; small enough that an interrupted run loses little
 MOVING = "moving.json"  # beside the shards: identity of the build whose shards are being moved
-UNREADABLE = "unreadable entry"  # the reason counted for an `InvalidRecordError`
 CHECKS = 3  # raise when checks or stored fields change, so that unfinished shards are rebuilt
 LOCK = ".lock"  # in the folder, held while its metadata is written
 
@@ -60,28 +63,6 @@ class Progress:
     entries: int  # records read so far, including those of earlier runs
     total: int  # records of the input
     statistics: DatasetStatistics  # of the records read so far
-
-
-@dataclass(frozen=True)
-class _Shard:
-    number: int
-    start: int
-    stop: int
-    path: Path
-
-    @property
-    def statistics_path(self) -> Path:
-        return self.path.with_suffix(".json")
-
-    @property
-    def merged_path(self) -> Path:
-        """The file with the rows of --merge_annotations that its images got, 32-bit numbers."""
-        return self.path.with_suffix(".merged")
-
-    @property
-    def ids_path(self) -> Path:
-        """The file with 64-bit hashes of each record's id and image."""
-        return self.path.with_suffix(".ids")
 
 
 def report_path(out: Path, split: str) -> Path:
@@ -104,6 +85,7 @@ def build_split(
     *,
     workers: int,
     progress: Callable[[Progress], None] = lambda state: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> DatasetStatistics:
     """Builds the split, or the rest of an interrupted build; returns the statistics of the split.
 
@@ -111,6 +93,7 @@ def build_split(
         spec: input, output and options.
         workers: processes; 1 builds in this process.
         progress: called after each shard.
+        note: called before anything is built, with what to know of it.
 
     Raises ValueError for an invalid `spec`, for a split that is finished with another input or
     options, for one that another process is building, for an invalid record with
@@ -128,7 +111,7 @@ def build_split(
         "or choose another --split or --output."
     )
     with _locked(folder / "lock", taken=taken):
-        return _build_rest(spec, importer, identity, folder, workers, progress)
+        return _build_rest(spec, importer, identity, folder, workers, progress, note)
 
 
 def _build_rest(
@@ -138,16 +121,19 @@ def _build_rest(
     folder: Path,
     workers: int,
     progress: Callable[[Progress], None],
+    note: Callable[[str], None],
 ) -> DatasetStatistics:
-    if (report := _read_json(report_path(spec.out, spec.split))) is not None:
+    if (report := read_json(report_path(spec.out, spec.split))) is not None:
         _remove_work(spec)
         _require_same(report["plan"], identity, spec, report_path(spec.out, spec.split))
         with _locked(spec.out / LOCK):
             _list_splits(spec.out)
         return DatasetStatistics.from_json(report["figures"])
+    if sentence := decoded_size_note(spec, importer):
+        note(sentence)
     shards = _cut(spec, importer, folder)
     # True after an interruption while shards moved: some are at their final names already.
-    moved = _read_json(folder / MOVING) == json.loads(json.dumps(identity))
+    moved = read_json(folder / MOVING) == json.loads(json.dumps(identity))
     if not moved:
         (folder / MOVING).unlink(missing_ok=True)
     statistics, entries = DatasetStatistics(), 0
@@ -171,19 +157,19 @@ def _build_rest(
         statistics.annotations = importer.num_annotations
         statistics.merged_annotations = _count_merged(shards)
     statistics.notes = list(getattr(importer, "notes", ()))
-    _write_json(folder / MOVING, identity)
+    write_json(folder / MOVING, identity)
     _move_to_final_names(shards, spec, importer, identity, statistics)
     return statistics
 
 
-def _count_repeated(shards: list[_Shard]) -> tuple[int, int]:
+def _count_repeated(shards: list[Shard]) -> tuple[int, int]:
     """The number of records with the id of another, and with the image of another."""
     hashes = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
     ids, images = np.concatenate(hashes).reshape(-1, 2).T
     return int(ids.size - np.unique(ids).size), int(images.size - np.unique(images).size)
 
 
-def _count_merged(shards: list[_Shard]) -> int:
+def _count_merged(shards: list[Shard]) -> int:
     """The number of annotations that some image got."""
     rows = [np.frombuffer(shard.merged_path.read_bytes(), np.uint32) for shard in shards]
     return int(np.unique(np.concatenate(rows)).size)
@@ -207,6 +193,8 @@ def _options(spec: DatasetBuildSpec) -> dict[str, Any]:
     changed: dict[str, Any] = {"max_image_side": spec.max_image_side}
     if spec.captions_from_regions:
         changed["captions_from_regions"] = True
+    if spec.decoded_cache:
+        changed["decoded_cache"] = str(spec.decoded_cache)
     if spec.options:
         changed["options"] = {name: str(spec.options[name]) for name in sorted(spec.options)}
     if spec.held_out:
@@ -228,7 +216,7 @@ def _require_same(
         )
 
 
-def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[_Shard]:
+def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[Shard]:
     count = len(importer)
     size = max(MIN_SHARD, -(-count // MAX_SHARDS))
     made_by = [CHECKS, spec.format, _images(spec), _options(spec)]
@@ -237,33 +225,33 @@ def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[_Shar
         stop = min(start + size, count)
         made_of = json.dumps([*made_by, importer.checksum(start, stop), stop - start])
         key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-        shards.append(_Shard(number, start, stop, folder / f"{number:05d}-{key}.array_record"))
+        shards.append(Shard(number, start, stop, folder / f"{number:05d}-{key}.array_record"))
     return shards
 
 
 def _build_shards(
-    shards: list[_Shard], spec: DatasetBuildSpec, importer: Importer, workers: int, *, moved: bool
-) -> Iterator[tuple[_Shard, DatasetStatistics]]:
+    shards: list[Shard], spec: DatasetBuildSpec, importer: Importer, workers: int, *, moved: bool
+) -> Iterator[tuple[Shard, DatasetStatistics]]:
     """Each shard with its statistics when it is done, those of an earlier run first.
 
     `moved`: an earlier run may have moved its shards to their final names.
     """
     missing = []
     for shard in shards:
-        done = _read_json(shard.statistics_path)
-        if done is not None and (moved or (shard.path.exists() and _is_current(done, spec))):
+        done = read_json(shard.statistics_path)
+        if done is not None and (moved or (shard.path.exists() and is_current(done, spec))):
             yield shard, DatasetStatistics.from_json(done["figures"])
         else:
             missing.append(shard)
     if workers <= 1 or len(missing) <= 1:
         for shard in missing:
-            yield shard, _build_shard(shard, spec, importer)
+            yield shard, build_shard(shard, spec, importer)
         return
     context = multiprocessing.get_context("spawn")  # fork is unsafe in a process with threads
     with ProcessPoolExecutor(
-        min(workers, len(missing)), context, initializer=_start_worker, initargs=(spec, importer)
+        min(workers, len(missing)), context, initializer=start_worker, initargs=(spec, importer)
     ) as pool:
-        futures = {pool.submit(_build_in_worker, shard): shard for shard in missing}
+        futures = {pool.submit(build_in_worker, shard): shard for shard in missing}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -272,104 +260,8 @@ def _build_shards(
             raise
 
 
-def _is_current(done: dict[str, Any], spec: DatasetBuildSpec) -> bool:
-    """Whether rebuilding a shard would skip the same records.
-
-    Their images may have been repaired since, and `on_error` may have changed.
-    """
-    if spec.on_error == "raise" and UNREADABLE in done["figures"]["dropped_images"]:
-        return False
-    folder = spec.images_folder
-    return folder is None or all(
-        image_state(name, folder) == state for name, state in done["left_out"].items()
-    )
-
-
-_worker_state: tuple[DatasetBuildSpec, Importer] | None = None  # of a worker process
-
-
-def _start_worker(spec: DatasetBuildSpec, importer: Importer) -> None:
-    global _worker_state
-    _worker_state = spec, importer
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C, no traceback from each process
-    end_with_parent()
-
-
-def _build_in_worker(shard: _Shard) -> DatasetStatistics:
-    assert _worker_state is not None
-    return _build_shard(shard, *_worker_state)
-
-
-def _build_shard(shard: _Shard, spec: DatasetBuildSpec, importer: Importer) -> DatasetStatistics:
-    statistics, ids = DatasetStatistics(), array.array("Q")
-    left_out: dict[str, list[int] | None] = {}
-    merged: list[int] = []
-    written = write_shard(
-        shard.path, _encoded(shard, spec, importer, statistics, ids, left_out, merged)
-    )
-    shard.ids_path.write_bytes(ids.tobytes())
-    if isinstance(importer, MergedImporter):
-        shard.merged_path.write_bytes(np.asarray(merged, np.uint32).tobytes())
-    # The statistics are written last: a shard without them is rebuilt.
-    _write_json(
-        shard.statistics_path,
-        {
-            "figures": statistics.to_json(),
-            "records": written.lengths[0],
-            "bytes": written.num_bytes,
-            "left_out": left_out,
-        },
-    )
-    return statistics
-
-
-def _encoded(
-    shard: _Shard,
-    spec: DatasetBuildSpec,
-    importer: Importer,
-    statistics: DatasetStatistics,
-    ids: "array.array[int]",
-    left_out: dict[str, list[int] | None],
-    merged: list[int],
-) -> Iterator[bytes]:
-    """The encoded records of a shard.
-
-    Fills `statistics`, `ids` (hashes of each record's id and image), `left_out` (skipped image
-    -> its `image_state`) and `merged` (rows of annotations that images got, kept or not).
-    """
-    for index in range(shard.start, shard.stop):
-        item = None
-        try:
-            item = importer[index]
-            merged += item.merged_rows
-            record = check_item(
-                item,
-                spec.images_folder,
-                max_image_side=spec.max_image_side,
-                captions_from_regions=spec.captions_from_regions,
-                statistics=statistics,
-            )
-        except InvalidRecordError as error:
-            if spec.on_error == "raise":
-                raise ValueError(f"{error} (--on-error=skip skips such records.)") from None
-            statistics.drop_image(UNREADABLE, str(error))
-        except SkippedSample as error:
-            statistics.drop_image(error.reason, str(error))
-        else:
-            assert isinstance(record.image, bytes)
-            ids.extend(_hash(part) for part in (record.id.encode(), record.image))
-            yield encode_record(record)
-            continue
-        if item is not None and item.content is None and spec.images_folder is not None:
-            left_out[item.image] = image_state(item.image, spec.images_folder)
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
 def _move_to_final_names(
-    shards: list[_Shard],
+    shards: list[Shard],
     spec: DatasetBuildSpec,
     importer: Importer,
     identity: dict[str, Any],
@@ -394,7 +286,7 @@ def _move_to_final_names(
         write_whole(descriptions_path(spec.out, spec.split), descriptions)
     with _locked(spec.out / LOCK):
         # The report first: after an interruption here, a later run lists every split with a report.
-        _write_json(report_path(spec.out, spec.split), report)
+        write_json(report_path(spec.out, spec.split), report)
         _list_splits(spec.out)
     for stale in set(shard_paths(spec.out, spec.split)) - places:
         stale.unlink()  # of an earlier build of this split
@@ -443,11 +335,3 @@ def _remove_work(spec: DatasetBuildSpec) -> None:
     shutil.rmtree(work / spec.split, ignore_errors=True)
     with contextlib.suppress(OSError):  # another split is being built there, or the folder is gone
         work.rmdir()
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.importers import IMPORTERS, ImagesFolder, Importer
 from grain_jax.data.importers.input_files import is_pattern
 from grain_jax.data.merging import MergeBy, MergedImporter
@@ -31,6 +32,7 @@ class DatasetBuildSpec:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the importer, those given
     merge_annotations: Path | None = None  # captions and regions to add: JSON lines, or a folder
     merge_by: str | None = None  # one of `MergeBy`; None: the id
+    decoded_cache: DecodedCache | None = None  # store pixels of this size, not encoded images
     held_out: bool = False  # build the part of the input that the option "holdout" sets aside
 
     def __post_init__(self) -> None:
@@ -67,6 +69,11 @@ class DatasetBuildSpec:
             )
         if self.max_image_side < 0:
             raise ValueError("--max_image_side must be a number of pixels, or 0 for any.")
+        if self.max_image_side and self.decoded_cache:
+            raise ValueError(
+                f"--max_image_side={self.max_image_side} and --decoded_cache={self.decoded_cache} "
+                "both say how large images are stored; give one of them."
+            )
         if self.on_error not in get_args(OnError):
             raise ValueError(f"--on-error must be 'raise' or 'skip', given {self.on_error!r}.")
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from grain_jax.boxes import Box
 from grain_jax.data.captions import clean_text, normalize_text
+from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.image_paths import path_inside
 from grain_jax.data.importers import ImportedImage, ImportedRegion, InvalidRecordError
@@ -86,6 +87,7 @@ def check_item(
     images: Path | None,
     *,
     max_image_side: int,
+    decoded_cache: DecodedCache | None = None,
     captions_from_regions: bool = False,
     statistics: DatasetStatistics,
 ) -> Record:
@@ -94,6 +96,7 @@ def check_item(
     Args:
         images: folder that `item.image` is relative to; None where the input has the bytes.
         max_image_side: larger images are shrunk to this many pixels; 0 for no limit.
+        decoded_cache: store pixels of this size, rather than encoded images.
         captions_from_regions: an image without a caption gets one made from its region
             descriptions.
 
@@ -145,7 +148,9 @@ def check_item(
     statistics.several_frames += has_several_frames(data)
     return Record(
         id=clean_text(item.id),
-        image=stored_image(data, pixels, max_image_side),
+        image=decoded_cache.encode(pixels)
+        if decoded_cache
+        else stored_image(data, pixels, max_image_side),
         captions=captions,
         regions=regions,
         label=clean_text(item.label or "") or None,

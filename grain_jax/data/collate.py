@@ -6,7 +6,6 @@ import random
 import threading
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +14,7 @@ from grain_jax.boxes import box_to_cxcywh
 from grain_jax.config import DataConfig
 from grain_jax.data.captions import choose_caption
 from grain_jax.data.memory_limit import memory_limit
+from grain_jax.data.mixture import Order, replacements
 from grain_jax.data.records import Record, Region, Source, read_records
 from grain_jax.data.tokenizer import Tokenizer, token_keys
 from grain_jax.data.transforms import (
@@ -182,7 +182,7 @@ class Collator:
         self,
         *,
         source: Source,
-        order: Any,
+        order: Order,
         config: DataConfig,
         tokenizer: Tokenizer,
         image_size: int,
@@ -290,7 +290,8 @@ class Collator:
                     window=window,
                 )
             except ImageError as error:
-                following = zlib.crc32(f"{wanted}/{attempt}".encode()) % len(self._source)
+                others = replacements(self._source, wanted)
+                following = others[zlib.crc32(f"{wanted}/{attempt}".encode()) % len(others)]
                 failed = self._source[used].id
                 logger.warning("Image %r is replaced by record %d: %s", failed, following, error)
                 used = following

@@ -1,9 +1,9 @@
 """Load records as batches: a batch is a pure function of (seed, step), on any number of hosts.
 
 Global position p = step * batch_size + row. The record at p comes from a shuffle that differs in
-each epoch, and the random choices at p (caption, crop, flip) come from a generator seeded with
-(seed, p). So a run resumes from the step alone, and each process makes its own rows of the same
-global batch on any number of processes.
+each epoch, of a mixture by weight (`mixture.training_order`), and the random choices at p (caption,
+crop, flip) come from a generator seeded with (seed, p). So a run resumes from the step alone, and
+each process makes its own rows of the same global batch on any number of processes.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from grain_jax.data.loader_plan import (
     most_workers,
     plan_loader,
 )
+from grain_jax.data.mixture import training_order
 from grain_jax.data.records import Source
 from grain_jax.data.tokenizer import Tokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -68,13 +69,12 @@ def training_batches(
     """
     rows = range(batch_size) if rows is None else rows
     _check(source, config, batch_size, rows)
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     dtype = row_dtype(config, image_size)
     plan = plan_loader(config, rows=len(rows), row_bytes=dtype.itemsize)
     check_shared_memory(plan, num_processes=processes_on_this_machine(os.environ))
     collator = Collator(
         source=source,
-        order=order,
+        order=training_order(source, seed),
         config=config,
         tokenizer=tokenizer,
         image_size=image_size,

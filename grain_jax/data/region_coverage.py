@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from grain_jax.config import TrainConfig
+from grain_jax.data.mixture import Mixture
 from grain_jax.data.records import Source
 
 SAMPLE_IMAGES = 1_000  # read where the source has no count
@@ -28,10 +29,14 @@ class RegionCoverage:
     counted: int  # images counted, evenly spaced
     total: int  # images of the split
     any_regions: bool  # exact, also where a sample has none
+    # Of a mixture: the fraction of samples with a region, by the weights of its sources.
+    drawn_fraction: float | None = None
 
     @property
     def fraction(self) -> float:
-        """The fraction of counted images with a region, from 0 to 1."""
+        """The fraction of samples with a region, from 0 to 1: of counted images, if unweighted."""
+        if self.drawn_fraction is not None:
+            return self.drawn_fraction
         return self.with_regions / max(self.counted, 1)
 
     def sentence(self) -> str:
@@ -44,15 +49,18 @@ class RegionCoverage:
         percent = f"{100 * self.fraction:.2g}" if self.fraction < 0.995 else "100"
         if exact and self.with_regions < self.total and percent == "100":
             percent = "99.9"
-        return f"{percent} % of images" + ("" if exact else f" (of {self.counted:,} sampled)")
+        of = "images" if self.drawn_fraction is None else "images as they are drawn"
+        return f"{percent} % of {of}" + ("" if exact else f" (of {self.counted:,} sampled)")
 
 
 def region_coverage(source: Source) -> RegionCoverage:
     """The coverage of a source: the count it knows, else that of `SAMPLE_IMAGES` even samples.
 
     Where the sample has no region, the other records are read up to the first one with a region, so
-    that `any_regions` is exact.
+    that `any_regions` is exact. The sources of a mixture are counted one by one.
     """
+    if isinstance(source, Mixture):
+        return _of_mixture(source)
     total = len(source)
     if isinstance(source, CountsRegions) and (known := source.num_with_regions) is not None:
         return RegionCoverage(known, total, total, known > 0)
@@ -61,6 +69,17 @@ def region_coverage(source: Source) -> RegionCoverage:
     rest = sorted(set(range(total)).difference(spaced)) if not found else []
     anywhere = found > 0 or any(source[index].regions for index in rest)
     return RegionCoverage(found, len(spaced), total, anywhere)
+
+
+def _of_mixture(mixture: Mixture) -> RegionCoverage:
+    parts = [region_coverage(source) for source in mixture.sources]
+    return RegionCoverage(
+        with_regions=sum(part.with_regions for part in parts),
+        counted=sum(part.counted for part in parts),
+        total=len(mixture),
+        any_regions=any(part.any_regions for part in parts),
+        drawn_fraction=sum(mixture.fraction(i) * part.fraction for i, part in enumerate(parts)),
+    )
 
 
 def needs_regions(config: TrainConfig) -> bool:
@@ -86,7 +105,8 @@ def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
     """
     data, loss, grain = config.data, config.loss, config.model.type == "grain"
     if not coverage.any_regions:
-        where = f"split {data.train_split!r}" + (f" of {data.data_dir!r}" if data.data_dir else "")
+        folder = data.mixture or data.data_dir
+        where = f"split {data.train_split!r}" + (f" of {folder!r}" if folder else "")
         missing = f"None of the {coverage.total:,} images of {where} has a region"
         if loss.variant == "official" and (grain or loss.image_description_weight):
             raise ValueError(

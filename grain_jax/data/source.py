@@ -18,7 +18,10 @@ from grain_jax.results import Result
 
 @runtime_checkable
 class DataSource(Protocol):
-    """A data set as general code sees it; only `records` and `evaluation_sets` open files."""
+    """A data set as general code sees it.
+
+    Only `records`, `training_records` and `evaluation_sets` open files.
+    """
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -52,6 +55,13 @@ class DataSource(Protocol):
 
     def records(self, split: str) -> Source:
         """The records of one split. Raises ValueError where the split does not exist."""
+        ...
+
+    def training_records(self) -> Source:
+        """The records a run trains on: of `data.train_split`, or of several data sets by weight.
+
+        Raises ValueError where one does not exist or is empty.
+        """
         ...
 
     def vocabulary(self) -> list[str] | None:
@@ -124,3 +134,11 @@ def open_source(config: DataConfig, split: str, *, image_size: int) -> Source:
     Raises ValueError where the data set, its folder or the split does not exist.
     """
     return data_source(config, image_size=image_size).records(split)
+
+
+def open_training_source(config: DataConfig, *, image_size: int) -> Source:
+    """The records that a run trains on.
+
+    Raises ValueError where a data set, its folder or the split does not exist.
+    """
+    return data_source(config, image_size=image_size).training_records()

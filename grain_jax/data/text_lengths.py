@@ -15,6 +15,7 @@ import numpy as np
 
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.captions import normalize_text
+from grain_jax.data.mixture import sample_indices
 from grain_jax.data.records import Record, Source, read_records
 from grain_jax.data.region_coverage import needs_descriptions
 from grain_jax.data.tokenizer import Tokenizer
@@ -67,11 +68,12 @@ class TextLengths:
 
 
 def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> TextLengths:
-    """Text lengths of `SAMPLE_IMAGES` evenly spaced images, or of as many as `SECONDS` allow.
+    """Text lengths of `SAMPLE_IMAGES` images, or of as many as `SECONDS` allow.
 
-    Images are not decoded. Descriptions are counted only where a loss uses them.
+    They are evenly spaced, and of a mixture as many of each set as its weight says. Images are not
+    decoded. Descriptions are counted only where a loss uses them.
     """
-    spaced = np.linspace(0, len(source) - 1, min(len(source), SAMPLE_IMAGES)).round().astype(int)
+    spaced = sample_indices(source, SAMPLE_IMAGES)
     found, end = TextLengths(), time.monotonic() + SECONDS
     for part in range(PARTS):
         found.add(read_records(source, spaced[part::PARTS].tolist()), config, tokenizer)

@@ -22,6 +22,7 @@ from grain_jax.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from grain_jax.config.schema import Interpolation, Resize
 from grain_jax.data.captions import normalize_text
 from grain_jax.data.records import Region
+from grain_jax.data.uncompressed_png import view_uncompressed
 
 MAX_PIXELS = 64_000_000  # of one image; more is refused as a decompression bomb
 MIN_VISIBLE = 0.25  # fraction of a box's area; a region with less left after a crop is dropped
@@ -82,11 +83,15 @@ FULL = Window()
 def decode_image(image: bytes | Pixels) -> Pixels:
     """RGB uint8 [H, W, 3] of encoded bytes, upright (EXIF orientation applied).
 
-    An array is returned unchanged. CMYK, Lab, gray, 16 bit and palette images are converted;
-    transparent pixels become white; of several frames or pages the first is used. Colour profiles
-    and PNG's gamma are not applied. Raises `ImageError` where the image cannot be decoded.
+    An array is returned unchanged, and an uncompressed PNG as a view of its bytes. CMYK, Lab, gray,
+    16 bit and palette images are converted; transparent pixels become white; of several frames or
+    pages the first is used. Colour profiles and PNG's gamma are not applied. Raises `ImageError`
+    where the image cannot be decoded.
     """
-    return image if isinstance(image, np.ndarray) else np.asarray(_open_rgb(image))
+    if isinstance(image, bytes):
+        stored = view_uncompressed(image)
+        return np.asarray(_open_rgb(image)) if stored is None else stored
+    return image
 
 
 # First bytes of files that are often named like an image, and what to do about them.
@@ -226,6 +231,8 @@ def fit_image(
     """
     window = window or FULL
     whole = dataclasses.replace(window, flip=False) == FULL
+    if isinstance(image, bytes) and (stored := view_uncompressed(image)) is not None:
+        image = stored
     if isinstance(image, np.ndarray):
         if whole and image.shape[:2] == (size, size):
             return image[:, ::-1] if window.flip else image
@@ -242,6 +249,8 @@ def fit_image(
 
 def image_shape(image: bytes | Pixels) -> tuple[int, int]:
     """(height, width) of the upright image, without decoding it. Raises `ImageError`."""
+    if isinstance(image, bytes) and (stored := view_uncompressed(image)) is not None:
+        image = stored
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
     opened = _open(image)

@@ -55,9 +55,7 @@ def evaluate(
     data = data_source(config.data, image_size=image_size)
     training = None
     if final:
-        training = TrainingBoxes(
-            lambda: data.records(config.data.train_split), encoder, groups=data.box_groups
-        )
+        training = TrainingBoxes(data.training_records, encoder, groups=data.box_groups)
     results: list[Result] = []
     for held_out in data.evaluation_sets(limit=None if final else limit):
         results += evaluate_set(

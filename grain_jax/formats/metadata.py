@@ -12,7 +12,8 @@ from grain_jax.models.bundle import ModelBundle, from_metadata
 def portable_metadata(loaded: ModelBundle) -> dict[str, Any]:
     """The metadata of a checkpoint without paths of the machine it was trained on."""
     config = copy.deepcopy(loaded.config)
-    config.data.data_dir, config.pretrained, config.evaluation.zero_shot = "", "", ()
+    config.data.data_dir, config.data.mixture, config.pretrained = "", (), ""
+    config.evaluation.zero_shot = ()
     config.evaluation.zero_shot_during_training = ()
     if config.data.tokenizer not in ("clip", "synthetic_birds"):
         config.data.tokenizer = ""  # the tokenizer of the export

@@ -14,8 +14,10 @@ from jax.sharding import AbstractMesh
 from grain_jax import runtime
 from grain_jax.config import DataConfig, TrainConfig, validate
 from grain_jax.config.validation import unread_notes
+from grain_jax.data.decoded_cache import cache_notes
 from grain_jax.data.loader import check_batch_fits
 from grain_jax.data.loader_plan import most_workers
+from grain_jax.data.mixture import Mixture, source_sizes
 from grain_jax.data.records import Source
 from grain_jax.data.region_coverage import (
     RegionCoverage,
@@ -23,7 +25,7 @@ from grain_jax.data.region_coverage import (
     needs_regions,
     region_coverage,
 )
-from grain_jax.data.source import open_source
+from grain_jax.data.source import open_training_source
 from grain_jax.data.text_lengths import text_length_notes
 from grain_jax.data.tokenizer import Tokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -67,7 +69,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     """
     # What the weights change nothing of is found out before they are read.
     size = config.model.image_size
-    train = open_source(config.data, config.data.train_split, image_size=size)
+    train = open_training_source(config.data, image_size=size)
     check_batch_fits(train, config.batch_size)
 
     # Weights to start from, and the settings that come with them.
@@ -80,7 +82,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     source = train
     if config.model.image_size != size:  # came with the weights
         size = config.model.image_size
-        source = open_source(config.data, config.data.train_split, image_size=size)
+        source = open_training_source(config.data, image_size=size)
     tokenizer = given.tokenizer or build_tokenizer(config.data, pooling=config.model.text.pooling)
     if tokenizer.vocab_size > config.model.text.vocab_size:
         raise ValueError(
@@ -90,6 +92,7 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     coverage = region_coverage(source) if needs_regions(config) else None
     if coverage is not None:
         notes += check_regions(config, coverage)
+    notes += cache_notes(source, config.data, image_size=size)
     check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
     learned = NOTHING
     if newest is not None:
@@ -147,7 +150,7 @@ def late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]
 def resume_notes(inputs: Inputs, workdir: Path, step: int, *, change_schedule: bool) -> list[str]:
     """What changes where the run resumes from `step`; ValueError for what may not change."""
     saved = _saved(workdir, step)
-    check_same_data(saved, len(inputs.source), workdir)
+    check_same_data(saved, source_sizes(inputs.source), workdir)
     changed = changed_settings(saved["config"], inputs.config, workdir)
     rate = check_schedule(saved, inputs.config, step=step, workdir=workdir, allowed=change_schedule)
     return [f"changed: {setting}" for setting in [*changed, *rate]]
@@ -186,15 +189,33 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
     lr_multipliers(params, config.optim.lr_multipliers)
     screen = Screen()
     rows = what_trains(config, params, num_images=len(inputs.source), steps=inputs.steps)
-    screen.table(rows | regions_row(inputs) | {"run folder": folder_in_words(workdir, newest)})
+    screen.table(rows | data_rows(inputs) | {"run folder": folder_in_words(workdir, newest)})
     for note in notes:
         screen.note(note)
     screen.say("Checked: settings and data. Nothing was started.")
 
 
-def regions_row(inputs: Inputs) -> dict[str, str]:
-    """How many images have regions, for the screen; {} where the run needs none."""
-    return {} if inputs.coverage is None else {"regions": inputs.coverage.sentence()}
+def data_rows(inputs: Inputs) -> dict[str, str]:
+    """The sets of a mixture, and how many images have regions where the run needs them."""
+    rows = {}
+    if isinstance(inputs.source, Mixture):
+        samples = inputs.steps * inputs.config.batch_size
+        rows["mixture"] = mixture_in_words(inputs.source, samples=samples)
+    if inputs.coverage is not None:
+        rows["regions"] = inputs.coverage.sentence()
+    return rows
+
+
+def mixture_in_words(mixture: Mixture, *, samples: int) -> str:
+    """A line for each set: its size, its part of the `samples` of a run, and its epochs in them."""
+    lines = []
+    for number, (name, source) in enumerate(zip(mixture.names, mixture.sources, strict=True)):
+        fraction, weight = mixture.fraction(number), float(mixture.weights[number])
+        lines.append(
+            f"{name}: {len(source):,} images, weight {weight:g} ({100 * fraction:.3g} % of the "
+            f"samples), {samples * fraction / len(source):.3g} epochs"
+        )
+    return "\n".join(lines)
 
 
 def folder_in_words(workdir: Path, step: int | None) -> str:

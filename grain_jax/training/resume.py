@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,23 @@ FIXED = (
 )  # they decide on the weights or the batches
 FREE = (  # of the above: the same model and batches, computed or loaded in another way
     *("model.dtype", "model.remat", "model.attention"),
+    "data.mixture",  # folders may have moved, and weights mean the batches from the step on
     *("data.data_dir", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
     *("data.cache", "data.eval_split", "data.synthetic_birds.num_eval_images"),
 )
 
 
-def check_same_data(saved: dict[str, Any], num_images: int, workdir: Path) -> None:
-    """Raises ValueError where the data set has changed its size: its order would be another."""
-    if saved["num_images"] != num_images:
+def check_same_data(saved: dict[str, Any], set_sizes: Sequence[int], workdir: Path) -> None:
+    """Raises ValueError where a data set has changed its size: its order would be another.
+
+    `set_sizes`: images of each set of `data.mixture`, or of the one set. The weights may change.
+    """
+    before = saved.get("set_sizes", [saved["num_images"]])  # absent: from before there were several
+    if before != list(set_sizes):
+        was, now = (" + ".join(map(str, sizes)) for sizes in (before, set_sizes))
         raise ValueError(
-            f"{workdir} was trained on {saved['num_images']} images and the data set now has "
-            f"{num_images}, which changes the order of all of them. Give the same data, or start a "
+            f"{workdir} was trained on {was} images and the data set now has "
+            f"{now}, which changes the order of all of them. Give the same data, or start a "
             "new run with another --workdir."
         )
 

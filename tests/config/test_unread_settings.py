@@ -19,6 +19,7 @@ from grain_jax.parallel.sharding import cpu_devices_notes
 from grain_jax.trainer.inputs import late_notes
 
 CLIP = {"model__type": "clip"}
+HELD_OUT_BY_NONE = {"data__data_dir": "", "data__eval_split": ""}
 WORLD = {"data__dataset": "synthetic_birds", "data__data_dir": ""}
 # One case for each setting that a rule names: what makes it unread, and a value for it.
 REFUSED = [
@@ -30,6 +31,8 @@ REFUSED = [
     ({"loss__region_weight": 0.0}, "loss.mask_duplicate_descriptions", False),
     (CLIP, "loss.variant", "official"),
     (WORLD, "data.data_dir", "DIR"),
+    (WORLD, "data.mixture", ("DIR=1",)),
+    ({**HELD_OUT_BY_NONE, "data__mixture": ("a=1",)}, "data.data_dir", "DIR"),
     (WORLD, "data.eval_split", ""),
     ({}, "data.synthetic_birds.difficulty", "hard"),
     ({}, "data.synthetic_birds.num_train_images", 1_000),

@@ -9,7 +9,13 @@ from grain_jax.config import DataConfig, SyntheticBirdsConfig, TrainConfig
 from grain_jax.config.schema import Dataset
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.data.records import Caption, Record, Region
-from grain_jax.data.source import DATA_SOURCES, DataSource, data_source, open_source
+from grain_jax.data.source import (
+    DATA_SOURCES,
+    DataSource,
+    data_source,
+    open_source,
+    open_training_source,
+)
 from grain_jax.data.tfds_records import (
     SplitShards,
     encode_record,
@@ -65,6 +71,9 @@ def test_splits_hold_records(config):
             x0, y0, x1, y1 = region.box_xyxy
             assert 0 <= x0 < x1 <= 1
             assert 0 <= y0 < y1 <= 1
+    training = data.training_records()
+    assert training[0].id == open_training_source(config, image_size=SIZE)[0].id
+    assert len(training) == len(data.records("train"))
     with pytest.raises(ValueError, match="split"):
         data.records("elsewhere")
 

@@ -133,7 +133,7 @@ def test_a_slow_source_is_sampled_for_a_bounded_time(monkeypatch):
 def test_the_check_prints_the_note(tmp_path, monkeypatch, capsys):
     """As typed, with the data replaced by records of another source."""
     source = records(48, words=6)
-    monkeypatch.setattr("grain_jax.trainer.inputs.open_source", lambda *a, **k: source)
+    monkeypatch.setattr("grain_jax.trainer.inputs.open_training_source", lambda *a, **k: source)
     arguments = [f"--config={tiny_world.__file__}", f"--workdir={tmp_path}/run", "--check"]
     assert grain_jax.train.main(arguments) == 0
     printed = " ".join(capsys.readouterr().out.split())

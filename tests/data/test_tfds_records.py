@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grain_jax.config import DataConfig
 from grain_jax.data.records import Caption, Record, Region
@@ -17,8 +19,10 @@ from grain_jax.data.source import open_source
 from grain_jax.data.tfds_records import (
     RecordSource,
     SplitShards,
+    decode_record,
     encode_record,
     features,
+    parse_record,
     shard_path,
     write_metadata,
     write_shard,
@@ -56,6 +60,66 @@ def test_records_survive_a_round_trip(folder: Path) -> None:
     assert RecordSource(folder, "train[3:]")[0] == RECORDS[3]
     again = pickle.loads(pickle.dumps(source))
     assert again[4] == RECORDS[4]
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+numbers = st.floats(0, 1, width=32)
+
+
+def sorted_box(corners: tuple[float, float, float, float]) -> tuple[float, ...]:
+    (x0, x1), (y0, y1) = sorted(corners[::2]), sorted(corners[1::2])
+    return x0, y0, x1, y1
+
+
+parts = {
+    "id": texts,
+    "image": st.binary(max_size=20),
+    "captions": st.lists(st.tuples(texts, texts), max_size=3),
+    "regions": st.lists(
+        st.tuples(
+            st.tuples(*[numbers] * 4).map(sorted_box), texts, st.floats(width=32, allow_nan=False)
+        ),
+        max_size=3,
+    ),
+    "label": st.none() | texts.filter(bool),
+}
+
+
+@given(st.fixed_dictionaries(parts))
+def test_records_are_parsed_as_tfds_does(found) -> None:
+    captions = tuple(Caption(*caption) for caption in found["captions"])
+    regions = tuple(Region(*region) for region in found["regions"])
+    record = Record(**{**found, "captions": captions, "regions": regions})
+    stored = encode_record(record)
+    skip = {"image": tfds.decode.SkipDecoding()}
+    assert parse_record(stored) == record
+    assert decode_record(features().deserialize_example_np(stored, decoders=skip)) == record
+
+
+def test_a_data_set_with_further_features_is_read_too(tmp_path: Path, monkeypatch) -> None:
+    kinds = tfds.features
+    wider = kinds.FeaturesDict({**features(), "source_url": kinds.Text()})
+    stored = []
+    for record in RECORDS:
+        plain = features().deserialize_example_np(
+            encode_record(record), decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        for name in ("captions", "regions"):
+            columns = plain[name]
+            rows = zip(*columns.values(), strict=True)
+            plain[name] = [dict(zip(columns, row, strict=True)) for row in rows]
+        for region in plain["regions"]:
+            ymin, xmin, ymax, xmax = region["bbox"]
+            region["bbox"] = kinds.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax)
+        example = wider.encode_example({**plain, "source_url": "of another"})
+        stored.append(wider.serialize_example(example))
+    size = write_shard(shard_path(tmp_path, "train", 0, 1), stored)
+    monkeypatch.setattr("grain_jax.data.tfds_records.features", lambda: wider)
+    write_metadata(tmp_path, {"train": size})
+    monkeypatch.undo()
+    source = RecordSource(tmp_path, "train")
+    assert [source[i] for i in range(5)] == RECORDS
+    assert source.__getitems__([4, 0]) == [RECORDS[4], RECORDS[0]]
 
 
 def test_tfds_opens_the_folder(folder: Path) -> None:

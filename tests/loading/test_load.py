@@ -55,6 +55,7 @@ def random_params(config):
 def test_an_export_reads_back_as_it_was(tmp_path, changes):
     loaded = tiny_model.tiny_model(**changes)
     loaded.config.data.data_dir = "/somewhere/private"
+    loaded.config.data.mixture = ("/somewhere/private=1",)
     huggingface_folder.write_folder(loaded, tmp_path)
     again = read_model(tmp_path)
     expected = jax.device_get(loaded.params)

@@ -66,6 +66,9 @@ class SyntheticBirds:
         """Splits "train", "validation", "seen", "unseen"."""
         return SyntheticBirdSource(self.config.synthetic_birds, split, self.image_size)
 
+    def training_records(self) -> Source:
+        return self.records(self.config.train_split)
+
     def vocabulary(self) -> list[str]:
         return bird_vocabulary(self.config.synthetic_birds)
 

@@ -5,15 +5,18 @@ import itertools
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_collections import BOX_XYXY, COLLECTIONS, DESCRIPTION, SIZE, Collection
 
 from grain_jax import prepare
-from grain_jax.data import build_dataset
+from grain_jax.data import build_dataset, build_shard
 from grain_jax.data.build_dataset import build_split
 from grain_jax.data.build_spec import DatasetBuildSpec, images_folder, importer_options
+from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.importers import IMPORTERS, Importer, InvalidRecordError
 from grain_jax.data.tfds_records import RecordSource
+from grain_jax.data.uncompressed_png import view_uncompressed
 
 
 @pytest.fixture(params=IMPORTERS)
@@ -111,6 +114,19 @@ def test_the_data_set_is_read_back(name, collection, workers, tmp_path, monkeypa
         )
 
 
+def test_images_of_every_format_can_be_stored_decoded(name, collection, tmp_path) -> None:
+    notes: list[str] = []
+    cache = DecodedCache(SIZE[1] // 2)
+    build = spec(name, collection, tmp_path / "out", decoded_cache=cache)
+    assert build_split(build, workers=1, note=notes.append).images == 3
+    assert "bytes each in the mean of 3," in notes[0]
+    source = RecordSource(tmp_path / "out", "train")
+    for index in range(3):
+        pixels = view_uncompressed(source[index].image)
+        assert pixels.shape == (SIZE[1] // 2, SIZE[0] // 2, 3)
+        np.testing.assert_array_equal(pixels, np.broadcast_to(pixels[0, 0], pixels.shape))
+
+
 def test_an_interrupted_build_continues(name, collection, tmp_path, monkeypatch) -> None:
     def stop(state: build_dataset.Progress) -> None:
         raise KeyboardInterrupt
@@ -119,8 +135,8 @@ def test_an_interrupted_build_continues(name, collection, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         build_split(spec(name, collection, tmp_path / "out"), workers=1, progress=stop)
     written = []
-    encode = build_dataset.encode_record
-    monkeypatch.setattr(build_dataset, "encode_record", lambda r: written.append(r) or encode(r))
+    encode = build_shard.encode_record
+    monkeypatch.setattr(build_shard, "encode_record", lambda r: written.append(r) or encode(r))
     assert build_split(spec(name, collection, tmp_path / "out"), workers=1).images == 3
     assert len(written) == 2  # the first shard is kept
 
