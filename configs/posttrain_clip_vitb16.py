@@ -5,7 +5,8 @@ r"""GRAIN on top of OpenAI's CLIP ViT-B/16: pretrained towers, a region decoder 
 
 The weights come from the Hugging Face hub (`pretrained`, 600 MB); --pretrained=NAME_OR_FOLDER takes
 any other CLIP or SigLIP, with its own towers, tokenizer and normalisation. The towers learn at a
-tenth of the decoder's rate; --optim.lr_multipliers='("vision/*=0","text/*=0")' freezes them.
+tenth of the decoder's rate; --optim.trained_vision_layers=0 --optim.trained_text_layers=0
+freezes them.
 Shape-tested, not yet run at this size. In small, 800 steps on 5,999 photographs on top of a CLIP of
 ours: R@10 15.7 % to text and 14.0 % to image, level with that CLIP going on (15.2 and 13.5), where
 GRAIN from scratch has 9.4 and 9.6; by description CIFAR-10 is 1.5 points higher than with that CLIP

@@ -101,7 +101,7 @@ class ImporterOptions:
     # JSON {class: [description, ...]}, kept beside the records (imagefolder)
     descriptions: Annotated[OptionalPath, arg(metavar="FILE")] = None
     # fraction of the images, by hash of their paths, that makes a second split called "validation"
-    # (imagefolder)
+    # (annotations, imagefolder)
     holdout: Annotated[float | None, one_word(holdout_fraction, "FRACTION"), default_is("none")] = (
         None
     )

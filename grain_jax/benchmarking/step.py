@@ -20,6 +20,7 @@ from grain_jax.parallel import sharding
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.state import abstract_state, new_state
 from grain_jax.training.step import make_train_step
+from grain_jax.training.trainable import split_frozen
 
 SCHEDULE_STEPS = 1_000_000  # far more than are timed: the learning rate stays in its warm-up
 
@@ -107,7 +108,7 @@ def time_step(
         loss=float(total / weight),
         flops=step_flops(config, padded_positions(config), with_descriptions=wanted),
         useful_flops=step_flops(config, text_positions(batch), with_descriptions=wanted),
-        frozen=any(text.rpartition("=")[2] in ("0", "0.0") for text in config.optim.lr_multipliers),
+        frozen=bool(split_frozen(abstract.params, config.optim)[1]),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=(device.memory_stats() or {}).get("peak_bytes_in_use"),

@@ -266,6 +266,10 @@ class OptimConfig(Settings):
     # "PATTERN=MULTIPLIER" of the learning rate of parameters by name, as "vision/*=0.1"; the first
     # pattern that matches counts, and 0 freezes.
     lr_multipliers: tuple[str, ...] = ()
+    # How many of a tower's last layers are trained, with all that follows them; the rest of it is
+    # frozen: no gradient, no optimizer state. 0 freezes the tower, -1 trains all of it.
+    trained_vision_layers: int = -1
+    trained_text_layers: int = -1
     grad_cache_chunks: int = 1  # micro-batches of a step (GradCache); negatives: the whole batch
     ema_decay: float = 0.0  # 0 = off; evaluation and export use the average when on
     max_consecutive_nonfinite: int = 20  # steps without an update before the run stops

@@ -25,6 +25,8 @@ AT_LEAST = {
     "model.decoder.num_queries": 1,
     "model.text.context_length": 3,
     "optim.grad_cache_chunks": 1,
+    "optim.trained_vision_layers": -1,
+    "optim.trained_text_layers": -1,
     "optim.max_consecutive_nonfinite": 1,
     "mesh.data": -1,
     "mesh.fsdp": -1,

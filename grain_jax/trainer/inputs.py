@@ -37,7 +37,7 @@ from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING, Learned, learned_before, learns
 from grain_jax.parallel import processes, sharding
 from grain_jax.training import checkpoint, run_folder
-from grain_jax.training.optimizer import lr_multipliers, num_steps, num_warmup_steps
+from grain_jax.training.optimizer import num_steps, num_warmup_steps
 from grain_jax.training.progress import Screen, what_trains
 from grain_jax.training.resume import changed_settings, check_same_data, check_schedule
 from grain_jax.training.state import abstract_boxed_params
@@ -186,7 +186,6 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
         shape = sharding.mesh_shape(config.mesh, num_slices * slice_size)
         sharding.parameter_shardings(boxed, AbstractMesh(shape, sharding.AXES))
     params = nn.unbox(boxed)
-    lr_multipliers(params, config.optim.lr_multipliers)
     screen = Screen()
     rows = what_trains(config, params, num_images=len(inputs.source), steps=inputs.steps)
     screen.table(rows | data_rows(inputs) | {"run folder": folder_in_words(workdir, newest)})

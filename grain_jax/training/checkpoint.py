@@ -31,6 +31,7 @@ from grain_jax.models.learned import Learned
 from grain_jax.parallel.processes import errors_in_all, from_first
 from grain_jax.parallel.sharding import parameter_shardings
 from grain_jax.paths import user_path
+from grain_jax.training.moments import as_stored, with_moments_of
 from grain_jax.training.run_folder import FOLDER, METADATA, complete_steps, read_metadata
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
@@ -149,14 +150,20 @@ class Checkpoints:
             )
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of `step` on the devices of `abstract`, whatever devices wrote it."""
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+        """The state of `step` on the devices of `abstract`, whatever devices wrote it.
+
+        Where other parameters were trained before, those that are trained from here on start with
+        moments of 0, and the moments of those that are frozen now are left out.
+        """
+        stored = as_stored(abstract, self.folder / str(step) / "optimizer")
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(stored).items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return TrainState(
+        state = TrainState(
             params=restored["params"],
             ema_params=restored["ema_params"] if "ema_params" in items else None,
             **{name: restored["optimizer"][stored] for name, stored in STATE.items()},
         )
+        return state if stored is abstract else with_moments_of(state, abstract)
 
     def best_score(self) -> float:
         """The highest value of the metric among the saved steps; -inf where none has one.

@@ -1,8 +1,7 @@
 """AdamW as the official code sets it up: schedule, weight-decay groups, clipping."""
 
-import fnmatch
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,48 +73,6 @@ def decay_mask(params: Any, groups: str) -> Any:
         return last not in ("bias", "scale") and value.ndim - ("layers" in names) >= 2
 
     return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def lr_multipliers(params: Any, patterns: Sequence[str]) -> Any:
-    """A factor on the learning rate of each parameter: that of the first pattern that matches it.
-
-    A pattern is "NAME=FACTOR", with NAME as "vision/*" or "text/layer_0/*" (`fnmatch`; scanned
-    layers are "text/layers/*"); without a match the factor is 1. Raises ValueError for a pattern
-    without a number, or that matches nothing.
-    """
-    parsed = [_parse_factor(pattern) for pattern in patterns]
-    names = {
-        path: "/".join(str(part.key) for part in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    }
-    for pattern, _ in parsed:
-        if not fnmatch.filter(names.values(), pattern):
-            parts = ", ".join(sorted({name.partition("/")[0] for name in names.values()}))
-            raise ValueError(
-                f"optim.lr_multipliers: no parameter is called {pattern!r}. They begin "
-                f"with {parts}; the whole names are those of `params` in a checkpoint, joined by "
-                "'/'."
-            )
-
-    def factor(path: tuple[Any, ...], _: Any) -> float:
-        found = (value for pattern, value in parsed if fnmatch.fnmatch(names[path], pattern))
-        return next(found, 1.0)
-
-    return jax.tree_util.tree_map_with_path(factor, params)
-
-
-def _parse_factor(text: str) -> tuple[str, float]:
-    pattern, _, number = text.rpartition("=")
-    try:
-        factor = float(number)
-    except ValueError:
-        factor = math.nan
-    if not pattern or not math.isfinite(factor) or factor < 0:
-        raise ValueError(
-            f"optim.lr_multipliers: given {text!r}, expected a name and a number of 0 or more, as "
-            "'vision/*=0.1'."
-        )
-    return pattern, factor
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:

@@ -14,6 +14,7 @@ from rich.text import Text
 from grain_jax.config import TrainConfig
 from grain_jax.data.source import data_source
 from grain_jax.training.state import count_parameters
+from grain_jax.training.trainable import split_frozen
 
 SHOWN = {  # metric -> its name on the line
     "loss": "loss",
@@ -117,17 +118,16 @@ def introduction(
 
 
 def what_trains(config: TrainConfig, params: Any, *, num_images: int, steps: int) -> dict[str, str]:
-    """The lines of `introduction` that are the same on any devices; `params` may be abstract."""
+    """The lines of `introduction` that are the same on any devices; `params` may be abstract.
+
+    Raises ValueError for settings of what is trained that do not fit the parameters.
+    """
     model, data, batch = config.model, config.data, config.batch_size
-    parts = ", ".join(
-        f"{name} {count_parameters(part) / 1e6:.2f} M"
-        for name, part in sorted(params.items())
-        if count_parameters(part) >= 1e4
-    )
     location = data_source(data, image_size=model.image_size).location
     return {
         "model": f"{'GRAIN' if model.type == 'grain' else 'CLIP'}, "
-        f"{count_parameters(params) / 1e6:.2f} M parameters ({parts}), computing in {model.dtype}",
+        f"{_counted(params)}, computing in {model.dtype}",
+        **_frozen_row(config, params),
         "data": f"{num_images:,} images of {data.dataset}/{data.train_split}{location}",
         "training": f"{steps:,} steps of batch {batch:,} "
         f"({steps * batch / num_images:.1f} epochs)"
@@ -137,6 +137,28 @@ def what_trains(config: TrainConfig, params: Any, *, num_images: int, steps: int
             else ""
         ),
     }
+
+
+def _frozen_row(config: TrainConfig, params: Any) -> dict[str, str]:
+    """How many parameters are trained, where some are not."""
+    trained, frozen = split_frozen(params, config.optim)
+    if not frozen:
+        return {}
+    return {
+        "trained": f"{_counted(trained)}; frozen, without gradient and optimizer state: "
+        f"{_counted(frozen)}"
+    }
+
+
+def _counted(params: Any) -> str:
+    """The number of parameters, and those of the large parts."""
+    parts = ", ".join(
+        f"{name} {count_parameters(part) / 1e6:.2f} M"
+        for name, part in sorted(params.items())
+        if count_parameters(part) >= 1e4
+    )
+    total = f"{count_parameters(params) / 1e6:.2f} M parameters"
+    return f"{total} ({parts})" if parts else total
 
 
 def num_logits(config: TrainConfig) -> int:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from grain_jax.config import TrainConfig
 from grain_jax.parallel.sharding import parameter_shardings, replicated
+from grain_jax.training.trainable import split_frozen
 
 
 @no_type_check  # under tree_map its leaves become shardings or shape structs
@@ -21,7 +22,7 @@ class TrainState:
 
     step: jax.Array  # int32, steps done, nonfinite ones included
     params: Any  # float32 tree
-    opt_state: Any
+    opt_state: Any  # of the trained parameters alone
     ema_params: Any  # exponential average of params; None when off
     nonfinite_steps: jax.Array  # int32, steps whose loss or gradient was not finite: no update
     consecutive_nonfinite: jax.Array  # int32, such steps in a row up to now
@@ -46,6 +47,7 @@ def abstract_state(
     whole = replicated(mesh)
     shardings = jax.tree.map(lambda _: whole, state)
     of_params = jax.tree.map(lambda leaf: leaf.sharding, placed)
+    of_trained, _ = split_frozen(of_params, config.optim)
     shardings = dataclasses.replace(
         shardings,
         params=of_params,
@@ -54,7 +56,7 @@ def abstract_state(
             optimizer,
             lambda _, sharding: sharding,
             state.opt_state,
-            of_params,
+            of_trained,
             transform_non_params=lambda _: whole,
         ),
     )
@@ -111,10 +113,11 @@ def _init_params(model: nn.Module, config: TrainConfig) -> Any:
 
 
 def _start(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
+    trained, _ = split_frozen(params, config.optim)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(trained),
         ema_params=jax.tree.map(jnp.copy, params) if config.optim.ema_decay else None,
         nonfinite_steps=jnp.zeros((), jnp.int32),
         consecutive_nonfinite=jnp.zeros((), jnp.int32),

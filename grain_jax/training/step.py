@@ -21,8 +21,9 @@ from grain_jax.models.packing import capacity, pack, unpack
 from grain_jax.parallel.sharding import batch_sharding, replicated
 from grain_jax.training.micro_batches import encode_in_parts
 from grain_jax.training.objective import total_loss
-from grain_jax.training.optimizer import LOGIT_SCALES, Schedule, clamp_logit_scales, lr_multipliers
+from grain_jax.training.optimizer import LOGIT_SCALES, Schedule, clamp_logit_scales
 from grain_jax.training.state import TrainState
+from grain_jax.training.trainable import join, lr_multipliers, split_frozen
 
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, weight): exact means over any window
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -39,27 +40,25 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles on first call, within `use_mesh(mesh)`. The given state is consumed (donated).
 
-    Parameters whose multiplier is 0 get no gradient at all, so that nothing is computed for them.
+    Frozen parameters get no gradient at all, so that nothing is computed and kept for them.
     """
-    factors = lr_multipliers(abstract.params, config.optim.lr_multipliers)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss_fn(params: Any) -> tuple[Array, Metrics]:
-            params = jax.tree.map(
-                lambda p, factor: p if factor else jax.lax.stop_gradient(p), params, factors
-            )
-            return batch_loss(model, params, batch, config, rng=rng)
+        trained, frozen = split_frozen(state.params, config.optim)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        def loss_fn(trained: Any) -> tuple[Array, Metrics]:
+            return batch_loss(model, join(trained, frozen), batch, config, rng=rng)
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         grad_norm = optax.tree.norm(grads)
         # A process whose data has failed sends rows without a record until all have stopped; such
         # a step changes nothing and is not counted.
         void = (batch.index < 0).any()
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~void
         rate = schedule(state.step)
-        updated = _update(optimizer, state, grads, rate=rate, factors=factors, config=config)
+        updated = _update(optimizer, state, grads, rate=rate, config=config)
         # A nonfinite step changes nothing but the counters.
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
         nonfinite = (~good & ~void).astype(jnp.int32)
@@ -221,22 +220,25 @@ def _update(
     grads: Any,
     *,
     rate: Array,
-    factors: Any,
     config: TrainConfig,
 ) -> TrainState:
+    """`state` with its trained parameters moved along `grads`, which has these alone."""
+    trained, frozen = split_frozen(state.params, config.optim)
+    factors, _ = split_frozen(lr_multipliers(state.params, config.optim), config.optim)
     with jax.numpy_dtype_promotion("standard"):  # optax's own code relies on it
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(
-        lambda p, u, factor: p - (factor * rate).astype(p.dtype) * u if factor else p,
-        state.params,
-        updates,
-        factors,
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    trained = jax.tree.map(
+        lambda p, u, factor: p - (factor * rate).astype(p.dtype) * u, trained, updates, factors
     )
-    params = clamp_logit_scales(params, max_scale=config.model.max_logit_scale)
+    trained = clamp_logit_scales(trained, max_scale=config.model.max_logit_scale)
     ema_params = state.ema_params
     if ema_params is not None:
         count = state.step.astype(jnp.float32)
         # A young average forgets its random start: the decay rises to the one asked for.
         decay = jnp.minimum(config.optim.ema_decay, (1.0 + count) / (10.0 + count))
-        ema_params = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema_params, params)
-    return dataclasses.replace(state, params=params, opt_state=opt_state, ema_params=ema_params)
+        average, unchanged = split_frozen(ema_params, config.optim)
+        average = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, average, trained)
+        ema_params = join(average, unchanged)
+    return dataclasses.replace(
+        state, params=join(trained, frozen), opt_state=opt_state, ema_params=ema_params
+    )

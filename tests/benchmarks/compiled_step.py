@@ -53,7 +53,8 @@ def open_devices(topology: str, count: int) -> list[Any]:
         jax.config.update("jax_num_cpu_devices", count)
         return jax.devices()
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # this machine is asked nothing about its own TPU
-    return list(topologies.get_topology_desc(topology, "tpu").devices)
+    one_chip = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    return list(topologies.get_topology_desc(topology, "tpu", **one_chip).devices)
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Any:

@@ -16,6 +16,7 @@ VARIANTS = {
     "configs/grain_vitb16_cc12m.py": ("", "faithful"),
     "configs/clip_vitb16_cc12m.py": ("", "original"),
     "configs/photos.py": ("", "clip"),
+    "configs/posttrain_own_data.py": ("", "decoder"),
     "grain_jax/data/synthetic_birds/demo.py": ("", "clip", "smoke"),
 }
 PRETRAINED = {

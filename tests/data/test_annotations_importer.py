@@ -13,6 +13,7 @@ from grain_jax.annotation.writer import AnnotationWriter
 from grain_jax.data.annotation_rows import Provenance, Row, content_hash
 from grain_jax.data.importers import Importer
 from grain_jax.data.importers.annotations import AnnotationRows
+from grain_jax.data.importers.held_out import is_held_out
 from grain_jax.data.records import Caption, Region
 from grain_jax.data.tfds_records import RecordSource
 
@@ -126,3 +127,27 @@ def test_another_folder_is_a_mistake(annotated, tmp_path, capsys):
     assert "has no annotations.json" in capsys.readouterr().err
     assert build(images, images / "a.png", tmp_path / "out") == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_holdout_is_the_same_images_as_of_class_folders(tmp_path):
+    """Two disjoint splits, each with what is its own, checked and fingerprinted apart."""
+    images, folder = tmp_path / "images", tmp_path / "ann"
+    images.mkdir()
+    names = [f"{number}.png" for number in range(20)]
+    for name in names:
+        (images / name).write_bytes(image_bytes("black"))
+    write(folder, "describe", *(described(name, f"caption of {name}") for name in names))
+    places = [f"--input={folder}", f"--images={images}", f"--output={tmp_path / 'out'}"]
+    assert prepare.main(["--from=annotations", *places, "--workers=1", "--holdout=0.3"]) == 0
+    ids = {}
+    for split in ("train", "validation"):
+        source = RecordSource(tmp_path / "out", split)
+        records = [source[i] for i in range(len(source))]
+        assert all(record.captions[0].text == f"caption of {record.id}" for record in records)
+        ids[split] = {record.id for record in records}
+    assert ids["train"] | ids["validation"] == set(names)
+    assert not ids["train"] & ids["validation"]
+    assert ids["validation"] == {name for name in names if is_held_out(name, 0.3)}
+    train, held_out = (AnnotationRows(folder, holdout=0.3, held_out=part) for part in (False, True))
+    assert train.fingerprint() != held_out.fingerprint()
+    assert train.fingerprint() != AnnotationRows(folder).fingerprint()

@@ -29,7 +29,6 @@ from grain_jax.loading.run import write_run
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
 from grain_jax.training import checkpoint, run_folder
-from grain_jax.training.optimizer import lr_multipliers
 from grain_jax.training.state import TrainState
 
 
@@ -227,7 +226,7 @@ def test_rates_are_scaled_and_frozen_by_name():
     for factors in ((), ("vision/*=0", "text/layer_0/*=0.5", "logit_scale=0", "text/*=1")):
         changed = copy.deepcopy(config)
         changed.optim.lr_multipliers = factors
-        run = TinyRun(changed, start=start)
+        run = TinyRun(changed)  # the same weights; optimizer state of what is trained alone
         run.train([random_batch()])
         updates.append(
             jax.tree.map(lambda new, old: np.asarray(new) - old, run.state.params, start.params)
@@ -243,15 +242,6 @@ def test_rates_are_scaled_and_frozen_by_name():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), scaled[name], half
         )
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [("vison/*=0", "no parameter is called 'vison"), ("text/*", "a number"), ("text/*=-1", "of 0")],
-)
-def test_unknown_lr_multipliers_are_refused(pattern, message):
-    with pytest.raises(ValueError, match=message):
-        lr_multipliers({"vision": {"cls": 0.0}, "text": {"token": 0.0}}, (pattern,))
 
 
 @pytest.mark.slow

@@ -18,11 +18,10 @@ from grain_jax.data.classification.class_names import clean_names, names_of_labe
 from grain_jax.data.classification.class_texts import bind_descriptions
 from grain_jax.data.classification.image_folder import printable
 from grain_jax.data.importers.columns import check_template
+from grain_jax.data.importers.held_out import part_of
 from grain_jax.data.importers.item import ImagesFolder, ImportedImage
 from grain_jax.data.records import Caption
 from grain_jax.data.text_files import read_texts
-
-HASH_BITS = 53  # which a float holds exactly
 
 
 class ImageFolder:
@@ -51,18 +50,8 @@ class ImageFolder:
             )
         self.notes = [*folders.notes, *filter(None, [layout_hint(path, folders).strip()])]
         self._names = self._named(folders.classes, classes)
-        pairs = zip(folders.files, folders.labels, strict=True)
-        self._files = [
-            (file, label)
-            for file, label in pairs
-            if holdout is None or is_held_out(file, holdout) == held_out
-        ]
-        if not self._files:
-            part = "set aside" if held_out else "left"
-            raise ValueError(
-                f"--holdout={holdout} of {len(folders.files)} images: none is {part}. Give another "
-                "fraction."
-            )
+        places = part_of(list(folders.files), holdout, held_out=held_out)
+        self._files = [(folders.files[place], folders.labels[place]) for place in places]
         self._descriptions = self._bound(descriptions)
 
     def __len__(self) -> int:
@@ -117,9 +106,3 @@ class ImageFolder:
         texts = read_texts(str(source))
         found = bind_descriptions(texts, self._names, str(source), self._root.name, note)
         return {name: found[name] for name in self._names.values() if name in found}
-
-
-def is_held_out(path: str, fraction: float) -> bool:
-    """Whether the image at this path, relative to the folder, is in the fraction set aside."""
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") >> (64 - HASH_BITS) < fraction * 2**HASH_BITS

@@ -8,7 +8,8 @@ from tiny_collections import image_bytes
 
 from grain_jax import prepare
 from grain_jax.data.importers.columns import check_template
-from grain_jax.data.importers.imagefolder import ImageFolder, is_held_out
+from grain_jax.data.importers.held_out import is_held_out
+from grain_jax.data.importers.imagefolder import ImageFolder
 from grain_jax.data.tfds_records import RecordSource
 
 
