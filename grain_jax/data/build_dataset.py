@@ -11,6 +11,7 @@ different splits of one folder at once.
 import array
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -63,7 +64,9 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
+    """Consecutive records of the input, and where they are written."""
+
     number: int
     start: int
     stop: int
@@ -84,6 +87,13 @@ class _Shard:
         return self.path.with_suffix(".ids")
 
 
+# Who builds shards: gets those that are missing, and yields each with its statistics when its files
+# are there, in any order.
+ShardRunner = Callable[
+    [list[Shard], DatasetBuildSpec, Importer], Iterator[tuple[Shard, DatasetStatistics]]
+]
+
+
 def report_path(out: Path, split: str) -> Path:
     """The file that holds the statistics of a finished split."""
     return out / f"report-{split}.json"
@@ -102,7 +112,8 @@ def is_built(spec: DatasetBuildSpec) -> bool:
 def build_split(
     spec: DatasetBuildSpec,
     *,
-    workers: int,
+    workers: int = 1,
+    runner: ShardRunner | None = None,
     progress: Callable[[Progress], None] = lambda state: None,
 ) -> DatasetStatistics:
     """Builds the split, or the rest of an interrupted build; returns the statistics of the split.
@@ -110,6 +121,7 @@ def build_split(
     Args:
         spec: input, output and options.
         workers: processes; 1 builds in this process.
+        runner: builds the shards instead of processes of this machine.
         progress: called after each shard.
 
     Raises ValueError for an invalid `spec`, for a split that is finished with another input or
@@ -128,7 +140,8 @@ def build_split(
         "or choose another --split or --output."
     )
     with _locked(folder / "lock", taken=taken):
-        return _build_rest(spec, importer, identity, folder, workers, progress)
+        run = functools.partial(build_in_processes, workers) if runner is None else runner
+        return _build_rest(spec, importer, identity, folder, run, progress)
 
 
 def _build_rest(
@@ -136,7 +149,7 @@ def _build_rest(
     importer: Importer,
     identity: dict[str, Any],
     folder: Path,
-    workers: int,
+    runner: ShardRunner,
     progress: Callable[[Progress], None],
 ) -> DatasetStatistics:
     if (report := _read_json(report_path(spec.out, spec.split))) is not None:
@@ -151,7 +164,7 @@ def _build_rest(
     if not moved:
         (folder / MOVING).unlink(missing_ok=True)
     statistics, entries = DatasetStatistics(), 0
-    for shard, part in _build_shards(shards, spec, importer, workers, moved=moved):
+    for shard, part in _build_shards(shards, spec, importer, runner, moved=moved):
         statistics.add(part)
         entries += shard.stop - shard.start
         progress(Progress(entries, len(importer), statistics))
@@ -176,14 +189,14 @@ def _build_rest(
     return statistics
 
 
-def _count_repeated(shards: list[_Shard]) -> tuple[int, int]:
+def _count_repeated(shards: list[Shard]) -> tuple[int, int]:
     """The number of records with the id of another, and with the image of another."""
     hashes = [np.frombuffer(shard.ids_path.read_bytes(), np.uint64) for shard in shards]
     ids, images = np.concatenate(hashes).reshape(-1, 2).T
     return int(ids.size - np.unique(ids).size), int(images.size - np.unique(images).size)
 
 
-def _count_merged(shards: list[_Shard]) -> int:
+def _count_merged(shards: list[Shard]) -> int:
     """The number of annotations that some image got."""
     rows = [np.frombuffer(shard.merged_path.read_bytes(), np.uint32) for shard in shards]
     return int(np.unique(np.concatenate(rows)).size)
@@ -228,7 +241,7 @@ def _require_same(
         )
 
 
-def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[_Shard]:
+def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[Shard]:
     count = len(importer)
     size = max(MIN_SHARD, -(-count // MAX_SHARDS))
     made_by = [CHECKS, spec.format, _images(spec), _options(spec)]
@@ -237,13 +250,18 @@ def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[_Shar
         stop = min(start + size, count)
         made_of = json.dumps([*made_by, importer.checksum(start, stop), stop - start])
         key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-        shards.append(_Shard(number, start, stop, folder / f"{number:05d}-{key}.array_record"))
+        shards.append(Shard(number, start, stop, folder / f"{number:05d}-{key}.array_record"))
     return shards
 
 
 def _build_shards(
-    shards: list[_Shard], spec: DatasetBuildSpec, importer: Importer, workers: int, *, moved: bool
-) -> Iterator[tuple[_Shard, DatasetStatistics]]:
+    shards: list[Shard],
+    spec: DatasetBuildSpec,
+    importer: Importer,
+    runner: ShardRunner,
+    *,
+    moved: bool,
+) -> Iterator[tuple[Shard, DatasetStatistics]]:
     """Each shard with its statistics when it is done, those of an earlier run first.
 
     `moved`: an earlier run may have moved its shards to their final names.
@@ -255,9 +273,17 @@ def _build_shards(
             yield shard, DatasetStatistics.from_json(done["figures"])
         else:
             missing.append(shard)
+    if missing:
+        yield from runner(missing, spec, importer)
+
+
+def build_in_processes(
+    workers: int, missing: list[Shard], spec: DatasetBuildSpec, importer: Importer
+) -> Iterator[tuple[Shard, DatasetStatistics]]:
+    """A `ShardRunner`: as many processes of this machine; 1: this process."""
     if workers <= 1 or len(missing) <= 1:
         for shard in missing:
-            yield shard, _build_shard(shard, spec, importer)
+            yield shard, build_shard(shard, spec, importer)
         return
     context = multiprocessing.get_context("spawn")  # fork is unsafe in a process with threads
     with ProcessPoolExecutor(
@@ -295,12 +321,13 @@ def _start_worker(spec: DatasetBuildSpec, importer: Importer) -> None:
     end_with_parent()
 
 
-def _build_in_worker(shard: _Shard) -> DatasetStatistics:
+def _build_in_worker(shard: Shard) -> DatasetStatistics:
     assert _worker_state is not None
-    return _build_shard(shard, *_worker_state)
+    return build_shard(shard, *_worker_state)
 
 
-def _build_shard(shard: _Shard, spec: DatasetBuildSpec, importer: Importer) -> DatasetStatistics:
+def build_shard(shard: Shard, spec: DatasetBuildSpec, importer: Importer) -> DatasetStatistics:
+    """Writes the files of a shard. Raises ValueError for an invalid record with "raise"."""
     statistics, ids = DatasetStatistics(), array.array("Q")
     left_out: dict[str, list[int] | None] = {}
     merged: list[int] = []
@@ -324,7 +351,7 @@ def _build_shard(shard: _Shard, spec: DatasetBuildSpec, importer: Importer) -> D
 
 
 def _encoded(
-    shard: _Shard,
+    shard: Shard,
     spec: DatasetBuildSpec,
     importer: Importer,
     statistics: DatasetStatistics,
@@ -369,7 +396,7 @@ def _hash(data: bytes) -> int:
 
 
 def _move_to_final_names(
-    shards: list[_Shard],
+    shards: list[Shard],
     spec: DatasetBuildSpec,
     importer: Importer,
     identity: dict[str, Any],
