@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from places import REPOSITORY
+from places import HELPERS, REPOSITORY
 
 STORE_BYTES = 80 * 2**20  # of shared memory a machine; the least that Ray takes
 
@@ -27,7 +27,7 @@ def ray_machines(*cores: int) -> Iterator[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY}:{HELPERS}", "RAY_USAGE_STATS_ENABLED": "0"},
     )
     assert process.stdout is not None
     try:
