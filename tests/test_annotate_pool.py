@@ -1,53 +1,36 @@
 """`annotate describe` with several endpoints, each a process of its own that can be killed."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from chat_server import caption_of, chat_server, features_of
-from PIL import Image
-from places import REPOSITORY
+from chat_server import chat_server
+from described import check, command, start, wait_for_rows, write_images
 
 pytest.importorskip("pyarrow")
 
 from grain_jax import annotate
-from grain_jax.annotation.images import as_jpeg, load_image
 from grain_jax.data.annotation_files import StageFiles
 
 pytestmark = pytest.mark.multiprocess
 COUNT = 40
+QUICK = ("--retries=1", "--timeout=5", "--concurrency=2")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for number in range(COUNT):
-        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"), COUNT)
 
 
-def options(images: Path, output: Path, *servers, more=()) -> list[str]:
-    urls = ",".join(server.url for server in servers)
-    places = [f"--images={images}", f"--output={output}", f"--endpoint={urls}", "--model=tiny"]
-    return ["describe", *places, "--retries=1", "--timeout=5", "--concurrency=2", *more]
+def describe(images: Path, output: Path, *servers) -> int:
+    return annotate.main([*command(images, output, *servers), *QUICK])
 
 
 def check_rows(images: Path, output: Path) -> None:
     """A row for each image, none twice, each what the endpoints say of the image."""
-    files = StageFiles(output, "describe")
-    rows = [files.row(index) for index in range(len(files))]
-    assert sorted(row.image for row in rows) == [f"{number:02d}.png" for number in range(COUNT)]
-    for row in rows:
-        sent = as_jpeg(load_image(row.image, images), 768)
-        assert row.error is None, row
-        assert row.outputs["captions"] == [caption_of(sent)]
-        assert row.outputs["descriptions"] == features_of(sent)
+    assert len(StageFiles(output, "describe")) == COUNT
+    check(images, output)
 
 
 def most_at_once(server, log_before: int = 0) -> int:
@@ -59,7 +42,7 @@ def test_images_are_shared_and_each_endpoint_has_its_bound(images, tmp_path):
     with chat_server() as quick, chat_server() as slow:
         quick.behave("ok", delay=0.02)
         slow.behave("ok", delay=0.2)
-        assert annotate.main(options(images, tmp_path, quick, slow)) == 0
+        assert describe(images, tmp_path, quick, slow) == 0
         check_rows(images, tmp_path)
         asked = [server.log() for server in (quick, slow)]
         assert sum(map(len, asked)) == 2 * COUNT
@@ -70,32 +53,11 @@ def test_images_are_shared_and_each_endpoint_has_its_bound(images, tmp_path):
             assert [each["messages"] for each in log].count(2) == len(log) / 2
 
 
-def start(images: Path, output: Path, *servers) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "grain_jax.annotate", *options(images, output, *servers)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "400"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_rows(output: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        if (output / "annotations.json").exists() and len(StageFiles(output, "describe")) >= count:
-            return
-        time.sleep(0.02)
-    process.kill()
-    pytest.fail(f"no {count} rows: {process.communicate()}")
-
-
 def test_an_endpoint_that_is_killed_is_put_aside_and_no_row_is_lost(images, tmp_path):
     with chat_server() as first, chat_server() as second:
         for server in (first, second):
             server.behave("ok", delay=0.1)
-        process = start(images, tmp_path, first, second)
+        process = start(images, tmp_path, first, second, options=QUICK)
         wait_for_rows(tmp_path, 8, process)
         second.stop()
         _, error = process.communicate(timeout=60)
@@ -109,7 +71,7 @@ def test_the_run_stops_when_none_is_left_and_continues(images, tmp_path):
     with chat_server() as first, chat_server() as second:
         for server in (first, second):
             server.behave("ok", delay=0.1)
-        process = start(images, tmp_path, first, second)
+        process = start(images, tmp_path, first, second, options=QUICK)
         wait_for_rows(tmp_path, 4, process)
         for server in (first, second):
             server.stop()
@@ -120,14 +82,14 @@ def test_the_run_stops_when_none_is_left_and_continues(images, tmp_path):
     kept = len(StageFiles(tmp_path, "describe"))
     assert 4 <= kept < COUNT
     with chat_server(first.port), chat_server(second.port):
-        assert annotate.main(options(images, tmp_path, first, second)) == 0
+        assert describe(images, tmp_path, first, second) == 0
     check_rows(images, tmp_path)
 
 
 def test_a_key_that_one_endpoint_refuses_leaves_the_other(images, tmp_path, capsys):
     with chat_server() as first, chat_server() as second:
         second.behave("401")
-        assert annotate.main(options(images, tmp_path, first, second)) == 0
+        assert describe(images, tmp_path, first, second) == 0
         error = " ".join(capsys.readouterr().err.split())
         assert f"{second.url} refuses the key (HTTP 401" in error
     check_rows(images, tmp_path)
@@ -137,7 +99,7 @@ def test_keys_that_all_refuse_stop_the_run(images, tmp_path, capsys):
     with chat_server() as first, chat_server() as second:
         for server in (first, second):
             server.behave("401")
-        assert annotate.main(options(images, tmp_path, first, second)) == 1
+        assert describe(images, tmp_path, first, second) == 1
         assert len(first.log()) + len(second.log()) < 12
     error = " ".join(capsys.readouterr().err.split())
     assert "None of the 2 endpoints is left" in error
@@ -148,7 +110,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_room(images, tmp_path):
     with chat_server() as first, chat_server() as second:
         first.behave("ok", delay=1.0)
         second.behave("ok", delay=0.05)
-        process = start(images, tmp_path, first, second)
+        process = start(images, tmp_path, first, second, options=QUICK)
         wait_for_rows(tmp_path, 3, process)
         second.stop()
         time.sleep(1.5)
