@@ -49,7 +49,7 @@ def plan_workers(
     """Workers for a cluster.
 
     Args:
-        count: None for one on each GPU, or on each machine where none is used.
+        count: None for one on each GPU, or on each machine with cores where none is used.
         gpus: of each worker; None for one where the cluster has any and the stage uses it.
 
     Raises ValueError for more than the cluster has.
@@ -64,12 +64,12 @@ def plan_workers(
                 f"for {places} on {cluster.gpus} GPUs; give fewer --workers, or a fraction."
             )
         return WorkerPlan(count or places, 1, gpus)
-    count = count or len(cluster.machines)
+    cores = sorted(machine.cpus for machine in cluster.machines if machine.cpus)
+    count = count or max(1, len(cores))
     if count > cluster.cpus:
         raise ValueError(
             f"--workers={count} take a core each, and the cluster has {cluster.cpus}; give fewer."
         )
-    cores = sorted(machine.cpus for machine in cluster.machines if machine.cpus)
     cpus = next(
         cpus for cpus in range(cores[-1], 0, -1) if sum(each // cpus for each in cores) >= count
     )

@@ -29,6 +29,7 @@ def cluster(*machines: tuple[int, int]) -> Cluster:
         (((8, 0), (8, 0)), 4, None, True, WorkerPlan(4, 4, 0.0)),
         (((8, 0), (8, 0)), 3, None, False, WorkerPlan(3, 4, 0.0)),
         (((8, 0), (2, 0)), 2, None, False, WorkerPlan(2, 4, 0.0)),
+        (((0, 0), (8, 0), (8, 0)), None, None, False, WorkerPlan(2, 8, 0.0)),
         (((16, 4), (16, 4)), None, None, True, WorkerPlan(8, 1, 1.0)),
         (((16, 4), (16, 4)), None, None, False, WorkerPlan(2, 16, 0.0)),
         (((16, 4), (16, 4)), None, 0.0, True, WorkerPlan(2, 16, 0.0)),
@@ -50,6 +51,7 @@ def test_how_many_workers_there_are(machines, count, gpus, uses_gpu, expected):
         (((8, 0),), None, 1.0, "--num_gpus=1"),
         (((8, 3), (8, 3)), 3, 2.0, "has room for 2 on 6 GPUs"),
         (((4, 0), (4, 0)), 9, None, "--workers=9"),
+        (((0, 0),), None, None, "--workers=1"),
     ],
 )
 def test_more_than_the_cluster_has_is_refused(machines, count, gpus, said):
