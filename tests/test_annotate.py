@@ -121,6 +121,13 @@ def test_without_pyarrow_the_way_to_install_it_is_said(
     assert "[annotate]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stage", ["describe", "ground", "audit", "review"])
+def test_help_says_what_a_stage_is_for(stage, capsys):
+    assert annotate.main([stage, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"python -m grain_jax.annotate {stage} --" in said.partition("options")[0]
+
+
 def test_stages_are_listed_and_a_wrong_one_is_named(capsys):
     assert annotate.main(["--help"]) == 0
     assert "describe" in capsys.readouterr().out

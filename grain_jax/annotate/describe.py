@@ -38,6 +38,7 @@ from grain_jax.command_line import (
     one_word,
 )
 
+DESCRIPTION = __doc__
 # Fields of a request that --extra_body cannot set: rows would be of another model than they say.
 OWN_FIELDS = {"model", "messages", "stream", "response_format"}
 OWN_FIELDS_ARE = (
@@ -129,7 +130,7 @@ class Options(StageOptions):
 class DescribeCommand(StageCommand[Options]):
     """`annotate describe`."""
 
-    stage, options, description = "describe", Options, __doc__
+    stage, options, description = "describe", Options, DESCRIPTION
 
     def output(self, options: Options) -> Path:
         return options.output

@@ -46,6 +46,7 @@ from grain_jax.command_line import (
     one_word,
 )
 
+DESCRIPTION = __doc__
 Threshold = Annotated[float | None, one_word(fraction, "X"), default_is("the detector's own")]
 MaxOverlap = Annotated[float | None, one_word(fraction, "IOU"), default_is("as --selection has it")]
 
@@ -95,7 +96,7 @@ class Options(StageOptions):
 class GroundCommand(StageCommand[Options]):
     """`annotate ground`."""
 
-    stage, options, description = "ground", Options, __doc__
+    stage, options, description = "ground", Options, DESCRIPTION
 
     def output(self, options: Options) -> Path:
         return options.annotations
