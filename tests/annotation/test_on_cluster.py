@@ -16,6 +16,8 @@ from grain_jax.cluster import Cluster, Machine, connected
 from grain_jax.data.annotation_files import StageFiles
 from grain_jax.data.annotation_rows import Row
 
+THREE = WorkerPlan(3, 1, 0.0)
+
 
 def cluster(*machines: tuple[int, int]) -> Cluster:
     """A cluster of machines of so many cores and GPUs."""
@@ -86,7 +88,7 @@ def test_a_worker_has_sessions(tmp_path, monkeypatch):
     rows, answers = take(worker, ["a", "b", "c"], last=False)
     assert [row.image for row in rows] == ["a", "b", "c"]
     assert [row.outputs["captions"] for row in rows] == [[caption_of(each)] for each in "abc"]
-    assert answers[0].notes == ["is open"]
+    assert len(answers[0].notes) == 1
     assert not answers[-1].ended
     assert worker.exchange([], True).ended
     rows, answers = take(worker, ["d"], last=True)
@@ -109,12 +111,20 @@ def test_rows_before_an_error_are_not_lost(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def joined():
     pytest.importorskip("ray")
-    with ray_machines(2, 1) as address, connected(address) as found:
+    with ray_machines(2, 1, gpus=1) as address, connected(address) as found:
         yield found
 
 
-def run(joined, folder: Path, notes: list[str], *, fatal=(), stops=()) -> StageReport:
-    """The stage over 50 images, by three workers."""
+def run(
+    joined,
+    folder: Path,
+    notes: list[str],
+    *,
+    fatal=(),
+    stops=(),
+    plan=THREE,
+) -> StageReport:
+    """The stage over 50 images."""
     (folder / "images").mkdir()
     for number in range(50):
         (folder / "images" / f"{number:02d}.png").touch()
@@ -125,7 +135,7 @@ def run(joined, folder: Path, notes: list[str], *, fatal=(), stops=()) -> StageR
         open_stage,
         images=folder / "images",
         cluster=joined,
-        plan=WorkerPlan(3, 1, 0.0),
+        plan=plan,
         environment={},
         note=notes.append,
     ) as stage:
@@ -154,6 +164,19 @@ def test_images_that_kill_their_worker_are_rows_with_errors(joined, tmp_path):
             assert row.outputs["captions"] == [caption_of(image)]
     assert sum("another one takes its place" in note for note in notes) >= 4
     assert any("is open" in note for note in notes)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_each_worker_has_a_gpu_of_its_own(joined, tmp_path):
+    plan = plan_workers(joined, count=None, gpus=None, uses_gpu=True)
+    assert plan == WorkerPlan(2, 1, 1.0)
+    notes: list[str] = []
+    assert run(joined, tmp_path, notes, plan=plan).rows == 50
+    assert len(rows_in(tmp_path)) == 50
+    # The first GPU of either machine; a worker that has no images says nothing.
+    assert notes
+    assert all(note.endswith("with the GPUs '0'") for note in notes)
 
 
 @pytest.mark.slow

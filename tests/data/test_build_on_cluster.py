@@ -1,10 +1,13 @@
 """Shards built on a Ray cluster of two machines, one of whose workers is killed."""
 
+import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -136,6 +139,33 @@ def test_a_killed_command_continues_with_the_shards_that_are_finished(
     assert finished <= {path.stat().st_ino for path in (tmp_path / "out").glob("*.array_record-*")}
     build_split(spec(collection, tmp_path / "one"), workers=1)
     check_same(tmp_path / "one", tmp_path / "out")
+
+
+def test_a_cluster_of_this_machine_is_started_and_ends(collection, tmp_path):
+    out = [f"--output={tmp_path / 'out'}", "--max_image_side=64", "--ray=auto"]
+    command = [sys.executable, "-m", "grain_jax.prepare", "--from=imagefolder", *out]
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, as paths of sockets must be
+    try:
+        subprocess.run(
+            [*command, f"--input={collection}"],
+            check=True,
+            capture_output=True,
+            timeout=180,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_TMPDIR": folder},
+        )
+        assert list(Path(folder).glob("ray/session_*/logs"))
+        assert processes_that_name(folder) == []
+    finally:
+        shutil.rmtree(folder)
+    assert len(RecordSource(tmp_path / "out", "train")) == COUNT
+
+
+def processes_that_name(text: str) -> list[bytes]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [line for line in [path.read_bytes()] if text.encode() in line]
+    return found
 
 
 def test_the_command_names_a_bad_record_as_without_the_cluster(

@@ -43,5 +43,5 @@ def caption_of(image: str) -> str:
 def open_marking(
     fatal: frozenset[str], stops: frozenset[str], note: Callable[[str], None]
 ) -> Marking:
-    note("is open")
+    note(f"is open, with the GPUs {os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}")
     return Marking(fatal=fatal, stops=stops)

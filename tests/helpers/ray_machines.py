@@ -1,6 +1,6 @@
 """A Ray cluster of several machines, as processes of this one, for as long as a test runs.
 
-python ray_machines.py CORES [CORES ...]   (its address is printed; ends when its input ends)
+python ray_machines.py GPUS CORES [CORES ...]   (prints its address; ends when its input ends)
 """
 
 import contextlib
@@ -19,11 +19,14 @@ STORE_BYTES = 80 * 2**20  # of shared memory a machine; the least that Ray takes
 
 
 @contextlib.contextmanager
-def ray_machines(*cores: int) -> Iterator[str]:
-    """The address of a cluster with as many machines, each with that many cores."""
+def ray_machines(*cores: int, gpus: int = 0) -> Iterator[str]:
+    """The address of a cluster with as many machines, each with that many cores.
+
+    gpus: that Ray gives out on each of them, whether they exist or not.
+    """
     pytest.importorskip("ray")
     process = subprocess.Popen(
-        [sys.executable, __file__, *map(str, cores)],
+        [sys.executable, __file__, str(gpus), *map(str, cores)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -49,7 +52,7 @@ def worker_pids(class_name: str) -> list[int]:
     return sorted(found)
 
 
-def main(cores: list[int]) -> None:
+def main(gpus: int, cores: list[int]) -> None:
     # Short, as paths of sockets must be; and by this variable, so that `--ray=auto` elsewhere does
     # not find the cluster.
     folder = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray", dir="/tmp")
@@ -59,7 +62,10 @@ def main(cores: list[int]) -> None:
     try:
         for count in cores:
             cluster.add_node(
-                num_cpus=count, object_store_memory=STORE_BYTES, include_dashboard=False
+                num_cpus=count,
+                num_gpus=gpus,
+                object_store_memory=STORE_BYTES,
+                include_dashboard=False,
             )
         print("address", cluster.address, flush=True)
         sys.stdin.read()
@@ -69,4 +75,4 @@ def main(cores: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(text) for text in sys.argv[1:]])
+    main(int(sys.argv[1]), [int(text) for text in sys.argv[2:]])
