@@ -1,5 +1,6 @@
-"""What all commands have in common: exit statuses, and how options are parsed."""
+"""What all commands have in common: exit statuses, how options are parsed, a bar of progress."""
 
+import contextlib
 import dataclasses
 import enum
 import os
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from grain_jax.config.migration import COMMANDS, migrate_options
-from grain_jax.disk import disk_trouble
+from grain_jax.disk import cannot_write, disk_trouble
 from grain_jax.paths import user_path
 
 
@@ -43,6 +47,46 @@ def end(status: int) -> NoReturn:
 def status_of(error: Exception) -> ExitStatus:
     """`STOPPED` where the disk refused something, else `MISTAKE`."""
     return ExitStatus.MISTAKE if disk_trouble(error) is None else ExitStatus.STOPPED
+
+
+def print_error(error: Exception, console: Console, *, folder: Path, kept: str) -> ExitStatus:
+    """Prints the error that ends a command, and returns its exit status.
+
+    `kept`: what is not lost where the disk refused to write to `folder`.
+    """
+    message = f"Error: {error}"
+    if cannot_write(error, folder):
+        message += f" The same command continues once it can write; {kept}."
+    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    return status_of(error)
+
+
+class Advance(typing.Protocol):
+    """Moves a bar of progress on."""
+
+    def __call__(self, done: int, total: int, state: str) -> None: ...
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, title: str, *, state: str) -> Iterator[Advance]:
+    """A bar with what is done of how many, the time left, and a state in words.
+
+    `state` is shown until the first call of what it yields, where the total is not known.
+    """
+    with ProgressBar(
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+        console=console,
+    ) as bar:
+        task = bar.add_task("", total=None, state=state)
+
+        def advance(done: int, total: int, state: str) -> None:
+            bar.update(task, total=total, completed=done, state=state)
+
+        yield advance
 
 
 def one_word(

@@ -8,6 +8,7 @@ go into the same --output. `python -m grain_jax.prepare inspect DATA` says what 
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,16 +18,16 @@ from typing import Annotated, Any, get_args
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from tyro.conf import arg
 
 from grain_jax import prepare_inspect
+from grain_jax.cluster import ClusterFailed, check_address, cluster_address
 from grain_jax.command_line import (
     OUT,
     ExitStatus,
     NotParsed,
+    OptionalCount,
     OptionalPath,
     OptionalText,
     RequiredPath,
@@ -37,20 +38,20 @@ from grain_jax.command_line import (
     one_of,
     one_word,
     parse,
-    status_of,
+    print_error,
+    progress_bar,
 )
-from grain_jax.command_line import count as positive
 from grain_jax.data.build_dataset import (
     Progress,
     build_split,
     is_built,
 )
+from grain_jax.data.build_on_cluster import build_on_cluster
 from grain_jax.data.build_spec import DatasetBuildSpec, OnError
 from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.importers import IMPORTERS
 from grain_jax.data.merging import MergeBy
-from grain_jax.disk import cannot_write
 from grain_jax.terminal import escape_unprintable
 
 INSPECT = "inspect"  # the first word of the other command
@@ -122,8 +123,12 @@ class Options:
     # folder that paths of images start from; not where --input has the images
     images: Annotated[OptionalPath, arg(metavar="DIR")] = None
     split: Annotated[str, arg(metavar="NAME")] = "train"  # name of this part
-    # processes
-    workers: Annotated[int, one_word(positive, "N"), default_is("all cores")] = os.cpu_count() or 1
+    # processes; with --ray, shards that are built at once
+    workers: Annotated[OptionalCount, default_is("all cores")] = None
+    # build on a Ray cluster: "auto" for the one of this machine, or its address
+    ray: Annotated[
+        str | None, one_word(cluster_address, "auto|HOST:PORT"), default_is("this machine alone")
+    ] = None
     # shrink larger images to N pixels and JPEG
     max_image_side: Annotated[
         int, one_word(integer, "N"), default_is("0: keep the files' bytes")
@@ -172,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         merge_by=options.merge_by,
     )
     if options.importer.holdout is None:
-        return _prepare(plan, options.workers)
+        return _prepare(plan, options)
     if plan.split == HELD_OUT_SPLIT:
         print(
             f"Error: --holdout makes a second split {HELD_OUT_SPLIT!r}; choose another --split.",
@@ -180,10 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ExitStatus.MISTAKE
     held_out = dataclasses.replace(plan, split=HELD_OUT_SPLIT, held_out=True)
-    return _prepare(plan, options.workers, held_out) or _prepare(held_out, options.workers)
+    return _prepare(plan, options, held_out) or _prepare(held_out, options)
 
 
-def _prepare(plan: DatasetBuildSpec, workers: int, then: DatasetBuildSpec | None = None) -> int:
+def _prepare(plan: DatasetBuildSpec, options: Options, then: DatasetBuildSpec | None = None) -> int:
     """Builds one split and prints its report; returns the exit status.
 
     The split that is built `then` is checked before.
@@ -194,14 +199,15 @@ def _prepare(plan: DatasetBuildSpec, workers: int, then: DatasetBuildSpec | None
         if then is not None:
             then.validate()
             then.importer()  # which raises where no image is set aside
+        if options.ray is not None:
+            check_address(options.ray)
         built_before = is_built(plan)
-        figures = _build(plan, workers, console)
-    except (ValueError, OSError) as error:
-        message = f"Error: {error}"
-        if cannot_write(error, plan.out):
-            message += " The same command continues once it can write; finished shards are kept."
-        console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return status_of(error)
+        figures = _build(plan, options, console)
+    except (ValueError, OSError, ImportError) as error:
+        return print_error(error, console, folder=plan.out, kept="finished shards are kept")
+    except ClusterFailed as failed:
+        console.print(f"Stopped: {failed}", style="red", markup=False, soft_wrap=True)
+        return ExitStatus.STOPPED
     except BrokenProcessPool:
         console.print(
             "Error: a worker process died, perhaps for want of memory. The same command continues; "
@@ -223,26 +229,22 @@ def _prepare(plan: DatasetBuildSpec, workers: int, then: DatasetBuildSpec | None
     return ExitStatus.DONE
 
 
-def _build(plan: DatasetBuildSpec, workers: int, console: Console) -> DatasetStatistics:
-    with ProgressBar(
-        TextColumn(plan.split),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-        console=console,
-    ) as bar:
-        task = bar.add_task("", total=None, state="reading the input")
+def _build(plan: DatasetBuildSpec, options: Options, console: Console) -> DatasetStatistics:
+    runner = None
+    if options.ray is not None:
+        runner = functools.partial(build_on_cluster, options.ray, options.workers)
+    with progress_bar(console, plan.split, state="reading the input") as advance:
 
         def show(progress: Progress) -> None:
             dropped = progress.statistics.dropped_images.total()
             state = f"{progress.statistics.images} images, {dropped} dropped"
-            bar.update(task, total=progress.total, completed=progress.entries, state=state)
+            advance(progress.entries, progress.total, state)
 
         def say(text: str) -> None:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-        return build_split(plan, workers=workers, progress=show, note=say)
+        workers = options.workers or os.cpu_count() or 1
+        return build_split(plan, workers=workers, runner=runner, progress=show, note=say)
 
 
 def print_report(plan: DatasetBuildSpec, figures: DatasetStatistics, console: Console) -> None:

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 ROWS = (
     ("paths", "disk", "terminal", "extras"),
     ("config",),
-    ("boxes", "results", "runtime", "slow_compile"),
+    ("boxes", "results", "runtime", "slow_compile", "cluster"),
     ("data", "losses"),
     ("models", "parallel", "zero_shot"),
     ("training", "inference", "formats", "visualize"),

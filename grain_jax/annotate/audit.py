@@ -17,11 +17,10 @@ from typing import Annotated
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from tyro.conf import arg
 
+from grain_jax.annotate.stage import ROWS_KEPT
 from grain_jax.annotation.audit.decide import Request
 from grain_jax.annotation.audit.faults import FAULTS, Limits
 from grain_jax.annotation.audit.report import AuditReport, audit
@@ -35,9 +34,10 @@ from grain_jax.command_line import (
     fraction,
     one_word,
     parse,
-    status_of,
+    print_error,
+    progress_bar,
 )
-from grain_jax.disk import cannot_write, whole_file
+from grain_jax.disk import whole_file
 
 ACTIONS = {
     "drop": "dropped",
@@ -91,13 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json is not None:
             _write_json(report, options.json)
     except (ValueError, OSError, ImportError) as error:
-        message = f"Error: {error}"
-        if cannot_write(error, options.annotations):
-            message += " The same command continues once it can write; all finished rows are kept."
-        console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return status_of(error)
+        return print_error(error, console, folder=options.annotations, kept=ROWS_KEPT)
     except KeyboardInterrupt:
-        console.print("Stopped. The same command continues; all finished rows are kept.")
+        console.print(f"Stopped. The same command continues; {ROWS_KEPT}.")
         return ExitStatus.INTERRUPTED
     print_report(report, options.annotations, Console())
     return ExitStatus.DONE
@@ -117,19 +113,10 @@ def _run(options: Options, console: Console) -> AuditReport:
     def note(text: str) -> None:
         console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    with ProgressBar(
-        TextColumn("audit"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-        console=console,
-    ) as bar:
-        task = bar.add_task("", total=None, state="counting texts")
+    with progress_bar(console, "audit", state="counting texts") as advance:
 
         def show(report: AuditReport) -> None:
-            state = f"{report.with_faults:,} with faults"
-            bar.update(task, total=report.images, completed=report.audited, state=state)
+            advance(report.audited, report.images, f"{report.with_faults:,} with faults")
 
         return audit(
             options.annotations,

@@ -3,44 +3,42 @@
   python -m grain_jax.annotate describe --images=DIR --endpoint=http://localhost:8000/v1 \
       --model=NAME --output=ANN
 
-The endpoint speaks the OpenAI protocol (vLLM, SGLang, `transformers serve`, hosted ones); its key,
-if it wants one, is read from the environment variable GRAIN_JAX_API_KEY. A run that ended in any
+Of several endpoints, with commas between them, each gets images as fast as it answers. An endpoint
+speaks the OpenAI protocol (vLLM, SGLang, `transformers serve`, hosted ones); its key, if it
+wants one, is read from the environment variable GRAIN_JAX_API_KEY. A run that ended in any
 way continues when the same command is given again. --dry_run counts requests, tokens and cost.
 """
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import arg
 
-from grain_jax.annotate.stage import StageOptions, run_and_report, selection_rows
+from grain_jax.annotate.stage import InputHash, Note, StageCommand, StageOptions, run_command
 from grain_jax.annotation.chat import ChatModel
 from grain_jax.annotation.describe import REQUESTS_PER_IMAGE, Describe, DescribeSettings
 from grain_jax.annotation.endpoint import API_KEY, Endpoint, EndpointSettings
+from grain_jax.annotation.endpoint_pool import EndpointPool
 from grain_jax.annotation.estimate import Tokens, estimate_tokens
 from grain_jax.annotation.local_model import LocalModel
 from grain_jax.annotation.prompts import read_prompts
-from grain_jax.annotation.run import StageReport, plan_stage
+from grain_jax.annotation.run import Annotator, Selection, StageReport
 from grain_jax.command_line import (
     Count,
-    ExitStatus,
-    NotParsed,
     OptionalPath,
-    OptionalText,
     RequiredPath,
     default_is,
     integer,
     one_word,
-    parse,
-    status_of,
 )
 
+DESCRIPTION = __doc__
 # Fields of a request that --extra_body cannot set: rows would be of another model than they say.
 OWN_FIELDS = {"model", "messages", "stream", "response_format"}
 OWN_FIELDS_ARE = (
@@ -83,6 +81,15 @@ def _extra_fields(text: str) -> dict[str, Any]:
     return value
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise ValueError(f"{text!r} should be an address, or several with commas between them")
+    if repeated := [each for each in found if found.count(each) > 1]:
+        raise ValueError(f"{repeated[0]!r} is given twice, and would get twice --concurrency")
+    return found
+
+
 Whole = Annotated[int, one_word(_whole, "N")]
 Price = Annotated[float | None, one_word(_number, "X"), default_is("unknown")]
 
@@ -96,11 +103,13 @@ class Options(StageOptions):
     model: Annotated[str, one_word(str, "NAME")]
     # "transformers" loads the model in this process
     backend: Literal["endpoint", "transformers"] = "endpoint"
-    # address up to and with /v1
-    endpoint: OptionalText = None
+    # address up to and with /v1; several of the same model share the images
+    endpoint: Annotated[
+        tuple[str, ...] | None, one_word(_addresses, "URL[,URL]"), default_is("none")
+    ] = None
     # environment variable with the key of the endpoint
     api_key_env: Annotated[str, one_word(str, "NAME")] = API_KEY
-    concurrency: Count = 32  # images that are asked about at once
+    concurrency: Count = 32  # images asked about at once, at each endpoint, by each worker
     timeout: Annotated[float, one_word(_seconds, "SECONDS")] = 120.0  # of a request
     retries: Whole = 6  # of a request that may succeed later
     # 0 for the likeliest answer
@@ -114,68 +123,107 @@ class Options(StageOptions):
     prompts: OptionalPath = None
     max_phrases: Count = 10  # visual features of an image
     max_image_side: Whole = 768  # pixels that larger images are shrunk to; 0: none
-    # count images, requests, tokens and cost, and ask nothing
-    dry_run: bool = False
     price_prompt: Price = None  # of a million tokens that are read
     price_completion: Price = None  # of a million tokens that are written
 
 
+class DescribeCommand(StageCommand[Options]):
+    """`annotate describe`."""
+
+    stage, options, description = "describe", Options, DESCRIPTION
+
+    def output(self, options: Options) -> Path:
+        return options.output
+
+    def check(self, options: Options, note: Note) -> None:
+        if (options.price_prompt is None) != (options.price_completion is None):
+            raise ValueError(
+                "--price_prompt and --price_completion make the cost together; give both, or "
+                "neither."
+            )
+        if options.backend == "transformers":
+            _refuse_endpoint_options(options)
+            LocalModel.check(_settings(options).sampling)
+            return
+        for where in _places(options):
+            if Endpoint.exposes_key(where):
+                note(
+                    f"Note: the key in ${where.api_key_env} is sent to {where.url} without "
+                    "encryption; give an address with https:// where others can read that network."
+                )
+
+    def open(self, options: Options, note: Note) -> Describe:
+        settings = _settings(options)
+        if options.backend == "transformers":
+            local = LocalModel(options.model, settings.sampling)
+            return Describe(options.images, settings, lambda: local)
+        return Describe(options.images, settings, functools.partial(_connect, options, note))
+
+    def open_to_plan(self, options: Options, note: Note) -> Describe:
+        def open_model() -> ChatModel:
+            raise AssertionError("a dry run asks nothing")
+
+        return Describe(options.images, _settings(options), open_model)
+
+    def input_hash(self, options: Options, note: Note) -> InputHash:
+        return self.open_to_plan(options, note).input_hash
+
+    def uses_gpu(self, options: Options) -> bool:
+        return options.backend == "transformers"
+
+    def environment(self, options: Options) -> dict[str, str]:
+        name = options.api_key_env
+        return {name: os.environ[name]} if options.endpoint and name in os.environ else {}
+
+    def planned(
+        self, options: Options, stage: Annotator, selection: Selection
+    ) -> Iterator[tuple[str, str]]:
+        tokens = estimate_tokens(
+            options.images, selection.images, _settings(options), options.output
+        )
+        basis = "as of the rows so far" if tokens.measured else "estimated"
+        yield "images to describe", f"{len(selection.images):,}"
+        yield "requests", f"{REQUESTS_PER_IMAGE * len(selection.images):,}"
+        yield f"tokens to read, {basis}", f"{tokens.prompt:,}"
+        yield f"tokens to write, {basis}", f"{tokens.completion:,}"
+        yield from _cost(options, tokens)
+
+    def done(
+        self, options: Options, report: StageReport, measured: Mapping[str, float]
+    ) -> Iterator[tuple[str, str]]:
+        tokens = Tokens(report.totals["prompt_tokens"], report.totals["completion_tokens"], True)
+        if tokens.prompt or tokens.completion:
+            yield "tokens read", f"{tokens.prompt:,}"
+            yield "tokens written", f"{tokens.completion:,}"
+            yield from _cost(options, tokens)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    try:
-        options = parse(Options, arguments, command="annotate describe", description=__doc__)
-    except NotParsed as parsed:
-        return parsed.status
-    if options.dry_run:
-        return _dry_run(options)
-    return run_and_report(
-        functools.partial(_open, options),
-        options.spec(options.output),
-        print_more=functools.partial(_print_tokens, options),
-    )
+    return run_command(DescribeCommand(), arguments)
 
 
-def _open(options: Options) -> Describe:
-    settings = _checked_settings(options)
-    if options.backend == "transformers":
-        local = LocalModel(options.model, settings.sampling)
-        return Describe(options.images, settings, lambda: local)
-    open_model: Callable[[], ChatModel] = functools.partial(Endpoint, _where(options))
-    return Describe(options.images, settings, open_model)
+def _connect(options: Options, note: Note) -> ChatModel:
+    endpoints = [Endpoint(where) for where in _places(options)]
+    if len(endpoints) == 1:
+        return endpoints[0]
+    return EndpointPool(endpoints, bound=options.concurrency, note=note)
 
 
-def _checked_settings(options: Options) -> DescribeSettings:
-    """Raises ValueError for options that do not fit together, before any model is opened."""
-    if (options.price_prompt is None) != (options.price_completion is None):
-        raise ValueError(
-            "--price_prompt and --price_completion make the cost together; give both, or neither."
-        )
-    settings = _settings(options)
-    if options.backend == "transformers":
-        _refuse_endpoint_options(options)
-        LocalModel.check(settings.sampling)
-    elif Endpoint.exposes_key(where := _where(options)):
-        Console(stderr=True).print(
-            f"Note: the key in ${where.api_key_env} is sent to {where.url} without encryption; "
-            "give an address with https:// where others can read that network.",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
-    return settings
-
-
-def _where(options: Options) -> EndpointSettings:
+def _places(options: Options) -> list[EndpointSettings]:
     if options.endpoint is None:
         raise ValueError("--endpoint is missing; give its address, as http://localhost:8000/v1.")
-    return EndpointSettings(
-        url=options.endpoint,
-        model=options.model,
-        sampling=_settings(options).sampling,
-        api_key_env=options.api_key_env,
-        timeout=options.timeout,
-        retries=options.retries,
-    )
+    return [
+        EndpointSettings(
+            url=url,
+            model=options.model,
+            sampling=_settings(options).sampling,
+            api_key_env=options.api_key_env,
+            timeout=options.timeout,
+            retries=options.retries,
+        )
+        for url in options.endpoint
+    ]
 
 
 def _refuse_endpoint_options(options: Options) -> None:
@@ -191,61 +239,19 @@ def _refuse_endpoint_options(options: Options) -> None:
 
 def _settings(options: Options) -> DescribeSettings:
     sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens}
+    at_once = options.concurrency * len(options.endpoint or ())
     return DescribeSettings(
         model=options.model,
         prompts=read_prompts(options.prompts),
         sampling=sampling | (options.extra_body or {}),
         max_phrases=options.max_phrases,
         max_image_side=options.max_image_side,
-        concurrency=1 if options.backend == "transformers" else options.concurrency,
+        concurrency=1 if options.backend == "transformers" else at_once,
     )
 
 
-def _dry_run(options: Options) -> int:
-    try:
-        stage = _open_nothing(options)
-        selection = plan_stage(stage, options.spec(options.output))
-        tokens = estimate_tokens(
-            options.images, selection.images, _settings(options), options.output
-        )
-    except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
-        return status_of(error)
-    table = Table(title="Dry run", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, count in selection_rows(selection):
-        table.add_row(name, f"{count:,}")
-    table.add_row("images to describe", f"{len(selection.images):,}")
-    table.add_row("requests", f"{REQUESTS_PER_IMAGE * len(selection.images):,}")
-    basis = "as of the rows so far" if tokens.measured else "estimated"
-    table.add_row(f"tokens to read, {basis}", f"{tokens.prompt:,}")
-    table.add_row(f"tokens to write, {basis}", f"{tokens.completion:,}")
-    _add_cost(options, tokens, table)
-    Console().print(table)
-    return ExitStatus.DONE
-
-
-def _open_nothing(options: Options) -> Describe:
-    """The stage without a model, for what it would do."""
-
-    def open_model() -> ChatModel:
-        raise AssertionError("a dry run asks nothing")
-
-    return Describe(options.images, _checked_settings(options), open_model)
-
-
-def _print_tokens(options: Options, report: StageReport, table: Table) -> None:
-    tokens = Tokens(report.totals["prompt_tokens"], report.totals["completion_tokens"], True)
-    if tokens.prompt or tokens.completion:
-        table.add_row("tokens read", f"{tokens.prompt:,}")
-        table.add_row("tokens written", f"{tokens.completion:,}")
-        _add_cost(options, tokens, table)
-
-
-def _add_cost(options: Options, tokens: Tokens, table: Table) -> None:
-    if options.price_prompt is None or options.price_completion is None:
-        return
-    read, written = options.price_prompt, options.price_completion
-    cost = (tokens.prompt * read + tokens.completion * written) / 1e6
-    table.add_row("cost at these prices", f"{cost:,.2f}")
+def _cost(options: Options, tokens: Tokens) -> Iterator[tuple[str, str]]:
+    if options.price_prompt is not None and options.price_completion is not None:
+        read, written = options.price_prompt, options.price_completion
+        cost = (tokens.prompt * read + tokens.completion * written) / 1e6
+        yield "cost at these prices", f"{cost:,.2f}"

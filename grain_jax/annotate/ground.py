@@ -9,22 +9,20 @@ the class that the image's folder is named after; with --example_images what exa
 Boxes are added to ANN. A run that ended in any way continues when the same command is given again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tyro.conf import arg
 
-from grain_jax.annotate.stage import StageOptions, run_and_report, selection_rows
+from grain_jax.annotate.stage import InputHash, Note, StageCommand, StageOptions, run_command
 from grain_jax.annotation.backends.detector import Detector, ImageGuidedDetector
 from grain_jax.annotation.backends.detectors import open_detector
 from grain_jax.annotation.backends.torch_parts import DTYPES
 from grain_jax.annotation.detection import SELECTIONS, Selection
 from grain_jax.annotation.examples import ExampleQueries, read_examples
-from grain_jax.annotation.ground import Ground, GroundSettings
+from grain_jax.annotation.ground import Ground, GroundSettings, text_hash
 from grain_jax.annotation.phrases import PHRASE_FINDERS
 from grain_jax.annotation.queries import (
     CAPTION_FORMATS,
@@ -35,11 +33,10 @@ from grain_jax.annotation.queries import (
     annotated_captions,
     imported_captions,
 )
-from grain_jax.annotation.run import StageReport, plan_stage
+from grain_jax.annotation.run import Annotator, StageReport
+from grain_jax.annotation.run import Selection as ImageSelection
 from grain_jax.command_line import (
     Count,
-    ExitStatus,
-    NotParsed,
     OptionalCount,
     OptionalPath,
     RequiredPath,
@@ -47,10 +44,9 @@ from grain_jax.command_line import (
     fraction,
     one_of,
     one_word,
-    parse,
-    status_of,
 )
 
+DESCRIPTION = __doc__
 Threshold = Annotated[float | None, one_word(fraction, "X"), default_is("the detector's own")]
 MaxOverlap = Annotated[float | None, one_word(fraction, "IOU"), default_is("as --selection has it")]
 
@@ -86,8 +82,6 @@ class Options(StageOptions):
     # --nms between boxes of different texts too
     class_agnostic_nms: bool = False
     max_boxes: OptionalCount = None  # of an image
-    # count images and texts, and look for nothing
-    dry_run: bool = False
     batch_size: Count = 8  # images at once
     # threads that read and resize images
     threads: Annotated[OptionalCount, default_is("a thread a core, up to 8")] = None
@@ -99,62 +93,67 @@ class Options(StageOptions):
     ] = "auto"
 
 
+class GroundCommand(StageCommand[Options]):
+    """`annotate ground`."""
+
+    stage, options, description = "ground", Options, DESCRIPTION
+
+    def output(self, options: Options) -> Path:
+        return options.annotations
+
+    def check(self, options: Options, note: Note) -> None:
+        _check(options)
+
+    def open(self, options: Options, note: Note) -> Ground:
+        texts = None if options.example_images is not None else _text_queries(options, note)
+        official = SELECTIONS[options.selection].official_texts
+        detector = open_detector(
+            options.detector, device=options.device, dtype=options.dtype, official_images=official
+        )
+        queries: TextQueries | ExampleQueries
+        queries = _examples(options, detector) if texts is None else texts
+        settings = GroundSettings(
+            selection=_selection(options, detector),
+            official_images=official,
+            batch_size=options.batch_size,
+            **({} if options.threads is None else {"threads": options.threads}),
+        )
+        return Ground(options.images, detector, queries, settings)
+
+    def open_to_plan(self, options: Options, note: Note) -> Ground:
+        return self.open(options, note)
+
+    def input_hash(self, options: Options, note: Note) -> InputHash:
+        if options.example_images is not None:
+            return lambda image: None
+        queries = _text_queries(options, note)
+        return lambda image: text_hash(queries, image)
+
+    def uses_gpu(self, options: Options) -> bool:
+        return options.device != "cpu"
+
+    def planned(
+        self, options: Options, stage: Annotator, selection: ImageSelection
+    ) -> Iterator[tuple[str, str]]:
+        assert isinstance(stage, Ground)
+        yield "images to ground", f"{len(selection.images):,}"
+        yield "texts to look for", f"{stage.count_texts(selection.images):,}"
+
+    def done(
+        self, options: Options, report: StageReport, measured: Mapping[str, float]
+    ) -> Iterator[tuple[str, str]]:
+        yield "boxes", f"{report.regions:,}"
+        if shortened := measured.get("shortened texts"):
+            yield "texts longer than the detector reads", f"{shortened:,.0f}"
+        images, seconds = measured.get("detector images"), measured.get("detector seconds")
+        if images and seconds and (wall := measured.get("detector wall seconds")):
+            yield "images a second, detector alone", f"{images / seconds:.1f}"
+            yield "time in which the detector worked", f"{seconds / wall:.0%}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    try:
-        options = parse(Options, arguments, command="annotate ground", description=__doc__)
-    except NotParsed as parsed:
-        return parsed.status
-    if options.dry_run:
-        return _dry_run(options)
-    stages: list[Ground] = []
-
-    def open_stage() -> Ground:
-        stages.append(_open(options))
-        return stages[0]
-
-    def print_more(report: StageReport, table: Table) -> None:
-        table.add_row("boxes", f"{report.regions:,}")
-        _print_speed(stages[0], table)
-
-    return run_and_report(open_stage, options.spec(options.annotations), print_more=print_more)
-
-
-def _open(options: Options) -> Ground:
-    _check(options)
-    texts = None if options.example_images is not None else _text_queries(options)
-    official = SELECTIONS[options.selection].official_texts
-    detector = open_detector(
-        options.detector, device=options.device, dtype=options.dtype, official_images=official
-    )
-    queries: TextQueries | ExampleQueries
-    queries = _examples(options, detector) if texts is None else texts
-    settings = GroundSettings(
-        selection=_selection(options, detector),
-        official_images=official,
-        batch_size=options.batch_size,
-        **({} if options.threads is None else {"threads": options.threads}),
-    )
-    return Ground(options.images, detector, queries, settings)
-
-
-def _dry_run(options: Options) -> int:
-    try:
-        stage = _open(options)
-        selection = plan_stage(stage, options.spec(options.annotations))
-        texts = stage.count_texts(selection.images)
-    except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
-        return status_of(error)
-    table = Table(title="Dry run", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, count in selection_rows(selection):
-        table.add_row(escape(name), f"{count:,}")
-    table.add_row("images to ground", f"{len(selection.images):,}")
-    table.add_row("texts to look for", f"{texts:,}")
-    Console().print(table)
-    return ExitStatus.DONE
+    return run_command(GroundCommand(), arguments)
 
 
 def _check(options: Options) -> None:
@@ -190,17 +189,20 @@ def _check(options: Options) -> None:
         )
     if options.selection == "official" and options.example_images is not None:
         raise ValueError("--selection=official is for texts; leave it or --example_images out.")
+    if options.ray is not None and ":" in options.device:
+        raise ValueError(
+            f"--device={options.device} is a GPU of one machine, and with --ray each worker has "
+            "its own; leave it out, or give cuda."
+        )
 
 
-def _text_queries(options: Options) -> TextQueries:
+def _text_queries(options: Options, note: Note) -> TextQueries:
     if options.class_descriptions is not None:
-        console = Console(stderr=True)
-
-        def note(text: str) -> None:
-            console.print(f"Note: {text}", style="yellow", markup=False, soft_wrap=True)
-
         return ClassDescriptionQueries(
-            options.class_descriptions, options.images, note, classes=options.classes
+            options.class_descriptions,
+            options.images,
+            lambda text: note(f"Note: {text}"),
+            classes=options.classes,
         )
     if options.queries == "descriptions":
         return DescriptionQueries(options.annotations)
@@ -237,13 +239,3 @@ def _selection(options: Options, detector: Detector) -> Selection:
         nms_across_texts=options.class_agnostic_nms or None,
         max_boxes=options.max_boxes,
     )
-
-
-def _print_speed(stage: Ground, table: Table) -> None:
-    if stage.shortened_texts:
-        table.add_row("texts longer than the detector reads", f"{stage.shortened_texts:,}")
-    time = stage.time
-    if time.images and time.seconds and time.wall_seconds:
-        table.add_row("images a second, detector alone", f"{time.images / time.seconds:.1f}")
-        busy = time.seconds / time.wall_seconds
-        table.add_row("time in which the detector worked", f"{busy:.0%}")

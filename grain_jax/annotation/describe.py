@@ -42,7 +42,7 @@ class DescribeSettings:
     sampling: dict[str, Any] = field(default_factory=dict)  # temperature, max_tokens, ...
     max_phrases: int = 10
     max_image_side: int = 768  # pixels; larger images are shrunk
-    concurrency: int = 32  # images at once
+    concurrency: int = 32  # images at once, of all endpoints
 
     def sampling_text(self) -> str:
         """`Provenance.sampling`: all that changes the answers besides model and prompts."""
@@ -61,6 +61,11 @@ class Describe:
         self._images, self._describe, self._open_model = images, settings, open_model
         self.settings = (settings.model, settings.prompts.hash, settings.sampling_text())
 
+    @property
+    def images_ahead(self) -> int:
+        """See `Annotator.images_ahead`: a second one for each that is asked about."""
+        return 2 * self._describe.concurrency
+
     def input_hash(self, image: str) -> str | None:
         """None: no stage comes before this one."""
         return None
@@ -72,6 +77,10 @@ class Describe:
             yield from asking.rows()
         finally:
             asking.stop()
+
+    def measured(self) -> dict[str, float]:
+        """See `Annotator.measured`: none, as tokens are counted by image."""
+        return {}
 
 
 class _Asking:

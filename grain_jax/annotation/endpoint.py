@@ -63,16 +63,20 @@ class _Refused(Exception):
         self.status = status
 
 
+class NoAnswer(RequestFailed):
+    """A request was not answered, each time it was tried."""
+
+
 class Endpoint:
     """A `ChatModel` over HTTP. Raises ValueError for an address that cannot be one."""
 
     def __init__(self, settings: EndpointSettings) -> None:
-        self._url, self._key = self.check(settings)
+        self.url, self._key = self.check(settings)
         self._settings, self.name = settings, settings.model
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
-        https = self._url.startswith("https:")
+        https = self.url.startswith("https:")
         self._context = ssl.create_default_context() if https else None
         self._lock = threading.Lock()  # for what follows
         self._connections: list[Connection] = []
@@ -124,8 +128,8 @@ class Endpoint:
         """See `ChatModel.ask`. A transient failure is tried again up to `retries` times."""
         body = {"model": self.name, "messages": list(messages), **self._settings.sampling}
         body = {name: value for name, value in body.items() if value is not None}
-        answered = self._answered
         for attempt in range(self._settings.retries + 1):
+            answered = self._answered
             try:
                 answer = self._ask_structured(body, schema, schema_name)
             except _Transient as error:
@@ -169,7 +173,7 @@ class Endpoint:
         try:
             response = self._send("POST", "/chat/completions", body, self._settings.timeout)
         except NotConnected as error:
-            raise _Transient(f"no connection to {self._url} ({error})", reached=False) from None
+            raise _Transient(f"no connection to {self.url} ({error})", reached=False) from None
         except TimeoutError:
             seconds = self._settings.timeout
             raise _Transient(f"no answer in {seconds:g} s (--timeout)") from None
@@ -181,7 +185,7 @@ class Endpoint:
         """Raises what `Connection.request` does, and `Cancelled`."""
         with self._lock:
             if not self._free:
-                self._free.append(Connection(self._url, self._context))
+                self._free.append(Connection(self.url, self._context))
                 self._connections.append(self._free[-1])
             connection = self._free.pop()
         try:
@@ -206,30 +210,31 @@ class Endpoint:
             raise _Transient(f"HTTP {status}: {message}", retry_after(headers))
         if status in (401, 402, 403):
             raise StageStopped(
-                f"{self._url} refuses the key (HTTP {status}: {message}). Set a valid one in the "
+                f"{self.url} refuses the key (HTTP {status}: {message}). Set a valid one in the "
                 f"environment variable {self._settings.api_key_env}; the same command continues."
             )
         if status == 404:
             raise StageStopped(
-                f"{self._url} has no model {self.name!r}, or is not the address of an "
+                f"{self.url} has no model {self.name!r}, or is not the address of an "
                 f"OpenAI-compatible endpoint, which ends in /v1 (HTTP 404: {message})."
             )
         if 300 <= status < 400:
             place = headers.get("location", "nowhere")
-            raise StageStopped(f"{self._url} redirects to {place!r}; give that as --endpoint.")
+            raise StageStopped(f"{self.url} redirects to {place!r}; give that as --endpoint.")
         raise _Refused(status, message)
 
     def _give_up(self, error: _Transient, *, others_answered: bool) -> None:
         """Raises `StageStopped` where the endpoint is dead, else `RequestFailed`."""
-        if not others_answered and not (error.reached and self._is_alive()):
+        if not others_answered and not (error.reached and self.is_alive()):
             raise StageStopped(
                 f"The endpoint does not answer: {error}, {self._settings.retries + 1} times. See "
                 "whether it runs, and give the same command again: it continues."
             )
         self._count_failed(str(error))
-        raise RequestFailed("no answer of the endpoint", str(error))
+        raise NoAnswer("no answer of the endpoint", str(error))
 
-    def _is_alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether it answers at all; quickly asked."""
         try:
             return self._send("GET", "/models", None, PROBE_SECONDS).status < 500
         except OSError:

@@ -16,7 +16,13 @@ from grain_jax.annotation.backends.detector import (
     ScoredBoxes,
 )
 from grain_jax.annotation.backends.placement import PreparedImage
-from grain_jax.annotation.detecting import Detected, Detecting, DetectorTime, Loaded
+from grain_jax.annotation.detecting import (
+    BATCHES_AHEAD,
+    Detected,
+    Detecting,
+    DetectorTime,
+    Loaded,
+)
 from grain_jax.annotation.detection import Detections, Selection, official_texts, select
 from grain_jax.annotation.examples import ExampleQueries
 from grain_jax.annotation.images import load_image
@@ -64,11 +70,15 @@ class Ground:
         self.shortened_texts = 0  # whose end the detector did not read
         self.settings = self._provenance().settings
 
+    @property
+    def images_ahead(self) -> int:
+        """See `Annotator.images_ahead`: enough that batches of every size become full."""
+        return 2 * BATCHES_AHEAD * self._ground.batch_size + self._ground.threads
+
     def input_hash(self, image: str) -> str | None:
         """Of what its texts are made of. Raises `SkippedSample` for an image without any."""
-        if isinstance(self._queries, ExampleQueries):
-            return None
-        return texts_hash(self._queries.inputs(image))
+        queries = self._queries
+        return None if isinstance(queries, ExampleQueries) else text_hash(queries, image)
 
     def rows(self, images: Iterator[str], /) -> Generator[Row, None, None]:
         """Rows in the order in which the detector is done with the images."""
@@ -85,6 +95,15 @@ class Ground:
             for detected in detecting:
                 yield self._row(detected)
 
+    def measured(self) -> dict[str, float]:
+        """See `Annotator.measured`."""
+        return {
+            "shortened texts": float(self.shortened_texts),
+            "detector images": float(self.time.images),
+            "detector seconds": self.time.seconds,
+            "detector wall seconds": self.time.wall_seconds,
+        }
+
     def count_texts(self, images: Sequence[str]) -> int:
         """How many texts would be looked for in some images."""
         count = 0
@@ -97,7 +116,7 @@ class Ground:
     def _texts(self, image: str) -> Sequence[str]:
         if isinstance(self._queries, ExampleQueries):
             return self._queries.names
-        self._input_hashes[image] = texts_hash(self._queries.inputs(image))
+        self._input_hashes[image] = text_hash(self._queries, image)
         return self._queries.texts(image)
 
     def _load(self, image: str) -> tuple[PreparedImage, str]:
@@ -158,6 +177,11 @@ class Ground:
             prompt_hash=self._queries.hash if isinstance(self._queries, ExampleQueries) else "",
             sampling=sampling_text(sampling),
         )
+
+
+def text_hash(queries: TextQueries, image: str) -> str:
+    """`Row.input_hash` of the rows of a stage with these queries. Raises `SkippedSample`."""
+    return texts_hash(queries.inputs(image))
 
 
 def _regions(kept: Detections, texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,11 @@ class Annotator(Protocol):
     stage: str  # key of `STAGES`
     settings: tuple[str, str, str]  # `Provenance.settings` of its rows
 
+    @property
+    def images_ahead(self) -> int:
+        """Images that it takes before it waits for a row to be taken; more keep it no busier."""
+        ...
+
     def input_hash(self, image: str) -> str | None:
         """`Row.input_hash` of the rows it would make, None without an earlier stage.
 
@@ -47,6 +52,10 @@ class Annotator(Protocol):
 
     def rows(self, images: Iterator[str], /) -> Generator[Row, None, None]:
         """A row for each image; a generator, which is closed where the run ends early."""
+        ...
+
+    def measured(self) -> Mapping[str, float]:
+        """Numbers for the report that are of no single row; those of several workers are added."""
         ...
 
 

@@ -10,6 +10,7 @@ different splits of one folder at once.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -65,6 +66,13 @@ class Progress:
     statistics: DatasetStatistics  # of the records read so far
 
 
+# Who builds shards: gets those that are missing, and yields each with its statistics when its files
+# are there, in any order.
+ShardRunner = Callable[
+    [list[Shard], DatasetBuildSpec, Importer], Iterator[tuple[Shard, DatasetStatistics]]
+]
+
+
 def report_path(out: Path, split: str) -> Path:
     """The file that holds the statistics of a finished split."""
     return out / f"report-{split}.json"
@@ -83,7 +91,8 @@ def is_built(spec: DatasetBuildSpec) -> bool:
 def build_split(
     spec: DatasetBuildSpec,
     *,
-    workers: int,
+    workers: int = 1,
+    runner: ShardRunner | None = None,
     progress: Callable[[Progress], None] = lambda state: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> DatasetStatistics:
@@ -92,6 +101,7 @@ def build_split(
     Args:
         spec: input, output and options.
         workers: processes; 1 builds in this process.
+        runner: builds the shards instead of processes of this machine.
         progress: called after each shard.
         note: called before anything is built, with what to know of it.
 
@@ -111,7 +121,8 @@ def build_split(
         "or choose another --split or --output."
     )
     with _locked(folder / "lock", taken=taken):
-        return _build_rest(spec, importer, identity, folder, workers, progress, note)
+        run = functools.partial(build_in_processes, workers) if runner is None else runner
+        return _build_rest(spec, importer, identity, folder, run, progress, note)
 
 
 def _build_rest(
@@ -119,7 +130,7 @@ def _build_rest(
     importer: Importer,
     identity: dict[str, Any],
     folder: Path,
-    workers: int,
+    runner: ShardRunner,
     progress: Callable[[Progress], None],
     note: Callable[[str], None],
 ) -> DatasetStatistics:
@@ -137,7 +148,7 @@ def _build_rest(
     if not moved:
         (folder / MOVING).unlink(missing_ok=True)
     statistics, entries = DatasetStatistics(), 0
-    for shard, part in _build_shards(shards, spec, importer, workers, moved=moved):
+    for shard, part in _build_shards(shards, spec, importer, runner, moved=moved):
         statistics.add(part)
         entries += shard.stop - shard.start
         progress(Progress(entries, len(importer), statistics))
@@ -230,7 +241,12 @@ def _cut(spec: DatasetBuildSpec, importer: Importer, folder: Path) -> list[Shard
 
 
 def _build_shards(
-    shards: list[Shard], spec: DatasetBuildSpec, importer: Importer, workers: int, *, moved: bool
+    shards: list[Shard],
+    spec: DatasetBuildSpec,
+    importer: Importer,
+    runner: ShardRunner,
+    *,
+    moved: bool,
 ) -> Iterator[tuple[Shard, DatasetStatistics]]:
     """Each shard with its statistics when it is done, those of an earlier run first.
 
@@ -243,6 +259,14 @@ def _build_shards(
             yield shard, DatasetStatistics.from_json(done["figures"])
         else:
             missing.append(shard)
+    if missing:
+        yield from runner(missing, spec, importer)
+
+
+def build_in_processes(
+    workers: int, missing: list[Shard], spec: DatasetBuildSpec, importer: Importer
+) -> Iterator[tuple[Shard, DatasetStatistics]]:
+    """A `ShardRunner`: as many processes of this machine; 1: this process."""
     if workers <= 1 or len(missing) <= 1:
         for shard in missing:
             yield shard, build_shard(shard, spec, importer)

@@ -48,6 +48,7 @@ class Server:
     def __init__(self) -> None:
         self.mode, self.times, self.delay = "ok", None, 0.0
         self.garbage = 0  # answers of garbage so far, since `behave`
+        self.at_once = 0  # requests at this moment
         self.log: list[dict[str, Any]] = []
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,9 +85,13 @@ class Server:
         mode = self.next_mode()
         others = {name: value for name, value in asked.items() if name != "messages"}
         entry = {"mode": mode, "format": kind, "key": headers.get("authorization"), **others}
-        self.log.append(entry | {"messages": len(asked["messages"])})
-        await asyncio.sleep(self.delay)
-        return await self.misbehave(mode, kind, asked, writer)
+        self.at_once += 1
+        self.log.append(entry | {"messages": len(asked["messages"]), "at_once": self.at_once})
+        try:
+            await asyncio.sleep(self.delay)
+            return await self.misbehave(mode, kind, asked, writer)
+        finally:
+            self.at_once -= 1
 
     def next_mode(self) -> str:
         mode = self.mode
@@ -185,8 +190,11 @@ class ChatServer:
         return json.loads(self._open("log", None))
 
     def stop(self) -> None:
+        """May be called twice."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _open(self, path: str, data: bytes | None) -> bytes:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -1,7 +1,9 @@
 """Which columns of a table hold images, captions and class names: found by name, or given."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grain_jax.data.importers.item import InvalidRecordError
@@ -31,6 +33,58 @@ class Columns:
     @property
     def all(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(n for n in (self.image, *self.captions, self.label) if n))
+
+
+@dataclass(frozen=True)
+class ColumnOptions:
+    """What an importer of a table is told about its columns; None for what is found by itself."""
+
+    image: str | None = None
+    captions: Sequence[str] | None = None
+    label: str | None = None
+    template: str | None = None  # of captions that are made from labels
+
+    def find(self, names: Sequence[str], where: str) -> Columns:
+        """See `find_columns`."""
+        return find_columns(
+            names, where, image=self.image, captions=self.captions, label=self.label
+        )
+
+    def caption_template(
+        self, columns: Columns, where: str, *, label_kind: str | None, has_names: bool
+    ) -> str:
+        """The template of captions made from labels. Raises ValueError where there is no use for
+        one that was given, and where labels are numbers and none was.
+
+        Args:
+            label_kind: the type of the labels, None where there are none.
+            has_names: whether their names are known.
+        """
+        if label_kind is not None and not (columns.captions or has_names or self.template):
+            refuse_unnamed(label_kind, columns.label, where)
+        return label_template(columns, self.template, where)
+
+
+class TableImporter(ABC):
+    """The constructor of importers of tables, whose keywords are options of `prepare`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        split: str = "",
+        subset: str | None = None,
+        image_column: str | None = None,
+        caption_columns: Sequence[str] | None = None,
+        label_column: str | None = None,
+        template: str | None = None,
+    ) -> None:
+        options = ColumnOptions(image_column, caption_columns, label_column, template)
+        self._locate(path, split, subset, options)
+
+    @abstractmethod
+    def _locate(self, path: Path, split: str, subset: str | None, options: ColumnOptions) -> None:
+        """Finds the files and columns. Raises ValueError."""
 
 
 def find_columns(

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from grain_jax.data.importers.columns import find_columns, label_template, refuse_unnamed, texts_of
+from grain_jax.data.importers.columns import ColumnOptions, TableImporter, texts_of
 from grain_jax.data.importers.input_files import choose_subset, file_states, find_files
 from grain_jax.data.importers.item import ImagesFolder, ImportedImage, InvalidRecordError
 from grain_jax.data.records import Caption
@@ -36,22 +36,12 @@ class _Chunk:
     first_row: int  # in the file
 
 
-class ParquetTable:
+class ParquetTable(TableImporter):
     """One record for each row, files in the order of their names. An `Importer`."""
 
     images_folder: ClassVar[ImagesFolder] = "optional"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        split: str = "",
-        subset: str | None = None,
-        image_column: str | None = None,
-        caption_columns: Sequence[str] | None = None,
-        label_column: str | None = None,
-        template: str | None = None,
-    ) -> None:
+    def _locate(self, path: Path, split: str, subset: str | None, options: ColumnOptions) -> None:
         _pyarrow()
         self._files = find_tables(path, split, subset)
         self._chunks: list[_Chunk] = []
@@ -74,18 +64,13 @@ class ParquetTable:
             lengths += sizes
         assert schema is not None  # there is a file
         self._bounds = np.cumsum([0, *lengths])
-        self._columns = find_columns(
-            schema.names,
-            str(self._files[0]),
-            image=image_column,
-            captions=caption_columns,
-            label=label_column,
-        )
-        self._template = label_template(self._columns, template, str(self._files[0]))
+        where = str(self._files[0])
+        self._columns = options.find(schema.names, where)
         self._classes = _class_names(schema, self._columns.label)
-        kind = schema.field(self._columns.label).type if self._columns.label else None
-        if not (kind is None or self._columns.captions or self._classes or template):
-            refuse_unnamed(str(kind), self._columns.label, str(self._files[0]))
+        kind = str(schema.field(self._columns.label).type) if self._columns.label else None
+        self._template = options.caption_template(
+            self._columns, where, label_kind=kind, has_names=bool(self._classes)
+        )
         self._image_kind = str(schema.field(self._columns.image).type)
         self._kept: tuple[int, Any] | None = None
 

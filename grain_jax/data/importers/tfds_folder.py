@@ -7,16 +7,17 @@ that holds a single version. Files must be ArrayRecord or Parquet, which TFDS re
 whose metadata names features of anybody but TFDS is refused, as TFDS would run their code.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from grain_jax.data.importers.columns import Columns, find_columns, label_template, refuse_unnamed
+from grain_jax.data.importers.columns import ColumnOptions, Columns, TableImporter
 from grain_jax.data.importers.input_files import choose_subset, file_states
 from grain_jax.data.importers.item import (
     ImagesFolder,
@@ -33,35 +34,27 @@ BOX_LABELS = ("description", "label", "category", "name", "class")  # of objects
 kinds = tfds.features
 
 
-class TfdsFolder:
+class TfdsFolder(TableImporter):
     """One record for each example of a split. An `Importer`."""
 
     images_folder: ClassVar[ImagesFolder] = "inside"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        split: str = "",
-        subset: str | None = None,
-        image_column: str | None = None,
-        caption_columns: Sequence[str] | None = None,
-        label_column: str | None = None,
-        template: str | None = None,
-    ) -> None:
+    def _locate(self, path: Path, split: str, subset: str | None, options: ColumnOptions) -> None:
         self._folder = find_version(path)
         builder = _builder(self._folder)
         self._subset = choose_subset(sorted(builder.info.splits), split, subset)
         self._files = sorted(Path(file) for file in builder.info.splits[self._subset].filepaths)
         # Sorted: TFDS reads them in no fixed order.
         self._features: dict[str, Any] = dict(sorted(builder.info.features.items()))
-        self._columns = _columns(
-            self._features, str(self._folder), image_column, caption_columns, label_column
-        )
-        self._template = label_template(self._columns, template, str(self._folder))
+        where = str(self._folder)
+        self._columns = _columns(self._features, where, options)
         label = self._features[self._columns.label] if self._columns.label else None
-        if not (label is None or self._columns.captions or _has_names(label) or template):
-            refuse_unnamed(np.dtype(label.np_dtype).name, self._columns.label, str(self._folder))
+        self._template = options.caption_template(
+            self._columns,
+            where,
+            label_kind=None if label is None else np.dtype(label.np_dtype).name,
+            has_names=_has_names(label),
+        )
         self._id = next((name for name in ID_NAMES if name in self._features), None)
         self._objects = list(_objects(self._features))
         self._source: Any = None
@@ -180,17 +173,11 @@ def _builder(folder: Path) -> Any:
         raise ValueError(f"{folder} is not a data set of TFDS that can be read: {error}.") from None
 
 
-def _columns(
-    features: Mapping[str, Any],
-    where: str,
-    image: str | None,
-    captions: Sequence[str] | None,
-    label: str | None,
-) -> Columns:
+def _columns(features: Mapping[str, Any], where: str, options: ColumnOptions) -> Columns:
     images = [name for name, feature in features.items() if isinstance(feature, kinds.Image)]
-    if image is None and len(images) == 1:
-        image = images[0]
-    found = find_columns(list(features), where, image=image, captions=captions, label=label)
+    if options.image is None and len(images) == 1:
+        options = dataclasses.replace(options, image=images[0])
+    found = options.find(list(features), where)
     if found.image not in images:
         raise ValueError(
             f"{found.image!r} of {where} is not an image feature; there are {images or 'none'}."
