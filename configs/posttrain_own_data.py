@@ -1,4 +1,4 @@
-r"""GRAIN on top of OpenAI's CLIP ViT-B/16 for your own images and classes, on one GPU of 16 GB.
+r"""GRAIN on top of OpenAI's CLIP ViT-B/16 for your own images and classes, for a GPU of 16 GB.
 
     python -m grain_jax.train --config=configs/posttrain_own_data.py \
         --data.data_dir=DIR --workdir=RUN
@@ -8,6 +8,9 @@ weights come from the Hugging Face hub (`pretrained`, 600 MB); --pretrained=NAME
 other CLIP or SigLIP. The region decoder is trained whole, of each tower only the last layers, at a
 tenth of its rate, and the rest is frozen: no gradient, no optimizer state. DIR needs the splits
 `train` and `validation`.
+Not yet run. Memory as compiled for one TPU v5e (docs/experiments.md, section 6), nothing
+recomputed: 72 GiB with everything trained, 2.8 GiB for the variant "decoder", and not known for
+"", which is between them: lower --batch_size where it does not fit.
 Variants: "" (the last 2 layers of each tower), "decoder" (towers frozen whole: texts keep CLIP's
 embeddings).
 """
@@ -33,6 +36,7 @@ def get_config(variant: str = "") -> TrainConfig:
     )
     config.loss.image_description_weight = 0.5
     config.model.region_logit_scale = "own"
+    config.model.remat = "full"  # of few layers, so that it costs little time
     match variant:
         case "":
             return config
