@@ -152,7 +152,7 @@ class DescribeCommand(StageCommand[Options]):
                     "encryption; give an address with https:// where others can read that network."
                 )
 
-    def open(self, options: Options, note: Note) -> Describe:
+    def open_stage(self, options: Options, note: Note) -> Describe:
         settings = _settings(options)
         if options.backend == "transformers":
             local = LocalModel(options.model, settings.sampling)

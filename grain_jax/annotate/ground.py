@@ -104,7 +104,7 @@ class GroundCommand(StageCommand[Options]):
     def check(self, options: Options, note: Note) -> None:
         _check(options)
 
-    def open(self, options: Options, note: Note) -> Ground:
+    def open_stage(self, options: Options, note: Note) -> Ground:
         texts = None if options.example_images is not None else _text_queries(options, note)
         official = SELECTIONS[options.selection].official_texts
         detector = open_detector(
@@ -121,7 +121,7 @@ class GroundCommand(StageCommand[Options]):
         return Ground(options.images, detector, queries, settings)
 
     def open_to_plan(self, options: Options, note: Note) -> Ground:
-        return self.open(options, note)
+        return self.open_stage(options, note)
 
     def input_hash(self, options: Options, note: Note) -> InputHash:
         if options.example_images is not None:

@@ -111,7 +111,7 @@ class StageCommand(ABC, Generic[Options]):
         """Raises ValueError for options that do not fit together; opens no model."""
 
     @abstractmethod
-    def open(self, options: Options, note: Note) -> Annotator:
+    def open_stage(self, options: Options, note: Note) -> Annotator:
         """The stage with its model; the options were checked. `note`: also while it runs."""
 
     @abstractmethod
@@ -222,7 +222,7 @@ def _run(
 def _opened(command: StageCommand[Options], options: Options, note: Note) -> Iterator[Annotator]:
     """The stage in this process, or in workers of a cluster."""
     if options.ray is None:
-        yield command.open(options, note)
+        yield command.open_stage(options, note)
         return
     with connected(options.ray) as cluster:
         plan = plan_workers(
@@ -234,7 +234,7 @@ def _opened(command: StageCommand[Options], options: Options, note: Note) -> Ite
         with OnCluster(
             command.stage,
             command.input_hash(options, note),
-            functools.partial(command.open, options),
+            functools.partial(command.open_stage, options),
             images=options.images,
             cluster=cluster,
             plan=plan,
