@@ -57,14 +57,20 @@ LONGEST_FIRST = (
     "formats/test_pretrained_images.py",
     "formats/test_huggingface.py",
     "formats/test_exported_model.py",
-    "loading/test_initialize.py",
+    "training/test_checkpoint.py",
+    "models/test_models.py",
     "parallel/test_sharding.py",
     "parallel/test_partition.py",
     "training/test_step.py",
-    "training/test_checkpoint.py",
+    "test_evaluate.py",
+    "data/importers/test_every_importer.py",
+    "loading/test_initialize.py",
+    "data/test_loader_processes.py",
+    "training/test_trainable.py",
+    "training/test_objective.py",
+    "training/test_optimizer.py",
     "test_older_files.py",
     "test_export.py",
-    "test_evaluate.py",
 )
 
 

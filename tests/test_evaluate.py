@@ -185,6 +185,7 @@ def test_prepared_records_are_retrieved_and_grounded(run, records):
     assert not any("retrieval" in key for key in stored_results(output))
 
 
+@pytest.mark.slow
 def test_without_data_the_run_is_measured_as_at_its_end(run, capsys):
     lines = run.folder / "all.jsonl"
     assert evaluate.main([f"--checkpoint={run.folder}", f"--predictions={lines}"]) == 0

@@ -112,6 +112,7 @@ def test_shapes_of_published_sizes(size, kind, scan):
         assert output.image.region_embed is None
 
 
+@pytest.mark.slow
 def test_scanned_layers_and_recomputation_are_the_same_model(params, plain):
     run = jax.jit(functools.partial(loss_and_gradient, scan_layers=True, remat="dots"))
     (loss, output), gradient = run(stack_layers(params))

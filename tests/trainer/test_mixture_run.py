@@ -49,6 +49,7 @@ def base(mixture: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_weights(folders, tmp_path, capsys, monkeypatch):
     """SIGKILL in step 4; then the batches are those of a run that always had the new weights."""
     large, small = folders

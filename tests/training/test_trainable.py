@@ -63,6 +63,12 @@ def published():
     return abstract_params(TrainConfig().model)
 
 
+@pytest.fixture(scope="module")
+def scanned():
+    """The same with scanned layers."""
+    return abstract_params(TrainConfig().model, scan_layers=True)
+
+
 def test_the_last_layers_are_those_and_what_follows_them(published):
     expected = {
         name
@@ -98,16 +104,14 @@ def test_the_projection_of_a_clip_belongs_to_its_frozen_tower():
         ({"lr_multipliers": ("text/*=-1",)}, False, "of 0"),
     ],
 )
-def test_settings_that_fit_no_parameter_are_refused(settings, scan, message):
-    params = abstract_params(TrainConfig().model, scan_layers=scan)
+def test_settings_that_fit_no_parameter_are_refused(published, scanned, settings, scan, message):
     with pytest.raises(ValueError, match=message):
-        lr_multipliers(params, OptimConfig(**settings))
+        lr_multipliers(scanned if scan else published, OptimConfig(**settings))
 
 
-def test_a_tower_of_scanned_layers_is_frozen_whole():
-    params = abstract_params(TrainConfig().model, scan_layers=True)
-    frozen = frozen_names(params, trained_vision_layers=0)
-    assert frozen == {name for name in flat(params) if name.startswith("vision/")}
+def test_a_tower_of_scanned_layers_is_frozen_whole(scanned):
+    frozen = frozen_names(scanned, trained_vision_layers=0)
+    assert frozen == {name for name in flat(scanned) if name.startswith("vision/")}
 
 
 def test_numbers_of_layers_are_checked_with_the_settings():
@@ -139,6 +143,7 @@ def test_frozen_parameters_stay_to_the_bit_and_have_no_optimizer_state(last_laye
         assert set(flat(moments)) == set(flat(trained))
 
 
+@pytest.mark.slow
 def test_trained_parameters_move_as_with_the_gradient_of_all_masked(last_layers):
     """AdamW written down anew, on the whole gradient with zeros for what is frozen."""
     config, model, start, end = last_layers
@@ -182,6 +187,7 @@ def test_trained_parameters_move_as_with_the_gradient_of_all_masked(last_layers)
         np.testing.assert_allclose(after[name], value, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_sharded_and_in_micro_batches_it_is_the_same(last_layers):
     config, _, start, after = last_layers
     config = copy.deepcopy(config)
@@ -201,6 +207,7 @@ def compiled_memory(config):
     return memory.temp_size_in_bytes, memory.argument_size_in_bytes
 
 
+@pytest.mark.slow
 def test_a_frozen_run_takes_less_memory():
     config = tiny_config()
     config.model.vision.depth = config.model.text.depth = 4
@@ -241,6 +248,7 @@ def in_checkpoints(last_layers, tmp_path_factory):
         checkpoints.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "now"), [("whole", "frozen"), ("frozen", "whole"), ("frozen", "frozen")]
 )
@@ -264,6 +272,7 @@ def test_a_run_resumes_with_other_parameters_trained(in_checkpoints, before, now
     assert history["nonfinite_steps"] == 0
 
 
+@pytest.mark.slow
 def test_optimizer_state_of_another_model_is_refused(in_checkpoints):
     *_, checkpoints = in_checkpoints["whole"]
     config = deep_config()
