@@ -50,20 +50,19 @@ install_import_hook(checked, "beartype.beartype")
 # Where a file is done by one process, those that take longest come first: one of them at the end
 # would leave the other processes without work. Any other order gives the same results.
 LONGEST_FIRST = (
-    "parallel/test_distributed.py",
-    "trainer/test_resume.py",
     "test_train.py",
+    "training/test_checkpoint.py",
     "formats/test_pretrained.py",
     "formats/test_pretrained_images.py",
     "formats/test_huggingface.py",
     "formats/test_exported_model.py",
-    "training/test_checkpoint.py",
     "models/test_models.py",
     "parallel/test_sharding.py",
     "parallel/test_partition.py",
     "training/test_step.py",
     "test_evaluate.py",
     "data/importers/test_every_importer.py",
+    "trainer/test_resume.py",  # after what it waits for: the run that test_train makes
     "loading/test_initialize.py",
     "data/test_loader_processes.py",
     "training/test_trainable.py",

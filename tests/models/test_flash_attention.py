@@ -15,8 +15,8 @@ from grain_jax.models.image_text import build_model
 CONFIG = ModelConfig(
     image_size=48,
     embed_dim=16,
-    vision=VisionConfig(patch_size=8, width=16, depth=2, num_heads=2),
-    text=TextConfig(vocab_size=50, context_length=40, width=16, depth=2, num_heads=2),
+    vision=VisionConfig(patch_size=8, width=16, depth=1, num_heads=2),
+    text=TextConfig(vocab_size=50, context_length=40, width=16, depth=1, num_heads=2),
     decoder=DecoderConfig(width=16, depth=1, num_heads=2, mlp_dim=16, num_queries=2),
     dtype="bfloat16",
     attention="xla",

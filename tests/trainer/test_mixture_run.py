@@ -112,6 +112,7 @@ def test_the_check_tells_the_sets_and_refuses_what_does_not_fit(folders, tmp_pat
     assert "has no effect" in refused([*mixed, f"--data.data_dir={large}", *check], capsys)
 
 
+@pytest.mark.slow
 def test_another_set_is_refused_where_the_run_resumes(folders, tmp_path, capsys):
     large, small = folders
     workdir = tmp_path / "run"

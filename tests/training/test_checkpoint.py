@@ -86,6 +86,7 @@ def test_small_vectors_that_were_saved_split_over_fsdp_come_back_whole(on_8, tmp
     assert restored.params["vision"]["norm"]["scale"].sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_8_devices_then_1_train_on_as_8(on_8, saved):
     """The next step on one device, from the checkpoint of eight, gives the losses of eight."""
     start = jax.device_get(on_8.state)
