@@ -53,7 +53,8 @@ def settled(log: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("workers", "threads"), [(0, 1), (0, 5), pytest.param(1, 2, marks=pytest.mark.slow), (3, 1)]
+    ("workers", "threads"),
+    [(0, 1), (0, 5), *(pytest.param(*plan, marks=pytest.mark.slow) for plan in ((1, 2), (3, 1)))],
 )
 def test_prefetching_keeps_to_the_setting(tmp_path: Path, workers: int, threads: int) -> None:
     ahead = 2

@@ -52,15 +52,22 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
-def test_sigterm_saves_first_and_says_so(tmp_path):
-    workdir = tmp_path / "stopped"
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """(folder, output, exit status) of a run of CLIP that got SIGTERM after its first line."""
+    workdir = tmp_path_factory.mktemp("runs") / "stopped"
     process = start(workdir, *ENDLESS, base=CLIP)
     while not (workdir / "metrics.jsonl").exists() or not lines(workdir):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.terminate()
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    return workdir, output, process.returncode
+
+
+def test_sigterm_saves_first_and_says_so(stopped):
+    workdir, output, status = stopped
+    assert status == 128 + signal.SIGTERM, output
     (saved,) = checkpoint.complete_steps(workdir / "checkpoints")
     assert "SIGTERM: saving before stopping" in output
     assert f"step {saved} is saved in {workdir}" in output
@@ -71,19 +78,21 @@ def test_sigterm_saves_first_and_says_so(tmp_path):
     ("change", "message"),
     [
         ("--model.embed_dim=32", r"model.embed_dim: 16 -> 32"),
-        ("--data.max_regions=4", r"data.max_regions: 5 -> 4"),
+        ("--data.caption_length=9", r"data.caption_length: 32 -> 9"),
         ("--seed=1", r"seed: 0 -> 1"),
         ("--optim.ema_decay=0.9", r"optim.ema_decay: 0.0 -> 0.9"),
     ],
 )
-def test_a_change_the_weights_or_batches_do_not_survive_is_refused(change, message, capsys):
-    arguments = [*ARGUMENTS, f"--workdir={undisturbed_run()}", change]
-    before = (undisturbed_run() / "config.json").read_text()
-    assert grain_jax.train.main(arguments) == 2
+def test_a_change_the_weights_or_batches_do_not_survive_is_refused(
+    stopped, change, message, capsys
+):
+    workdir, *_ = stopped
+    before = (workdir / "config.json").read_text()
+    assert grain_jax.train.main([*CLIP, *ENDLESS, f"--workdir={workdir}", change]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "--workdir" in error
-    assert (undisturbed_run() / "config.json").read_text() == before
+    assert (workdir / "config.json").read_text() == before
 
 
 @pytest.mark.slow
