@@ -127,6 +127,7 @@ def test_the_same_command_on_a_finished_run_says_so(finished, capsys):
     assert (finished / "report.md").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_only")
 def test_the_baseline_is_the_same_trainer(tmp_path, capsys):
     workdir = tmp_path / "clip"
