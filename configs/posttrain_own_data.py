@@ -1,4 +1,4 @@
-r"""GRAIN on top of OpenAI's CLIP ViT-B/16 for your own images and classes, for a GPU of 16 GB.
+r"""GRAIN on top of OpenAI's CLIP ViT-B/16 for your own images and classes, on one GPU.
 
     python -m grain_jax.train --config=configs/posttrain_own_data.py \
         --data.data_dir=DIR --workdir=RUN
