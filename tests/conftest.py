@@ -7,6 +7,8 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of the time of these tests: without optimisations it takes a tenth.
 os.environ.setdefault(
@@ -29,23 +31,27 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A command that starts itself again for huge pages imports everything twice.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+def pytest_configure(config: pytest.Config) -> None:
+    """JAX and shape checks where tests run: the process that only deals them out needs neither."""
+    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
+        return
+    import jax
+    from jaxtyping import install_import_hook
 
-# Modules that say shapes; the types of the others are for mypy, and to check them all would take
-# each process ten seconds. Not the settings: values there are the user's, and `validate` is what
-# refuses them.
-root = Path(__file__).parents[1]
-checked = [
-    ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-    for path in sorted((root / "grain_jax").rglob("*.py"))
-    if "jaxtyping" in path.read_text(encoding="utf-8")
-]
-install_import_hook(checked, "beartype.beartype")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    # Modules that say shapes; the types of the others are for mypy, and to check them all would
+    # take each process ten seconds. Not the settings: values there are the user's, and `validate`
+    # is what refuses them.
+    root = Path(__file__).parents[1]
+    checked = [
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted((root / "grain_jax").rglob("*.py"))
+        if "jaxtyping" in path.read_text(encoding="utf-8")
+    ]
+    install_import_hook(checked, "beartype.beartype")
+
 
 # Where a file is done by one process, those that take longest come first: one of them at the end
 # would leave the other processes without work. Any other order gives the same results.

@@ -160,6 +160,7 @@ def test_only_paths_expands_a_tilde() -> None:
     assert [place for place, _ in calls("expanduser") if not place.startswith("paths.py")] == []
 
 
+@pytest.mark.slow
 def test_text_files_have_an_encoding_whatever_the_locale() -> None:
     """Without one, LC_ALL=C writes ASCII, and fails at the first caption with an accent."""
     bare = []

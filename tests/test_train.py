@@ -190,6 +190,7 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, arguments, me
     assert checkpoint.complete_steps(tmp_path / "run" / "checkpoints") == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained_only")
 def test_a_log_whose_package_is_not_there_is_refused(tmp_path, capsys):
     """Not before the state is made: on the devices for which it is compiled already."""

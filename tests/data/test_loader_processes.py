@@ -197,6 +197,7 @@ def test_evaluation_limits_its_processes(monkeypatch) -> None:
         assert plan.num_workers == expected
 
 
+@pytest.mark.slow
 def test_evaluation_with_processes_reads_every_image_once_and_in_order() -> None:
     preprocessing, order = Preprocessing(image_size=8), [*range(1_999, -1, -1), 2_000]
     made = evaluation_batches(Photographs(), preprocessing, 250, indices=order, num_workers=2)

@@ -217,6 +217,7 @@ def test_a_decoder_is_inherited_from_grain_only():
     assert inherited.model.decoder.num_queries == trained.model.decoder.num_queries
 
 
+@pytest.mark.slow
 def test_rates_are_scaled_and_frozen_by_name():
     """A factor of 0.5 halves the first update, of 0 takes it away, decay included."""
     config = tiny_clip()  # compiles in a third of the time

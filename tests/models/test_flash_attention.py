@@ -40,6 +40,7 @@ def cudnn(monkeypatch):
     return lengths
 
 
+@pytest.mark.slow
 def test_padded_towers_embed_as_without_padding(cudnn):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(2, 48, 48, 3)), jnp.float32)  # 36 patches and CLS

@@ -85,6 +85,7 @@ def test_two_processes_save_the_same_step_and_lose_nothing(tmp_path: Path) -> No
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_without_a_record_in_one_row_changes_nothing() -> None:
     tiny, batch = TinyRun(averaged_config()), random_batch()
     before = jax.device_get(tiny.state)

@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from chat_server import EXPECTED_TOKENS, caption_of, chat_server, features_of
-from described import check, describe, names, sent, write_images
+from chat_server import EXPECTED_TOKENS, caption_of, features_of
+from described import check, describe, names, sent
 from PIL import Image
 
 pytest.importorskip("pyarrow")
@@ -15,23 +15,6 @@ from grain_jax.data.annotation_files import StageFiles, read_annotations
 from grain_jax.data.transforms import decode_image
 
 pytestmark = pytest.mark.multiprocess
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def shared_server():
-    with chat_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server):
-    shared_server.behave("ok")
-    return shared_server
 
 
 def test_every_image_is_described_once(images, server, tmp_path, capsys, monkeypatch):

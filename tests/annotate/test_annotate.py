@@ -3,31 +3,13 @@
 import sys
 
 import pytest
-from chat_server import chat_server
-from described import describe, write_images
+from described import describe
 
 pytest.importorskip("pyarrow")
 
 from grain_jax import annotate
 
 pytestmark = pytest.mark.multiprocess
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def shared_server():
-    with chat_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server):
-    shared_server.behave("ok")
-    return shared_server
 
 
 @pytest.mark.parametrize(

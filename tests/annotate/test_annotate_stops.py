@@ -8,7 +8,7 @@ import time
 
 import pytest
 from chat_server import chat_server
-from described import check, describe, names, start, wait_for_rows, write_images
+from described import check, describe, names, start, wait_for_rows
 from PIL import Image
 
 pytest.importorskip("pyarrow")
@@ -16,23 +16,6 @@ pytest.importorskip("pyarrow")
 from grain_jax.data.annotation_files import StageFiles, read_annotations
 
 pytestmark = pytest.mark.multiprocess
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def shared_server():
-    with chat_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server):
-    shared_server.behave("ok")
-    return shared_server
 
 
 @pytest.mark.parametrize("mode", ["401", "403"])

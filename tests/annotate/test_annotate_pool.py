@@ -67,6 +67,7 @@ def test_an_endpoint_that_is_killed_is_put_aside_and_no_row_is_lost(images, tmp_
     check_rows(images, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_run_stops_when_none_is_left_and_continues(images, tmp_path):
     with chat_server() as first, chat_server() as second:
         for server in (first, second):
@@ -106,6 +107,7 @@ def test_keys_that_all_refuse_stop_the_run(images, tmp_path, capsys):
     assert len(StageFiles(tmp_path, "describe")) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_that_waits_for_room(images, tmp_path):
     with chat_server() as first, chat_server() as second:
         first.behave("ok", delay=1.0)
