@@ -33,7 +33,7 @@ from grain_jax.data.loader import (
     prefetch_to_device,
     training_batches,
 )
-from grain_jax.data.mixture import source_sizes
+from grain_jax.data.mixture import source_marks, source_sizes
 from grain_jax.data.source import data_source
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.report import write_report
@@ -228,6 +228,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     )
     metadata["inherited_settings"] = list(inputs.inherited)
     metadata["set_sizes"] = source_sizes(source)
+    metadata["set_marks"] = source_marks(source)
     checkpoints = Checkpoints(
         workdir, config.checkpoint, metadata=metadata, metric=best_metric_name(config) or "score"
     )

@@ -124,6 +124,11 @@ def read_settings(
             continue  # two older settings, either of which makes it official
         if settings.setdefault(path, values) != values:
             before, after = (" ".join(words) for words in (settings[path], values))
+            if typing.get_origin(DECLARED.get(path)) is tuple:
+                raise ValueError(
+                    f"--{path} is given twice, {before!r} and {after!r}; give one with all values: "
+                    f"""--{path}='("FIRST","SECOND")'."""
+                )
             note(f"--{path} is given twice, {before!r} and {after!r}: the last one counts")
             settings[path] = values
     if len(set(bases)) > 1:

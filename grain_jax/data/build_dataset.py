@@ -37,6 +37,7 @@ from grain_jax.data.build_shard import (
 from grain_jax.data.build_spec import DatasetBuildSpec
 from grain_jax.data.checks import DatasetStatistics
 from grain_jax.data.decoded_size import decoded_size_note
+from grain_jax.data.image_files import MISSING_FILE
 from grain_jax.data.importers import Importer
 from grain_jax.data.merging import MergedImporter
 from grain_jax.data.tfds_records import (
@@ -155,7 +156,10 @@ def _build_rest(
     if not statistics.images:
         _remove_work(spec)
         reasons = ", ".join(f"{n} {reason}" for reason, n in statistics.dropped_images.items())
-        raise ValueError(f"No image is left ({reasons}), first: {statistics.examples[0]}")
+        where = ""
+        if set(statistics.dropped_images) == {MISSING_FILE}:
+            where = f" No file is where --images={spec.images_folder} says: give its folder."
+        raise ValueError(f"No image is left ({reasons}), first: {statistics.examples[0]}.{where}")
     statistics = DatasetStatistics()  # again, so that examples are in the order of the input
     for shard in shards:
         statistics.add(

@@ -94,12 +94,13 @@ def decoded_caches(source: Source) -> tuple[DecodedCache, ...]:
     return source.decoded_caches if isinstance(source, KnowsDecodedCaches) else ()
 
 
-def cache_notes(source: Source, data: DataConfig, *, image_size: int) -> list[str]:
-    """Notes on stored sizes that do not fit the run.
+def cache_notes(*sources: Source, data: DataConfig, image_size: int) -> list[str]:
+    """Notes on stored sizes that do not fit the run, of the images to train and to evaluate on.
 
     Raises ValueError where the stored images have lost the aspect that `data.resize` keeps.
     """
-    return [note for cache in decoded_caches(source) for note in _notes(cache, data, image_size)]
+    caches = dict.fromkeys(cache for source in sources for cache in decoded_caches(source))
+    return [note for cache in caches for note in _notes(cache, data, image_size)]
 
 
 def _notes(cache: DecodedCache, data: DataConfig, image_size: int) -> Iterator[str]:
@@ -112,11 +113,12 @@ def _notes(cache: DecodedCache, data: DataConfig, image_size: int) -> Iterator[s
     if image_size > cache.side:
         yield (
             f"{stored}, and model.image_size = {image_size} enlarges them; prepare them with "
-            f"--decoded_cache={DecodedCache(image_size, cache.square)} to see as much as it can"
+            f"--decoded_cache={DecodedCache(min(image_size, MAX_SIDE), cache.square)} to see as "
+            "much as it can"
         )
     elif data.resize == "crop" and cache.side * math.sqrt(data.crop_min_area) < image_size:
         smallest = int(cache.side * math.sqrt(data.crop_min_area))
-        whole = math.ceil(image_size / math.sqrt(data.crop_min_area))
+        whole = min(math.ceil(image_size / math.sqrt(data.crop_min_area)), MAX_SIDE)
         yield (
             f"{stored}, so random crops have {smallest} to {cache.side} pixels a side, and those "
             f"below model.image_size = {image_size} are enlarged; --decoded_cache={whole} keeps "

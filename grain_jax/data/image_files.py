@@ -3,6 +3,7 @@
 from pathlib import Path
 
 MAX_IMAGE_BYTES = 64 * 2**20
+MISSING_FILE = "missing file"  # the reason of a `SkippedSample` without a file that can be read
 
 
 class SkippedSample(ValueError):
@@ -26,7 +27,7 @@ def read_image_bytes(path: Path, *, name: str, offset: int = 0, size: int | None
             opened.seek(offset)
             data = opened.read(MAX_IMAGE_BYTES + 1 if size is None else size)
     except (OSError, ValueError) as error:  # ValueError: not a file name, for example one with NUL
-        raise SkippedSample("missing file", f"{name!r}: {error}") from None
+        raise SkippedSample(MISSING_FILE, f"{name!r}: {error}") from None
     if len(data) > MAX_IMAGE_BYTES:
         raise SkippedSample("file too large", too_large)
     if size is not None and len(data) < size:

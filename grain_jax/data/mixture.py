@@ -6,7 +6,9 @@ batches of a run that had these weights from the start.
 """
 
 import bisect
+import hashlib
 import itertools
+import json
 import zlib
 from collections.abc import Sequence
 from fractions import Fraction
@@ -136,6 +138,18 @@ def source_sizes(source: Source) -> list[int]:
     if isinstance(source, Mixture):
         return [len(part) for part in source.sources]
     return [len(source)]
+
+
+def source_marks(source: Source) -> list[str]:
+    """For each source of a mixture, or one alone, a number made of the ids of three records."""
+    parts = source.sources if isinstance(source, Mixture) else (source,)
+    return [_mark(part) for part in parts]
+
+
+def _mark(source: Source) -> str:
+    places = sorted({0, len(source) // 2, len(source) - 1})
+    ids = [record.id for record in read_records(source, places)]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
 def sample_indices(source: Source, limit: int) -> np.ndarray:

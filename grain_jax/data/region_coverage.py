@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from grain_jax.config import TrainConfig
+from grain_jax.config.mixture import parse_mixture
 from grain_jax.data.mixture import Mixture
 from grain_jax.data.records import Source
 
@@ -105,8 +106,8 @@ def check_regions(config: TrainConfig, coverage: RegionCoverage) -> list[str]:
     """
     data, loss, grain = config.data, config.loss, config.model.type == "grain"
     if not coverage.any_regions:
-        folder = data.mixture or data.data_dir
-        where = f"split {data.train_split!r}" + (f" of {folder!r}" if folder else "")
+        folders = [each.data_dir for each in parse_mixture(data.mixture)] or [data.data_dir]
+        where = f"split {data.train_split!r}" + (f" of {', '.join(folders)}" if folders[0] else "")
         missing = f"None of the {coverage.total:,} images of {where} has a region"
         if loss.variant == "official" and (grain or loss.image_description_weight):
             raise ValueError(

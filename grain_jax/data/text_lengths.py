@@ -27,6 +27,7 @@ SECONDS = 2.0
 MIN_SAVING = 0.1  # smallest fraction of the text tower's positions that a note is printed for
 MIN_SETTING_SAVING = 0.03  # smallest fraction that one setting must save to be proposed
 MULTIPLE = 8  # proposed lengths are rounded up to it, as a margin beyond the sample
+MIN_IMAGES = 64  # fewer say little, on a machine that is busy too
 DEVIATIONS = 4  # standard deviations above the mean that a proposed capacity must hold
 MANY_CUT = 0.01  # fraction of truncated texts above which a note is printed
 
@@ -68,7 +69,7 @@ class TextLengths:
 
 
 def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> TextLengths:
-    """Text lengths of `SAMPLE_IMAGES` images, or of as many as `SECONDS` allow.
+    """Text lengths of `SAMPLE_IMAGES` images, or of as many as `SECONDS` allow, from `MIN_IMAGES`.
 
     They are evenly spaced, and of a mixture as many of each set as its weight says. Images are not
     decoded. Descriptions are counted only where a loss uses them.
@@ -77,7 +78,7 @@ def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> T
     found, end = TextLengths(), time.monotonic() + SECONDS
     for part in range(PARTS):
         found.add(read_records(source, spaced[part::PARTS].tolist()), config, tokenizer)
-        if time.monotonic() > end:
+        if time.monotonic() > end and found.images >= MIN_IMAGES:
             break
     return found
 

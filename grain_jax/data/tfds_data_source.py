@@ -85,7 +85,7 @@ class TfdsDataSource:
     @property
     def location(self) -> str:
         if self._sets:
-            return f" in {len(self._sets)} folders"
+            return f" in {len(self._sets)} folder{'s' * (len(self._sets) > 1)}"
         return f" in {self.config.data_dir}"
 
     def training_data(self) -> str:

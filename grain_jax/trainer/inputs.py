@@ -17,7 +17,7 @@ from grain_jax.config.validation import unread_notes
 from grain_jax.data.decoded_cache import cache_notes
 from grain_jax.data.loader import check_batch_fits
 from grain_jax.data.loader_plan import most_workers
-from grain_jax.data.mixture import Mixture, source_sizes
+from grain_jax.data.mixture import Mixture
 from grain_jax.data.records import Source
 from grain_jax.data.region_coverage import (
     RegionCoverage,
@@ -25,7 +25,7 @@ from grain_jax.data.region_coverage import (
     needs_regions,
     region_coverage,
 )
-from grain_jax.data.source import open_training_source
+from grain_jax.data.source import data_source, open_training_source
 from grain_jax.data.text_lengths import text_length_notes
 from grain_jax.data.tokenizer import Tokenizer, build_tokenizer
 from grain_jax.data.transforms import Preprocessing
@@ -92,7 +92,9 @@ def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Input
     coverage = region_coverage(source) if needs_regions(config) else None
     if coverage is not None:
         notes += check_regions(config, coverage)
-    notes += cache_notes(source, config.data, image_size=size)
+    data = data_source(config.data, image_size=size)
+    held_out = [data.records(split)] if (split := data.held_out_split) else []
+    notes += cache_notes(source, *held_out, data=config.data, image_size=size)
     check_inputs(config, note=lambda text: notes.append(text.rstrip(".")))
     learned = NOTHING
     if newest is not None:
@@ -150,7 +152,7 @@ def late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]
 def resume_notes(inputs: Inputs, workdir: Path, step: int, *, change_schedule: bool) -> list[str]:
     """What changes where the run resumes from `step`; ValueError for what may not change."""
     saved = _saved(workdir, step)
-    check_same_data(saved, source_sizes(inputs.source), workdir)
+    check_same_data(saved, inputs.source, workdir)
     changed = changed_settings(saved["config"], inputs.config, workdir)
     rate = check_schedule(saved, inputs.config, step=step, workdir=workdir, allowed=change_schedule)
     return [f"changed: {setting}" for setting in [*changed, *rate]]

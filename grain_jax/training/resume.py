@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_from_json, differences
+from grain_jax.data.mixture import Mixture, source_marks, source_sizes
+from grain_jax.data.records import Source
 from grain_jax.training.optimizer import learning_rate, num_steps, num_warmup_steps
 
 RATE_JUMP = 2.0  # times the learning rate: more than this at once undoes what a schedule has done
@@ -27,18 +28,33 @@ FREE = (  # of the above: the same model and batches, computed or loaded in anot
 )
 
 
-def check_same_data(saved: dict[str, Any], set_sizes: Sequence[int], workdir: Path) -> None:
-    """Raises ValueError where a data set has changed its size: its order would be another.
+def check_same_data(saved: dict[str, Any], source: Source, workdir: Path) -> None:
+    """Raises ValueError where `source` has other images than the run's, or in another order.
 
-    `set_sizes`: images of each set of `data.mixture`, or of the one set. The weights may change.
+    As far as numbers of images and a few ids tell, of each set of `data.mixture`. Its weights may
+    change.
     """
-    before = saved.get("set_sizes", [saved["num_images"]])  # absent: from before there were several
-    if before != list(set_sizes):
-        was, now = (" + ".join(map(str, sizes)) for sizes in (before, set_sizes))
+    set_sizes = source_sizes(source)
+    # Absent: from before there were several.
+    trained_sizes = saved["set_sizes"] if "set_sizes" in saved else [saved["num_images"]]
+    if trained_sizes != set_sizes:
+        was, now = (" + ".join(map(str, sizes)) for sizes in (trained_sizes, set_sizes))
         raise ValueError(
             f"{workdir} was trained on {was} images and the data set now has "
             f"{now}, which changes the order of all of them. Give the same data, or start a "
             "new run with another --workdir."
+        )
+    marks = source_marks(source)
+    before = saved.get("set_marks", marks)  # absent: from versions before
+    if before != marks:
+        number = [old == new for old, new in zip(before, marks, strict=True)].index(False)
+        what = "the data set"
+        if isinstance(source, Mixture):
+            what = f"{source.names[number]}, entry {number + 1} of data.mixture,"
+        raise ValueError(
+            f"{what} has other images than {workdir} was trained on, or the same in another order: "
+            "the ids of the first, middle and last differ. Give the same data, the sets of "
+            "data.mixture in the same order, or start a new run with another --workdir."
         )
 
 

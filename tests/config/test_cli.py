@@ -109,6 +109,8 @@ def test_no_value_is_dropped_without_a_word(capsys):
     ):
         with pytest.raises(ValueError, match="is given twice"):
             parse(*twice)
+    with pytest.raises(ValueError, match=r"data\.mixture is given twice"):
+        parse("--data.mixture=a=0.7", "--data.mixture=b=0.3")  # b alone would be trained on
     assert parse("--workdir=a", "--workdir=a") == demo.get_config()
 
 

@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import json
+import re
+import shutil
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -136,7 +139,8 @@ def test_the_inspection_reads_it(collection, tmp_path, capsys):
     built(collection, tmp_path / "squares", "16x16")
     report = tmp_path / "inspection"
     assert prepare.main(["inspect", str(tmp_path / "squares"), f"--output={report}"]) == 0
-    assert "12" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "927 an image" in printed  # pixels of 16 x 16, and the head of a PNG
     assert (report / "report.md").exists()
 
 
@@ -187,9 +191,9 @@ def test_the_command_says_how_large_it_will_be_and_what_it_was(collection, tmp_p
     out = tmp_path / "out"
     assert prepare.main(command(collection, out, "--decoded_cache=16x16")) == 0
     printed = capsys.readouterr()
-    assert "squashed to 16 x 16 pixels: 927 bytes each, 0 MiB for 12 records" in printed.err
-    assert "has" in printed.err
-    assert "free" in printed.err
+    said = " ".join(printed.err.split())
+    assert "squashed to 16 x 16 pixels: 927 bytes each, 0 MiB for 12 records" in said
+    assert re.search(rf"{out.name} has [\d.,]+ [GMT]iB free\.", said)
     assert "images stored decoded" in printed.out
     report = json.loads((out / "report-train.json").read_text())
     assert report["plan"]["decoded_cache"] == "16x16"
@@ -225,6 +229,21 @@ def test_the_size_that_is_said_is_that_of_the_records(collection, tmp_path):
     )
 
 
+def test_it_says_where_the_disk_is_too_small(collection, tmp_path, monkeypatch):
+    def usage(path: Path) -> SimpleNamespace:
+        assert path in (tmp_path / "out", *tmp_path.parents, tmp_path)
+        return SimpleNamespace(free=12 * 927 - 1)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    notes: list[str] = []
+    size = DecodedCache(16, square=True)
+    spec = DatasetBuildSpec(
+        "jsonl", collection / "train.jsonl", collection, tmp_path / "out", decoded_cache=size
+    )
+    build_split(spec, workers=1, note=notes.append)
+    assert notes[0].endswith("out has 0 MiB free, which is not enough.")
+
+
 def test_shards_are_rebuilt_for_another_size(collection, tmp_path):
     """An interrupted build of one size leaves nothing that the next takes for its own."""
     out = tmp_path / "out"
@@ -258,7 +277,7 @@ class Stored:
 
 
 def notes_of(*sizes: str, image_size: int = 224, **data: object) -> list[str]:
-    return cache_notes(Stored(*sizes), DataConfig(**data), image_size=image_size)
+    return cache_notes(Stored(*sizes), data=DataConfig(**data), image_size=image_size)
 
 
 def test_a_run_notes_a_size_that_does_not_fit():
@@ -273,6 +292,12 @@ def test_a_run_notes_a_size_that_does_not_fit():
     assert notes_of("317", resize="crop") == []
     (note,) = notes_of("224x224", interpolation="bilinear")
     assert "data.interpolation" in note
+    (note,) = notes_of("224", image_size=MAX_SIDE + 1)
+    assert f"--decoded_cache={MAX_SIDE} " in note  # which `parse` takes
+    (note,) = cache_notes(
+        Stored("224"), Stored("128", "224"), data=DataConfig(), image_size=224
+    )  # of the images to evaluate on
+    assert "at most 128 pixels" in note
     with pytest.raises(ValueError, match=r'data\.resize = "crop"') as raised:
         notes_of("224x224", resize="crop")
     assert "--decoded_cache=224." in str(raised.value)

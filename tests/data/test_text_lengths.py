@@ -126,8 +126,11 @@ def test_captions_that_training_may_choose_are_counted(synthetic, joined):
 
 def test_a_slow_source_is_sampled_for_a_bounded_time(monkeypatch):
     monkeypatch.setattr(text_lengths, "SECONDS", -1.0)
-    found = text_lengths.text_lengths(records(1_000), recipe(), TOKENIZER)
-    assert found.images == 1_000 / text_lengths.PARTS
+    for images in (1_000, 40):
+        found = text_lengths.text_lengths(records(images), recipe(), TOKENIZER)
+        part = images / text_lengths.PARTS
+        assert min(images, text_lengths.MIN_IMAGES) <= found.images
+        assert found.images <= text_lengths.MIN_IMAGES + part
 
 
 def test_the_check_prints_the_note(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """A run on a mixture: what it says first, and that its weights may change where it resumes."""
 
 import signal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from training_process import run
 
 import grain_jax.train
 from grain_jax.data.loader import training_batches
+from grain_jax.data.mixture import Mixture, source_marks, source_sizes
 from grain_jax.data.records import Caption, Record
 from grain_jax.data.source import open_training_source
 from grain_jax.data.tokenizer import build_tokenizer
 from grain_jax.training import checkpoint
+from grain_jax.training.resume import check_same_data
 from grain_jax.training.run_folder import read_metadata
 
 pytestmark = pytest.mark.multiprocess
@@ -110,6 +113,27 @@ def test_the_check_tells_the_sets_and_refuses_what_does_not_fit(folders, tmp_pat
     )
     assert "--data.data_dir=DIR" in refused([*mixed, "--data.eval_split=dev", *check], capsys)
     assert "has no effect" in refused([*mixed, f"--data.data_dir={large}", *check], capsys)
+
+
+def test_sets_of_one_size_cannot_be_exchanged_or_replaced(tmp_path):
+    def source_of(*names: str) -> Mixture:
+        sets = [[Record(f"{name}-{i}", b"") for i in range(9)] for name in names]
+        return Mixture(sets, [Fraction(1)] * len(sets), names)
+
+    source = source_of("birds", "cars")
+    saved = {"set_sizes": source_sizes(source), "set_marks": source_marks(source)}
+    check_same_data(saved, source, tmp_path)
+    check_same_data({"set_sizes": [9, 9]}, source, tmp_path)  # as runs of before saved it
+    for names, number in ((("cars", "birds"), 1), (("birds", "boats"), 2)):
+        with pytest.raises(
+            ValueError, match=f"{names[number - 1]}, entry {number} of data.mixture"
+        ):
+            check_same_data(saved, source_of(*names), tmp_path)
+    reverse = [Record(f"birds-{i}", b"") for i in range(8, -1, -1)]
+    alone = {"set_sizes": [9], "set_marks": saved["set_marks"][:1]}
+    check_same_data(alone, source.sources[0], tmp_path)
+    with pytest.raises(ValueError, match="the data set has other images"):
+        check_same_data(alone, reverse, tmp_path)
 
 
 @pytest.mark.slow

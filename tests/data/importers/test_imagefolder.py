@@ -55,6 +55,12 @@ def test_what_is_held_out_depends_on_the_path_alone(root: Path) -> None:
     assert before <= after
     more = {item.id for item in ImageFolder(root, holdout=0.6, held_out=True)}
     assert after < more
+    # By hand: the first 8 bytes of the SHA-256 of the path, as a fraction of 2^64. Another choice
+    # would train a new version on images that were held out before.
+    fractions = {"wren/x y.png": 0.261, "a.png": 0.496, "photos/0001.jpeg": 0.579, "b/ü.jpg": 0.833}
+    for path, fraction in fractions.items():
+        assert is_held_out(path, fraction + 0.001)
+        assert not is_held_out(path, fraction - 0.001)
     share = sum(is_held_out(f"{i}.png", 0.1) for i in range(20_000)) / 20_000
     assert share == pytest.approx(0.1, abs=0.01)
 
