@@ -199,6 +199,11 @@ class LossConfig(Settings):
     mask_duplicate_descriptions: bool = True  # likewise for descriptions
     # "official": with its two bugs, see losses/official.py
     variant: Literal["corrected", "official"] = "corrected"
+    # of the contrastive terms: all at once | in tiles passed round the devices, at whatever number
+    # of them the same memory | tiled where the dense ones take more than 1 GiB a device
+    logits: Literal["auto", "dense", "tiled"] = "auto"
+    # of their matrix products, forward and backward; on a TPU six, three or one in bfloat16
+    logits_precision: Literal["highest", "high", "default"] = "highest"
 
 
 @dataclass

@@ -1,11 +1,11 @@
 """Losses that bring descriptions to where they belong: to a region, and to the image as a whole."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from grain_jax.losses.contrastive import MASKED, similarity
+from grain_jax.losses.log_sum_exp import DENSE, LogitsForm, log_sum_exp
 from grain_jax.losses.masked_mean import Metrics, masked_mean
+from grain_jax.losses.pairs import make_columns, make_rows, paired_cosines
 
 
 def region_loss(
@@ -18,6 +18,7 @@ def region_loss(
     label: Int[Array, "B M"],
     key: Integer[Array, "B M"] | None,
     empty: str = "zero",
+    form: LogitsForm = DENSE,
 ) -> tuple[Float[Array, ""], Metrics]:
     """InfoNCE from each matched region to its description, negatives all others of the batch.
 
@@ -26,19 +27,20 @@ def region_loss(
     descriptions with equal keys are no negatives; None counts them as negatives, as official.
     """
     batch, regions = matched.shape
-    size = batch * regions
-    logits = logit_scale * similarity(
-        region_embed.reshape(size, -1), description_embed.reshape(size, -1)
-    )  # [B*M, B*M]
-    label = (label + regions * jnp.arange(batch)[:, None]).reshape(size)
-    is_label = label[:, None] == jnp.arange(size)[None, :]
-    out = ~described.reshape(1, size)
-    if key is not None:
-        flat = key.reshape(size)
-        out = out | (flat[label][:, None] == flat[None, :]) & ~is_label
-    positive = jnp.where(is_label, logits, 0.0).sum(axis=1)
-    per_region = jax.nn.logsumexp(jnp.where(out, MASKED, logits), axis=1) - positive
-    loss, metric = masked_mean(per_region, matched.reshape(size), empty=empty)
+    label_key = None if key is None else jnp.take_along_axis(key, label, axis=1)
+    by_region, _ = log_sum_exp(
+        make_rows(
+            region_embed,
+            own=label + regions * jnp.arange(batch)[:, None],
+            key=None if label_key is None else label_key[:, :, None],
+        ),
+        make_columns(description_embed, key=key, real=described),
+        logit_scale,
+        form=form,
+    )
+    labelled = jnp.take_along_axis(description_embed, label[:, :, None], axis=1)
+    positive = logit_scale * paired_cosines(region_embed, labelled)
+    loss, metric = masked_mean(by_region.reshape(matched.shape) - positive, matched, empty=empty)
     return loss, {"region": metric}
 
 
@@ -50,23 +52,21 @@ def image_description_loss(
     described: Bool[Array, "B M"],
     key: Integer[Array, "B M"] | None,
     empty: str = "zero",
+    form: LogitsForm = DENSE,
 ) -> tuple[Float[Array, ""], Metrics]:
     """InfoNCE from an image to each of its descriptions, negatives those of other images.
 
     An image's other descriptions are neither; `key` leaves out the same text at another image too.
     """
-    batch, regions = described.shape
-    size = batch * regions
-    flat = description_embed.reshape(size, -1)
-    logits = logit_scale * similarity(image_embed, flat)  # [B, B*M]
-    owner = jnp.repeat(jnp.arange(batch), regions)[None, :]
-    own = jnp.arange(batch)[:, None] == owner
-    out = own | ~described.reshape(1, size)
-    if key is not None:
-        same = key[:, :, None] == key.reshape(1, 1, size)  # [B, M, B*M]
-        out = out | (same & described[:, :, None]).any(axis=1)
-    negatives = jax.nn.logsumexp(jnp.where(out, MASKED, logits), axis=1)  # [B]
-    positive = jnp.where(own, logits, 0.0).reshape(batch, batch, regions).sum(axis=1)  # [B, M]
+    owner = jnp.broadcast_to(jnp.arange(len(described))[:, None], described.shape)
+    negatives, _ = log_sum_exp(
+        make_rows(image_embed, key=key, has_key=None if key is None else described),
+        make_columns(description_embed, number=owner, key=key, real=described),
+        logit_scale,
+        form=form,
+        with_own=False,
+    )
+    positive = logit_scale * paired_cosines(image_embed[:, None, :], description_embed)  # [B, M]
     per_description = jnp.logaddexp(negatives[:, None], positive) - positive
     loss, metric = masked_mean(per_description, described, empty=empty)
     return loss, {"image_description": metric}

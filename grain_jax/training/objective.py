@@ -1,7 +1,7 @@
 """The loss that is trained on: contrastive + boxes + regions, on the global batch.
 
-Written for the whole batch, with no collective of its own: under jit on a sharded batch the
-negatives and the normalisers are those of all devices.
+Written for the whole batch: under jit on a sharded batch the negatives and the normalisers are
+those of all devices. Only the tiled form of the logits has collectives of its own.
 """
 
 import jax
@@ -12,6 +12,7 @@ from grain_jax.boxes import cxcywh_to_xyxy, smoothed_iou
 from grain_jax.config import LossConfig
 from grain_jax.losses.box_losses import box_loss, clip_boxes
 from grain_jax.losses.contrastive import contrastive_loss
+from grain_jax.losses.log_sum_exp import DENSE, LogitsForm
 from grain_jax.losses.masked_mean import Metrics, masked_mean
 from grain_jax.losses.matching import match, matching_cost
 from grain_jax.losses.official import EMPTY_BATCH, shifted_labels
@@ -27,6 +28,7 @@ def total_loss(
     boxes: Float[Array, "B M 4"],
     region_mask: Bool[Array, "B M"],
     config: LossConfig,
+    form: LogitsForm = DENSE,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The weighted sum in float32, and each term's (sum, weight), which is not yet weighted.
 
@@ -41,6 +43,7 @@ def total_loss(
         output.caption_embed,
         output.logit_scale,
         key=caption_key if config.mask_duplicate_captions else None,
+        form=form,
     )
     total = config.contrastive_weight * total
     key = description_key if config.mask_duplicate_descriptions else None
@@ -60,6 +63,7 @@ def total_loss(
             described=described,
             key=key,
             empty=EMPTY_BATCH[config.variant],
+            form=form,
         )
         total, metrics = total + config.image_description_weight * loss, metrics | terms
 
@@ -91,6 +95,7 @@ def total_loss(
                 label=label,
                 key=key,
                 empty=EMPTY_BATCH[config.variant],
+                form=form,
             )
             total, metrics = total + config.region_weight * loss, metrics | terms
 

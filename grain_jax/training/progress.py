@@ -13,8 +13,9 @@ from rich.text import Text
 
 from grain_jax.config import TrainConfig
 from grain_jax.data.source import data_source
+from grain_jax.training.logits import dense_bytes, logits_form
 from grain_jax.training.state import count_parameters
-from grain_jax.training.trainable import split_frozen
+from grain_jax.training.trainable import patterns_of_frozen, split_frozen
 
 SHOWN = {  # metric -> its name on the line
     "loss": "loss",
@@ -108,12 +109,10 @@ def introduction(
     kinds = ", ".join(sorted({device.device_kind for device in mesh.devices.flat}))
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    logits = _size(4 * num_logits(config) / shards)
     return (
         {"devices": f"{mesh.size} x {kinds}{processes}; mesh {axes}"}
         | what_trains(config, params, num_images=num_images, steps=steps)
-        | {"logits": f"{logits} a device, of the whole batch in float32"}
+        | {"logits": _logits_row(config, mesh)}
     )
 
 
@@ -144,10 +143,10 @@ def _frozen_row(config: TrainConfig, params: Any) -> dict[str, str]:
     trained, frozen = split_frozen(params, config.optim)
     if not frozen:
         return {}
-    return {
-        "trained": f"{_counted(trained)}; frozen, without gradient and optimizer state: "
-        f"{_counted(frozen)}"
-    }
+    row = f"{_counted(trained)}; frozen, without gradient and optimizer state: {_counted(frozen)}"
+    if unread := patterns_of_frozen(params, config.optim):
+        row += f"; without effect, as what they name is frozen: {', '.join(map(repr, unread))}"
+    return {"trained": row}
 
 
 def _counted(params: Any) -> str:
@@ -161,16 +160,11 @@ def _counted(params: Any) -> str:
     return f"{total} ({parts})" if parts else total
 
 
-def num_logits(config: TrainConfig) -> int:
-    """Pairs that the losses of a batch compare."""
-    batch = config.batch_size
-    regions = batch * config.data.max_regions
-    logits = batch * batch
-    if config.model.type == "grain" and config.loss.region_weight:
-        logits += regions * regions
-    if config.loss.image_description_weight:
-        logits += batch * regions
-    return logits
+def _logits_row(config: TrainConfig, mesh: Mesh) -> str:
+    size = f"{_size(dense_bytes(config, mesh))} a device, of the whole batch in float32"
+    if not logits_form(config, mesh).tiled:
+        return size
+    return f"in tiles; all at once they would be {size}"
 
 
 def _size(num_bytes: float) -> str:

@@ -19,6 +19,7 @@ from grain_jax.models.image_text import DTYPES, normalize_images
 from grain_jax.models.outputs import Output
 from grain_jax.models.packing import capacity, pack, unpack
 from grain_jax.parallel.sharding import batch_sharding, replicated
+from grain_jax.training.logits import logits_form
 from grain_jax.training.micro_batches import encode_in_parts
 from grain_jax.training.objective import total_loss
 from grain_jax.training.optimizer import LOGIT_SCALES, Schedule, clamp_logit_scales
@@ -143,6 +144,7 @@ def batch_loss(
         boxes=batch.boxes,
         region_mask=batch.region_mask,
         config=config.loss,
+        form=logits_form(config, jax.sharding.get_abstract_mesh()),
     )
 
 

@@ -55,6 +55,19 @@ def split_frozen(params: Any, config: OptimConfig) -> tuple[Any, Any]:
     return unflatten(trained, sep="/"), unflatten(frozen, sep="/")
 
 
+def patterns_of_frozen(params: Any, config: OptimConfig) -> list[str]:
+    """Those of `lr_multipliers` that only name parameters that the numbers of layers freeze."""
+    names = flax.traverse_util.flatten_dict(params, sep="/")
+    left_out = set(_outside_trained_layers(names, config))
+    return [
+        text
+        for text, (pattern, factor) in zip(
+            config.lr_multipliers, _parse(config.lr_multipliers, names), strict=True
+        )
+        if factor and left_out.issuperset(fnmatch.filter(names, pattern))
+    ]
+
+
 def join(trained: Any, frozen: Any) -> Any:
     """The tree of all parameters from its two parts."""
     flatten = flax.traverse_util.flatten_dict

@@ -76,6 +76,7 @@ ALWAYS_READ = {
     *("model.embed_dim", "model.dtype", "model.scan_layers", "model.remat", "model.attention"),
     *("model.max_logit_scale", "model.vision.*", "model.text.*", "data.dataset", "data.resize"),
     *("loss.contrastive_weight", "loss.image_description_weight", "loss.mask_duplicate_captions"),
+    "loss.logits*",
     *("data.train_split", "data.flip_probability", "data.mean", "data.std", "data.tokenizer"),
     "data.interpolation",  # of evaluation and export also where training resizes nothing
     *("data.caption_length", "data.num_*", "data.prefetch_batches", "data.cache"),

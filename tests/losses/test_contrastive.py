@@ -1,11 +1,14 @@
 """Contrastive losses against loops in float64, in value and gradient, and their switches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from grain_jax.losses.contrastive import contrastive_loss
+from grain_jax.losses.log_sum_exp import DENSE, LogitsForm
 from grain_jax.losses.official import shifted_labels
 from grain_jax.losses.regions import image_description_loss, region_loss
 
@@ -77,11 +80,11 @@ SHIFTED = ALIGNED | {(0, 2): (0, 1), (3, 1): (3, 0)}
 SLOTS = np.broadcast_to(np.arange(M), (B, M))
 
 
-def contrastive(image, caption, scale, key):
-    return contrastive_loss(image, caption, scale, key=key)[0]
+def contrastive(image, caption, scale, key, form=DENSE):
+    return contrastive_loss(image, caption, scale, key=key, form=form)[0]
 
 
-def region(region, description, scale, key, label=SLOTS):
+def region(region, description, scale, key, form=DENSE, label=SLOTS):
     return region_loss(
         region,
         description,
@@ -90,17 +93,20 @@ def region(region, description, scale, key, label=SLOTS):
         described=jnp.asarray(DESCRIBED),
         label=jnp.asarray(label),
         key=key,
+        form=form,
     )[0]
 
 
-def shifted_region(region_embed, description, scale, key):
+def shifted_region(region_embed, description, scale, key, form=DENSE):
     label = shifted_labels(jnp.asarray(DESCRIBED), jnp.asarray(MATCHED))
-    return region(region_embed, description, scale, key, label)
+    return region(region_embed, description, scale, key, form, label)
 
 
-def image_description(image, description, scale, key):
+def image_description(image, description, scale, key, form=DENSE):
     described = jnp.asarray(DESCRIBED)
-    return image_description_loss(image, description, scale, described=described, key=key)[0]
+    return image_description_loss(
+        image, description, scale, described=described, key=key, form=form
+    )[0]
 
 
 CASES = {
@@ -129,10 +135,13 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("duplicates", ["mask", "negative"])
 @pytest.mark.parametrize("name", CASES)
-def test_value_and_gradient(name, duplicates):
+def test_value_and_gradient(name, duplicates, tiled, monkeypatch):
     loss, reference, a, b, key = CASES[name]
+    monkeypatch.setattr("grain_jax.losses.tiled.TILE", 3)
+    loss = functools.partial(loss, form=LogitsForm(tiled))
     key = key if duplicates == "mask" else None
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(
         jnp.asarray(a),

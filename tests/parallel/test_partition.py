@@ -1,6 +1,7 @@
 """What each device computes and exchanges in the compiled step: its own rows, and little else."""
 
 import dataclasses
+from typing import Literal
 
 import hlo
 import jax
@@ -17,9 +18,14 @@ BATCH, EMBED, REGIONS, QUERIES = 304, 13, 3, 5
 
 
 def config_of(
-    *, grad_cache_chunks: int = 1, scan_layers: bool = False, num_heads: int = 2
+    *,
+    grad_cache_chunks: int = 1,
+    scan_layers: bool = False,
+    num_heads: int = 2,
+    logits: Literal["dense", "tiled"] = "dense",
 ) -> TrainConfig:
     config = tiny_config()
+    config.loss.logits = logits
     config.batch_size, config.optim.grad_cache_chunks = BATCH, grad_cache_chunks
     config.model.scan_layers = scan_layers
     config.loss.auxiliary_box_weight = 1.0  # the boxes of every layer, batch first
@@ -98,6 +104,18 @@ def per_row(shape: tuple[int, ...], *, shards: int) -> int | None:
 )
 def test_no_device_has_more_of_the_whole_batch_than_embeddings_keys_and_masks(shape, config):
     assert_own_rows(compiled(shape, config), shards=shape[0] * shape[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_with_logits_in_tiles_no_device_has_anything_of_the_whole_batch(shape):
+    """But numbers of rows, which are made and not exchanged."""
+    for instruction in compiled(shape, config_of(logits="tiled")):
+        for _, dimensions in instruction.shapes:
+            found = per_row(dimensions, shards=shape[0] * shape[1])
+            assert found is None or (found <= REGIONS and not instruction.collective), (
+                instruction.text[:300]
+            )
 
 
 def assert_own_rows(instructions: list[hlo.Instruction], *, shards: int) -> None:

@@ -22,7 +22,12 @@ from grain_jax.training.checkpoint import Checkpoints
 from grain_jax.training.optimizer import decay_mask, make_schedule
 from grain_jax.training.progress import what_trains
 from grain_jax.training.step import batch_loss
-from grain_jax.training.trainable import join, lr_multipliers, split_frozen
+from grain_jax.training.trainable import (
+    join,
+    lr_multipliers,
+    patterns_of_frozen,
+    split_frozen,
+)
 
 
 def flat(tree):
@@ -107,6 +112,18 @@ def test_the_projection_of_a_clip_belongs_to_its_frozen_tower():
 def test_settings_that_fit_no_parameter_are_refused(published, scanned, settings, scan, message):
     with pytest.raises(ValueError, match=message):
         lr_multipliers(scanned if scan else published, OptimConfig(**settings))
+
+
+def test_patterns_without_effect_are_told(published):
+    config = OptimConfig(
+        trained_vision_layers=2,
+        trained_text_layers=0,
+        lr_multipliers=("vision/cls=1", "vision/*=0.1", "text/*=0.5", "text/token=0"),
+    )
+    assert patterns_of_frozen(published, config) == ["vision/cls=1", "text/*=0.5"]
+    settings = TrainConfig(optim=config)
+    rows = what_trains(settings, published, num_images=1_000, steps=10)
+    assert rows["trained"].endswith("what they name is frozen: 'vision/cls=1', 'text/*=0.5'")
 
 
 def test_a_tower_of_scanned_layers_is_frozen_whole(scanned):
