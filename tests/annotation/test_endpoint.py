@@ -3,11 +3,14 @@
 import datetime
 import email.utils
 import json
+import socket
+import threading
 
 import pytest
 from chat_server import chat_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_connection import one_connection
 
 from grain_jax.annotation.chat import Answer, Question, RequestFailed
 from grain_jax.annotation.endpoint import (
@@ -15,6 +18,8 @@ from grain_jax.annotation.endpoint import (
     MAX_WAIT,
     Endpoint,
     EndpointSettings,
+    NoAnswer,
+    Unusable,
     read_answer,
     retry_after,
     wait_seconds,
@@ -83,6 +88,50 @@ def test_a_server_that_lives_fails_a_request_and_one_that_does_not_ends_the_run(
     server.behave("503")
     with pytest.raises(StageStopped, match="HTTP 503"):
         ask(endpoint)
+
+
+def test_an_endpoint_that_takes_fewer_connections_than_there_are_threads_does_not_end_the_run():
+    """It refuses a request each time, and the probe, while it answers those of another thread."""
+    over = threading.Event()
+    with one_connection() as url:
+        endpoint = Endpoint(EndpointSettings(url, "m", retries=2, timeout=5.0))
+        ask(endpoint)
+
+        def ask_on() -> None:
+            while not over.is_set():
+                ask(endpoint)
+
+        thread = threading.Thread(target=ask_on)
+        thread.start()
+        try:
+            with pytest.raises(NoAnswer, match="no connection"):
+                ask_often(endpoint)
+        finally:
+            over.set()
+            thread.join()
+            endpoint.close()
+
+
+def ask_often(endpoint: Endpoint) -> None:
+    """As a request comes between two of the other thread now and then."""
+    for _ in range(20):
+        ask(endpoint)
+
+
+def nowhere() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
+def test_one_that_is_back_when_it_is_probed_fails_a_request_only():
+    class Back(Endpoint):
+        def is_alive(self) -> bool:
+            return True
+
+    with pytest.raises(NoAnswer, match="no connection"):
+        ask(Back(EndpointSettings(nowhere(), "m", retries=0)))
+    with pytest.raises(Unusable, match="The endpoint does not answer: no connection"):
+        ask(Endpoint(EndpointSettings(nowhere(), "m", retries=0)))
 
 
 @pytest.mark.multiprocess
