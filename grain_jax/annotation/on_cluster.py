@@ -10,7 +10,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from grain_jax.annotation.dealing import Dealer
 from grain_jax.annotation.run import Annotator, StageStopped
 from grain_jax.cluster import (
     Cluster,
+    Machine,
     enter,
     import_ray,
     last_line,
@@ -49,7 +50,8 @@ def plan_workers(
     """Workers for a cluster.
 
     Args:
-        count: None for one on each GPU, or on each machine with cores where none is used.
+        count: None for one on each GPU that has a core beside it, or on each machine with cores
+            where none is used.
         gpus: of each worker; None for one where the cluster has any and the stage uses it.
 
     Raises ValueError for more than the cluster has.
@@ -57,11 +59,12 @@ def plan_workers(
     if gpus is None:
         gpus = 1.0 if uses_gpu and cluster.gpus else 0.0
     if gpus:
-        places = sum(math.floor(machine.gpus / gpus) for machine in cluster.machines)
+        places = sum(_room_on(machine, gpus) for machine in cluster.machines)
         if (count or 1) > places:
             raise ValueError(
-                f"--num_gpus={gpus:g} for each of {count or 1} workers, and the cluster has room "
-                f"for {places} on {cluster.gpus} GPUs; give fewer --workers, or a fraction."
+                f"--num_gpus={gpus:g} and a core for each of {count or 1} workers, and the cluster "
+                f"has room for {places} on {cluster.gpus} GPUs and {cluster.cpus} cores; give "
+                "fewer --workers, or a fraction of a GPU."
             )
         return WorkerPlan(count or places, 1, gpus)
     cores = sorted(machine.cpus for machine in cluster.machines if machine.cpus)
@@ -74,6 +77,17 @@ def plan_workers(
         cpus for cpus in range(cores[-1], 0, -1) if sum(each // cpus for each in cores) >= count
     )
     return WorkerPlan(count, cpus, 0.0)
+
+
+def _room_on(machine: Machine, gpus: float) -> int:
+    """Workers of so many GPUs and a core each; a fraction is of one GPU."""
+    on_gpus = machine.gpus * math.floor(1 / gpus) if gpus < 1 else math.floor(machine.gpus / gpus)
+    return min(on_gpus, machine.cpus)
+
+
+def paths_of(folder: Path, images: Sequence[str]) -> dict[str, Path]:
+    """Paths of images as `require_same_files` takes them, each with the name that it has there."""
+    return {f"--images/{name}": folder / name for name in images}
 
 
 @dataclass(frozen=True)
@@ -231,8 +245,7 @@ class OnCluster:
     def rows(self, images: Iterator[str], /) -> Generator[Row, None, None]:
         """Rows in the order in which workers are done with the images."""
         first = list(itertools.islice(images, CHECKED_IMAGES))
-        seen = {f"--images={self._folder}, image": self._folder / name for name in first}
-        require_same_files(self._cluster, seen, shared=None)
+        require_same_files(self._cluster, paths_of(self._folder, first), shared=None)
         dealer = Dealer(itertools.chain(first, images))
         while True:
             self._give_out(dealer)
