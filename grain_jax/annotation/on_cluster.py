@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax.annotation.dealing import Dealer
+from grain_jax.annotation.deaths import Deaths
 from grain_jax.annotation.run import Annotator, StageStopped
 from grain_jax.cluster import (
     Cluster,
@@ -30,7 +31,6 @@ from grain_jax.cluster import (
 from grain_jax.data.annotation_rows import Provenance, Row
 
 Note = Callable[[str], None]
-MAX_DEATHS = 20  # of workers one after the other, without a row between them
 CHECKED_IMAGES = 3  # that every machine has to see as this one does
 WAIT_SECONDS = 60.0  # for a first worker, until a line says so
 
@@ -215,7 +215,7 @@ class OnCluster:
         self._folder, self._cluster, self._plan = images, cluster, plan
         self._places = [_Place(number) for number in range(plan.count)]
         self._calls: dict[Any, _Place] = {}
-        self._deaths = 0  # since the last row
+        self._deaths = Deaths(plan.count)
         self._measured_before: list[dict[str, float]] = []  # of workers that are no more
 
     def __enter__(self) -> "OnCluster":
@@ -280,7 +280,8 @@ class OnCluster:
             self._join(place, found)
             return []
         assert dealer is not None
-        self._deaths = 0 if found.rows else self._deaths
+        if found.rows:
+            self._deaths.made_row(place.number)
         place.measured = found.measured
         for note in found.notes:
             self._note(f"{self._name(place)}: {note}")
@@ -308,22 +309,25 @@ class OnCluster:
                 f"with {self.settings}; give options such as --dtype that are the same on all."
             )
         place.opened = opened
+        self._deaths.opened(place.number)
 
     def _replace(self, place: _Place, why: str, dealer: Dealer | None) -> list[Row]:
-        """A new worker in the place of one that died; a row for an image that was given up."""
-        name = self._name(place)
+        """A new worker in the place of one that died, unless that stays empty; a row for an image
+        that was given up.
+        """
+        name, was_open = self._name(place), place.opened is not None
         self._end(place)
-        self._deaths += 1
-        if self._deaths >= MAX_DEATHS:
-            raise StageStopped(
-                f"{MAX_DEATHS} workers died one after the other, and none between them made a row; "
-                f"the last one: {why} The same command continues."
-            )
-        self._note(f"{name} died ({why}); another one takes its place.")
         self._measured_before.append(place.measured)
         place.measured = {}
         given_up = None if dealer is None else dealer.died(place.number)
-        self._start(place)
+        if self._deaths.is_replaced(place.number, why, was_open=was_open):
+            self._note(f"{name} died ({why}); another one takes its place.")
+            self._start(place)
+        else:
+            self._note(
+                f"{name} died ({why}) time and again without a row; its place stays empty, with "
+                f"{self._deaths.places_left} of {self._plan.count} workers left."
+            )
         return [] if given_up is None else [self._failed_row(given_up, why)]
 
     def _failed_row(self, image: str, why: str) -> Row:
@@ -353,4 +357,4 @@ class OnCluster:
     def _end(self, place: _Place) -> None:
         if place.actor is not None:
             self._ray.kill(place.actor)
-            place.actor = None
+        place.actor = place.opened = None

@@ -215,7 +215,7 @@ def test_what_stops_a_worker_stops_the_run_with_its_name(joined, tmp_path):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_workers_that_only_die_stop_the_run(joined, tmp_path, monkeypatch):
-    monkeypatch.setattr("grain_jax.annotation.on_cluster.MAX_DEATHS", 4)
+    monkeypatch.setattr("grain_jax.annotation.deaths.MAX_DEATHS", 4)
     everything = [f"{number:02d}.png" for number in range(50)]
     with pytest.raises(StageStopped, match="4 workers died one after the other"):
         run(joined, tmp_path, [], fatal=everything)
