@@ -120,6 +120,10 @@ class GroundCommand(StageCommand[Options]):
         )
         return Ground(options.images, detector, queries, settings)
 
+    def open_in_worker(self, options: Options, note: Note) -> Ground:
+        # What there is to say of the texts was said where their hashes were read.
+        return self.open_stage(options, lambda text: None)
+
     def open_to_plan(self, options: Options, note: Note) -> Ground:
         return self.open_stage(options, note)
 
@@ -147,7 +151,9 @@ class GroundCommand(StageCommand[Options]):
             yield "texts longer than the detector reads", f"{shortened:,.0f}"
         images, seconds = measured.get("detector images"), measured.get("detector seconds")
         if images and seconds and (wall := measured.get("detector wall seconds")):
-            yield "images a second, detector alone", f"{images / seconds:.1f}"
+            several = measured["detectors"] > 1
+            of_each = "images a second of each worker" if several else "images a second"
+            yield f"{of_each}, detector alone", f"{images / seconds:.1f}"
             yield "time in which the detector worked", f"{seconds / wall:.0%}"
 
 

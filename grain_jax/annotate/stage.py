@@ -114,6 +114,10 @@ class StageCommand(ABC, Generic[Options]):
     def open_stage(self, options: Options, note: Note) -> Annotator:
         """The stage with its model; the options were checked. `note`: also while it runs."""
 
+    def open_in_worker(self, options: Options, note: Note) -> Annotator:
+        """`open_stage` in a worker of a cluster, after `input_hash` where the command was given."""
+        return self.open_stage(options, note)
+
     @abstractmethod
     def open_to_plan(self, options: Options, note: Note) -> Annotator:
         """The stage, without its model where its settings are known without."""
@@ -234,7 +238,7 @@ def _opened(command: StageCommand[Options], options: Options, note: Note) -> Ite
         with OnCluster(
             command.stage,
             command.input_hash(options, note),
-            functools.partial(command.open_stage, options),
+            functools.partial(command.open_in_worker, options),
             images=options.images,
             cluster=cluster,
             plan=plan,
