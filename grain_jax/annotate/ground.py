@@ -45,6 +45,7 @@ from grain_jax.command_line import (
     one_of,
     one_word,
 )
+from grain_jax.data.annotation_layout import MARKER
 
 DESCRIPTION = __doc__
 Threshold = Annotated[float | None, one_word(fraction, "X"), default_is("the detector's own")]
@@ -195,10 +196,22 @@ def _check(options: Options) -> None:
         )
     if options.selection == "official" and options.example_images is not None:
         raise ValueError("--selection=official is for texts; leave it or --example_images out.")
+    if options.captions is None and options.class_descriptions is None:
+        _require_described(options)
     if options.ray is not None and ":" in options.device:
         raise ValueError(
             f"--device={options.device} is a GPU of one machine, and with --ray each worker has "
             "its own; leave it out, or give cuda."
+        )
+
+
+def _require_described(options: Options) -> None:
+    """Raises ValueError where `describe` has not written what is read of it."""
+    if options.example_images is None and not (options.annotations / MARKER).exists():
+        raise ValueError(
+            f"--annotations={options.annotations} has no {MARKER}. Without --class_descriptions, "
+            "--captions or --example_images, the texts are those that `annotate describe` wrote "
+            "there: give its folder, or --class_descriptions=FILE for images in class folders."
         )
 
 

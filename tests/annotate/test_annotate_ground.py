@@ -215,6 +215,8 @@ def test_captions_of_a_file_and_example_images(folder, owl):
     [
         (("--class_descriptions=none.json",), "none.json"),
         ((), "annotations.json"),  # no descriptions in a folder that does not exist
+        ((), "or --class_descriptions=FILE"),
+        (("--queries=phrases",), "Without --class_descriptions, --captions or --example_images"),
         (("--queries=phrases", "--captions=none.jsonl"), "none.jsonl"),
         (("--captions=none.jsonl",), "--queries=phrases"),
         (
