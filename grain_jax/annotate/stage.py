@@ -24,7 +24,7 @@ from grain_jax.annotation.run import (
     run_stage,
 )
 from grain_jax.annotation.shards import WHOLE, Shard, read_shard
-from grain_jax.cluster import ClusterFailed, cluster_address, connected
+from grain_jax.cluster import ClusterFailed, check_address, cluster_address, connected
 from grain_jax.command_line import (
     ExitStatus,
     NotParsed,
@@ -192,6 +192,8 @@ def _check(command: StageCommand[Options], options: Options) -> None:
 
 
 def _plan(command: StageCommand[Options], options: Options, spec: StageSpec, note: Note) -> int:
+    if options.ray is not None:
+        check_address(options.ray)
     stage = command.open_to_plan(options, note)
     selection = plan_stage(stage, spec)
     counts = [(name, f"{count:,}") for name, count in selection_rows(selection)]
