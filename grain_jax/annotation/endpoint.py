@@ -366,6 +366,22 @@ def wait_seconds(attempt: int, asked: float | None) -> float:
     return random.uniform(backoff / 2, backoff)
 
 
+def same_address(one: str, other: str) -> bool:
+    """Whether two addresses are of one endpoint, as far as is seen from how they are written."""
+    return _address_parts(one) == _address_parts(other)
+
+
+def _address_parts(url: str) -> tuple[str, str | None, int | None, str]:
+    parts = urlsplit(_base_url(url))
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port, parts.path
+
+
+def _base_url(url: str) -> str:
+    """Up to and with /v1."""
+    return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+
+
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -375,4 +391,4 @@ def _checked_url(url: str) -> str:
             "--endpoint must not have a user, password, query or fragment; a key is read from an "
             "environment variable (--api_key_env)."
         )
-    return url.rstrip("/").removesuffix("/chat/completions")
+    return _base_url(url)

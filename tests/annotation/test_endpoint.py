@@ -22,9 +22,26 @@ from grain_jax.annotation.endpoint import (
     Unusable,
     read_answer,
     retry_after,
+    same_address,
     wait_seconds,
 )
 from grain_jax.annotation.run import StageStopped
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("http://a:8000/v1", "http://a:8000/v1/", True),
+        ("http://Node-1/v1", "HTTP://node-1:80/v1", True),
+        ("https://a/v1", "https://a:443/v1/chat/completions", True),
+        ("http://a/v1", "https://a/v1", False),
+        ("http://a/v1", "http://a:8000/v1", False),
+        ("http://a/v1", "http://b/v1", False),
+        ("http://a/V1", "http://a/v1", False),
+    ],
+)
+def test_addresses_of_one_endpoint(one, other, expected):
+    assert same_address(one, other) is expected
 
 
 def in_seconds(seconds: float) -> str:
