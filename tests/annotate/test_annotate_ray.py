@@ -89,7 +89,7 @@ def test_ground_makes_the_same_rows(images, address, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "another one takes its place" in plain(printed.err)
     assert plain(printed.err).count("entries of the descriptions are of other") == 1
-    assert "images a second of each worker, detector alone" in plain(printed.out)
+    assert "detector alone" in plain(printed.out)
     expected, found = (rows_in(tmp_path / name, "ground") for name in ("one", "ray"))
     assert found.keys() == expected.keys()
     assert len(found) == COUNT + 1
