@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from grain_jax.annotate.stage import InputHash, Note, StageCommand, StageOptions, run_command
+from grain_jax.annotate.stage import Note, StageCommand, StageOptions, WorkerStage, run_command
 from grain_jax.annotation.chat import ChatModel
 from grain_jax.annotation.describe import REQUESTS_PER_IMAGE, Describe, DescribeSettings
 from grain_jax.annotation.endpoint import API_KEY, Endpoint, EndpointSettings, same_address
@@ -168,8 +168,9 @@ class DescribeCommand(StageCommand[Options]):
 
         return Describe(options.images, _settings(options), open_model)
 
-    def input_hash(self, options: Options, note: Note) -> InputHash:
-        return self.open_to_plan(options, note).input_hash
+    def for_workers(self, options: Options, note: Note) -> WorkerStage:
+        input_hash = self.open_to_plan(options, note).input_hash
+        return WorkerStage(input_hash, functools.partial(self.open_stage, options))
 
     def uses_gpu(self, options: Options) -> bool:
         return options.backend == "transformers"

@@ -1,7 +1,6 @@
 """What the commands of all stages share: options, a dry run, workers, progress, report, status."""
 
 import contextlib
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,8 +94,16 @@ Options = TypeVar("Options", bound=StageOptions)
 InputHash = Callable[[str], str | None]
 
 
+@dataclass(frozen=True)
+class WorkerStage:
+    """A stage that workers open."""
+
+    input_hash: InputHash  # `Annotator.input_hash` of the stage
+    open_stage: Callable[[Note], Annotator]  # pickled, and called in each worker
+
+
 class StageCommand(ABC, Generic[Options]):
-    """What is a stage's own of its command. Workers of a cluster get it pickled."""
+    """What is a stage's own of its command."""
 
     stage: str  # key of `STAGES`
     options: type[Options]
@@ -114,17 +121,13 @@ class StageCommand(ABC, Generic[Options]):
     def open_stage(self, options: Options, note: Note) -> Annotator:
         """The stage with its model; the options were checked. `note`: also while it runs."""
 
-    def open_in_worker(self, options: Options, note: Note) -> Annotator:
-        """`open_stage` in a worker of a cluster, after `input_hash` where the command was given."""
-        return self.open_stage(options, note)
-
     @abstractmethod
     def open_to_plan(self, options: Options, note: Note) -> Annotator:
         """The stage, without its model where its settings are known without."""
 
     @abstractmethod
-    def input_hash(self, options: Options, note: Note) -> InputHash:
-        """`Annotator.input_hash` of the stage, without its model."""
+    def for_workers(self, options: Options, note: Note) -> WorkerStage:
+        """The stage for workers of a cluster, without its model; called before there are any."""
 
     @abstractmethod
     def uses_gpu(self, options: Options) -> bool:
@@ -237,10 +240,11 @@ def _opened(command: StageCommand[Options], options: Options, note: Note) -> Ite
             gpus=options.num_gpus,
             uses_gpu=command.uses_gpu(options),
         )
+        of_workers = command.for_workers(options, note)
         with OnCluster(
             command.stage,
-            command.input_hash(options, note),
-            functools.partial(command.open_in_worker, options),
+            of_workers.input_hash,
+            of_workers.open_stage,
             images=options.images,
             cluster=cluster,
             plan=plan,

@@ -1,6 +1,7 @@
 """`python -m grain_jax.annotate ground`, as it is typed."""
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -90,9 +91,12 @@ def test_a_worker_does_not_repeat_what_the_command_said_of_the_texts(folder, owl
         class_descriptions=texts,
     )
     notes: list[str] = []
-    GroundCommand().input_hash(options, notes.append)
+    of_workers = GroundCommand().for_workers(options, notes.append)
     assert len(notes) == 1
-    stage = GroundCommand().open_in_worker(options, notes.append)
+    sent = pickle.dumps(of_workers.open_stage)
+    (folder / "images").rename(folder / "elsewhere")  # it is not listed again
+    stage = pickle.loads(sent)(notes.append)
+    (folder / "elsewhere").rename(folder / "images")
     assert [row.outputs["phrases"] for row in stage.rows(iter(["birds/one.png"]))] == [["a beak"]]
     assert len(notes) == 1
 
