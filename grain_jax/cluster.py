@@ -58,8 +58,13 @@ class Cluster:
 
 
 def cluster_address(text: str) -> str:
-    """A value of --ray: "auto", host:port or ray://host:port. Raises ValueError."""
-    host, _, port = text.removeprefix("ray://").rpartition(":")
+    """A value of --ray: "auto" or host:port. Raises ValueError."""
+    if text.startswith("ray://"):
+        raise ValueError(
+            f"{text!r} is for programs outside of a cluster; give the command on a machine of the "
+            f"cluster, with --ray={AUTO} or --ray=HOST:6379"
+        )
+    host, _, port = text.rpartition(":")
     if text != AUTO and not (host and port.isascii() and port.isdigit() and int(port) < 65536):
         raise ValueError(
             f"{text!r} should be {AUTO!r}, or the address of a cluster, as head-node:6379"
@@ -85,8 +90,15 @@ def check_address(address: str) -> str:
     Raises ValueError within seconds where nothing is there that can be one, and ImportError.
     """
     import_ray()
-    given = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
+    if address != AUTO:
+        _require_answer(cluster_address(address))
+        return address
+    given = os.environ.get("RAY_ADDRESS") or AUTO
     if given not in (AUTO, "local"):
+        try:
+            cluster_address(given)
+        except ValueError as error:
+            raise ValueError(f"RAY_ADDRESS: {error}.") from None
         _require_answer(given)
     return given
 
@@ -125,7 +137,8 @@ def _machines(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Machine]:
 
 def _require_answer(address: str) -> None:
     """Raises ValueError unless something speaks HTTP/2 there; Ray would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")  # of an address of IPv6
     try:
         with socket.create_connection((host, int(port)), ANSWER_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") != "0":  # it is Ray's to speak TLS

@@ -24,7 +24,7 @@ from grain_jax.cluster import (
 )
 
 
-@pytest.mark.parametrize("text", ["auto", "head:6379", "10.0.0.1:6379", "ray://head:10001"])
+@pytest.mark.parametrize("text", ["auto", "head:6379", "10.0.0.1:6379", "[::1]:6379"])
 def test_an_address_of_a_cluster(text):
     assert cluster_address(text) == text
 
@@ -33,6 +33,23 @@ def test_an_address_of_a_cluster(text):
 def test_what_is_not_an_address_is_refused(text):
     with pytest.raises(ValueError, match="should be 'auto', or the address"):
         cluster_address(text)
+
+
+def test_the_address_for_programs_outside_of_a_cluster_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"on a machine of the cluster, with --ray=auto or"):
+        cluster_address("ray://head:10001")
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(ValueError, match=r"RAY_ADDRESS: 'ray://head:10001' is for"):
+        check_address("auto")
+
+
+def test_an_empty_variable_is_as_none(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert check_address("auto") == "auto"
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert check_address("auto") == "local"
 
 
 @pytest.fixture
@@ -82,6 +99,13 @@ def test_an_address_without_a_cluster_is_an_error_in_seconds(place, said, reques
     assert time.monotonic() - started < 15
 
 
+def test_an_address_of_ipv6_is_looked_for_without_its_brackets():
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=r"--ray=\[::1\]:9 does not answer") as raised:
+        check_address("[::1]:9")
+    assert "not known" not in str(raised.value)  # as of a name
+
+
 def test_the_commands_refuse_an_address_without_a_cluster(tmp_path, closed, capsys):
     pytest.importorskip("ray")
     pytest.importorskip("pyarrow")
@@ -93,9 +117,10 @@ def test_the_commands_refuse_an_address_without_a_cluster(tmp_path, closed, caps
     assert not (tmp_path / "out").exists()
     asked = ["--endpoint=http://127.0.0.1:9/v1", "--model=m", f"--ray={closed}"]
     places = [f"--images={tmp_path}", f"--output={tmp_path / 'ann'}"]
-    assert annotate.main(["describe", *places, *asked]) == 2
-    assert f"--ray={closed} does not answer" in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "ann").exists()
+    for options in ([], ["--dry_run"]):
+        assert annotate.main(["describe", *places, *asked, *options]) == 2
+        assert f"--ray={closed} does not answer" in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "ann").exists()
 
 
 def test_options_of_a_cluster_without_one_are_refused(tmp_path, capsys):

@@ -11,6 +11,7 @@ way continues when the same command is given again. --dry_run counts requests, t
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,10 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from grain_jax.annotate.stage import InputHash, Note, StageCommand, StageOptions, run_command
+from grain_jax.annotate.stage import Note, StageCommand, StageOptions, WorkerStage, run_command
 from grain_jax.annotation.chat import ChatModel
 from grain_jax.annotation.describe import REQUESTS_PER_IMAGE, Describe, DescribeSettings
-from grain_jax.annotation.endpoint import API_KEY, Endpoint, EndpointSettings
+from grain_jax.annotation.endpoint import API_KEY, Endpoint, EndpointSettings, same_address
 from grain_jax.annotation.endpoint_pool import EndpointPool
 from grain_jax.annotation.estimate import Tokens, estimate_tokens
 from grain_jax.annotation.local_model import LocalModel
@@ -85,8 +86,10 @@ def _addresses(text: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(","))
     if not all(found):
         raise ValueError(f"{text!r} should be an address, or several with commas between them")
-    if repeated := [each for each in found if found.count(each) > 1]:
-        raise ValueError(f"{repeated[0]!r} is given twice, and would get twice --concurrency")
+    for one, other in itertools.combinations(found, 2):
+        if same_address(one, other):
+            twice = f"{one!r} is given twice" if one == other else f"{one!r} and {other!r} are one"
+            raise ValueError(f"{twice}, and would get twice --concurrency")
     return found
 
 
@@ -165,8 +168,9 @@ class DescribeCommand(StageCommand[Options]):
 
         return Describe(options.images, _settings(options), open_model)
 
-    def input_hash(self, options: Options, note: Note) -> InputHash:
-        return self.open_to_plan(options, note).input_hash
+    def for_workers(self, options: Options, note: Note) -> WorkerStage:
+        input_hash = self.open_to_plan(options, note).input_hash
+        return WorkerStage(input_hash, functools.partial(self.open_stage, options))
 
     def uses_gpu(self, options: Options) -> bool:
         return options.backend == "transformers"

@@ -9,6 +9,7 @@ the class that the image's folder is named after; with --example_images what exa
 Boxes are added to ANN. A run that ended in any way continues when the same command is given again.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from grain_jax.annotate.stage import InputHash, Note, StageCommand, StageOptions, run_command
+from grain_jax.annotate.stage import Note, StageCommand, StageOptions, WorkerStage, run_command
 from grain_jax.annotation.backends.detector import Detector, ImageGuidedDetector
 from grain_jax.annotation.backends.detectors import open_detector
 from grain_jax.annotation.backends.torch_parts import DTYPES
@@ -45,6 +46,7 @@ from grain_jax.command_line import (
     one_of,
     one_word,
 )
+from grain_jax.data.annotation_layout import MARKER
 
 DESCRIPTION = __doc__
 Threshold = Annotated[float | None, one_word(fraction, "X"), default_is("the detector's own")]
@@ -105,29 +107,20 @@ class GroundCommand(StageCommand[Options]):
         _check(options)
 
     def open_stage(self, options: Options, note: Note) -> Ground:
-        texts = None if options.example_images is not None else _text_queries(options, note)
-        official = SELECTIONS[options.selection].official_texts
-        detector = open_detector(
-            options.detector, device=options.device, dtype=options.dtype, official_images=official
-        )
-        queries: TextQueries | ExampleQueries
-        queries = _examples(options, detector) if texts is None else texts
-        settings = GroundSettings(
-            selection=_selection(options, detector),
-            official_images=official,
-            batch_size=options.batch_size,
-            **({} if options.threads is None else {"threads": options.threads}),
-        )
-        return Ground(options.images, detector, queries, settings)
+        return _open(options, None, note)
 
     def open_to_plan(self, options: Options, note: Note) -> Ground:
         return self.open_stage(options, note)
 
-    def input_hash(self, options: Options, note: Note) -> InputHash:
+    def for_workers(self, options: Options, note: Note) -> WorkerStage:
         if options.example_images is not None:
-            return lambda image: None
+            return WorkerStage(lambda image: None, functools.partial(self.open_stage, options))
         queries = _text_queries(options, note)
-        return lambda image: text_hash(queries, image)
+        # For those of classes the folder of images was listed; others are read by each worker.
+        sent = queries if isinstance(queries, ClassDescriptionQueries) else None
+        return WorkerStage(
+            lambda image: text_hash(queries, image), functools.partial(_open, options, sent)
+        )
 
     def uses_gpu(self, options: Options) -> bool:
         return options.device != "cpu"
@@ -147,7 +140,9 @@ class GroundCommand(StageCommand[Options]):
             yield "texts longer than the detector reads", f"{shortened:,.0f}"
         images, seconds = measured.get("detector images"), measured.get("detector seconds")
         if images and seconds and (wall := measured.get("detector wall seconds")):
-            yield "images a second, detector alone", f"{images / seconds:.1f}"
+            several = measured["detectors"] > 1
+            of_each = "images a second of each worker" if several else "images a second"
+            yield f"{of_each}, detector alone", f"{images / seconds:.1f}"
             yield "time in which the detector worked", f"{seconds / wall:.0%}"
 
 
@@ -189,11 +184,42 @@ def _check(options: Options) -> None:
         )
     if options.selection == "official" and options.example_images is not None:
         raise ValueError("--selection=official is for texts; leave it or --example_images out.")
+    if options.captions is None and options.class_descriptions is None:
+        _require_described(options)
     if options.ray is not None and ":" in options.device:
         raise ValueError(
             f"--device={options.device} is a GPU of one machine, and with --ray each worker has "
             "its own; leave it out, or give cuda."
         )
+
+
+def _require_described(options: Options) -> None:
+    """Raises ValueError where `describe` has not written what is read of it."""
+    if options.example_images is None and not (options.annotations / MARKER).exists():
+        raise ValueError(
+            f"--annotations={options.annotations} has no {MARKER}. Without --class_descriptions, "
+            "--captions or --example_images, the texts are those that `annotate describe` wrote "
+            "there: give its folder, or --class_descriptions=FILE for images in class folders."
+        )
+
+
+def _open(options: Options, texts: TextQueries | None, note: Note) -> Ground:
+    """The stage with its detector; `texts`: None for those of the options."""
+    if texts is None and options.example_images is None:
+        texts = _text_queries(options, note)
+    official = SELECTIONS[options.selection].official_texts
+    detector = open_detector(
+        options.detector, device=options.device, dtype=options.dtype, official_images=official
+    )
+    queries: TextQueries | ExampleQueries
+    queries = _examples(options, detector) if texts is None else texts
+    settings = GroundSettings(
+        selection=_selection(options, detector),
+        official_images=official,
+        batch_size=options.batch_size,
+        **({} if options.threads is None else {"threads": options.threads}),
+    )
+    return Ground(options.images, detector, queries, settings)
 
 
 def _text_queries(options: Options, note: Note) -> TextQueries:

@@ -1,7 +1,6 @@
 """What the commands of all stages share: options, a dry run, workers, progress, report, status."""
 
 import contextlib
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from grain_jax.annotation.run import (
     run_stage,
 )
 from grain_jax.annotation.shards import WHOLE, Shard, read_shard
-from grain_jax.cluster import ClusterFailed, cluster_address, connected
+from grain_jax.cluster import ClusterFailed, check_address, cluster_address, connected
 from grain_jax.command_line import (
     ExitStatus,
     NotParsed,
@@ -95,8 +94,16 @@ Options = TypeVar("Options", bound=StageOptions)
 InputHash = Callable[[str], str | None]
 
 
+@dataclass(frozen=True)
+class WorkerStage:
+    """A stage that workers open."""
+
+    input_hash: InputHash  # `Annotator.input_hash` of the stage
+    open_stage: Callable[[Note], Annotator]  # pickled, and called in each worker
+
+
 class StageCommand(ABC, Generic[Options]):
-    """What is a stage's own of its command. Workers of a cluster get it pickled."""
+    """What is a stage's own of its command."""
 
     stage: str  # key of `STAGES`
     options: type[Options]
@@ -119,8 +126,8 @@ class StageCommand(ABC, Generic[Options]):
         """The stage, without its model where its settings are known without."""
 
     @abstractmethod
-    def input_hash(self, options: Options, note: Note) -> InputHash:
-        """`Annotator.input_hash` of the stage, without its model."""
+    def for_workers(self, options: Options, note: Note) -> WorkerStage:
+        """The stage for workers of a cluster, without its model; called before there are any."""
 
     @abstractmethod
     def uses_gpu(self, options: Options) -> bool:
@@ -188,6 +195,8 @@ def _check(command: StageCommand[Options], options: Options) -> None:
 
 
 def _plan(command: StageCommand[Options], options: Options, spec: StageSpec, note: Note) -> int:
+    if options.ray is not None:
+        check_address(options.ray)
     stage = command.open_to_plan(options, note)
     selection = plan_stage(stage, spec)
     counts = [(name, f"{count:,}") for name, count in selection_rows(selection)]
@@ -231,10 +240,11 @@ def _opened(command: StageCommand[Options], options: Options, note: Note) -> Ite
             gpus=options.num_gpus,
             uses_gpu=command.uses_gpu(options),
         )
+        of_workers = command.for_workers(options, note)
         with OnCluster(
             command.stage,
-            command.input_hash(options, note),
-            functools.partial(command.open_stage, options),
+            of_workers.input_hash,
+            of_workers.open_stage,
             images=options.images,
             cluster=cluster,
             plan=plan,

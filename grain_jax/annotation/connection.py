@@ -48,6 +48,11 @@ class Connection:
         self._open: http.client.HTTPConnection | None = None
         self._ended = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection to the server, as far as is known."""
+        return self._open is not None
+
     def request(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], seconds: float
     ) -> Response:

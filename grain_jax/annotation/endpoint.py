@@ -63,8 +63,22 @@ class _Refused(Exception):
         self.status = status
 
 
+class Unusable(StageStopped):
+    """Nothing can be asked of an endpoint.
+
+    Args:
+        reason: why.
+        advice: what to do where the run stops for it.
+        lasts: whether it stays so, however long one waits.
+    """
+
+    def __init__(self, reason: str, advice: str, *, lasts: bool = False) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason, self.lasts = reason, lasts
+
+
 class NoAnswer(RequestFailed):
-    """A request was not answered, each time it was tried."""
+    """A request was not answered, each time it was tried, by an endpoint that answers others."""
 
 
 class Endpoint:
@@ -123,18 +137,33 @@ class Endpoint:
             connection.close()
 
     def ask(
-        self, messages: Sequence[dict[str, Any]], *, schema: dict[str, Any], schema_name: str
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        schema: dict[str, Any],
+        schema_name: str,
+        others_left: bool = False,
     ) -> Answer:
-        """See `ChatModel.ask`. A transient failure is tried again up to `retries` times."""
+        """See `ChatModel.ask`. A transient failure is tried again up to `retries` times.
+
+        others_left: another endpoint can be asked, so that one which takes no connection is
+            `Unusable` after its second try.
+        """
         body = {"model": self.name, "messages": list(messages), **self._settings.sampling}
         body = {name: value for name, value in body.items() if value is not None}
+        answered = self._answered
         for attempt in range(self._settings.retries + 1):
-            answered = self._answered
             try:
                 answer = self._ask_structured(body, schema, schema_name)
             except _Transient as error:
+                others_answered = self._answered > answered
+                soon = others_left and attempt > 0 and not error.reached
+                if soon and not others_answered and not self._holds_connection():
+                    raise self._unusable(error, attempt + 1) from None
                 if attempt == self._settings.retries:
-                    self._give_up(error, others_answered=self._answered > answered)
+                    self._give_up(error, others_answered=others_answered)
+                # Those of now were answered by an endpoint that may have ended with this attempt.
+                answered = self._answered
                 if self._cancelled.wait(wait_seconds(attempt, error.wait)):
                     raise Cancelled from None
             except _Refused as error:
@@ -209,29 +238,45 @@ class Endpoint:
         if status in TRANSIENT:
             raise _Transient(f"HTTP {status}: {message}", retry_after(headers))
         if status in (401, 402, 403):
-            raise StageStopped(
-                f"{self.url} refuses the key (HTTP {status}: {message}). Set a valid one in the "
-                f"environment variable {self._settings.api_key_env}; the same command continues."
+            raise Unusable(
+                f"{self.url} refuses the key (HTTP {status}: {message}), which is that in the "
+                f"environment variable {self._settings.api_key_env}.",
+                "Set a valid one there; the same command continues.",
+                lasts=True,
             )
         if status == 404:
-            raise StageStopped(
+            raise Unusable(
                 f"{self.url} has no model {self.name!r}, or is not the address of an "
-                f"OpenAI-compatible endpoint, which ends in /v1 (HTTP 404: {message})."
+                f"OpenAI-compatible endpoint, which ends in /v1 (HTTP 404: {message}).",
+                "Give the right ones; the same command continues.",
+                lasts=True,
             )
         if 300 <= status < 400:
             place = headers.get("location", "nowhere")
-            raise StageStopped(f"{self.url} redirects to {place!r}; give that as --endpoint.")
+            raise Unusable(
+                f"{self.url} redirects to {place!r}.", "Give that as --endpoint.", lasts=True
+            )
         raise _Refused(status, message)
 
     def _give_up(self, error: _Transient, *, others_answered: bool) -> None:
-        """Raises `StageStopped` where the endpoint is dead, else `RequestFailed`."""
-        if not others_answered and not (error.reached and self.is_alive()):
-            raise StageStopped(
-                f"The endpoint does not answer: {error}, {self._settings.retries + 1} times. See "
-                "whether it runs, and give the same command again: it continues."
-            )
+        """Raises `Unusable` where the endpoint is dead, else `NoAnswer`."""
+        # It may take fewer connections than there are threads, and refuse this one and the probe.
+        if not others_answered and not self.is_alive():
+            raise self._unusable(error, self._settings.retries + 1)
         self._count_failed(str(error))
         raise NoAnswer("no answer of the endpoint", str(error))
+
+    @staticmethod
+    def _unusable(error: _Transient, times: int) -> Unusable:
+        return Unusable(
+            f"The endpoint does not answer: {error}, {times} times.",
+            "See whether it runs, and give the same command again: it continues.",
+        )
+
+    def _holds_connection(self) -> bool:
+        """Whether a request has a connection at this moment, as those of a dead server have not."""
+        with self._lock:
+            return any(each.is_open for each in self._connections if each not in self._free)
 
     def is_alive(self) -> bool:
         """Whether it answers at all; quickly asked."""
@@ -245,10 +290,10 @@ class Endpoint:
             self._failed_since += 1
             too_many = self._failed_since >= MAX_FAILED
         if too_many:
-            raise StageStopped(
+            raise Unusable(
                 f"The last {MAX_FAILED} requests failed, and none between them was answered; the "
-                f"last one: {message}. Once that is mended, the same command with --retry_errors "
-                "continues."
+                f"last one: {message}.",
+                "Once that is mended, the same command with --retry_errors continues.",
             )
 
     def _without_key(self, text: str) -> str:
@@ -321,6 +366,22 @@ def wait_seconds(attempt: int, asked: float | None) -> float:
     return random.uniform(backoff / 2, backoff)
 
 
+def same_address(one: str, other: str) -> bool:
+    """Whether two addresses are of one endpoint, as far as is seen from how they are written."""
+    return _address_parts(one) == _address_parts(other)
+
+
+def _address_parts(url: str) -> tuple[str, str | None, int | None, str]:
+    parts = urlsplit(_base_url(url))
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port, parts.path
+
+
+def _base_url(url: str) -> str:
+    """Up to and with /v1."""
+    return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+
+
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -330,4 +391,4 @@ def _checked_url(url: str) -> str:
             "--endpoint must not have a user, password, query or fragment; a key is read from an "
             "environment variable (--api_key_env)."
         )
-    return url.rstrip("/").removesuffix("/chat/completions")
+    return _base_url(url)

@@ -2,7 +2,7 @@
 
 A thread stays with its endpoint, so that a prefix cache there reads each image once, and a quick
 endpoint gets more images than a slow one. An endpoint of which nothing can be asked is put aside
-and tried again later; the run stops only where all are.
+and tried again later, or not again where that could not help; the run stops only where all are.
 """
 
 import threading
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from grain_jax.annotation.chat import Answer, Cancelled
-from grain_jax.annotation.endpoint import Endpoint, NoAnswer
+from grain_jax.annotation.endpoint import Endpoint, NoAnswer, Unusable
 from grain_jax.annotation.run import StageStopped
 
 FIRST_ASIDE, LONGEST_ASIDE = 30.0, 600.0  # seconds; they double while nothing is answered
@@ -24,6 +24,7 @@ class _Member:
         self.endpoint = endpoint
         self.asked = 0  # requests at this moment
         self.aside_since: float | None = None
+        self.is_out = False  # aside for the rest of the run
         self.retry_at = 0.0
         self.next_aside = first_aside  # seconds
         self.is_tried = False  # a thread is looking whether it answers again
@@ -76,13 +77,18 @@ class EndpointPool:
         while True:
             member = self._take()
             try:
-                answer = member.endpoint.ask(messages, schema=schema, schema_name=schema_name)
-            except NoAnswer as error:
+                answer = member.endpoint.ask(
+                    messages,
+                    schema=schema,
+                    schema_name=schema_name,
+                    others_left=self._others_left(member),
+                )
+            except NoAnswer:
                 if member.endpoint.is_alive():
                     raise
-                self._put_aside(member, str(error))
-            except StageStopped as stopped:
-                self._put_aside(member, str(stopped))
+                self._of_thread.member = None  # it answers others, and has no room for this one
+            except Unusable as stopped:
+                self._put_aside(member, stopped)
             else:
                 with self._changed:
                     self._answered_at, member.next_aside = time.monotonic(), self._first_aside
@@ -116,6 +122,10 @@ class EndpointPool:
                 due.is_tried = True
             self._try_again(due)
 
+    def _others_left(self, member: _Member) -> bool:
+        with self._changed:
+            return any(m.aside_since is None for m in self._members if m is not member)
+
     def _with_room(self) -> _Member | None:
         """The endpoint of this thread, else the one with the fewest requests."""
         free = [m for m in self._members if m.aside_since is None and m.asked < self._bound]
@@ -124,39 +134,46 @@ class EndpointPool:
 
     def _to_try_again(self) -> _Member | None:
         """One whose time has come; where all are aside, any that may have recovered since."""
-        aside = [m for m in self._members if m.aside_since is not None and not m.is_tried]
-        if len(aside) == len(self._members):
-            return next((m for m in aside if (m.aside_since or 0.0) < self._answered_at), None)
+        waiting = self._waiting()
+        if all(m.aside_since is not None and not m.is_tried for m in self._members):
+            return next((m for m in waiting if (m.aside_since or 0.0) < self._answered_at), None)
         now = time.monotonic()
-        return next((m for m in aside if m.retry_at <= now), None)
+        return next((m for m in waiting if m.retry_at <= now), None)
+
+    def _waiting(self) -> list[_Member]:
+        """Those that are aside for a while, and that nobody looks at."""
+        aside = [m for m in self._members if m.aside_since is not None and not m.is_tried]
+        return [m for m in aside if not m.is_out]
 
     def _seconds_to_wait(self) -> float | None:
         """Until the next one is tried again, unless something changes before."""
-        times = [m.retry_at for m in self._members if m.aside_since is not None and not m.is_tried]
+        times = [m.retry_at for m in self._waiting()]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _try_again(self, member: _Member) -> None:
         alive = member.endpoint.is_alive()
         with self._changed:
             member.is_tried = False
-            if alive:
+            if alive and not member.is_out:
                 member.aside_since = None
                 self._note(f"{member.endpoint.url} answers again.")
-            else:
+            elif not alive:
                 self._wait_longer(member)
             self._changed.notify_all()
 
-    def _put_aside(self, member: _Member, reason: str) -> None:
+    def _put_aside(self, member: _Member, stopped: Unusable) -> None:
         with self._changed:
-            self._last_reason = reason
-            if member.aside_since is not None:
+            self._last_reason = str(stopped)
+            if member.is_out or (member.aside_since is not None and not stopped.lasts):
                 return  # another request has found it out
+            member.is_out = stopped.lasts
             self._wait_longer(member)
             left = sum(each.aside_since is None for each in self._members)
             seconds = member.retry_at - time.monotonic()
+            how_long = "the rest of the run" if member.is_out else f"{seconds:.0f} s"
             self._note(
-                f"{member.endpoint.url} is put aside for {seconds:.0f} s, with {left} of "
-                f"{len(self._members)} endpoints left: {reason}"
+                f"{member.endpoint.url} is put aside for {how_long}, with {left} of "
+                f"{len(self._members)} endpoints left: {stopped.reason}"
             )
 
     def _wait_longer(self, member: _Member) -> None:

@@ -66,7 +66,7 @@ class Ground:
         self._images, self._detector, self._queries = images, detector, queries
         self._ground = settings
         self._input_hashes: dict[str, str] = {}  # of images on their way
-        self.time = DetectorTime()
+        self._times: list[DetectorTime] = []  # of each call of `rows`
         self.shortened_texts = 0  # whose end the detector did not read
         self.settings = self._provenance().settings
 
@@ -90,18 +90,20 @@ class Ground:
             batch_size=self._ground.batch_size,
             threads=self._ground.threads,
         )
-        self.time = detecting.time
+        self._times.append(detecting.time)
         with closing(detecting):
             for detected in detecting:
                 yield self._row(detected)
 
     def measured(self) -> dict[str, float]:
         """See `Annotator.measured`."""
+        images = sum(time.images for time in self._times)
         return {
             "shortened texts": float(self.shortened_texts),
-            "detector images": float(self.time.images),
-            "detector seconds": self.time.seconds,
-            "detector wall seconds": self.time.wall_seconds,
+            "detectors": float(images > 0),  # that had an image; several where there are workers
+            "detector images": float(images),
+            "detector seconds": sum(time.seconds for time in self._times),
+            "detector wall seconds": sum(time.wall_seconds for time in self._times),
         }
 
     def count_texts(self, images: Sequence[str]) -> int:

@@ -10,16 +10,18 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grain_jax.annotation.dealing import Dealer
+from grain_jax.annotation.deaths import Deaths
 from grain_jax.annotation.run import Annotator, StageStopped
 from grain_jax.cluster import (
     Cluster,
+    Machine,
     enter,
     import_ray,
     last_line,
@@ -29,7 +31,6 @@ from grain_jax.cluster import (
 from grain_jax.data.annotation_rows import Provenance, Row
 
 Note = Callable[[str], None]
-MAX_DEATHS = 20  # of workers one after the other, without a row between them
 CHECKED_IMAGES = 3  # that every machine has to see as this one does
 WAIT_SECONDS = 60.0  # for a first worker, until a line says so
 
@@ -49,7 +50,8 @@ def plan_workers(
     """Workers for a cluster.
 
     Args:
-        count: None for one on each GPU, or on each machine with cores where none is used.
+        count: None for one on each GPU that has a core beside it, or on each machine with cores
+            where none is used.
         gpus: of each worker; None for one where the cluster has any and the stage uses it.
 
     Raises ValueError for more than the cluster has.
@@ -57,11 +59,12 @@ def plan_workers(
     if gpus is None:
         gpus = 1.0 if uses_gpu and cluster.gpus else 0.0
     if gpus:
-        places = sum(math.floor(machine.gpus / gpus) for machine in cluster.machines)
+        places = sum(_room_on(machine, gpus) for machine in cluster.machines)
         if (count or 1) > places:
             raise ValueError(
-                f"--num_gpus={gpus:g} for each of {count or 1} workers, and the cluster has room "
-                f"for {places} on {cluster.gpus} GPUs; give fewer --workers, or a fraction."
+                f"--num_gpus={gpus:g} and a core for each of {count or 1} workers, and the cluster "
+                f"has room for {places} on {cluster.gpus} GPUs and {cluster.cpus} cores; give "
+                "fewer --workers, or a fraction of a GPU."
             )
         return WorkerPlan(count or places, 1, gpus)
     cores = sorted(machine.cpus for machine in cluster.machines if machine.cpus)
@@ -74,6 +77,17 @@ def plan_workers(
         cpus for cpus in range(cores[-1], 0, -1) if sum(each // cpus for each in cores) >= count
     )
     return WorkerPlan(count, cpus, 0.0)
+
+
+def _room_on(machine: Machine, gpus: float) -> int:
+    """Workers of so many GPUs and a core each; a fraction is of one GPU."""
+    on_gpus = machine.gpus * math.floor(1 / gpus) if gpus < 1 else math.floor(machine.gpus / gpus)
+    return min(on_gpus, machine.cpus)
+
+
+def paths_of(folder: Path, images: Sequence[str]) -> dict[str, Path]:
+    """Paths of images as `require_same_files` takes them, each with the name that it has there."""
+    return {f"--images/{name}": folder / name for name in images}
 
 
 @dataclass(frozen=True)
@@ -201,7 +215,7 @@ class OnCluster:
         self._folder, self._cluster, self._plan = images, cluster, plan
         self._places = [_Place(number) for number in range(plan.count)]
         self._calls: dict[Any, _Place] = {}
-        self._deaths = 0  # since the last row
+        self._deaths = Deaths(plan.count)
         self._measured_before: list[dict[str, float]] = []  # of workers that are no more
 
     def __enter__(self) -> "OnCluster":
@@ -231,8 +245,7 @@ class OnCluster:
     def rows(self, images: Iterator[str], /) -> Generator[Row, None, None]:
         """Rows in the order in which workers are done with the images."""
         first = list(itertools.islice(images, CHECKED_IMAGES))
-        seen = {f"--images={self._folder}, image": self._folder / name for name in first}
-        require_same_files(self._cluster, seen, shared=None)
+        require_same_files(self._cluster, paths_of(self._folder, first), shared=None)
         dealer = Dealer(itertools.chain(first, images))
         while True:
             self._give_out(dealer)
@@ -267,7 +280,8 @@ class OnCluster:
             self._join(place, found)
             return []
         assert dealer is not None
-        self._deaths = 0 if found.rows else self._deaths
+        if found.rows:
+            self._deaths.made_row(place.number)
         place.measured = found.measured
         for note in found.notes:
             self._note(f"{self._name(place)}: {note}")
@@ -295,22 +309,25 @@ class OnCluster:
                 f"with {self.settings}; give options such as --dtype that are the same on all."
             )
         place.opened = opened
+        self._deaths.opened(place.number)
 
     def _replace(self, place: _Place, why: str, dealer: Dealer | None) -> list[Row]:
-        """A new worker in the place of one that died; a row for an image that was given up."""
-        name = self._name(place)
+        """A new worker in the place of one that died, unless that stays empty; a row for an image
+        that was given up.
+        """
+        name, was_open = self._name(place), place.opened is not None
         self._end(place)
-        self._deaths += 1
-        if self._deaths >= MAX_DEATHS:
-            raise StageStopped(
-                f"{MAX_DEATHS} workers died one after the other, and none between them made a row; "
-                f"the last one: {why} The same command continues."
-            )
-        self._note(f"{name} died ({why}); another one takes its place.")
         self._measured_before.append(place.measured)
         place.measured = {}
         given_up = None if dealer is None else dealer.died(place.number)
-        self._start(place)
+        if self._deaths.is_replaced(place.number, why, was_open=was_open):
+            self._note(f"{name} died ({why}); another one takes its place.")
+            self._start(place)
+        else:
+            self._note(
+                f"{name} died ({why}) time and again without a row; its place stays empty, with "
+                f"{self._deaths.places_left} of {self._plan.count} workers left."
+            )
         return [] if given_up is None else [self._failed_row(given_up, why)]
 
     def _failed_row(self, image: str, why: str) -> Row:
@@ -340,4 +357,4 @@ class OnCluster:
     def _end(self, place: _Place) -> None:
         if place.actor is not None:
             self._ray.kill(place.actor)
-            place.actor = None
+        place.actor = place.opened = None

@@ -183,7 +183,12 @@ class ClassDescriptionQueries:
         names = names_of_labels(labels, given, str(classes or ""), note)
         self._names = clean_names(names, lambda text: None, keep=False)
         self._texts = bind_descriptions(
-            read_texts(str(path)), self._names, str(path), str(images), note
+            read_texts(str(path)),
+            self._names,
+            str(path),
+            str(images),
+            note,
+            undescribed=", and their images are left out",
         )
 
     def inputs(self, image: str) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """`python -m grain_jax.annotate ground`, as it is typed."""
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ pytest.importorskip("pyarrow")
 
 from grain_jax import prepare
 from grain_jax.annotate import main
+from grain_jax.annotate.ground import GroundCommand, Options
+from grain_jax.annotation.run import Selection, StageReport
 from grain_jax.annotation.writer import AnnotationWriter
 from grain_jax.command_line import ExitStatus
 from grain_jax.data.annotation_files import read_annotations
@@ -75,6 +78,39 @@ def test_class_folders_and_a_detector_are_enough(folder, owl, capsys):
     assert "two.png" in found[1].errors["ground"]
     assert ground(folder, owl, descriptions, "--threshold=0") == ExitStatus.DONE
     assert re.search(r"done before\D+2\b", plain(capsys.readouterr().out))
+
+
+def test_a_worker_does_not_repeat_what_the_command_said_of_the_texts(folder, owl):
+    texts = folder / "other.json"
+    texts.write_text(json.dumps({"birds": ["a beak"], "fish": ["fins"]}))
+    options = Options(
+        images=folder / "images",
+        annotations=folder / "annotations",
+        detector=str(owl),
+        device="cpu",
+        class_descriptions=texts,
+    )
+    notes: list[str] = []
+    of_workers = GroundCommand().for_workers(options, notes.append)
+    assert len(notes) == 1
+    sent = pickle.dumps(of_workers.open_stage)
+    (folder / "images").rename(folder / "elsewhere")  # it is not listed again
+    stage = pickle.loads(sent)(notes.append)
+    (folder / "elsewhere").rename(folder / "images")
+    assert [row.outputs["phrases"] for row in stage.rows(iter(["birds/one.png"]))] == [["a beak"]]
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(("detectors", "said"), [(1, "images a second, "), (3, "of each worker, ")])
+def test_the_speed_of_detectors_is_of_each(detectors, said):
+    measured = {"detectors": detectors, "detector images": 60, "detector seconds": 30}
+    options = Options(images=Path("images"), annotations=Path("ann"), detector="owl")
+    lines = GroundCommand().done(
+        options, StageReport(Selection()), measured | {"detector wall seconds": 40}
+    )
+    found = {name: value for name, value in lines if "detector alone" in name}
+    assert list(found.values()) == ["2.0"]
+    assert said in next(iter(found))
 
 
 def prepared(folder: Path, *options: str) -> list[Record]:
@@ -183,6 +219,8 @@ def test_captions_of_a_file_and_example_images(folder, owl):
     [
         (("--class_descriptions=none.json",), "none.json"),
         ((), "annotations.json"),  # no descriptions in a folder that does not exist
+        ((), "or --class_descriptions=FILE"),
+        (("--queries=phrases",), "Without --class_descriptions, --captions or --example_images"),
         (("--queries=phrases", "--captions=none.jsonl"), "none.jsonl"),
         (("--captions=none.jsonl",), "--queries=phrases"),
         (

@@ -125,6 +125,9 @@ def test_ctrl_c_ends_a_run_that_waits_for_room(images, tmp_path):
     ("endpoint", "said"),
     [
         ("http://a/v1,http://a/v1", "given twice"),
+        ("http://a/v1,http://A/v1/", "'http://a/v1' and 'http://A/v1/' are one"),
+        ("http://a/v1,http://[::1/v1", "Invalid IPv6 URL"),
+        ("http://a:x/v1,http://b/v1", "Port could not be cast"),
         ("http://a/v1,", "commas between"),
         ("http://a/v1,b:8000", "'b:8000' should be an address"),
     ],

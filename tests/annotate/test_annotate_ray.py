@@ -78,7 +78,7 @@ def run_with_a_kill(command: list[str], output: Path) -> int:
 @pytest.mark.torch
 def test_ground_makes_the_same_rows(images, address, tmp_path, capsys):
     detector = write_detector(tmp_path / "owlv2", "owlv2")
-    (tmp_path / "texts.json").write_text(json.dumps({"birds": ["a beak", "red wings"]}))
+    (tmp_path / "texts.json").write_text(json.dumps({"birds": ["a beak", "red wings"], "fish": []}))
     places = [f"--images={images}", f"--class_descriptions={tmp_path / 'texts.json'}"]
     options = [f"--detector={detector}", "--device=cpu", "--threshold=0", "--batch_size=3"]
     command = ["ground", *places, *options]
@@ -88,6 +88,7 @@ def test_ground_makes_the_same_rows(images, address, tmp_path, capsys):
     assert run_with_a_kill(on_ray, tmp_path / "ray") == 0
     printed = capsys.readouterr()
     assert "another one takes its place" in plain(printed.err)
+    assert plain(printed.err).count("entries of the descriptions are of other") == 1
     assert "detector alone" in plain(printed.out)
     expected, found = (rows_in(tmp_path / name, "ground") for name in ("one", "ray"))
     assert found.keys() == expected.keys()

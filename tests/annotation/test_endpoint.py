@@ -3,11 +3,14 @@
 import datetime
 import email.utils
 import json
+import socket
+import threading
 
 import pytest
 from chat_server import chat_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_connection import one_connection
 
 from grain_jax.annotation.chat import Answer, Question, RequestFailed
 from grain_jax.annotation.endpoint import (
@@ -15,11 +18,30 @@ from grain_jax.annotation.endpoint import (
     MAX_WAIT,
     Endpoint,
     EndpointSettings,
+    NoAnswer,
+    Unusable,
     read_answer,
     retry_after,
+    same_address,
     wait_seconds,
 )
 from grain_jax.annotation.run import StageStopped
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("http://a:8000/v1", "http://a:8000/v1/", True),
+        ("http://Node-1/v1", "HTTP://node-1:80/v1", True),
+        ("https://a/v1", "https://a:443/v1/chat/completions", True),
+        ("http://a/v1", "https://a/v1", False),
+        ("http://a/v1", "http://a:8000/v1", False),
+        ("http://a/v1", "http://b/v1", False),
+        ("http://a/V1", "http://a/v1", False),
+    ],
+)
+def test_addresses_of_one_endpoint(one, other, expected):
+    assert same_address(one, other) is expected
 
 
 def in_seconds(seconds: float) -> str:
@@ -83,6 +105,50 @@ def test_a_server_that_lives_fails_a_request_and_one_that_does_not_ends_the_run(
     server.behave("503")
     with pytest.raises(StageStopped, match="HTTP 503"):
         ask(endpoint)
+
+
+def test_an_endpoint_that_takes_fewer_connections_than_there_are_threads_does_not_end_the_run():
+    """It refuses a request each time, and the probe, while it answers those of another thread."""
+    over = threading.Event()
+    with one_connection() as url:
+        endpoint = Endpoint(EndpointSettings(url, "m", retries=2, timeout=5.0))
+        ask(endpoint)
+
+        def ask_on() -> None:
+            while not over.is_set():
+                ask(endpoint)
+
+        thread = threading.Thread(target=ask_on)
+        thread.start()
+        try:
+            with pytest.raises(NoAnswer, match="no connection"):
+                ask_often(endpoint)
+        finally:
+            over.set()
+            thread.join()
+            endpoint.close()
+
+
+def ask_often(endpoint: Endpoint) -> None:
+    """As a request comes between two of the other thread now and then."""
+    for _ in range(20):
+        ask(endpoint)
+
+
+def nowhere() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
+def test_one_that_is_back_when_it_is_probed_fails_a_request_only():
+    class Back(Endpoint):
+        def is_alive(self) -> bool:
+            return True
+
+    with pytest.raises(NoAnswer, match="no connection"):
+        ask(Back(EndpointSettings(nowhere(), "m", retries=0)))
+    with pytest.raises(Unusable, match="The endpoint does not answer: no connection"):
+        ask(Endpoint(EndpointSettings(nowhere(), "m", retries=0)))
 
 
 @pytest.mark.multiprocess

@@ -2,9 +2,11 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from chat_server import chat_server
+from one_connection import one_connection
 
 from grain_jax.annotation.chat import Cancelled, Question, RequestFailed
 from grain_jax.annotation.endpoint import Endpoint, EndpointSettings
@@ -80,6 +82,55 @@ def test_a_request_that_only_fails_is_its_own_error(servers, pool, notes):
         server.behave("413", times=1)
     with pytest.raises(RequestFailed, match="HTTP 413"):
         ask(pool)
+    assert notes == []
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404", "moved"])
+def test_one_that_waiting_cannot_mend_is_asked_once(servers, pool, notes, status):
+    first, second = servers
+    first.behave(status)
+    for _ in range(2):
+        ask(pool)
+        time.sleep(0.4)  # after `first_aside`
+    second.behave("ok", delay=0.5)
+    with ThreadPoolExecutor(2) as threads:  # one of them finds no room at the second
+        list(threads.map(lambda _: ask(pool), range(2)))
+    assert len(notes) == 1
+    assert f"{first.url} is put aside for the rest of the run, with 1 of 2 endpoints" in notes[0]
+    assert len(first.log()) == 1
+    second.behave("401")
+    with pytest.raises(StageStopped, match="None of the 2 endpoints is left"):
+        ask(pool)
+
+
+def test_an_address_that_refuses_is_put_aside_without_all_retries(servers, notes):
+    first, second = servers
+    first.stop()
+    places = [EndpointSettings(server.url, "m", retries=6, timeout=2.0) for server in servers]
+    pool = EndpointPool([Endpoint(place) for place in places], bound=2, note=notes.append)
+    started = time.monotonic()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: ask(pool), range(8)))
+    pool.close()
+    assert time.monotonic() - started < 4  # all retries take 15 s at least
+    assert len(second.log()) == 8
+    assert len(notes) == 1
+    assert f"{first.url} is put aside for 30 s" in notes[0]
+    assert notes[0].endswith("2 times.")
+    assert "the same command" not in notes[0]
+
+
+def test_one_that_takes_few_connections_is_not_put_aside(servers, notes):
+    _, second = servers
+    second.behave("ok", delay=0.05)
+    with one_connection() as url:
+        places = [EndpointSettings(each, "m", retries=2, timeout=5.0) for each in (url, second.url)]
+        pool = EndpointPool([Endpoint(place) for place in places], bound=4, note=notes.append)
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda _: ask(pool), range(160)))
+        pool.close()
+    assert len(answers) == 160
+    assert len(second.log()) < 150
     assert notes == []
 
 

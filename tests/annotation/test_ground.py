@@ -111,6 +111,21 @@ def test_each_description_gets_its_best_box_in_fractions_of_the_image(images, an
         np.testing.assert_allclose(row.outputs["best_scores"], scored.scores.max(axis=0), atol=1e-4)
 
 
+def test_what_is_measured_is_of_all_sessions(images, annotations, owl):
+    stage = Ground(images, owl, DescriptionQueries(annotations), GroundSettings(threads=1))
+    assert stage.measured()["detectors"] == 0
+    measured = []
+    for session in (["birds/wide.png"], ["birds/tall.png", "dogs/square.png"], []):
+        assert len(list(stage.rows(iter(session)))) == len(session)
+        measured.append(stage.measured())
+    assert [each["detector images"] for each in measured] == [1, 3, 3]
+    assert [each["detectors"] for each in measured] == [1, 1, 1]
+    for name in ("detector seconds", "detector wall seconds"):
+        first, second, last = (each[name] for each in measured)
+        assert 0 < first < second == last
+    assert measured[-1]["detector seconds"] <= measured[-1]["detector wall seconds"]
+
+
 def test_a_second_run_looks_only_for_what_has_changed(images, annotations, owl):
     first, _ = ground(images, annotations, owl, DescriptionQueries(annotations))
     assert first.rows == 3
@@ -220,7 +235,7 @@ def test_class_descriptions_are_looked_for_in_the_images_of_the_class(images, tm
         "not in a class folder": 1,
         "no description of its class": 1,
     }
-    assert any("'dogs'" in note for note in notes)
+    assert any(note.endswith("('dogs' first), and their images are left out.") for note in notes)
     path.write_text(json.dumps({"cats": ["whiskers"]}))
     with pytest.raises(ValueError, match=r"descriptions\.json.*'cats'"):
         ClassDescriptionQueries(path, images, notes.append)

@@ -10,9 +10,16 @@ from ray_machines import ray_machines
 
 pytest.importorskip("pyarrow")
 
-from grain_jax.annotation.on_cluster import OnCluster, StageWorker, WorkerPlan, plan_workers
+import grain_jax
+from grain_jax.annotation.on_cluster import (
+    OnCluster,
+    StageWorker,
+    WorkerPlan,
+    paths_of,
+    plan_workers,
+)
 from grain_jax.annotation.run import StageReport, StageSpec, StageStopped, run_stage
-from grain_jax.cluster import Cluster, Machine, connected
+from grain_jax.cluster import Cluster, Machine, connected, look_at, size_of
 from grain_jax.data.annotation_files import StageFiles
 from grain_jax.data.annotation_rows import Row
 
@@ -38,6 +45,9 @@ def cluster(*machines: tuple[int, int]) -> Cluster:
         (((16, 4), (16, 4)), None, 0.5, True, WorkerPlan(16, 1, 0.5)),
         (((16, 3), (16, 3)), None, 2.0, True, WorkerPlan(2, 1, 2.0)),
         (((16, 4), (16, 0)), 3, None, True, WorkerPlan(3, 1, 1.0)),
+        (((2, 4), (16, 4)), None, None, True, WorkerPlan(6, 1, 1.0)),
+        (((2, 4), (0, 4)), None, 0.1, True, WorkerPlan(2, 1, 0.1)),
+        (((99, 3),), None, 0.3, True, WorkerPlan(9, 1, 0.3)),
     ],
 )
 def test_how_many_workers_there_are(machines, count, gpus, uses_gpu, expected):
@@ -52,6 +62,7 @@ def test_how_many_workers_there_are(machines, count, gpus, uses_gpu, expected):
     [
         (((8, 0),), None, 1.0, "--num_gpus=1"),
         (((8, 3), (8, 3)), 3, 2.0, "has room for 2 on 6 GPUs"),
+        (((2, 4),), 3, None, "has room for 2 on 4 GPUs and 2 cores"),
         (((4, 0), (4, 0)), 9, None, "--workers=9"),
         (((0, 0),), None, None, "--workers=1"),
     ],
@@ -59,6 +70,20 @@ def test_how_many_workers_there_are(machines, count, gpus, uses_gpu, expected):
 def test_more_than_the_cluster_has_is_refused(machines, count, gpus, said):
     with pytest.raises(ValueError, match=said):
         plan_workers(cluster(*machines), count=count, gpus=gpus, uses_gpu=True)
+
+
+@pytest.mark.parametrize("gone", ["a.png", "inner/b.png", "c.png"])
+def test_a_machine_that_lacks_one_of_the_first_images_is_named(tmp_path, monkeypatch, gone):
+    names = ["a.png", "inner/b.png", "c.png"]
+    (tmp_path / "inner").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    sizes = {key: (str(path), size_of(path)) for key, path in paths_of(tmp_path, names).items()}
+    assert look_at(str(tmp_path), grain_jax.__version__, sizes, None) == ""
+    (tmp_path / gone).unlink()
+    said = look_at(str(tmp_path), grain_jax.__version__, sizes, None)
+    assert f"does not see --images/{gone}={tmp_path / gone}" in said
 
 
 def opened(tmp_path, *, stops=()) -> StageWorker:
@@ -190,7 +215,7 @@ def test_what_stops_a_worker_stops_the_run_with_its_name(joined, tmp_path):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_workers_that_only_die_stop_the_run(joined, tmp_path, monkeypatch):
-    monkeypatch.setattr("grain_jax.annotation.on_cluster.MAX_DEATHS", 4)
+    monkeypatch.setattr("grain_jax.annotation.deaths.MAX_DEATHS", 4)
     everything = [f"{number:02d}.png" for number in range(50)]
     with pytest.raises(StageStopped, match="4 workers died one after the other"):
         run(joined, tmp_path, [], fatal=everything)

@@ -7,6 +7,9 @@ from typing import Any
 from grain_jax.data.classification.class_names import name_key, nearest_name, spaced_words
 from grain_jax.data.text_files import entries_hint
 
+# What evaluation does with classes without descriptions.
+SCORED_BY_NAME = " and are scored by their name instead"
+
 
 def check_templates(given: Any, source: str) -> tuple[str, ...]:
     """The templates read from `source`. Raises ValueError unless each has exactly one "{}"."""
@@ -31,6 +34,7 @@ def bind_descriptions(
     note: Callable[[str], None],
     *,
     name_texts: Mapping[str, str] | None = None,
+    undescribed: str = SCORED_BY_NAME,
 ) -> dict[str, tuple[str, ...]]:
     """Class name -> descriptions, from the content of `source`.
 
@@ -42,6 +46,7 @@ def bind_descriptions(
         title: the set, for messages.
         note: called with sentences on classes without descriptions and on unused entries.
         name_texts: as in `ZeroShotSet`.
+        undescribed: end of the sentence on classes without descriptions: what becomes of them.
 
     Raises ValueError for another structure, and for ambiguous, repeated or only unknown keys.
     """
@@ -85,7 +90,7 @@ def bind_descriptions(
     classes = len(set(names.values()))
     empty = [name for name in names.values() if not found.get(name)]
     if empty:
-        note(undescribed_note(title, empty, classes))
+        note(undescribed_note(title, empty, classes, undescribed))
     if others:
         near = nearest_name(empty[0], others) if empty else ""
         note(
@@ -95,9 +100,11 @@ def bind_descriptions(
     return found
 
 
-def undescribed_note(title: str, undescribed: Sequence[str], num_classes: int) -> str:
-    """A note on classes without descriptions."""
+def undescribed_note(
+    title: str, undescribed: Sequence[str], num_classes: int, consequence: str = SCORED_BY_NAME
+) -> str:
+    """A note on classes without descriptions, with the consequence as its end."""
     return (
         f"{title}: {len(undescribed)} of {num_classes} classes have no description "
-        f"({undescribed[0]!r} first) and are scored by their name instead."
+        f"({undescribed[0]!r} first){consequence}."
     )

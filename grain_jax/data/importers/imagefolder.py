@@ -99,10 +99,12 @@ class ImageFolder:
     def _bound(self, source: Path | None) -> dict[str, tuple[str, ...]]:
         if source is None:
             return {}
-
-        def note(text: str) -> None:  # without what evaluation does with such classes
-            self.notes.append(text.replace(" and are scored by their name instead", ""))
-
-        texts = read_texts(str(source))
-        found = bind_descriptions(texts, self._names, str(source), self._root.name, note)
+        found = bind_descriptions(
+            read_texts(str(source)),
+            self._names,
+            str(source),
+            self._root.name,
+            self.notes.append,
+            undescribed="",  # evaluation says what becomes of them
+        )
         return {name: found[name] for name in self._names.values() if name in found}
