@@ -61,7 +61,14 @@ def values_and_gradients(form):
     ],
     ids=["duplicates", "distinct", "no regions", "large scale"],
 )
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (1, 4, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 4, 1),
+        pytest.param((8, 1, 1), marks=pytest.mark.slow),
+        pytest.param((1, 4, 2), marks=pytest.mark.slow),
+    ],
+)
 def test_around_a_mesh_they_are_those_of_one_device(shape, changes):
     embeddings, targets = arguments(**changes)
     (_, expected), expected_gradients = values_and_gradients(DENSE)(embeddings, targets)
@@ -98,6 +105,7 @@ def test_precision_is_that_of_every_product():
 SMALL = Shapes(rows=8, regions=2, embed=16)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_devices():
     """Of the compiled gradient of the three losses, rows of a device the same."""
     tiled, dense = (
