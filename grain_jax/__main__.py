@@ -16,6 +16,7 @@ COMMANDS = (
     "annotate",
     "prepare",
     "export",
+    "plan",
     "bench",
     "data.synthetic_birds",
 )

@@ -14,7 +14,7 @@ from places import REPOSITORY
 from tyro.conf import Positional, arg
 
 import grain_jax.__main__
-from grain_jax import annotate, bench, evaluate, export, predict, prepare, train
+from grain_jax import annotate, bench, evaluate, export, plan, predict, prepare, train
 from grain_jax.command_line import ExitStatus, NotParsed, parse, status_of
 from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 
@@ -68,6 +68,7 @@ MAINS = {
     "predict": predict.main,
     "prepare": prepare.main,
     "export": export.main,
+    "plan": plan.main,
     "bench step": lambda words: bench.main(["step", *words]),
     "data.synthetic_birds": synthetic_birds.main,
     **{f"annotate {stage}": main for stage, main in annotate.STAGES.items()},

@@ -32,6 +32,7 @@ ROWS = (
         "annotate",
         "export",
         "bench",
+        "plan",
         "command_line",
         "__main__",
     ),

@@ -3,14 +3,20 @@
 from dataclasses import dataclass
 
 TERA = 1e12
+GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Of one JAX device, dense, from the vendor's data sheet."""
+    """Of one JAX device, dense, from the vendor's data sheet. 0 where it is not listed here."""
 
     bfloat16: float  # FLOP/s
     source: str
+    memory: float = 0.0  # bytes; of TPUs what their compiler lets a program use
+    memory_rate: float = 0.0  # bytes/s
+    # bytes/s in each direction to the other devices of a node or slice: on a TPU one axis of the
+    # grid of chips, both ways round
+    network_rate: float = 0.0
 
 
 _NVIDIA = "NVIDIA data sheet, SXM, without sparsity"
@@ -18,16 +24,16 @@ _CLOUD_TPU = "Cloud TPU documentation"
 
 # The first key that the device's name contains counts, so longer names come first.
 PEAKS: dict[str, Peak] = {
-    "H200": Peak(989.4 * TERA, _NVIDIA),
+    "H200": Peak(989.4 * TERA, _NVIDIA, 141e9, 4.8e12, 450e9),
     "H100 PCIe": Peak(756.0 * TERA, "NVIDIA data sheet, PCIe, without sparsity"),
     "H100 NVL": Peak(835.5 * TERA, "NVIDIA data sheet, NVL, without sparsity"),
-    "H100": Peak(989.4 * TERA, _NVIDIA),
+    "H100": Peak(989.4 * TERA, _NVIDIA, 80e9, 3.35e12, 450e9),
     "B200": Peak(2_250 * TERA, "NVIDIA data sheet of HGX B200, without sparsity"),
     "A100": Peak(312 * TERA, _NVIDIA),
     "L40S": Peak(362 * TERA, "NVIDIA data sheet, without sparsity"),
-    "TPU v6 lite": Peak(918 * TERA, _CLOUD_TPU),
-    "TPU v5 lite": Peak(197 * TERA, _CLOUD_TPU),
-    "TPU v5": Peak(459 * TERA, _CLOUD_TPU),
+    "TPU v6 lite": Peak(918 * TERA, _CLOUD_TPU, 31.25 * GIB, 1.64e12, 180e9),
+    "TPU v5 lite": Peak(197 * TERA, _CLOUD_TPU, 15.75 * GIB, 819e9, 90e9),
+    "TPU v5": Peak(459 * TERA, _CLOUD_TPU, 95.74 * GIB, 2.765e12, 180e9),
     "TPU v4": Peak(275 * TERA, _CLOUD_TPU),
 }
 

@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Literal
 
-import hlo
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 from tiny_run import TinyRun, random_batch, tiny_config
 
+from grain_jax.benchmarking import hlo
 from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.parallel.sharding import batch_sharding, use_mesh
 

@@ -112,7 +112,8 @@ def _groups_of_axes(mesh: str, axes: str) -> list[list[int]]:
         for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     }
     # Each axis as three: what comes before the part that is gone over, the part, what comes after.
-    split, gone_over = [], []
+    split: list[int] = []
+    gone_over: list[int] = []
     for name, size in sizes.items():
         before, part = parts.get(name, (1, 1))
         gone_over.append(len(split) + 1)

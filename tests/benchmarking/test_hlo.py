@@ -1,7 +1,8 @@
 """The reader of compiled programs: how XLA writes groups, loops and asynchronous work."""
 
-import hlo
 import pytest
+
+from grain_jax.benchmarking import hlo
 
 PROGRAM = """HloModule step
 

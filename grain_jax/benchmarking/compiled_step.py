@@ -1,0 +1,199 @@
+"""The training step compiled for devices that need not be there: what it holds and exchanges."""
+
+import dataclasses
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from grain_jax.benchmarking import hlo
+from grain_jax.benchmarking.synthetic_batch import synthetic_batch
+from grain_jax.config import TrainConfig
+from grain_jax.models.image_text import build_model
+from grain_jax.parallel import sharding
+from grain_jax.training.optimizer import make_optimizer, make_schedule
+from grain_jax.training.state import TrainState, abstract_state
+from grain_jax.training.step import make_train_step
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class OutOfMemoryError(ValueError):
+    """The compiler found that the step does not fit; `needed` bytes where it says how many."""
+
+    def __init__(self, needed: int | None, message: str) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Collectives of one kind over the same mesh axes, of one step."""
+
+    kind: str  # as "all-reduce"
+    axes: str  # as "data" or "data+fsdp"
+    in_loop: bool
+    group: int  # devices that exchange with each other
+    count: int  # in the program
+    tiny: int  # of these with fewer than `TINY` bytes
+    num_bytes: int  # of the whole arrays, once a turn
+    step_bytes: int | None  # of all turns; None where the number of turns is not known
+
+    def seconds(self, rate: float) -> float:
+        """At `rate` bytes/s into and out of each device, round a ring; a loop as one turn if need
+        be.
+        """
+        num_bytes = self.num_bytes if self.step_bytes is None else self.step_bytes
+        part = (self.group - 1) / self.group
+        factor = {"all-reduce": 2 * part, "collective-permute": 1.0}.get(self.kind, part)
+        return factor * num_bytes / rate
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """What a device holds, in bytes, and what the devices exchange."""
+
+    seconds: float  # of compilation
+    state: int  # parameters, optimizer, averages, counters
+    batch: int
+    arguments: int  # both, as the compiler lays them out
+    temporary: int
+    peak: int  # as the compiler plans it
+    accessed: float  # bytes that are read and written, a loop as one turn
+    exchanges: tuple[Exchange, ...]
+    largest: tuple[hlo.Instruction, ...]  # collectives
+
+    @property
+    def memory(self) -> int:
+        """Arguments and temporaries together, or the peak where that is more: the safe figure."""
+        return max(self.arguments + self.temporary, self.peak)
+
+
+TINY = 64 * 2**10  # bytes: a collective of fewer takes as long as an empty one
+
+
+def compile_step(config: TrainConfig, mesh: Mesh) -> CompiledStep:
+    """Compiles the step as training does.
+
+    Raises `OutOfMemoryError` where the compiler refuses it for its memory.
+    """
+    model, optimizer = build_model(config.model), make_optimizer(config.optim)
+    schedule = make_schedule(config.optim, steps=1_000, warmup_steps=10)
+    abstract = abstract_state(model, optimizer, config, mesh)
+    step: Any = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
+    batch = abstract_batch(config, mesh)
+    started = time.perf_counter()
+    with sharding.use_mesh(mesh):
+        lowered = step.lower(abstract, batch)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _memory_error(error) from error
+    seconds = time.perf_counter() - started
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    found = collectives(text)
+    return CompiledStep(
+        seconds=seconds,
+        state=_device_bytes(abstract),
+        batch=_device_bytes(batch),
+        arguments=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        accessed=float(compiled.cost_analysis().get("bytes accessed", 0.0)),
+        exchanges=tuple(_exchanges(found, mesh)),
+        largest=tuple(sorted(found, key=whole_bytes, reverse=True)[:5]),
+    )
+
+
+def _memory_error(error: jax.errors.JaxRuntimeError) -> Exception:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
+        return error
+    sizes = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds)", text)
+    needed = None if sizes is None else int(float(sizes[1]) * UNITS[sizes[2]])
+    return OutOfMemoryError(needed, text.splitlines()[0])
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> Any:
+    """Shapes, types and shardings of a batch."""
+    one = synthetic_batch(dataclasses.replace(config, batch_size=1))
+    rows = sharding.batch_sharding(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (config.batch_size, *leaf.shape[1:]), leaf.dtype, sharding=rows
+        ),
+        one,
+    )
+
+
+def _device_bytes(tree: TrainState | Any) -> int:
+    """Of the part of each array that a device has."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def collectives(text: str) -> list[hlo.Instruction]:
+    """Those of a compiled program, each once.
+
+    The TPU compiler writes one that runs beside other work several times: in the fusions that
+    begin it, continue it and end it, under one channel number.
+    """
+    unique = {}
+    for place, one in enumerate(hlo.instructions(text)):
+        channel = re.search(r"channel_id=(\d+)", one.text)
+        if one.collective:
+            unique[one.collective, one.in_loop, channel[1] if channel else f"at {place}"] = one
+    return list(unique.values())
+
+
+def axes_of(instruction: hlo.Instruction, mesh: Mesh) -> str:
+    """Mesh axes that a collective goes over, as "data+fsdp"."""
+    varying = set()
+    for group in hlo.groups(instruction):
+        places = np.stack(np.unravel_index(group, mesh.devices.shape))
+        varying |= set(np.flatnonzero((places != places[:, :1]).any(1)).tolist())
+    return "+".join(mesh.axis_names[axis] for axis in sorted(varying)) or "nothing"
+
+
+def whole_bytes(instruction: hlo.Instruction) -> int:
+    """Of the whole array that the devices of a group share."""
+    if instruction.collective == "reduce-scatter":
+        return instruction.num_bytes * len(hlo.groups(instruction)[0])
+    return instruction.num_bytes
+
+
+def _exchanges(found: Iterable[hlo.Instruction], mesh: Mesh) -> list[Exchange]:
+    rows = defaultdict(list)
+    for one in found:
+        rows[one.collective, axes_of(one, mesh), one.in_loop].append(one)
+    return [
+        Exchange(
+            kind=kind,
+            axes=axes,
+            in_loop=in_loop,
+            group=math.prod(mesh.shape[axis] for axis in axes.split("+") if axis in mesh.shape),
+            count=len(several),
+            tiny=sum(whole_bytes(one) < TINY for one in several),
+            num_bytes=sum(map(whole_bytes, several)),
+            step_bytes=_over_turns(several),
+        )
+        for (kind, axes, in_loop), several in sorted(rows.items())
+    ]
+
+
+def _over_turns(several: list[hlo.Instruction]) -> int | None:
+    total = 0
+    for one in several:
+        if one.turns is None:
+            return None
+        total += whole_bytes(one) * one.turns
+    return total

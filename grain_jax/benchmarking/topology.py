@@ -1,0 +1,98 @@
+"""Devices to compile for that need not be there, by name: "v5e:4x4", "h100x8", "cpu:8"."""
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from grain_jax.benchmarking.hardware import PEAKS, Peak
+
+TPUS = {  # name -> that of `PEAKS`, and how many sides its grid of chips has
+    "v5e": ("TPU v5 lite", 2),
+    "v5p": ("TPU v5", 3),
+    "v6e": ("TPU v6 lite", 2),
+}
+GPUS = {"h100": "H100", "h200": "H200"}
+EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:16x16, h100x8, h200x1, cpu:8"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices, and what is published of each."""
+
+    name: str
+    devices: tuple[Any, ...]
+    peak: Peak | None  # None for CPUs
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether host devices stand for GPUs, as no compiler for these runs without one."""
+        return self.peak is not None and self.devices[0].platform == "cpu"
+
+
+def open_topology(name: str) -> Topology:
+    """The devices of that name. Starts the JAX backend of the host, and none of an accelerator.
+
+    Raises ValueError for another name, a grid that does not exist, and a TPU without `libtpu`.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    if tpu := re.fullmatch(r"(v\d\w*):(\d+(?:x\d+)*)", name):
+        return _tpu(name, tpu[1], tpu[2])
+    if found := re.fullmatch(r"(cpu|h100|h200)[:x](\d{1,4})", name):
+        count = int(found[2])
+        peak = PEAKS[GPUS[found[1]]] if found[1] in GPUS else None
+        if count < 1 or (peak is not None and count > 8):
+            raise ValueError(
+                f"--topology={name}: given {count} devices, expected 1 to 8 GPUs of one node, or "
+                "at least one CPU device. Several nodes cannot be planned yet."
+            )
+        return Topology(name, _host_devices(count), peak)
+    raise ValueError(f"--topology={name}: expected a name such as {EXAMPLES}.")
+
+
+def _host_devices(count: int) -> tuple[Any, ...]:
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # devices exist already, in a program that calls us
+            jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"This process has {len(devices)} CPU devices already, and {count} are needed."
+        )
+    return tuple(devices[:count])
+
+
+def _tpu(name: str, kind: str, grid: str) -> Topology:
+    if kind not in TPUS:
+        raise ValueError(f"--topology={name}: expected one of {', '.join(TPUS)} before the colon.")
+    peak_name, sides = TPUS[kind]
+    if grid.count("x") + 1 != sides:
+        example = "x".join("4" * sides)
+        raise ValueError(
+            f"--topology={name}: a {kind} slice has {sides} sides, as {kind}:{example}."
+        )
+    _say_that_there_is_no_tpu(grid)
+    try:
+        import libtpu  # noqa: F401
+        from jax.experimental import topologies
+
+        one_chip = {"chips_per_host_bounds": (1, 1, 1)} if set(grid) <= set("1x") else {}
+        devices = topologies.get_topology_desc(name, "tpu", **one_chip).devices
+    except ImportError:
+        raise ValueError(
+            f"--topology={name} needs the TPU compiler, which needs no TPU: pip install "
+            '"grain_jax[tpu]", in an environment of its own if this one has jax for GPUs.'
+        ) from None
+    except Exception as error:  # libtpu raises errors of the C++ runtime, of several types
+        raise ValueError(f"--topology={name}: the TPU compiler refuses it: {error}") from error
+    return Topology(name, tuple(devices), PEAKS[peak_name])
+
+
+def _say_that_there_is_no_tpu(grid: str) -> None:
+    """Else libtpu asks a metadata server for minutes, and refuses to be loaded twice."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

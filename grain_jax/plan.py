@@ -1,0 +1,292 @@
+"""Compiles a training step for devices that need not be there, and says whether it fits.
+
+  python -m grain_jax.plan --topology=NAME --config=FILE [--SETTING=VALUE ...]
+
+  NAME  v5e:16x16, v5p:8x8x8, v6e:16x16: by the TPU compiler, on any machine (extra: tpu)
+        h100x8, h200x1: GPUs of one node, by XLA's compiler for CPUs in their place
+        cpu:8: host devices
+
+Every setting of `python -m grain_jax.train` can be given. No data is read and nothing is run. To
+compile for a TPU takes minutes and some GiB of memory, less with model.scan_layers=true.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+import grain_jax
+from grain_jax import runtime
+from grain_jax.benchmarking.compiled_step import (
+    CompiledStep,
+    OutOfMemoryError,
+    axes_of,
+    compile_step,
+    whole_bytes,
+)
+from grain_jax.benchmarking.forecast import Forecast, forecast
+from grain_jax.benchmarking.topology import Topology, open_topology
+from grain_jax.command_line import ExitStatus, NotParsed, OptionalPath, end, parse, status_of
+from grain_jax.config import TrainConfig, validate
+from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
+from grain_jax.models.image_text import abstract_params
+from grain_jax.parallel import sharding
+from grain_jax.terminal import escape_unprintable
+from grain_jax.training.logits import logits_form
+from grain_jax.training.trainable import split_frozen
+
+GIB, MIB = 2**30, 2**20
+ROOM = 0.1  # of the memory of a device, which a step should leave
+
+
+@dataclass
+class Options:
+    """What `plan` takes."""
+
+    topology: str = ""  # devices to compile for, as v5e:16x16, h100x8 or cpu:8
+    json: OptionalPath = None  # file for the figures
+    config: SettingsOptions = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was found of a step on a topology; `step` is None where the compiler refused it."""
+
+    config: TrainConfig
+    topology: Topology
+    mesh: Mesh
+    step: CompiledStep | None
+    needed: int | None  # bytes that a refused step would take, where the compiler says so
+    times: Forecast | None  # None without published rates, or without a step
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of a device."""
+        return self.needed if self.step is None else self.step.memory
+
+    @property
+    def limit(self) -> float | None:
+        """Bytes that a device has."""
+        return None if self.topology.peak is None else self.topology.peak.memory
+
+    @property
+    def fits(self) -> bool | None:
+        """None where nothing says how much memory there is."""
+        if self.step is None:
+            return False
+        return None if self.limit is None else self.step.memory <= self.limit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 where the step fits, 1 where it does not."""
+    escape_unprintable()
+    console = Console(stderr=True)
+    try:
+        base, words = read_settings(list(sys.argv[1:] if arguments is None else arguments))
+        options = parse(
+            Options, words, command="plan", description=__doc__, default=Options(config=base)
+        )
+        config = options.config
+        if config.pretrained:
+            raise ValueError(
+                f"pretrained = {config.pretrained!r}: the settings of its towers are not known "
+                "here. Add --pretrained= and these settings."
+            )
+        if config.data.dataset == "tfds" and not (config.data.data_dir or config.data.mixture):
+            config.data.data_dir = "not read"
+        validate(config)
+        if options.json is not None and not options.json.resolve().parent.is_dir():
+            raise ValueError(f"--json={options.json}: its folder does not exist; make it first.")
+        runtime.quiet_libraries()
+        plan = make_plan(config, open_topology(options.topology))
+        print_plan(plan, Console())
+        if options.json is not None:
+            options.json.write_text(json.dumps(figures(plan), indent=1) + "\n", encoding="utf-8")
+    except NotParsed as parsed:
+        return parsed.status
+    except (ValueError, OSError) as error:
+        console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        return status_of(error)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        return ExitStatus.INTERRUPTED
+    return ExitStatus.STOPPED if plan.fits is False else ExitStatus.DONE
+
+
+def make_plan(config: TrainConfig, topology: Topology) -> Plan:
+    """Compiles the step. Raises ValueError for a mesh or batch that does not fit the devices."""
+    mesh = sharding.make_mesh(config.mesh, topology.devices)
+    sharding.check_batch(config, mesh.size)
+    try:
+        step = compile_step(config, mesh)
+    except OutOfMemoryError as error:
+        return Plan(config, topology, mesh, None, error.needed, None)
+    times = None
+    if topology.peak is not None:
+        times = forecast(
+            step,
+            config,
+            num_devices=mesh.size,
+            peak=topology.peak,
+            tiled=logits_form(config, mesh).tiled,
+        )
+    return Plan(config, topology, mesh, step, None, times)
+
+
+def verdict(plan: Plan) -> str:
+    """The first line: whether it fits, and what to change if not."""
+    memory = "more" if plan.memory is None else f"{plan.memory / GIB:.3g} GiB"
+    if plan.limit is None:
+        return f"{memory} a device."
+    has = f"{plan.limit / GIB:.4g} GiB"
+    if not plan.fits:
+        change = next(changes(plan), "a smaller batch_size, or more devices")
+        return f"Does not fit: {memory} a device, which has {has}. Next to try: {change}."
+    assert plan.memory is not None
+    left = 1 - plan.memory / plan.limit
+    if left < ROOM:
+        change = next(changes(plan), "a smaller batch_size")
+        return f"Fits barely: {memory} of {has} a device. For more room: {change}."
+    return f"Fits: {memory} of {has} a device, {left:.0%} left."
+
+
+def changes(plan: Plan) -> Iterator[str]:
+    """What would make the step smaller, cheapest first."""
+    config, sizes = plan.config, plan.mesh.shape
+    if config.model.remat != "full":
+        yield "--model.remat=full, which costs a third of the towers' products once more"
+    if not config.model.scan_layers:
+        yield "--model.scan_layers=true with it"
+    split = sizes["data"] * sizes["fsdp"]
+    step, limit = plan.step, plan.limit
+    large = step is None or limit is None or step.state > 0.1 * limit
+    if sizes["fsdp"] == 1 and split > 1 and large:
+        yield f"--mesh.fsdp={min(split, 16)}, which splits parameters and optimizer"
+    chunks = 2 * config.optim.grad_cache_chunks
+    if config.batch_size % (split * chunks) == 0:
+        yield f"--optim.grad_cache_chunks={chunks}, which encodes the batch in parts, twice"
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Prints the verdict, then what it comes from."""
+    console.print(verdict(plan), style="bold" if plan.fits is not False else "bold red")
+    if plan.step is None:
+        return
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in _rows(plan, plan.step).items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(_exchange_table(plan, plan.step))
+    for one in plan.step.largest:
+        shapes = " ".join(f"{kind}{list(shape)}" for kind, shape in one.shapes[:2])
+        console.print(
+            f"  {whole_bytes(one) / MIB:,.2f} MiB {one.opcode} over {axes_of(one, plan.mesh)}: "
+            f"{shapes}",
+            markup=False,
+        )
+
+
+def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
+    config, mesh = plan.config, plan.mesh
+    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    kind = plan.topology.devices[0].device_kind
+    if plan.topology.is_stand_in:
+        kind = f"{plan.topology.name}, compiled by XLA for CPUs (bfloat16 held as float32)"
+    form = "in tiles" if logits_form(config, mesh).tiled else "dense"
+    rows = {
+        "devices": f"{mesh.size} x {kind}; mesh {sizes}",
+        "model": f"{config.model.type}, {config.model.dtype}, batch {config.batch_size:,} "
+        f"({config.batch_size / mesh.size:g} a device), remat {config.model.remat}, logits {form}",
+        "memory of a device": f"{step.state / GIB:.3g} GiB state, {step.batch / GIB:.3g} batch, "
+        f"{step.temporary / GIB:.3g} temporary; {step.peak / GIB:.3g} at the peak",
+        "compilation": f"{step.seconds:,.0f} s; jax {jax.__version__}, "
+        f"grain_jax {grain_jax.__version__}",
+    }
+    return rows if plan.times is None else rows | _times(plan, plan.times)
+
+
+def _times(plan: Plan, times: Forecast) -> dict[str, str]:
+    config, peak, count = plan.config, plan.topology.peak, plan.mesh.size
+    assert peak is not None
+    low, high = times.at_least, times.one_after_the_other
+    per_second = config.batch_size / low
+    shapes = abstract_params(config.model, scan_layers=config.model.scan_layers)
+    frozen = split_frozen(shapes, config.optim)[1]
+    mfu = "not counted: some parameters are frozen, so less is spent"
+    if not frozen:
+        mfu = (
+            f"{times.mfu(low, num_devices=count, peak=peak):.0%} at most, "
+            f"{times.mfu(high, num_devices=count, peak=peak):.0%} without overlap"
+        )
+    rows = {
+        "TFLOP a step": f"{times.useful_flops / 1e12:,.4g} useful, {times.spent_flops / 1e12:,.4g} "
+        "spent",
+        "a step at published rates": f"compute {1e3 * times.compute:,.3g} ms (bfloat16), memory "
+        f"{1e3 * times.memory:,.3g}, network {1e3 * times.network:,.3g}",
+        "images/s": f"{per_second:,.0f} at most ({per_second / count:,.0f} a device)",
+        "MFU": mfu,
+    }
+    if config.steps:
+        hours = config.steps * low / 3600
+        rows["this run"] = (
+            f"{config.steps:,} steps: {hours:,.3g} hours, {hours * count:,.3g} device hours at "
+            "least"
+        )
+    return rows
+
+
+def _exchange_table(plan: Plan, step: CompiledStep) -> Table:
+    peak = plan.topology.peak
+    table = Table("collective", "over", "where", title="exchanged in a step", title_justify="left")
+    for name in ("count", "below 64 KiB", "MiB", "MiB a step", "ms"):
+        table.add_column(name, justify="right")
+    for one in step.exchanges:
+        table.add_row(
+            one.kind,
+            one.axes,
+            "in loops" if one.in_loop else "outside",
+            str(one.count),
+            str(one.tiny),
+            f"{one.num_bytes / MIB:,.2f}",
+            "?" if one.step_bytes is None else f"{one.step_bytes / MIB:,.2f}",
+            "" if peak is None else f"{1e3 * one.seconds(peak.network_rate):,.2f}",
+        )
+    return table
+
+
+def figures(plan: Plan) -> dict[str, Any]:
+    """All that was found, with versions and settings, as JSON."""
+    step = plan.step
+    return {
+        "topology": plan.topology.name,
+        "fits": plan.fits,
+        "verdict": verdict(plan),
+        "memory_bytes": plan.memory,
+        "limit_bytes": plan.limit,
+        "mesh": dict(plan.mesh.shape),
+        "step": None
+        if step is None
+        else {
+            name: getattr(step, name)
+            for name in ("seconds", "state", "batch", "arguments", "temporary", "peak", "accessed")
+        }
+        | {"exchanges": [dataclasses.asdict(one) for one in step.exchanges]},
+        "forecast": None if plan.times is None else dataclasses.asdict(plan.times),
+        "versions": {"grain_jax": grain_jax.__version__, "jax": jax.__version__},
+        "config": json.loads(config_to_json(plan.config)),
+    }
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        end(main())

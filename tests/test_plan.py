@@ -1,0 +1,141 @@
+"""`python -m grain_jax.plan` on host devices: what fits, what is exchanged, what is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from places import HELPERS
+from tiny_run import tiny_config
+from training_process import environment
+
+import grain_jax.plan as command
+from grain_jax.benchmarking.compiled_step import CompiledStep, Exchange
+from grain_jax.benchmarking.forecast import forecast
+from grain_jax.benchmarking.hardware import PEAKS
+from grain_jax.benchmarking.topology import open_topology
+from grain_jax.config import MeshConfig
+from grain_jax.parallel.sharding import make_mesh
+
+TINY = f"--config={HELPERS / 'tiny_world.py'}"
+
+
+def test_a_step_is_compiled_and_printed(tmp_path, capsys):
+    """The tests' own 8 devices stand for GPUs."""
+    found = tmp_path / "plan.json"
+    status = command.main([TINY, "--topology=h100x8", f"--json={found}"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert status == 0, printed
+    assert printed.startswith("Fits: ")
+    assert "compiled by XLA for CPUs" in printed
+    assert "all-reduce" in printed
+    figures = json.loads(found.read_text())
+    assert figures["fits"] is True
+    step = figures["step"]
+    assert figures["memory_bytes"] >= step["arguments"] + step["temporary"]
+    assert step["arguments"] >= step["state"] + step["batch"]
+    gradients = [one for one in step["exchanges"] if one["kind"] == "all-reduce"]
+    assert {one["axes"] for one in gradients} == {"data"}
+    assert {one["group"] for one in gradients} == {8}
+    # Those of all parameters at least, in float32; the state has them and two moments of Adam.
+    assert sum(one["num_bytes"] for one in gradients) >= 0.9 * step["state"] / 3
+    assert figures["forecast"]["spent_flops"] > figures["forecast"]["useful_flops"] > 0
+
+
+STEP = CompiledStep(
+    seconds=1.0,
+    state=2 * 2**30,
+    batch=2**30,
+    arguments=3 * 2**30,
+    temporary=3 * 2**30,
+    peak=5 * 2**30,
+    accessed=819e6,
+    exchanges=(
+        Exchange("all-reduce", "data", False, 4, 1, 0, 90_000_000, 90_000_000),
+        Exchange("collective-permute", "data", True, 4, 1, 0, 9_000_000, 36_000_000),
+        Exchange("all-gather", "nothing", False, 1, 1, 0, 10**12, 10**12),
+    ),
+    largest=(),
+)
+
+
+def test_times_are_those_of_the_published_rates():
+    peak = PEAKS["TPU v5 lite"]
+    times = forecast(STEP, tiny_config(), num_devices=4, peak=peak, tiled=False)
+    assert times.memory == pytest.approx(1e-3)
+    # 2 x 3/4 of 90 MB, and 36 MB, at 90 GB/s; what one device alone exchanges takes no time.
+    assert times.network == pytest.approx((135 + 36) / 90_000)
+    assert times.compute == pytest.approx(times.spent_flops / (4 * 197e12))
+    assert times.at_least == max(times.compute, times.memory, times.network)
+    mfu = times.mfu(2e-3, num_devices=4, peak=peak)
+    assert mfu == pytest.approx(times.useful_flops / (2e-3 * 4 * 197e12))
+
+
+def test_recomputation_and_precision_are_spent_and_not_useful():
+    peak, config = PEAKS["TPU v5 lite"], tiny_config()
+
+    def spent(*, tiled: bool = False) -> float:
+        return forecast(STEP, config, num_devices=4, peak=peak, tiled=tiled).spent_flops
+
+    useful = forecast(STEP, config, num_devices=4, peak=peak, tiled=False).useful_flops
+    highest = spent()
+    config.loss.logits_precision = "default"
+    losses = (highest - spent()) / 5  # six passes and one
+    assert spent() == pytest.approx(useful)
+    assert spent(tiled=True) == pytest.approx(useful + losses / 3)
+    config.model.remat = "full"
+    assert spent() == pytest.approx(useful + (useful - losses) / 3)
+
+
+def plan_of(step, *, limit_name: str = "v5e:2x2", needed=None, **settings):
+    config = tiny_config()
+    config.model.remat = settings.get("remat", "none")
+    config.model.scan_layers = settings.get("scan_layers", False)
+    topology = open_topology("h100x8")
+    peak = PEAKS["TPU v5 lite"]
+    topology = type(topology)(limit_name, topology.devices, peak)
+    mesh = make_mesh(MeshConfig(), topology.devices)
+    return command.Plan(config, topology, mesh, step, needed, None)
+
+
+def test_the_first_line_says_whether_it_fits_and_what_to_change():
+    plan = plan_of(STEP)
+    assert plan.fits
+    assert command.verdict(plan) == "Fits: 6 GiB of 15.75 GiB a device, 62% left."
+    large = plan_of(None, needed=48 * 2**30)
+    assert large.fits is False
+    said = command.verdict(large)
+    assert said.startswith("Does not fit: 48 GiB a device, which has 15.75 GiB.")
+    assert "--model.remat=full" in said
+    full = plan_of(None, needed=48 * 2**30, remat="full", scan_layers=True)
+    assert next(command.changes(full)).startswith("--mesh.fsdp=8")
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("", "expected a name such as"),
+        ("v5e", "expected a name such as"),
+        ("v9e:2x2", "expected one of"),
+        ("v5e:2x2x2", "2 sides"),
+        ("v5p:4x4", "3 sides"),
+        ("h100x16", "1 to 8 GPUs"),
+        ("cpu:0", "at least one CPU device"),
+    ],
+)
+def test_other_topologies_are_refused(topology, message, capsys):
+    assert command.main([TINY, f"--topology={topology}"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_the_tpu_compiler_needs_no_tpu(tmp_path):
+    """In a process of its own: libtpu can be loaded once."""
+    pytest.importorskip("libtpu")
+    found = tmp_path / "plan.json"
+    command_line = ["-m", "grain_jax.plan", TINY, "--topology=v5e:2x2", f"--json={found}"]
+    subprocess.run([sys.executable, *command_line], check=True, env=environment())
+    figures = json.loads(found.read_text())
+    assert figures["fits"] is True
+    assert figures["limit_bytes"] == 15.75 * 2**30
+    assert {one["axes"] for one in figures["step"]["exchanges"]} == {"data"}
