@@ -91,10 +91,15 @@ def _pass_on(tiling: Tiling, arrays: Any) -> Any:
     return jax.tree.map(lambda array: jax.lax.ppermute(array, tiling.axes, ring), arrays)
 
 
-def _in_tiles(columns: Any) -> Any:
-    """The first dimension split in two, the second the largest divisor of at most `TILE`."""
-    length = jax.tree.leaves(columns)[0].shape[0]
+def tile_size(length: int) -> int:
+    """The largest divisor of at most `TILE`; all of them where that would be a sliver."""
     size = max(size for size in range(1, min(TILE, length) + 1) if length % size == 0)
+    return size if size >= min(TILE // 8, length) else length
+
+
+def _in_tiles(columns: Any) -> Any:
+    """The first dimension split in two: tiles, and columns of a tile (`tile_size`)."""
+    size = tile_size(jax.tree.leaves(columns)[0].shape[0])
     return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), columns)
 
 

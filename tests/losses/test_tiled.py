@@ -15,6 +15,7 @@ from training_process import environment
 
 from grain_jax.config import MeshConfig
 from grain_jax.losses.log_sum_exp import DENSE, LogitsForm
+from grain_jax.losses.tiled import tile_size
 from grain_jax.parallel.sharding import make_mesh
 
 B, M, E = 16, 3, 8
@@ -100,6 +101,11 @@ def test_precision_is_that_of_every_product():
             products = [line for line in text.splitlines() if "dot_general" in line]
             assert len(products) >= 9
             assert all(("HIGHEST" in line) == (precision == "highest") for line in products)
+
+
+def test_tiles_divide_the_columns_and_are_no_slivers():
+    sizes = {length: tile_size(length) for length in (1, 640, 1024, 5 * 640, 1031, 2 * 1031)}
+    assert sizes == {1: 1, 640: 640, 1024: 1024, 3200: 800, 1031: 1031, 2062: 2062}
 
 
 SMALL = Shapes(rows=8, regions=2, embed=16)
