@@ -8,9 +8,9 @@ weights come from the Hugging Face hub (`pretrained`, 600 MB); --pretrained=NAME
 other CLIP or SigLIP. The region decoder is trained whole, of each tower only the last layers, at a
 tenth of its rate, and the rest is frozen: no gradient, no optimizer state. DIR needs the splits
 `train` and `validation`.
-Not yet run. Memory as compiled for one TPU v5e (docs/experiments.md, section 6), nothing
-recomputed: 72 GiB with everything trained, 2.8 GiB for the variant "decoder", and not known for
-"", which is between them: lower --batch_size where it does not fit.
+Not yet run on photographs. Memory as compiled for one TPU v5e of 16 GB (docs/experiments.md,
+section 6): 4.5 GiB, 2.8 GiB at the peak for the variant "decoder"; 72 GiB with everything trained
+and nothing recomputed.
 Variants: "" (the last 2 layers of each tower), "decoder" (towers frozen whole: texts keep CLIP's
 embeddings).
 """
