@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from grain_jax.benchmarking.hardware import PEAKS, Peak
+from grain_jax.extras import how_to_install
 
 TPUS = {  # name -> that of `PEAKS`, and how many sides its grid of chips has
     "v5e": ("TPU v5 lite", 2),
@@ -83,8 +84,8 @@ def _tpu(name: str, kind: str, grid: str) -> Topology:
         devices = topologies.get_topology_desc(name, "tpu", **one_chip).devices
     except ImportError:
         raise ValueError(
-            f"--topology={name} needs the TPU compiler, which needs no TPU: pip install "
-            '"grain_jax[tpu]", in an environment of its own if this one has jax for GPUs.'
+            f"--topology={name} needs the TPU compiler, which needs no TPU: "
+            f"{how_to_install('tpu')}, in an environment of its own if this one has jax for GPUs."
         ) from None
     except Exception as error:  # libtpu raises errors of the C++ runtime, of several types
         raise ValueError(f"--topology={name}: the TPU compiler refuses it: {error}") from error
