@@ -25,6 +25,7 @@ import grain_jax
 from grain_jax import runtime
 from grain_jax.benchmarking.hardware import peak_of
 from grain_jax.benchmarking.step import StepTiming, time_step
+from grain_jax.benchmarking.synthetic_batch import validate_without_data
 from grain_jax.command_line import (
     Count,
     ExitStatus,
@@ -34,7 +35,7 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.config import TrainConfig, validate
+from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.parallel import sharding
 from grain_jax.terminal import escape_unprintable
@@ -67,14 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Options, words, command="bench step", description=__doc__, default=Options(config=base)
         )
         config = options.config
-        if config.pretrained:
-            raise ValueError(
-                f"pretrained = {config.pretrained!r}: this times random weights. Add --pretrained= "
-                "and the settings of its towers."
-            )
-        if config.data.dataset == "tfds" and not config.data.data_dir:
-            config.data.data_dir = "not read"
-        validate(config)
+        validate_without_data(config)
         if options.json is not None and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json={options.json}: its folder does not exist; make it first.")
         runtime.quiet_libraries()

@@ -33,9 +33,10 @@ from grain_jax.benchmarking.compiled_step import (
     whole_bytes,
 )
 from grain_jax.benchmarking.forecast import Forecast, forecast
+from grain_jax.benchmarking.synthetic_batch import validate_without_data
 from grain_jax.benchmarking.topology import Topology, open_topology
 from grain_jax.command_line import ExitStatus, NotParsed, OptionalPath, end, parse, status_of
-from grain_jax.config import TrainConfig, validate
+from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.models.image_text import abstract_params
 from grain_jax.parallel import sharding
@@ -95,14 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Options, words, command="plan", description=__doc__, default=Options(config=base)
         )
         config = options.config
-        if config.pretrained:
-            raise ValueError(
-                f"pretrained = {config.pretrained!r}: the settings of its towers are not known "
-                "here. Add --pretrained= and these settings."
-            )
-        if config.data.dataset == "tfds" and not (config.data.data_dir or config.data.mixture):
-            config.data.data_dir = "not read"
-        validate(config)
+        validate_without_data(config)
         if options.json is not None and not options.json.resolve().parent.is_dir():
             raise ValueError(f"--json={options.json}: its folder does not exist; make it first.")
         runtime.quiet_libraries()
@@ -164,7 +158,7 @@ def changes(plan: Plan) -> Iterator[str]:
     if config.model.remat != "full":
         yield "--model.remat=full, which costs a third of the towers' products once more"
     if not config.model.scan_layers:
-        yield "--model.scan_layers=true with it"
+        yield "--model.scan_layers=true, with --model.remat=full"
     split = sizes["data"] * sizes["fsdp"]
     step, limit = plan.step, plan.limit
     large = step is None or limit is None or step.state > 0.1 * limit

@@ -3,7 +3,7 @@
 import numpy as np
 
 from grain_jax.benchmarking.flops import TextPositions
-from grain_jax.config import TrainConfig
+from grain_jax.config import TrainConfig, validate
 from grain_jax.data.batch import Batch
 
 REGIONS = (3, 2, 4, 3, 5, 1, 3, 3)  # real regions of each image in turn, 3 on average
@@ -65,3 +65,17 @@ def _tokens(
     place = np.arange(length)
     found = np.where(place < ends, tokens, np.where(place == ends, vocabulary - 1, 0))
     return found.astype(np.int32)
+
+
+def validate_without_data(config: TrainConfig) -> None:
+    """Checks the settings of a step on random weights and a random batch, for which a data set need
+    not be named. Raises ValueError.
+    """
+    if config.pretrained:
+        raise ValueError(
+            f"pretrained = {config.pretrained!r}: this takes random weights. Add --pretrained= and "
+            "the settings of its towers."
+        )
+    if config.data.dataset == "tfds" and not (config.data.data_dir or config.data.mixture):
+        config.data.data_dir = "not read"
+    validate(config)

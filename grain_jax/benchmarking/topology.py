@@ -75,7 +75,7 @@ def _tpu(name: str, kind: str, grid: str) -> Topology:
         raise ValueError(
             f"--topology={name}: a {kind} slice has {sides} sides, as {kind}:{example}."
         )
-    _say_that_there_is_no_tpu(grid)
+    _say_that_there_is_no_tpu()
     try:
         import libtpu  # noqa: F401
         from jax.experimental import topologies
@@ -92,7 +92,7 @@ def _tpu(name: str, kind: str, grid: str) -> Topology:
     return Topology(name, tuple(devices), PEAKS[peak_name])
 
 
-def _say_that_there_is_no_tpu(grid: str) -> None:
+def _say_that_there_is_no_tpu() -> None:
     """Else libtpu asks a metadata server for minutes, and refuses to be loaded twice."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
