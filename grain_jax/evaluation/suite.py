@@ -235,6 +235,7 @@ class TrainingBoxes:
     ):
         self._open, self._encoder, self._groups = open_source, encoder, groups
         self._truth: Annotations | None = None
+        self._fitted: dict[int, ConstantBoxes] = {}
 
     def constant_boxes(self, num_boxes: int) -> ConstantBoxes | None:
         """None where the training data has no boxes."""
@@ -246,7 +247,11 @@ class TrainingBoxes:
                 )
         if not self._truth.phrases:
             return None
-        return fit_constant_boxes(self._truth, num_boxes, part_of=self._groups)
+        if num_boxes not in self._fitted:
+            self._fitted[num_boxes] = fit_constant_boxes(
+                self._truth, num_boxes, part_of=self._groups
+            )
+        return self._fitted[num_boxes]
 
 
 def score_zero_shot(
