@@ -1,17 +1,18 @@
 """Speed and memory of loaders on the same images: JPEG, the decoded cache, webdataset with torch.
 
     python tests/benchmarks/loader.py [--workers=0,1,2] [--threads=1] [--batch_size=256]
-        [--batches=12] [--loaders=jpeg,aspect,squares,webdataset]
+        [--batches=12] [--loaders=jpeg,aspect,squares,webdataset] [--width=341] [--height=256]
+        [--interpolation=bicubic]
 
-Writes 2,048 JPEG files of 341 x 256 pixels (512 different ones) into a temporary data set, into
-two decoded caches (`--decoded_cache=224` and `224x224`), and into 8 tars. Every loader makes the
-same batches but for their order: uint8 images of 224 x 224, squashed by bicubic interpolation, and
-token ids of the caption and of five descriptions. webdataset (with torch's DataLoader; both must
-be installed) does for an image what grain_jax does, with the same tokenizer. Per line: images/s,
-images per second of CPU time of all processes (which other work on the machine disturbs less), and
-both as multiples of webdataset's. For grain_jax also, while nobody takes a batch: bytes in
-/dev/shm, and for each process its resident memory and what belongs to it alone (unique set size).
-The main module imports grain_jax.train, as training does.
+Writes 2,048 JPEG files of `--width` x `--height` pixels (512 different ones) into a temporary data
+set, into two decoded caches (`--decoded_cache=224` and `224x224`), and into 8 tars. Every loader
+makes the same batches but for their order: uint8 images of 224 x 224, squashed by
+`--interpolation`, and token ids of the caption and of five descriptions. webdataset (with torch's
+DataLoader; both must be installed) does for an image what grain_jax does, with the same tokenizer.
+Per line: images/s, images per second of CPU time of all processes (which other work on the machine
+disturbs less), and both as multiples of webdataset's. For grain_jax also, while nobody takes a
+batch: bytes in /dev/shm, and for each process its resident memory and what belongs to it alone
+(unique set size). The main module imports grain_jax.train, as training does.
 """
 
 import dataclasses
@@ -35,12 +36,13 @@ from PIL import Image
 import grain_jax.train  # noqa: F401, which a process of the loader would import again
 from grain_jax.command_line import Count, parse
 from grain_jax.config import DataConfig
+from grain_jax.config.schema import Interpolation
 from grain_jax.data import tfds_records as storage
 from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.loader import training_batches
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tokenizer import build_tokenizer
-from grain_jax.data.transforms import decode_image
+from grain_jax.data.transforms import RESAMPLING, decode_image
 
 IMAGES, DIFFERENT, SIZE = 2_048, 512, 224
 TARS = 8
@@ -59,6 +61,9 @@ class Options:
     batch_size: Count = 256  # images of a batch
     batches: Count = 12  # that are timed, after the first
     loaders: str = "jpeg,aspect,squares,webdataset"  # with commas between them
+    width: Count = 341  # of the JPEG files, pixels
+    height: Count = 256
+    interpolation: Interpolation = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def main() -> None:
         print("webdataset is not installed: left out")
         names.remove("webdataset")
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
+        write(Path(folder), options)
         for workers in map(int, options.workers.split(",")):
             measured = {name: measure(Path(folder), name, workers, options) for name in names}
             theirs = measured.get("webdataset")
@@ -97,13 +102,13 @@ def in_words(speed: Speed, theirs: Speed | None) -> str:
     )
 
 
-def records() -> Iterator[Record]:
+def records(width: int, height: int) -> Iterator[Record]:
     """Smooth noise, which JPEG makes some 25 kB of, with a caption and five descriptions."""
     rng, images = np.random.default_rng(0), []
     for _ in range(DIFFERENT):
         coarse = Image.fromarray(rng.integers(0, 255, (32, 43, 3), np.uint8))
         out = io.BytesIO()
-        coarse.resize((341, 256), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
         images.append(out.getvalue())
     regions = tuple(Region((0.1, 0.1, 0.5, 0.5), f"a blue part {k}") for k in range(5))
     for i in range(IMAGES):
@@ -111,9 +116,9 @@ def records() -> Iterator[Record]:
         yield Record(str(i), images[i % DIFFERENT], (caption,), regions)
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, options: Options) -> None:
     """The same images as prepared data sets and as tars."""
-    made = list(records())
+    made = list(records(options.width, options.height))
     for name, cache in CACHES.items():
         (folder / name).mkdir()
         images = [record.image for record in made[:DIFFERENT]]
@@ -162,7 +167,12 @@ def measure(folder: Path, name: str, workers: int, options: Options) -> Speed:
 
 
 def _ours(folder: Path, name: str, workers: int, options: Options) -> AbstractContextManager[Any]:
-    config = DataConfig(dataset="tfds", num_workers=workers, num_threads=options.threads)
+    config = DataConfig(
+        dataset="tfds",
+        num_workers=workers,
+        num_threads=options.threads,
+        interpolation=options.interpolation,
+    )
     return training_batches(
         storage.RecordSource(folder / name, "train"),
         config,
@@ -182,7 +192,7 @@ def _theirs(folder: Path, name: str, workers: int, options: Options) -> Abstract
         webdataset.WebDataset(tars, resampled=True, shardshuffle=False)
         .shuffle(256)
         .to_tuple("jpg", "json")
-        .map(Sample(build_tokenizer(CONFIG)))
+        .map(Sample(build_tokenizer(CONFIG), RESAMPLING[options.interpolation]))
         .batched(options.batch_size)
     )
     batches = iter(DataLoader(dataset, batch_size=None, num_workers=workers))
@@ -192,12 +202,13 @@ def _theirs(folder: Path, name: str, workers: int, options: Options) -> Abstract
 class Sample:
     """Decodes, resizes and tokenizes one sample of a tar."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, resampling: Image.Resampling) -> None:
         self.tokenizer = tokenizer
+        self.resampling = resampling
 
     def __call__(self, sample: tuple[bytes, bytes]) -> tuple[Any, ...]:
         image = Image.open(io.BytesIO(sample[0])).convert("RGB")
-        pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        pixels = np.asarray(image.resize((SIZE, SIZE), self.resampling))
         texts = json.loads(sample[1])
         caption, _ = self.tokenizer.encode([texts["caption"]], CONFIG.caption_length)
         descriptions, _ = self.tokenizer.encode(texts["descriptions"], CONFIG.description_length)

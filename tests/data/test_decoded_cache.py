@@ -5,6 +5,10 @@ import io
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,3 +312,52 @@ def test_sizes_of_a_mixture_are_those_of_its_sets():
         [Stored("224"), Stored(), Stored("16x16", "224")], [Fraction(1)] * 3, ["a", "b", "c"]
     )
     assert decoded_caches(mixed) == (DecodedCache(224), DecodedCache(16, square=True))
+
+
+BUILT_BY_TWO = """
+import sys
+from pathlib import Path
+from grain_jax.data import build_dataset
+from grain_jax.data.build_spec import DatasetBuildSpec
+from grain_jax.data.decoded_cache import DecodedCache
+if __name__ == "__main__":
+    build_dataset.MIN_SHARD = 20
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    cache = DecodedCache.parse("96x96")
+    spec = DatasetBuildSpec("jsonl", folder / "train.jsonl", folder, out, decoded_cache=cache)
+    build_dataset.build_split(spec, workers=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_workers_and_a_kill_change_nothing(tmp_path):
+    """SIGKILL of the command while its workers write; the next one keeps what was finished."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    lines = []
+    for index in range(240):
+        photo(index).resize((900, 600)).save(folder / f"{index}.jpg", quality=90)
+        lines.append(json.dumps({"image": f"{index}.jpg", "captions": [f"photo n{index}"]}))
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    expected = built(folder, tmp_path / "expected", "96x96")
+
+    script, out = tmp_path / "build.py", tmp_path / "out"
+    script.write_text(BUILT_BY_TWO)
+    process = subprocess.Popen([sys.executable, str(script), str(folder), str(out)])
+    finished: dict[str, int] = {}
+    while not finished:
+        assert process.poll() is None, "it ended before it could be killed"
+        work = (out / ".building" / "train").glob("[!.]*.array_record")
+        finished = {path.name: path.stat().st_ino for path in work}
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+    subprocess.run([sys.executable, str(script), str(folder), str(out)], check=True)
+    shards = {path.stat().st_ino for path in out.glob("*.array_record-*")}
+    assert len(shards) == 12
+    assert set(finished.values()) <= shards
+    source = RecordSource(out, "train")
+    assert source.decoded_caches == (DecodedCache(96, square=True),)
+    assert [source[i] for i in range(240)] == [expected[i] for i in range(240)]
