@@ -227,9 +227,12 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
         "spent",
         "a step at published rates": f"compute {1e3 * times.compute:,.3g} ms (bfloat16), memory "
         f"{1e3 * times.memory:,.3g}, network {1e3 * times.network:,.3g}",
+        "by the compiler's cycles": _estimate(plan, times),
         "images/s": f"{per_second:,.0f} at most ({per_second / count:,.0f} a device)",
         "MFU": mfu,
     }
+    if times.estimated is None:
+        del rows["by the compiler's cycles"]
     if config.steps:
         hours = config.steps * low / 3600
         rows["this run"] = (
@@ -237,6 +240,25 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
             "least"
         )
     return rows
+
+
+def _estimate(plan: Plan, times: Forecast) -> str:
+    """What the TPU compiler takes for the time of each kind of operation."""
+    if times.estimated is None or plan.step is None:
+        return ""
+    schedule = plan.step.schedule
+    assert schedule.cycles
+    kinds: dict[str, float] = {}
+    for one in schedule.by_part.values():
+        for kind, cycles in one.items():
+            kinds[kind] = kinds.get(kind, 0.0) + cycles / schedule.cycles
+    parts = {part: sum(one.values()) / schedule.cycles for part, one in schedule.by_part.items()}
+    listed = (
+        ", ".join(f"{name} {share:.0%}" for name, share in sorted(of.items(), key=lambda x: -x[1]))
+        for of in (kinds, parts)
+    )
+    kernels = f"; {schedule.kernels} kernels not in it" if schedule.kernels else ""
+    return f"{1e3 * times.estimated:,.3g} ms without network{kernels}; {'; '.join(listed)}"
 
 
 def _exchange_table(plan: Plan, step: CompiledStep) -> Table:
@@ -272,8 +294,9 @@ def figures(plan: Plan) -> dict[str, Any]:
         if step is None
         else {
             name: getattr(step, name)
-            for name in ("seconds", "state", "batch", "arguments", "temporary", "peak", "accessed")
+            for name in ("seconds", "state", "batch", "arguments", "temporary", "peak")
         }
+        | {"schedule": dataclasses.asdict(step.schedule)}
         | {"exchanges": [dataclasses.asdict(one) for one in step.exchanges]},
         "forecast": None if plan.times is None else dataclasses.asdict(plan.times),
         "versions": {"grain_jax": grain_jax.__version__, "jax": jax.__version__},

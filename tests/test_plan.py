@@ -13,6 +13,7 @@ import grain_jax.plan as command
 from grain_jax.benchmarking.compiled_step import CompiledStep, Exchange
 from grain_jax.benchmarking.forecast import forecast
 from grain_jax.benchmarking.hardware import PEAKS
+from grain_jax.benchmarking.schedule import Schedule
 from grain_jax.benchmarking.topology import open_topology
 from grain_jax.config import MeshConfig
 from grain_jax.parallel.sharding import make_mesh
@@ -49,7 +50,7 @@ STEP = CompiledStep(
     arguments=3 * 2**30,
     temporary=3 * 2**30,
     peak=5 * 2**30,
-    accessed=819e6,
+    schedule=Schedule(819e6, 1.5e6, {"vision": {"products": 1.5e6}}, 0),
     exchanges=(
         Exchange("all-reduce", "data", False, 4, 1, 0, 90_000_000, 90_000_000),
         Exchange("collective-permute", "data", True, 4, 1, 0, 9_000_000, 36_000_000),
@@ -66,6 +67,7 @@ def test_times_are_those_of_the_published_rates():
     # 2 x 3/4 of 90 MB, and 36 MB, at 90 GB/s; what one device alone exchanges takes no time.
     assert times.network == pytest.approx((135 + 36) / 90_000)
     assert times.compute == pytest.approx(times.spent_flops / (4 * 197e12))
+    assert times.estimated == pytest.approx(1e-3, rel=0.01)  # at 1.5 GHz
     assert times.at_least == max(times.compute, times.memory, times.network)
     mfu = times.mfu(2e-3, num_devices=4, peak=peak)
     assert mfu == pytest.approx(times.useful_flops / (2e-3 * 4 * 197e12))

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grain_jax.benchmarking import hlo
+from grain_jax.benchmarking.schedule import Schedule, read_schedule
 from grain_jax.benchmarking.synthetic_batch import synthetic_batch
 from grain_jax.config import TrainConfig
 from grain_jax.models.image_text import build_model
@@ -66,7 +67,7 @@ class CompiledStep:
     arguments: int  # both, as the compiler lays them out
     temporary: int
     peak: int  # as the compiler plans it
-    accessed: float  # bytes that are read and written, a loop as one turn
+    schedule: Schedule  # what runs one after the other
     exchanges: tuple[Exchange, ...]
     largest: tuple[hlo.Instruction, ...]  # collectives
 
@@ -106,7 +107,7 @@ def compile_step(config: TrainConfig, mesh: Mesh) -> CompiledStep:
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        accessed=float(compiled.cost_analysis().get("bytes accessed", 0.0)),
+        schedule=read_schedule(text),
         exchanges=tuple(_exchanges(found, mesh)),
         largest=tuple(sorted(found, key=whole_bytes, reverse=True)[:5]),
     )

@@ -25,10 +25,11 @@ class Forecast:
     """Seconds of a step, each as if it were alone."""
 
     compute: float  # of the matrix products that are spent
-    memory: float  # of what is read and written, a loop as one turn
+    memory: float  # of what is read and written
     network: float  # of the collectives
     useful_flops: float  # of the global batch, as MFU counts them
     spent_flops: float  # with recomputation, and products of several passes
+    estimated: float | None = None  # by the cycles that the TPU compiler estimates, without network
 
     @property
     def at_least(self) -> float:
@@ -56,11 +57,13 @@ def forecast(
     # The gradient of tiles computes them anew: four products, not three.
     losses = passes[config.loss.logits_precision] * flops.losses * (4 / 3 if tiled else 1.0)
     encoded = flops.total - flops.losses
+    cycles = step.schedule.cycles
     spent = losses + encoded * (1 + RECOMPUTED[config.model.remat] / 3)  # forward: one of three
     return Forecast(
         compute=spent / (num_devices * peak.bfloat16),
-        memory=step.accessed / peak.memory_rate,
+        memory=step.schedule.num_bytes / peak.memory_rate,
         network=sum(one.seconds(peak.network_rate) for one in step.exchanges if one.group > 1),
         useful_flops=flops.total,
         spent_flops=spent,
+        estimated=cycles / peak.clock if cycles and peak.clock else None,
     )

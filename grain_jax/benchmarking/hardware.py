@@ -17,6 +17,9 @@ class Peak:
     # bytes/s in each direction to the other devices of a node or slice: on a TPU one axis of the
     # grid of chips, both ways round
     network_rate: float = 0.0
+    # Of a TPU core, cycles a second: its bfloat16 rate over what its matrix units do in a cycle, 4
+    # of 128 x 128 products a core. Of v6e the documented two of 256 x 256 would need 3.5 GHz.
+    clock: float = 0.0
 
 
 _NVIDIA = "NVIDIA data sheet, SXM, without sparsity"
@@ -32,8 +35,12 @@ PEAKS: dict[str, Peak] = {
     "A100": Peak(312 * TERA, _NVIDIA),
     "L40S": Peak(362 * TERA, "NVIDIA data sheet, without sparsity"),
     "TPU v6 lite": Peak(918 * TERA, _CLOUD_TPU, 31.25 * GIB, 1.64e12, 180e9),
-    "TPU v5 lite": Peak(197 * TERA, _CLOUD_TPU, 15.75 * GIB, 819e9, 90e9),
-    "TPU v5": Peak(459 * TERA, _CLOUD_TPU, 95.74 * GIB, 2.765e12, 180e9),
+    "TPU v5 lite": Peak(
+        197 * TERA, _CLOUD_TPU, 15.75 * GIB, 819e9, 90e9, 197 * TERA / (4 * 2 * 128 * 128)
+    ),
+    "TPU v5": Peak(
+        459 * TERA, _CLOUD_TPU, 95.74 * GIB, 2.765e12, 180e9, 459 * TERA / (8 * 2 * 128 * 128)
+    ),
     "TPU v4": Peak(275 * TERA, _CLOUD_TPU),
 }
 

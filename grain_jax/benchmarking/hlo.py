@@ -19,6 +19,7 @@ CALLED = re.compile(
     r"true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 LOOP = re.compile(r"\bbody=%?([\w.\-]+)")
+CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -53,6 +54,17 @@ class Instruction:
 
 def instructions(text: str) -> list[Instruction]:
     """Every instruction of a compiled program (`compiled.as_text()`), those of fusions included."""
+    lines = computations(text)
+    turns = turns_of(lines)
+    return [
+        _instruction(line, in_loop=name in turns, turns=turns.get(name, 1))
+        for name, body in lines.items()
+        for line in body
+    ]
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation of a compiled program, by its name; the entry comes last."""
     lines: dict[str, list[str]] = {}
     name = ""
     for line in text.splitlines():
@@ -61,18 +73,41 @@ def instructions(text: str) -> list[Instruction]:
             lines[name] = []
         elif name and INSTRUCTION.match(line):
             lines[name].append(line)
-    turns: dict[str, int | None] = {}
-    for line in text.splitlines():
-        if loop := LOOP.search(line):
-            length = TURNS.search(line)
-            for reached in _reached(lines, [loop[1]]):
-                around = turns.get(reached, 1)
-                turns[reached] = around * int(length[1]) if length and around else None
-    return [
-        _instruction(line, in_loop=computation in turns, turns=turns.get(computation, 1))
-        for computation, body in lines.items()
-        for line in body
+    return lines
+
+
+def turns_of(lines: dict[str, list[str]]) -> dict[str, int | None]:
+    """How often a loop calls each computation, loops around it included; only those in loops.
+
+    None where the program does not say. Inner loops come before the loops around them.
+    """
+    loops = [
+        (loop[1], line) for body in lines.values() for line in body if (loop := LOOP.search(line))
     ]
+    turns: dict[str, int | None] = {}
+    for body, line in loops:
+        length = _length(line, lines)
+        for reached in _reached(lines, [body]):
+            around = turns.get(reached, 1)
+            turns[reached] = around * length if length and around else None
+    return turns
+
+
+def _length(loop: str, lines: dict[str, list[str]]) -> int | None:
+    """Turns of one loop: as XLA notes it, or the only whole number that its condition compares
+    with, as in the loops that `jax.lax.scan` makes.
+    """
+    if known := TURNS.search(loop):
+        return int(known[1])
+    condition = CONDITION.search(loop)
+    if condition is None:
+        return None
+    numbers = [
+        int(number)
+        for line in lines.get(condition[1], ())
+        for number in re.findall(r"= s32\[\]\S* constant\((\d+)\)", line)
+    ]
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def groups(instruction: Instruction) -> list[list[int]]:

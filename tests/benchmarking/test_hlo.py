@@ -18,6 +18,15 @@ PROGRAM = """HloModule step
   %chosen = f32[4]{0} conditional(%c), branch_computations={%add, %second}
 }
 
+%until_six (state: (s32[], f32[4])) -> pred[] {
+  %six = s32[]{:T(128)} constant(6)
+  ROOT %lt = pred[] compare(%i, %six), direction=LT
+}
+
+%turn_of_six (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %scattered = f32[4]{0} reduce-scatter(%p), channel_id=5, replica_groups=[2,2]<=[4], to_apply=%add
+}
+
 %turn_of_unknown (state: (f32[4])) -> (f32[4]) {
   %moved = f32[4]{0} collective-permute(%p), channel_id=3, source_target_pairs={{0,1},{1,0}}
 }
@@ -25,6 +34,7 @@ PROGRAM = """HloModule step
 ENTRY %main (p: f32[4]) -> f32[4] {
   %loop = (f32[4]) while(%t), body=%turn, backend_config={"known_trip_count":{"n":"4"}}
   %other = (f32[4]) while(%t), body=%turn_of_unknown
+  %third = (s32[], f32[4]) while(%t), condition=%until_six, body=%turn_of_six
   ROOT %gathered = (f32[2]{0}, f32[8]{0}, u32[]) all-gather-start(%p), channel_id=4
 }
 """
@@ -35,6 +45,7 @@ def test_a_collective_in_any_branch_within_a_loop_is_in_the_loop_and_counts_its_
     assert {name: (one.in_loop, one.turns) for name, one in found.items()} == {
         "all-reduce": (True, 4),
         "collective-permute": (True, None),
+        "reduce-scatter": (True, 6),
         "all-gather": (False, 1),
     }
     assert found["all-gather"].num_bytes == 8 * 4

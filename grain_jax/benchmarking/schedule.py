@@ -1,0 +1,149 @@
+"""What a device runs one after the other in a compiled step: bytes moved, and estimated cycles.
+
+Read from the text of the compiled program, loops by their turns. Bytes are those of operands and
+results in the device's main memory, as they are laid out there (a TPU pads the last two dimensions
+to tiles). Cycles are the TPU compiler's own estimates of each operation, which it schedules by: the
+best clock there is without the chip. They are not calibrated and leave out collectives and kernels
+(custom calls), so they rank programs and do not predict a time.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from grain_jax.benchmarking import hlo
+
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+NAME = re.compile(r'op_name="([^"]*)"')
+CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
+OPERANDS = re.compile(r"%([\w.\-]+)")
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
+TILE = re.compile(r"T\((\d+),(\d+)\)")
+# They run nothing of their own: the work is in what they call, or it is only a name for a value.
+NO_WORK = frozenset(
+    [
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+    ]
+)
+PRODUCTS = (" convolution(", " dot(")
+# Modules of attention that are matrix products like those of any layer.
+PROJECTIONS = ("qkv", "query", "key", "value", "out", "dot_general")
+PARTS = ("vision", "text", "decoder")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Of one step on one device."""
+
+    num_bytes: float  # in and out of main memory
+    cycles: float | None  # that the compiler estimates; None where it writes none
+    by_part: dict[str, dict[str, float]]  # part of the model -> kind of operation -> cycles
+    kernels: int  # custom calls, each once, of which the compiler estimates nothing
+
+
+def read_schedule(text: str) -> Schedule:
+    """Of the text of a compiled program (`compiled.as_text()`); ValueError where it is none."""
+    lines = hlo.computations(text)
+    if not lines:
+        raise ValueError(f"This is no compiled program as HLO writes it: {text[:80]!r}")
+    turns = hlo.turns_of(lines)
+    num_bytes, cycles, kernels = 0.0, 0, 0
+    by_part: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for name in _run(lines):
+        times = turns.get(name, 1) or 1
+        arrays = {
+            found[1]: found[2] for line in lines[name] if (found := hlo.INSTRUCTION.match(line))
+        }
+        for line in lines[name]:
+            found = hlo.INSTRUCTION.match(line)
+            assert found is not None  # as `computations` looked
+            opcode = found[3]
+            if opcode in NO_WORK or opcode.endswith("-done"):
+                continue
+            read = OPERANDS.findall(line[found.end() :].partition(")")[0])
+            moved = [found[2], *(arrays[operand] for operand in read if operand in arrays)]
+            num_bytes += times * sum(_bytes(array, times) for array in moved)
+            estimate = CYCLES.search(line)
+            kernels += opcode == "custom-call" and estimate is None and "tpu_custom_call" in line
+            if estimate is not None:
+                cycles += times * int(estimate[1])
+                by_part[_part(line)][_kind(line, opcode, lines)] += times * int(estimate[1])
+    found_any = bool(by_part)
+    return Schedule(
+        num_bytes, cycles if found_any else None, {k: dict(v) for k, v in by_part.items()}, kernels
+    )
+
+
+def _run(lines: dict[str, list[str]]) -> Iterator[str]:
+    """Computations that are run as such: the entry, and what loops, branches and calls run."""
+    waiting, seen = [next(reversed(lines))], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in lines:
+            continue
+        seen.add(name)
+        yield name
+        for line in lines[name]:
+            if re.search(r" (while|conditional|call)\(", line):
+                for called in hlo.CALLED.findall(line):
+                    waiting += re.findall(r"[\w.\-]+", called)
+
+
+def _bytes(arrays: str, turns: int) -> float:
+    """In main memory. Of an array with as many rows as the loop around has turns, one row: what a
+    scan over layers takes of stacked arrays.
+    """
+    total = 0.0
+    for kind, sizes, layout in ARRAY.findall(arrays):
+        if "S(" in layout:  # another memory, as a TPU's VMEM
+            continue
+        shape = [int(size) for size in sizes.split(",") if size]
+        if turns > 1 and len(shape) > 1 and shape[0] == turns:
+            shape[0] = 1
+        total += hlo.BYTES.get(kind, 4) * _numbers(shape, layout)
+    return total
+
+
+def _numbers(shape: list[int], layout: str) -> int:
+    """Of an array as it is laid out: with what the tiles of a TPU add."""
+    padded = list(shape)
+    tile = TILE.search(layout)
+    order = [int(place) for place in layout.partition(":")[0].split(",") if place.isdigit()]
+    if tile is not None and len(order) == len(shape):
+        for place, size in zip(order, (int(tile[2]), int(tile[1])), strict=False):
+            padded[place] = -(-padded[place] // size) * size
+    total = 1
+    for size in padded:
+        total *= size
+    return total
+
+
+def _part(line: str) -> str:
+    """The part of the model that an operation is of, or "losses and optimizer"."""
+    name = NAME.search(line)
+    path = name[1].split("/") if name else []
+    return next((part for part in PARTS if part in path), "losses and optimizer")
+
+
+def _kind(line: str, opcode: str, lines: dict[str, list[str]]) -> str:
+    """Attention between its projections, products with what is fused into them, copies, other."""
+    name = NAME.search(line)
+    path = name[1].split("/") if name else []
+    inside = [place for place, module in enumerate(path) if module.endswith("attention")]
+    if inside and inside[-1] + 1 < len(path) and path[inside[-1] + 1] not in PROJECTIONS:
+        return "attention"
+    called = CALLS.search(line)
+    body = "\n".join(lines.get(called[1], ())) if called else line
+    if any(product in body for product in PRODUCTS):
+        return "products"
+    copies = opcode in ("copy", "copy-start", "transpose") or "copy" in line.partition("=")[0]
+    return "copies" if copies else "other"
