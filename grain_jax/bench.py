@@ -38,6 +38,7 @@ from grain_jax.command_line import (
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.parallel import sharding
+from grain_jax.parallel.presets import choose_mesh
 from grain_jax.terminal import escape_unprintable
 
 GIB = 2**30
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime.quiet_libraries()
         sharding.set_cpu_devices(config)
         runtime.open_devices()
-        mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config, mesh.size)
+        mesh = choose_mesh(config)
+        sharding.check_batch(config, mesh.devices.shape)
         timing = time_step(
             config, num_steps=options.timed_steps, mesh=mesh, profile=_profiler(options.profile)
         )

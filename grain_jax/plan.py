@@ -40,6 +40,7 @@ from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.models.image_text import abstract_params
 from grain_jax.parallel import sharding
+from grain_jax.parallel.presets import choose_mesh
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training.logits import logits_form
 from grain_jax.training.trainable import split_frozen
@@ -117,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_plan(config: TrainConfig, topology: Topology) -> Plan:
     """Compiles the step. Raises ValueError for a mesh or batch that does not fit the devices."""
-    mesh = sharding.make_mesh(config.mesh, topology.devices)
-    sharding.check_batch(config, mesh.size)
+    mesh = choose_mesh(config, topology.devices)
+    sharding.check_batch(config, mesh.devices.shape)
     try:
         step = compile_step(config, mesh)
     except OutOfMemoryError as error:

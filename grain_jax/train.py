@@ -45,6 +45,7 @@ from grain_jax.models.bundle import ModelBundle, make_metadata
 from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING
 from grain_jax.parallel import processes, sharding
+from grain_jax.parallel.presets import choose_mesh
 from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
 from grain_jax.paths import local_path
 from grain_jax.terminal import escape_unprintable
@@ -202,8 +203,8 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
 
     # Devices and mesh.
     with processes.errors_in_all():
-        mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config, mesh.size)
+        mesh = choose_mesh(config)
+        sharding.check_batch(config, mesh.devices.shape)
 
     # Model, optimizer, and where their arrays live.
     with processes.errors_in_all():

@@ -288,6 +288,9 @@ class MeshConfig(Settings):
     fsdp: int = 1  # data parallelism with sharded parameters and optimizer state
     tensor: int = 1  # tensor parallelism
     cpu_devices: int = 0  # on CPU only: host devices to make; 0 = as many as the axes name
+    # "auto": the sizes above; where none is given, fsdp=16 from 16 devices of a slice or node on
+    # "dp" | "fsdp" | "fsdp_tp": sizes by name (docs/scale.md)
+    preset: Literal["auto", "dp", "fsdp", "fsdp_tp"] = "auto"
 
 
 @dataclass

@@ -275,6 +275,12 @@ def _run_problems(config: TrainConfig) -> Iterator[str]:
             yield f"optim.{name} = 1 would never move; choose less than 1."
     axes = dataclasses.asdict(config.mesh)
     axes.pop("cpu_devices")
+    preset = axes.pop("preset")
+    if preset != "auto" and tuple(axes.values()) != (-1, 1, 1):
+        yield (
+            f"mesh: given preset = {preset!r} and {axes}; a preset chooses the sizes: give one of "
+            "them."
+        )
     if 0 in axes.values() or list(axes.values()).count(-1) > 1:
         yield f"mesh: given {axes}; sizes are 1 or more, and at most one may be -1 (what is left)."
 

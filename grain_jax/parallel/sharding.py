@@ -68,7 +68,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
-    slices = _slices(devices)
+    slices = slices_of(devices)
     types = (AxisType.Auto,) * len(AXES)
     try:
         if len(slices) > 1:
@@ -96,7 +96,7 @@ def check_slices(config: MeshConfig, *, num_slices: int, slice_size: int) -> Non
         )
 
 
-def _slices(devices: Sequence[Any]) -> list[list[Any]]:
+def slices_of(devices: Sequence[Any]) -> list[list[Any]]:
     """The devices of each slice, in the order of the slices' numbers.
 
     Devices without a number form one slice. Raises ValueError where slices, or the processes that
@@ -178,10 +178,11 @@ def cpu_devices_notes(config: TrainConfig) -> list[str]:
     ]
 
 
-def check_batch(config: TrainConfig, num_devices: int) -> None:
-    """Raises ValueError unless every device gets equally many rows of every micro-batch."""
-    data, fsdp, _ = mesh_shape(config.mesh, num_devices)
-    shards = data * fsdp
+def check_batch(config: TrainConfig, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError unless every device of a mesh of that `shape` (data, fsdp, tensor) gets
+    equally many rows of every micro-batch.
+    """
+    shards = shape[0] * shape[1]
     if config.batch_size % (shards * config.optim.grad_cache_chunks):
         raise ValueError(
             f"batch_size = {config.batch_size} in optim.grad_cache_chunks = "

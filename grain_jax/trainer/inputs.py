@@ -36,6 +36,7 @@ from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING, Learned, learned_before, learns
 from grain_jax.parallel import processes, sharding
+from grain_jax.parallel.presets import choose_sizes
 from grain_jax.training import checkpoint, run_folder
 from grain_jax.training.optimizer import num_steps, num_warmup_steps
 from grain_jax.training.progress import Screen, what_trains
@@ -175,8 +176,10 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
         if match is None:
             raise ValueError(f"--check_devices={devices!r}: expected a number such as 16, or 2x8.")
         num_slices, slice_size = int(match[1] or 1), int(match[2])
-        sharding.check_slices(config.mesh, num_slices=num_slices, slice_size=slice_size)
-        sharding.check_batch(config, num_slices * slice_size)
+        sizes = choose_sizes(config, num_slices=num_slices, slice_size=slice_size)
+        sharding.check_slices(sizes, num_slices=num_slices, slice_size=slice_size)
+        shape = sharding.mesh_shape(sizes, num_slices * slice_size)
+        sharding.check_batch(config, shape)
     newest = checkpoint.latest_in_all(workdir)
     inputs = open_inputs(config, workdir, newest)
     config, notes = inputs.config, inputs.notes
@@ -185,7 +188,6 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
     model = build_model(config.model)
     boxed = abstract_boxed_params(model, config)
     if devices:
-        shape = sharding.mesh_shape(config.mesh, num_slices * slice_size)
         sharding.parameter_shardings(boxed, AbstractMesh(shape, sharding.AXES))
     params = nn.unbox(boxed)
     screen = Screen()

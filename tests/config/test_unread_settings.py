@@ -93,7 +93,13 @@ ALWAYS_READ = {
         "mesh.data",
         "mesh.fsdp",
     ),
-    *("mesh.tensor", "checkpoint.*", "evaluation.eval_interval_steps", "evaluation.batch_size"),
+    *(
+        "mesh.tensor",
+        "mesh.preset",
+        "checkpoint.*",
+        "evaluation.eval_interval_steps",
+        "evaluation.batch_size",
+    ),
     *("evaluation.prompt_ensembling", "evaluation.zero_shot", "logging.log_interval_steps"),
     *("logging.tensorboard", "logging.wandb", "logging.compilation_cache"),
 }

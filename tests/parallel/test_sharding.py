@@ -210,10 +210,10 @@ def test_a_parameter_that_cannot_be_split_is_named():
 def test_a_batch_that_cannot_be_split_is_refused():
     config = tiny_config()
     config.optim.grad_cache_chunks = 2
-    sharding.check_batch(config, 8)
+    sharding.check_batch(config, sharding.mesh_shape(config.mesh, 8))
     config.optim.grad_cache_chunks = 4
     with pytest.raises(ValueError, match="multiple of 32"):
-        sharding.check_batch(config, 8)
+        sharding.check_batch(config, sharding.mesh_shape(config.mesh, 8))
 
 
 def test_host_devices_are_as_many_as_the_mesh_names():
