@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from grain_jax.benchmarking.compiled_step import (
     OutOfMemoryError,
     axes_of,
     compile_step,
+    run_length,
     whole_bytes,
 )
 from grain_jax.benchmarking.forecast import Forecast, forecast
@@ -54,7 +56,10 @@ class Options:
     """What `plan` takes."""
 
     topology: str = ""  # devices to compile for, as v5e:16x16, h100x8 or cpu:8
+    num_images: int = 0  # of the data set, where the length of the run is in epochs
     json: OptionalPath = None  # file for the figures
+    hlo: OptionalPath = None  # file for the text of the compiled program
+    save: OptionalPath = None  # folder for the program: logging.compilation_cache of a run
     config: SettingsOptions = field(default_factory=TrainConfig)
 
 
@@ -68,6 +73,7 @@ class Plan:
     step: CompiledStep | None
     needed: int | None  # bytes that a refused step would take, where the compiler says so
     times: Forecast | None  # None without published rates, or without a step
+    length: int | None  # steps of the run, where they are known
 
     @property
     def memory(self) -> int | None:
@@ -98,10 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         config = options.config
         validate_without_data(config)
-        if options.json is not None and not options.json.resolve().parent.is_dir():
-            raise ValueError(f"--json={options.json}: its folder does not exist; make it first.")
+        for name in ("json", "hlo"):
+            file = getattr(options, name)
+            if file is not None and not file.resolve().parent.is_dir():
+                raise ValueError(f"--{name}={file}: its folder does not exist; make it first.")
         runtime.quiet_libraries()
-        plan = make_plan(config, open_topology(options.topology))
+        topology = open_topology(options.topology)
+        if options.save is not None:
+            _save_to(options, topology)
+        plan = make_plan(config, topology, num_images=options.num_images, text_file=options.hlo)
         print_plan(plan, Console())
         if options.json is not None:
             options.json.write_text(json.dumps(figures(plan), indent=1) + "\n", encoding="utf-8")
@@ -116,14 +127,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.STOPPED if plan.fits is False else ExitStatus.DONE
 
 
-def make_plan(config: TrainConfig, topology: Topology) -> Plan:
-    """Compiles the step. Raises ValueError for a mesh or batch that does not fit the devices."""
+def _save_to(options: Options, topology: Topology) -> None:
+    """Has the compiler keep its program in the folder `options.save`.
+
+    Raises ValueError where a run would not compile the same program: of GPUs, which hosts stand for
+    here, and of a run whose length, a constant of the program, is not known.
+    """
+    if topology.is_stand_in:
+        raise ValueError(
+            f"--save: {topology.name} is compiled for by XLA's compiler for CPUs. GPUs cannot run "
+            "that. A run keeps its own program (logging.compilation_cache)."
+        )
+    if run_length(options.config, options.num_images) is None:
+        raise ValueError(
+            "--save: the learning rate depends on the length of the run, which is part of the "
+            "program; give --num_images, or --steps and --optim.warmup_steps."
+        )
+    assert options.save is not None
+    options.save.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(options.save.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def make_plan(
+    config: TrainConfig, topology: Topology, *, num_images: int = 0, text_file: Path | None = None
+) -> Plan:
+    """Compiles the step; arguments as of `compile_step`.
+
+    Raises ValueError for a mesh or batch that does not fit the devices.
+    """
     mesh = choose_mesh(config, topology.devices)
     sharding.check_batch(config, mesh.devices.shape)
     try:
-        step = compile_step(config, mesh)
+        step = compile_step(config, mesh, num_images=num_images, text_file=text_file)
     except OutOfMemoryError as error:
-        return Plan(config, topology, mesh, None, error.needed, None)
+        return Plan(config, topology, mesh, None, error.needed, None, None)
     times = None
     if topology.peak is not None:
         times = forecast(
@@ -133,7 +171,8 @@ def make_plan(config: TrainConfig, topology: Topology) -> Plan:
             peak=topology.peak,
             tiled=logits_form(config, mesh).tiled,
         )
-    return Plan(config, topology, mesh, step, None, times)
+    length = run_length(config, num_images)
+    return Plan(config, topology, mesh, step, None, times, length[0] if length else None)
 
 
 def verdict(plan: Plan) -> str:
@@ -234,11 +273,10 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
     }
     if times.estimated is None:
         del rows["by the compiler's cycles"]
-    if config.steps:
-        hours = config.steps * low / 3600
+    if plan.length is not None:
+        hours = plan.length * low / 3600
         rows["this run"] = (
-            f"{config.steps:,} steps: {hours:,.3g} hours, {hours * count:,.3g} device hours at "
-            "least"
+            f"{plan.length:,} steps: {hours:,.3g} hours, {hours * count:,.3g} device hours at least"
         )
     return rows
 

@@ -97,7 +97,7 @@ def plan_of(step, *, limit_name: str = "v5e:2x2", needed=None, **settings):
     peak = PEAKS["TPU v5 lite"]
     topology = type(topology)(limit_name, topology.devices, peak)
     mesh = make_mesh(MeshConfig(), topology.devices)
-    return command.Plan(config, topology, mesh, step, needed, None)
+    return command.Plan(config, topology, mesh, step, needed, None, None)
 
 
 def test_the_first_line_says_whether_it_fits_and_what_to_change():
@@ -141,3 +141,37 @@ def test_the_tpu_compiler_needs_no_tpu(tmp_path):
     assert figures["fits"] is True
     assert figures["limit_bytes"] == 15.75 * 2**30
     assert {one["axes"] for one in figures["step"]["exchanges"]} == {"data"}
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_run_finds_the_program_that_was_saved(tmp_path):
+    """Compiled for the two devices of the host that the run makes; it compiles all but its step."""
+    folder, workdir = tmp_path / "programs", tmp_path / "run"
+    length = ["--steps=12", "--optim.warmup_steps=2"]
+    variables = environment() | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    variables.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+    def run(*words: str) -> None:
+        subprocess.run([sys.executable, "-m", *words, TINY, *length], check=True, env=variables)
+
+    run("grain_jax.plan", "--topology=cpu:2", f"--save={folder}")
+    saved = {path.name for path in folder.glob("jit_step*")}
+    assert len(saved) == 1
+    cache = f"--logging.compilation_cache={folder}"
+    run("grain_jax.train", f"--workdir={workdir}", "--max_steps_this_run=1", cache)
+    assert {path.name for path in folder.glob("jit_step*")} == saved
+    assert len(list(folder.iterdir())) > 1  # the run did use the folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--topology=h100x8", "--steps=12", "--optim.warmup_steps=2"], "GPUs cannot run that"),
+        (["--topology=cpu:8", "--steps=0", "--epochs=2"], "--num_images"),
+    ],
+)
+def test_a_program_that_no_run_would_find_is_not_saved(words, message, tmp_path, capsys):
+    assert command.main([TINY, *words, f"--save={tmp_path / 'programs'}"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "programs").exists()

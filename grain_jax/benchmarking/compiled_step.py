@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,12 @@ from grain_jax.benchmarking.synthetic_batch import synthetic_batch
 from grain_jax.config import TrainConfig
 from grain_jax.models.image_text import build_model
 from grain_jax.parallel import sharding
-from grain_jax.training.optimizer import make_optimizer, make_schedule
+from grain_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+    num_steps,
+    num_warmup_steps,
+)
 from grain_jax.training.state import TrainState, abstract_state
 from grain_jax.training.step import make_train_step
 
@@ -80,13 +86,19 @@ class CompiledStep:
 TINY = 64 * 2**10  # bytes: a collective of fewer takes as long as an empty one
 
 
-def compile_step(config: TrainConfig, mesh: Mesh) -> CompiledStep:
+def compile_step(
+    config: TrainConfig, mesh: Mesh, *, num_images: int = 0, text_file: Path | None = None
+) -> CompiledStep:
     """Compiles the step as training does.
+
+    `num_images` of the data set, where the length of the run follows from it; 0: some length, which
+    changes constants only. The text of the program goes into `text_file`.
 
     Raises `OutOfMemoryError` where the compiler refuses it for its memory.
     """
     model, optimizer = build_model(config.model), make_optimizer(config.optim)
-    schedule = make_schedule(config.optim, steps=1_000, warmup_steps=10)
+    steps, warmup_steps = run_length(config, num_images) or (1_000, 10)
+    schedule = make_schedule(config.optim, steps=steps, warmup_steps=warmup_steps)
     abstract = abstract_state(model, optimizer, config, mesh)
     step: Any = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)
     batch = abstract_batch(config, mesh)
@@ -99,6 +111,8 @@ def compile_step(config: TrainConfig, mesh: Mesh) -> CompiledStep:
             raise _memory_error(error) from error
     seconds = time.perf_counter() - started
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    if text_file is not None:
+        text_file.write_text(text, encoding="utf-8")
     found = collectives(text)
     return CompiledStep(
         seconds=seconds,
@@ -111,6 +125,14 @@ def compile_step(config: TrainConfig, mesh: Mesh) -> CompiledStep:
         exchanges=tuple(_exchanges(found, mesh)),
         largest=tuple(sorted(found, key=whole_bytes, reverse=True)[:5]),
     )
+
+
+def run_length(config: TrainConfig, num_images: int) -> tuple[int, int] | None:
+    """Steps of the run and of its warm-up; None where they follow from an unknown `num_images`."""
+    in_steps = config.steps and (config.optim.warmup_steps or not config.optim.warmup_epochs)
+    if not num_images and not in_steps:
+        return None
+    return num_steps(config, num_images), num_warmup_steps(config, num_images)
 
 
 def _memory_error(error: jax.errors.JaxRuntimeError) -> Exception:
