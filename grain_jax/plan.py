@@ -1,6 +1,7 @@
 """Compiles a training step for devices that need not be there, and says whether it fits.
 
   python -m grain_jax.plan --topology=NAME --config=FILE [--SETTING=VALUE ...]
+  python -m grain_jax.plan --topology=NAME --config=FILE --sweep [--sweep_batch_sizes 4096 8192]
 
   NAME  v5e:16x16, v5p:8x8x8, v6e:16x16: by the TPU compiler, on any machine (extra: tpu)
         h100x8, h200x1: GPUs of one node, by XLA's compiler for CPUs in their place
@@ -14,13 +15,11 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -28,27 +27,34 @@ import grain_jax
 from grain_jax import runtime
 from grain_jax.benchmarking.compiled_step import (
     CompiledStep,
-    OutOfMemoryError,
     axes_of,
-    compile_step,
     run_length,
     whole_bytes,
 )
-from grain_jax.benchmarking.forecast import Forecast, forecast
+from grain_jax.benchmarking.forecast import Forecast
+from grain_jax.benchmarking.hardware import Peak
+from grain_jax.benchmarking.planning import (
+    GIB,
+    Candidate,
+    Plan,
+    candidates,
+    images_per_second,
+    make_plan,
+    sweep,
+    verdict,
+)
 from grain_jax.benchmarking.synthetic_batch import validate_without_data
 from grain_jax.benchmarking.topology import Topology, open_topology
 from grain_jax.command_line import ExitStatus, NotParsed, OptionalPath, end, parse, status_of
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
+from grain_jax.config.schema import Preset
 from grain_jax.models.image_text import abstract_params
-from grain_jax.parallel import sharding
-from grain_jax.parallel.presets import choose_mesh
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training.logits import logits_form
 from grain_jax.training.trainable import split_frozen
 
-GIB, MIB = 2**30, 2**20
-ROOM = 0.1  # of the memory of a device, which a step should leave
+MIB = 2**20
 
 
 @dataclass
@@ -60,37 +66,10 @@ class Options:
     json: OptionalPath = None  # file for the figures
     hlo: OptionalPath = None  # file for the text of the compiled program
     save: OptionalPath = None  # folder for the program: logging.compilation_cache of a run
+    sweep: bool = False  # compile with every preset, remat and batch size, and rank them
+    sweep_presets: tuple[Preset, ...] = ("dp", "fsdp")  # of the mesh, where no size of it is given
+    sweep_batch_sizes: tuple[int, ...] = ()  # default: batch_size
     config: SettingsOptions = field(default_factory=TrainConfig)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was found of a step on a topology; `step` is None where the compiler refused it."""
-
-    config: TrainConfig
-    topology: Topology
-    mesh: Mesh
-    step: CompiledStep | None
-    needed: int | None  # bytes that a refused step would take, where the compiler says so
-    times: Forecast | None  # None without published rates, or without a step
-    length: int | None  # steps of the run, where they are known
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes of a device."""
-        return self.needed if self.step is None else self.step.memory
-
-    @property
-    def limit(self) -> float | None:
-        """Bytes that a device has."""
-        return None if self.topology.peak is None else self.topology.peak.memory
-
-    @property
-    def fits(self) -> bool | None:
-        """None where nothing says how much memory there is."""
-        if self.step is None:
-            return False
-        return None if self.limit is None else self.step.memory <= self.limit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         topology = open_topology(options.topology)
         if options.save is not None:
             _save_to(options, topology)
+        if options.sweep:
+            return _sweep(options, topology, console)
         plan = make_plan(config, topology, num_images=options.num_images, text_file=options.hlo)
         print_plan(plan, Console())
         if options.json is not None:
@@ -125,6 +106,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("Stopped.")
         return ExitStatus.INTERRUPTED
     return ExitStatus.STOPPED if plan.fits is False else ExitStatus.DONE
+
+
+def _sweep(options: Options, topology: Topology, console: Console) -> int:
+    """Prints each setting as it is compiled, then all by rank."""
+    if options.hlo is not None or options.save is not None:
+        raise ValueError(
+            "--sweep compiles many programs: give --hlo and --save for one, without it."
+        )
+    if topology.peak is None:
+        raise ValueError(
+            f"--sweep ranks by published rates, and there are none of {topology.name}; give a TPU "
+            "or GPUs."
+        )
+    settings = candidates(
+        options.config,
+        presets=options.sweep_presets,
+        batch_sizes=options.sweep_batch_sizes or (options.config.batch_size,),
+    )
+    for setting in settings:  # before minutes are spent on the first
+        validate_without_data(setting.config(options.config))
+    found = []
+    compiled = sweep(options.config, topology, settings, num_images=options.num_images)
+    for number, (setting, plan) in enumerate(compiled, start=1):
+        console.print(
+            f"{number} of {len(settings)}: {setting.flags}", markup=False, highlight=False
+        )
+        if plan is None:
+            console.print("  Not compiled: it needs more memory than one that did not fit.")
+            continue
+        console.print(f"  {verdict(plan)}", markup=False, soft_wrap=True)
+        found.append((setting, plan))
+    ranked = sorted(found, key=lambda one: -images_per_second(one[1]))
+    print_ranks(ranked, Console())
+    if options.json is not None:
+        rows = [{"flags": setting.flags} | figures(plan) for setting, plan in ranked]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    fits = any(plan.fits for _, plan in ranked)
+    return ExitStatus.DONE if fits else ExitStatus.STOPPED
+
+
+def print_ranks(ranked: Sequence[tuple[Candidate, Plan]], console: Console) -> None:
+    """The best setting first, in a line and in a table."""
+    best, plan = ranked[0]
+    said = f"Best: {best.flags}" if plan.fits else "None of them fits. The first did not: "
+    console.print(said if plan.fits else said + verdict(plan), style="bold", soft_wrap=True)
+    table = Table("settings", title_justify="left")
+    for name in ("GiB a device", "left", "ms a step", "of it network", "images/s", "MFU"):
+        table.add_column(name, justify="right")
+    for setting, one in ranked:
+        if one.times is None or one.limit is None or one.memory is None or not one.fits:
+            needed = "more" if one.memory is None else f"{one.memory / GIB:.3g}"
+            table.add_row(setting.flags, needed, "does not fit")
+            continue
+        rate = images_per_second(one)
+        seconds = one.config.batch_size / rate
+        mfu = one.times.mfu(seconds, num_devices=one.mesh.size, peak=_peak(one))
+        table.add_row(
+            setting.flags,
+            f"{one.memory / GIB:.3g}",
+            f"{1 - one.memory / one.limit:.0%}",
+            f"{1e3 * seconds:,.3g}",
+            f"{1e3 * one.times.network:,.3g}",
+            f"{rate:,.0f}",
+            f"{mfu:.0%}",
+        )
+    console.print(table)
+
+
+def _peak(plan: Plan) -> Peak:
+    assert plan.topology.peak is not None  # as `_sweep` looked
+    return plan.topology.peak
 
 
 def _save_to(options: Options, topology: Topology) -> None:
@@ -147,66 +199,6 @@ def _save_to(options: Options, topology: Topology) -> None:
     options.save.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(options.save.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def make_plan(
-    config: TrainConfig, topology: Topology, *, num_images: int = 0, text_file: Path | None = None
-) -> Plan:
-    """Compiles the step; arguments as of `compile_step`.
-
-    Raises ValueError for a mesh or batch that does not fit the devices.
-    """
-    mesh = choose_mesh(config, topology.devices)
-    sharding.check_batch(config, mesh.devices.shape)
-    try:
-        step = compile_step(config, mesh, num_images=num_images, text_file=text_file)
-    except OutOfMemoryError as error:
-        return Plan(config, topology, mesh, None, error.needed, None, None)
-    times = None
-    if topology.peak is not None:
-        times = forecast(
-            step,
-            config,
-            num_devices=mesh.size,
-            peak=topology.peak,
-            tiled=logits_form(config, mesh).tiled,
-        )
-    length = run_length(config, num_images)
-    return Plan(config, topology, mesh, step, None, times, length[0] if length else None)
-
-
-def verdict(plan: Plan) -> str:
-    """The first line: whether it fits, and what to change if not."""
-    memory = "more" if plan.memory is None else f"{plan.memory / GIB:.3g} GiB"
-    if plan.limit is None:
-        return f"{memory} a device."
-    has = f"{plan.limit / GIB:.4g} GiB"
-    if not plan.fits:
-        change = next(changes(plan), "a smaller batch_size, or more devices")
-        return f"Does not fit: {memory} a device, which has {has}. Next to try: {change}."
-    assert plan.memory is not None
-    left = 1 - plan.memory / plan.limit
-    if left < ROOM:
-        change = next(changes(plan), "a smaller batch_size")
-        return f"Fits barely: {memory} of {has} a device. For more room: {change}."
-    return f"Fits: {memory} of {has} a device, {left:.0%} left."
-
-
-def changes(plan: Plan) -> Iterator[str]:
-    """What would make the step smaller, cheapest first."""
-    config, sizes = plan.config, plan.mesh.shape
-    if config.model.remat != "full":
-        yield "--model.remat=full, which costs a third of the towers' products once more"
-    if not config.model.scan_layers:
-        yield "--model.scan_layers=true, with --model.remat=full"
-    split = sizes["data"] * sizes["fsdp"]
-    step, limit = plan.step, plan.limit
-    large = step is None or limit is None or step.state > 0.1 * limit
-    if sizes["fsdp"] == 1 and split > 1 and large:
-        yield f"--mesh.fsdp={min(split, 16)}, which splits parameters and optimizer"
-    chunks = 2 * config.optim.grad_cache_chunks
-    if config.batch_size % (split * chunks) == 0:
-        yield f"--optim.grad_cache_chunks={chunks}, which encodes the batch in parts, twice"
 
 
 def print_plan(plan: Plan, console: Console) -> None:

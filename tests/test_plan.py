@@ -13,6 +13,15 @@ import grain_jax.plan as command
 from grain_jax.benchmarking.compiled_step import CompiledStep, Exchange
 from grain_jax.benchmarking.forecast import forecast
 from grain_jax.benchmarking.hardware import PEAKS
+from grain_jax.benchmarking.planning import (
+    Candidate,
+    Plan,
+    candidates,
+    changes,
+    images_per_second,
+    sweep,
+    verdict,
+)
 from grain_jax.benchmarking.schedule import Schedule
 from grain_jax.benchmarking.topology import open_topology
 from grain_jax.config import MeshConfig
@@ -97,20 +106,20 @@ def plan_of(step, *, limit_name: str = "v5e:2x2", needed=None, **settings):
     peak = PEAKS["TPU v5 lite"]
     topology = type(topology)(limit_name, topology.devices, peak)
     mesh = make_mesh(MeshConfig(), topology.devices)
-    return command.Plan(config, topology, mesh, step, needed, None, None)
+    return Plan(config, topology, mesh, step, needed, None, None)
 
 
 def test_the_first_line_says_whether_it_fits_and_what_to_change():
     plan = plan_of(STEP)
     assert plan.fits
-    assert command.verdict(plan) == "Fits: 6 GiB of 15.75 GiB a device, 62% left."
+    assert verdict(plan) == "Fits: 6 GiB of 15.75 GiB a device, 62% left."
     large = plan_of(None, needed=48 * 2**30)
     assert large.fits is False
-    said = command.verdict(large)
+    said = verdict(large)
     assert said.startswith("Does not fit: 48 GiB a device, which has 15.75 GiB.")
     assert "--model.remat=full" in said
     full = plan_of(None, needed=48 * 2**30, remat="full", scan_layers=True)
-    assert next(command.changes(full)).startswith("--mesh.fsdp=8")
+    assert next(changes(full)).startswith("--mesh.fsdp=8")
 
 
 @pytest.mark.parametrize(
@@ -175,3 +184,45 @@ def test_a_program_that_no_run_would_find_is_not_saved(words, message, tmp_path,
     assert command.main([TINY, *words, f"--save={tmp_path / 'programs'}"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "programs").exists()
+
+
+def test_a_sweep_compiles_what_may_fit_and_ranks_it(monkeypatch, tmp_path, capsys):
+    """The compiler is asked for real; memory is made scarce, so that some settings do not fit."""
+    found = tmp_path / "sweep.json"
+    words = [TINY, "--topology=h100x8", "--sweep", "--sweep_presets", "dp", f"--json={found}"]
+    assert command.main([*words, "--sweep_batch_sizes", "16"]) == 0
+    printed = capsys.readouterr()
+    assert "3 of 3" in printed.err
+    assert printed.out.startswith("Best: --mesh.preset=dp --model.remat=")
+    rows = json.loads(found.read_text())
+    assert {row["config"]["model"]["remat"] for row in rows} == {"none", "dots", "full"}
+    assert {row["mesh"]["data"] for row in rows} == {8}
+    assert all(row["fits"] for row in rows)
+    # None recomputes nothing, so it spends least.
+    spent = {row["config"]["model"]["remat"]: row["forecast"]["spent_flops"] for row in rows}
+    assert spent["none"] < spent["full"]
+
+
+def test_what_needs_more_than_what_did_not_fit_is_not_compiled(monkeypatch):
+    asked = []
+
+    def of_size(config, topology, *, num_images):
+        asked.append((config.batch_size, config.model.remat))
+        fitting = config.batch_size == 16 and config.model.remat != "none"
+        return plan_of(STEP if fitting else None)
+
+    monkeypatch.setattr("grain_jax.benchmarking.planning.make_plan", of_size)
+    settings = candidates(tiny_config(), presets=("dp",), batch_sizes=(32, 16))
+    assert len(settings) == 6
+    found = dict(sweep(tiny_config(), open_topology("h100x8"), settings))
+    assert asked == [(16, "full"), (16, "dots"), (16, "none"), (32, "full")]
+    assert found[Candidate("dp", "dots", 32)] is None
+    assert images_per_second(found[Candidate("dp", "none", 16)]) == 0.0
+
+
+def test_a_sweep_leaves_sizes_of_the_mesh_that_are_given():
+    config = tiny_config()
+    config.mesh = MeshConfig(fsdp=2)
+    (setting, *_) = candidates(config, presets=("dp", "fsdp"), batch_sizes=(16,))
+    assert setting.flags == "--model.remat=full --batch_size=16"
+    assert setting.config(config).mesh == config.mesh

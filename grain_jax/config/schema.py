@@ -25,6 +25,8 @@ ModelType = Literal["grain", "clip"]
 PromptEnsembling = Literal["embedding", "score"]
 RegionAggregation = Literal["max_over_queries", "max_over_descriptions"]
 Resize = Literal["squash", "crop"]
+Remat = Literal["none", "dots", "full"]
+Preset = Literal["auto", "dp", "fsdp", "fsdp_tp"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -174,7 +176,7 @@ class ModelConfig(Settings):
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; parameters are always float32
     scan_layers: bool = False  # one compiled layer, not `depth`: fast compile, stacked parameters
-    remat: Literal["none", "dots", "full"] = "none"  # "dots" keeps outputs of matmuls
+    remat: Remat = "none"  # "dots" keeps outputs of matmuls
     # "cudnn" (flash; GPU and bfloat16 only) | "auto": cudnn where it applies, else xla
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     description_capacity_factor: float = 1.0  # fraction of a batch's B * M descriptions encoded
@@ -290,7 +292,7 @@ class MeshConfig(Settings):
     cpu_devices: int = 0  # on CPU only: host devices to make; 0 = as many as the axes name
     # "auto": the sizes above; where none is given, fsdp=16 from 16 devices of a slice or node on
     # "dp" | "fsdp" | "fsdp_tp": sizes by name (docs/scale.md)
-    preset: Literal["auto", "dp", "fsdp", "fsdp_tp"] = "auto"
+    preset: Preset = "auto"
 
 
 @dataclass

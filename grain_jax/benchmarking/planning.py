@@ -1,0 +1,190 @@
+"""Whether a training step fits devices that need not be there, what to change, and what is best."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from jax.sharding import Mesh
+
+from grain_jax.benchmarking.compiled_step import (
+    CompiledStep,
+    OutOfMemoryError,
+    compile_step,
+    run_length,
+)
+from grain_jax.benchmarking.forecast import Forecast, forecast
+from grain_jax.benchmarking.topology import Topology
+from grain_jax.config import TrainConfig
+from grain_jax.config.schema import Preset, Remat
+from grain_jax.parallel import sharding
+from grain_jax.parallel.presets import choose_mesh
+from grain_jax.training.logits import logits_form
+
+GIB = 2**30
+ROOM = 0.1  # of the memory of a device, which a step should leave
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was found of a step on a topology; `step` is None where the compiler refused it."""
+
+    config: TrainConfig
+    topology: Topology
+    mesh: Mesh
+    step: CompiledStep | None
+    needed: int | None  # bytes that a refused step would take, where the compiler says so
+    times: Forecast | None  # None without published rates, or without a step
+    length: int | None  # steps of the run, where they are known
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of a device."""
+        return self.needed if self.step is None else self.step.memory
+
+    @property
+    def limit(self) -> float | None:
+        """Bytes that a device has."""
+        return None if self.topology.peak is None else self.topology.peak.memory
+
+    @property
+    def fits(self) -> bool | None:
+        """None where nothing says how much memory there is."""
+        if self.step is None:
+            return False
+        return None if self.limit is None else self.step.memory <= self.limit
+
+
+def make_plan(
+    config: TrainConfig, topology: Topology, *, num_images: int = 0, text_file: Path | None = None
+) -> Plan:
+    """Compiles the step; arguments as of `compile_step`.
+
+    Raises ValueError for a mesh or batch that does not fit the devices.
+    """
+    mesh = choose_mesh(config, topology.devices)
+    sharding.check_batch(config, mesh.devices.shape)
+    try:
+        step = compile_step(config, mesh, num_images=num_images, text_file=text_file)
+    except OutOfMemoryError as error:
+        return Plan(config, topology, mesh, None, error.needed, None, None)
+    times = None
+    if topology.peak is not None:
+        times = forecast(
+            step,
+            config,
+            num_devices=mesh.size,
+            peak=topology.peak,
+            tiled=logits_form(config, mesh).tiled,
+        )
+    length = run_length(config, num_images)
+    return Plan(config, topology, mesh, step, None, times, length[0] if length else None)
+
+
+def verdict(plan: Plan) -> str:
+    """The first line: whether it fits, and what to change if not."""
+    memory = "more" if plan.memory is None else f"{plan.memory / GIB:.3g} GiB"
+    if plan.limit is None:
+        return f"{memory} a device."
+    has = f"{plan.limit / GIB:.4g} GiB"
+    if not plan.fits:
+        change = next(changes(plan), "a smaller batch_size, or more devices")
+        return f"Does not fit: {memory} a device, which has {has}. Next to try: {change}."
+    assert plan.memory is not None
+    left = 1 - plan.memory / plan.limit
+    if left < ROOM:
+        change = next(changes(plan), "a smaller batch_size")
+        return f"Fits barely: {memory} of {has} a device. For more room: {change}."
+    return f"Fits: {memory} of {has} a device, {left:.0%} left."
+
+
+def changes(plan: Plan) -> Iterator[str]:
+    """What would make the step smaller, cheapest first."""
+    config, sizes = plan.config, plan.mesh.shape
+    if config.model.remat != "full":
+        yield "--model.remat=full, which costs a third of the towers' products once more"
+    if not config.model.scan_layers:
+        yield "--model.scan_layers=true, with --model.remat=full"
+    split = sizes["data"] * sizes["fsdp"]
+    step, limit = plan.step, plan.limit
+    large = step is None or limit is None or step.state > 0.1 * limit
+    if sizes["fsdp"] == 1 and split > 1 and large:
+        yield f"--mesh.fsdp={min(split, 16)}, which splits parameters and optimizer"
+    chunks = 2 * config.optim.grad_cache_chunks
+    if config.batch_size % (split * chunks) == 0:
+        yield f"--optim.grad_cache_chunks={chunks}, which encodes the batch in parts, twice"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of a sweep, as flags, and what it changes in the config."""
+
+    preset: Preset | None  # None: the sizes that the config gives
+    remat: Remat
+    batch_size: int
+
+    @property
+    def flags(self) -> str:
+        """To give to `python -m grain_jax.train`."""
+        preset = f"--mesh.preset={self.preset} " if self.preset else ""
+        return f"{preset}--model.remat={self.remat} --batch_size={self.batch_size}"
+
+    def config(self, base: TrainConfig) -> TrainConfig:
+        """`base` with these settings."""
+        mesh = replace(base.mesh, preset=self.preset) if self.preset else base.mesh
+        model = replace(base.model, remat=self.remat)
+        return replace(base, mesh=mesh, model=model, batch_size=self.batch_size)
+
+
+def candidates(
+    config: TrainConfig, *, presets: Sequence[Preset], batch_sizes: Sequence[int]
+) -> list[Candidate]:
+    """All settings of a sweep; those that need least memory come first.
+
+    Presets are left out where the config gives sizes of the mesh.
+    """
+    given = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
+    meshes: list[Preset | None] = [None] if given or config.mesh.preset != "auto" else list(presets)
+    remats = sorted(get_args(Remat), key=("full", "dots", "none").index)
+    return [
+        Candidate(preset, remat, batch_size)
+        for preset, batch_size, remat in itertools.product(meshes, sorted(batch_sizes), remats)
+    ]
+
+
+def sweep(
+    config: TrainConfig, topology: Topology, settings: Sequence[Candidate], *, num_images: int = 0
+) -> Iterator[tuple[Candidate, Plan | None]]:
+    """Compiles one after the other; None for what need not be compiled.
+
+    That is what needs more memory than one before that did not fit: less recomputation at the same
+    batch, or a larger batch, on the same mesh.
+    """
+    refused: list[Candidate] = []
+    less = ("full", "dots", "none")
+    for setting in settings:
+        if any(
+            before.preset == setting.preset
+            and before.batch_size <= setting.batch_size
+            and less.index(before.remat) <= less.index(setting.remat)
+            for before in refused
+        ):
+            yield setting, None
+            continue
+        plan = make_plan(setting.config(config), topology, num_images=num_images)
+        if plan.fits is False:
+            refused.append(setting)
+        yield setting, plan
+
+
+def images_per_second(plan: Plan) -> float:
+    """What a sweep ranks by: with the compiler's cycles where it has them, else the roofline, and
+    the network after it. 0 where the step does not fit.
+    """
+    if plan.times is None or plan.fits is False:
+        return 0.0
+    device = plan.times.estimated
+    if device is None:
+        device = plan.times.compute + plan.times.memory
+    return plan.config.batch_size / (device + plan.times.network)
