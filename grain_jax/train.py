@@ -47,7 +47,7 @@ from grain_jax.models.learned import NOTHING
 from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_mesh
 from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
-from grain_jax.paths import local_path
+from grain_jax.paths import local_path, user_path
 from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import (
     check,
@@ -58,6 +58,7 @@ from grain_jax.trainer.inputs import (
     open_inputs,
     resume_notes,
 )
+from grain_jax.trainer.planned import read_plan
 from grain_jax.trainer.run import (
     Run,
     RunStopped,
@@ -205,6 +206,8 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     with processes.errors_in_all():
         mesh = choose_mesh(config)
         sharding.check_batch(config, mesh.devices.shape)
+        plan = config.logging.plan
+        planned = read_plan(user_path(plan), config, mesh) if plan else None
 
     # Model, optimizer, and where their arrays live.
     with processes.errors_in_all():
@@ -293,6 +296,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         seconds=log.seconds_before,
         learned=inputs.learned,
         last_box_step=start_step,
+        planned=planned,
     )
     screen.table(
         introduction(config, mesh, state.params, num_images=len(source), steps=inputs.steps)

@@ -8,6 +8,7 @@ from few_devices import devices_of_config
 from PIL import Image
 from places import HELPERS
 
+import grain_jax.plan
 import grain_jax.train
 from grain_jax import runtime
 from grain_jax.config import DataConfig
@@ -90,6 +91,24 @@ def test_the_newest_and_the_best_by_a_held_out_metric_are_there(finished):
     assert checkpoint.load(finished, best=True).step == max(
         scores, key=lambda step: (scores[step], step)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("trained_only")
+def test_a_plan_is_printed_beside_what_is_measured(tmp_path, capsys):
+    """Host devices stand for the GPUs in both."""
+    planned = tmp_path / "plan.json"
+    command = [f"--config={CONFIG}", *SETTINGS]
+    assert grain_jax.plan.main([*command, "--topology=h100x2", f"--json={planned}"]) == 0
+    capsys.readouterr()
+    first = ["--max_steps_this_run=4", "--logging.log_interval_steps=2"]
+    assert train(tmp_path / "run", *SETTINGS, *first, f"--logging.plan={planned}") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("Planned: at least") == 1
+    assert "GiB a device." in printed.partition("Planned: at least")[2]
+    other = train(tmp_path / "other", *SETTINGS, "--batch_size=8", f"--logging.plan={planned}")
+    assert other == 2
+    assert "was made with batch_size" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

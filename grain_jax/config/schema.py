@@ -338,6 +338,7 @@ class LoggingConfig(Settings):
     wandb: bool = False  # needs the package wandb
     wandb_project: str = "grain_jax"  # where the run is listed
     compilation_cache: str = "auto"  # a folder | "auto" (user cache) | "off"
+    plan: str = ""  # a file of `plan --json`: its forecast is printed beside what is measured
     profile_step: int = -1  # write a profiler trace of 5 steps from here; -1 = none
 
 

@@ -15,6 +15,7 @@ from grain_jax.evaluation.suite import best_metric_name, evaluate
 from grain_jax.inference.encoder import Encoder
 from grain_jax.models.learned import Learned, learned_in
 from grain_jax.parallel import processes, sharding
+from grain_jax.trainer.planned import Planned, device_memory
 from grain_jax.training import metrics
 from grain_jax.training.checkpoint import Checkpoints
 from grain_jax.training.metrics import MetricsLog, Summary, Window
@@ -54,6 +55,7 @@ class Run:
     seconds: float  # of training, earlier starts included
     learned: Learned  # what of the decoder has been taught so far
     last_box_step: int  # the newest log line whose steps had a box
+    planned: Planned | None  # forecast that is still to be printed
 
     def void_batch(self) -> Batch:
         """A batch whose rows of this process are without a record."""
@@ -124,6 +126,9 @@ def log_window(run: Run, summary: Summary, screen: Screen) -> None:
         run.log.write(step, {"nonfinite_batch_index": rows.tolist(), "nonfinite_batch_ids": ids})
         shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
         screen.say(f"Step {step} changed nothing: loss or gradient not finite. Its images: {shown}")
+    if run.planned is not None and summary.seconds_per_step > 0:
+        screen.say(run.planned.beside(summary.seconds_per_step, device_memory()))
+        run.planned = None
     follow_regions(run, summary, screen)
     if replaced := int(summary.values["replaced_images"]):
         screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")

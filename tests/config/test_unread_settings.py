@@ -101,7 +101,7 @@ ALWAYS_READ = {
         "evaluation.batch_size",
     ),
     *("evaluation.prompt_ensembling", "evaluation.zero_shot", "logging.log_interval_steps"),
-    *("logging.tensorboard", "logging.wandb", "logging.compilation_cache"),
+    *("logging.plan", "logging.tensorboard", "logging.wandb", "logging.compilation_cache"),
 }
 
 

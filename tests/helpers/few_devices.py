@@ -13,11 +13,10 @@ from grain_jax.config import (
     CheckpointConfig,
     EvaluationConfig,
     LoggingConfig,
-    MeshConfig,
     TrainConfig,
 )
 from grain_jax.config.cli import config_to_json
-from grain_jax.parallel import sharding
+from grain_jax.parallel.presets import choose_mesh
 from grain_jax.training.state import abstract_state, new_state
 from grain_jax.training.step import make_train_step
 
@@ -34,10 +33,9 @@ def devices_of_config() -> Iterator[None]:
     in nothing that is compiled share the jitted step, the shapes of their state and the
     weights they start from: tracing takes longer than all their steps.
     """
-    make_mesh = sharding.make_mesh
 
-    def make(config: MeshConfig) -> jax.sharding.Mesh:
-        return make_mesh(config, jax.devices()[: config.cpu_devices])
+    def make(config: TrainConfig) -> jax.sharding.Mesh:
+        return choose_mesh(config, jax.devices()[: config.mesh.cpu_devices])
 
     def shapes(model: Any, optimizer: Any, config: TrainConfig, mesh: jax.sharding.Mesh) -> Any:
         key = _compiled(config), mesh
@@ -58,7 +56,7 @@ def devices_of_config() -> Iterator[None]:
         return jax.device_put(_starts[key], jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", make)
+        patch.setattr(grain_jax.train, "choose_mesh", make)
         patch.setattr(grain_jax.train, "abstract_state", shapes)
         patch.setattr(grain_jax.train, "make_train_step", step)
         patch.setattr(grain_jax.train, "new_state", start)

@@ -1,0 +1,80 @@
+"""What was planned, beside what is measured; the plan of another run is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from tiny_run import tiny_config
+
+import grain_jax.plan as command
+from grain_jax.benchmarking.planning import make_plan
+from grain_jax.benchmarking.topology import open_topology
+from grain_jax.config import MeshConfig
+from grain_jax.parallel.sharding import make_mesh
+from grain_jax.trainer.planned import Planned, read_plan
+
+
+def written(folder: Path, **changes) -> Path:
+    """Of the tests' model; the times are those of a forecast, made up."""
+    config = tiny_config()
+    times = {"compute": 0.1, "memory": 0.3, "network": 0.05, "estimated": 0.4}
+    figures = {
+        "mesh": {"data": 8, "fsdp": 1, "tensor": 1},
+        "memory_bytes": 3 * 2**30,
+        "forecast": times,
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+    } | changes
+    file = folder / "plan.json"
+    file.write_text(json.dumps(figures))
+    return file
+
+
+def test_times_and_memory_are_printed_beside_what_was_measured(tmp_path):
+    planned = read_plan(written(tmp_path), tiny_config(), make_mesh(MeshConfig()))
+    assert planned == Planned(at_least=0.3, estimated=pytest.approx(0.45), memory=3 * 2**30)
+    assert planned.beside(0.5, 4 * 2**30) == (
+        "Measured: 500 ms a step, 4 GiB. Planned: at least 300 ms by published rates, 450 ms by "
+        "the compiler's cycles and the network; 3 GiB a device."
+    )
+    assert dataclasses.replace(planned, estimated=None).beside(0.5, None) == (
+        "Measured: 500 ms a step. Planned: at least 300 ms by published rates; 3 GiB a device."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": {"data": 4, "fsdp": 2, "tensor": 1}}, r"is of the mesh .*'fsdp': 2"),
+        ({"forecast": None}, "has no times"),
+        ({"forecast": {"compute": "much"}}, r"plan --json|could not convert"),
+        ({"config": {}}, "was made with model = None"),
+        ({"memory_bytes": None}, "is not a file that"),
+    ],
+)
+def test_the_plan_of_another_run_is_refused(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_plan(written(tmp_path, **changes), tiny_config(), make_mesh(MeshConfig()))
+
+
+def test_other_settings_than_planned_are_named(tmp_path):
+    config = tiny_config()
+    config.batch_size *= 2
+    with pytest.raises(ValueError, match="batch_size"):
+        read_plan(written(tmp_path), config, make_mesh(MeshConfig()))
+    for content in ("", "[]", '{"mesh": 1}'):
+        (tmp_path / "plan.json").write_text(content)
+        with pytest.raises(ValueError, match="is not a file that"):
+            read_plan(tmp_path / "plan.json", config, make_mesh(MeshConfig()))
+
+
+def test_what_plan_writes_is_read(tmp_path, monkeypatch):
+    """Without a compiler in between: the figures of a refused step have no times."""
+    config = tiny_config()
+    plan = make_plan(config, open_topology("h100x8"))
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(command.figures(plan)))
+    planned = read_plan(file, config, make_mesh(MeshConfig(), jax.devices()))
+    assert plan.times is not None
+    assert planned == Planned(plan.times.at_least, None, plan.memory)
