@@ -4,11 +4,12 @@
   python -m grain_jax.plan --topology=NAME --config=FILE --sweep [--sweep_batch_sizes 4096 8192]
 
   NAME  v5e:16x16, v5p:8x8x8, v6e:16x16: by the TPU compiler, on any machine (extra: tpu)
-        h100x8, h200x1: GPUs of one node, by XLA's compiler for CPUs in their place
+        h100x8, h200x1: GPUs of a node, by XLA's compiler for CPUs in their place
         cpu:8: host devices
 
-Every setting of `python -m grain_jax.train` can be given. No data is read and nothing is run. To
-compile for a TPU takes minutes and some GiB of memory, less with model.scan_layers=true.
+`--num_slices` takes several slices or nodes. Every setting of `python -m grain_jax.train` can be
+given. No data is read and nothing is run. To compile for a TPU takes minutes and some GiB of
+memory, less with model.scan_layers=true.
 """
 
 import contextlib
@@ -62,6 +63,7 @@ class Options:
     """What `plan` takes."""
 
     topology: str = ""  # devices to compile for, as v5e:16x16, h100x8 or cpu:8
+    num_slices: int = 1  # of the TPU, or nodes of GPUs
     num_images: int = 0  # of the data set, where the length of the run is in epochs
     json: OptionalPath = None  # file for the figures
     hlo: OptionalPath = None  # file for the text of the compiled program
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if file is not None and not file.resolve().parent.is_dir():
                 raise ValueError(f"--{name}={file}: its folder does not exist; make it first.")
         runtime.quiet_libraries()
-        topology = open_topology(options.topology)
+        topology = open_topology(options.topology, options.num_slices)
         if options.save is not None:
             _save_to(options, topology)
         if options.sweep:
@@ -229,8 +231,10 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
     if plan.topology.is_stand_in:
         kind = f"{plan.topology.name}, compiled by XLA for CPUs (bfloat16 held as float32)"
     form = "in tiles" if logits_form(config, mesh).tiled else "dense"
+    count = plan.topology.num_slices
+    apart = f" in {count} slices or nodes" if count > 1 else ""
     rows = {
-        "devices": f"{mesh.size} x {kind}; mesh {sizes}",
+        "devices": f"{mesh.size} x {kind}{apart}; mesh {sizes}",
         "model": f"{config.model.type}, {config.model.dtype}, batch {config.batch_size:,} "
         f"({config.batch_size / mesh.size:g} a device), remat {config.model.remat}, logits {form}",
         "memory of a device": f"{step.state / GIB:.3g} GiB state, {step.batch / GIB:.3g} batch, "
@@ -258,7 +262,7 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
         "TFLOP a step": f"{times.useful_flops / 1e12:,.4g} useful, {times.spent_flops / 1e12:,.4g} "
         "spent",
         "a step at published rates": f"compute {1e3 * times.compute:,.3g} ms (bfloat16), memory "
-        f"{1e3 * times.memory:,.3g}, network {1e3 * times.network:,.3g}",
+        f"{1e3 * times.memory:,.3g}, network {1e3 * times.network:,.3g}{_between(plan.topology)}",
         "by the compiler's cycles": _estimate(plan, times),
         "images/s": f"{per_second:,.0f} at most ({per_second / count:,.0f} a device)",
         "MFU": mfu,
@@ -271,6 +275,13 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
             f"{plan.length:,} steps: {hours:,.3g} hours, {hours * count:,.3g} device hours at least"
         )
     return rows
+
+
+def _between(topology: Topology) -> str:
+    """What the network's time leaves out."""
+    if topology.num_slices == 1 or topology.peak is None or topology.peak.between_rate:
+        return ""
+    return " within slices; between them no rate is published"
 
 
 def _estimate(plan: Plan, times: Forecast) -> str:
@@ -293,7 +304,7 @@ def _estimate(plan: Plan, times: Forecast) -> str:
 
 
 def _exchange_table(plan: Plan, step: CompiledStep) -> Table:
-    peak = plan.topology.peak
+    peak, slices = plan.topology.peak, plan.topology.num_slices
     table = Table("collective", "over", "where", title="exchanged in a step", title_justify="left")
     for name in ("count", "below 64 KiB", "MiB", "MiB a step", "ms"):
         table.add_column(name, justify="right")
@@ -306,7 +317,7 @@ def _exchange_table(plan: Plan, step: CompiledStep) -> Table:
             str(one.tiny),
             f"{one.num_bytes / MIB:,.2f}",
             "?" if one.step_bytes is None else f"{one.step_bytes / MIB:,.2f}",
-            "" if peak is None else f"{1e3 * one.seconds(peak.network_rate):,.2f}",
+            "" if peak is None else f"{1e3 * one.seconds(peak, num_slices=slices):,.2f}",
         )
     return table
 
@@ -316,6 +327,7 @@ def figures(plan: Plan) -> dict[str, Any]:
     step = plan.step
     return {
         "topology": plan.topology.name,
+        "num_slices": plan.topology.num_slices,
         "fits": plan.fits,
         "verdict": verdict(plan),
         "memory_bytes": plan.memory,

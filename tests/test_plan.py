@@ -82,6 +82,34 @@ def test_times_are_those_of_the_published_rates():
     assert mfu == pytest.approx(times.useful_flops / (2e-3 * 4 * 197e12))
 
 
+def test_between_slices_each_device_exchanges_its_part_of_the_slice():
+    peak = PEAKS["H100"]
+    gradients = Exchange("all-reduce", "data", False, 16, 1, 0, 10**9, 10**9)
+    inside, across = 2 * 7 / 8 * 1e9 / 450e9, 2 * 1 / 2 * 1e9 / 8 / 50e9
+    assert gradients.seconds(peak, num_slices=2) == pytest.approx(inside + across)
+    assert gradients.seconds(peak) == pytest.approx(2 * 15 / 16 * 1e9 / 450e9)
+    # Only "data" crosses; where it does nothing else, all of it goes over the network.
+    split = Exchange("all-gather", "fsdp", False, 8, 1, 0, 10**9, 10**9)
+    assert split.seconds(peak, num_slices=2) == split.seconds(peak)
+    alone = Exchange("all-reduce", "data", False, 2, 1, 0, 10**9, 10**9)
+    assert alone.seconds(peak, num_slices=2) == pytest.approx(1e9 / 50e9)
+
+
+@pytest.mark.slow
+def test_nodes_of_gpus_exchange_parameters_within_and_gradients_between(tmp_path, capsys):
+    """Two nodes of four; the tests' own 8 devices stand for them."""
+    found = tmp_path / "plan.json"
+    words = [TINY, "--topology=h100x4", "--num_slices=2", "--mesh.preset=fsdp"]
+    assert command.main([*words, f"--json={found}"]) == 0
+    figures = json.loads(found.read_text())
+    assert (figures["num_slices"], figures["mesh"]["data"], figures["mesh"]["fsdp"]) == (2, 2, 4)
+    over = {one["axes"] for one in figures["step"]["exchanges"] if one["kind"] == "all-gather"}
+    assert "fsdp" in over
+    assert command.main([*words, "--mesh.preset=auto", "--mesh.fsdp=8"]) == 2
+    assert "would cross the network" in " ".join(capsys.readouterr().err.split())
+    assert command.main([TINY, "--topology=h100x4", "--num_slices=0"]) == 2
+
+
 def test_recomputation_and_precision_are_spent_and_not_useful():
     peak, config = PEAKS["TPU v5 lite"], tiny_config()
 
@@ -131,6 +159,7 @@ def test_the_first_line_says_whether_it_fits_and_what_to_change():
         ("v5e:2x2x2", "2 sides"),
         ("v5p:4x4", "3 sides"),
         ("h100x16", "1 to 8 GPUs"),
+        ("h100x0", "1 to 8 GPUs"),
         ("cpu:0", "at least one CPU device"),
     ],
 )
@@ -186,6 +215,7 @@ def test_a_program_that_no_run_would_find_is_not_saved(words, message, tmp_path,
     assert not (tmp_path / "programs").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_compiles_what_may_fit_and_ranks_it(monkeypatch, tmp_path, capsys):
     """The compiler is asked for real; memory is made scarce, so that some settings do not fit."""
     found = tmp_path / "sweep.json"

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grain_jax.benchmarking import hlo
+from grain_jax.benchmarking.hardware import Peak
 from grain_jax.benchmarking.schedule import Schedule, read_schedule
 from grain_jax.benchmarking.synthetic_batch import synthetic_batch
 from grain_jax.config import TrainConfig
@@ -53,14 +54,28 @@ class Exchange:
     num_bytes: int  # of the whole arrays, once a turn
     step_bytes: int | None  # of all turns; None where the number of turns is not known
 
-    def seconds(self, rate: float) -> float:
-        """At `rate` bytes/s into and out of each device, round a ring; a loop as one turn if need
-        be.
+    def seconds(self, peak: Peak, *, num_slices: int = 1) -> float:
+        """At the rate into and out of each device, round a ring; a loop as one turn if need be.
+
+        Between slices, which only "data" crosses, each device exchanges its part of what its slice
+        has, after and before the exchange within (hierarchical). Without a published rate that
+        takes no time here.
         """
         num_bytes = self.num_bytes if self.step_bytes is None else self.step_bytes
-        part = (self.group - 1) / self.group
-        factor = {"all-reduce": 2 * part, "collective-permute": 1.0}.get(self.kind, part)
-        return factor * num_bytes / rate
+        crossed = num_slices if "data" in self.axes.split("+") else 1
+        inside = self.group // crossed
+        seconds = _ring(self.kind, inside) * num_bytes / peak.network_rate
+        if crossed > 1 and peak.between_rate:
+            seconds += _ring(self.kind, crossed) * num_bytes / inside / peak.between_rate
+        return seconds
+
+
+def _ring(kind: str, devices: int) -> float:
+    """What goes through a device in a ring of so many, in multiples of the whole array."""
+    part = (devices - 1) / devices
+    if kind == "collective-permute":
+        return 1.0 if devices > 1 else 0.0
+    return 2 * part if kind == "all-reduce" else part
 
 
 @dataclass(frozen=True)
@@ -168,13 +183,17 @@ def collectives(text: str) -> list[hlo.Instruction]:
     """Those of a compiled program, each once.
 
     The TPU compiler writes one that runs beside other work several times: in the fusions that
-    begin it, continue it and end it, under one channel number.
+    begin it, continue it and end it, under one channel number. Where they begin outside of a loop
+    and continue in it, it is still done once.
     """
-    unique = {}
+    unique: dict[tuple[str, str], hlo.Instruction] = {}
     for place, one in enumerate(hlo.instructions(text)):
+        if not one.collective:
+            continue
         channel = re.search(r"channel_id=(\d+)", one.text)
-        if one.collective:
-            unique[one.collective, one.in_loop, channel[1] if channel else f"at {place}"] = one
+        key = one.collective, channel[1] if channel else f"at {place}"
+        if key not in unique or not one.in_loop:
+            unique[key] = one
     return list(unique.values())
 
 

@@ -47,7 +47,13 @@ class Forecast:
 
 
 def forecast(
-    step: CompiledStep, config: TrainConfig, *, num_devices: int, peak: Peak, tiled: bool
+    step: CompiledStep,
+    config: TrainConfig,
+    *,
+    num_devices: int,
+    peak: Peak,
+    tiled: bool,
+    num_slices: int = 1,
 ) -> Forecast:
     """Of a step that was compiled for as many devices of these rates. `tiled`: its logits are."""
     flops = step_flops(
@@ -62,7 +68,9 @@ def forecast(
     return Forecast(
         compute=spent / (num_devices * peak.bfloat16),
         memory=step.schedule.num_bytes / peak.memory_rate,
-        network=sum(one.seconds(peak.network_rate) for one in step.exchanges if one.group > 1),
+        network=sum(
+            one.seconds(peak, num_slices=num_slices) for one in step.exchanges if one.group > 1
+        ),
         useful_flops=flops.total,
         spent_flops=spent,
         estimated=cycles / peak.clock if cycles and peak.clock else None,

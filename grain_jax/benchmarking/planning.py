@@ -19,7 +19,7 @@ from grain_jax.benchmarking.topology import Topology
 from grain_jax.config import TrainConfig
 from grain_jax.config.schema import Preset, Remat
 from grain_jax.parallel import sharding
-from grain_jax.parallel.presets import choose_mesh
+from grain_jax.parallel.presets import choose_sizes
 from grain_jax.training.logits import logits_form
 
 GIB = 2**30
@@ -63,7 +63,11 @@ def make_plan(
 
     Raises ValueError for a mesh or batch that does not fit the devices.
     """
-    mesh = choose_mesh(config, topology.devices)
+    count = topology.num_slices
+    # By number, as host devices that stand for GPUs know nothing of nodes.
+    sizes = choose_sizes(config, num_slices=count, slice_size=len(topology.devices) // count)
+    sharding.check_slices(sizes, num_slices=count, slice_size=len(topology.devices) // count)
+    mesh = sharding.make_mesh(sizes, topology.devices)
     sharding.check_batch(config, mesh.devices.shape)
     try:
         step = compile_step(config, mesh, num_images=num_images, text_file=text_file)
@@ -77,6 +81,7 @@ def make_plan(
             num_devices=mesh.size,
             peak=topology.peak,
             tiled=logits_form(config, mesh).tiled,
+            num_slices=count,
         )
     length = run_length(config, num_images)
     return Plan(config, topology, mesh, step, None, times, length[0] if length else None)

@@ -27,6 +27,7 @@ class Topology:
     name: str
     devices: tuple[Any, ...]
     peak: Peak | None  # None for CPUs
+    num_slices: int = 1  # or nodes of GPUs, with the network between them
 
     @property
     def is_stand_in(self) -> bool:
@@ -34,23 +35,26 @@ class Topology:
         return self.peak is not None and self.devices[0].platform == "cpu"
 
 
-def open_topology(name: str) -> Topology:
-    """The devices of that name. Starts the JAX backend of the host, and none of an accelerator.
+def open_topology(name: str, num_slices: int = 1) -> Topology:
+    """The devices of that name, so many slices or nodes of it, one after the other.
 
-    Raises ValueError for another name, a grid that does not exist, and a TPU without `libtpu`.
+    Starts the JAX backend of the host, and none of an accelerator. Raises ValueError for another
+    name, a grid that does not exist, and a TPU without `libtpu`.
     """
+    if num_slices < 1:
+        raise ValueError(f"--num_slices={num_slices}: at least one slice or node is needed.")
     jax.config.update("jax_platforms", "cpu")
     if tpu := re.fullmatch(r"(v\d\w*):(\d+(?:x\d+)*)", name):
-        return _tpu(name, tpu[1], tpu[2])
+        return _tpu(name, tpu[1], tpu[2], num_slices)
     if found := re.fullmatch(r"(cpu|h100|h200)[:x](\d{1,4})", name):
         count = int(found[2])
         peak = PEAKS[GPUS[found[1]]] if found[1] in GPUS else None
         if count < 1 or (peak is not None and count > 8):
             raise ValueError(
                 f"--topology={name}: given {count} devices, expected 1 to 8 GPUs of one node, or "
-                "at least one CPU device. Several nodes cannot be planned yet."
+                "at least one CPU device. --num_slices has the number of nodes."
             )
-        return Topology(name, _host_devices(count), peak)
+        return Topology(name, _host_devices(count * num_slices), peak, num_slices)
     raise ValueError(f"--topology={name}: expected a name such as {EXAMPLES}.")
 
 
@@ -66,7 +70,7 @@ def _host_devices(count: int) -> tuple[Any, ...]:
     return tuple(devices[:count])
 
 
-def _tpu(name: str, kind: str, grid: str) -> Topology:
+def _tpu(name: str, kind: str, grid: str, num_slices: int) -> Topology:
     if kind not in TPUS:
         raise ValueError(f"--topology={name}: expected one of {', '.join(TPUS)} before the colon.")
     peak_name, sides = TPUS[kind]
@@ -80,8 +84,10 @@ def _tpu(name: str, kind: str, grid: str) -> Topology:
         import libtpu  # noqa: F401
         from jax.experimental import topologies
 
-        one_chip = {"chips_per_host_bounds": (1, 1, 1)} if set(grid) <= set("1x") else {}
-        devices = topologies.get_topology_desc(name, "tpu", **one_chip).devices
+        more: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+        if set(grid) <= set("1x"):
+            more["chips_per_host_bounds"] = (1, 1, 1)
+        devices = topologies.get_topology_desc(name, "tpu", **more).devices
     except ImportError:
         raise ValueError(
             f"--topology={name} needs the TPU compiler, which needs no TPU: "
@@ -89,7 +95,7 @@ def _tpu(name: str, kind: str, grid: str) -> Topology:
         ) from None
     except Exception as error:  # libtpu raises errors of the C++ runtime, of several types
         raise ValueError(f"--topology={name}: the TPU compiler refuses it: {error}") from error
-    return Topology(name, tuple(devices), PEAKS[peak_name])
+    return Topology(name, tuple(devices), PEAKS[peak_name], num_slices)
 
 
 def _say_that_there_is_no_tpu() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from grain_jax.benchmarking import hlo
+from grain_jax.benchmarking.compiled_step import collectives
 
 PROGRAM = """HloModule step
 
@@ -77,3 +78,21 @@ def test_groups_are_read_in_each_form(written, groups):
     text = f"%r = f32[4] all-reduce(%p), channel_id=1, replica_groups={written}, to_apply=%add"
     instruction = hlo.Instruction("all-reduce", (("f32", (4,)),), False, text)
     assert hlo.groups(instruction) == groups
+
+
+def test_a_collective_that_continues_in_a_loop_is_done_once():
+    """As the TPU compiler writes it: begun before a loop and continued in it, on one channel."""
+    gather = "all-gather(%p), channel_id=7, replica_groups=[2,2]<=[4], dimensions={0}"
+    program = f"""
+%turn (state: (f32[4])) -> (f32[4]) {{
+  %goes_on = f32[8]{{0}} {gather}
+  %own = f32[8]{{0}} {gather.replace("channel_id=7", "channel_id=8")}
+}}
+
+ENTRY %main (p: f32[4]) -> f32[4] {{
+  %begun = f32[8]{{0}} {gather}
+  %loop = (f32[4]) while(%t), body=%turn, backend_config={{"known_trip_count":{{"n":"4"}}}}
+}}
+"""
+    found = collectives(program)
+    assert sorted((one.in_loop, one.turns) for one in found) == [(False, 1), (True, 4)]

@@ -69,6 +69,7 @@ def test_other_settings_than_planned_are_named(tmp_path):
             read_plan(tmp_path / "plan.json", config, make_mesh(MeshConfig()))
 
 
+@pytest.mark.slow
 def test_what_plan_writes_is_read(tmp_path, monkeypatch):
     """Without a compiler in between: the figures of a refused step have no times."""
     config = tiny_config()
