@@ -68,7 +68,7 @@ class Options:
     json: OptionalPath = None  # file for the figures
     hlo: OptionalPath = None  # file for the text of the compiled program
     save: OptionalPath = None  # folder for the program: logging.compilation_cache of a run
-    sweep: bool = False  # compile with every preset, remat and batch size, and rank them
+    sweep: bool = False  # compile with each of these, with every remat, and rank them
     sweep_presets: tuple[Preset, ...] = ("dp", "fsdp")  # of the mesh, where no size of it is given
     sweep_batch_sizes: tuple[int, ...] = ()  # default: batch_size
     config: SettingsOptions = field(default_factory=TrainConfig)
@@ -85,10 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         config = options.config
         validate_without_data(config)
-        for name in ("json", "hlo"):
-            file = getattr(options, name)
-            if file is not None and not file.resolve().parent.is_dir():
-                raise ValueError(f"--{name}={file}: its folder does not exist; make it first.")
+        _check(options)
         runtime.quiet_libraries()
         topology = open_topology(options.topology, options.num_slices)
         if options.save is not None:
@@ -110,12 +107,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.STOPPED if plan.fits is False else ExitStatus.DONE
 
 
-def _sweep(options: Options, topology: Topology, console: Console) -> int:
-    """Prints each setting as it is compiled, then all by rank."""
+def _check(options: Options) -> None:
+    """Raises ValueError for what would fail after minutes, or be ignored."""
+    for name in ("json", "hlo"):
+        file = getattr(options, name)
+        if file is None:
+            continue
+        if not file.resolve().parent.is_dir():
+            raise ValueError(f"--{name}={file}: its folder does not exist; make it first.")
+        if file.is_dir():
+            raise ValueError(f"--{name}={file} is a folder; give the name of a file.")
+    if options.num_images < 0:
+        raise ValueError(f"--num_images={options.num_images}: 0 (not known) or more.")
+    for name in ("sweep_presets", "sweep_batch_sizes"):
+        if getattr(options, name) != getattr(Options(), name) and not options.sweep:
+            raise ValueError(f"--{name} is of --sweep; give that too.")
+    if not options.sweep:
+        return
     if options.hlo is not None or options.save is not None:
         raise ValueError(
             "--sweep compiles many programs: give --hlo and --save for one, without it."
         )
+    if not options.sweep_presets:
+        raise ValueError("--sweep_presets: at least one, as --sweep_presets dp fsdp.")
+    mesh = options.config.mesh
+    fixed = mesh.preset != "auto" or (mesh.data, mesh.fsdp, mesh.tensor) != (-1, 1, 1)
+    if fixed and options.sweep_presets != Options().sweep_presets:
+        raise ValueError("--sweep_presets: the settings of mesh choose one already; give either.")
+
+
+def _sweep(options: Options, topology: Topology, console: Console) -> int:
+    """Prints each setting as it is compiled, then all by rank."""
     if topology.peak is None:
         raise ValueError(
             f"--sweep ranks by published rates, and there are none of {topology.name}; give a TPU "
@@ -171,7 +193,7 @@ def print_ranks(ranked: Sequence[tuple[Candidate, Plan]], console: Console) -> N
             f"{1e3 * seconds:,.3g}",
             f"{1e3 * one.times.network:,.3g}",
             f"{rate:,.0f}",
-            f"{mfu:.0%}",
+            "-" if _has_frozen(one.config) else f"{mfu:.0%}",
         )
     console.print(table)
 
@@ -250,10 +272,8 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
     assert peak is not None
     low, high = times.at_least, times.one_after_the_other
     per_second = config.batch_size / low
-    shapes = abstract_params(config.model, scan_layers=config.model.scan_layers)
-    frozen = split_frozen(shapes, config.optim)[1]
     mfu = "not counted: some parameters are frozen, so less is spent"
-    if not frozen:
+    if not _has_frozen(config):
         mfu = (
             f"{times.mfu(low, num_devices=count, peak=peak):.0%} at most, "
             f"{times.mfu(high, num_devices=count, peak=peak):.0%} without overlap"
@@ -275,6 +295,12 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
             f"{plan.length:,} steps: {hours:,.3g} hours, {hours * count:,.3g} device hours at least"
         )
     return rows
+
+
+def _has_frozen(config: TrainConfig) -> bool:
+    """Whether less is computed than `step_flops` counts."""
+    shapes = abstract_params(config.model, scan_layers=config.model.scan_layers)
+    return bool(split_frozen(shapes, config.optim)[1])
 
 
 def _between(topology: Topology) -> str:

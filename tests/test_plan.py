@@ -10,7 +10,12 @@ from tiny_run import tiny_config
 from training_process import environment
 
 import grain_jax.plan as command
-from grain_jax.benchmarking.compiled_step import CompiledStep, Exchange
+from grain_jax.benchmarking.compiled_step import (
+    CompiledStep,
+    Exchange,
+    OutOfMemoryError,
+    refusal,
+)
 from grain_jax.benchmarking.forecast import forecast
 from grain_jax.benchmarking.hardware import PEAKS
 from grain_jax.benchmarking.planning import (
@@ -73,8 +78,9 @@ def test_times_are_those_of_the_published_rates():
     peak = PEAKS["TPU v5 lite"]
     times = forecast(STEP, tiny_config(), num_devices=4, peak=peak, tiled=False)
     assert times.memory == pytest.approx(1e-3)
-    # 2 x 3/4 of 90 MB, and 36 MB, at 90 GB/s; what one device alone exchanges takes no time.
-    assert times.network == pytest.approx((135 + 36) / 90_000)
+    # 2 x 3/4 of 90 MB at 90 GB/s, and 36 MB one way round, at half of that; what one device alone
+    # exchanges takes no time.
+    assert times.network == pytest.approx((135 + 2 * 36) / 90_000)
     assert times.compute == pytest.approx(times.spent_flops / (4 * 197e12))
     assert times.estimated == pytest.approx(1e-3, rel=0.01)  # at 1.5 GHz
     assert times.at_least == max(times.compute, times.memory, times.network)
@@ -91,6 +97,9 @@ def test_between_slices_each_device_exchanges_its_part_of_the_slice():
     # Only "data" crosses; where it does nothing else, all of it goes over the network.
     split = Exchange("all-gather", "fsdp", False, 8, 1, 0, 10**9, 10**9)
     assert split.seconds(peak, num_slices=2) == split.seconds(peak)
+    # What is passed on goes whole through the device at the edge of a node.
+    passed = Exchange("collective-permute", "data", True, 16, 1, 0, 10**9, 10**9)
+    assert passed.seconds(peak, num_slices=2) == pytest.approx(1e9 / 450e9 + 1e9 / 50e9)
     alone = Exchange("all-reduce", "data", False, 2, 1, 0, 10**9, 10**9)
     assert alone.seconds(peak, num_slices=2) == pytest.approx(1e9 / 50e9)
 
@@ -124,6 +133,8 @@ def test_recomputation_and_precision_are_spent_and_not_useful():
     assert spent(tiled=True) == pytest.approx(useful + losses / 3)
     config.model.remat = "full"
     assert spent() == pytest.approx(useful + (useful - losses) / 3)
+    config.optim.grad_cache_chunks = 2
+    assert spent() == pytest.approx(useful + 2 * (useful - losses) / 3)
 
 
 def plan_of(step, *, limit_name: str = "v5e:2x2", needed=None, **settings):
@@ -147,7 +158,7 @@ def test_the_first_line_says_whether_it_fits_and_what_to_change():
     assert said.startswith("Does not fit: 48 GiB a device, which has 15.75 GiB.")
     assert "--model.remat=full" in said
     full = plan_of(None, needed=48 * 2**30, remat="full", scan_layers=True)
-    assert next(changes(full)).startswith("--mesh.fsdp=8")
+    assert next(changes(full)).startswith("--mesh.preset=fsdp")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +216,7 @@ def test_a_run_finds_the_program_that_was_saved(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--topology=cpu:8", "--sweep"], "give --hlo and --save for one"),
         (["--topology=h100x8", "--steps=12", "--optim.warmup_steps=2"], "GPUs cannot run that"),
         (["--topology=cpu:8", "--steps=0", "--epochs=2"], "--num_images"),
     ],
@@ -216,8 +228,7 @@ def test_a_program_that_no_run_would_find_is_not_saved(words, message, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_sweep_compiles_what_may_fit_and_ranks_it(monkeypatch, tmp_path, capsys):
-    """The compiler is asked for real; memory is made scarce, so that some settings do not fit."""
+def test_a_sweep_compiles_each_setting_and_ranks_them(tmp_path, capsys):
     found = tmp_path / "sweep.json"
     words = [TINY, "--topology=h100x8", "--sweep", "--sweep_presets", "dp", f"--json={found}"]
     assert command.main([*words, "--sweep_batch_sizes", "16"]) == 0
@@ -228,6 +239,11 @@ def test_a_sweep_compiles_what_may_fit_and_ranks_it(monkeypatch, tmp_path, capsy
     assert {row["config"]["model"]["remat"] for row in rows} == {"none", "dots", "full"}
     assert {row["mesh"]["data"] for row in rows} == {8}
     assert all(row["fits"] for row in rows)
+    rates = []
+    for row in rows:
+        times = row["forecast"]
+        rates.append(1 / (times["compute"] + times["memory"] + times["network"]))
+    assert rates == sorted(rates, reverse=True)
     # None recomputes nothing, so it spends least.
     spent = {row["config"]["model"]["remat"]: row["forecast"]["spent_flops"] for row in rows}
     assert spent["none"] < spent["full"]
@@ -256,3 +272,61 @@ def test_a_sweep_leaves_sizes_of_the_mesh_that_are_given():
     (setting, *_) = candidates(config, presets=("dp", "fsdp"), batch_sizes=(16,))
     assert setting.flags == "--model.remat=full --batch_size=16"
     assert setting.config(config).mesh == config.mesh
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_images=-1"], "--num_images=-1"),
+        (["--json=."], "is a folder"),
+        (["--hlo=nowhere/step.txt"], "make it first"),
+        (["--sweep_batch_sizes", "16"], "is of --sweep"),
+        (["--sweep", "--sweep_presets"], "at least one"),
+        (["--sweep", "--sweep_presets", "dp", "--mesh.fsdp=2"], "give either"),
+        (["--sweep", "--sweep_batch_sizes", "16", "17"], "batch_size = 17"),
+    ],
+)
+def test_what_would_fail_late_or_be_ignored_is_refused(words, message, capsys):
+    assert command.main([TINY, "--topology=h100x8", *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+            "hbm. Used 48.52G of 15.75G hbm. Exceeded hbm capacity by 32.77G.",
+            int(48.52 * 2**30),
+        ),
+        ("RESOURCE_EXHAUSTED: of a form that says no size", None),
+    ],
+)
+def test_what_a_refused_step_needs_is_read_from_the_refusal(text, needed):
+    found = refusal(text)
+    assert isinstance(found, OutOfMemoryError)
+    assert found.needed == needed
+
+
+def test_another_refusal_is_no_lack_of_memory_of_the_chip():
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 130.00M of 128.00M vmem."
+    )
+    assert not isinstance(refusal(text), OutOfMemoryError)
+    assert "vmem" in str(refusal(text))
+    assert "INTERNAL" in str(refusal("INTERNAL: Mosaic failed"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:8x8x8", "v5p:4x8x8", "v6e:8x8"])
+def test_the_mesh_of_a_pod_can_be_laid_over_its_chips(topology):
+    """In a process of its own, as above. `AbstractMesh` knows no grid of chips."""
+    pytest.importorskip("libtpu")
+    program = (
+        "from grain_jax.benchmarking.planning import check_mesh\n"
+        "from grain_jax.benchmarking.topology import open_topology\n"
+        "from grain_jax.config import TrainConfig\n"
+        f"mesh = check_mesh(TrainConfig(batch_size=4096), open_topology('{topology}'))\n"
+        "assert mesh.shape['fsdp'] in (8, 16), mesh.shape\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment())

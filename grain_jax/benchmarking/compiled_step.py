@@ -64,9 +64,13 @@ class Exchange:
         num_bytes = self.num_bytes if self.step_bytes is None else self.step_bytes
         crossed = num_slices if "data" in self.axes.split("+") else 1
         inside = self.group // crossed
-        seconds = _ring(self.kind, inside) * num_bytes / peak.network_rate
+        # A permutation goes one way round a TPU's axis, whose rate is of both.
+        one_way = 2 if self.kind == "collective-permute" and peak.is_tpu else 1
+        seconds = _ring(self.kind, inside) * num_bytes * one_way / peak.network_rate
         if crossed > 1 and peak.between_rate:
-            seconds += _ring(self.kind, crossed) * num_bytes / inside / peak.between_rate
+            # A permutation's whole array goes through the device at the edge of its slice.
+            part = 1 if self.kind == "collective-permute" else inside
+            seconds += _ring(self.kind, crossed) * num_bytes / part / peak.between_rate
         return seconds
 
 
@@ -109,7 +113,8 @@ def compile_step(
     `num_images` of the data set, where the length of the run follows from it; 0: some length, which
     changes constants only. The text of the program goes into `text_file`.
 
-    Raises `OutOfMemoryError` where the compiler refuses it for its memory.
+    Raises `OutOfMemoryError` where the compiler refuses it for its memory, and ValueError where it
+    refuses it for something else.
     """
     model, optimizer = build_model(config.model), make_optimizer(config.optim)
     steps, warmup_steps = run_length(config, num_images) or (1_000, 10)
@@ -123,7 +128,7 @@ def compile_step(
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            raise _memory_error(error) from error
+            raise refusal(str(error)) from error
     seconds = time.perf_counter() - started
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if text_file is not None:
@@ -150,10 +155,11 @@ def run_length(config: TrainConfig, num_images: int) -> tuple[int, int] | None:
     return num_steps(config, num_images), num_warmup_steps(config, num_images)
 
 
-def _memory_error(error: jax.errors.JaxRuntimeError) -> Exception:
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-        return error
+def refusal(text: str) -> ValueError:
+    """The error of a compiler that ends with `text`: of its memory, or another."""
+    # Of a TPU the memory of the chip, and not that of its core, which no setting changes.
+    if "RESOURCE_EXHAUSTED" not in text or "vmem" in text.partition("\n")[0].lower():
+        return ValueError(f"The compiler refuses the step: {text.splitlines()[0]}")
     sizes = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds)", text)
     needed = None if sizes is None else int(float(sizes[1]) * UNITS[sizes[2]])
     return OutOfMemoryError(needed, text.splitlines()[0])
@@ -222,7 +228,7 @@ def _exchanges(found: Iterable[hlo.Instruction], mesh: Mesh) -> list[Exchange]:
             kind=kind,
             axes=axes,
             in_loop=in_loop,
-            group=math.prod(mesh.shape[axis] for axis in axes.split("+") if axis in mesh.shape),
+            group=_group(several[0], axes, mesh),
             count=len(several),
             tiny=sum(whole_bytes(one) < TINY for one in several),
             num_bytes=sum(map(whole_bytes, several)),
@@ -230,6 +236,13 @@ def _exchanges(found: Iterable[hlo.Instruction], mesh: Mesh) -> list[Exchange]:
         )
         for (kind, axes, in_loop), several in sorted(rows.items())
     ]
+
+
+def _group(one: hlo.Instruction, axes: str, mesh: Mesh) -> int:
+    """Devices that exchange with each other; of a permutation all along its axes."""
+    if one.collective == "collective-permute":
+        return math.prod(mesh.shape[axis] for axis in axes.split("+") if axis in mesh.shape)
+    return len(hlo.groups(one)[0])
 
 
 def _over_turns(several: list[hlo.Instruction]) -> int | None:

@@ -59,12 +59,14 @@ def forecast(
     flops = step_flops(
         config, padded_positions(config), with_descriptions=needs_descriptions(config)
     )
-    passes = TPU_PASSES if peak.source.startswith("Cloud TPU") else GPU_PASSES
+    passes = TPU_PASSES if peak.is_tpu else GPU_PASSES
     # The gradient of tiles computes them anew: four products, not three.
     losses = passes[config.loss.logits_precision] * flops.losses * (4 / 3 if tiled else 1.0)
     encoded = flops.total - flops.losses
     cycles = step.schedule.cycles
-    spent = losses + encoded * (1 + RECOMPUTED[config.model.remat] / 3)  # forward: one of three
+    # Forward passes, each one of three: recomputed layers, and in micro-batches all once more.
+    again = RECOMPUTED[config.model.remat] + (config.optim.grad_cache_chunks > 1)
+    spent = losses + encoded * (1 + again / 3)
     return Forecast(
         compute=spent / (num_devices * peak.bfloat16),
         memory=step.schedule.num_bytes / peak.memory_rate,

@@ -6,13 +6,19 @@ TERA = 1e12
 GIB = 2**30
 
 
+_NVIDIA = "NVIDIA data sheet, SXM, without sparsity"
+_CLOUD_TPU = "Cloud TPU documentation"
+
+
 @dataclass(frozen=True)
 class Peak:
     """Of one JAX device, dense, from the vendor's data sheet. 0 where it is not listed here."""
 
     bfloat16: float  # FLOP/s
     source: str
-    memory: float = 0.0  # bytes; of TPUs what their compiler lets a program use
+    # bytes that a program may use: of a TPU by its compiler, of a GPU the three quarters that JAX
+    # takes without XLA_PYTHON_CLIENT_MEM_FRACTION
+    memory: float = 0.0
     memory_rate: float = 0.0  # bytes/s
     # bytes/s in each direction to the other devices of a node or slice: on a TPU one axis of the
     # grid of chips, both ways round
@@ -24,16 +30,18 @@ class Peak:
     # of 128 x 128 products a core. Of v6e the documented two of 256 x 256 would need 3.5 GHz.
     clock: float = 0.0
 
+    @property
+    def is_tpu(self) -> bool:
+        """Whether the device is one of Google's."""
+        return self.source == _CLOUD_TPU
 
-_NVIDIA = "NVIDIA data sheet, SXM, without sparsity"
-_CLOUD_TPU = "Cloud TPU documentation"
 
 # The first key that the device's name contains counts, so longer names come first.
 PEAKS: dict[str, Peak] = {
-    "H200": Peak(989.4 * TERA, _NVIDIA, 141e9, 4.8e12, 450e9, 50e9),
+    "H200": Peak(989.4 * TERA, _NVIDIA, 0.75 * 141e9, 4.8e12, 450e9, 50e9),
     "H100 PCIe": Peak(756.0 * TERA, "NVIDIA data sheet, PCIe, without sparsity"),
     "H100 NVL": Peak(835.5 * TERA, "NVIDIA data sheet, NVL, without sparsity"),
-    "H100": Peak(989.4 * TERA, _NVIDIA, 80e9, 3.35e12, 450e9, 50e9),
+    "H100": Peak(989.4 * TERA, _NVIDIA, 0.75 * 80e9, 3.35e12, 450e9, 50e9),
     "B200": Peak(2_250 * TERA, "NVIDIA data sheet of HGX B200, without sparsity"),
     "A100": Peak(312 * TERA, _NVIDIA),
     "L40S": Peak(362 * TERA, "NVIDIA data sheet, without sparsity"),

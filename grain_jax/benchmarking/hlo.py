@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,9 +56,9 @@ class Instruction:
 def instructions(text: str) -> list[Instruction]:
     """Every instruction of a compiled program (`compiled.as_text()`), those of fusions included."""
     lines = computations(text)
-    turns = turns_of(lines)
+    loops = loops_of(lines)
     return [
-        _instruction(line, in_loop=name in turns, turns=turns.get(name, 1))
+        _instruction(line, in_loop=name in loops, turns=loops.get(name, ONCE).turns)
         for name, body in lines.items()
         for line in body
     ]
@@ -76,21 +77,28 @@ def computations(text: str) -> dict[str, list[str]]:
     return lines
 
 
-def turns_of(lines: dict[str, list[str]]) -> dict[str, int | None]:
-    """How often a loop calls each computation, loops around it included; only those in loops.
+class Turns(NamedTuple):
+    """How often a computation is run; None where the program does not say."""
 
-    None where the program does not say. Inner loops come before the loops around them.
-    """
+    innermost: int | None  # by the loop that is nearest around it
+    turns: int | None  # by all loops around it together
+
+
+ONCE = Turns(1, 1)
+
+
+def loops_of(lines: dict[str, list[str]]) -> dict[str, Turns]:
+    """Turns of each computation that is in a loop. Inner loops come before those around them."""
     loops = [
         (loop[1], line) for body in lines.values() for line in body if (loop := LOOP.search(line))
     ]
-    turns: dict[str, int | None] = {}
+    found: dict[str, Turns] = {}
     for body, line in loops:
         length = _length(line, lines)
         for reached in _reached(lines, [body]):
-            around = turns.get(reached, 1)
-            turns[reached] = around * length if length and around else None
-    return turns
+            innermost, around = found.get(reached, (length, 1))
+            found[reached] = Turns(innermost, around * length if length and around else None)
+    return found
 
 
 def _length(loop: str, lines: dict[str, list[str]]) -> int | None:

@@ -19,7 +19,7 @@ from grain_jax.benchmarking.topology import Topology
 from grain_jax.config import TrainConfig
 from grain_jax.config.schema import Preset, Remat
 from grain_jax.parallel import sharding
-from grain_jax.parallel.presets import choose_sizes
+from grain_jax.parallel.presets import choose_mesh, choose_sizes
 from grain_jax.training.logits import logits_form
 
 GIB = 2**30
@@ -63,12 +63,7 @@ def make_plan(
 
     Raises ValueError for a mesh or batch that does not fit the devices.
     """
-    count = topology.num_slices
-    # By number, as host devices that stand for GPUs know nothing of nodes.
-    sizes = choose_sizes(config, num_slices=count, slice_size=len(topology.devices) // count)
-    sharding.check_slices(sizes, num_slices=count, slice_size=len(topology.devices) // count)
-    mesh = sharding.make_mesh(sizes, topology.devices)
-    sharding.check_batch(config, mesh.devices.shape)
+    mesh = check_mesh(config, topology)
     try:
         step = compile_step(config, mesh, num_images=num_images, text_file=text_file)
     except OutOfMemoryError as error:
@@ -81,10 +76,18 @@ def make_plan(
             num_devices=mesh.size,
             peak=topology.peak,
             tiled=logits_form(config, mesh).tiled,
-            num_slices=count,
+            num_slices=topology.num_slices,
         )
     length = run_length(config, num_images)
     return Plan(config, topology, mesh, step, None, times, length[0] if length else None)
+
+
+def check_mesh(config: TrainConfig, topology: Topology) -> Mesh:
+    """The mesh of the run; ValueError for a mesh or batch that does not fit the devices."""
+    # By number, as host devices that stand for GPUs know nothing of nodes.
+    mesh = choose_mesh(config, topology.devices, num_slices=topology.num_slices)
+    sharding.check_batch(config, mesh.devices.shape)
+    return mesh
 
 
 def verdict(plan: Plan) -> str:
@@ -114,11 +117,21 @@ def changes(plan: Plan) -> Iterator[str]:
     split = sizes["data"] * sizes["fsdp"]
     step, limit = plan.step, plan.limit
     large = step is None or limit is None or step.state > 0.1 * limit
-    if sizes["fsdp"] == 1 and split > 1 and large:
-        yield f"--mesh.fsdp={min(split, 16)}, which splits parameters and optimizer"
+    if sizes["fsdp"] == 1 and split > 1 and large and _can_be_split(plan):
+        yield "--mesh.preset=fsdp, which splits parameters and optimizer"
     chunks = 2 * config.optim.grad_cache_chunks
     if config.batch_size % (split * chunks) == 0:
         yield f"--optim.grad_cache_chunks={chunks}, which encodes the batch in parts, twice"
+
+
+def _can_be_split(plan: Plan) -> bool:
+    config = replace(plan.config, mesh=replace(plan.config.mesh, preset="fsdp"))
+    count = plan.topology.num_slices
+    try:
+        choose_sizes(config, num_slices=count, slice_size=plan.mesh.size // count)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,8 @@ def candidates(
     Presets are left out where the config gives sizes of the mesh.
     """
     given = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
-    meshes: list[Preset | None] = [None] if given or config.mesh.preset != "auto" else list(presets)
+    fixed = given or config.mesh.preset != "auto"
+    meshes: list[Preset | None] = [None] if fixed else list(presets)
     remats = sorted(get_args(Remat), key=("full", "dots", "none").index)
     return [
         Candidate(preset, remat, batch_size)
@@ -166,6 +180,8 @@ def sweep(
     That is what needs more memory than one before that did not fit: less recomputation at the same
     batch, or a larger batch, on the same mesh.
     """
+    for setting in settings:  # before minutes are spent on the first
+        check_mesh(setting.config(config), topology)
     refused: list[Candidate] = []
     less = ("full", "dots", "none")
     for setting in settings:

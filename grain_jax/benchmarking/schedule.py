@@ -48,6 +48,7 @@ class Schedule:
     cycles: float | None  # that the compiler estimates; None where it writes none
     by_part: dict[str, dict[str, float]]  # part of the model -> kind of operation -> cycles
     kernels: int  # custom calls, each once, of which the compiler estimates nothing
+    unknown_loops: int = 0  # loops that are counted as one turn, as the program does not say
 
 
 def read_schedule(text: str) -> Schedule:
@@ -55,11 +56,13 @@ def read_schedule(text: str) -> Schedule:
     lines = hlo.computations(text)
     if not lines:
         raise ValueError(f"This is no compiled program as HLO writes it: {text[:80]!r}")
-    turns = hlo.turns_of(lines)
-    num_bytes, cycles, kernels = 0.0, 0, 0
+    loops = hlo.loops_of(lines)
+    num_bytes, cycles, kernels, unknown = 0.0, 0, 0, 0
     by_part: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name in _run(lines):
-        times = turns.get(name, 1) or 1
+        innermost, turns = loops.get(name, hlo.ONCE)
+        times = turns or 1
+        unknown += turns is None
         arrays = {
             found[1]: found[2] for line in lines[name] if (found := hlo.INSTRUCTION.match(line))
         }
@@ -71,16 +74,14 @@ def read_schedule(text: str) -> Schedule:
                 continue
             read = OPERANDS.findall(line[found.end() :].partition(")")[0])
             moved = [found[2], *(arrays[operand] for operand in read if operand in arrays)]
-            num_bytes += times * sum(_bytes(array, times) for array in moved)
+            num_bytes += times * sum(_bytes(array, innermost or 1) for array in moved)
             estimate = CYCLES.search(line)
             kernels += opcode == "custom-call" and estimate is None and "tpu_custom_call" in line
             if estimate is not None:
                 cycles += times * int(estimate[1])
                 by_part[_part(line)][_kind(line, opcode, lines)] += times * int(estimate[1])
-    found_any = bool(by_part)
-    return Schedule(
-        num_bytes, cycles if found_any else None, {k: dict(v) for k, v in by_part.items()}, kernels
-    )
+    parts = {part: dict(kinds) for part, kinds in by_part.items()}
+    return Schedule(num_bytes, cycles if parts else None, parts, kernels, unknown)
 
 
 def _run(lines: dict[str, list[str]]) -> Iterator[str]:

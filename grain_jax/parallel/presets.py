@@ -22,57 +22,88 @@ FSDP, FSDP_BESIDE_TENSOR, TENSOR = 16, 4, 4
 MANY = 16  # devices of a slice, from which on "auto" splits the optimizer
 
 
-def choose_mesh(config: TrainConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def choose_mesh(
+    config: TrainConfig, devices: Sequence[Any] | None = None, *, num_slices: int = 0
+) -> Mesh:
     """The mesh of a run over `devices` (default: all of all processes).
 
-    Raises ValueError as `sharding.make_mesh` does, and where `mesh.preset` cannot be had.
+    `num_slices`: of devices that do not know their slice, one after the other; 0: they know.
+
+    A preset takes the largest groups that the grid of chips allows: 8 x 8 x 8 chips have rings of 8
+    and 64, and none of 16. Raises ValueError as `sharding.make_mesh` does, and where `mesh.preset`
+    cannot be had.
     """
     devices = jax.devices() if devices is None else devices
-    slices = sharding.slices_of(devices)
-    sizes = choose_sizes(config, num_slices=len(slices), slice_size=len(slices[0]))
-    return sharding.make_mesh(sizes, devices)
+    num_slices = num_slices or len(sharding.slices_of(devices))
+    size = len(devices) // num_slices
+    refused: ValueError | None = None
+    for sizes in possible_sizes(config, num_slices=num_slices, slice_size=size):
+        sharding.check_slices(sizes, num_slices=num_slices, slice_size=size)
+        try:
+            return sharding.make_mesh(sizes, devices)
+        except ValueError as error:
+            refused = refused or error
+    assert refused is not None  # there is one at least
+    raise refused
 
 
 def choose_sizes(config: TrainConfig, *, num_slices: int, slice_size: int) -> MeshConfig:
-    """`config.mesh` with sizes in the place of its preset.
+    """`config.mesh` with sizes in the place of its preset, whatever the grid of chips.
 
     Raises ValueError where the preset needs more devices in a slice, or other widths of the model.
     """
-    mesh = config.mesh
-    preset = mesh.preset
+    return possible_sizes(config, num_slices=num_slices, slice_size=slice_size)[0]
+
+
+def possible_sizes(config: TrainConfig, *, num_slices: int, slice_size: int) -> list[MeshConfig]:
+    """As `choose_sizes`, with smaller groups after it; of "auto" the last has none."""
+    mesh, preset = config.mesh, config.mesh.preset
     if preset == "auto":
         if (mesh.data, mesh.fsdp, mesh.tensor) != (-1, 1, 1):
-            return mesh
-        fsdp = _largest(FSDP, slice_size, *_widths(config))
-        return replace(mesh, fsdp=fsdp if slice_size >= MANY else 1)
+            return [mesh]
+        groups = _divisors(FSDP, slice_size, *_widths(config)) if slice_size >= MANY else [1]
+        return [replace(mesh, fsdp=fsdp) for fsdp in groups]
     if preset == "dp":
-        return replace(mesh, fsdp=1, tensor=1)
-    tensor = _largest(TENSOR, slice_size, *_heads(config)) if preset == "fsdp_tp" else 1
+        return [replace(mesh, fsdp=1, tensor=1)]
+    tensors = [1]
+    if preset == "fsdp_tp":
+        tensors = [size for size in _divisors(TENSOR, slice_size, *_inner(config)) if size > 1]
     most = FSDP_BESIDE_TENSOR if preset == "fsdp_tp" else FSDP
-    fsdp = _largest(most, slice_size // tensor, *_widths(config))
-    if fsdp == 1 or (preset == "fsdp_tp" and tensor == 1):
+    found = [
+        replace(mesh, fsdp=fsdp, tensor=tensor)
+        for tensor in tensors
+        for fsdp in _divisors(most, slice_size // tensor, *_widths(config))
+        if fsdp > 1
+    ]
+    if not found:
         raise ValueError(
             f"mesh.preset = {preset!r} finds nothing to split over {slice_size} devices of "
             f"{num_slices} slice(s) (GPU nodes, TPU slices or hosts): the model has widths "
-            f"{_widths(config)} and {_heads(config)} heads. Choose mesh.preset='dp', or the sizes "
-            "mesh.fsdp and mesh.tensor."
+            f"{_widths(config)}; heads, MLPs and vocabulary of {_inner(config)}. Choose "
+            "mesh.preset='dp', or the sizes mesh.fsdp and mesh.tensor."
         )
-    return replace(mesh, fsdp=fsdp, tensor=tensor)
+    return found
 
 
-def _largest(most: int, *numbers: int) -> int:
-    """The largest power of two up to `most` that divides all `numbers`."""
+def _divisors(most: int, *numbers: int) -> list[int]:
+    """Powers of two up to `most` that divide all `numbers`, largest first."""
     common = math.gcd(*numbers)
-    return max(size for size in (1, 2, 4, 8, 16) if size <= most and common % size == 0)
+    return [size for size in (16, 8, 4, 2, 1) if size <= most and common % size == 0]
 
 
 def _widths(config: TrainConfig) -> tuple[int, ...]:
+    """What "fsdp" splits."""
     model = config.model
     widths = (model.vision.width, model.text.width)
     return (*widths, model.decoder.width) if model.type == "grain" else widths
 
 
-def _heads(config: TrainConfig) -> tuple[int, ...]:
+def _inner(config: TrainConfig) -> tuple[int, ...]:
+    """What "tensor" splits."""
     model = config.model
-    heads = (model.vision.num_heads, model.text.num_heads)
-    return (*heads, model.decoder.num_heads) if model.type == "grain" else heads
+    towers = (model.vision, model.text)
+    heads = [tower.num_heads for tower in towers]
+    hidden = [int(tower.width * tower.mlp_ratio) for tower in towers]
+    if model.type == "grain":
+        heads, hidden = [*heads, model.decoder.num_heads], [*hidden, model.decoder.mlp_dim]
+    return (*heads, *hidden, model.text.vocab_size)

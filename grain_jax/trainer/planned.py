@@ -14,7 +14,10 @@ from grain_jax.config import TrainConfig
 MAX_BYTES = 16 * 2**20  # of the file
 GIB = 2**30
 # Settings that change the time of a step, besides those of the model.
-PLANNED = ("batch_size", "loss", "optim.grad_cache_chunks", "optim.ema_decay")
+PLANNED = (
+    *("batch_size", "loss", "optim.grad_cache_chunks", "optim.ema_decay", "data.max_regions"),
+    *("data.caption_length", "data.description_length"),
+)
 
 
 @dataclass(frozen=True)

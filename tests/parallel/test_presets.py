@@ -67,6 +67,35 @@ def test_a_model_of_odd_widths_is_split_by_what_divides_them():
         choose_sizes(config, num_slices=1, slice_size=64)
 
 
+def test_layers_are_split_by_what_divides_heads_mlps_and_vocabulary():
+    config = published("fsdp_tp")
+    config.model.text.vocab_size = 30522
+    assert choose_sizes(config, num_slices=1, slice_size=8).tensor == 2
+    config.model.decoder.mlp_dim = 2049
+    with pytest.raises(ValueError, match=r"nothing to split.*2049"):
+        choose_sizes(config, num_slices=1, slice_size=8)
+
+
+@pytest.mark.parametrize("refused", [{16}, {16, 8}, {16, 8, 4, 2}])
+def test_a_grid_of_chips_that_has_no_such_ring_gets_smaller_groups(refused, monkeypatch):
+    """8 x 8 x 8 chips of v5p have none of 16."""
+    made = []
+
+    def make(sizes, devices):
+        if sizes.fsdp in refused:
+            raise ValueError(f"cannot be laid over this TPU's grid: {sizes.fsdp}")
+        made.append(sizes)
+        return sizes
+
+    monkeypatch.setattr(sharding, "make_mesh", make)
+    devices = [type("Chip", (), {"process_index": 0, "slice_index": None})() for _ in range(64)]
+    largest = max({16, 8, 4, 2, 1} - refused)
+    assert choose_mesh(published("auto"), devices).fsdp == largest
+    if largest == 1:
+        with pytest.raises(ValueError, match="cannot be laid over this TPU's grid: 16"):
+            choose_mesh(published("fsdp"), devices)
+
+
 def test_the_mesh_of_a_run_has_its_preset():
     config = tiny_config()
     config.mesh = MeshConfig(preset="fsdp")

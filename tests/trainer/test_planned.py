@@ -48,7 +48,7 @@ def test_times_and_memory_are_printed_beside_what_was_measured(tmp_path):
     [
         ({"mesh": {"data": 4, "fsdp": 2, "tensor": 1}}, r"is of the mesh .*'fsdp': 2"),
         ({"forecast": None}, "has no times"),
-        ({"forecast": {"compute": "much"}}, r"plan --json|could not convert"),
+        ({"forecast": {"compute": "much"}}, "could not convert"),
         ({"config": {}}, "was made with model = None"),
         ({"memory_bytes": None}, "is not a file that"),
     ],
@@ -71,7 +71,6 @@ def test_other_settings_than_planned_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_what_plan_writes_is_read(tmp_path, monkeypatch):
-    """Without a compiler in between: the figures of a refused step have no times."""
     config = tiny_config()
     plan = make_plan(config, open_topology("h100x8"))
     file = tmp_path / "plan.json"
