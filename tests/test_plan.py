@@ -295,8 +295,8 @@ def test_what_would_fail_late_or_be_ignored_is_refused(words, message, capsys):
     ("text", "needed"),
     [
         (
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
-            "hbm. Used 48.52G of 15.75G hbm. Exceeded hbm capacity by 32.77G.",
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 48.52G of 15.75G hbm. Exceeded hbm capacity by 32.77G.",
             int(48.52 * 2**30),
         ),
         ("RESOURCE_EXHAUSTED: of a form that says no size", None),
