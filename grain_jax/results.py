@@ -174,11 +174,12 @@ def append_results(file: TextIO, step: int, results: Iterable[Result]) -> None:
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file with a "step" in each; none without the file.
 
-    A line that was cut off by a kill is skipped.
+    A line that was cut off by a kill is skipped, and so is one of other bytes than text, which a
+    machine that lost power may leave.
     """
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
