@@ -34,13 +34,27 @@ def elsewhere(**more) -> bytes:
     return json.dumps({"pid": 4711, "host": "node3", "boot": "another", **more}).encode()
 
 
+def until(happened) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_lost(held) -> bool:
+    try:
+        held.check()
+    except LockLost:
+        return True
+    return False
+
+
 def test_a_lock_is_held_renewed_and_removed(run, storage):
     with locked(run, note=pytest.fail) as held:
         first = storage.buckets["bucket"].objects[NAME].generation
         assert json.loads(storage.read("bucket", NAME))["pid"] == os.getpid()
-        time.sleep(0.5)
+        until(lambda: storage.buckets["bucket"].objects[NAME].generation > first + 1)
         held.check()
-        assert storage.buckets["bucket"].objects[NAME].generation > first + 1
     assert storage.names("bucket") == []
 
 
@@ -93,7 +107,7 @@ def test_of_two_that_take_over_one_wins(run, storage):
 def test_a_lock_that_was_taken_over_is_lost(run, storage):
     with locked(run, note=pytest.fail) as held:
         storage.put("bucket", NAME, elsewhere())
-        time.sleep(0.5)
+        until(lambda: is_lost(held))
         with pytest.raises(LockLost, match=r"another process \(4711 on node3\) has taken"):
             held.check()
     assert storage.read("bucket", NAME) == elsewhere()  # the other's is left alone
@@ -102,7 +116,9 @@ def test_a_lock_that_was_taken_over_is_lost(run, storage):
 def test_a_service_that_fails_does_not_lose_the_lock(run, storage):
     with locked(run, note=pytest.fail) as held:
         storage.refuse = lambda method, path: 403
-        time.sleep(0.4)
+        storage.sent.clear()
+        until(lambda: len(storage.sent) > 2)
         storage.refuse = lambda method, path: None
-        time.sleep(0.4)
+        before = storage.buckets["bucket"].objects[NAME].generation
+        until(lambda: storage.buckets["bucket"].objects[NAME].generation > before)
         held.check()
