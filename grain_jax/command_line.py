@@ -20,7 +20,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from grain_jax.config.migration import COMMANDS, migrate_options
 from grain_jax.disk import cannot_write, disk_trouble
-from grain_jax.paths import user_path
+from grain_jax.paths import run_path, user_path
 
 
 class ExitStatus(enum.IntEnum):
@@ -165,6 +165,7 @@ RequiredPath = Annotated[Path, one_word(user_path, "PATH")]
 OptionalPath = Annotated[Path | None, one_word(user_path, "PATH"), _no_default]
 Step = Annotated[int | None, _step_or_best, one_word(integer, "N"), default_is("the newest")]
 Best = Annotated[bool, _step_or_best]
+RunPath = Annotated[Path, one_word(run_path, "PATH")]  # of a bucket too
 OUT = arg(aliases=("--out",))  # the name that --output had in most commands
 
 

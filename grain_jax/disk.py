@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 WRITING = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # no space: of the disk, the user, one file
@@ -103,6 +104,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def sync(file: IO[Any]) -> None:
+    """Returns when what was written to an open file is on the disk, where losing power leaves it.
+
+    A renamed file could otherwise be empty then. Devices and pipes have no disk.
+    """
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise
+
+
 def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
     """Writes UTF-8, line ends as given, as `whole_file` does. `errors`: as of `open`.
 
@@ -113,3 +127,4 @@ def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
         partial.open("w", encoding="utf-8", errors=errors, newline="") as file,
     ):
         file.write(text)
+        sync(file)

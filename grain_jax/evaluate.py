@@ -35,6 +35,7 @@ from grain_jax.command_line import (
     NotParsed,
     OptionalCount,
     OptionalText,
+    RunPath,
     Step,
     default_is,
     end,
@@ -71,7 +72,7 @@ from grain_jax.models.learned import what_lacks
 from grain_jax.parallel import processes
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
-from grain_jax.paths import local_path, user_path
+from grain_jax.paths import absolute, local_path, user_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
@@ -84,7 +85,6 @@ OF_RECORDS = ("split", "tasks")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
 
-_LocalPath = Annotated[Path, one_word(local_path, "PATH")]
 _OptionalPath = Annotated[Path | None, one_word(local_path, "PATH")]
 _OptionalFile = Annotated[_OptionalPath, arg(metavar="FILE", help_behavior_hint="")]
 _own = default_is("the run's")
@@ -94,7 +94,7 @@ _own = default_is("the run's")
 class Options:
     """What `evaluate` takes."""
 
-    checkpoint: Annotated[_LocalPath, arg(metavar="RUN")]  # run folder, or another model (above)
+    checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model (above)
     step: Step = None  # checkpoint of this step
     best: Best = False  # the checkpoint that keep_best kept
     # labelled images, or prepared records
@@ -402,7 +402,7 @@ def _same(first: Path, second: Path) -> bool:
 
 def _named(path: Path) -> str:
     """In full, so that it can be found from elsewhere; a name on the hub as it is."""
-    return str(path.absolute()) if path.exists() else str(path)
+    return str(absolute(path)) if path.exists() else str(path)
 
 
 def write_results(options: Options, report: dict[str, Any], messages: Console) -> list[str]:

@@ -32,6 +32,7 @@ from grain_jax.command_line import (
     ExitStatus,
     NotParsed,
     RequiredPath,
+    RunPath,
     Step,
     end,
     parse,
@@ -60,7 +61,7 @@ FormatName = Literal["huggingface", "official", "run"]  # those of `writable_for
 class Options:
     """What `export` takes."""
 
-    checkpoint: Annotated[RequiredPath, arg(metavar="RUN")]  # run folder, or another model (above)
+    checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model (above)
     to: FormatName  # what to write (above)
     output: Annotated[RequiredPath, OUT, arg(metavar="DIR")]  # new folder to write
     step: Step = None  # checkpoint of this step

@@ -1,10 +1,20 @@
 """Paths as people write them: "~" is their home folder, also where no shell has replaced it.
 
-A shell leaves the "~" of `--output=~/sets` and of a string in Python alone.
+A shell leaves the "~" of `--output=~/sets` and of a string in Python alone. A folder of a bucket is
+an address, "gs://bucket/name"; where one is taken, `run_path` reads it.
 """
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from grain_jax import buckets
+
+# `Path`, or what `run_path` gives for a folder of a bucket: it has the methods that are used here.
+if TYPE_CHECKING:
+    AnyPath = Path
+else:
+    AnyPath = PurePath
 
 
 def expand_home(text: str) -> str:
@@ -38,3 +48,18 @@ def local_path(text: str, *, option: str = "") -> Path:
             "machine was expected; copy or mount it here first"
         )
     return user_path(text)
+
+
+def run_path(text: str | os.PathLike[str], *, option: str = "") -> AnyPath:
+    """`local_path`, or the folder of a bucket for "gs://bucket/name".
+
+    Raises ValueError for any other address, for one without a folder in the bucket, and where what
+    reads buckets is not installed.
+    """
+    text = os.fspath(text)
+    return buckets.folder(text) if buckets.in_bucket(text) else local_path(text, option=option)
+
+
+def absolute(path: AnyPath) -> AnyPath:
+    """The whole path; an address is one already."""
+    return path if buckets.in_bucket(path) else path.absolute()

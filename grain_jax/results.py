@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TextIO
 
 from grain_jax.config.migration import migrate_metrics
+from grain_jax.paths import AnyPath
 
 FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one a line
 METRICS_FILE = "metrics.jsonl"  # likewise: what training logged, and results by their keys
@@ -171,14 +171,15 @@ def append_results(file: TextIO, step: int, results: Iterable[Result]) -> None:
     file.flush()
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: AnyPath) -> Iterator[dict[str, Any]]:
     """The objects of a file with a "step" in each; none without the file.
 
-    A line that was cut off by a kill is skipped.
+    A line that was cut off by a kill is skipped, and so is one of other bytes than text, which a
+    machine that lost power may leave.
     """
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
@@ -187,7 +188,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def read_results(run: Path) -> dict[int, list[Result]]:
+def read_results(run: AnyPath) -> dict[int, list[Result]]:
     """Step -> results of a run folder, the steps in order.
 
     What was measured twice at a step (in training and at its end) counts as measured last. What

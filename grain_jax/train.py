@@ -19,7 +19,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -47,7 +46,7 @@ from grain_jax.models.learned import NOTHING
 from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_mesh
 from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
-from grain_jax.paths import local_path, user_path
+from grain_jax.paths import AnyPath, run_path, user_path
 from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import (
     check,
@@ -77,6 +76,7 @@ from grain_jax.training.optimizer import (
     make_schedule,
 )
 from grain_jax.training.progress import Screen, introduction
+from grain_jax.training.run_files import RunFiles
 from grain_jax.training.state import (
     abstract_state,
     new_state,
@@ -88,7 +88,8 @@ from grain_jax.training.step import make_train_step
 class Options:
     """What `train` takes besides `--config`."""
 
-    workdir: str = ""  # folder of the run, or runs/<name>; the same command again resumes it
+    # folder of the run, gs://bucket/folder too, or runs/<name>; the same command again resumes it
+    workdir: str = ""
     print_config: bool = False  # print every setting as JSON and exit
     check: bool = False  # check settings and data, say what would start, and exit; needs no GPU
     check_devices: str = ""  # with check: that the mesh fits 16 devices (16) or 2 nodes of 8 (2x8)
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if config.pretrained:
                     print(f"Note: settings of {config.pretrained} come to these.", file=sys.stderr)
                 return ExitStatus.DONE
-            workdir = local_path(options.workdir or f"runs/{config.name}", option="--workdir")
+            workdir = run_path(options.workdir or f"runs/{config.name}", option="--workdir")
             change_schedule = options.change_schedule
             if options.check or options.check_devices:
                 devices = options.check_devices
@@ -126,9 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runtime.open_devices()
             screen = Screen()
             with processes.errors_in_all():
+                held_lock: lock.Held = lock.Kept()
                 if processes.speaks():  # for all of them
-                    held.enter_context(lock.locked(workdir, note=screen.note))
-            run = set_up(config, workdir, screen, change_schedule=change_schedule)
+                    held_lock = held.enter_context(lock.locked(workdir, note=screen.note))
+                files = RunFiles(workdir, check=held_lock.check, fetch=processes.speaks())
+                held.callback(files.close)
+            run = set_up(config, workdir, files, screen, change_schedule=change_schedule)
         except NotParsed as parsed:
             return parsed.status
         except (ValueError, OSError) as error:  # what the user gave; nothing has been trained yet
@@ -164,7 +168,7 @@ def run_to_end(run: "Run", screen: Screen) -> int:
     """Trains, evaluates and reports; returns the exit status."""
     with StopSignals() as signals:
         try:
-            with runtime.Profiler(run.workdir, run.config.logging.profile_step) as profiler:
+            with runtime.Profiler(run.files.folder, run.config.logging.profile_step) as profiler:
                 train(run, screen, signals, profiler)
             if not signals.exit_status:
                 finish(run, screen, signals)
@@ -190,7 +194,14 @@ def run_to_end(run: "Run", screen: Screen) -> int:
         return signals.exit_status
 
 
-def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedule: bool) -> Run:
+def set_up(
+    config: TrainConfig,
+    workdir: AnyPath,
+    files: RunFiles,
+    screen: Screen,
+    *,
+    change_schedule: bool,
+) -> Run:
     """Opens devices, data, model and run folder; ValueError for what the user must change.
 
     An error that one process alone may meet is raised in all, between what they do together.
@@ -273,9 +284,9 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
     encoder = Encoder.from_bundle(bundle, mesh=mesh, num_workers=loader.num_workers)
     # From here on the run folder is this run's.
     with processes.errors_in_all():
-        log = MetricsLog(workdir, config, start_step=start_step)
+        log = MetricsLog(files.folder, config, start_step=start_step)
         if processes.speaks():
-            (workdir / "config.json").write_text(config_to_json(config), encoding="utf-8")
+            (files.folder / "config.json").write_text(config_to_json(config), encoding="utf-8")
     run = Run(
         config=config,
         workdir=workdir,
@@ -292,6 +303,7 @@ def set_up(config: TrainConfig, workdir: Path, screen: Screen, *, change_schedul
         encoder=encoder,
         checkpoints=checkpoints,
         best=checkpoints.best_score(),
+        files=files,
         log=log,
         seconds=log.seconds_before,
         learned=inputs.learned,
@@ -317,7 +329,7 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
     """
     config, window = run.config, Window()
     if run.start_step < run.last_step and jax.process_index() == 0:
-        (run.workdir / "report.md").unlink(missing_ok=True)  # of a shorter run: no longer true
+        (run.files.folder / "report.md").unlink(missing_ok=True)  # of a shorter run: no longer true
     screen.start(done=run.start_step, steps=run.last_step)
     failure: ValueError | None = None  # of the data, found out only now, by this process alone
     for step in range(run.start_step + 1, run.last_step + 1):
@@ -370,7 +382,7 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
             # Nothing is saved while steps are nonfinite: weights that may be unable to take any
             # step would push good checkpoints out.
             if (save or better) and not summary.consecutive_nonfinite:
-                run.checkpoints.save(run.state, step=step, score=measured)
+                run.save(step=step, score=measured)
                 run.best = max(run.best, -math.inf if measured is None else measured)
             run.checkpoints.check()
 
@@ -386,11 +398,11 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
 
 def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
     """Evaluates the trained weights on everything held out; writes and prints the report."""
-    report = run.workdir / "report.md"
+    report = run.files.folder / "report.md"
     if run.start_step >= run.last_step and processes.from_first(report.exists()):
         screen.say(
-            f"This run is finished (step {run.start_step}); its report is {report}. For a new run "
-            "give another --workdir."
+            f"This run is finished (step {run.start_step}); its report is "
+            f"{run.files.address(report)}. For a new run give another --workdir."
         )
         return
     screen.say("Evaluating ...")
@@ -401,19 +413,21 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
             results = evaluate(encoder, run.config, final=True, note=screen.say, details=details)
             run.log.write_results(int(run.state.step), results)
             written = write_report(
-                run.workdir,
+                run.files.folder,
                 run.config,
                 results,
                 encoder=encoder,
                 facts=facts(run),
                 details=details,
             )
+            run.files.publish(wait=True)
         except ValueError as error:
             stopped = stopped_by(error)
             raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
     data = data_source(run.config.data, image_size=run.config.model.image_size)
     print_results(results, screen.console, headline=data.headline(results))
-    for path in [*written, run.workdir / metrics.FILE, run.workdir / run_folder.FOLDER]:
+    shown = [run.files.address(path) for path in [*written, run.files.folder / metrics.FILE]]
+    for path in [*shown, run.workdir / run_folder.FOLDER]:
         screen.say(str(path))
 
 

@@ -3,9 +3,9 @@
 #
 #   launch/tpu_vm.sh [--dry-run] TPU_NAME ZONE [arguments of grain_jax.train ...]
 #
-# The code is copied to every worker and installed there with the extra "tpu". --workdir and
-# --data.data_dir must be reachable from all workers (a mounted bucket or disk), and are
-# looked for there: before anything starts, here, and with --dry-run only here, the settings are
+# The code is copied to every worker and installed there with the extras "tpu" and "gcs". --workdir and
+# --data.data_dir must be reachable from all workers (gs://bucket/folder, or a mounted disk), and
+# are looked for there: before anything starts, here, and with --dry-run only here, the settings are
 # checked, which needs grain_jax installed on this machine too. After a preemption, start it again:
 # the run resumes from its last checkpoint. It outlives this terminal; to save and stop it:
 # gcloud ... ssh --worker=all --command='kill $(cat ~/grain_jax/train.pid)'.
@@ -48,7 +48,7 @@ sources=("$root/grain_jax" "$root/configs" "$root/pyproject.toml" "$root/setup.c
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="mkdir -p ~/grain_jax"
 run gcloud compute tpus tpu-vm scp --recurse "${sources[@]}" "$name:~/grain_jax" "${where[@]}"
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" \
-  --command="cd ~/grain_jax && ${PYTHON:-python3.11} -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+  --command="cd ~/grain_jax && ${PYTHON:-python3.11} -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 arguments=""
 if (($#)); then arguments=$(printf ' %q' "$@"); fi
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="cd ~/grain_jax && \

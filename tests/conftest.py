@@ -4,8 +4,10 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,27 @@ def pytest_configure(config: pytest.Config) -> None:
         if "jaxtyping" in path.read_text(encoding="utf-8")
     ]
     install_import_hook(checked, "beartype.beartype")
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A `StorageServer` with an empty bucket called "bucket", for this process and those it starts.
+
+    Skips where the extra `gcs` is not installed.
+    """
+    from storage_server import Bucket, forget_client, shared_server
+
+    server = shared_server()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)  # before gcsfs is imported, which looks then
+    for module in ("gcsfs", "google.cloud.storage"):
+        pytest.importorskip(module, reason="the extra gcs is not installed")
+    server.buckets.clear()
+    server.sent.clear()
+    server.buckets["bucket"] = Bucket()
+    yield server
+    server.refuse = lambda method, path: None
+    forget_client()
 
 
 # Where a file is done by one process, those that take longest come first: one of them at the end

@@ -344,7 +344,7 @@ def test_mistakes_are_one_line(run, images, records, arguments, message, capsys)
 
 @pytest.mark.parametrize(
     "option",
-    ["--checkpoint=gs://b/run", "--data=s3://b/images", "--output=gs://b/a.json"],
+    ["--checkpoint=s3://b/run", "--data=gs://b/images", "--output=gs://b/a.json"],
 )
 def test_an_address_is_not_a_path_of_this_machine(option, capsys):
     given = [option] if option.startswith("--checkpoint") else ["--checkpoint=run", option]

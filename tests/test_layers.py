@@ -13,7 +13,7 @@ import grain_jax
 PACKAGE = Path(grain_jax.__file__).parent
 TESTS = Path(__file__).parent
 ROWS = (
-    ("paths", "disk", "terminal", "extras"),
+    ("paths", "buckets", "disk", "terminal", "extras"),
     ("config",),
     ("boxes", "results", "runtime", "slow_compile", "cluster"),
     ("data", "losses"),

@@ -193,6 +193,6 @@ def test_a_name_that_is_not_utf8_is_shown_and_written(tmp_path: Path, monkeypatc
     assert Path("cards", name).is_file()
 
 
-def test_a_workdir_is_no_address(capsys) -> None:
-    assert train.main(["--workdir=gs://bucket/run"]) == 2
-    assert "--workdir: 'gs://bucket/run' is an address" in " ".join(capsys.readouterr().err.split())
+def test_a_workdir_is_in_no_other_store(capsys) -> None:
+    assert train.main(["--workdir=s3://bucket/run"]) == 2
+    assert "--workdir: 's3://bucket/run' is an address" in " ".join(capsys.readouterr().err.split())

@@ -21,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 from tensorflow_datasets.proto import tf_example_pb2
 
+from grain_jax import buckets
 from grain_jax.boxes import Box
 from grain_jax.data.decoded_cache import DecodedCache
 from grain_jax.data.records import Caption, Record, Region
@@ -143,8 +144,9 @@ def _to_xyxy(stored: Float[np.ndarray, "4"]) -> Box:
 class RecordSource:
     """The records of one split of a prepared folder, or of a TFDS sub-split ("train[:1%]").
 
-    Raises ValueError where the folder or the split does not exist, the split has no record, or the
-    folder holds another kind of data set. Opening a folder does not run code that it names.
+    The folder may be one of a bucket, "gs://bucket/folder". Raises ValueError where the folder or
+    the split does not exist, the split has no record, or the folder holds another kind of data
+    set; OSError where a bucket cannot be reached. Opening a folder does not run code that it names.
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
@@ -154,6 +156,8 @@ class RecordSource:
                 "data.dataset='tfds' needs data.data_dir: a folder that "
                 "`python -m grain_jax.prepare` wrote."
             )
+        if buckets.in_bucket(self._directory):
+            _check_bucket(self._directory)
         try:
             foreign = foreign_features(self._directory)
             builder = None if foreign else tfds.builder_from_directory(self._directory)
@@ -245,6 +249,16 @@ class RecordSource:
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return RecordSource, (self._directory, self._split)  # each process opens the files itself
+
+
+def _check_bucket(directory: str) -> None:
+    """Raises ValueError or OSError where a bucket cannot be read, with what else can be done."""
+    try:
+        buckets.check(buckets.folder(directory))
+    except (ValueError, OSError) as error:
+        raise type(error)(
+            f"{error} Records are also read from a bucket that is mounted: docs/scale.md, Buckets."
+        ) from error
 
 
 def foreign_features(directory: str) -> list[str]:

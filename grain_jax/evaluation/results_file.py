@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from grain_jax.buckets import in_bucket
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.disk import write_whole
 from grain_jax.evaluation.details import sha256_of
@@ -36,12 +37,15 @@ def check_place(option: str, path: Path, *, overwrite: bool) -> None:
 
 
 def default_folder(model: Path) -> Path:
-    """The folder of a run, which gets the results on it; for any other model the current one.
+    """The folder of a run, which gets the results on it; for any other model, and for a run in a
+    bucket, the current one.
 
     Raises ValueError where the current folder is that of the model, or cannot be written to.
     """
     folder = Path()
-    if is_run(model):
+    if in_bucket(model):
+        pass
+    elif is_run(model):
         folder = model.parent if model.resolve().name == run_folder.FOLDER else model
     elif model.is_dir() and model.resolve() == folder.resolve():
         raise ValueError(
@@ -55,12 +59,13 @@ def default_folder(model: Path) -> Path:
 
 def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, tasks: str) -> str:
     """A name that says what was measured; other texts, images or settings have another one."""
-    name = "" if is_run(model) else model.name if model.is_dir() else model.stem
+    is_named = in_bucket(model) or not is_run(model)  # else by the folder that it is written to
+    name = "" if not is_named else model.name if model.is_dir() else model.stem
     if not model.exists():
         name = model.name  # of the hub's, dots and all
     parts = [
         "evaluation",
-        name or ("" if is_run(model) else model.resolve().name),
+        name or (model.resolve().name if is_named else ""),
         "" if data is None else folder_name(data),
         report["split"] or "",
         tasks,

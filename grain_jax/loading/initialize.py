@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -22,6 +21,7 @@ from grain_jax.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_from_
 from grain_jax.formats.grain_reference import stack_layers, unstack_layers
 from grain_jax.loading.load import read_model
 from grain_jax.models.bundle import ModelBundle
+from grain_jax.paths import AnyPath
 from grain_jax.training import run_folder
 from grain_jax.training.state import TrainState
 
@@ -72,7 +72,7 @@ class Pretrained:
     notes: Sequence[str] = ()  # to print
 
 
-def pretrained(config: TrainConfig, workdir: Path) -> Pretrained:
+def pretrained(config: TrainConfig, workdir: AnyPath) -> Pretrained:
     """Reads the weights that `config.pretrained` names and lets `config` inherit their settings.
 
     A run in `workdir` that has a checkpoint resumes from it: the inherited settings are read from

@@ -1,6 +1,7 @@
 """Load a trained model of any supported format as a `ModelBundle`:
 
-- a run folder of `python -m grain_jax.train`, the only format with several steps;
+- a run folder of `python -m grain_jax.train`, the only format with several steps, and the only one
+  that is read from a bucket ("gs://bucket/run");
 - a folder of `python -m grain_jax.export --to=huggingface`;
 - a checkpoint file of the official code (.pth), or of `--to=official`;
 - a folder of a `CLIPModel` or `SiglipModel` of Hugging Face, or of a model of open_clip;
@@ -16,34 +17,43 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from grain_jax import buckets
 from grain_jax.loading.formats import FORMATS, RUN
 from grain_jax.loading.hub import download
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.paths import user_path
+from grain_jax.paths import AnyPath, run_path
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 OUR_FOLDERS = ("runs", "exports")  # a missing "runs/demo" is not looked for on the hub
 
 
 def read_model(
-    path: str | Path, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
+    path: str | AnyPath, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
 ) -> ModelBundle:
-    """The model at `path`, a path or a name on the Hugging Face hub.
+    """The model at `path`, a path, an address in a bucket or a name on the Hugging Face hub.
 
     Args:
         step: of a run folder, the step of the checkpoint (default: the newest).
         best: of a run folder, load the checkpoint with the best metric.
         mesh: shard the parameters of a run over it; those of other formats are replicated.
 
-    Raises ValueError where there is no model, its format is not supported, or it is damaged.
+    Raises ValueError where there is no model, its format is not supported, or it is damaged, and
+    OSError where a bucket cannot be reached.
     """
-    path = user_path(path)
+    path = run_path(path)
     name = str(path)
+    if buckets.in_bucket(path):
+        buckets.check(path)
     if RUN.recognises(path):
         return RUN.read(path, step=step, best=best, mesh=mesh)
     if step is not None or best:
         raise ValueError(
             f"{name} is not a run folder, so there is no step to choose; leave out step and best."
+        )
+    if buckets.in_bucket(path):
+        raise ValueError(
+            f"There is no run folder with a complete checkpoint in {name}; other models are read "
+            "from this machine: copy them here first."
         )
     loaded = _read_other(path, name)
     if mesh is None:

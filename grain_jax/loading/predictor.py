@@ -19,13 +19,14 @@ def load(
     """Loads a model for inference on the first device.
 
     Args:
-        path: a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or
-            open_clip: a folder, or a name on the Hugging Face hub.
+        path: a run folder (of a bucket too: "gs://bucket/run"), an export, an official .pth, or a
+            CLIP or SigLIP of Hugging Face or open_clip: a folder, or a name on the Hugging Face
+            hub.
         step: of a run, the step of the checkpoint (default: the newest).
         best: of a run, load the checkpoint with the best metric.
         batch_size: of images and of texts.
         note: called with notes on inputs that may affect results, such as truncated texts.
 
-    Raises ValueError where there is no such model.
+    Raises ValueError where there is no such model, and OSError where a bucket cannot be reached.
     """
     return Model(read_model(path, step=step, best=best), batch_size=batch_size, note=note)

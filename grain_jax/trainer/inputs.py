@@ -4,14 +4,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh
 
-from grain_jax import runtime
+from grain_jax import buckets, runtime
 from grain_jax.config import DataConfig, TrainConfig, validate
 from grain_jax.config.validation import unread_notes
 from grain_jax.data.decoded_cache import cache_notes
@@ -37,6 +36,7 @@ from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import NOTHING, Learned, learned_before, learns
 from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_sizes
+from grain_jax.paths import AnyPath
 from grain_jax.training import checkpoint, run_folder
 from grain_jax.training.optimizer import num_steps, num_warmup_steps
 from grain_jax.training.progress import Screen, what_trains
@@ -63,7 +63,7 @@ class Inputs:
 
 
 @processes.errors_in_all()
-def open_inputs(config: TrainConfig, workdir: Path, newest: int | None) -> Inputs:
+def open_inputs(config: TrainConfig, workdir: AnyPath, newest: int | None) -> Inputs:
     """Opens weights to start from and data; ValueError for what the user must change.
 
     `newest`: the checkpoint of `workdir` that the run resumes from, None for a new run.
@@ -150,7 +150,9 @@ def late_notes(config: TrainConfig, *, start_step: int, steps: int) -> list[str]
 
 
 @processes.errors_in_all()
-def resume_notes(inputs: Inputs, workdir: Path, step: int, *, change_schedule: bool) -> list[str]:
+def resume_notes(
+    inputs: Inputs, workdir: AnyPath, step: int, *, change_schedule: bool
+) -> list[str]:
     """What changes where the run resumes from `step`; ValueError for what may not change."""
     saved = _saved(workdir, step)
     check_same_data(saved, inputs.source, workdir)
@@ -159,11 +161,11 @@ def resume_notes(inputs: Inputs, workdir: Path, step: int, *, change_schedule: b
     return [f"changed: {setting}" for setting in [*changed, *rate]]
 
 
-def _saved(workdir: Path, step: int) -> dict[str, Any]:
-    return run_folder.read_metadata(workdir.absolute() / run_folder.FOLDER, step)
+def _saved(workdir: AnyPath, step: int) -> dict[str, Any]:
+    return run_folder.read_metadata(run_folder.checkpoints(workdir), step)
 
 
-def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: bool) -> None:
+def check(config: TrainConfig, workdir: AnyPath, *, devices: str, change_schedule: bool) -> None:
     """Checks what a run needs but its devices, and says what would start; writes nothing.
 
     `devices`: "" where their number is not known, "16", or "2x8" for two slices (nodes) of eight.
@@ -180,6 +182,8 @@ def check(config: TrainConfig, workdir: Path, *, devices: str, change_schedule: 
         sharding.check_slices(sizes, num_slices=num_slices, slice_size=slice_size)
         shape = sharding.mesh_shape(sizes, num_slices * slice_size)
         sharding.check_batch(config, shape)
+    if buckets.in_bucket(workdir):
+        buckets.check(workdir)
     newest = checkpoint.latest_in_all(workdir)
     inputs = open_inputs(config, workdir, newest)
     config, notes = inputs.config, inputs.notes
@@ -221,7 +225,7 @@ def mixture_in_words(mixture: Mixture, *, samples: int) -> str:
     return "\n".join(lines)
 
 
-def folder_in_words(workdir: Path, step: int | None) -> str:
+def folder_in_words(workdir: AnyPath, step: int | None) -> str:
     """In words, for the screen; `step`: the checkpoint that is resumed from, None for a new run."""
     return str(workdir) + (f", resumed at step {step}" if step else "")
 

@@ -1,7 +1,6 @@
 """A run that trains: what it holds, and what is done to it between its steps."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -15,11 +14,13 @@ from grain_jax.evaluation.suite import best_metric_name, evaluate
 from grain_jax.inference.encoder import Encoder
 from grain_jax.models.learned import Learned, learned_in
 from grain_jax.parallel import processes, sharding
+from grain_jax.paths import AnyPath
 from grain_jax.trainer.planned import Planned, device_memory
 from grain_jax.training import metrics
 from grain_jax.training.checkpoint import Checkpoints
 from grain_jax.training.metrics import MetricsLog, Summary, Window
 from grain_jax.training.progress import Screen, duration
+from grain_jax.training.run_files import RunFiles
 from grain_jax.training.state import TrainState, count_parameters
 from grain_jax.training.step import TrainStep
 
@@ -39,7 +40,7 @@ class Run:
     """What `set_up` opens; `state`, `best` and `seconds` change while it trains."""
 
     config: TrainConfig
-    workdir: Path
+    workdir: AnyPath
     mesh: jax.sharding.Mesh
     source: Source
     steps: int  # of the whole schedule
@@ -51,6 +52,7 @@ class Run:
     encoder: Encoder
     checkpoints: Checkpoints
     best: float  # highest held-out score that was saved
+    files: RunFiles  # of the run folder; they are in `files.folder` while the run lasts
     log: MetricsLog
     seconds: float  # of training, earlier starts included
     learned: Learned  # what of the decoder has been taught so far
@@ -71,10 +73,17 @@ class Run:
             return f"nothing is saved in {self.workdir} yet."
         return f"step {step} is saved in {self.workdir}, and the same command resumes from it."
 
+    def save(self, *, step: int, score: float | None = None) -> None:
+        """Starts to save a checkpoint, once the log up to it is where a crash leaves it."""
+        self.log.sync()
+        self.files.publish(wait=True)
+        self.checkpoints.save(self.state, step=step, score=score)
+
     def close(self) -> None:
         """Ends loader threads, log files and the saving in the background."""
         self.batches.close()
         self.log.close()
+        self.files.close()
         self.checkpoints.close()
 
 
@@ -110,7 +119,7 @@ def save_before_stopping(run: Run) -> None:
     step = int(run.state.step)
     newest = processes.from_first(run.checkpoints.latest())
     if step > (newest or 0) and not int(run.state.consecutive_nonfinite):
-        run.checkpoints.save(run.state, step=step)
+        run.save(step=step)
     run.checkpoints.wait()
 
 
@@ -130,6 +139,7 @@ def log_window(run: Run, summary: Summary, screen: Screen) -> None:
         screen.say(run.planned.beside(summary.seconds_per_step, device_memory()))
         run.planned = None
     follow_regions(run, summary, screen)
+    run.files.publish()
     if replaced := int(summary.values["replaced_images"]):
         screen.say(f"Up to step {summary.step}, {replaced} unreadable images were replaced.")
     if summary.consecutive_nonfinite >= run.config.optim.max_consecutive_nonfinite:

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from grain_jax.buckets import in_bucket
 from grain_jax.config import CheckpointConfig, TrainConfig
 from grain_jax.config.migration import STATE
 from grain_jax.models.bundle import ModelBundle, from_metadata
@@ -30,23 +30,32 @@ from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import Learned
 from grain_jax.parallel.processes import errors_in_all, from_first
 from grain_jax.parallel.sharding import parameter_shardings
-from grain_jax.paths import user_path
+from grain_jax.paths import AnyPath, absolute, run_path
 from grain_jax.training.moments import as_stored, with_moments_of
-from grain_jax.training.run_folder import FOLDER, METADATA, complete_steps, read_metadata
+from grain_jax.training.run_folder import (
+    ENDED,
+    FOLDER,
+    METADATA,
+    STARTED,
+    checkpoints,
+    complete_steps,
+    read_metadata,
+    stored_steps,
+)
 from grain_jax.training.state import TrainState, abstract_boxed_params
 
 SECONDS_TO_SHOW = 60  # that a shared file system may take to show a file to another machine
 
 
 def load(
-    path: str | Path, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
+    path: str | AnyPath, *, step: int | None = None, best: bool = False, mesh: Mesh | None = None
 ) -> ModelBundle:
     """The model of a run folder (or its `checkpoints/`): the newest, the best, or that of `step`.
 
     Reads neither optimizer nor data. With a `mesh`, parameters are split over it as in training.
     Raises ValueError where there is no such checkpoint.
     """
-    folder = _checkpoint_folder(user_path(path))
+    folder = _checkpoint_folder(run_path(path))
     step = _choose_step(folder, step, best=best)
 
     def params(config: TrainConfig) -> Any:
@@ -60,13 +69,13 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written, possibly one that was begun some steps ago."""
 
 
-def latest_in_all(run_folder: Path) -> int | None:
+def latest_in_all(run_folder: AnyPath) -> int | None:
     """The newest whole step of a run folder, the same in every process; None for a new run.
 
     Process 0 decides. Where the file system shows it to another only later, that one waits. Raises
     ValueError where it does not come: the processes have different folders under this name.
     """
-    folder = run_folder.absolute() / FOLDER
+    folder = checkpoints(run_folder)
     own = complete_steps(folder)
     step = from_first(own[-1] if own else None)
     with errors_in_all():
@@ -93,13 +102,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        run_folder: Path,
+        run_folder: AnyPath,
         config: CheckpointConfig,
         *,
         metadata: dict[str, Any],
         metric: str = "score",
     ):
-        self.folder = run_folder.absolute() / FOLDER
+        self.folder = checkpoints(run_folder)
         self._metadata = metadata
         self._metric = metric
 
@@ -107,7 +116,7 @@ class Checkpoints:
             return metrics.get(metric, -math.inf)
 
         if jax.process_index() == 0:  # before the manager looks; the others wait in it for all
-            _put_incomplete_aside(self.folder)
+            _make_way(self.folder)
         keep: list[Any] = [preservation_policy.LatestN(config.max_to_keep)]
         if config.keep_best:
             best = preservation_policy.BestN(
@@ -204,14 +213,39 @@ class Checkpoints:
         self._manager.close()
 
 
-def _put_incomplete_aside(folder: Path) -> None:
-    """A folder with the name of a step and no end mark (half copied, say) would block its step."""
-    for entry in folder.glob("*"):
-        if entry.name.isdigit() and int(entry.name) not in complete_steps(folder):
+def _make_way(folder: AnyPath) -> None:
+    """What has the name of a step and no end mark would block its step.
+
+    On a disk it is put aside: it was half copied, say. In a bucket it is what every killed save
+    leaves, and is removed. Raises ValueError where it was saved whole and copied there without its
+    end mark, which versions of Orbax do not write on a disk.
+    """
+    for step in sorted({*stored_steps(folder)} - {*complete_steps(folder)}):
+        entry = folder / str(step)
+        if not in_bucket(folder):
             entry.rename(entry.with_name(entry.name + ".incomplete"))
+            continue
+        if _was_committed(entry):
+            raise ValueError(
+                f"{entry} was saved whole elsewhere and has no {ENDED}, by which a checkpoint in a "
+                f"bucket is known to be complete. If it was copied whole, add the mark (`gcloud "
+                f"storage cp - {entry / ENDED} < /dev/null`); else remove {entry}."
+            )
+        entry.rmtree()  # type: ignore[attr-defined]  # of etils's paths
 
 
-def best_step(folder: Path) -> int | None:
+def _was_committed(step: AnyPath) -> bool:
+    """Whether Orbax had written all of it when its description was written last."""
+    if not (step / STARTED).exists():
+        return False
+    try:
+        stored = json.loads((step / STARTED).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return bool(stored.get("commit_timestamp_nsecs"))
+
+
+def best_step(folder: AnyPath) -> int | None:
     """The complete step with the highest held-out metric, the later of equals; None without any.
 
     The metric is that of the newest step that has one: a run may have changed it on the way.
@@ -224,7 +258,7 @@ def best_step(folder: Path) -> int | None:
     return max(compared, key=lambda step: (compared[step], step))
 
 
-def _read_scores(folder: Path) -> dict[int, dict[str, float]]:
+def _read_scores(folder: AnyPath) -> dict[int, dict[str, float]]:
     """Complete step -> its metric by name, for the steps that have one."""
     files = {step: folder / str(step) / "metrics" / "metrics" for step in complete_steps(folder)}
     return {
@@ -235,7 +269,7 @@ def _read_scores(folder: Path) -> dict[int, dict[str, float]]:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(folder: AnyPath) -> Iterator[None]:
     """Whatever storage raises, as one sentence with its cause."""
     try:
         yield
@@ -253,17 +287,17 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "optimizer": optimizer} | average
 
 
-def _checkpoint_folder(path: Path) -> Path:
+def _checkpoint_folder(path: AnyPath) -> AnyPath:
     for folder in (path / FOLDER, path):
         if complete_steps(folder):
-            return folder.absolute()
+            return absolute(folder)
     raise ValueError(
         f"There is no checkpoint in {path}; expected a run folder, the --workdir of "
         f"`python -m grain_jax.train`, with a complete step in {FOLDER}/."
     )
 
 
-def _choose_step(folder: Path, step: int | None, *, best: bool) -> int:
+def _choose_step(folder: AnyPath, step: int | None, *, best: bool) -> int:
     steps = complete_steps(folder)
     if best and step is not None:
         raise ValueError(f"Give either step={step} or best=True, not both.")
@@ -279,7 +313,7 @@ def _choose_step(folder: Path, step: int | None, *, best: bool) -> int:
     return steps[-1] if step is None else step
 
 
-def _read_params(path: Path, model: nn.Module, config: TrainConfig, mesh: Mesh | None) -> Any:
+def _read_params(path: AnyPath, model: nn.Module, config: TrainConfig, mesh: Mesh | None) -> Any:
     boxed = abstract_boxed_params(model, config)
     abstract = nn.unbox(boxed)
     if mesh is None:  # to the host first, so that the arrays are not tied to one device

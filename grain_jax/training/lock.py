@@ -6,18 +6,43 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
+
+from grain_jax.buckets import in_bucket
+from grain_jax.paths import AnyPath
+from grain_jax.training.bucket_lock import leased
 
 FILE = ".lock"  # in the run folder; it stays there, and only holding it means anything
 
 
-@contextlib.contextmanager
-def locked(workdir: Path, *, note: Callable[[str], None]) -> Iterator[None]:
+class Held(Protocol):
+    """The lock of a run folder, while it is held."""
+
+    def check(self) -> None:
+        """Raises OSError where another process has it now."""
+
+
+class Kept:
+    """A lock that nobody can take away, or none."""
+
+    def check(self) -> None:
+        """Returns."""
+
+
+def locked(
+    workdir: AnyPath, *, note: Callable[[str], None]
+) -> contextlib.AbstractContextManager[Held]:
     """Holds the lock of a run folder, which is made where it does not exist.
 
-    The kernel releases it when the process ends, however it does. Raises ValueError where another
-    process holds it. On a file system without locks `note` is called, and nothing is held.
+    Raises ValueError where another process holds it. On a disk the kernel releases it when the
+    process ends, however it does, and on a file system without locks `note` is called, and nothing
+    is held. In a bucket it is a lease (`bucket_lock`), which can be lost.
     """
+    return leased(workdir, note=note) if in_bucket(workdir) else _flocked(workdir, note=note)
+
+
+@contextlib.contextmanager
+def _flocked(workdir: Path, *, note: Callable[[str], None]) -> Iterator[Held]:
     new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / FILE
@@ -39,7 +64,7 @@ def locked(workdir: Path, *, note: Callable[[str], None]) -> Iterator[None]:
                 raise ValueError(f"Another process has just left {workdir}; try again.")
             _write_holder(file)
         try:
-            yield
+            yield Kept()
         finally:
             if new and os.listdir(workdir) == [FILE]:  # a start that was refused leaves nothing
                 path.unlink()

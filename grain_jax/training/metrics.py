@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from grain_jax.config import LoggingConfig, TrainConfig
 from grain_jax.data.batch import Batch
-from grain_jax.disk import write_whole
+from grain_jax.disk import sync, write_whole
 from grain_jax.extras import how_to_install
 from grain_jax.results import FILE as RESULTS
 from grain_jax.results import METRICS_FILE, Result, append_results, logged, read_json_lines
@@ -155,9 +155,16 @@ class MetricsLog:
             append_results(self._results, step, results)
         self.write(step, logged(results))
 
+    def sync(self) -> None:
+        """Returns when all lines are on the disk, where a machine that loses power leaves them."""
+        for file in (self._file, self._results):
+            if file is not None:
+                sync(file)
+
     def close(self) -> None:
         """Flushes and ends all of them. Safe to call twice."""
         if self._file is not None and self._results is not None:
+            self.sync()
             self._file.close()
             self._results.close()
             self._file = self._results = None

@@ -8,7 +8,6 @@ import ast
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -16,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grain_jax.paths import AnyPath
 from grain_jax.training.state import TrainState
 
 MOMENTS = ("mu", "nu")  # fields of the state of Adam
 Flat = dict[str, Any]  # a tree of parameters by their names
 
 
-def as_stored(abstract: TrainState, folder: Path) -> TrainState:
+def as_stored(abstract: TrainState, folder: AnyPath) -> TrainState:
     """`abstract` with moments of the parameters that have some in `folder`.
 
     `abstract` itself where they are the same. `folder` is where Orbax wrote the optimizer. Raises
@@ -82,7 +82,7 @@ def _is_adam(part: Any) -> bool:
     return isinstance(part, optax.ScaleByAdamState)
 
 
-def _stored_names(folder: Path) -> set[str]:
+def _stored_names(folder: AnyPath) -> set[str]:
     """Names of the parameters with moments in what Orbax wrote.
 
     Its list of arrays is read, whose keys are tuples such as "('opt_state', '1', 'mu', 'vision',

@@ -2,13 +2,13 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_from_json, differences
 from grain_jax.data.mixture import Mixture, source_marks, source_sizes
 from grain_jax.data.records import Source
+from grain_jax.paths import AnyPath
 from grain_jax.training.optimizer import learning_rate, num_steps, num_warmup_steps
 
 RATE_JUMP = 2.0  # times the learning rate: more than this at once undoes what a schedule has done
@@ -28,7 +28,7 @@ FREE = (  # of the above: the same model and batches, computed or loaded in anot
 )
 
 
-def check_same_data(saved: dict[str, Any], source: Source, workdir: Path) -> None:
+def check_same_data(saved: dict[str, Any], source: Source, workdir: AnyPath) -> None:
     """Raises ValueError where `source` has other images than the run's, or in another order.
 
     As far as numbers of images and a few ids tell, of each set of `data.mixture`. Its weights may
@@ -58,7 +58,7 @@ def check_same_data(saved: dict[str, Any], source: Source, workdir: Path) -> Non
         )
 
 
-def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: Path) -> list[str]:
+def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: AnyPath) -> list[str]:
     """What differs from the configuration stored with a checkpoint, as sentences to show.
 
     Raises ValueError for a change that the saved weights or the order of the data do not survive.
@@ -80,7 +80,7 @@ def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: Pat
 
 
 def check_schedule(
-    saved: dict[str, Any], config: TrainConfig, *, step: int, workdir: Path, allowed: bool
+    saved: dict[str, Any], config: TrainConfig, *, step: int, workdir: AnyPath, allowed: bool
 ) -> list[str]:
     """What another number of steps does to the learning rate at `step`, as sentences to show.
 

@@ -1,6 +1,7 @@
 """Log windows and files."""
 
 import json
+import os
 import sys
 import types
 
@@ -11,8 +12,9 @@ import pytest
 from tiny_run import random_batch, tiny_config
 
 from grain_jax.results import FILE as RESULTS_FILE
-from grain_jax.results import Result
+from grain_jax.results import Result, read_results
 from grain_jax.training.metrics import FILE, MetricsLog, Window
+from grain_jax.visualize.curves import read_metrics
 
 
 def step_metrics(loss, boxes, *, bad=0.0, streak=0.0, replaced=0.0):
@@ -80,6 +82,54 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     assert [json.loads(line)["value"] for line in records] == [0.2, 0.4]
     assert [(line["step"], line["loss"]) for line in lines] == [(2, 2.0), (4, 4.0), (6, 6.5)]
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b'{"step": 6, "lo',  # killed while writing
+        b'{"step": 6, "name": "caf\xc3',  # in the middle of a letter
+        bytes(4096),  # what some file systems have after the power was lost
+        b"\xff\xfe\x00{}",
+    ],
+)
+def test_a_last_line_that_was_cut_costs_that_line_alone(tmp_path, cut):
+    config = tiny_config()
+    log = MetricsLog(tmp_path, config, start_step=0)
+    log.write(2, {"loss": 2.0})
+    log.write_results(2, [Result("dev", "name", None, "top1", 0.5)])
+    log.write(4, {"loss": 1.0})
+    log.close()
+    for name in (FILE, RESULTS_FILE):
+        with (tmp_path / name).open("ab") as file:
+            file.write(cut)
+    assert read_metrics(tmp_path / FILE)[-1] == {"step": 4, "loss": 1.0}
+    assert read_results(tmp_path)[2][0].value == 0.5
+    log = MetricsLog(tmp_path, config, start_step=4)
+    log.write(6, {"loss": 0.5})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines if "loss" in line] == [
+        (2, 2.0),
+        (4, 1.0),
+        (6, 0.5),
+    ]
+    assert len((tmp_path / RESULTS_FILE).read_text().splitlines()) == 1
+
+
+def test_lines_are_on_the_disk_after_a_sync(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, tiny_config(), start_step=0)
+    log.write(2, {"loss": 2.0})
+    synced = []
+
+    def fsync(number):
+        synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        assert b'"loss": 2.0' in (tmp_path / FILE).read_bytes()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log.sync()
+    assert synced == [str(tmp_path / FILE), str(tmp_path / RESULTS_FILE)]
+    log.close()
 
 
 def test_wandb_without_the_package_names_the_extra(tmp_path, monkeypatch):
