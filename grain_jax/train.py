@@ -8,7 +8,8 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--SETTING=VALUE ...] [--
 
 Ctrl-C and SIGTERM save, then stop; a second Ctrl-C aborts. Exit status: 0 done, 1 stopped by what
 it says (non-finite steps, a save that failed), 2 something to change in the command or the data,
-130 or 143 saved and stopped by Ctrl-C or SIGTERM.
+75 a step hung or another process left, 130 or 143 saved and stopped by Ctrl-C or SIGTERM. After 75
+and 143 the same command resumes, and the launchers in launch/ repeat it.
 
 On a CPU under Linux the command starts itself again with huge pages, which XLA's steps need much
 less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
