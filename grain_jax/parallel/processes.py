@@ -156,6 +156,11 @@ def raise_in_all(failure: ValueError | OSError | None) -> None:
             raise FailedInAll(f"process {number}: {message}", elsewhere=True)
 
 
+def number() -> int:
+    """Of this process, from 0."""
+    return jax.process_index() if are_many() else 0
+
+
 def speaks() -> bool:
     """Whether this process prints and writes: the first of all."""
     return not are_many() or jax.process_index() == 0
