@@ -42,10 +42,11 @@ remove() {
   run_or_print "${queue[@]}" delete "$name" "${where[@]}" --force --quiet
 }
 
+started=$(bash "$folder/tpu_vm.sh" --dry-run run "$name" "$zone" "$@") # which checks the settings
 if $dry_run; then
   request
   bash "$folder/tpu_vm.sh" --dry-run install "$name" "$zone"
-  bash "$folder/tpu_vm.sh" --dry-run run "$name" "$zone" "$@"
+  echo "$started"
   exit
 fi
 

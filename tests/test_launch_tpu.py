@@ -117,6 +117,8 @@ def test_what_the_launcher_does_not_know_is_named(given, run, bin):
 
 def test_settings_are_checked_before_anything_is_started(run, bin):
     assert run("tpu_vm.sh", "run", *TPU, CHECK_STATUS="2").returncode == 2
+    queued = run("queued.sh", *TPU, "v5p-16", "v2-alpha-tpuv5", CHECK_STATUS="2")
+    assert (queued.returncode, queued.stdout) == (2, "")
     assert calls(bin) == []
 
 
