@@ -167,7 +167,8 @@ def run_to_end(run: "Run", screen: Screen) -> int:
             with runtime.Profiler(run.workdir, run.config.logging.profile_step) as profiler:
                 train(run, screen, signals, profiler, watching)
             if not signals.exit_status:
-                watching.at(run.last_step, "in the last evaluation", slow=True)
+                # Of all that is held out: it would be begun anew, and take as long again.
+                watching.at(run.last_step, "in the last evaluation", slow=True, endless=True)
                 finish(run, screen, signals)
         except StopRequested:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")

@@ -47,7 +47,7 @@ start_all() { # their exit statuses are in `statuses`, the last that is not 0 in
   done
   # A signal goes to all processes, for background jobs start deaf to the terminal's Ctrl-C; then
   # wait for them again, as they save first.
-  trap 'signalled=TERM; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+  trap 'signalled=TERM; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT HUP
   status=0
   statuses=()
   for pid in "${pids[@]}"; do
@@ -60,7 +60,7 @@ start_all() { # their exit statuses are in `statuses`, the last that is not 0 in
     if ((code != 0)); then status=$code; fi
     statuses+=("$code")
   done
-  trap - TERM INT
+  trap - TERM INT HUP
 }
 
 while true; do

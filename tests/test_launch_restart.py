@@ -188,6 +188,7 @@ time.sleep(60)
     [
         ("gpus.sh", "all", signal.SIGTERM, 143),
         ("gpus.sh", "all", signal.SIGINT, 130),
+        ("gpus.sh", "all", signal.SIGHUP, 143),  # its terminal was closed: it saves
         ("local.sh", "2", signal.SIGTERM, 143),
         ("local.sh", "2", signal.SIGINT, 143),
     ],

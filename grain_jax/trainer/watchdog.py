@@ -35,14 +35,19 @@ class Watchdog:
         """`end`: whether to end the process; `name`: of the process, for the report."""
         self._limit, self._end, self._name = limit, end, name
         self._stream = stream or sys.stderr
-        self._place: tuple[float, int, str, float] | None = None  # since when, step, where, limit
+        # Since when, step, where, limit, and whether to end the process after it.
+        self._place: tuple[float, int, str, float, bool] | None = None
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def at(self, step: int, where: str, *, slow: bool = False) -> None:
-        """The loop is now at `step`, doing what `where` says: "waiting for its batch"."""
+    def at(self, step: int, where: str, *, slow: bool = False, endless: bool = False) -> None:
+        """The loop is now at `step`, doing what `where` says: "waiting for its batch".
+
+        `slow`: it may take longer than a step; `endless`: nobody knows how long, so that it is
+        reported and not ended.
+        """
         limit = self._limit * (SLOW_FACTOR if slow else 1)
-        self._place = (time.monotonic(), step, where, limit)
+        self._place = (time.monotonic(), step, where, limit, self._end and not endless)
 
     def __enter__(self) -> "Watchdog":
         if self._limit > 0:
@@ -70,7 +75,7 @@ class Watchdog:
             place = self._place
             if place is None:
                 continue
-            since, step, where, limit = place
+            since, step, where, limit, end = place
             waited = time.monotonic() - since
             if place is not reported:
                 if reported is not None and again_after:
@@ -84,7 +89,7 @@ class Watchdog:
                 "Where each thread is:"
             )
             faulthandler.dump_traceback(file=self._stream, all_threads=True)
-            if self._end and not self._stopped.is_set():
+            if end and not self._stopped.is_set():
                 self._say(
                     f"ends with exit status {processes.AGAIN}; the same command resumes from the "
                     "newest checkpoint (logging.hang_action=report goes on waiting)."

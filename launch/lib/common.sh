@@ -86,13 +86,13 @@ one_more_try() {
   echo "Launcher: starts it again, number $tries of $RETRIES; it resumes from its newest checkpoint." >&2
 }
 
-# Runs a command that gets the signals which this script gets. Its status is in `status`, the last
+# Runs a command that gets the signals which this script gets, SIGTERM where its terminal closes. Its status is in `status`, the last
 # signal in `signalled` ("" for none).
 signalled=""
 with_signals() {
   local child=""
   trap 'signalled=INT; if [[ -n "$child" ]]; then kill -INT "$child" 2>/dev/null || true; fi' INT
-  trap 'signalled=TERM; if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM
+  trap 'signalled=TERM; if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM HUP
   set -m # a group of its own, in which Ctrl-C is not ignored
   "$@" &
   child=$!
@@ -104,5 +104,5 @@ with_signals() {
     status=0
     wait "$child" || status=$?
   done
-  trap - INT TERM
+  trap - INT TERM HUP
 }

@@ -31,9 +31,9 @@ def a_loader_that_blocks():
 
 threading.Thread(target=a_loader_that_blocks, daemon=True).start()
 how = sys.argv[1]
-with Watchdog(0.3, end=how == "exit", name=" of process 3") as watching:
+with Watchdog(0.3, end=how in ("exit", "endless"), name=" of process 3") as watching:
     for step in range(1, 4):
-        watching.at(step, "computing", slow=how == "slow")
+        watching.at(step, "computing", slow=how == "slow", endless=how == "endless")
         if step == 2:
             if how == "lock":
                 ctypes.PyDLL(None).sleep(4)  # keeps the interpreter's lock, and so every thread
@@ -62,8 +62,9 @@ def test_a_hung_step_ends_the_process_with_a_status_that_launchers_repeat():
     assert re.search(r'File "<string>", line 17 in <module>', error)  # and the loop's
 
 
-def test_one_that_only_reports_goes_on_and_says_so():
-    status, output, error = loop("report")
+@pytest.mark.parametrize("how", ["report", pytest.param("endless", marks=pytest.mark.slow)])
+def test_one_that_only_reports_goes_on_and_says_so(how):
+    status, output, error = loop(how)
     assert (status, output) == (0, "done\n"), error
     assert "no progress for" in error
     assert "it moves again, at step" in error
