@@ -8,7 +8,8 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--SETTING=VALUE ...] [--
 
 Ctrl-C and SIGTERM save, then stop; a second Ctrl-C aborts. Exit status: 0 done, 1 stopped by what
 it says (non-finite steps, a save that failed), 2 something to change in the command or the data,
-130 or 143 saved and stopped by Ctrl-C or SIGTERM.
+75 a step hung or another process left, 130 or 143 saved and stopped by Ctrl-C or SIGTERM. After 75
+and 143 the same command resumes, and the launchers in launch/ repeat it.
 
 On a CPU under Linux the command starts itself again with huge pages, which XLA's steps need much
 less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
@@ -68,6 +69,7 @@ from grain_jax.trainer.run import (
     stop_over_data,
     stopped_by,
 )
+from grain_jax.trainer.watchdog import Watchdog, watchdog
 from grain_jax.training import checkpoint, lock, metrics, run_folder
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 from grain_jax.training.metrics import MetricsLog, Window
@@ -166,11 +168,13 @@ def parse_options(arguments: Sequence[str]) -> Options:
 
 def run_to_end(run: "Run", screen: Screen) -> int:
     """Trains, evaluates and reports; returns the exit status."""
-    with StopSignals() as signals:
+    with StopSignals() as signals, watchdog(run.config.logging) as watching:
         try:
             with runtime.Profiler(run.files.folder, run.config.logging.profile_step) as profiler:
-                train(run, screen, signals, profiler)
+                train(run, screen, signals, profiler, watching)
             if not signals.exit_status:
+                # Of all that is held out: it would be begun anew, and take as long again.
+                watching.at(run.last_step, "in the last evaluation", slow=True, endless=True)
                 finish(run, screen, signals)
         except StopRequested:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")
@@ -189,6 +193,7 @@ def run_to_end(run: "Run", screen: Screen) -> int:
             processes.leave_over(error)  # before the rest, which waits for saves of all processes
             raise
         finally:
+            watching.at(run.last_step, "ending", slow=True)
             screen.stop()
             run.close()
         return signals.exit_status
@@ -320,7 +325,13 @@ def set_up(
     return run
 
 
-def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Profiler) -> None:
+def train(
+    run: Run,
+    screen: Screen,
+    signals: StopSignals,
+    profiler: runtime.Profiler,
+    watching: Watchdog,
+) -> None:
     """The loop: batch -> step -> log -> evaluate -> save -> stop.
 
     The order is part of restarting. A line is in the log before the checkpoint that makes it final,
@@ -333,6 +344,7 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
     screen.start(done=run.start_step, steps=run.last_step)
     failure: ValueError | None = None  # of the data, found out only now, by this process alone
     for step in range(run.start_step + 1, run.last_step + 1):
+        watching.at(step, "waiting for its batch", slow=step == run.start_step + 1)
         if failure is None:
             try:
                 batch = next(run.batches)
@@ -346,6 +358,7 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
                 signals.ask()
                 batch = run.void_batch()
 
+        watching.at(step, "computing", slow=step == run.start_step + 1)  # the first is compiled
         profiler.before(step)
         with sharding.use_mesh(run.mesh):
             run.state, step_metrics = run.train_step(run.state, batch)
@@ -366,9 +379,11 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
             if stop or step == run.last_step:
                 stop_over_data(run, window, screen, done=done, failure=failure)
             continue
+        watching.at(step, "waiting for its result")
         summary = window.close(batch_size=config.batch_size, wait_seconds=run.batches.wait_seconds)
         log_window(run, summary, screen)
 
+        watching.at(step, "evaluating or saving", slow=True)
         with window.paused():
             measured = None
             if evaluate_now:
@@ -392,6 +407,7 @@ def train(run: Run, screen: Screen, signals: StopSignals, profiler: runtime.Prof
             run.checkpoints.wait()
             screen.say(f"Stopped; {run.kept()}")
             break
+    watching.at(run.last_step, "waiting for the last save", slow=True)
     screen.stop()
     run.checkpoints.wait()
 

@@ -3,53 +3,71 @@
 #
 #   launch/local.sh [--dry-run] NUM_PROCESSES [arguments of grain_jax.train ...]
 #
-# Each training process gets one host device (override with --mesh.cpu_devices=N). Ctrl-C
-# saves and stops all of them. --dry-run checks settings and data, and prints the commands.
-# In the environment: PORT (default 12355), where they meet; PYTHON, the interpreter; MODULE, what
-# runs (default grain_jax.train; grain_jax.evaluate takes its own arguments).
+# Each training process gets one host device (override with --mesh.cpu_devices=N). Ctrl-C saves and
+# stops all of them. A run that hung or lost a process is started again, and resumes. --dry-run
+# checks settings and data, and prints the commands.
+# In the environment: PORT (default 12355), where they meet; PYTHON, MODULE, RETRIES, LOGS
+# (launch/lib/common.sh).
 set -euo pipefail
+folder=$(dirname "${BASH_SOURCE[0]}")
+# shellcheck source=launch/lib/common.sh
+. "$folder/lib/common.sh"
 
-dry_run=false
-if [[ "${1:-}" == --dry-run ]]; then
-  dry_run=true
-  shift
-fi
+take_dry_run "$@"
+shift "$taken"
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
   echo "usage: $0 [--dry-run] NUM_PROCESSES [arguments of grain_jax.train ...]" >&2
   exit 2
 fi
 count=$1
 shift
-module=${MODULE:-grain_jax.train}
-check=$(dirname "${BASH_SOURCE[0]}")/check.sh
 
 arguments=("$@")
-if [[ "$module" == grain_jax.train ]]; then arguments=(--mesh.cpu_devices=1 "$@"); fi
-if $dry_run; then bash "$check" "$module" "" "$@"; fi # how many devices each has is a setting
+if [[ "$MODULE" == grain_jax.train ]]; then arguments=(--mesh.cpu_devices=1 "$@"); fi
+export JAX_PLATFORMS=cpu
+command_of() { # process number: its command, in `command`
+  command=("${PYTHON:-python}" -m "$MODULE" ${arguments[@]+"${arguments[@]}"}
+    --coordinator="localhost:${PORT:-12355}" --num_processes="$count" --process_id="$1")
+}
+if $dry_run; then
+  bash "$folder/check.sh" "$MODULE" "" "$@" # how many devices each has is a setting
+  for ((i = 0; i < count; i++)); do
+    command_of "$i"
+    echo "JAX_PLATFORMS=cpu $(shell_words "${command[@]}")"
+  done
+  exit
+fi
 
-pids=()
-for ((i = 0; i < count; i++)); do
-  command=("${PYTHON:-python}" -m "$module" ${arguments[@]+"${arguments[@]}"}
-    --coordinator="localhost:${PORT:-12355}" --num_processes="$count" --process_id="$i")
-  if $dry_run; then
-    echo "JAX_PLATFORMS=cpu$(printf ' %q' "${command[@]}")"
-  else
-    JAX_PLATFORMS=cpu "${command[@]}" &
+start_all() { # their exit statuses are in `statuses`, the last that is not 0 in `status`
+  local pids=() i pid code
+  for ((i = 0; i < count; i++)); do
+    command_of "$i"
+    bash "$folder/lib/process.sh" "$i" "$LOGS" "${command[@]}" &
     pids+=($!)
-  fi
-done
-
-# A signal goes to all processes, for background jobs start deaf to the terminal's Ctrl-C; then wait
-# for them again, as they save first.
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
-status=0
-for pid in ${pids[@]+"${pids[@]}"}; do
-  code=0
-  wait "$pid" || code=$?
-  while kill -0 "$pid" 2>/dev/null; do # a signal ends `wait`, not the process
+  done
+  # A signal goes to all processes, for background jobs start deaf to the terminal's Ctrl-C; then
+  # wait for them again, as they save first.
+  trap 'signalled=TERM; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT HUP
+  status=0
+  statuses=()
+  for pid in "${pids[@]}"; do
     code=0
     wait "$pid" || code=$?
+    while kill -0 "$pid" 2>/dev/null; do # a signal ends `wait`, not the process
+      code=0
+      wait "$pid" || code=$?
+    done
+    if ((code != 0)); then status=$code; fi
+    statuses+=("$code")
   done
-  if ((code != 0)); then status=$code; fi
+  trap - TERM INT HUP
+}
+
+while true; do
+  SECONDS=0
+  start_all
+  judge "${statuses[@]}"
+  if [[ "$verdict" != again ]]; then exit "$verdict"; fi
+  if [[ -n "$signalled" ]]; then exit "$status"; fi
+  one_more_try "$SECONDS" || exit "$status"
 done
-exit "$status"

@@ -1,56 +1,124 @@
 #!/usr/bin/env bash
 # A Cloud TPU VM, one host or a pod slice: the same command on every worker.
 #
-#   launch/tpu_vm.sh [--dry-run] TPU_NAME ZONE [arguments of grain_jax.train ...]
+#   launch/tpu_vm.sh [--dry-run] create TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION [options of gcloud ...]
+#   launch/tpu_vm.sh [--dry-run] install TPU_NAME ZONE
+#   launch/tpu_vm.sh [--dry-run] run TPU_NAME ZONE [arguments of grain_jax.train ...]
+#   launch/tpu_vm.sh [--dry-run] stop TPU_NAME ZONE
+#   launch/tpu_vm.sh [--dry-run] delete TPU_NAME ZONE
 #
-# The code is copied to every worker and installed there with the extras "tpu" and "gcs". --workdir and
-# --data.data_dir must be reachable from all workers (gs://bucket/folder, or a mounted disk), and
-# are looked for there: before anything starts, here, and with --dry-run only here, the settings are
-# checked, which needs grain_jax installed on this machine too. After a preemption, start it again:
-# the run resumes from its last checkpoint. It outlives this terminal; to save and stop it:
-# gcloud ... ssh --worker=all --command='kill $(cat ~/grain_jax/train.pid)'.
-# In the environment: PROJECT, the Google Cloud project, if not the default one; PYTHON, 3.11 or
-# 3.12 on the workers (default python3.11; on images without it: sudo apt-get install
-# python3.11-venv); LOCAL_PYTHON, the interpreter on this machine (default python); MODULE, what
-# runs (default grain_jax.train; grain_jax.evaluate takes its own arguments).
+# create: at once, or not at all (launch/queued.sh waits). install: copies the code to every worker
+# and installs it there with the extra "tpu". run: checks the settings here, which needs grain_jax on
+# this machine too, starts the run on every worker and shows what the first one says. --workdir and
+# --data.data_dir must be reachable from all workers (gs://bucket/folder, or a mounted disk), and are looked for
+# there. The run outlives this terminal: the same command shows it again, and gives its exit status.
+# A run that hung or lost a process is started again. stop: saves and stops it. Each worker has its
+# log in ~/grain_jax/LOGS/process-N.log. --dry-run prints the commands and runs none.
+# In the environment: PYTHON, 3.11 or 3.12 on the workers (default python3.11; on images without it:
+# sudo apt-get install python3.11-venv); LOCAL_PYTHON, MODULE, RETRIES, LOGS, PROJECT
+# (launch/lib/common.sh).
 set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/lib/common.sh
+. "$root/launch/lib/common.sh"
 
-dry_run=false
-if [[ "${1:-}" == --dry-run ]]; then
-  dry_run=true
-  shift
-fi
-if (($# < 2)) || [[ "$1" == -* || "$2" == -* ]]; then
-  echo "usage: $0 [--dry-run] TPU_NAME ZONE [arguments of grain_jax.train ...]" >&2
-  if (($# >= 2)); then echo "TPU_NAME and ZONE come first; given: $1 $2" >&2; fi
+take_dry_run "$@"
+shift "$taken"
+usage="usage: $0 [--dry-run] create|install|run|stop|delete TPU_NAME ZONE [...]"
+if (($# < 3)) || [[ "$2" == -* || "$3" == -* ]]; then
+  echo "$usage" >&2
+  if (($# >= 3)); then echo "TPU_NAME and ZONE follow what to do; given: $2 $3" >&2; fi
   exit 2
 fi
-name=$1
-zone=$2
-shift 2
-module=${MODULE:-grain_jax.train}
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-
-if [[ "$module" == grain_jax.train ]]; then
-  JAX_PLATFORMS=cpu "${LOCAL_PYTHON:-python}" -m grain_jax.train --print_config "$@" >/dev/null
-  echo "Checked: settings. Data and workdir are on the workers, and are checked there." >&2
-fi
-
-where=(--zone="$zone" --worker=all)
+action=$1
+name=$2
+zone=$3
+shift 3
+where=(--zone="$zone")
 if [[ -n "${PROJECT:-}" ]]; then where+=(--project="$PROJECT"); fi
+tpu=(gcloud compute tpus tpu-vm)
 
-run() {
-  if $dry_run; then echo "$*"; else "$@"; fi
+on() { # WORKER COMMAND
+  run_or_print "${tpu[@]}" ssh "$name" "${where[@]}" --worker="$1" --command="$2"
 }
 
-sources=("$root/grain_jax" "$root/configs" "$root/pyproject.toml" "$root/setup.cfg"
-  "$root/README.md" "$root/LICENSE")
-run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="mkdir -p ~/grain_jax"
-run gcloud compute tpus tpu-vm scp --recurse "${sources[@]}" "$name:~/grain_jax" "${where[@]}"
-run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" \
-  --command="cd ~/grain_jax && ${PYTHON:-python3.11} -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
-arguments=""
-if (($#)); then arguments=$(printf ' %q' "$@"); fi
-run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="cd ~/grain_jax && \
-{ JAX_PLATFORMS=tpu setsid nohup .venv/bin/python -m $module --distributed$arguments \
->train.log 2>&1 </dev/null & echo \$! >train.pid; } && tail -n +1 --pid=\$(cat train.pid) -F train.log"
+create() {
+  if (($# < 2)) || [[ "$1" == -* || "$2" == -* ]]; then
+    echo "usage: $0 [--dry-run] create TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION [options of gcloud ...]" >&2
+    exit 2
+  fi
+  run_or_print "${tpu[@]}" create "$name" "${where[@]}" --accelerator-type="$1" --version="$2" "${@:3}"
+}
+
+running="[ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
+going() { # whether a run is going on: "yes" or "no"
+  on 0 "mkdir -p ~/grain_jax && cd ~/grain_jax && if $running; then echo yes; else echo no; fi"
+}
+
+install() {
+  if ! $dry_run && [[ "$(going)" == *yes* ]]; then
+    echo "A run is going on there, and to install would change its code; stop it first." >&2
+    exit 2
+  fi
+  local sources=("$root/grain_jax" "$root/configs" "$root/launch" "$root/pyproject.toml"
+    "$root/setup.cfg" "$root/README.md" "$root/LICENSE" "$root/NOTICE")
+  on all "mkdir -p ~/grain_jax"
+  run_or_print "${tpu[@]}" scp --recurse "${sources[@]}" "$name:~/grain_jax" "${where[@]}" --worker=all
+  on all "cd ~/grain_jax && ${PYTHON:-python3.11} -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
+}
+
+start() {
+  on all "cd ~/grain_jax && if $running; then echo 'runs already'; else \
+{ JAX_PLATFORMS=tpu setsid nohup bash launch/lib/process.sh auto $(shell_words "$LOGS") \
+$(shell_words .venv/bin/python -m "$MODULE" --distributed "$@") \
+>/dev/null 2>&1 </dev/null & echo \$! >train.pid; }; fi"
+}
+
+follow() { # the first worker's log to its end; 1 where it cannot be reached
+  on 0 "cd ~/grain_jax && for i in 1 2 3 4 5; do [ -f $(shell_words "$LOGS")/process-0.log ] || sleep 1; done; \
+tail -n 200 --pid=\$(cat train.pid) -F $(shell_words "$LOGS")/process-0.log"
+}
+
+statuses_of_all() { # in `statuses`; the others end soon after the first, or are no more
+  local text
+  text=$(on all "cd ~/grain_jax && for i in \$(seq 120); do $running && sleep 1; done; \
+echo exit-status \$(cat $(shell_words "$LOGS")/process-*.status)") || text+=" exit-status 255"
+  statuses=()
+  while read -r _ status; do statuses+=("$status"); done < <(grep -oE 'exit-status [0-9]+' <<<"$text")
+  if ((${#statuses[@]} == 0)); then statuses=(255); fi
+}
+
+run() {
+  if [[ "$MODULE" == grain_jax.train ]]; then
+    JAX_PLATFORMS=cpu "${LOCAL_PYTHON:-python}" -m grain_jax.train --print_config "$@" >/dev/null
+    echo "Checked: settings. Data and workdir are on the workers, and are checked there." >&2
+  fi
+  if $dry_run; then
+    start "$@"
+    follow
+    return
+  fi
+  while true; do
+    SECONDS=0
+    start "$@"
+    follow || true
+    statuses_of_all
+    judge "${statuses[@]}"
+    if [[ "$verdict" != again ]]; then exit "$verdict"; fi
+    for status in "${statuses[@]}"; do # stopped by "stop", or about to be preempted
+      if ((status == SAVED)); then exit "$SAVED"; fi
+    done
+    one_more_try "$SECONDS" || exit "$AGAIN"
+  done
+}
+
+case $action in
+create | install | run | going) "$action" "$@" ;; # "going" is for queued.sh
+stop) on all "cd ~/grain_jax && kill -TERM \$(cat train.pid)" ;;
+delete) run_or_print "${tpu[@]}" delete "$name" "${where[@]}" --quiet ;;
+*)
+  echo "$usage" >&2
+  echo "given: $action" >&2
+  exit 2
+  ;;
+esac

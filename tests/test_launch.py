@@ -1,6 +1,7 @@
 """The launch scripts: what they would run, and what they refuse."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,54 +9,36 @@ from pathlib import Path
 
 import pytest
 from places import REPOSITORY
+from stub_commands import LAUNCH, calls, stubs
+from stub_commands import launch as launch_with_stubs
 
-LAUNCH = REPOSITORY / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
-
-
-# Stands in for the interpreter: says what it was asked to check, and prints settings.
-FAKE_PYTHON = """#!/usr/bin/env bash
-case "$*" in
-  *" --check "*) echo "checked: $*" >&2; exit "${CHECK_STATUS:-0}" ;;
-  *" --print_config"*) echo '{"data": {"num_workers": 16}}' ;;
-  *) exec "$REAL_PYTHON" "$@" ;;
-esac
-"""
+LIBRARY = sorted(f"lib/{path.name}" for path in (LAUNCH / "lib").glob("*.sh"))
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bin") / "python"
-    path.write_text(FAKE_PYTHON)
-    path.chmod(0o755)
-    return path
+def bin(tmp_path_factory):
+    return stubs(tmp_path_factory.mktemp("launch") / "bin")
 
 
 @pytest.fixture
-def launch(python):
+def launch(bin, tmp_path):
     def run(script, *arguments, **environment):
-        return subprocess.run(
-            ["bash", str(LAUNCH / script), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={"PATH": f"{python.parent}:/usr/bin:/bin", "REAL_PYTHON": sys.executable}
-            | environment,
-        )
+        return launch_with_stubs(script, *arguments, bin=bin, cwd=tmp_path, **environment)
 
     return run
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *LIBRARY])
 def test_shellcheck(script):
     beside_python = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shellcheck = shutil.which("shellcheck", path=beside_python)
     if shellcheck is None:
         pytest.skip("shellcheck is not installed; it comes with the extra dev")
-    subprocess.run([shellcheck, str(LAUNCH / script)], check=True, timeout=60)
+    subprocess.run([shellcheck, "-x", f"launch/{script}"], check=True, timeout=60, cwd=REPOSITORY)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *(set(LIBRARY) - {"lib/common.sh"})])
 def test_nothing_to_launch_shows_the_usage(script, launch):
     result = launch(script)
     assert result.returncode == 2
@@ -83,19 +66,8 @@ def test_slurm_submits_one_task_a_gpu_and_goes_on_after_a_signal(launch):
     assert "sbatch" in result
     assert "--nodes=2 --ntasks-per-node=8" in result
     assert "--partition=gpu" in result
-    assert r"srun --kill-on-bad-exit=1 python -m grain_jax.train --distributed --workdir=/a\ b" in (
-        result
-    )
-    assert "143" in result
-    assert "requeue" in result
-
-
-def test_tpu_runs_on_all_workers(launch):
-    lines = launch("tpu_vm.sh", "--dry-run", "pod", "zone", PROJECT="p").stdout.splitlines()
-    assert len(lines) == 4
-    assert all("--worker=all --project=p" in line for line in lines)
-    assert "grain_jax.train --distributed" in lines[-1]
-    assert "nohup" in lines[-1]
+    assert "--signal=TERM@600 --requeue" in result
+    assert r"slurm_job.sh logs python -m grain_jax.train --distributed --workdir=/a\ b" in result
 
 
 GPUS_OF = {"gpus.sh": ("0,3",), "slurm.sh": ("2", "8"), "local.sh": ("2",)}
@@ -113,10 +85,9 @@ def test_a_dry_run_checks_and_shows_nothing_where_the_check_fails(script, device
     assert (bad.returncode, bad.stdout) == (2, "")
 
 
-def test_slurm_submits_nothing_that_fails_the_check(launch):
-    result = launch("slurm.sh", "2", "8", CHECK_STATUS="2")
-    assert result.returncode == 2
-    assert "sbatch" not in result.stderr  # it is not installed here: calling it would say so
+def test_slurm_submits_nothing_that_fails_the_check(launch, bin):
+    assert launch("slurm.sh", "2", "8", CHECK_STATUS="2").returncode == 2
+    assert not [call for call in calls(bin) if call.startswith("sbatch")]
 
 
 def test_the_check_is_the_trainer_s_own(tmp_path):
@@ -158,12 +129,12 @@ def test_evaluation_is_launched_on_several_machines_too(launch):
         assert r"--checkpoint=a\ b" in result.stdout
         assert "cpu_devices" not in result.stdout
         assert "checks what it is given when it starts" in result.stderr
-    lines = launch("tpu_vm.sh", "--dry-run", "pod", "zone", MODULE="grain_jax.evaluate").stdout
-    assert "-m grain_jax.evaluate --distributed" in lines
 
 
-@pytest.mark.parametrize("given", [("pod", "--config=x"), ("--config=x", "zone"), ("pod", "-v")])
-def test_an_option_is_no_tpu_name_or_zone(given, launch):
-    result = launch("tpu_vm.sh", "--dry-run", *given)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert f"given: {' '.join(given)}" in result.stderr
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_options_have_the_same_names_in_all_launchers(script):
+    """What comes from the environment is said in common.sh or in the launcher's own first lines."""
+    text = (LAUNCH / script).read_text()
+    said = text[: text.index("set -euo pipefail")] + (LAUNCH / "lib" / "common.sh").read_text()
+    for name in re.findall(r"(?<!\\)\$\{([A-Z_]+):?-", text):
+        assert re.search(rf"\b{name}\b", said) or name == "JAX_PLATFORMS", name

@@ -148,6 +148,11 @@ UNREAD = (
         refused=False,
     ),
     Unread(
+        ("logging.hang_action",),
+        lambda config: config.logging.hang_timeout_seconds == 0,
+        "logging.hang_timeout_seconds = 0 watches nothing",
+    ),
+    Unread(
         ("logging.wandb_project",),
         lambda config: not config.logging.wandb,
         "logging.wandb is off",

@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 from jax.experimental import multihost_utils
 
+AGAIN = 75  # exit status of a process that no mistake has ended: the same command resumes
 _MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one program is compiled
 _in_agreement = False  # within `errors_in_all`, whose outermost block alone talks to the others
 
@@ -155,6 +156,11 @@ def raise_in_all(failure: ValueError | OSError | None) -> None:
             raise FailedInAll(f"process {number}: {message}", elsewhere=True)
 
 
+def number() -> int:
+    """Of this process, from 0."""
+    return jax.process_index() if are_many() else 0
+
+
 def speaks() -> bool:
     """Whether this process prints and writes: the first of all."""
     return not are_many() or jax.process_index() == 0
@@ -181,16 +187,18 @@ def leave_over(error: Exception) -> None:
     """Ends this process at once over an error that nobody expected, if there are others.
 
     Those may wait for it in something collective, and end as soon as it is gone. Alone it returns.
+    The exit status is `AGAIN` where it is another process that has left, else 1.
     """
     if not jax.distributed.is_initialized():
         return
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        reason = str(error).partition("\n")[0][:300]
+    reason = str(error).partition("\n")[0][:300]
+    out_of_memory = reason.startswith("RESOURCE_EXHAUSTED")  # of a device of this process
+    if isinstance(error, jax.errors.JaxRuntimeError) and not out_of_memory:
         print(
             f"Stopped: another process has left or cannot be reached ({reason}).", file=sys.stderr
         )
-    else:
-        traceback.print_exception(error)
+        leave(AGAIN)
+    traceback.print_exception(error)
     leave(1)
 
 

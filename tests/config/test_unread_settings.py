@@ -42,6 +42,7 @@ REFUSED = [
     ({"optim__warmup_steps": 10}, "optim.warmup_epochs", 2.0),
     ({"optim__warmup_epochs": 0.0}, "optim.warmup_start", 1e-5),
     ({}, "logging.wandb_project", "mine"),
+    ({"logging__hang_timeout_seconds": 0.0}, "logging.hang_action", "exit"),
     # Of `config_rules`, as their values can be wrong too.
     (CLIP, "loss.auxiliary_box_weight", 1.0),
     (CLIP, "model.region_logit_scale", "own"),
@@ -102,6 +103,7 @@ ALWAYS_READ = {
     ),
     *("evaluation.prompt_ensembling", "evaluation.zero_shot", "logging.log_interval_steps"),
     *("logging.plan", "logging.tensorboard", "logging.wandb", "logging.compilation_cache"),
+    "logging.hang_timeout_seconds",
 }
 
 

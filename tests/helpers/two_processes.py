@@ -7,7 +7,7 @@ from places import REPOSITORY
 from training_process import ARGUMENTS, environment
 
 
-def launch_two(workdir, *arguments, base=ARGUMENTS):
+def launch_two(workdir, *arguments, base=ARGUMENTS, **more):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -19,6 +19,6 @@ def launch_two(workdir, *arguments, base=ARGUMENTS):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(PORT=str(port)),
+        env=environment(PORT=str(port), **more),
         cwd=workdir.parent,
     )

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# shellcheck disable=SC2034 # those that source this file read what it sets
+# What the launchers share: which exit statuses start a run again, signals, quoting. Sourced, not run.
+#
+# In the environment, the same names in all launchers:
+#   PYTHON        the interpreter where the run is (default python; python3.11 on TPU VMs)
+#   LOCAL_PYTHON  the interpreter that checks settings on this machine (default PYTHON; TPU VMs and
+#                 GKE: python)
+#   MODULE        what runs (default grain_jax.train; grain_jax.evaluate takes its own arguments)
+#   RETRIES       how often in a row a run that hung or lost a process is started again (default 3;
+#                 counted anew after a start that lasted an hour). 0: never
+#   LOGS          folder with a log for each process, process-0.log and so on (default logs)
+#   PROJECT       the Google Cloud project, if not the default one
+
+MODULE=${MODULE:-grain_jax.train}
+RETRIES=${RETRIES:-3}
+LOGS=${LOGS:-logs}
+if [[ ! "$RETRIES" =~ ^[0-9]+$ ]]; then
+  echo "RETRIES=$RETRIES: expected a whole number, 0 to start nothing again." >&2
+  exit 2
+fi
+
+AGAIN=75  # of grain_jax: a step hung, or another process left; the same command resumes
+SAVED=143 # SIGTERM: saved and stopped
+
+dry_run=false
+take_dry_run() { # call with "$@", then shift "$taken" words
+  taken=0
+  if [[ "${1:-}" == --dry-run ]]; then
+    dry_run=true
+    taken=1
+  fi
+}
+
+shell_words() { # each argument on one line, quoted where a shell would need it
+  local word line=""
+  for word in "$@"; do
+    [[ "$word" =~ ^[A-Za-z0-9_.,:=/+@~-]+$ ]] || word=$(printf '%q' "$word")
+    line+=" $word"
+  done
+  printf '%s' "${line# }"
+}
+
+run_or_print() {
+  if $dry_run; then
+    shell_words "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+# What the statuses of all processes mean together, in `verdict`: the status that ends the run, or
+# "again". A mistake of the user (2) in one process outweighs what it did to the others; so does any
+# other end that a second start would only repeat. 75 and ends by a signal (killed, out of memory,
+# crashed, preempted) start it again; 130, Ctrl-C, does not.
+judge() {
+  local status
+  verdict=0
+  for status in "$@"; do
+    if ((status == 2)); then
+      verdict=2
+      return
+    fi
+  done
+  for status in "$@"; do
+    if ((status != 0 && status != AGAIN)) && ((status <= 128 || status == 130)); then
+      verdict=$status
+      return
+    fi
+  done
+  for status in "$@"; do
+    if ((status != 0)); then verdict=again; fi
+  done
+}
+
+# Whether to start again after a start that lasted $1 seconds; counts in `tries`.
+tries=0
+one_more_try() {
+  if (($1 >= 3600)); then tries=0; fi
+  if ((tries >= RETRIES)); then
+    echo "Launcher: started $((tries + 1)) times in a row, and it ended each time (RETRIES=$RETRIES)." >&2
+    return 1
+  fi
+  tries=$((tries + 1))
+  echo "Launcher: starts it again, number $tries of $RETRIES; it resumes from its newest checkpoint." >&2
+}
+
+# Runs a command that gets the signals which this script gets, SIGTERM where its terminal closes. Its status is in `status`, the last
+# signal in `signalled` ("" for none).
+signalled=""
+with_signals() {
+  local child=""
+  trap 'signalled=INT; if [[ -n "$child" ]]; then kill -INT "$child" 2>/dev/null || true; fi' INT
+  trap 'signalled=TERM; if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM HUP
+  set -m # a group of its own, in which Ctrl-C is not ignored
+  "$@" &
+  child=$!
+  set +m
+  if [[ -n "$signalled" ]]; then kill -"$signalled" "$child" 2>/dev/null || true; fi
+  status=0
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the process
+    status=0
+    wait "$child" || status=$?
+  done
+  trap - INT TERM HUP
+}
