@@ -95,7 +95,7 @@ def compile_step(config: TrainConfig, mesh: Mesh) -> CompiledStep:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            raise _memory_error(error) from error
+            raise memory_error(error) from error
     seconds = time.perf_counter() - started
     memory, text = compiled.memory_analysis(), compiled.as_text()
     found = collectives(text)
@@ -112,7 +112,8 @@ def compile_step(config: TrainConfig, mesh: Mesh) -> CompiledStep:
     )
 
 
-def _memory_error(error: jax.errors.JaxRuntimeError) -> Exception:
+def memory_error(error: jax.errors.JaxRuntimeError) -> Exception:
+    """The same error, as `OutOfMemoryError` where the memory of a device did not suffice."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         return error
