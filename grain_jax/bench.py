@@ -57,6 +57,7 @@ from grain_jax.trainer.inputs import fitting_loader
 from grain_jax.training.checkpoint import SaveFailed
 
 _FOLDER = arg(metavar="DIR")
+WIDE = 110  # columns of the table of a sweep
 
 
 @dataclass
@@ -268,7 +269,7 @@ def measure_sweep(options: SweepOptions) -> Measured:
     top = best(found)
     for variant in found:
         table.add_row(*report.sweep_cells(variant, is_best=variant is top))
-    Console().print(table)
+    Console(width=max(Console().width, WIDE)).print(table)  # a line stays one, to paste
     return Measured({}, report.sweep_figures(found))
 
 
