@@ -61,19 +61,19 @@ def test_what_does_not_begin_in_time_is_said(script, tmp_path, capsys):
 def test_the_table_has_a_line_for_each_goal(script, tmp_path, capsys, monkeypatch):
     opened = sweep.open_step
 
-    def up_to_16(config, mesh, *, fits):
-        if config.batch_size > 16:
+    def up_to_8(config, mesh, *, fits):
+        if config.batch_size > 8:
             raise sweep.OutOfMemoryError(1, "as if it did not fit")
         return opened(config, mesh, fits=fits)
 
-    monkeypatch.setattr(sweep, "open_step", up_to_16)
+    monkeypatch.setattr(sweep, "open_step", up_to_8)
     stored = run(script, tmp_path, "--timed_steps=1")
     names = [line["name"] for line in stored["lines"]]
-    assert names == NAMES + [name for name in LARGEST for _ in range(3)]
+    assert names == NAMES + [name for name in LARGEST for _ in range(2)]
     variants = [line["measured"]["variants"][0] for line in stored["lines"]]
     sizes = [one["batch_size"] for one in variants[4:]]
-    assert sizes == [8, 16, 32] * 2
-    assert [one["fits"] for one in variants] == [True] * 4 + [True, True, False] * 2
+    assert sizes == [8, 16] * 2
+    assert [one["fits"] for one in variants] == [True] * 4 + [True, False] * 2
     padded, _, trimmed, _ = (one["step"]["flops"]["descriptions"] for one in variants[:4])
     assert 0 < trimmed < padded
     shown = capsys.readouterr().out
