@@ -1,58 +1,120 @@
 """Times training on these devices: images a second, MFU, memory, compilation.
 
-  python -m grain_jax.bench step --config=FILE [--SETTING=VALUE ...] [--timed_steps=N]
+  python -m grain_jax.bench step       the training step alone, on a random batch
+  python -m grain_jax.bench loader     the loader alone, on the data of --config
+  python -m grain_jax.bench full       the step on batches of the loader, and its wait for data
+  python -m grain_jax.bench eval       images and texts of a zero-shot set, with random weights
+  python -m grain_jax.bench checkpoint saving and restoring, and how long they block the step
+  python -m grain_jax.bench sweep      batch sizes and remat, up to what does not fit
 
-  step  the training step alone, on a random batch that stays on the devices
-
-Every setting of `python -m grain_jax.train` can be given. No data is read and nothing is saved.
+Each takes --config=FILE and every setting of `python -m grain_jax.train`, and prints a table;
+--json=FILE has all figures. Weights are random, and nothing is kept but what is asked for. On a CPU
+under Linux it starts itself again with huge pages, as training does.
 """
 
 import contextlib
-import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
-import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import arg
 
-import grain_jax
 from grain_jax import runtime
-from grain_jax.benchmarking.hardware import peak_of
-from grain_jax.benchmarking.step import StepTiming, time_step
+from grain_jax.benchmarking import report
+from grain_jax.benchmarking.checkpoints import time_checkpoint
+from grain_jax.benchmarking.environment import environment, environment_rows, load_averages
+from grain_jax.benchmarking.evaluation import random_set, time_evaluation
+from grain_jax.benchmarking.loading import time_full, time_loader
+from grain_jax.benchmarking.official import OfficialStep
+from grain_jax.benchmarking.open_clip_step import OpenClipStep
+from grain_jax.benchmarking.profile import PAGE
+from grain_jax.benchmarking.step import open_step, time_open_step
+from grain_jax.benchmarking.sweep import best, sweep, with_settings
 from grain_jax.benchmarking.synthetic_batch import validate_without_data
+from grain_jax.benchmarking.turns import Peer, time_in_turns
 from grain_jax.command_line import (
     Count,
     ExitStatus,
     NotParsed,
     OptionalPath,
+    OptionalText,
     end,
     parse,
     status_of,
 )
-from grain_jax.config import TrainConfig
-from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
+from grain_jax.config import TrainConfig, validate
+from grain_jax.config.cli import SettingsOptions, read_settings
+from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.parallel import sharding
 from grain_jax.parallel.presets import choose_mesh
 from grain_jax.terminal import escape_unprintable
+from grain_jax.trainer.inputs import fitting_loader
+from grain_jax.training.checkpoint import SaveFailed
 
-GIB = 2**30
+_FOLDER = arg(metavar="DIR")
+WIDE = 110  # columns of the table of a sweep
 
 
 @dataclass
 class Options:
+    """What every kind of measurement takes."""
+
+    timed_steps: Count = 20  # steps or batches that are timed, after those that warm up
+    json: OptionalPath = None  # file for all figures, to paste
+    config: SettingsOptions = field(default_factory=TrainConfig)
+
+
+@dataclass
+class StepOptions(Options):
     """What `bench step` takes."""
 
-    timed_steps: Count = 20  # steps that are timed, after two that warm up
-    json: OptionalPath = None  # file for the figures
-    # folder for a profiler trace of five more steps
-    profile: Annotated[OptionalPath, arg(metavar="DIR")] = None
-    config: SettingsOptions = field(default_factory=TrainConfig)
+    # folder for a profiler trace of five more steps, and a page on where their time goes
+    profile: Annotated[OptionalPath, _FOLDER] = None
+    # checkout of the official code, whose step is timed in turns with this one (needs torch)
+    official: Annotated[OptionalPath, _FOLDER] = None
+    open_clip: bool = False  # likewise the step of open_clip's CLIP, for model.type=clip
+    turns: Count = 5  # of each code, with official and open_clip
+
+
+@dataclass
+class EvalOptions(Options):
+    """What `bench eval` takes."""
+
+    set: Annotated[OptionalPath, _FOLDER] = None  # a zero-shot set; without: random JPEG images
+    num_images: Count = 512  # of the random set
+    num_classes: Count = 100  # of the random set
+    rounds: Count = 2  # after the first, which compiles
+
+
+@dataclass
+class CheckpointOptions(Options):
+    """What `bench checkpoint` takes."""
+
+    # where to write, into a folder that is deleted; without: the system's temporary folder
+    workdir: Annotated[OptionalPath, _FOLDER] = None
+    rounds: Count = 3  # saves and restores
+
+
+@dataclass
+class SweepOptions(Options):
+    """What `bench sweep` takes."""
+
+    batch_sizes: OptionalText = None  # as 64,128,256; without: doubled until one does not fit
+    remats: str = "none,dots,full"  # values of model.remat, with commas between them
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is shown and stored of a measurement."""
+
+    rows: dict[str, str]
+    figures: dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,31 +123,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True)
     try:
-        if words[:1] not in (["step"], ["--help"], ["-h"]):
+        if words[:1] in (["--help"], ["-h"]):
+            print(__doc__)
+            return ExitStatus.DONE
+        if not words or words[0] not in KINDS:
             given = words[0] if words else "nothing"
-            raise ValueError(f"Expected `step` after the command, given: {given}.")
-        base, words = read_settings([word for word in words if word != "step"])
-        options = parse(
-            Options, words, command="bench step", description=__doc__, default=Options(config=base)
-        )
-        config = options.config
-        validate_without_data(config)
-        if options.json is not None and not options.json.resolve().parent.is_dir():
-            raise ValueError(f"--json={options.json}: its folder does not exist; make it first.")
-        runtime.quiet_libraries()
-        sharding.set_cpu_devices(config)
-        runtime.open_devices()
-        mesh = choose_mesh(config)
-        sharding.check_batch(config, mesh.devices.shape)
-        timing = time_step(
-            config, num_steps=options.timed_steps, mesh=mesh, profile=_profiler(options.profile)
-        )
-        print_table(timing, config, Console())  # first: the file may fail
+            raise ValueError(
+                f"Expected one of {', '.join(KINDS)} after the command, given: {given}."
+            )
+        kind, load = KINDS[words[0]], load_averages()
+        options = _parse(words[0], kind.options, words[1:])
+        measured = kind.measure(options)
+        found = environment(load)
+        print_table(
+            environment_rows(found) | {"model": report.model_row(options.config)} | measured.rows,
+            Console(),
+        )  # first: the file may fail
         if options.json is not None:
-            text = json.dumps(figures(timing, config), indent=1) + "\n"
-            options.json.write_text(text, encoding="utf-8")
+            stored = {"measured": words[0], **measured.figures, **found}
+            stored["config"] = report.settings(options.config)
+            options.json.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     except NotParsed as parsed:
         return parsed.status
+    except SaveFailed as error:
+        console.print(f"Stopped: {error}", style="red", markup=False, soft_wrap=True)
+        return ExitStatus.STOPPED
     except (ValueError, OSError) as error:
         console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         return status_of(error)
@@ -95,84 +157,174 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.DONE
 
 
-def _profiler(folder: Path | None) -> Callable[[], Any] | None:
-    if folder is None:
-        return None
-    return lambda: jax.profiler.trace(str(folder))
+def _parse(kind: str, options: type[Options], words: Sequence[str]) -> Any:
+    base, words = read_settings(words)
+    parsed = parse(
+        options, words, command=f"bench {kind}", description=__doc__, default=options(config=base)
+    )
+    if parsed.json is not None and not parsed.json.resolve().parent.is_dir():
+        raise ValueError(f"--json={parsed.json}: its folder does not exist; make it first.")
+    return parsed
 
 
-def figures(timing: StepTiming, config: TrainConfig) -> dict[str, Any]:
-    """All that was measured, with hardware, versions and settings, as JSON."""
-    return {
-        "images_per_second": timing.images_per_second,
-        "images_per_second_per_device": timing.images_per_second / timing.num_devices,
-        "percentiles": {
-            "p10": timing.percentile(10),
-            "p50": timing.median,
-            "p90": timing.percentile(90),
-        },
-        "mfu": timing.mfu(timing.flops),
-        "mfu_without_padding": timing.mfu(timing.useful_flops),
-        **dataclasses.asdict(timing),
-        "versions": {
-            "grain_jax": grain_jax.__version__,
-            "jax": jax.__version__,
-            "platform": jax.devices()[0].client.platform_version,
-        },
-        "config": json.loads(config_to_json(config)),
-    }
+def _open_mesh(config: TrainConfig) -> Mesh:
+    """The devices that training takes. Raises ValueError where they do not fit the settings."""
+    runtime.quiet_libraries()
+    sharding.set_cpu_devices(config)
+    runtime.open_devices()
+    mesh = choose_mesh(config)
+    sharding.check_batch(config, mesh.devices.shape)
+    return mesh
 
 
-def print_table(timing: StepTiming, config: TrainConfig, console: Console) -> None:
+def measure_step(options: StepOptions) -> Measured:
+    """Of the step alone, or in turns with other codes."""
+    config = options.config
+    validate_without_data(config)
+    if options.official is not None or options.open_clip:
+        # JAX would take most of a GPU's memory for itself.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    mesh = _open_mesh(config)
+    peers: list[Peer] = []  # first: what they need may be missing
+    if options.official is not None:
+        peers.append(OfficialStep(options.official, config))
+    if options.open_clip:
+        peers.append(OpenClipStep(config))
+    if peers and mesh.size > 1:
+        raise ValueError(
+            f"--official and --open_clip compare one device with one, and there are {mesh.size}; "
+            "leave one, as with --mesh.cpu_devices=1 or CUDA_VISIBLE_DEVICES=0."
+        )
+    step = open_step(config, mesh)
+    timing = time_open_step(step, num_steps=options.timed_steps, profile=options.profile)
+    rows, figures = report.step_rows(timing), report.step_figures(timing)
+    if options.profile is not None:
+        rows["profile"] = str(options.profile / PAGE)
+    for peer in peers:
+        turns = time_in_turns(step, peer, num_turns=options.turns)
+        rows |= report.turns_rows(turns)
+        figures[peer.name] = report.turns_figures(turns)
+    return Measured(rows, figures)
+
+
+def measure_loader(options: Options) -> Measured:
+    """Of the loader alone."""
+    config = options.config
+    _validate_with_data(config)
+    mesh = _open_mesh(config)
+    rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)
+    loader, notes = fitting_loader(config.data, rows=len(rows))
+    timing = time_loader(config, loader, num_batches=options.timed_steps, mesh=mesh)
+    return Measured(report.loader_rows(timing) | _noted(notes), report.loader_figures(timing))
+
+
+def measure_full(options: Options) -> Measured:
+    """Of the step on batches of the loader."""
+    config = options.config
+    _validate_with_data(config)
+    mesh = _open_mesh(config)
+    rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)
+    loader, notes = fitting_loader(config.data, rows=len(rows))
+    timing = time_full(config, loader, num_steps=options.timed_steps, mesh=mesh)
+    return Measured(report.step_rows(timing) | _noted(notes), report.step_figures(timing))
+
+
+def measure_evaluation(options: EvalOptions) -> Measured:
+    """Of encoding and classifying a zero-shot set."""
+    config = options.config
+    validate_without_data(config)
+    mesh = _open_mesh(config)
+    if options.set is None:
+        dataset = random_set(config, num_images=options.num_images, num_classes=options.num_classes)
+    else:
+        dataset = load_zero_shot(options.set, note=lambda text: None)
+    timing = time_evaluation(config, dataset, rounds=options.rounds, mesh=mesh)
+    return Measured(report.evaluation_rows(timing), report.evaluation_figures(timing))
+
+
+def measure_checkpoint(options: CheckpointOptions) -> Measured:
+    """Of saving and restoring."""
+    config = options.config
+    validate_without_data(config)
+    mesh = _open_mesh(config)
+    timing = time_checkpoint(config, rounds=options.rounds, mesh=mesh, folder=options.workdir)
+    return Measured(report.checkpoint_rows(timing), report.checkpoint_figures(timing))
+
+
+def measure_sweep(options: SweepOptions) -> Measured:
+    """Of batch sizes and remat; prints each line once it is there, as a sweep takes long."""
+    config = options.config
+    remats = [name for name in options.remats.split(",") if name]
+    sizes = None if options.batch_sizes is None else _sizes(options.batch_sizes)
+    for remat in remats or [""]:
+        validate_without_data(with_settings(config, remat=remat))
+    if sizes is not None:
+        config.batch_size = sizes[0]
+    mesh, found, console = _open_mesh(config), [], Console(stderr=True)
+    for variant in sweep(
+        config, batch_sizes=sizes, remats=remats, num_steps=options.timed_steps, mesh=mesh
+    ):
+        found.append(variant)
+        console.print("  ".join(report.sweep_cells(variant, is_best=False)), highlight=False)
+    table = Table(*report.SWEEP_COLUMNS)
+    top = best(found)
+    for variant in found:
+        table.add_row(*report.sweep_cells(variant, is_best=variant is top))
+    Console(width=max(Console().width, WIDE)).print(table)  # a line stays one, to paste
+    return Measured({}, report.sweep_figures(found))
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise ValueError(
+            f"--batch_sizes={text}: expected whole numbers of at least 1, as in 64,128,256."
+        )
+    return sorted(set(sizes))
+
+
+def _validate_with_data(config: TrainConfig) -> None:
+    if config.pretrained:
+        validate_without_data(config)  # says that weights are random here
+    validate(config)
+
+
+def _noted(notes: Sequence[str]) -> dict[str, str]:
+    return {"note": "\n".join(notes)} if notes else {}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of measurement: its options, and how it is done."""
+
+    options: type[Options]
+    measure: Callable[[Any], Measured]
+
+
+KINDS = {
+    "step": Kind(StepOptions, measure_step),
+    "loader": Kind(Options, measure_loader),
+    "full": Kind(Options, measure_full),
+    "eval": Kind(EvalOptions, measure_evaluation),
+    "checkpoint": Kind(CheckpointOptions, measure_checkpoint),
+    "sweep": Kind(SweepOptions, measure_sweep),
+}
+
+
+def print_table(rows: Mapping[str, str], console: Console) -> None:
     """Prints what was measured, two columns."""
     table = Table(show_header=False)
     table.add_column()
-    table.add_column(justify="right")
-    each = timing.images_per_second / timing.num_devices
-    median, low, high = (
-        1e3 * value for value in (timing.median, timing.percentile(10), timing.percentile(90))
-    )
-    flops = timing.flops.total
-    counted, useful = (
-        each.total / timing.images / 1e9 for each in (timing.flops, timing.useful_flops)
-    )
-    rows = {
-        "devices": f"{timing.num_devices} x {timing.device_kind}",
-        "model": f"{config.model.type}, {config.model.dtype}, batch {timing.images:,}",
-        "step": f"{median:,.1f} ms (10-90 %: {low:,.1f}-{high:,.1f})",
-        "images/s": f"{timing.images_per_second:,.0f} ({each:,.0f} a device)",
-        "GFLOP an image": f"{counted:,.2f} ({useful:,.2f} without padding)",
-        "TFLOP/s a device": f"{flops / timing.median / timing.num_devices / 1e12:,.3g}",
-        "MFU": _utilization(timing),
-        "memory": _memory(timing),
-        "compilation": f"{timing.compile_seconds:,.1f} s",
-        "versions": f"grain_jax {grain_jax.__version__}, jax {jax.__version__}",
-    }
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
 
 
-def _utilization(timing: StepTiming) -> str:
-    peak, all_positions = peak_of(timing.device_kind), timing.mfu(timing.flops)
-    if peak is None:
-        return "unknown: no published peak for this device"
-    if all_positions is None:
-        return "not counted: some parameters are frozen"
-    useful = timing.mfu(timing.useful_flops)
-    return f"{all_positions:.1%} of {peak.bfloat16 / 1e12:,.0f} TFLOP/s ({useful:.1%} w/o padding)"
-
-
-def _memory(timing: StepTiming) -> str:
-    compiled = (
-        f"{timing.argument_bytes / GIB:.2f} GiB state and batch, "
-        f"{timing.temporary_bytes / GIB:.2f} temporary"
-    )
-    if timing.peak_bytes is None:
-        return compiled
-    return f"{timing.peak_bytes / GIB:.2f} GiB peak; {compiled}"
-
-
 if __name__ == "__main__":
+    runtime.restart_with_huge_pages()
     with contextlib.suppress(BrokenPipeError):
         end(main())

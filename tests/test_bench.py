@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grain_jax import bench
+from grain_jax.benchmarking.profile import PAGE
 from grain_jax.command_line import ExitStatus
 
 TINY = [
@@ -23,14 +24,26 @@ TINY = [
     "--data.caption_length=12",
     "--data.description_length=6",
 ]
+CLIP = ["--config=configs/clip_vitb16_cc12m.py", *(word for word in TINY if "decoder" not in word)]
+BIRDS = ["--config=demo:clip", *(word for word in CLIP[1:] if "length" not in word)]
+
+
+def measured(kind, words, tmp_path):
+    figures = tmp_path / "figures.json"
+    assert bench.main([kind, *words, f"--json={figures}"]) == ExitStatus.DONE
+    stored = json.loads(figures.read_text())
+    assert stored["measured"] == kind
+    assert stored["versions"]["jax"]
+    assert stored["hardware"]["cpus"] >= 1
+    assert stored["hardware"]["processor"]
+    assert stored["config"]["model"]["vision"]["width"] == 16
+    return stored
 
 
 @pytest.mark.slow
 def test_bench_step_times_the_step_without_a_data_set(tmp_path, capsys):
-    figures = tmp_path / "figures.json"
-    command = ["step", "--config=configs/grain_vitb16_cc3m.py", "--timed_steps=3", *TINY]
-    assert bench.main([*command, f"--json={figures}"]) == ExitStatus.DONE
-    stored = json.loads(figures.read_text())
+    words = ["--config=configs/grain_vitb16_cc3m.py", "--timed_steps=3", *TINY]
+    stored = measured("step", words, tmp_path)
     assert len(stored["seconds"]) == 3
     low, median = stored["percentiles"]["p10"], stored["percentiles"]["p50"]
     assert 0 < low <= median <= stored["percentiles"]["p90"]
@@ -39,24 +52,109 @@ def test_bench_step_times_the_step_without_a_data_set(tmp_path, capsys):
     assert stored["flops"]["vision"] > stored["useful_flops"]["captions"] > 0
     assert stored["useful_flops"]["captions"] < stored["flops"]["captions"]
     assert stored["temporary_bytes"] > 0
-    assert stored["config"]["model"]["vision"]["width"] == 16
-    assert stored["versions"]["jax"]
+    assert stored["data_wait"] is None
     shown = capsys.readouterr().out
     assert "images/s" in shown
     assert "no published peak" in shown
+
+
+@pytest.mark.slow
+def test_a_profile_says_where_the_step_goes(tmp_path):
+    measured("step", [*CLIP, "--timed_steps=1", f"--profile={tmp_path / 'trace'}"], tmp_path)
+    page = (tmp_path / "trace" / PAGE).read_text()
+    assert "| matrix products |" in page
+    assert "| image tower |" in page
+    assert "| captions |" in page
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_bench_loader_takes_batches_of_the_data(tmp_path, capsys):
+    stored = measured("loader", [*BIRDS, "--timed_steps=4"], tmp_path)
+    assert stored["images"] == 8
+    assert stored["images_per_second"] == pytest.approx(32 / sum(stored["seconds"]))
+    assert stored["bytes_of_image"] > 32 * 32 * 3
+    assert stored["cpu_seconds"] > 0
+    assert "2 threads" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bench_full_says_how_long_the_step_waits_for_data(tmp_path, capsys):
+    stored = measured("full", [*BIRDS, "--timed_steps=4"], tmp_path)
+    assert len(stored["seconds"]) == 4
+    assert 0 < stored["data_wait"] < 1
+    assert stored["images_per_second"] == pytest.approx(32 / sum(stored["seconds"]))
+    assert 0 < stored["useful_flops"]["captions"] < stored["flops"]["captions"]
+    assert "data wait" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bench_eval_encodes_and_classifies(tmp_path):
+    words = [*BIRDS, "--num_images=12", "--num_classes=3", "--rounds=2"]
+    words += ["--evaluation.batch_size=8"]
+    stored = measured("eval", words, tmp_path)
+    assert (stored["images"], stored["classes"], stored["batch_size"]) == (12, 3, 8)
+    assert stored["texts"] >= 3 + 3 * 5
+    for name in ("image_seconds", "text_seconds", "classify_seconds"):
+        assert len(stored[name]) == 3
+    assert stored["images_per_second"] == pytest.approx(12 / min(stored["image_seconds"][1:]))
+
+
+@pytest.mark.slow
+def test_bench_checkpoint_saves_restores_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    stored = measured("checkpoint", [*BIRDS, "--rounds=2", f"--workdir={folder}"], tmp_path)
+    assert list(folder.iterdir()) == []
+    assert stored["num_bytes"] > 3 * 4 * 512 * 16  # the token table with two moments
+    for blocked, saved in zip(stored["blocked_seconds"], stored["save_seconds"], strict=True):
+        assert 0 < blocked < saved
+    assert len(stored["restore_seconds"]) == 2
+    assert stored["save_bytes_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_bench_sweep_marks_the_best(tmp_path, capsys):
+    words = [*CLIP, "--batch_sizes=16,8", "--remats=none,full", "--timed_steps=1"]
+    variants = measured("sweep", words, tmp_path)["variants"]
+    assert [(one["remat"], one["batch_size"]) for one in variants] == [
+        ("none", 8),
+        ("none", 16),
+        ("full", 8),
+        ("full", 16),
+    ]
+    speeds = [one["step"]["images_per_second"] for one in variants]
+    assert [one["best"] for one in variants] == [speed == max(speeds) for speed in speeds]
+    assert all(one["fits"] and one["needed_bytes"] > 0 for one in variants)
+    assert "best" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         ([], "nothing"),
-        (["loader"], "loader"),
+        (["everything"], "everything"),
         (["step", "--pretrained=some/clip"], "some/clip"),
+        (["full", "--pretrained=some/clip"], "some/clip"),
         (["step", "--batch_size=12", *TINY[1:]], "batch_size"),
         (["step", "--timed_steps=0"], "timed_steps"),
         (["step", "--json=/nowhere/figures.json"], "/nowhere/figures.json"),
+        (["loader", "--config=configs/clip_vitb16_cc12m.py"], "data_dir"),
+        (["eval", *BIRDS, "--set=/nowhere"], "/nowhere"),
+        (["checkpoint", *BIRDS, "--workdir=/nowhere"], "/nowhere"),
+        (["sweep", *CLIP, "--batch_sizes=8,many"], "8,many"),
+        (["sweep", *CLIP, "--remats=some"], "some"),
+        (["sweep", *CLIP, "--batch_sizes=9"], "batch_size = 9"),
+        (["step", *CLIP, "--official=/nowhere"], "model.type = 'clip'"),
+        (["step", "--config=demo:smoke", "--open_clip"], "model.type = 'grain'"),
     ],
 )
 def test_bench_refuses(words, named, capsys):
     assert bench.main(words) == ExitStatus.MISTAKE
     assert named in capsys.readouterr().err
+
+
+def test_bench_says_what_it_can_measure(capsys):
+    assert bench.main(["--help"]) == ExitStatus.DONE
+    shown = capsys.readouterr().out
+    for kind in bench.KINDS:
+        assert f"bench {kind} " in shown

@@ -1,6 +1,7 @@
 """Options that all commands read alike."""
 
 import errno
+import functools
 import os
 import re
 import subprocess
@@ -69,7 +70,10 @@ MAINS = {
     "prepare": prepare.main,
     "export": export.main,
     "plan": plan.main,
-    "bench step": lambda words: bench.main(["step", *words]),
+    **{
+        f"bench {kind}": functools.partial(lambda kind, words: bench.main([kind, *words]), kind)
+        for kind in bench.KINDS
+    },
     "data.synthetic_birds": synthetic_birds.main,
     **{f"annotate {stage}": main for stage, main in annotate.STAGES.items()},
 }

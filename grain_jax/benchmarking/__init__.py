@@ -1,1 +1,1 @@
-"""What a training step costs: synthetic batches, counted operations, measured times."""
+"""What training costs: synthetic batches, counted operations, measured times, other codes."""

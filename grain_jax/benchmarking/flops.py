@@ -73,6 +73,15 @@ def step_flops(
     )
 
 
+def image_flops(config: TrainConfig) -> float:
+    """Of encoding one image, forward."""
+    model = config.model
+    patches = (model.image_size // model.vision.patch_size) ** 2
+    embedding = 2.0 * patches * 3 * model.vision.patch_size**2 * model.vision.width
+    towers = (_vision(config) - 2 * embedding) / FORWARD_AND_BACKWARD + embedding
+    return towers + (_decoder(config) / FORWARD_AND_BACKWARD if model.type == "grain" else 0.0)
+
+
 def _block(positions: float, pairs: float, width: int, mlp_dim: int) -> float:
     """One pre-norm block, forward."""
     linear = 2 * positions * (4 * width**2 + 2 * width * mlp_dim)

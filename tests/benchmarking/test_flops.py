@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grain_jax.benchmarking.flops import padded_positions, step_flops
+from grain_jax.benchmarking.flops import image_flops, padded_positions, step_flops
 from grain_jax.benchmarking.synthetic_batch import synthetic_batch, text_positions
 from grain_jax.config import TrainConfig
 from grain_jax.data.region_coverage import needs_descriptions
@@ -109,3 +109,24 @@ def test_flops_without_padding_are_those_of_texts_cut_to_their_lengths():
         < step_flops(small(), padded_positions(small()), with_descriptions=True).descriptions
     )
     assert text_positions(batch).descriptions == np.asarray(batch.region_mask).sum()
+
+
+@pytest.mark.parametrize("model_type", ["grain", "clip"])
+def test_encoding_an_image_is_counted_as_the_forward_products_of_its_trace(model_type):
+    config = small(model_type)
+    model = build_model(config.model)
+    batch: Any = synthetic_batch(config)
+    shapes = jax.eval_shape(
+        model.init,
+        jax.random.key(0),
+        batch.images.astype(np.float32),
+        batch.captions,
+        batch.descriptions,
+    )
+    images = jnp.zeros((1, 48, 48, 3))
+
+    def encode(params: Any) -> Any:
+        return model.apply({"params": params}, images, method="encode_images")
+
+    traced = products(jax.make_jaxpr(encode)(nn.unbox(shapes["params"])).jaxpr)
+    assert image_flops(config) == pytest.approx(traced, rel=1e-6)

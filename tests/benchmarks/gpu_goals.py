@@ -1,0 +1,147 @@
+"""The figures that this project aims at on one GPU, in ten minutes: one command, one table.
+
+    python tests/benchmarks/gpu_goals.py [--minutes=10] [--json=FILE] [--SETTING=VALUE ...]
+
+ViT-B/16 in bfloat16 on random batches, as `configs/grain_vitb16_cc12m.py` has it, at 512 images:
+MFU of GRAIN (goal: 50 %, 40 at the least) with padded and with trimmed texts, images/s of CLIP
+(goal: 3,000) with the attention that "auto" takes and with XLA's, and the largest batch with dense
+and with tiled logits (layers scanned, remat full; doubled until it does not fit). Every setting of
+`python -m grain_jax.train` can be given. A line is printed once it is measured; those that do not
+begin within the minutes say so. Against other codes: `python -m grain_jax.bench step --official`.
+"""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from grain_jax import runtime
+from grain_jax.benchmarking import report
+from grain_jax.benchmarking.environment import environment, environment_rows, load_averages
+from grain_jax.benchmarking.sweep import Variant, measure
+from grain_jax.benchmarking.synthetic_batch import validate_without_data
+from grain_jax.command_line import Count, NotParsed, OptionalPath, parse
+from grain_jax.config import TrainConfig
+from grain_jax.config.cli import SettingsOptions, read_settings
+from grain_jax.parallel import sharding
+from grain_jax.parallel.presets import choose_mesh
+
+CONFIG = Path(__file__).parents[2] / "configs" / "grain_vitb16_cc12m.py"
+BATCH = "--batch_size=512"
+WIDTH = 140  # columns of the table
+TRIMMED = {  # as that recipe's texts and regions allow
+    "data.caption_length": 40,
+    "data.description_length": 16,
+    "model.description_capacity_factor": 0.6,
+}
+ROOMY = {"model.scan_layers": True, "model.remat": "full"}
+GOALS = {"GRAIN": "50 % MFU", "CLIP": "3,000 images/s"}
+
+
+@dataclass
+class Options:
+    """What to measure."""
+
+    minutes: float = 10.0  # after which no other line begins
+    timed_steps: Count = 20  # of each line; the largest batches take two
+    json: OptionalPath = None  # file for all figures
+    config: SettingsOptions = field(default_factory=TrainConfig)
+
+
+def changed(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
+    """A copy with other settings, by path; a text is never made longer."""
+    other = copy.deepcopy(config)
+    for path, value in settings.items():
+        owner: Any = other
+        *sections, name = path.split(".")
+        for section in sections:
+            owner = getattr(owner, section)
+        if name.endswith("_length"):
+            value = min(value, getattr(owner, name))
+        setattr(owner, name, value)
+    return other
+
+
+def lines(config: TrainConfig, steps: int) -> Iterator[tuple[str, TrainConfig, int, bool]]:
+    """Name, settings, timed steps, and whether the batch is doubled until it does not fit."""
+    clip = changed(config, {"model.type": "clip"})
+    yield "GRAIN", config, steps, False
+    yield "CLIP", clip, steps, False
+    yield "GRAIN, trimmed texts", changed(config, TRIMMED), steps, False
+    yield "CLIP, attention by XLA", changed(clip, {"model.attention": "xla"}), steps, False
+    for logits in ("dense", "tiled"):
+        large = changed(config, ROOMY | {"loss.logits": logits})
+        yield f"largest batch, {logits} logits", large, 2, True
+
+
+def measured(
+    config: TrainConfig, steps: int, *, doubled: bool, mesh: Mesh, late: Callable[[], bool]
+) -> Iterator[Variant]:
+    """One batch, or one after the other up to one that does not fit."""
+    while True:
+        found = measure(config, num_steps=steps, mesh=mesh)
+        yield found
+        if not doubled or found.timing is None or late():
+            return
+        config = changed(config, {"batch_size": 2 * config.batch_size})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not any(word.startswith("--batch_size") for word in words):
+        words.append(BATCH)
+    try:
+        base, words = read_settings(words, default=str(CONFIG))
+        options = parse(
+            Options, words, command="gpu_goals", description=__doc__, default=Options(config=base)
+        )
+    except NotParsed as parsed:
+        return parsed.status
+    config, load, started = options.config, load_averages(), time.monotonic()
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise SystemExit(f"--json={options.json}: its folder does not exist; make it first.")
+    validate_without_data(config)
+    runtime.quiet_libraries()
+    sharding.set_cpu_devices(config)
+    runtime.open_devices()
+    mesh = choose_mesh(config)
+    # Wide enough for a line to stay one, to paste.
+    console, found = Console(width=max(Console().width, WIDTH)), environment(load)
+    table = Table("what", "goal", *report.SWEEP_COLUMNS[1:])
+    stored: list[dict[str, Any]] = []
+
+    def late() -> bool:
+        return time.monotonic() - started > 60 * options.minutes
+
+    for name, settings, steps, doubled in lines(config, options.timed_steps):
+        validate_without_data(settings)
+        goal = GOALS.get(name, "")
+        if late():
+            table.add_row(name, goal, *[""] * 7, "not measured: the minutes are over")
+            stored.append({"name": name, "measured": None})
+            continue
+        for variant in measured(settings, steps, doubled=doubled, mesh=mesh, late=late):
+            cells = report.sweep_cells(variant, is_best=False)[1:]
+            print(name, *filter(None, cells), sep="  ", file=sys.stderr, flush=True)
+            table.add_row(name, goal, *cells)
+            stored.append({"name": name, "measured": report.sweep_figures([variant])})
+    for name, value in environment_rows(found).items():
+        console.print(f"{name}: {value}", highlight=False)
+    console.print(table)
+    if options.json is not None:
+        figures = {"lines": stored, **found, "config": report.settings(config)}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
