@@ -182,16 +182,16 @@ class Linear(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if not apart:
             return affine(x, kernel, bias, num_inputs=self.num_inputs)
-        axis = self.num_inputs + 1
-        return [
-            affine(
-                x,
-                jax.lax.index_in_dim(kernel, i, axis, keepdims=False),
-                None if bias is None else bias[:, i],
-                num_inputs=self.num_inputs,
-            )
-            for i in range(self.features[1])
-        ]
+        axis, several = self.num_inputs + 1, []
+        for i in range(self.features[1]):
+            one = jax.lax.index_in_dim(kernel, i, axis, keepdims=False)
+            kept = one.shape[self.num_inputs :]
+            # Flat, or XLA stores the results by heads and copies them for the kernel.
+            flat = one.reshape(*one.shape[: self.num_inputs], -1)
+            one_bias = None if bias is None else bias[:, i].reshape(-1)
+            y = affine(x, flat, one_bias, num_inputs=self.num_inputs)
+            several.append(y.reshape(*y.shape[:-1], *kept))
+        return several
 
 
 class LayerNorm(nn.Module):
