@@ -177,8 +177,9 @@ class ModelConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; parameters are always float32
     scan_layers: bool = False  # one compiled layer, not `depth`: fast compile, stacked parameters
     remat: Remat = "none"  # "dots" keeps outputs of matmuls
-    # "cudnn" (flash; GPU and bfloat16 only) | "auto": cudnn where it applies, else xla
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    # "cudnn" (flash; GPU and bfloat16 only) | "pallas" (a kernel; TPU only) | "auto": cudnn or
+    # pallas where it applies, else xla
+    attention: Literal["auto", "xla", "cudnn", "pallas"] = "auto"
     description_capacity_factor: float = 1.0  # fraction of a batch's B * M descriptions encoded
     init_logit_scale: float = 1 / 0.07  # at the start; 1 / temperature
     max_logit_scale: float = 100.0  # the learned scale is clipped to it

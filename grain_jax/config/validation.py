@@ -213,6 +213,14 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
             'model.attention = "cudnn" computes in half precision and model.dtype = "float32"; set '
             'model.dtype="bfloat16" or model.attention="auto".'
         )
+    if model.attention == "pallas":
+        for name, tower in towers[:2]:
+            if 128 % (tower.width // tower.num_heads or 128):
+                yield (
+                    f'model.attention = "pallas" needs heads whose size divides 128; '
+                    f"model.{name}.width / num_heads = {tower.width / tower.num_heads:g}. Set "
+                    'model.attention="auto".'
+                )
     if not model.text.causal and model.text.pooling == "end":
         yield (
             'model.text.pooling = "end" needs a causal tower, to which the padding after a text is '

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from grain_jax.config import DecoderConfig
+from grain_jax.models.attention import attend
 from grain_jax.models.dropout import Dropout
 from grain_jax.models.layers import (
     BlockInit,
@@ -21,7 +22,6 @@ from grain_jax.models.layers import (
     Mlp,
     affine,
     apply_layers,
-    attend,
     constrain,
     named,
     normal,

@@ -3,13 +3,14 @@
 Everything computes in `dtype` and keeps its parameters in float32. Parameters carry logical axis
 names ("embed" model width, "mlp" hidden width, "heads", "kv" head size, "joint" embedding space,
 "vocab", "layers" of a scanned stack), which the sharding table maps to the mesh. A fused
-query-key-value kernel is [D, heads, 3, head size]: one matmul, and still cut along heads.
+query-key-value kernel is [D, heads, 3, head size]: one matmul, and still cut along heads; three
+where a TPU's attention kernel takes them.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,14 +18,12 @@ import jax.numpy as jnp
 from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
+from grain_jax.models.attention import AttentionKind, attend, chosen_attention
 from grain_jax.models.dropout import Dropout
+from grain_jax.models.pallas_attention import pallas_attention
 
 Initializer = Callable[..., Array]
 AxisNames = tuple[str | None, ...]
-AttentionKind = Literal["auto", "xla", "cudnn"]
-FLASH_CAPABILITY = 8.0  # compute capability of the oldest NVIDIA GPU with cudnn's flash attention
-FLASH_MULTIPLE = 8  # of the number of tokens; jax 0.11 refuses to train on odd ones
-FLASH_MIN_TOKENS = 33  # with fewer, XLA's own attention is as fast (docs/experiments.md)
 
 
 def uniform(bound: float) -> Initializer:
@@ -168,7 +167,11 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], *, apart: bool = False) -> Any:
+        """The features; with `apart` a list of them for each index of their second axis.
+
+        By a product for each, whose results need not be cut out of one array.
+        """
         inputs = x.shape[x.ndim - self.num_inputs :]
         kernel_init = named(self.kernel_init, *self.axes)
         kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
@@ -176,9 +179,19 @@ class Linear(nn.Module):
         if self.bias_init is not None:
             bias_init = named(self.bias_init, *self.axes[self.num_inputs :])
             bias = self.param("bias", bias_init, self.features, jnp.float32)
-        return affine(
-            x.astype(self.dtype), kernel.astype(self.dtype), bias, num_inputs=self.num_inputs
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if not apart:
+            return affine(x, kernel, bias, num_inputs=self.num_inputs)
+        axis, several = self.num_inputs + 1, []
+        for i in range(self.features[1]):
+            one = jax.lax.index_in_dim(kernel, i, axis, keepdims=False)
+            kept = one.shape[self.num_inputs :]
+            # Flat, or XLA stores the results by heads and copies them for the kernel.
+            flat = one.reshape(*one.shape[: self.num_inputs], -1)
+            one_bias = None if bias is None else bias[:, i].reshape(-1)
+            y = affine(x, flat, one_bias, num_inputs=self.num_inputs)
+            several.append(y.reshape(*y.shape[:-1], *kept))
+        return several
 
 
 class LayerNorm(nn.Module):
@@ -189,105 +202,24 @@ class LayerNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    def __call__(self, x: Float[Array, "*batch D"], *, apply: bool = True) -> Any:
+        """`x` normalised; without `apply`, scale and bias for a kernel that does it, [D] each."""
+
         def parameter(name: str, init: Initializer) -> Array:
-            value = self.param(name, named(init, self.axis), (x.shape[-1],), jnp.float32)
-            return value.reshape((1,) * (x.ndim - 1) + value.shape)
+            return self.param(name, named(init, self.axis), (x.shape[-1],), jnp.float32)
 
         scale, bias = parameter("scale", nn.initializers.ones_init()), parameter("bias", zeros)
+        if not apply:
+            return scale, bias
+        scale, bias = (value.reshape((1,) * (x.ndim - 1) + value.shape) for value in (scale, bias))
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
 
 
-def attend(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S N H"],
-    value: Float[Array, "B S N H"],
-    *,
-    causal: bool = False,
-    implementation: AttentionKind = "auto",
-    num_keys: int | None = None,
-) -> Float[Array, "B T N H"]:
-    """Scaled dot-product attention of N heads, softmax in float32.
-
-    `implementation`: "xla", "cudnn" (flash attention on NVIDIA GPUs, half precision only), or
-    "auto": `chosen_attention`. Raises ValueError for cudnn where it does not apply; its kernels
-    need an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or newer. Of the S keys, the first
-    `num_keys` are looked at (default: all).
-    """
-    chosen = chosen_attention(
-        implementation, num_tokens=query.shape[1], dtype=query.dtype, head_size=query.shape[-1]
-    )
-    masked = None
-    if num_keys is not None and num_keys < key.shape[1]:
-        masked = jnp.full((key.shape[0],), num_keys, jnp.int32)
-    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=causal,
-            key_value_seq_lengths=masked,
-            implementation=chosen,
-        )
-
-
-def chosen_attention(
-    implementation: AttentionKind, *, num_tokens: int, dtype: Any, head_size: int
-) -> Literal["xla", "cudnn"]:
-    """What `attend` computes with: for "auto", cudnn where it applies and is faster.
-
-    Raises ValueError for "cudnn" where it does not apply.
-    """
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    fits = head_size % 8 == 0 and head_size <= 128
-    flash = half and fits and has_flash(jax.devices()[0])
-    if implementation == "cudnn" and not flash:
-        raise ValueError(
-            "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or newer, half "
-            "precision and a head size that is a multiple of 8 up to 128; this is "
-            f"{jax.devices()[0].device_kind}, {dtype} and {head_size}. Use 'auto', or change the "
-            "model."
-        )
-    if implementation == "auto":
-        return "cudnn" if flash and num_tokens >= FLASH_MIN_TOKENS else "xla"
-    return implementation
-
-
-def pad_tokens(
-    x: Float[Array, "B T D"], implementation: AttentionKind, *, num_heads: int
-) -> tuple[Float[Array, "B P D"], Literal["xla", "cudnn"]]:
-    """The tokens of a tower as its attention takes them, zeros last, and `chosen_attention`.
-
-    Padding the tokens once costs less than padding queries, keys and values in every layer.
-    """
-    length, width = x.shape[1:]
-    chosen = chosen_attention(
-        implementation, num_tokens=length, dtype=x.dtype, head_size=width // num_heads
-    )
-    padding = -length % FLASH_MULTIPLE if chosen == "cudnn" else 0
-    return jnp.pad(x, ((0, 0), (0, padding), (0, 0))), chosen
-
-
-def has_flash(device: Any) -> bool:
-    """Whether cudnn's flash attention runs on a JAX device; no on CPU, TPU, ROCm and older cards.
-
-    ROCm has no compute capability, or names it as "gfx90a".
-    """
-    if device.platform not in ("gpu", "cuda"):
-        return False
-    if "rocm" in str(getattr(device.client, "platform_version", "")).lower():
-        return False
-    try:
-        return float(device.compute_capability) >= FLASH_CAPABILITY
-    except (AttributeError, TypeError, ValueError):
-        return False
-
-
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused query-key-value matmul."""
+    """Multi-head self-attention; query, key and value of one kernel, and of one matmul on most."""
 
     num_heads: int
     initializers: BlockInit
@@ -300,26 +232,47 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         width = x.shape[-1]
+        head_size = width // self.num_heads
+        chosen = chosen_attention(
+            self.implementation, num_tokens=x.shape[1], dtype=self.dtype, head_size=head_size
+        )
+        pallas = chosen == "pallas"
         qkv = Linear(
-            (self.num_heads, 3, width // self.num_heads),
+            (self.num_heads, 3, head_size),
             ("embed", "heads", None, "kv"),
             self.initializers.qkv,
             self.initializers.qkv_bias,
             dtype=self.dtype,
             name="qkv",
-        )(x)  # [B, T, N, 3, H]
-        query, key, value = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
+        )(x, apart=pallas)  # [B, T, N, 3, H], or three of [B, T, N, H]
+        query, key, value = qkv if pallas else (qkv[:, :, :, i] for i in range(3))
+        norms = None
         if self.qk_norm_eps is not None:
-            query = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="q_norm")(query)
-            key = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="k_norm")(key)
-        mixed = attend(
-            query,
-            key,
-            value,
-            causal=self.causal,
-            implementation=self.implementation,
-            num_keys=self.num_tokens,
-        )
+            query_norm = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="q_norm")
+            key_norm = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="k_norm")
+            if pallas:  # the kernel normalises on the way
+                norms = jnp.stack([*query_norm(query, apply=False), *key_norm(key, apply=False)])
+            else:
+                query, key = query_norm(query), key_norm(key)
+        if pallas:
+            mixed = pallas_attention(
+                query,
+                key,
+                value,
+                causal=self.causal,
+                num_keys=self.num_tokens,
+                norms=norms,
+                norm_eps=self.qk_norm_eps or 0.0,
+            )
+        else:
+            mixed = attend(
+                query,
+                key,
+                value,
+                causal=self.causal,
+                implementation="cudnn" if chosen == "cudnn" else "xla",
+                num_keys=self.num_tokens,
+            )
         mixed = constrain(mixed, "batch", None, "heads", "kv")
         return Linear(
             (width,),

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from grain_jax.config import TextConfig
+from grain_jax.models.attention import AttentionKind, pad_tokens
 from grain_jax.models.layers import (
-    AttentionKind,
     Block,
     LayerNorm,
     apply_layers,
@@ -20,7 +20,6 @@ from grain_jax.models.layers import (
     constrain,
     named,
     normal,
-    pad_tokens,
     zeros,
 )
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grain_jax.config import VisionConfig
+from grain_jax.models.attention import AttentionKind, pad_tokens
 from grain_jax.models.layers import (
-    AttentionKind,
     Block,
     LayerNorm,
     Linear,
@@ -22,7 +22,6 @@ from grain_jax.models.layers import (
     constrain,
     named,
     normal,
-    pad_tokens,
     torch_init,
     uniform,
     xavier_init,

@@ -101,8 +101,10 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _init_params(model: nn.Module, config: TrainConfig) -> Any:
+def _init_params(model: Any, config: TrainConfig) -> Any:
     size, data = config.model.image_size, config.data
+    # Parameters do not depend on it, and this is traced without the mesh that says which device.
+    model = model.clone(config=dataclasses.replace(model.config, attention="xla"))
     variables = model.init(
         jax.random.key(config.seed),
         jnp.zeros((1, size, size, 3), jnp.float32),

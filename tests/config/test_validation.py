@@ -92,6 +92,11 @@ from grain_jax.data.synthetic_birds import demo
             {"model__attention": "cudnn", "model__dtype": "float32"},
             "half precision",
         ),
+        (
+            records_config,
+            {"model__attention": "pallas", "model__text__num_heads": 16, "model__text__width": 768},
+            "model.text.width / num_heads = 48",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_once(
@@ -112,6 +117,7 @@ def test_what_cannot_work_is_refused_once(
         {"evaluation__best_metric": "seen_birds/name", "evaluation__eval_interval_steps": 10},
         {"evaluation__zero_shot_during_training": ("a",), "evaluation__eval_interval_steps": 10},
         {"model__attention": "cudnn"},
+        {"model__attention": "pallas"},
         {"data__num_threads": 8, "data__prefetch_batches": 1},
         {"data__crop_min_area": 0.01, "data__resize": "crop"},
     ],

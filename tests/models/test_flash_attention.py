@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grain_jax.config import DecoderConfig, ModelConfig, TextConfig, VisionConfig
-from grain_jax.models import layers
+from grain_jax.models import attention, layers
 from grain_jax.models.image_text import build_model
 
 CONFIG = ModelConfig(
@@ -28,15 +28,15 @@ def cudnn(monkeypatch):
     """A GPU's attention that refuses what jax 0.11 refuses; lists the lengths that it was given."""
     compute, lengths = jax.nn.dot_product_attention, []
 
-    def attention(query: Any, key: Any, value: Any, *, implementation: str, **options: Any) -> Any:
+    def recorded(query: Any, key: Any, value: Any, *, implementation: str, **options: Any) -> Any:
         if implementation == "cudnn":
             lengths.append(query.shape[1])
             if query.shape[1] % 2 or key.shape[1] % 2:
                 raise NotImplementedError(f"Unsupported sequence length Q {query.shape[1]}")
         return compute(query, key, value, implementation="xla", **options)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
-    monkeypatch.setattr(layers, "has_flash", lambda device: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    monkeypatch.setattr(attention, "has_flash", lambda device: True)
     return lengths
 
 
@@ -66,7 +66,7 @@ def test_masked_keys_change_neither_results_nor_gradients(causal):
     x = jax.random.normal(jax.random.key(0), (2, 8, 2, 4))
 
     def result(x: Any, num_keys: int | None) -> Any:
-        mixed = layers.attend(x, 0.5 * x, x + 1, causal=causal, num_keys=num_keys)
+        mixed = attention.attend(x, 0.5 * x, x + 1, causal=causal, num_keys=num_keys)
         return jnp.square(mixed[:, :5]).sum()
 
     cut, cut_gradient = jax.value_and_grad(result)(x[:, :5], None)
@@ -78,7 +78,7 @@ def test_masked_keys_change_neither_results_nor_gradients(causal):
 
 def test_short_texts_are_left_to_xla(cudnn):
     short, long = (
-        layers.chosen_attention("auto", num_tokens=length, dtype=jnp.bfloat16, head_size=64)
+        attention.chosen_attention("auto", num_tokens=length, dtype=jnp.bfloat16, head_size=64)
         for length in (32, 77)
     )
     assert (short, long) == ("xla", "cudnn")

@@ -12,7 +12,7 @@ import official_golden
 import pytest
 
 from grain_jax.config import TextConfig
-from grain_jax.models import layers
+from grain_jax.models import attention
 from grain_jax.models.image_text import abstract_params, build_model
 from grain_jax.models.positions import grid_positions
 
@@ -147,14 +147,14 @@ class FakeDevice:
     ],
 )
 def test_flash_attention_is_for_nvidia_gpus_that_have_it(device, expected):
-    assert layers.has_flash(device) is expected
+    assert attention.has_flash(device) is expected
 
 
 def test_auto_attention_falls_back_on_an_old_gpu(monkeypatch):
     old = FakeDevice("gpu", "cuda 12090", "7.5")
     old.device_kind = "Tesla T4"
-    monkeypatch.setattr(layers.jax, "devices", lambda: [old])
+    monkeypatch.setattr(attention.jax, "devices", lambda: [old])
     x = jnp.ones((1, 2, 1, 8), jnp.bfloat16)
-    assert layers.attend(x, x, x).shape == x.shape
+    assert attention.attend(x, x, x).shape == x.shape
     with pytest.raises(ValueError, match=r"8\.0 or newer.*Tesla T4"):
-        layers.attend(x, x, x, implementation="cudnn")
+        attention.attend(x, x, x, implementation="cudnn")

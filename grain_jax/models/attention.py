@@ -1,0 +1,125 @@
+"""Scaled dot-product attention, and which implementation computes it on which device."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from grain_jax.models.pallas_attention import LANES, MAX_TOKENS
+
+AttentionKind = Literal["auto", "xla", "cudnn", "pallas"]
+ChosenAttention = Literal["xla", "cudnn", "pallas"]
+FLASH_CAPABILITY = 8.0  # compute capability of the oldest NVIDIA GPU with cudnn's flash attention
+FLASH_MIN_TOKENS = 33  # with fewer, XLA's own attention is as fast on a GPU (docs/experiments.md)
+# Of the number of tokens, for kernels: jax 0.11 refuses to train with cudnn on odd ones, and a TPU
+# stores tokens by eights, so that XLA would copy others to and fro around a kernel.
+TOKENS_MULTIPLE = 8
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    *,
+    causal: bool = False,
+    implementation: Literal["auto", "xla", "cudnn"] = "auto",
+    num_keys: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """Scaled dot-product attention of N heads, softmax in float32, by `jax.nn`.
+
+    `implementation`: "xla", "cudnn" (flash attention on NVIDIA GPUs, half precision only), or
+    "auto": whichever of these `chosen_attention` names, xla on a TPU. Raises ValueError for cudnn
+    where it does not apply; its kernels need an NVIDIA GPU of compute capability 8.0 (A100, RTX 30)
+    or newer. Of the S keys, the first `num_keys` are looked at (default: all).
+    """
+    chosen = chosen_attention(
+        implementation, num_tokens=query.shape[1], dtype=query.dtype, head_size=query.shape[-1]
+    )
+    masked = None
+    if num_keys is not None and num_keys < key.shape[1]:
+        masked = jnp.full((key.shape[0],), num_keys, jnp.int32)
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=causal,
+            key_value_seq_lengths=masked,
+            implementation="cudnn" if chosen == "cudnn" else "xla",
+        )
+
+
+def chosen_attention(
+    implementation: AttentionKind, *, num_tokens: int, dtype: Any, head_size: int
+) -> ChosenAttention:
+    """What self-attention is computed with: for "auto", a kernel where one applies and is faster.
+
+    Raises ValueError for "cudnn" and "pallas" where they do not apply.
+    """
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    tpu = is_for_tpu()
+    fits = head_size % 8 == 0 and head_size <= 128
+    flash = half and fits and not tpu and has_flash(jax.devices()[0])
+    pallas = tpu and LANES % head_size == 0 and num_tokens <= MAX_TOKENS
+    if implementation == "cudnn" and not flash:
+        raise ValueError(
+            "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or newer, half "
+            "precision and a head size that is a multiple of 8 up to 128; this is "
+            f"{device_kind()}, {dtype} and {head_size}. Use 'auto', or change the model."
+        )
+    if implementation == "pallas" and not pallas:
+        raise ValueError(
+            f"model.attention='pallas' needs a TPU, a head size that divides {LANES} and at most "
+            f"{MAX_TOKENS} tokens; this is {device_kind()}, {head_size} and {num_tokens}. Use "
+            "'auto', or change the model."
+        )
+    if implementation != "auto":
+        return implementation
+    if pallas and half:
+        return "pallas"
+    return "cudnn" if flash and num_tokens >= FLASH_MIN_TOKENS else "xla"
+
+
+def pad_tokens(
+    x: Float[Array, "B T D"], implementation: AttentionKind, *, num_heads: int
+) -> tuple[Float[Array, "B P D"], ChosenAttention]:
+    """The tokens of a tower as its attention takes them, zeros last, and `chosen_attention`.
+
+    Padding the tokens once costs less than padding queries, keys and values in every layer.
+    """
+    length, width = x.shape[1:]
+    chosen = chosen_attention(
+        implementation, num_tokens=length, dtype=x.dtype, head_size=width // num_heads
+    )
+    padding = 0 if chosen == "xla" else -length % TOKENS_MULTIPLE
+    return jnp.pad(x, ((0, 0), (0, padding), (0, 0))), chosen
+
+
+def device_kind() -> str:
+    """Of the devices of the mesh in force, which need not be there; without one, of this process.
+
+    A step is compiled for a TPU on a machine without one, under a mesh of its devices.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
+def is_for_tpu() -> bool:
+    """Whether what is traced now will run on TPUs."""
+    return device_kind().startswith("TPU")
+
+
+def has_flash(device: Any) -> bool:
+    """Whether cudnn's flash attention runs on a JAX device; no on CPU, TPU, ROCm and older cards.
+
+    ROCm has no compute capability, or names it as "gfx90a".
+    """
+    if device.platform not in ("gpu", "cuda"):
+        return False
+    if "rocm" in str(getattr(device.client, "platform_version", "")).lower():
+        return False
+    try:
+        return float(device.compute_capability) >= FLASH_CAPABILITY
+    except (AttributeError, TypeError, ValueError):
+        return False

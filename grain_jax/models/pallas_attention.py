@@ -1,0 +1,289 @@
+"""Attention of short sequences on a TPU, as one kernel: no weights [T, S] in memory.
+
+A sequence of a few hundred tokens fits into a TPU core's own memory (VMEM) with all its weights, so
+that neither the running maximum nor the stored normaliser of flash attention (Dao et al., 2022) is
+needed: softmax is computed whole, and again in the backward pass, which takes q, k and v alone and
+makes all three gradients at once. Queries and keys may be normalised on the way.
+
+Tokens are rows and all heads lie beside each other in the last axis, as a matrix product leaves
+them: nothing is transposed. Two heads of 64 share the 128 lanes of a TPU's vectors; where the heads
+of q are blanked out but one, the product over all lanes is the product of that head.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.linen import spmd
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float
+
+LANES = 128
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # as jax.nn.dot_product_attention
+MAX_TOKENS = 640  # whose float32 weights and their gradients fit into 16 MiB with a margin
+ROWS_TOKENS = 256  # tokens of the sequences that one turn of the kernel takes, unless one has more
+NORM_ROWS = ("query scale", "query bias", "key scale", "key bias")
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """What is static of a kernel."""
+
+    head_size: int
+    causal: bool
+    num_keys: int
+    norm_eps: float | None
+
+    @property
+    def scale(self) -> float:
+        return self.head_size**-0.5
+
+    def lanes_of(self, width: int) -> list[Array]:
+        """Which of `width` lanes each head has, [1, width] each."""
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, width), 1)
+        return [
+            (lane >= first) & (lane < first + self.head_size)
+            for first in range(0, width, self.head_size)
+        ]
+
+
+def pallas_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T N H"],
+    value: Float[Array, "B T N H"],
+    *,
+    causal: bool = False,
+    num_keys: int | None = None,
+    norms: Float[Array, "4 H"] | None = None,
+    norm_eps: float = 1e-6,
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """Scaled dot-product self-attention of N heads in one kernel, with its backward pass.
+
+    Args:
+      causal: whether a token sees only those up to itself.
+      num_keys: of the T keys, the first so many are seen (default: all).
+      norms: scale and bias of a LayerNorm on each head of the queries, then of the keys.
+      norm_eps: its epsilon.
+      interpret: computes the kernel's steps by XLA on any platform, for tests.
+
+    Under a mesh each device computes its own rows and heads, as the logical axis rules in force
+    split "batch" and "heads". Raises ValueError beyond `MAX_TOKENS` tokens.
+    """
+    batch, tokens, num_heads, head_size = query.shape
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f'model.attention="pallas" takes at most {MAX_TOKENS} tokens, as their weights have to '
+            f"fit on the chip; given {tokens}. Use model.attention='xla'."
+        )
+    heads = _Heads(
+        head_size,
+        causal,
+        tokens if num_keys is None else min(num_keys, tokens),
+        None if norms is None else norm_eps,
+    )
+
+    def attend(query: Array, key: Array, value: Array, norms: Array | None) -> Array:
+        rows, _, here, _ = query.shape
+        flat = (x.reshape(rows, tokens, here * head_size) for x in (query, key, value))
+        return _attention(*flat, norms, heads, interpret).reshape(query.shape)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    split = _split(mesh, batch, num_heads)
+    if split is None:
+        return attend(query, key, value, norms)
+    return jax.shard_map(
+        attend, in_specs=(split, split, split, PartitionSpec()), out_specs=split, check_vma=False
+    )(query, key, value, norms)
+
+
+def _split(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | None:
+    """How [B, T, N, H] lies on the mesh; None without one, or where all is one device's already.
+
+    XLA cannot split a kernel, so rows that no split divides are computed by every device.
+    """
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return None
+    wanted = spmd.logical_to_mesh_axes(("batch", None, "heads", None))
+    if wanted is None:
+        return PartitionSpec()
+
+    def fits(axes: Any, size: int) -> Any:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+    return PartitionSpec(fits(wanted[0], batch), None, fits(wanted[2], num_heads), None)
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    axes = ((contract[:1], contract[1:]), ((), ()))
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+
+
+def _weights(query: Array, key: Array, heads: _Heads) -> tuple[Array, Array, Array | None]:
+    """Weights [T, S] that are not yet divided, what to multiply them by, and which are not 0."""
+    logits = _dot(query, key, (1, 1)) * heads.scale
+    seen = None
+    if heads.causal or heads.num_keys < key.shape[0]:
+        place = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        seen = place < heads.num_keys
+        if heads.causal:
+            seen &= place <= jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+        logits = jnp.where(seen, logits, MASKED)
+    weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights, 1 / weights.sum(axis=1, keepdims=True), seen
+
+
+def _head_means(x: Array, lanes: Sequence[Array], head_size: int) -> Array:
+    """Mean of each head in each of its lanes, [T, lanes]."""
+    means = jnp.zeros_like(x)
+    for mine in lanes:
+        total = jnp.where(mine, x, 0.0).sum(axis=1, keepdims=True)
+        means = jnp.where(mine, total / head_size, means)
+    return means
+
+
+def _normalize(x: Array, lanes: Sequence[Array], heads: _Heads) -> tuple[Array, Array]:
+    """Each head without mean and of unit variance, and one over its deviation; float32."""
+    assert heads.norm_eps is not None
+    x = x.astype(jnp.float32)
+    centred = x - _head_means(x, lanes, heads.head_size)
+    variance = _head_means(jnp.square(centred), lanes, heads.head_size)
+    inverse = jax.lax.rsqrt(variance + heads.norm_eps)
+    return centred * inverse, inverse
+
+
+def _normalize_gradient(
+    gradient: Array, scale: Array, normal: tuple[Array, Array], lanes: Sequence[Array], size: int
+) -> tuple[Array, Array, Array]:
+    """Of what was normalised, of the scale and of the bias."""
+    normalized, inverse = normal
+    scaled = gradient * scale
+    along = _head_means(scaled * normalized, lanes, size)
+    back = inverse * (scaled - _head_means(scaled, lanes, size) - normalized * along)
+    return (
+        back,
+        (gradient * normalized).sum(axis=0, keepdims=True),
+        gradient.sum(axis=0, keepdims=True),
+    )
+
+
+def _forward_kernel(*refs: Any, heads: _Heads) -> None:
+    query_ref, key_ref, value_ref, *norms_ref, out_ref = refs
+    lanes = heads.lanes_of(query_ref.shape[2])
+    for row in range(query_ref.shape[0]):
+        query, key, value = query_ref[row], key_ref[row], value_ref[row]
+        if norms_ref:
+            norms = norms_ref[0][...]
+            dtype = query.dtype
+            query = (_normalize(query, lanes, heads)[0] * norms[0:1] + norms[1:2]).astype(dtype)
+            key = (_normalize(key, lanes, heads)[0] * norms[2:3] + norms[3:4]).astype(dtype)
+        out = jnp.zeros(query.shape, jnp.float32)
+        for mine in lanes:
+            weights, inverse, _ = _weights(jnp.where(mine, query, 0), key, heads)
+            out = jnp.where(mine, _dot(weights.astype(value.dtype), value, (1, 0)) * inverse, out)
+        out_ref[row] = out.astype(out_ref.dtype)
+
+
+def _backward_kernel(*refs: Any, heads: _Heads) -> None:
+    normed = heads.norm_eps is not None
+    query_ref, key_ref, value_ref, out_ref, *others = refs
+    norms_ref, made = others[0], others[1:] if normed else others
+    lanes = heads.lanes_of(query_ref.shape[2])
+    dtype, size = query_ref.dtype, heads.head_size
+    norms_gradient = jnp.zeros((len(NORM_ROWS), query_ref.shape[2]), jnp.float32)
+    for row in range(query_ref.shape[0]):
+        query, key, value, gradient = query_ref[row], key_ref[row], value_ref[row], out_ref[row]
+        if normed:
+            norms = norms_ref[...]
+            query_normal, key_normal = (_normalize(x, lanes, heads) for x in (query, key))
+            query = (query_normal[0] * norms[0:1] + norms[1:2]).astype(dtype)
+            key = (key_normal[0] * norms[2:3] + norms[3:4]).astype(dtype)
+        to_query = to_key = to_value = jnp.zeros(query.shape, jnp.float32)
+        for mine in lanes:
+            weights, inverse, seen = _weights(jnp.where(mine, query, 0), key, heads)
+            weights *= inverse
+            to_weights = _dot(jnp.where(mine, gradient, 0), value, (1, 1))
+            along = (weights * to_weights).sum(axis=1, keepdims=True)
+            to_logits = weights * (to_weights - along) * heads.scale
+            if seen is not None:
+                to_logits = jnp.where(seen, to_logits, 0.0)
+            to_logits = to_logits.astype(dtype)
+            to_value = jnp.where(mine, _dot(weights.astype(dtype), gradient, (0, 0)), to_value)
+            to_query = jnp.where(mine, _dot(to_logits, key, (1, 0)), to_query)
+            to_key = jnp.where(mine, _dot(to_logits, query, (0, 0)), to_key)
+        if normed:
+            to_query, *of_query = _normalize_gradient(
+                to_query, norms[0:1], query_normal, lanes, size
+            )
+            to_key, *of_key = _normalize_gradient(to_key, norms[2:3], key_normal, lanes, size)
+            norms_gradient += jnp.concatenate([*of_query, *of_key])
+        for ref, x in zip(made, (to_query, to_key, to_value), strict=False):
+            ref[row] = x.astype(dtype)
+    if normed:
+        made[3][0, 0] = norms_gradient
+
+
+def _call(
+    kernel: Any, arrays: Sequence[Array], norms: Array | None, heads: _Heads, interpret: bool
+) -> list[Array]:
+    """One array like the inputs from `_forward_kernel`; three, and that of `norms`, backward."""
+    batch, tokens, width = arrays[0].shape
+    lanes = LANES if width % LANES == 0 and LANES % heads.head_size == 0 else width
+    rows = next(n for n in range(max(ROWS_TOKENS // tokens, 1), 0, -1) if batch % n == 0)
+    block = pl.BlockSpec((rows, tokens, lanes), lambda b, g: (b, 0, g))
+    like = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
+    backward = kernel is _backward_kernel
+    in_specs, outputs = [block] * len(arrays), [(block, like)] * (3 if backward else 1)
+    grid = (batch // rows, width // lanes)
+    if norms is not None:
+        shape = (len(NORM_ROWS), lanes)
+        arrays = [*arrays, jnp.tile(norms, (1, lanes // heads.head_size))]
+        in_specs.append(pl.BlockSpec(shape, lambda b, g: (0, 0)))
+        if backward:
+            part = pl.BlockSpec((1, 1, *shape), lambda b, g: (b, g, 0, 0))
+            outputs.append((part, jax.ShapeDtypeStruct((*grid, *shape), jnp.float32)))
+    call = pl.pallas_call(
+        functools.partial(kernel, heads=heads),
+        grid=grid,
+        in_specs=in_specs,
+        out_specs=[spec for spec, _ in outputs],
+        out_shape=[shape for _, shape in outputs],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        interpret=interpret,
+        name="attention_backward" if backward else "attention_forward",
+    )
+    return list(call(*arrays))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attention(
+    query: Array, key: Array, value: Array, norms: Array | None, heads: _Heads, interpret: bool
+) -> Array:
+    return _call(_forward_kernel, (query, key, value), norms, heads, interpret)[0]
+
+
+def _forward(
+    query: Array, key: Array, value: Array, norms: Array | None, heads: _Heads, interpret: bool
+) -> tuple[Array, Any]:
+    return _attention(query, key, value, norms, heads, interpret), (query, key, value, norms)
+
+
+def _backward(heads: _Heads, interpret: bool, residuals: Any, gradient: Array) -> Any:
+    *arrays, norms = residuals
+    to_query, to_key, to_value, *parts = _call(
+        _backward_kernel, (*arrays, gradient), norms, heads, interpret
+    )
+    to_norms = None
+    if parts:  # of each group of rows and heads, heads beside each other
+        to_norms = parts[0].sum(axis=(0, 1)).reshape(len(NORM_ROWS), -1, heads.head_size).sum(1)
+    return to_query, to_key, to_value, to_norms
+
+
+_attention.defvjp(_forward, _backward)
