@@ -38,7 +38,7 @@ def test_shellcheck(script):
     subprocess.run([shellcheck, "-x", f"launch/{script}"], check=True, timeout=60, cwd=REPOSITORY)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, *(set(LIBRARY) - {"lib/common.sh"})])
+@pytest.mark.parametrize("script", [*SCRIPTS, *sorted(set(LIBRARY) - {"lib/common.sh"})])
 def test_nothing_to_launch_shows_the_usage(script, launch):
     result = launch(script)
     assert result.returncode == 2

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from types import TracebackType
 from typing import TextIO
 
@@ -88,7 +89,7 @@ class Watchdog:
                 f"no progress for {waited:,.0f} seconds, in step {step}, {where}. "
                 "Where each thread is:"
             )
-            faulthandler.dump_traceback(file=self._stream, all_threads=True)
+            self._stacks()
             if end and not self._stopped.is_set():
                 self._say(
                     f"ends with exit status {processes.AGAIN}; the same command resumes from the "
@@ -99,7 +100,23 @@ class Watchdog:
 
     def _watch_the_lock(self) -> None:
         """Stacks, should this not be called again in time."""
-        faulthandler.dump_traceback_later(2 * self._limit * SLOW_FACTOR, file=self._stream)
+        if (number := self._descriptor()) is not None:
+            faulthandler.dump_traceback_later(2 * self._limit * SLOW_FACTOR, file=number)
+
+    def _stacks(self) -> None:
+        if (number := self._descriptor()) is not None:
+            faulthandler.dump_traceback(file=number, all_threads=True)
+            return
+        for thread, frame in sys._current_frames().items():
+            print(f"Thread {thread}:", file=self._stream)
+            print("".join(traceback.format_stack(frame)), file=self._stream, flush=True)
+
+    def _descriptor(self) -> int | None:
+        """What `faulthandler` writes to; None of a stream without a file, as of a notebook."""
+        try:
+            return self._stream.fileno()
+        except (OSError, ValueError, AttributeError):
+            return None
 
     def _say(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -164,3 +164,16 @@ def trainer_of(workdir, argument):
         if ours and command[0] == sys.executable.encode():
             return int(folder.name)
     raise AssertionError(argument)
+
+
+def test_a_stream_without_a_file_gets_the_stacks_too():
+    """As of a notebook, or of a program that collects what is printed."""
+    stream = io.StringIO()
+    with Watchdog(0.05, end=False, stream=stream) as watching:
+        watching.at(7, "computing")
+        for _ in range(200):
+            if "test_a_stream_without_a_file" in stream.getvalue():
+                break
+            time.sleep(0.05)
+    assert "in step 7, computing" in stream.getvalue()
+    assert "test_a_stream_without_a_file" in stream.getvalue()
