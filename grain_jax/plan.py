@@ -325,7 +325,7 @@ def _estimate(plan: Plan, times: Forecast) -> str:
         ", ".join(f"{name} {share:.0%}" for name, share in sorted(of.items(), key=lambda x: -x[1]))
         for of in (kinds, parts)
     )
-    kernels = f"; {schedule.kernels} kernels not in it" if schedule.kernels else ""
+    kernels = f", {schedule.kernels} kernels at their roofline" if schedule.kernels else ""
     return f"{1e3 * times.estimated:,.3g} ms without network{kernels}; {'; '.join(listed)}"
 
 

@@ -29,7 +29,8 @@ class Forecast:
     network: float  # of the collectives
     useful_flops: float  # of the global batch, as MFU counts them
     spent_flops: float  # with recomputation, and products of several passes
-    estimated: float | None = None  # by the cycles that the TPU compiler estimates, without network
+    # By the cycles that the TPU compiler estimates, and the roofline of kernels, without network
+    estimated: float | None = None
 
     @property
     def at_least(self) -> float:
@@ -63,7 +64,12 @@ def forecast(
     # The gradient of tiles computes them anew: four products, not three.
     losses = passes[config.loss.logits_precision] * flops.losses * (4 / 3 if tiled else 1.0)
     encoded = flops.total - flops.losses
-    cycles = step.schedule.cycles
+    schedule = step.schedule
+    cycles = schedule.cycles
+    kernels = 0.0
+    if schedule.kernels:
+        rate, memory_rate = peak.bfloat16, peak.memory_rate
+        kernels = max(schedule.kernel_flops / rate, schedule.kernel_bytes / memory_rate)
     # Forward passes, each one of three: recomputed layers, and in micro-batches all once more.
     again = RECOMPUTED[config.model.remat] + (config.optim.grad_cache_chunks > 1)
     spent = losses + encoded * (1 + again / 3)
@@ -75,5 +81,5 @@ def forecast(
         ),
         useful_flops=flops.total,
         spent_flops=spent,
-        estimated=cycles / peak.clock if cycles and peak.clock else None,
+        estimated=cycles / peak.clock + kernels if cycles and peak.clock else None,
     )

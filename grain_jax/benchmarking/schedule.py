@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from grain_jax.benchmarking import hlo
 
+COST = re.compile(r'"cost_estimate":\{"flops":"(\d+)"[^}]*"bytes_accessed":"(\d+)"')
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 NAME = re.compile(r'op_name="([^"]*)"')
 CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
@@ -47,7 +48,9 @@ class Schedule:
     num_bytes: float  # in and out of main memory
     cycles: float | None  # that the compiler estimates; None where it writes none
     by_part: dict[str, dict[str, float]]  # part of the model -> kind of operation -> cycles
-    kernels: int  # custom calls, each once, of which the compiler estimates nothing
+    kernels: int  # custom calls, each once, of which the compiler estimates no cycles
+    kernel_flops: float = 0.0  # of them, in all turns, as they state their cost
+    kernel_bytes: float = 0.0
     unknown_loops: int = 0  # loops that are counted as one turn, as the program does not say
 
 
@@ -58,6 +61,7 @@ def read_schedule(text: str) -> Schedule:
         raise ValueError(f"This is no compiled program as HLO writes it: {text[:80]!r}")
     loops = hlo.loops_of(lines)
     num_bytes, cycles, kernels, unknown = 0.0, 0, 0, 0
+    kernel_flops = kernel_bytes = 0.0
     by_part: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name in _run(lines):
         innermost, turns = loops.get(name, hlo.ONCE)
@@ -77,11 +81,16 @@ def read_schedule(text: str) -> Schedule:
             num_bytes += times * sum(_bytes(array, innermost or 1) for array in moved)
             estimate = CYCLES.search(line)
             kernels += opcode == "custom-call" and estimate is None and "tpu_custom_call" in line
+            if cost := COST.search(line):
+                kernel_flops += times * int(cost[1])
+                kernel_bytes += times * int(cost[2])
             if estimate is not None:
                 cycles += times * int(estimate[1])
                 by_part[_part(line)][_kind(line, opcode, lines)] += times * int(estimate[1])
     parts = {part: dict(kinds) for part, kinds in by_part.items()}
-    return Schedule(num_bytes, cycles if parts else None, parts, kernels, unknown)
+    return Schedule(
+        num_bytes, cycles if parts else None, parts, kernels, kernel_flops, kernel_bytes, unknown
+    )
 
 
 def _run(lines: dict[str, list[str]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grain_jax.models.pallas_attention import LANES, MAX_TOKENS
+from grain_jax.models.pallas_attention import LANES, MAX_LANES, MAX_TOKENS, block_lanes
 
 AttentionKind = Literal["auto", "xla", "cudnn", "pallas"]
 ChosenAttention = Literal["xla", "cudnn", "pallas"]
@@ -34,7 +34,11 @@ def attend(
     or newer. Of the S keys, the first `num_keys` are looked at (default: all).
     """
     chosen = chosen_attention(
-        implementation, num_tokens=query.shape[1], dtype=query.dtype, head_size=query.shape[-1]
+        implementation,
+        num_tokens=query.shape[1],
+        dtype=query.dtype,
+        head_size=query.shape[-1],
+        num_heads=query.shape[2],
     )
     masked = None
     if num_keys is not None and num_keys < key.shape[1]:
@@ -51,17 +55,25 @@ def attend(
 
 
 def chosen_attention(
-    implementation: AttentionKind, *, num_tokens: int, dtype: Any, head_size: int
+    implementation: AttentionKind,
+    *,
+    num_tokens: int,
+    dtype: Any,
+    head_size: int,
+    num_heads: int = 2,
 ) -> ChosenAttention:
     """What self-attention is computed with: for "auto", a kernel where one applies and is faster.
 
-    Raises ValueError for "cudnn" and "pallas" where they do not apply.
+    The TPU's kernel does not apply to micro-batches of several devices of "data", which are in a
+    `shard_map` of their own. Raises ValueError for "cudnn" and "pallas" where they do not apply.
     """
     half = dtype in (jnp.bfloat16, jnp.float16)
     tpu = is_for_tpu()
     fits = head_size % 8 == 0 and head_size <= 128
     flash = half and fits and not tpu and has_flash(jax.devices()[0])
+    lanes = block_lanes(num_heads, head_size)
     pallas = tpu and LANES % head_size == 0 and num_tokens <= MAX_TOKENS
+    pallas = pallas and lanes is not None and lanes <= MAX_LANES
     if implementation == "cudnn" and not flash:
         raise ValueError(
             "model.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or newer, half "
@@ -70,9 +82,11 @@ def chosen_attention(
         )
     if implementation == "pallas" and not pallas:
         raise ValueError(
-            f"model.attention='pallas' needs a TPU, a head size that divides {LANES} and at most "
-            f"{MAX_TOKENS} tokens; this is {device_kind()}, {head_size} and {num_tokens}. Use "
-            "'auto', or change the model."
+            f"model.attention='pallas' needs a TPU, a head size that divides {LANES}, at most "
+            f"{MAX_TOKENS} tokens, and {LANES} or up to {MAX_LANES} numbers of all heads of a "
+            f"device; this is {device_kind()}, {head_size}, {num_tokens} and "
+            f"{'micro-batches over data' if lanes is None else num_heads * head_size}. Use 'auto', "
+            "or change the model."
         )
     if implementation != "auto":
         return implementation
@@ -90,7 +104,11 @@ def pad_tokens(
     """
     length, width = x.shape[1:]
     chosen = chosen_attention(
-        implementation, num_tokens=length, dtype=x.dtype, head_size=width // num_heads
+        implementation,
+        num_tokens=length,
+        dtype=x.dtype,
+        head_size=width // num_heads,
+        num_heads=num_heads,
     )
     padding = 0 if chosen == "xla" else -length % TOKENS_MULTIPLE
     return jnp.pad(x, ((0, 0), (0, padding), (0, 0))), chosen

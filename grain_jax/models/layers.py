@@ -234,7 +234,11 @@ class SelfAttention(nn.Module):
         width = x.shape[-1]
         head_size = width // self.num_heads
         chosen = chosen_attention(
-            self.implementation, num_tokens=x.shape[1], dtype=self.dtype, head_size=head_size
+            self.implementation,
+            num_tokens=x.shape[1],
+            dtype=self.dtype,
+            head_size=head_size,
+            num_heads=self.num_heads,
         )
         pallas = chosen == "pallas"
         qkv = Linear(

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 LANES = 128
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # as jax.nn.dot_product_attention
 MAX_TOKENS = 640  # whose float32 weights and their gradients fit into 16 MiB with a margin
+MAX_LANES = 192  # of a block, as of 3 heads of 64; 9 heads were refused for their memory
 ROWS_TOKENS = 256  # tokens of the sequences that one turn of the kernel takes, unless one has more
 NORM_ROWS = ("query scale", "query bias", "key scale", "key bias")
 
@@ -101,6 +102,26 @@ def pallas_attention(
     return jax.shard_map(
         attend, in_specs=(split, split, split, PartitionSpec()), out_specs=split, check_vma=False
     )(query, key, value, norms)
+
+
+def block_lanes(num_heads: int, head_size: int) -> int | None:
+    """Lanes of one block of the kernel on a device of the mesh in force: whole vectors where its
+    heads fill them, else all of its heads.
+
+    None within a `shard_map`, as of micro-batches over "data": the kernel needs one of its own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and AxisType.Manual in mesh.axis_types:
+        return None
+    split = _split(mesh, 1, num_heads)
+    axes = None if split is None or len(split) < 3 else split[2]
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    width = num_heads // math.prod(mesh.shape[name] for name in names) * head_size
+    return LANES if _fills_vectors(width, head_size) else width
+
+
+def _fills_vectors(width: int, head_size: int) -> bool:
+    return width % LANES == 0 and LANES % head_size == 0
 
 
 def _split(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | None:
@@ -235,7 +256,7 @@ def _call(
 ) -> list[Array]:
     """One array like the inputs from `_forward_kernel`; three, and that of `norms`, backward."""
     batch, tokens, width = arrays[0].shape
-    lanes = LANES if width % LANES == 0 and LANES % heads.head_size == 0 else width
+    lanes = LANES if _fills_vectors(width, heads.head_size) else width
     rows = next(n for n in range(max(ROWS_TOKENS // tokens, 1), 0, -1) if batch % n == 0)
     block = pl.BlockSpec((rows, tokens, lanes), lambda b, g: (b, 0, g))
     like = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
@@ -258,8 +279,21 @@ def _call(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
         name="attention_backward" if backward else "attention_forward",
+        cost_estimate=_cost(like.shape, heads.head_size, lanes, backward=backward),
     )
     return list(call(*arrays))
+
+
+def _cost(shape: tuple[int, ...], head_size: int, lanes: int, *, backward: bool) -> pl.CostEstimate:
+    """What the kernel spends: products over all `lanes` of a block for each head."""
+    batch, tokens, width = shape
+    num_heads = width // head_size
+    products, arrays = (5, 7) if backward else (2, 4)
+    return pl.CostEstimate(
+        flops=products * 2 * batch * num_heads * tokens * tokens * lanes,
+        transcendentals=batch * num_heads * tokens * tokens,
+        bytes_accessed=arrays * batch * tokens * width * 2,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -12,6 +12,10 @@ def noted(name: str, cycles: int) -> str:
     return f'metadata={{op_name="jit(step)/{name}"}}, backend_config={config}'
 
 
+COST = (
+    'backend_config={"custom_call_config":{"cost_estimate":{"flops":"5000","transcendentals":"3",'
+    '"bytes_accessed":"70"}}}'
+)
 PROJECTION = "decoder/self_attention/out/dot_general"
 NEAR = "f32[8,128]{1,0:T(8,128)S(1)}"
 PROGRAM = f"""HloModule step
@@ -36,7 +40,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {{
   %p.1 = bf16[8,100]{{1,0:T(8,128)(2,1)}} parameter(0)
   %loop = (s32[], f32[6,8,100]) while(%t), condition=%condition, body=%body
   %out = f32[8,128]{{1,0:T(8,128)}} fusion(%p.1), calls=%fused, {noted(PROJECTION, 7)}
-  %kernel = {NEAR} custom-call(%near), custom_call_target="tpu_custom_call"
+  %kernel = {NEAR} custom-call(%near), custom_call_target="tpu_custom_call", {COST}
 }}
 """
 
@@ -51,7 +55,7 @@ def test_loops_padding_and_other_memories_are_counted():
         "vision": {"copies": 60, "attention": 600},
         "decoder": {"products": 7},
     }
-    assert found.kernels == 1
+    assert (found.kernels, found.kernel_flops, found.kernel_bytes) == (1, 5000, 70)
 
 
 def test_a_scan_moves_its_stacked_weights_once():

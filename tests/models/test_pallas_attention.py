@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import TinyRun, random_batch, tiny_config
 
 from grain_jax.config import MeshConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.models import attention, layers
@@ -165,6 +166,48 @@ def test_auto_takes_it_on_a_tpu_where_it_applies(monkeypatch):
     for changes in ({"head_size": 80}, {"num_tokens": MAX_TOKENS + 1}):
         with pytest.raises(ValueError, match="this is TPU v5 lite"):
             chosen("pallas", **changes)
+
+
+def test_auto_leaves_it_where_a_block_does_not_fit_or_the_mesh_is_taken(monkeypatch):
+    monkeypatch.setattr(attention, "device_kind", lambda: "TPU v5 lite")
+    assert chosen(num_heads=3) == chosen(num_heads=12) == "pallas"  # 192 numbers; whole vectors
+    assert chosen(num_heads=9) == "xla"  # the compiler refuses 576
+    with use_mesh(make_mesh(MeshConfig(data=2, tensor=4))):
+        assert chosen(num_heads=12) == "pallas"  # 3 a device
+        found = []
+
+        def within(x: jax.Array) -> jax.Array:
+            found.append(chosen(num_heads=12))
+            return x
+
+        rows = jax.sharding.PartitionSpec("data")
+        jax.eval_shape(
+            jax.shard_map(within, in_specs=rows, out_specs=rows, axis_names={"data"}),
+            jax.ShapeDtypeStruct((4,), jnp.float32),
+        )
+    assert found == ["xla"]
+    with pytest.raises(ValueError, match="576"):
+        chosen("pallas", num_heads=9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 2, 1), (1, 4, 1)])
+def test_micro_batches_train_with_auto(shape, monkeypatch):
+    """On two devices of "data" by XLA, as the kernel cannot be within their `shard_map`."""
+    config = tiny_config()
+    config.optim.grad_cache_chunks = 2
+    config.model.dtype = "bfloat16"
+
+    def step() -> dict[str, float]:
+        run = TinyRun(config, mesh=MeshConfig(*shape), devices=4)
+        with jax.numpy_dtype_promotion("standard"):
+            return run.train([random_batch()])[0]
+
+    expected = step()
+    monkeypatch.setattr(attention, "device_kind", lambda: "TPU v5 lite")
+    monkeypatch.setattr(layers, "pallas_attention", interpreted)
+    found = step()
+    assert found["loss"] == pytest.approx(expected["loss"], rel=2e-2)
 
 
 def test_more_tokens_than_fit_are_refused():
