@@ -110,6 +110,7 @@ def test_bench_checkpoint_saves_restores_and_leaves_nothing(tmp_path):
         assert 0 < blocked < saved
     assert len(stored["restore_seconds"]) == 2
     assert stored["save_bytes_per_second"] > 0
+    assert all(seconds > 0 for seconds in stored["beside_seconds"])
 
 
 @pytest.mark.slow

@@ -152,17 +152,18 @@ def checkpoint_rows(timing: CheckpointTiming) -> dict[str, str]:
         statistics.median(seconds)
         for seconds in (timing.blocked_seconds, timing.save_seconds, timing.restore_seconds)
     )
-    slower = timing.beside_seconds / timing.step_seconds
     how = "in the background" if timing.asynchronous else "at once"
-    return {
+    rows = {
         "state": f"{timing.num_bytes / 1e9:,.3f} GB, written {how} to {timing.folder}",
         "the step is blocked": f"{blocked:,.3f} s, {blocked / timing.step_seconds:,.2g} steps",
-        "a step after the start of a save": f"{1e3 * timing.beside_seconds:,.1f} ms, {slower:.2f} "
-        f"times one alone ({1e3 * timing.step_seconds:,.1f} ms)",
-        "save": f"{saved:,.3f} s, {timing.save_rate / 1e9:,.3f} GB/s, with steps beside it",
+        "a step beside a save": _beside(timing),
+        "save": f"{saved:,.3f} s, {timing.save_rate / 1e9:,.3f} GB/s, with nothing beside it",
         "restore": f"{restored:,.3f} s, {timing.restore_rate / 1e9:,.3f} GB/s; the system may have "
         "kept it in memory",
     }
+    if not timing.asynchronous:
+        del rows["a step beside a save"]
+    return rows
 
 
 def checkpoint_figures(timing: CheckpointTiming) -> dict[str, Any]:
@@ -226,6 +227,14 @@ def sweep_figures(variants: Sequence[Variant]) -> dict[str, Any]:
             for one in variants
         ]
     }
+
+
+def _beside(timing: CheckpointTiming) -> str:
+    alone = f"{1e3 * timing.step_seconds:,.1f} ms"
+    if not timing.beside_seconds:
+        return f"none: each save was on disk before the first step ({alone} alone) had ended"
+    beside = statistics.median(timing.beside_seconds)
+    return f"{1e3 * beside:,.1f} ms, {beside / timing.step_seconds:.2f} times one alone ({alone})"
 
 
 def _percentiles(timing: StepTiming | LoaderTiming) -> dict[str, float]:
