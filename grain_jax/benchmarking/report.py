@@ -15,6 +15,7 @@ from grain_jax.benchmarking.sweep import Variant, best
 from grain_jax.benchmarking.turns import Turns
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_to_json
+from grain_jax.inference.encoder import MAX_TOKEN_BYTES
 
 GIB = 2**30
 PERCENTS = (10, 50, 90, 99)
@@ -25,13 +26,14 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     return json.loads(config_to_json(config))
 
 
-def model_row(config: TrainConfig) -> str:
-    """The model, in words."""
+def model_row(config: TrainConfig, *, with_batch: bool = True) -> str:
+    """The model, in words; `with_batch`: and the batch size and remat of its training step."""
     model, vision = config.model, config.model.vision
-    return (
+    row = (
         f"{model.type}, {vision.depth} x {vision.width} / {vision.patch_size}, "
-        f"{model.image_size} px, {model.dtype}, batch {config.batch_size:,}, remat {model.remat}"
+        f"{model.image_size} px, {model.dtype}"
     )
+    return f"{row}, batch {config.batch_size:,}, remat {model.remat}" if with_batch else row
 
 
 def step_figures(timing: StepTiming) -> dict[str, Any]:
@@ -118,16 +120,18 @@ def evaluation_rows(timing: EvaluationTiming) -> dict[str, str]:
     mfu = "unknown: no published peak for this device"
     if timing.mfu is not None:
         mfu = f"{timing.mfu:.1%}, decoding included"
-    after = min(timing.classify_seconds[1:])
+    rounds = f"median of {len(timing.image_seconds) - 1} times"
+    after = statistics.median(timing.classify_seconds[1:])
     rows = {
         "set": f"{timing.images:,} images, {timing.classes:,} classes, {timing.texts:,} texts; "
         f"batches of {timing.batch_size:,}",
         "images/s": f"{timing.images_per_second:,.4g} decoded and encoded "
-        f"({timing.images_per_second / timing.num_devices:,.4g} a device)",
+        f"({timing.images_per_second / timing.num_devices:,.4g} a device); {rounds}",
         "GFLOP an image": f"{timing.image_flops / 1e9:,.2f}, forward",
         "MFU": mfu,
-        "texts/s": f"{timing.texts_per_second:,.4g}",
-        "classes and scores": f"{after:,.3f} s, texts encoded again",
+        "texts/s": f"{timing.texts_per_second:,.4g} encoded; {rounds}, tokens kept from the first "
+        f"time, up to {MAX_TOKEN_BYTES / 2**20:,.0f} MiB",
+        "classes and scores": f"{after:,.3f} s, texts encoded again; {rounds}",
         "first time": f"{timing.image_seconds[0]:,.1f} s images, {timing.text_seconds[0]:,.1f} s "
         f"texts, {timing.classify_seconds[0]:,.1f} s classes and scores, with compilation",
     }
