@@ -8,11 +8,13 @@
   python -m grain_jax.bench sweep      batch sizes and remat, up to what does not fit
 
 Each takes --config=FILE and every setting of `python -m grain_jax.train`, and prints a table;
---json=FILE has all figures. Weights are random, and nothing is kept but what is asked for. On a CPU
-under Linux it starts itself again with huge pages, as training does.
+--json=FILE has all figures. Weights are random, and nothing is kept but what is asked for. It takes
+one process with all devices of its host: a slice of several hosts is not timed. On a CPU under
+Linux it starts itself again with huge pages, as training does.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -20,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import jax
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +31,7 @@ from tyro.conf import arg
 from grain_jax import runtime
 from grain_jax.benchmarking import report
 from grain_jax.benchmarking.checkpoints import time_checkpoint
+from grain_jax.benchmarking.compiled_step import OutOfMemoryError, refusal
 from grain_jax.benchmarking.environment import environment, environment_rows, load_averages
 from grain_jax.benchmarking.evaluation import random_set, time_evaluation
 from grain_jax.benchmarking.loading import time_full, time_loader
@@ -35,43 +39,52 @@ from grain_jax.benchmarking.official import OfficialStep
 from grain_jax.benchmarking.open_clip_step import OpenClipStep
 from grain_jax.benchmarking.profile import PAGE
 from grain_jax.benchmarking.step import open_step, time_open_step
-from grain_jax.benchmarking.sweep import best, sweep, with_settings
+from grain_jax.benchmarking.sweep import FIRST, best, sweep, with_settings
 from grain_jax.benchmarking.synthetic_batch import validate_without_data
+from grain_jax.benchmarking.torch_peer import memory_named
 from grain_jax.benchmarking.turns import Peer, time_in_turns
 from grain_jax.command_line import (
     Count,
     ExitStatus,
     NotParsed,
     OptionalPath,
-    OptionalText,
     end,
     parse,
     status_of,
 )
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import SettingsOptions, read_settings
+from grain_jax.config.schema import Remat
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.parallel import sharding
 from grain_jax.parallel.presets import choose_mesh
+from grain_jax.parallel.processes import is_one_of_many
 from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import fitting_loader
 from grain_jax.training.checkpoint import SaveFailed
 
 _FOLDER = arg(metavar="DIR")
 WIDE = 110  # columns of the table of a sweep
+REPLACED = {"--batch_size": "--batch_sizes", "--model.remat": "--remats"}  # by those of a sweep
 
 
 @dataclass
 class Options:
     """What every kind of measurement takes."""
 
-    timed_steps: Count = 20  # steps or batches that are timed, after those that warm up
     json: OptionalPath = None  # file for all figures, to paste
     config: SettingsOptions = field(default_factory=TrainConfig)
 
 
 @dataclass
-class StepOptions(Options):
+class TimedOptions(Options):
+    """What `bench loader` and `bench full` take."""
+
+    timed_steps: Count = 20  # steps or batches that are timed, after those that warm up
+
+
+@dataclass
+class StepOptions(TimedOptions):
     """What `bench step` takes."""
 
     # folder for a profiler trace of five more steps, and a page on where their time goes
@@ -102,11 +115,11 @@ class CheckpointOptions(Options):
 
 
 @dataclass
-class SweepOptions(Options):
+class SweepOptions(TimedOptions):
     """What `bench sweep` takes."""
 
-    batch_sizes: OptionalText = None  # as 64,128,256; without: doubled until one does not fit
-    remats: str = "none,dots,full"  # values of model.remat, with commas between them
+    batch_sizes: tuple[Count, ...] = ()  # as 64 128 256; without: doubled until one does not fit
+    remats: tuple[Remat, ...] = ("none", "dots", "full")  # values of model.remat
 
 
 @dataclass(frozen=True)
@@ -133,12 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         kind, load = KINDS[words[0]], load_averages()
         options = _parse(words[0], kind.options, words[1:])
-        measured = kind.measure(options)
+        measured = _measure(kind, options)
         found = environment(load)
-        print_table(
-            environment_rows(found) | {"model": report.model_row(options.config)} | measured.rows,
-            Console(),
-        )  # first: the file may fail
+        model = report.model_row(options.config, with_batch=kind.takes_batch)
+        # First: the file may fail.
+        print_table(environment_rows(found) | {"model": model} | measured.rows, Console())
         if options.json is not None:
             stored = {"measured": words[0], **measured.figures, **found}
             stored["config"] = report.settings(options.config)
@@ -159,6 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(kind: str, options: type[Options], words: Sequence[str]) -> Any:
     base, words = read_settings(words)
+    for name in (word.partition("=")[0] for word in words if kind == "sweep"):
+        if name in REPLACED:
+            raise ValueError(f"{name}: a sweep takes its own; give {REPLACED[name]} in its place.")
     parsed = parse(
         options, words, command=f"bench {kind}", description=__doc__, default=options(config=base)
     )
@@ -167,29 +182,62 @@ def _parse(kind: str, options: type[Options], words: Sequence[str]) -> Any:
     return parsed
 
 
-def _open_mesh(config: TrainConfig) -> Mesh:
-    """The devices that training takes. Raises ValueError where they do not fit the settings."""
+def _measure(kind: "Kind", options: Options) -> Measured:
+    """Raises ValueError with what to change where the memory of a device does not suffice."""
+    try:
+        return kind.measure(options)
+    except (OutOfMemoryError, jax.errors.JaxRuntimeError) as error:
+        found = error if isinstance(error, OutOfMemoryError) else refusal(str(error))
+        if not isinstance(found, OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"The memory of a device does not suffice: {found}. Next to try: {kind.smaller}."
+        ) from error
+
+
+def _open_mesh(config: TrainConfig, *, batch_sizes: Sequence[int]) -> Mesh:
+    """The devices that training takes.
+
+    Raises ValueError where they do not fit the settings, or do not divide one of `batch_sizes`, and
+    in one of several processes.
+    """
+    _refuse_several(is_one_of_many(os.environ))
     runtime.quiet_libraries()
     sharding.set_cpu_devices(config)
     runtime.open_devices()
+    _refuse_several(jax.process_count() > 1)  # hosts of a TPU slice know each other without asking
     mesh = choose_mesh(config)
-    sharding.check_batch(config, mesh.devices.shape)
+    for size in batch_sizes:
+        sharding.check_batch(with_settings(config, batch_size=size), mesh.devices.shape)
     return mesh
+
+
+def _refuse_several(several: bool) -> None:
+    if several:
+        raise ValueError(
+            "bench measures one process with the devices of its host, and this is one of several "
+            "processes; start it once, in a step of one task, on a host with devices of its own. "
+            "A run of several hosts logs its own images/s."
+        )
 
 
 def measure_step(options: StepOptions) -> Measured:
     """Of the step alone, or in turns with other codes."""
     config = options.config
+    if options.turns != StepOptions.turns and options.official is None and not options.open_clip:
+        raise ValueError("--turns is of --official and --open_clip; give one of them too.")
     validate_without_data(config)
     if options.official is not None or options.open_clip:
         # JAX would take most of a GPU's memory for itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    mesh = _open_mesh(config)
+    mesh = _open_mesh(config, batch_sizes=[config.batch_size])
     peers: list[Peer] = []  # first: what they need may be missing
     if options.official is not None:
-        peers.append(OfficialStep(options.official, config))
+        with memory_named(OfficialStep.name):
+            peers.append(OfficialStep(options.official, config))
     if options.open_clip:
-        peers.append(OpenClipStep(config))
+        with memory_named(OpenClipStep.name):
+            peers.append(OpenClipStep(config))
     if peers and mesh.size > 1:
         raise ValueError(
             f"--official and --open_clip compare one device with one, and there are {mesh.size}; "
@@ -201,28 +249,29 @@ def measure_step(options: StepOptions) -> Measured:
     if options.profile is not None:
         rows["profile"] = str(options.profile / PAGE)
     for peer in peers:
-        turns = time_in_turns(step, peer, num_turns=options.turns)
+        with memory_named(peer.name):
+            turns = time_in_turns(step, peer, num_turns=options.turns)
         rows |= report.turns_rows(turns)
         figures[peer.name] = report.turns_figures(turns)
     return Measured(rows, figures)
 
 
-def measure_loader(options: Options) -> Measured:
+def measure_loader(options: TimedOptions) -> Measured:
     """Of the loader alone."""
     config = options.config
     _validate_with_data(config)
-    mesh = _open_mesh(config)
+    mesh = _open_mesh(config, batch_sizes=[config.batch_size])
     rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)
     loader, notes = fitting_loader(config.data, rows=len(rows))
     timing = time_loader(config, loader, num_batches=options.timed_steps, mesh=mesh)
     return Measured(report.loader_rows(timing) | _noted(notes), report.loader_figures(timing))
 
 
-def measure_full(options: Options) -> Measured:
+def measure_full(options: TimedOptions) -> Measured:
     """Of the step on batches of the loader."""
     config = options.config
     _validate_with_data(config)
-    mesh = _open_mesh(config)
+    mesh = _open_mesh(config, batch_sizes=[config.batch_size])
     rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)
     loader, notes = fitting_loader(config.data, rows=len(rows))
     timing = time_full(config, loader, num_steps=options.timed_steps, mesh=mesh)
@@ -232,8 +281,14 @@ def measure_full(options: Options) -> Measured:
 def measure_evaluation(options: EvalOptions) -> Measured:
     """Of encoding and classifying a zero-shot set."""
     config = options.config
+    sizes = options.num_images, options.num_classes
+    if options.set is not None and sizes != (EvalOptions.num_images, EvalOptions.num_classes):
+        raise ValueError(
+            f"--num_images and --num_classes are of the random set, and --set={options.set} has "
+            "its own; leave them out."
+        )
     validate_without_data(config)
-    mesh = _open_mesh(config)
+    mesh = _open_mesh(config, batch_sizes=[])
     if options.set is None:
         dataset = random_set(config, num_images=options.num_images, num_classes=options.num_classes)
     else:
@@ -246,7 +301,7 @@ def measure_checkpoint(options: CheckpointOptions) -> Measured:
     """Of saving and restoring."""
     config = options.config
     validate_without_data(config)
-    mesh = _open_mesh(config)
+    mesh = _open_mesh(config, batch_sizes=[config.batch_size])
     timing = time_checkpoint(config, rounds=options.rounds, mesh=mesh, folder=options.workdir)
     return Measured(report.checkpoint_rows(timing), report.checkpoint_figures(timing))
 
@@ -254,15 +309,19 @@ def measure_checkpoint(options: CheckpointOptions) -> Measured:
 def measure_sweep(options: SweepOptions) -> Measured:
     """Of batch sizes and remat; prints each line once it is there, as a sweep takes long."""
     config = options.config
-    remats = [name for name in options.remats.split(",") if name]
-    sizes = None if options.batch_sizes is None else _sizes(options.batch_sizes)
-    for remat in remats or [""]:
-        validate_without_data(with_settings(config, remat=remat))
-    if sizes is not None:
-        config.batch_size = sizes[0]
-    mesh, found, console = _open_mesh(config), [], Console(stderr=True)
+    if not options.remats:
+        raise ValueError("--remats: at least one, as --remats none full.")
+    sizes = sorted(set(options.batch_sizes))
+    first = FIRST * config.optim.grad_cache_chunks
+    for remat, size in itertools.product(options.remats, sizes or [first]):
+        validate_without_data(with_settings(config, remat=remat, batch_size=size))
+    mesh, found, console = _open_mesh(config, batch_sizes=sizes), [], Console(stderr=True)
     for variant in sweep(
-        config, batch_sizes=sizes, remats=remats, num_steps=options.timed_steps, mesh=mesh
+        config,
+        batch_sizes=sizes or None,
+        remats=options.remats,
+        num_steps=options.timed_steps,
+        mesh=mesh,
     ):
         found.append(variant)
         console.print("  ".join(report.sweep_cells(variant, is_best=False)), highlight=False)
@@ -272,18 +331,6 @@ def measure_sweep(options: SweepOptions) -> Measured:
         table.add_row(*report.sweep_cells(variant, is_best=variant is top))
     Console(width=max(Console().width, WIDE)).print(table)  # a line stays one, to paste
     return Measured({}, report.sweep_figures(found))
-
-
-def _sizes(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = [0]
-    if min(sizes) < 1:
-        raise ValueError(
-            f"--batch_sizes={text}: expected whole numbers of at least 1, as in 64,128,256."
-        )
-    return sorted(set(sizes))
 
 
 def _validate_with_data(config: TrainConfig) -> None:
@@ -296,21 +343,36 @@ def _noted(notes: Sequence[str]) -> dict[str, str]:
     return {"note": "\n".join(notes)} if notes else {}
 
 
+SPLIT = "more devices with --mesh.preset=fsdp"
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of measurement: its options, and how it is done."""
 
     options: type[Options]
     measure: Callable[[Any], Measured]
+    takes_batch: bool = True  # batch_size and model.remat of the settings
+    # What to change where the memory of a device does not suffice.
+    smaller: str = f"a smaller --batch_size, --model.remat=full, or {SPLIT}"
 
 
 KINDS = {
     "step": Kind(StepOptions, measure_step),
-    "loader": Kind(Options, measure_loader),
-    "full": Kind(Options, measure_full),
-    "eval": Kind(EvalOptions, measure_evaluation),
-    "checkpoint": Kind(CheckpointOptions, measure_checkpoint),
-    "sweep": Kind(SweepOptions, measure_sweep),
+    "loader": Kind(TimedOptions, measure_loader),
+    "full": Kind(TimedOptions, measure_full),
+    "eval": Kind(
+        EvalOptions,
+        measure_evaluation,
+        takes_batch=False,
+        smaller=f"a smaller --evaluation.batch_size, or {SPLIT}",
+    ),
+    "checkpoint": Kind(
+        CheckpointOptions,
+        measure_checkpoint,
+        smaller=f"a smaller --batch_size, or {SPLIT}, as a restore holds the state twice",
+    ),
+    "sweep": Kind(SweepOptions, measure_sweep, takes_batch=False),
 }
 
 

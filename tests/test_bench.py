@@ -1,7 +1,10 @@
 """python -m grain_jax.bench, in this process."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from grain_jax import bench
@@ -26,6 +29,7 @@ TINY = [
 ]
 CLIP = ["--config=configs/clip_vitb16_cc12m.py", *(word for word in TINY if "decoder" not in word)]
 BIRDS = ["--config=demo:clip", *(word for word in CLIP[1:] if "length" not in word)]
+SWEPT = [word for word in CLIP if not word.startswith("--batch_size")]
 
 
 def measured(kind, words, tmp_path):
@@ -96,7 +100,7 @@ def test_bench_eval_encodes_and_classifies(tmp_path):
     assert stored["texts"] >= 3 + 3 * 5
     for name in ("image_seconds", "text_seconds", "classify_seconds"):
         assert len(stored[name]) == 3
-    assert stored["images_per_second"] == pytest.approx(12 / min(stored["image_seconds"][1:]))
+    assert stored["images_per_second"] == pytest.approx(24 / sum(stored["image_seconds"][1:]))
 
 
 @pytest.mark.slow
@@ -110,11 +114,12 @@ def test_bench_checkpoint_saves_restores_and_leaves_nothing(tmp_path):
         assert 0 < blocked < saved
     assert len(stored["restore_seconds"]) == 2
     assert stored["save_bytes_per_second"] > 0
+    assert all(seconds > 0 for seconds in stored["beside_seconds"])
 
 
 @pytest.mark.slow
 def test_bench_sweep_marks_the_best(tmp_path, capsys):
-    words = [*CLIP, "--batch_sizes=16,8", "--remats=none,full", "--timed_steps=1"]
+    words = [*SWEPT, "--timed_steps=1", "--remats", "none", "full", "--batch_sizes", "16", "8"]
     variants = measured("sweep", words, tmp_path)["variants"]
     assert [(one["remat"], one["batch_size"]) for one in variants] == [
         ("none", 8),
@@ -141,9 +146,17 @@ def test_bench_sweep_marks_the_best(tmp_path, capsys):
         (["loader", "--config=configs/clip_vitb16_cc12m.py"], "data_dir"),
         (["eval", *BIRDS, "--set=/nowhere"], "/nowhere"),
         (["checkpoint", *BIRDS, "--workdir=/nowhere"], "/nowhere"),
-        (["sweep", *CLIP, "--batch_sizes=8,many"], "8,many"),
-        (["sweep", *CLIP, "--remats=some"], "some"),
-        (["sweep", *CLIP, "--batch_sizes=9"], "batch_size = 9"),
+        (["sweep", *SWEPT, "--batch_sizes", "8", "many"], "many"),
+        (["sweep", *SWEPT, "--remats", "some"], "some"),
+        (["sweep", *SWEPT, "--batch_sizes", "8", "9"], "batch_size = 9"),
+        (["sweep", *SWEPT, "--remats"], "at least one"),
+        (["sweep", *CLIP, "--batch_sizes", "8"], "give --batch_sizes"),
+        (["sweep", *SWEPT, "--model.remat", "full"], "give --remats"),
+        (["eval", *BIRDS, "--timed_steps=3"], "--timed_steps"),
+        (["checkpoint", *BIRDS, "--timed_steps=3"], "--timed_steps"),
+        (["step", *CLIP, "--turns=3"], "--official"),
+        (["eval", *BIRDS, "--set=.", "--num_images=3"], "--num_images"),
+        (["eval", *BIRDS, "--set=.", "--num_classes=3"], "--num_classes"),
         (["step", *CLIP, "--official=/nowhere"], "model.type = 'clip'"),
         (["step", "--config=demo:smoke", "--open_clip"], "model.type = 'grain'"),
     ],
@@ -158,3 +171,56 @@ def test_bench_says_what_it_can_measure(capsys):
     shown = capsys.readouterr().out
     for kind in bench.KINDS:
         assert f"bench {kind} " in shown
+
+
+def test_a_sweep_asks_nothing_of_the_batch_that_it_replaces(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "odd.py"
+    config.write_text(
+        "from grain_jax.config import TrainConfig\n\n\n"
+        "def get_config(variant: str) -> TrainConfig:\n    return TrainConfig(batch_size=13)\n"
+    )
+    seen = []
+    monkeypatch.setattr(bench, "sweep", lambda config, **given: seen.append(given) or [])
+    assert bench.main(["sweep", f"--config={config}", "--remats", "full"]) == ExitStatus.DONE
+    assert seen[0]["batch_sizes"] is None
+    assert seen[0]["remats"] == ("full",)
+    shown = capsys.readouterr().out
+    assert "224 px" in shown
+    assert "batch 13" not in shown
+
+
+def in_place_of_a_step(monkeypatch, measure):
+    kind = dataclasses.replace(bench.KINDS["step"], measure=measure)
+    monkeypatch.setitem(bench.KINDS, "step", kind)
+
+
+def test_a_lack_of_memory_while_it_runs_says_what_to_change(monkeypatch, capsys):
+    in_place_of_a_step(monkeypatch, lambda options: jnp.zeros(1 << 48, jnp.uint8))
+    assert bench.main(["step", *CLIP]) == ExitStatus.MISTAKE
+    shown = capsys.readouterr().err
+    assert "memory of a device does not suffice" in shown
+    assert "a smaller --batch_size" in shown
+    assert "Traceback" not in shown
+
+
+def test_another_error_of_the_devices_is_not_taken_for_one_of_memory(monkeypatch):
+    def fail(options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a cable was pulled")
+
+    in_place_of_a_step(monkeypatch, fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cable"):
+        bench.main(["step", *CLIP])
+
+
+@pytest.mark.parametrize("kind", bench.KINDS)
+def test_one_of_several_processes_is_refused(kind, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    words = [word for word in BIRDS if kind != "sweep" or not word.startswith("--batch_size")]
+    assert bench.main([kind, *words]) == ExitStatus.MISTAKE
+    assert "one of several processes" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_host_of_a_slice_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    assert bench.main(["step", *CLIP]) == ExitStatus.MISTAKE
+    assert "one of several processes" in " ".join(capsys.readouterr().err.split())

@@ -10,13 +10,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from grain_jax.benchmarking.step import OpenStep, one_ahead, open_step
+from grain_jax.benchmarking.step import OpenStep, one_ahead, one_ahead_while, open_step
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_to_json
 from grain_jax.runtime import source_commit
 from grain_jax.training.checkpoint import Checkpoints
 
-STEPS = 3  # that are timed with nothing beside them, and after the start of each save
+STEPS = 3  # that are timed with nothing beside them
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class CheckpointTiming:
     num_bytes: int
     asynchronous: bool  # checkpoint.asynchronous
     blocked_seconds: tuple[float, ...]  # until training may go on
-    save_seconds: tuple[float, ...]  # until all is on disk, with steps beside it
+    save_seconds: tuple[float, ...]  # until all is on disk, with nothing beside it
     restore_seconds: tuple[float, ...]  # of the newest, which the system may still have in memory
     step_seconds: float  # of a step with nothing beside it, median
-    beside_seconds: float  # of the steps that follow the start of a save, median
+    # Of each step whose time began while another save was written; none where all ended before.
+    beside_seconds: tuple[float, ...]
     folder: str
 
     @property
@@ -48,6 +49,8 @@ def time_checkpoint(
 ) -> CheckpointTiming:
     """Saves and restores the state `rounds` times, in a new folder that is deleted at the end.
 
+    In the background it saves as often again, and steps until that is on disk.
+
     `folder`: where to make it, so that the disk of the run folder is the one that is timed; None:
     the system's temporary folder. Raises ValueError where it does not exist, and `SaveFailed`.
     """
@@ -65,11 +68,14 @@ def time_checkpoint(
             started = time.perf_counter()
             checkpoints.save(step.state, step=number)
             blocked.append(time.perf_counter() - started)
-            seconds, _ = one_ahead(step.run, STEPS)
-            beside += seconds
             checkpoints.wait()
             saved.append(time.perf_counter() - started)
             restored.append(_restore(checkpoints, step, number))
+        for number in range(rounds + 1, 2 * rounds + 1) if config.checkpoint.asynchronous else ():
+            checkpoints.save(step.state, step=number)
+            seconds, _ = one_ahead_while(step.run, lambda _: checkpoints.saving)
+            beside += seconds[:-1]  # the last began after the save
+            checkpoints.wait()
         checkpoints.close()
     return CheckpointTiming(
         num_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(step.state)),
@@ -78,7 +84,7 @@ def time_checkpoint(
         save_seconds=tuple(saved),
         restore_seconds=tuple(restored),
         step_seconds=statistics.median(alone),
-        beside_seconds=statistics.median(beside),
+        beside_seconds=tuple(beside),
         folder=str(folder or tempfile.gettempdir()),
     )
 

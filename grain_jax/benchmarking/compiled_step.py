@@ -98,8 +98,15 @@ class CompiledStep:
 
     @property
     def memory(self) -> int:
-        """Arguments and temporaries together, or the peak where that is more: the safe figure."""
-        return max(self.arguments + self.temporary, self.peak)
+        """As of `program_memory`."""
+        return program_memory(self.arguments, self.temporary, self.peak)
+
+
+def program_memory(arguments: int, temporary: int, peak: int) -> int:
+    """Bytes of a device that a compiled program takes, of what the compiler says of it: arguments
+    and temporaries together, or the peak where that is more, the safe figure.
+    """
+    return max(arguments + temporary, peak)
 
 
 TINY = 64 * 2**10  # bytes: a collective of fewer takes as long as an empty one

@@ -103,17 +103,24 @@ def read_operations(text: str) -> dict[str, Operation]:
             target = TARGET.search(line)
             named = OP_NAME.search(line)
             operations[name] = Operation(
-                kind=_kind(opcode, inside, target[1] if target else ""),
+                kind=_kind(
+                    opcode,
+                    inside,
+                    target[1] if target else "",
+                    kernel=f"{name} {named[1] if named else ''}",
+                ),
                 part=part_of(named[1] if named else ""),
             )
     return operations
 
 
-def _kind(opcode: str, inside: set[str], target: str) -> str:
+def _kind(opcode: str, inside: set[str], target: str, *, kernel: str) -> str:
+    """`kernel`: where a kernel of this project has its name, as all have the same target."""
     done = opcode.removesuffix("-start").removesuffix("-done")
     if done in COLLECTIVES or inside & set(COLLECTIVES):
         return "collectives"
-    if re.search("fmha|flash|attention", target, re.IGNORECASE):
+    own = opcode == "custom-call" and re.search("attention_(forward|backward)", kernel)
+    if own or re.search("fmha|flash|attention", target, re.IGNORECASE):
         return "fused attention"
     products = {"dot", "convolution"}
     if opcode in products or inside & products or re.search("gemm|matmul|dot|conv", target):

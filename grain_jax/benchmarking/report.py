@@ -15,6 +15,7 @@ from grain_jax.benchmarking.sweep import Variant, best
 from grain_jax.benchmarking.turns import Turns
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_to_json
+from grain_jax.inference.encoder import MAX_TOKEN_BYTES
 
 GIB = 2**30
 PERCENTS = (10, 50, 90, 99)
@@ -25,13 +26,14 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     return json.loads(config_to_json(config))
 
 
-def model_row(config: TrainConfig) -> str:
-    """The model, in words."""
+def model_row(config: TrainConfig, *, with_batch: bool = True) -> str:
+    """The model, in words; `with_batch`: and the batch size and remat of its training step."""
     model, vision = config.model, config.model.vision
-    return (
+    row = (
         f"{model.type}, {vision.depth} x {vision.width} / {vision.patch_size}, "
-        f"{model.image_size} px, {model.dtype}, batch {config.batch_size:,}, remat {model.remat}"
+        f"{model.image_size} px, {model.dtype}"
     )
+    return f"{row}, batch {config.batch_size:,}, remat {model.remat}" if with_batch else row
 
 
 def step_figures(timing: StepTiming) -> dict[str, Any]:
@@ -118,16 +120,18 @@ def evaluation_rows(timing: EvaluationTiming) -> dict[str, str]:
     mfu = "unknown: no published peak for this device"
     if timing.mfu is not None:
         mfu = f"{timing.mfu:.1%}, decoding included"
-    after = min(timing.classify_seconds[1:])
+    rounds = f"median of {len(timing.image_seconds) - 1} times"
+    after = statistics.median(timing.classify_seconds[1:])
     rows = {
         "set": f"{timing.images:,} images, {timing.classes:,} classes, {timing.texts:,} texts; "
         f"batches of {timing.batch_size:,}",
         "images/s": f"{timing.images_per_second:,.4g} decoded and encoded "
-        f"({timing.images_per_second / timing.num_devices:,.4g} a device)",
+        f"({timing.images_per_second / timing.num_devices:,.4g} a device); {rounds}",
         "GFLOP an image": f"{timing.image_flops / 1e9:,.2f}, forward",
         "MFU": mfu,
-        "texts/s": f"{timing.texts_per_second:,.4g}",
-        "classes and scores": f"{after:,.3f} s, texts encoded again",
+        "texts/s": f"{timing.texts_per_second:,.4g} encoded; {rounds}, tokens kept from the first "
+        f"time, up to {MAX_TOKEN_BYTES / 2**20:,.0f} MiB",
+        "classes and scores": f"{after:,.3f} s, texts encoded again; {rounds}",
         "first time": f"{timing.image_seconds[0]:,.1f} s images, {timing.text_seconds[0]:,.1f} s "
         f"texts, {timing.classify_seconds[0]:,.1f} s classes and scores, with compilation",
     }
@@ -152,17 +156,18 @@ def checkpoint_rows(timing: CheckpointTiming) -> dict[str, str]:
         statistics.median(seconds)
         for seconds in (timing.blocked_seconds, timing.save_seconds, timing.restore_seconds)
     )
-    slower = timing.beside_seconds / timing.step_seconds
     how = "in the background" if timing.asynchronous else "at once"
-    return {
+    rows = {
         "state": f"{timing.num_bytes / 1e9:,.3f} GB, written {how} to {timing.folder}",
         "the step is blocked": f"{blocked:,.3f} s, {blocked / timing.step_seconds:,.2g} steps",
-        "a step after the start of a save": f"{1e3 * timing.beside_seconds:,.1f} ms, {slower:.2f} "
-        f"times one alone ({1e3 * timing.step_seconds:,.1f} ms)",
-        "save": f"{saved:,.3f} s, {timing.save_rate / 1e9:,.3f} GB/s, with steps beside it",
+        "a step beside a save": _beside(timing),
+        "save": f"{saved:,.3f} s, {timing.save_rate / 1e9:,.3f} GB/s, with nothing beside it",
         "restore": f"{restored:,.3f} s, {timing.restore_rate / 1e9:,.3f} GB/s; the system may have "
         "kept it in memory",
     }
+    if not timing.asynchronous:
+        del rows["a step beside a save"]
+    return rows
 
 
 def checkpoint_figures(timing: CheckpointTiming) -> dict[str, Any]:
@@ -226,6 +231,14 @@ def sweep_figures(variants: Sequence[Variant]) -> dict[str, Any]:
             for one in variants
         ]
     }
+
+
+def _beside(timing: CheckpointTiming) -> str:
+    alone = f"{1e3 * timing.step_seconds:,.1f} ms"
+    if not timing.beside_seconds:
+        return f"none: each save was on disk before the first step ({alone} alone) had ended"
+    beside = statistics.median(timing.beside_seconds)
+    return f"{1e3 * beside:,.1f} ms, {beside / timing.step_seconds:.2f} times one alone ({alone})"
 
 
 def _percentiles(timing: StepTiming | LoaderTiming) -> dict[str, float]:

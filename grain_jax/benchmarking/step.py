@@ -218,9 +218,18 @@ def time_open_step(step: OpenStep, *, num_steps: int, profile: Path | None = Non
 
 def one_ahead(run: Callable[[], Metrics], count: int) -> tuple[tuple[float, ...], Metrics]:
     """Seconds from the end of one step to the end of the next, `count` of them."""
+    return one_ahead_while(run, lambda ended: ended < count)
+
+
+def one_ahead_while(
+    run: Callable[[], Metrics], more: Callable[[int], bool]
+) -> tuple[tuple[float, ...], Metrics]:
+    """As `one_ahead`, until `more` is False: it is asked at the start and at the end of each step,
+    with the number of steps that have ended. The step whose time begins at that False is the last.
+    """
     waited = run()
     ends: list[float] = []
-    for _ in range(count):
+    while more(len(ends)):
         ahead = run()
         jax.block_until_ready(waited)
         ends.append(time.perf_counter())

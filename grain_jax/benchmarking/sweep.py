@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from grain_jax.benchmarking.compiled_step import OutOfMemoryError, refusal
+from grain_jax.benchmarking.compiled_step import OutOfMemoryError, program_memory, refusal
 from grain_jax.benchmarking.step import StepTiming, open_step, time_open_step
 from grain_jax.config import TrainConfig
 from grain_jax.parallel import sharding
@@ -61,7 +61,9 @@ def measure(config: TrainConfig, *, num_steps: int, mesh: Mesh) -> Variant:
     def fits(compiled: Any) -> None:
         nonlocal needed
         memory = compiled.memory_analysis()
-        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        needed = program_memory(
+            memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.peak_memory_in_bytes
+        )
         limit = _memory_limit(mesh.devices.flat[0])
         if limit is not None and needed > limit:
             raise OutOfMemoryError(

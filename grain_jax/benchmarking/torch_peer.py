@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from grain_jax.benchmarking.compiled_step import OutOfMemoryError
 from grain_jax.benchmarking.synthetic_batch import synthetic_batch
 from grain_jax.config import TrainConfig
 from grain_jax.extras import how_to_install
@@ -31,6 +32,24 @@ def import_torch(wanted_by: str) -> Any:
     return torch
 
 
+@contextlib.contextmanager
+def memory_named(name: str) -> Iterator[None]:
+    """Raises `OutOfMemoryError` that names the code for what torch raises for a lack of memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        # By name, as versions of torch have it in different modules; of a CPU it has none.
+        known = type(error).__name__ == "OutOfMemoryError"
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(None, f"{name}, by torch: {str(error).splitlines()[0]}") from error
+
+
+def _jax_takes_tf32() -> bool:
+    config: Any = jax.config
+    return config.jax_default_matmul_precision not in ("highest", "float32")
+
+
 class TorchStep:
     """Device, precision and random batch of a step in PyTorch, and how its end is waited for."""
 
@@ -39,6 +58,9 @@ class TorchStep:
         self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
         self._dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
         self._loss: Any = None
+        if self.device == "cuda":
+            # As XLA's default on a GPU: products of float32 in TF32.
+            torch.set_float32_matmul_precision("high" if _jax_takes_tf32() else "highest")
         batch = synthetic_batch(config)
         mean, std = (np.asarray(some, np.float32) for some in (config.data.mean, config.data.std))
         pixels = (batch.images.astype(np.float32) / 255 - mean) / std

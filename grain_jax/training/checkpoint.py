@@ -201,6 +201,11 @@ class Checkpoints:
         with _explained(self.folder):
             self._manager.check_for_errors()
 
+    @property
+    def saving(self) -> bool:
+        """Whether this process still writes a save in the background."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Returns when the saves of all processes are on disk; `SaveFailed` where one is not."""
         with _explained(self.folder):

@@ -57,6 +57,21 @@ def test_what_does_not_begin_in_time_is_said(script, tmp_path, capsys):
     assert "minutes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--json=/nowhere/figures.json"], "/nowhere/figures.json"),
+        (["--config=/nowhere.py"], "/nowhere.py"),
+        (["--pretrained=some/clip"], "some/clip"),
+        (["--batch_size=9", "--optim.grad_cache_chunks=2"], "batch_size = 9"),
+        (["--minuets=3"], "--minutes"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(script, words, named, capsys):
+    assert script.main(words) == 2
+    assert named in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
 def test_the_table_has_a_line_for_each_goal(script, tmp_path, capsys, monkeypatch):
     opened = sweep.open_step

@@ -2,16 +2,18 @@
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from grain_jax.benchmarking import official, open_clip_step
+from grain_jax.benchmarking import compiled_step, official, open_clip_step
 from grain_jax.benchmarking.official import NEEDED, OfficialStep
 from grain_jax.benchmarking.open_clip_step import OpenClipStep
 from grain_jax.benchmarking.synthetic_batch import synthetic_batch
-from grain_jax.benchmarking.torch_peer import POSITIONS
+from grain_jax.benchmarking.torch_peer import POSITIONS, TorchStep, memory_named
 from grain_jax.config import TrainConfig
 
 # Not the official code: modules with its interface that keep what they are given.
@@ -221,6 +223,41 @@ def test_open_clip_s_model_gets_the_sizes_of_the_settings(monkeypatch):
     assert step.model.sizes["vision_cfg"]["head_width"] == 64
     assert step.model.seen[1].shape == (2, POSITIONS)
     assert any("no norm of q and k" in one for one in step.differences)
+
+
+def test_float32_is_computed_alike_on_a_gpu(monkeypatch):
+    """By a stand-in for torch that keeps what it is told: JAX takes TF32 there by default."""
+    told: list[str] = []
+    torch: Any = SimpleNamespace(
+        from_numpy=lambda array: SimpleNamespace(to=lambda device: array),
+        set_float32_matmul_precision=told.append,
+    )
+    TorchStep(torch, small())
+    assert told == []  # on a CPU neither has TF32
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    TorchStep(torch, small())
+    with jax.default_matmul_precision("highest"):
+        TorchStep(torch, small())
+    assert told == ["high", "highest"]
+
+
+def test_a_lack_of_memory_in_torch_is_told_from_other_errors():
+    class OutOfMemoryError(RuntimeError):
+        """As torch's of a GPU is called."""
+
+    lack = pytest.raises(compiled_step.OutOfMemoryError, match=r"^official, by torch: 80 GiB$")
+    with lack, memory_named("official"):
+        raise OutOfMemoryError("80 GiB\nand advice")
+    with pytest.raises(RuntimeError, match="shapes"), memory_named("official"):
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.torch
+def test_a_lack_of_memory_in_torch_on_a_cpu_is_one_too():
+    torch = pytest.importorskip("torch")
+    lack = pytest.raises(compiled_step.OutOfMemoryError, match="open_clip")
+    with lack, memory_named("open_clip"):
+        torch.empty(1 << 60, dtype=torch.uint8)
 
 
 def test_every_file_of_the_checkout_is_part_of_the_stand_in():

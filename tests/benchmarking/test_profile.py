@@ -32,6 +32,11 @@ ENTRY %main (a: f32[8,8]) -> f32[8] {
   %dot.3 = f32[8,8]{1,0} dot(%a, %a), metadata={op_name="jit(step)/jvp(ImageTextModel)/vision/dot"}
   %gemm = f32[8,8]{1,0} custom-call(%a), custom_call_target="__cublas$gemm"
   %flash = (f32[8,8]{1,0}, u8[0]{0}) custom-call(%a), custom_call_target="__cudnn$fmhaSoftmax"
+  %attention_forward.2 = (bf16[8,8]{1,0:T(8,128)(2,1)}, f32[8]{0}) custom-call(%a), \
+custom_call_target="tpu_custom_call"
+  %own.7 = bf16[8,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(step)/transpose(jvp(ImageTextModel))/vision/attention_backward"}
+  %kernel = f32[8,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"
   %all-reduce.1 = f32[8,8]{1,0} all-reduce(%dot.3), replica_groups={}, to_apply=%add
   %copied = f32[8,8]{1,0} fusion(%dot.3), kind=kLoop, calls=%moved
   %tanh.4 = f32[8,8]{1,0} tanh(%copied)
@@ -45,6 +50,8 @@ def test_every_operation_has_a_kind():
     found = {name: one.kind for name, one in read_operations(PROGRAM).items()}
     assert found["dot.3"] == found["gemm"] == "matrix products"
     assert found["flash"] == "fused attention"
+    assert found["attention_forward.2"] == found["own.7"] == "fused attention"
+    assert found["kernel"] == "custom call tpu_custom_call"
     assert found["all-reduce.1"] == "collectives"
     assert found["copied"] == "copies and layout"
     assert found["tanh.4"] == "elementwise"

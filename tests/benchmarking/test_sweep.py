@@ -1,6 +1,7 @@
 """What a sweep does at settings that do not fit, without compiling any."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,19 @@ def test_batches_double_until_one_does_not_fit(memory_of_two_batches, mesh):
     assert found[1].timing.peak_bytes is None  # the allocator's is that of all before it
     assert sweep.best(found) is found[1]
     assert sweep.best(found[2:3]) is None
+
+
+def test_the_peak_that_the_compiler_plans_counts_as_memory(monkeypatch, mesh):
+    """As `plan` counts it; there it is often more than what is there before and after."""
+    compiled = SimpleNamespace(
+        memory_analysis=lambda: SimpleNamespace(
+            argument_size_in_bytes=1 << 40, temp_size_in_bytes=1 << 40, peak_memory_in_bytes=1 << 50
+        )
+    )
+    monkeypatch.setattr(sweep, "open_step", lambda config, mesh, *, fits: fits(compiled))
+    found = sweep.measure(TrainConfig(), num_steps=1, mesh=mesh)
+    assert found.timing is None
+    assert found.needed_bytes == 1 << 50
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(memory_of_two_batches, mesh):

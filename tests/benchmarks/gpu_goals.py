@@ -1,4 +1,4 @@
-"""The figures that this project aims at on one GPU, in ten minutes: one command, one table.
+"""The figures that this project aims at on one GPU: one command, one table.
 
     python tests/benchmarks/gpu_goals.py [--minutes=10] [--json=FILE] [--SETTING=VALUE ...]
 
@@ -6,8 +6,9 @@ ViT-B/16 in bfloat16 on random batches, as `configs/grain_vitb16_cc12m.py` has i
 MFU of GRAIN (goal: 50 %, 40 at the least) with padded and with trimmed texts, images/s of CLIP
 (goal: 3,000) with the attention that "auto" takes and with XLA's, and the largest batch with dense
 and with tiled logits (layers scanned, remat full; doubled until it does not fit). Every setting of
-`python -m grain_jax.train` can be given. A line is printed once it is measured; those that do not
-begin within the minutes say so. Against other codes: `python -m grain_jax.bench step --official`.
+`python -m grain_jax.train` can be given. A line is printed once it is measured; no line, and no
+larger batch of one, begins after the minutes, and what has begun goes on to its end. Against other
+codes: `python -m grain_jax.bench step --official`.
 """
 
 import copy
@@ -28,7 +29,7 @@ from grain_jax.benchmarking import report
 from grain_jax.benchmarking.environment import environment, environment_rows, load_averages
 from grain_jax.benchmarking.sweep import Variant, measure
 from grain_jax.benchmarking.synthetic_batch import validate_without_data
-from grain_jax.command_line import Count, NotParsed, OptionalPath, parse
+from grain_jax.command_line import Count, ExitStatus, NotParsed, OptionalPath, parse, status_of
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, read_settings
 from grain_jax.parallel import sharding
@@ -96,19 +97,26 @@ def measured(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not any(word.startswith("--batch_size") for word in words):
-        words.append(BATCH)
     try:
-        base, words = read_settings(words, default=str(CONFIG))
-        options = parse(
-            Options, words, command="gpu_goals", description=__doc__, default=Options(config=base)
-        )
+        return measure_all(list(sys.argv[1:] if arguments is None else arguments))
     except NotParsed as parsed:
         return parsed.status
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return status_of(error)
+
+
+def measure_all(words: list[str]) -> int:
+    """Measures and prints every line. Raises ValueError for options and settings that are wrong."""
+    if not any(word.startswith("--batch_size") for word in words):
+        words.append(BATCH)
+    base, words = read_settings(words, default=str(CONFIG))
+    options = parse(
+        Options, words, command="gpu_goals", description=__doc__, default=Options(config=base)
+    )
     config, load, started = options.config, load_averages(), time.monotonic()
     if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise SystemExit(f"--json={options.json}: its folder does not exist; make it first.")
+        raise ValueError(f"--json={options.json}: its folder does not exist; make it first.")
     validate_without_data(config)
     runtime.quiet_libraries()
     sharding.set_cpu_devices(config)
@@ -140,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         figures = {"lines": stored, **found, "config": report.settings(config)}
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return ExitStatus.DONE
 
 
 if __name__ == "__main__":

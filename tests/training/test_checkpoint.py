@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what comes back on other devices, what `load` needs."""
 
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,17 @@ def saved(on_8, tmp_path_factory):
     checkpoints.save(on_8.state, step=2)
     checkpoints.wait()
     yield folder, checkpoints
+    checkpoints.close()
+
+
+def test_a_save_says_when_it_is_on_disk_without_being_waited_for(on_8, tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), metadata=metadata(on_8.config))
+    assert not checkpoints.saving
+    checkpoints.save(on_8.state, step=2)
+    deadline = time.monotonic() + 60
+    while checkpoints.saving and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert checkpoints.latest() == 2
     checkpoints.close()
 
 
