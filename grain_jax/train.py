@@ -132,7 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 held_lock: lock.Held = lock.Kept()
                 if processes.speaks():  # for all of them
                     held_lock = held.enter_context(lock.locked(workdir, note=screen.note))
-                files = RunFiles(workdir, check=held_lock.check, fetch=processes.speaks())
+                files = RunFiles(
+                    workdir,
+                    check=held_lock.check,
+                    confirm=held_lock.confirm,
+                    fetch=processes.speaks(),
+                )
                 held.callback(files.close)
             run = set_up(config, workdir, files, screen, change_schedule=change_schedule)
         except NotParsed as parsed:

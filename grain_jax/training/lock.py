@@ -19,13 +19,19 @@ class Held(Protocol):
     """The lock of a run folder, while it is held."""
 
     def check(self) -> None:
-        """Raises OSError where another process has it now."""
+        """Raises OSError where another process is known to have it now."""
+
+    def confirm(self) -> None:
+        """As `check`; where that is not certain, it is found out, or OSError raised."""
 
 
 class Kept:
     """A lock that nobody can take away, or none."""
 
     def check(self) -> None:
+        """Returns."""
+
+    def confirm(self) -> None:
         """Returns."""
 
 
