@@ -13,6 +13,7 @@ the others too: waiting for them would be waiting for ever.
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -28,6 +29,9 @@ from jax.experimental import multihost_utils
 
 AGAIN = 75  # exit status of a process that no mistake has ended: the same command resumes
 _MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one program is compiled
+_OF_OTHERS = re.compile(
+    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|(?i:\bgloo\b|\bnccl)"
+)
 _in_agreement = False  # within `errors_in_all`, whose outermost block alone talks to the others
 
 Value = TypeVar("Value")
@@ -183,6 +187,28 @@ def refused(error: Exception, *, status: int = 2, say: Callable[[str], None] | N
     return status
 
 
+def device_error(error: BaseException) -> jax.errors.JaxRuntimeError | None:
+    """The error of XLA or JAX's runtime that an error is, or has as its cause; else None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+        cause = cause.__cause__
+    return cause
+
+
+def is_of_others(error: BaseException) -> bool:
+    """Whether an error says that another process has left or cannot be reached.
+
+    The statuses of gRPC and the texts of Gloo and NCCL say so. Not a compilation that fails, a
+    program that is wrong, or memory that is full: those would be the same again.
+    """
+    found = device_error(error)
+    return found is not None and _OF_OTHERS.search(_first_line(found)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
 def leave_over(error: Exception) -> None:
     """Ends this process at once over an error that nobody expected, if there are others.
 
@@ -191,15 +217,12 @@ def leave_over(error: Exception) -> None:
     """
     if not jax.distributed.is_initialized():
         return
-    reason = str(error).partition("\n")[0][:300]
-    out_of_memory = reason.startswith("RESOURCE_EXHAUSTED")  # of a device of this process
-    if isinstance(error, jax.errors.JaxRuntimeError) and not out_of_memory:
-        print(
-            f"Stopped: another process has left or cannot be reached ({reason}).", file=sys.stderr
-        )
-        leave(AGAIN)
     traceback.print_exception(error)
-    leave(1)
+    if not is_of_others(error):
+        leave(1)
+    reason = _first_line(device_error(error) or error)
+    print(f"Stopped: another process has left or cannot be reached ({reason}).", file=sys.stderr)
+    leave(AGAIN)
 
 
 def interrupted() -> int:
