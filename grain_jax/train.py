@@ -127,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runtime.quiet_libraries()
             runtime.cache_compilations(config.logging.compilation_cache)
             runtime.open_devices()
+            watching = held.enter_context(watchdog(config.logging))
+            watching.at(0, "setting up", slow=True)
             screen = Screen()
             with processes.errors_in_all():
                 held_lock: lock.Held = lock.Kept()
@@ -150,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             processes.leave_over(error)
             raise
-        return run_to_end(run, screen)
+        return run_to_end(run, screen, watching)
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -171,9 +173,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
 
 
-def run_to_end(run: "Run", screen: Screen) -> int:
+def run_to_end(run: "Run", screen: Screen, watching: Watchdog) -> int:
     """Trains, evaluates and reports; returns the exit status."""
-    with StopSignals() as signals, watchdog(run.config.logging) as watching:
+    with StopSignals() as signals:
         try:
             with runtime.Profiler(run.files.folder, run.config.logging.profile_step) as profiler:
                 train(run, screen, signals, profiler, watching)
@@ -380,11 +382,13 @@ def train(
         evaluate_now = not stop and evaluation_steps > 0 and step % evaluation_steps == 0
         if not (save or evaluate_now or step % config.logging.log_interval_steps == 0):
             continue
+        watching.at(step, "waiting for its result")
+        for done in window.results():  # each counts as progress, however many a line has
+            watching.at(min(done + 1, step), "waiting for its result")
         if processes.are_many() and (done := int(run.state.step)) < step:
             if stop or step == run.last_step:
                 stop_over_data(run, window, screen, done=done, failure=failure)
             continue
-        watching.at(step, "waiting for its result")
         summary = window.close(batch_size=config.batch_size, wait_seconds=run.batches.wait_seconds)
         log_window(run, summary, screen)
 

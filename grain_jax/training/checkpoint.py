@@ -282,7 +282,7 @@ def _explained(folder: AnyPath) -> Iterator[None]:
         yield
     except Exception as error:
         if (found := device_error(error)) is not None:
-            raise found
+            raise found from found.__cause__
         raise SaveFailed(
             f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
             "Check the space and the rights there."
