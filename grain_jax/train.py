@@ -8,8 +8,8 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--SETTING=VALUE ...] [--
 
 Ctrl-C and SIGTERM save, then stop; a second Ctrl-C aborts. Exit status: 0 done, 1 stopped by what
 it says (non-finite steps, a save that failed), 2 something to change in the command or the data,
-75 a step hung or another process left, 130 or 143 saved and stopped by Ctrl-C or SIGTERM. After 75
-and 143 the same command resumes, and the launchers in launch/ repeat it.
+75 a step hung, another process left, or storage cannot be reached, 130 or 143 saved and stopped by
+Ctrl-C or SIGTERM. After 75 and 143 the same command resumes; the launchers in launch/ repeat it.
 
 On a CPU under Linux the command starts itself again with huge pages, which XLA's steps need much
 less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
@@ -48,7 +48,7 @@ from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_mesh
 from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
 from grain_jax.paths import AnyPath, run_path, user_path
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import escape_unprintable, may_be_gone
 from grain_jax.trainer.inputs import (
     check,
     data_rows,
@@ -187,11 +187,12 @@ def run_to_end(run: "Run", screen: Screen, watching: Watchdog) -> int:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")
         except (RunStopped, SaveFailed, OSError) as error:  # OSError: a disk full of logs
             screen.stop()
+            status = ExitStatus.AGAIN if processes.may_pass(error) else ExitStatus.STOPPED
             if processes.are_many() and isinstance(error, StoppedAlone | SaveFailed | OSError):
                 print(f"Process {jax.process_index()} stopped: {error}", file=sys.stderr)
-                processes.leave(1)
+                processes.leave(status)
             screen.say(f"Stopped: {error}", style="red")
-            return ExitStatus.STOPPED
+            return status
         except KeyboardInterrupt:
             screen.stop()
             screen.say(f"Aborted; {run.kept()}")
@@ -201,8 +202,10 @@ def run_to_end(run: "Run", screen: Screen, watching: Watchdog) -> int:
             raise
         finally:
             watching.at(run.last_step, "ending", slow=True)
-            screen.stop()
-            run.close()
+            try:
+                screen.stop()
+            finally:
+                run.close()
         return signals.exit_status
 
 
@@ -450,7 +453,8 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
             stopped = stopped_by(error)
             raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
     data = data_source(run.config.data, image_size=run.config.model.image_size)
-    print_results(results, screen.console, headline=data.headline(results))
+    with may_be_gone():
+        print_results(results, screen.console, headline=data.headline(results))
     shown = [run.files.address(path) for path in [*written, run.files.folder / metrics.FILE]]
     for path in [*shown, run.workdir / run_folder.FOLDER]:
         screen.say(str(path))

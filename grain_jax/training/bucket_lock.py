@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax import buckets
+from grain_jax.parallel.processes import HeldByAnother
 from grain_jax.paths import AnyPath
 
 FILE = ".lock"
@@ -102,8 +103,8 @@ class Lease:
 def leased(workdir: AnyPath, *, note: Callable[[str], None]) -> Iterator[Lease]:
     """Holds the lock of a run folder in a bucket.
 
-    Raises ValueError where another process trains there, where the bucket does not exist or may not
-    be written to; OSError where it cannot be reached.
+    Raises `HeldByAnother` where another process trains there, ValueError where the bucket does not
+    exist or may not be written to; OSError where it cannot be reached.
     """
     with buckets.explained(workdir):
         generation, written = _acquire(workdir, note)
@@ -139,11 +140,14 @@ def _acquire(workdir: AnyPath, note: Callable[[str], None]) -> tuple[int, float]
         holder = _read(blob)
         if holder is not None and holder[1] == _identity():  # the answer to a first try was lost
             return holder[0], begun
-        raise ValueError(_refusal(workdir, holder)) from None
+        raise HeldByAnother(_refusal(workdir, holder)) from None
 
 
 def _watched(blob: Any, holder: tuple[int, Any], workdir: AnyPath) -> tuple[int, Any] | None:
-    """The holder that was silent for the lease; None where the lock has gone. ValueError else."""
+    """The holder that was silent for the lease; None where the lock has gone.
+
+    Raises `HeldByAnother` for one that is alive.
+    """
     end = time.monotonic() + LEASE_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, RENEW_SECONDS / 4))
@@ -151,7 +155,7 @@ def _watched(blob: Any, holder: tuple[int, Any], workdir: AnyPath) -> tuple[int,
         if now is None:
             return None
         if now[0] != holder[0]:
-            raise ValueError(_refusal(workdir, now))
+            raise HeldByAnother(_refusal(workdir, now))
     return holder
 
 

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from grain_jax.buckets import in_bucket
+from grain_jax.buckets import Unreachable, failed_for_now, in_bucket
 from grain_jax.config import CheckpointConfig, TrainConfig
 from grain_jax.config.migration import STATE
 from grain_jax.models.bundle import ModelBundle, from_metadata
@@ -283,10 +283,10 @@ def _explained(folder: AnyPath) -> Iterator[None]:
     except Exception as error:
         if (found := device_error(error)) is not None:
             raise found from found.__cause__
-        raise SaveFailed(
-            f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
-            "Check the space and the rights there."
-        ) from error
+        said = f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error})."
+        if in_bucket(folder) and failed_for_now(error):
+            raise SaveFailed(said) from Unreachable(str(error))
+        raise SaveFailed(f"{said} Check the space and the rights there.") from error
 
 
 def _items(state: TrainState) -> dict[str, Any]:

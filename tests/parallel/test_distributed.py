@@ -209,9 +209,9 @@ def test_processes_that_see_things_differently_agree_with_the_first(tmp_path):
     assert first | {"first": None, "second": None} == second | {"first": None, "second": None}
     assert (first["number"], first["none"], first["infinite"]) == (0.1, None, True)
     assert (first["yes"], first["latest"], first["neither"]) == (True, 7, None)
-    assert first["first"] == ["the first cannot read", False]
-    assert second["first"] == ["process 0: the first cannot read", True]
-    assert first["second"] == ["process 1: the second cannot read", True]
+    assert first["first"] == ["the first cannot read", False, False]
+    assert second["first"] == ["process 0: the first cannot read", True, False]
+    assert first["second"] == ["process 1: the second cannot read", True, True]
     assert other_status == 1
     assert "something nobody expected" in other_output
     assert status != 0

@@ -81,9 +81,17 @@ def test_a_lock_is_held_renewed_and_removed(run, storage):
     assert storage.names("bucket") == []
 
 
-def test_a_second_training_is_refused_and_leaves_the_first_alone(run, storage, capsys):
+@pytest.mark.parametrize(("job", "status"), [("", 2), ("SLURM_JOB_ID", 75)])
+def test_a_second_training_is_refused_and_leaves_the_first_alone(
+    run, storage, monkeypatch, capsys, job, status
+):
+    """At a terminal it is a mistake; in a job that was queued again, its former start."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+    if job:
+        monkeypatch.setenv(job, "7")
     with locked(run, note=pytest.fail) as held:
-        assert grain_jax.train.main([f"--config={CONFIG}", f"--workdir={run}"]) == 2
+        assert grain_jax.train.main([f"--config={CONFIG}", f"--workdir={run}"]) == status
         error = capsys.readouterr().err
         assert f"Another process ({os.getpid()} on " in error
         assert "trains in gs://bucket/run. Let it finish" in error
