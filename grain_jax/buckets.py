@@ -8,6 +8,7 @@ Both come with the extra `gcs`, and are imported where a bucket is used.
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,10 @@ from grain_jax.extras import how_to_install
 PREFIX = "gs://"
 RETRY_SECONDS = 300.0  # that a request is repeated for where the network or the service fails
 FIRST_SECONDS = 15.0  # likewise for the first request, which finds out whether there is a bucket
+
+
+class Unreachable(OSError):
+    """The network or the service fails; the same may work later."""
 
 
 def in_bucket(path: str | os.PathLike[str]) -> bool:
@@ -94,8 +99,8 @@ def blob(path: str | os.PathLike[str]) -> Any:
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError where the bucket does not exist or may not be read; OSError where it cannot
-    be reached. One request.
+    """Raises ValueError where the bucket does not exist or may not be read; `Unreachable` where it
+    cannot be reached. One request.
     """
     bucket, name = split(path)
     with explained(path):
@@ -156,7 +161,8 @@ def _content_type(path: str | os.PathLike[str]) -> str:
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
     """Raises what is wrong with a bucket as one sentence, where it is known.
 
-    ValueError for what the user must change, OSError for a network or service that fails.
+    ValueError for what the user must change, `Unreachable` for a network or service that fails,
+    OSError for what it does not do for another reason.
     """
     try:
         yield
@@ -177,7 +183,7 @@ def trouble(error: BaseException, path: str | os.PathLike[str]) -> ValueError | 
     bucket, _ = split(path)
     if isinstance(error, cloud.RetryError) and error.cause is not None:
         known = trouble(error.cause, path)
-        return known or OSError(_refusal(error.cause, path))
+        return known or Unreachable(_refusal(error.cause, path))
     if isinstance(error, cloud.NotFound):
         return ValueError(
             f"There is no bucket {bucket!r}, in {os.fspath(path)}; make it (`gcloud storage "
@@ -190,15 +196,29 @@ def trouble(error: BaseException, path: str | os.PathLike[str]) -> ValueError | 
             "log in with another (`gcloud auth application-default login`)."
         )
     if isinstance(error, google.auth.exceptions.TransportError | requests.RequestException):
-        return OSError(
+        return Unreachable(
             f"Cloud Storage cannot be reached for {os.fspath(path)} ({_reason(error)}); see to the "
             "network, and give the same command again."
         )
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         return ValueError(_no_account(error))
-    if isinstance(error, cloud.GoogleAPICallError | cloud.RetryError):
+    if isinstance(error, cloud.ServerError | cloud.TooManyRequests | cloud.RetryError):
+        return Unreachable(_refusal(error, path))
+    if isinstance(error, cloud.GoogleAPICallError):
         return OSError(_refusal(error, path))
     return None
+
+
+def failed_for_now(error: BaseException) -> bool:
+    """Whether a driver of checkpoints says that the network or the service failed.
+
+    TensorStore begins its texts with the status of gRPC; gcsfs's clients raise these.
+    """
+    if isinstance(error, Unreachable | ConnectionError | TimeoutError):
+        return True
+    if type(error).__module__.partition(".")[0] == "aiohttp":
+        return True
+    return re.match(r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b", str(error)) is not None
 
 
 def _refusal(error: BaseException, path: str | os.PathLike[str]) -> str:

@@ -30,7 +30,7 @@ class ExitStatus(enum.IntEnum):
     STOPPED = 1  # by what no option is to blame for: a full disk, steps that are not finite
     MISTAKE = 2  # something to change in the command, its settings or its data
     SKIPPED = 3  # done but for images that could not be read
-    AGAIN = 75  # a step hung, or another process left: launchers repeat the command
+    AGAIN = 75  # a step hung, another process left, no way to storage: launchers repeat the command
     INTERRUPTED = 130  # Ctrl-C
 
 

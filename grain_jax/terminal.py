@@ -1,7 +1,12 @@
-"""What a command prints reaches any terminal, also one that is not UTF-8."""
+"""What a command prints reaches any terminal, not UTF-8 too, and it may be gone."""
 
+import contextlib
+import errno
 import io
+import os
+import select
 import sys
+from collections.abc import Iterator
 
 
 def escape_unprintable() -> None:
@@ -14,3 +19,30 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # rather than None, or what a test put there
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def may_be_gone() -> Iterator[None]:
+    """Within it, what is printed is dropped where its terminal was closed or its reader has left.
+
+    So is all that the process prints from there on: stdout, or stderr, becomes `os.devnull`. Else
+    the next line would end a run that ought to save, and so would the end of Python.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # None, or no file
+                if _is_gone(stream.fileno()):
+                    nobody = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nobody, stream.fileno())
+                    os.close(nobody)
+
+
+def _is_gone(file: int) -> bool:
+    """Whether nobody can read what is written there any more."""
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -8,8 +8,8 @@ python -m grain_jax.train [--config=FILE.py[:VARIANT]] [--SETTING=VALUE ...] [--
 
 Ctrl-C and SIGTERM save, then stop; a second Ctrl-C aborts. Exit status: 0 done, 1 stopped by what
 it says (non-finite steps, a save that failed), 2 something to change in the command or the data,
-75 a step hung or another process left, 130 or 143 saved and stopped by Ctrl-C or SIGTERM. After 75
-and 143 the same command resumes, and the launchers in launch/ repeat it.
+75 a step hung, another process left, or storage cannot be reached, 130 or 143 saved and stopped by
+Ctrl-C or SIGTERM. After 75 and 143 the same command resumes; the launchers in launch/ repeat it.
 
 On a CPU under Linux the command starts itself again with huge pages, which XLA's steps need much
 less time with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 prevents it.
@@ -48,7 +48,7 @@ from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_mesh
 from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
 from grain_jax.paths import AnyPath, run_path, user_path
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import escape_unprintable, may_be_gone
 from grain_jax.trainer.inputs import (
     check,
     data_rows,
@@ -127,12 +127,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runtime.quiet_libraries()
             runtime.cache_compilations(config.logging.compilation_cache)
             runtime.open_devices()
+            watching = held.enter_context(watchdog(config.logging))
+            watching.at(0, "setting up", slow=True)
             screen = Screen()
             with processes.errors_in_all():
                 held_lock: lock.Held = lock.Kept()
                 if processes.speaks():  # for all of them
                     held_lock = held.enter_context(lock.locked(workdir, note=screen.note))
-                files = RunFiles(workdir, check=held_lock.check, fetch=processes.speaks())
+                files = RunFiles(
+                    workdir,
+                    check=held_lock.check,
+                    confirm=held_lock.confirm,
+                    fetch=processes.speaks(),
+                )
                 held.callback(files.close)
             run = set_up(config, workdir, files, screen, change_schedule=change_schedule)
         except NotParsed as parsed:
@@ -145,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             processes.leave_over(error)
             raise
-        return run_to_end(run, screen)
+        return run_to_end(run, screen, watching)
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -166,9 +173,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
 
 
-def run_to_end(run: "Run", screen: Screen) -> int:
+def run_to_end(run: "Run", screen: Screen, watching: Watchdog) -> int:
     """Trains, evaluates and reports; returns the exit status."""
-    with StopSignals() as signals, watchdog(run.config.logging) as watching:
+    with StopSignals() as signals:
         try:
             with runtime.Profiler(run.files.folder, run.config.logging.profile_step) as profiler:
                 train(run, screen, signals, profiler, watching)
@@ -180,11 +187,12 @@ def run_to_end(run: "Run", screen: Screen) -> int:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")
         except (RunStopped, SaveFailed, OSError) as error:  # OSError: a disk full of logs
             screen.stop()
+            status = ExitStatus.AGAIN if processes.may_pass(error) else ExitStatus.STOPPED
             if processes.are_many() and isinstance(error, StoppedAlone | SaveFailed | OSError):
                 print(f"Process {jax.process_index()} stopped: {error}", file=sys.stderr)
-                processes.leave(1)
+                processes.leave(status)
             screen.say(f"Stopped: {error}", style="red")
-            return ExitStatus.STOPPED
+            return status
         except KeyboardInterrupt:
             screen.stop()
             screen.say(f"Aborted; {run.kept()}")
@@ -194,8 +202,10 @@ def run_to_end(run: "Run", screen: Screen) -> int:
             raise
         finally:
             watching.at(run.last_step, "ending", slow=True)
-            screen.stop()
-            run.close()
+            try:
+                screen.stop()
+            finally:
+                run.close()
         return signals.exit_status
 
 
@@ -375,11 +385,13 @@ def train(
         evaluate_now = not stop and evaluation_steps > 0 and step % evaluation_steps == 0
         if not (save or evaluate_now or step % config.logging.log_interval_steps == 0):
             continue
+        watching.at(step, "waiting for its result")
+        for done in window.results():  # each counts as progress, however many a line has
+            watching.at(min(done + 1, step), "waiting for its result")
         if processes.are_many() and (done := int(run.state.step)) < step:
             if stop or step == run.last_step:
                 stop_over_data(run, window, screen, done=done, failure=failure)
             continue
-        watching.at(step, "waiting for its result")
         summary = window.close(batch_size=config.batch_size, wait_seconds=run.batches.wait_seconds)
         log_window(run, summary, screen)
 
@@ -441,7 +453,8 @@ def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
             stopped = stopped_by(error)
             raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
     data = data_source(run.config.data, image_size=run.config.model.image_size)
-    print_results(results, screen.console, headline=data.headline(results))
+    with may_be_gone():
+        print_results(results, screen.console, headline=data.headline(results))
     shown = [run.files.address(path) for path in [*written, run.files.folder / metrics.FILE]]
     for path in [*shown, run.workdir / run_folder.FOLDER]:
         screen.say(str(path))

@@ -133,7 +133,7 @@ def test_a_network_that_is_lost_is_one_sentence(storage, monkeypatch, capsys):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(buckets, "FIRST_SECONDS", 1.0)
     forget_client()
-    assert grain_jax.train.main(["--config=demo:smoke", "--workdir=gs://bucket/run"]) == 2
+    assert grain_jax.train.main(["--config=demo:smoke", "--workdir=gs://bucket/run"]) == 75
     assert "Cloud Storage cannot be reached for gs://bucket/run" in said(capsys)
     with pytest.raises(OSError, match="Cloud Storage cannot be reached"):
         grain_jax.load("gs://bucket/run")

@@ -1,6 +1,8 @@
 """Commands print on terminals that are not UTF-8."""
 
 import io
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from places import REPOSITORY
 from toy_encoder import columns, toy_model
 
 from grain_jax import evaluate, export, predict, prepare, train
@@ -83,3 +86,45 @@ def test_the_sample_of_the_world_is_named(run: Run, tmp_path: Path, monkeypatch)
 def test_a_process_may_have_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     escape_unprintable()
+
+
+# A terminal that is closed while a run shows its bar: it goes on, closes, and says its own status.
+CLOSED = """
+import os, pathlib, signal, sys, time
+from grain_jax.training.progress import Screen
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as launchers do, which ask for a save
+screen = Screen()
+screen.start(done=0, steps=9)
+print("ready", flush=True)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+screen.step(1)
+screen.metrics(1, {"images_per_second": 1.0, "data_wait": 0.0}, seconds_left=8)
+time.sleep(0.5)  # the thread that draws the bar
+screen.stop()
+screen.say("Stopped; step 1 is saved.")
+print("printed to nobody")
+pathlib.Path(sys.argv[2]).write_text("closed")
+sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize("how", ["terminal", "pipe"])
+def test_a_run_ends_as_it_ought_to_without_its_terminal(tmp_path, how):
+    reading, writing = os.openpty() if how == "terminal" else os.pipe()
+    gone, written = tmp_path / "gone", tmp_path / "written"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLOSED, str(gone), str(written)],
+        stdout=writing,
+        stderr=writing,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    os.close(writing)
+    shown = b""
+    while b"ready" not in shown:
+        shown += os.read(reading, 1000)
+    os.close(reading)
+    gone.touch()
+    assert process.wait(timeout=60) == 143
+    assert written.read_text() == "closed"

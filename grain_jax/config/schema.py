@@ -342,8 +342,8 @@ class LoggingConfig(Settings):
     plan: str = ""  # a file of `plan --json`: its forecast is printed beside what is measured
     profile_step: int = -1  # write a profiler trace of 5 steps from here; -1 = none
     # Seconds without progress after which a run is reported with the stacks of all threads; four
-    # times as many where it compiles, evaluates or saves. It has to be more than the steps between
-    # two lines of metrics take, which the loop waits for; 0 = off
+    # times as many where it starts, compiles, evaluates or saves. It has to be more than one step
+    # takes; 0 = off
     hang_timeout_seconds: float = 1200.0
     # "exit" then ends the process with status 75, on which launchers start it again | "report" goes
     # on | "auto": "exit" with several processes, as all their devices stand still

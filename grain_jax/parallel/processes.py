@@ -13,6 +13,7 @@ the others too: waiting for them would be waiting for ever.
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -26,8 +27,13 @@ import numpy as np
 import tyro
 from jax.experimental import multihost_utils
 
+from grain_jax.buckets import Unreachable
+
 AGAIN = 75  # exit status of a process that no mistake has ended: the same command resumes
 _MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one program is compiled
+_OF_OTHERS = re.compile(
+    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|(?i:\bgloo\b|\bnccl)"
+)
 _in_agreement = False  # within `errors_in_all`, whose outermost block alone talks to the others
 
 Value = TypeVar("Value")
@@ -108,11 +114,42 @@ def from_first(value: Value) -> Value:
 
 
 class FailedInAll(ValueError):
-    """An error that one process met and every process raises; `elsewhere`: in another than this."""
+    """An error that one process met and every process raises.
 
-    def __init__(self, message: str, *, elsewhere: bool) -> None:
+    Args:
+        message: what is wrong.
+        elsewhere: another process than this met it.
+        passes: the same command may do without it later (`may_pass`).
+    """
+
+    def __init__(self, message: str, *, elsewhere: bool, passes: bool = False) -> None:
         super().__init__(message)
-        self.elsewhere = elsewhere
+        self.elsewhere, self.passes = elsewhere, passes
+
+
+class HeldByAnother(ValueError):
+    """Another process has what this one needs: by a mistake, or it is a former start's."""
+
+
+def is_unattended(environment: Mapping[str, str]) -> bool:
+    """True in a job of Slurm or an indexed job of Kubernetes, which start a command again."""
+    return any(name in environment for name in ("SLURM_JOB_ID", "JOB_COMPLETION_INDEX"))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same command may succeed later, so that launchers repeat it.
+
+    So it is where storage cannot be reached. What another process holds is a mistake where a person
+    starts one process, and else most likely held by a former start.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Unreachable) or (isinstance(cause, FailedInAll) and cause.passes):
+            return True
+        if isinstance(cause, HeldByAnother) and (are_many() or is_unattended(os.environ)):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 @contextmanager
@@ -147,13 +184,17 @@ def raise_in_all(failure: ValueError | OSError | None) -> None:
         if failure is not None:
             raise failure
         return
-    text = b"" if failure is None else str(failure).encode() or type(failure).__name__.encode()
+    text, passes = b"", failure is not None and may_pass(failure)
+    if failure is not None:  # the first letter says whether it may pass
+        text = b"+" if passes else b"-"
+        text += str(failure).encode() or type(failure).__name__.encode()
     received = multihost_utils.process_allgather(_padded(text))
     if failure is not None:
-        raise FailedInAll(str(failure), elsewhere=False) from failure
+        raise FailedInAll(str(failure), elsewhere=False, passes=passes) from failure
     for number, row in enumerate(received):
         if message := bytes(row).rstrip(b"\0").decode(errors="replace"):
-            raise FailedInAll(f"process {number}: {message}", elsewhere=True)
+            said = f"process {number}: {message[1:]}"
+            raise FailedInAll(said, elsewhere=True, passes=message.startswith("+"))
 
 
 def number() -> int:
@@ -169,9 +210,11 @@ def speaks() -> bool:
 def refused(error: Exception, *, status: int = 2, say: Callable[[str], None] | None = None) -> int:
     """Says what the user must change, by `say` or to stderr; returns the exit status.
 
-    Of an error that is raised in all, the process that met it and the first one speak. One that the
-    others do not know of ends this process at once.
+    That is `AGAIN` where the error may pass, else `status`. Of an error that is raised in all, the
+    process that met it and the first one speak. One that the others do not know of ends this
+    process at once.
     """
+    status = AGAIN if may_pass(error) else status
     in_all = isinstance(error, FailedInAll)
     if not (isinstance(error, FailedInAll) and error.elsewhere) or speaks():
         if say is None:
@@ -183,6 +226,28 @@ def refused(error: Exception, *, status: int = 2, say: Callable[[str], None] | N
     return status
 
 
+def device_error(error: BaseException) -> jax.errors.JaxRuntimeError | None:
+    """The error of XLA or JAX's runtime that an error is, or has as its cause; else None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+        cause = cause.__cause__
+    return cause
+
+
+def is_of_others(error: BaseException) -> bool:
+    """Whether an error says that another process has left or cannot be reached.
+
+    The statuses of gRPC and the texts of Gloo and NCCL say so. Not a compilation that fails, a
+    program that is wrong, or memory that is full: those would be the same again.
+    """
+    found = device_error(error)
+    return found is not None and _OF_OTHERS.search(_first_line(found)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
 def leave_over(error: Exception) -> None:
     """Ends this process at once over an error that nobody expected, if there are others.
 
@@ -191,15 +256,12 @@ def leave_over(error: Exception) -> None:
     """
     if not jax.distributed.is_initialized():
         return
-    reason = str(error).partition("\n")[0][:300]
-    out_of_memory = reason.startswith("RESOURCE_EXHAUSTED")  # of a device of this process
-    if isinstance(error, jax.errors.JaxRuntimeError) and not out_of_memory:
-        print(
-            f"Stopped: another process has left or cannot be reached ({reason}).", file=sys.stderr
-        )
-        leave(AGAIN)
     traceback.print_exception(error)
-    leave(1)
+    if not is_of_others(error):
+        leave(1)
+    reason = _first_line(device_error(error) or error)
+    print(f"Stopped: another process has left or cannot be reached ({reason}).", file=sys.stderr)
+    leave(AGAIN)
 
 
 def interrupted() -> int:

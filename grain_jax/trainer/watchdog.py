@@ -35,7 +35,7 @@ class Watchdog:
     ) -> None:
         """`end`: whether to end the process; `name`: of the process, for the report."""
         self._limit, self._end, self._name = limit, end, name
-        self._stream = stream or sys.stderr
+        self._stream = stream or _stderr()
         # Since when, step, where, limit, and whether to end the process after it.
         self._place: tuple[float, int, str, float, bool] | None = None
         self._stopped = threading.Event()
@@ -121,6 +121,15 @@ class Watchdog:
     def _say(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         print(f"{stamp} Watchdog{self._name}: {text}", file=self._stream, flush=True)
+
+
+def _stderr() -> TextIO:
+    """That of the system where what stands for it is no file, which `faulthandler` needs."""
+    try:
+        sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):
+        return sys.__stderr__ or sys.stderr
+    return sys.stderr
 
 
 def watchdog(config: LoggingConfig) -> Watchdog:

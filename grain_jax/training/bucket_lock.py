@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax import buckets
+from grain_jax.parallel.processes import HeldByAnother
 from grain_jax.paths import AnyPath
 
 FILE = ".lock"
 RENEW_SECONDS = 10.0
 LEASE_SECONDS = 35.0  # of silence, after which a holder counts as gone: three renewals and more
+FRESH_SECONDS = 25.0  # after a renewal, in which nobody else can have taken over: less than those
 
 
 class LockLost(OSError):
@@ -31,22 +33,37 @@ class LockLost(OSError):
 class Lease:
     """The lock of a run folder in a bucket, renewed by a thread until `release`."""
 
-    def __init__(self, workdir: AnyPath, generation: int):
-        self._workdir, self._generation = workdir, generation
+    def __init__(self, workdir: AnyPath, generation: int, *, written: float):
+        """`generation` of the lock, which this process began to write at `written` of `clock`."""
+        self._workdir, self._generation, self._renewed = workdir, generation, written
         self._blob = buckets.blob(workdir / FILE)
         self._lost = ""
+        self._renewing = threading.Lock()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="run folder lock", daemon=True)
+        self._thread = threading.Thread(
+            target=self._keep_renewing, name="run folder lock", daemon=True
+        )
         self._thread.start()
 
     def check(self) -> None:
-        """Raises `LockLost` where another process has the run folder now."""
+        """Raises `LockLost` where another process is known to have the run folder now."""
         if self._lost:
             raise LockLost(
                 f"another process{self._lost} has taken {self._workdir} over: this one could not "
                 f"write there for more than {LEASE_SECONDS:.0f} s, or its lock was removed. It "
-                "writes nothing more"
+                "begins no other write"
             )
+
+    def confirm(self) -> None:
+        """As `check`, and asks the bucket where the last renewal is `FRESH_SECONDS` ago or more.
+
+        So it is after a suspension or a loss of the network: another process may have taken over,
+        and this one have heard nothing of it. Raises OSError where the bucket cannot be reached.
+        """
+        if not self._lost and clock() - self._renewed >= FRESH_SECONDS:
+            with buckets.explained(self._workdir):
+                self._renew(buckets.RETRY_SECONDS)
+        self.check()
 
     def release(self) -> None:
         """Removes the lock, if it is still this process's."""
@@ -56,42 +73,55 @@ class Lease:
             with contextlib.suppress(Exception):  # the next start waits for the lease instead
                 self._blob.delete(if_generation_match=self._generation, timeout=10)
 
-    def _renew(self) -> None:
+    def _keep_renewing(self) -> None:
+        while not self._lost and not self._end.wait(RENEW_SECONDS):
+            # The network: tried again, until somebody else has taken over.
+            with contextlib.suppress(Exception):
+                self._renew(RENEW_SECONDS)
+
+    def _renew(self, seconds: float) -> None:
+        """Renews the lease or finds it lost; raises what Google's client does after `seconds`."""
         import google.api_core.exceptions
 
-        while not self._end.wait(RENEW_SECONDS):
-            try:
-                self._generation = _write(self._blob, self._generation)
-            except google.api_core.exceptions.PreconditionFailed:
-                holder = _read(self._blob)
-                if holder is not None and holder[1] == _identity():
-                    self._generation = holder[
-                        0
-                    ]  # a request that came through and whose answer did not
-                    continue
-                self._lost = _named(holder) or " or person"
-                return
-            except Exception:  # the network: tried again, until somebody else has taken over
-                continue
+        with self._renewing:
+            while not self._lost:
+                begun = clock()
+                try:
+                    self._generation = _write(self._blob, self._generation, seconds=seconds)
+                except google.api_core.exceptions.PreconditionFailed:
+                    holder = _read(self._blob, seconds=seconds)
+                    if holder is None or holder[1] != _identity():
+                        self._lost = _named(holder) or " or person"
+                    else:  # a request that came through, some time ago, and whose answer did not
+                        self._generation = holder[0]
+                else:
+                    self._renewed = begun
+                    return
 
 
 @contextlib.contextmanager
 def leased(workdir: AnyPath, *, note: Callable[[str], None]) -> Iterator[Lease]:
     """Holds the lock of a run folder in a bucket.
 
-    Raises ValueError where another process trains there, where the bucket does not exist or may not
-    be written to; OSError where it cannot be reached.
+    Raises `HeldByAnother` where another process trains there, ValueError where the bucket does not
+    exist or may not be written to; OSError where it cannot be reached.
     """
     with buckets.explained(workdir):
-        lease = Lease(workdir, _acquire(workdir, note))
+        generation, written = _acquire(workdir, note)
+        lease = Lease(workdir, generation, written=written)
     try:
         yield lease
     finally:
         lease.release()
 
 
-def _acquire(workdir: AnyPath, note: Callable[[str], None]) -> int:
-    """The generation of the lock object that this process has written."""
+def clock() -> float:
+    """Seconds, also those in which the machine was suspended, where the system counts them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _acquire(workdir: AnyPath, note: Callable[[str], None]) -> tuple[int, float]:
+    """The generation of the lock object that this process has written, and when it began to."""
     import google.api_core.exceptions
 
     blob = buckets.blob(workdir / FILE)
@@ -102,17 +132,22 @@ def _acquire(workdir: AnyPath, note: Callable[[str], None]) -> int:
             f"{LEASE_SECONDS:.0f} s to see whether it is alive"
         )
         holder = _watched(blob, holder, workdir)
+    begun = clock()
     try:
-        return _write(blob, 0 if holder is None else holder[0], seconds=buckets.FIRST_SECONDS)
+        generation = _write(blob, 0 if holder is None else holder[0], seconds=buckets.FIRST_SECONDS)
+        return generation, begun
     except google.api_core.exceptions.PreconditionFailed:
         holder = _read(blob)
         if holder is not None and holder[1] == _identity():  # the answer to a first try was lost
-            return holder[0]
-        raise ValueError(_refusal(workdir, holder)) from None
+            return holder[0], begun
+        raise HeldByAnother(_refusal(workdir, holder)) from None
 
 
 def _watched(blob: Any, holder: tuple[int, Any], workdir: AnyPath) -> tuple[int, Any] | None:
-    """The holder that was silent for the lease; None where the lock has gone. ValueError else."""
+    """The holder that was silent for the lease; None where the lock has gone.
+
+    Raises `HeldByAnother` for one that is alive.
+    """
     end = time.monotonic() + LEASE_SECONDS
     while time.monotonic() < end:
         time.sleep(min(1.0, RENEW_SECONDS / 4))
@@ -120,7 +155,7 @@ def _watched(blob: Any, holder: tuple[int, Any], workdir: AnyPath) -> tuple[int,
         if now is None:
             return None
         if now[0] != holder[0]:
-            raise ValueError(_refusal(workdir, now))
+            raise HeldByAnother(_refusal(workdir, now))
     return holder
 
 

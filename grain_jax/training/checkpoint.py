@@ -22,13 +22,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from grain_jax.buckets import in_bucket
+from grain_jax.buckets import Unreachable, failed_for_now, in_bucket
 from grain_jax.config import CheckpointConfig, TrainConfig
 from grain_jax.config.migration import STATE
 from grain_jax.models.bundle import ModelBundle, from_metadata
 from grain_jax.models.image_text import build_model
 from grain_jax.models.learned import Learned
-from grain_jax.parallel.processes import errors_in_all, from_first
+from grain_jax.parallel.processes import device_error, errors_in_all, from_first
 from grain_jax.parallel.sharding import parameter_shardings
 from grain_jax.paths import AnyPath, absolute, run_path
 from grain_jax.training.moments import as_stored, with_moments_of
@@ -66,7 +66,10 @@ def load(
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written, possibly one that was begun some steps ago."""
+    """A checkpoint could not be written, possibly one that was begun some steps ago.
+
+    Not where another process has left in the middle of it: that is a `JaxRuntimeError`.
+    """
 
 
 def latest_in_all(run_folder: AnyPath) -> int | None:
@@ -275,14 +278,20 @@ def _read_scores(folder: AnyPath) -> dict[int, dict[str, float]]:
 
 @contextlib.contextmanager
 def _explained(folder: AnyPath) -> Iterator[None]:
-    """Whatever storage raises, as one sentence with its cause."""
+    """What storage raises, as one sentence with its cause.
+
+    Where another process has left, what raises is a barrier of the save: a `JaxRuntimeError`, which
+    Orbax hides in a TimeoutError, and which is raised as it was.
+    """
     try:
         yield
     except Exception as error:
-        raise SaveFailed(
-            f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error}). "
-            "Check the space and the rights there."
-        ) from error
+        if (found := device_error(error)) is not None:
+            raise found from found.__cause__
+        said = f"a checkpoint could not be written to {folder} ({type(error).__name__}: {error})."
+        if in_bucket(folder) and failed_for_now(error):
+            raise SaveFailed(said) from Unreachable(str(error))
+        raise SaveFailed(f"{said} Check the space and the rights there.") from error
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from grain_jax.buckets import in_bucket
+from grain_jax.parallel.processes import HeldByAnother
 from grain_jax.paths import AnyPath
 from grain_jax.training.bucket_lock import leased
 
@@ -19,7 +20,10 @@ class Held(Protocol):
     """The lock of a run folder, while it is held."""
 
     def check(self) -> None:
-        """Raises OSError where another process has it now."""
+        """Raises OSError where another process is known to have it now."""
+
+    def confirm(self) -> None:
+        """As `check`; where that is not certain, it is found out, or OSError raised."""
 
 
 class Kept:
@@ -28,13 +32,16 @@ class Kept:
     def check(self) -> None:
         """Returns."""
 
+    def confirm(self) -> None:
+        """Returns."""
+
 
 def locked(
     workdir: AnyPath, *, note: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[Held]:
     """Holds the lock of a run folder, which is made where it does not exist.
 
-    Raises ValueError where another process holds it. On a disk the kernel releases it when the
+    Raises `HeldByAnother` where another process holds it. On a disk the kernel releases it when the
     process ends, however it does, and on a file system without locks `note` is called, and nothing
     is held. In a bucket it is a lease (`bucket_lock`), which can be lost.
     """
@@ -50,7 +57,7 @@ def _flocked(workdir: Path, *, note: Callable[[str], None]) -> Iterator[Held]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise HeldByAnother(
                 f"Another process{_holder(file)} trains in {workdir}. Let it finish or stop it, or "
                 "give another --workdir."
             ) from None
@@ -61,7 +68,7 @@ def _flocked(workdir: Path, *, note: Callable[[str], None]) -> Iterator[Held]:
             )
         else:
             if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # just been removed
-                raise ValueError(f"Another process has just left {workdir}; try again.")
+                raise HeldByAnother(f"Another process has just left {workdir}; try again.")
             _write_holder(file)
         try:
             yield Kept()

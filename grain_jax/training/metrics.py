@@ -75,6 +75,12 @@ class Window:
         finally:
             self._start += time.perf_counter() - begin
 
+    def results(self) -> Iterator[int]:
+        """Each step of the window, once its metrics have been computed."""
+        for step, metrics, _ in self._steps:
+            jax.block_until_ready(metrics)
+            yield step
+
     def close(self, *, batch_size: int, wait_seconds: float) -> Summary:
         """Waits for the window's steps and starts a new window.
 

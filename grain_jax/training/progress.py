@@ -13,6 +13,7 @@ from rich.text import Text
 
 from grain_jax.config import TrainConfig
 from grain_jax.data.source import data_source
+from grain_jax.terminal import may_be_gone
 from grain_jax.training.logits import dense_bytes, logits_form
 from grain_jax.training.state import count_parameters
 from grain_jax.training.trainable import patterns_of_frozen, split_frozen
@@ -30,7 +31,7 @@ SHOWN = {  # metric -> its name on the line
 
 
 class Screen:
-    """Speaks for the run; silent on all but one process."""
+    """Speaks for the run; silent on all but one process, and where its terminal is gone."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=jax.process_index() != 0)
@@ -46,7 +47,8 @@ class Screen:
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """One line, as it is: never broken, never coloured by its content."""
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        with may_be_gone():
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Something to know that stops nothing; `text` is a sentence without its full stop."""
@@ -59,7 +61,8 @@ class Screen:
         grid.add_column(overflow="fold")
         for name, value in rows.items():
             grid.add_row(name, value)
-        self.console.print(grid, highlight=False, markup=False)
+        with may_be_gone():
+            self.console.print(grid, highlight=False, markup=False)
 
     def start(self, *, done: int, steps: int) -> None:
         """Begins to show progress, at `done` of `steps`."""
@@ -68,7 +71,8 @@ class Screen:
             self._bar.add_task("", total=steps, completed=done, pace="compiling the step ...")
             shown = Group(self._figures, self._bar)
             self._live = Live(shown, console=self.console, transient=True, refresh_per_second=4)
-            self._live.start()
+            with may_be_gone():
+                self._live.start()
 
     def step(self, step: int) -> None:
         """Moves the bar."""
@@ -91,8 +95,9 @@ class Screen:
     def stop(self) -> None:
         """Takes the bar away. Safe to call twice."""
         if self._live is not None:
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
+            with may_be_gone():
+                live.stop()
 
 
 def duration(seconds: float) -> str:

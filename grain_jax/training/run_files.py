@@ -33,14 +33,20 @@ class RunFiles:
 
     Args:
         run: the run folder.
-        check: raises OSError where nothing may be written any more.
+        check: raises OSError where nothing may be written any more, as far as is known.
+        confirm: likewise, and finds out; called before each write, in the thread that writes.
         fetch: this process continues the files of an earlier start.
     """
 
     def __init__(
-        self, run: AnyPath, *, check: Callable[[], None] = nobody_else, fetch: bool = True
+        self,
+        run: AnyPath,
+        *,
+        check: Callable[[], None] = nobody_else,
+        confirm: Callable[[], None] = nobody_else,
+        fetch: bool = True,
     ) -> None:
-        self.folder, self._run, self._check = run, run, check
+        self.folder, self._run, self._check, self._confirm = run, run, check, confirm
         self._local: tempfile.TemporaryDirectory[str] | None = None
         if not buckets.in_bucket(run):
             return
@@ -116,9 +122,12 @@ class RunFiles:
     def _write(
         self, changed: dict[str, bytes], gone: list[str], marks: dict[str, tuple[int, int]]
     ) -> None:
+        self._confirm()  # a checkpoint may follow, also where no file has changed
         for name, data in changed.items():
+            self._confirm()
             buckets.write(self._run / name, data)
             self._written[name] = marks[name]
         for name in gone:
+            self._confirm()
             buckets.remove(self._run / name)
             del self._written[name]

@@ -37,7 +37,7 @@ log=$logs/process-$index.log
 rm -f "$logs/process-$index.status"
 exec 3>&2
 if ((index == 0)); then
-  exec > >(trap '' INT TERM && exec tee -a "$log") 2>&1 # which ends when its input does
+  exec > >(trap '' INT TERM HUP && exec tee -a "$log") 2>&1 # which ends when its input does
   shown=${!:-}
 else
   exec >>"$log" 2>&1

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 
+from grain_jax import buckets
 from grain_jax.parallel import processes
 from grain_jax.trainer import run
 from grain_jax.training import checkpoint
@@ -82,10 +83,11 @@ def agree(folder, arguments):
         try:
             with processes.errors_in_all(), processes.errors_in_all():  # nested: the outer counts
                 if failing:
-                    raise OSError(f"the {name} cannot read")
+                    kind = buckets.Unreachable if name == "second" else OSError
+                    raise kind(f"the {name} cannot read")
             said[name] = None
         except ValueError as error:
-            said[name] = [str(error), error.elsewhere]
+            said[name] = [str(error), error.elsewhere, error.passes]
     # What one process alone meets ends it; the other, which waits for it, must not wait for ever.
     print(json.dumps(said), flush=True)
     try:

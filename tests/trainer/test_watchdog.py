@@ -14,6 +14,7 @@ from tiny_run import tiny_config
 from training_process import CLIP, ENDLESS, environment, lines, run
 from two_processes import launch_two
 
+import grain_jax.train
 from grain_jax.command_line import ExitStatus
 from grain_jax.parallel import processes
 from grain_jax.trainer.watchdog import SLOW_FACTOR, Watchdog, watchdog
@@ -103,6 +104,20 @@ def test_the_settings_decide_what_follows(monkeypatch, capfd, action, many, ends
         watching.at(1, "computing")
         time.sleep(0.25)
     assert ("no progress" in capfd.readouterr().err, set(left)) == (True, {75} if ends else set())
+
+
+def test_a_start_that_hangs_is_reported(tmp_path, monkeypatch, capfd):
+    """Restoring, and the first that all processes do together."""
+
+    def hang(*given, **more):
+        time.sleep(0.1 * SLOW_FACTOR + 0.4)
+        raise ValueError("it goes on")
+
+    monkeypatch.setattr(grain_jax.train, "set_up", hang)
+    arguments = [*CLIP, "--logging.hang_timeout_seconds=0.1", f"--workdir={tmp_path / 'run'}"]
+    assert grain_jax.train.main(arguments) == 2
+    error = capfd.readouterr().err
+    assert re.search(r"Watchdog: no progress for \d seconds, in step 0, setting up", error)
 
 
 def test_a_limit_of_0_watches_nothing():

@@ -4,10 +4,12 @@ import json
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny_run import TinyRun, averaged_config, bundle_of
 
 from grain_jax.config import CheckpointConfig
+from grain_jax.parallel.processes import may_pass
 from grain_jax.paths import run_path
 from grain_jax.training import checkpoint
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
@@ -68,6 +70,29 @@ def test_a_checkpoint_copied_without_its_end_mark_is_not_removed(storage, tiny):
 def save_and_wait(checkpoints, state):
     checkpoints.save(state, step=1)
     checkpoints.wait()
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ("UNAVAILABLE: Error writing gs://bucket/run: CURL error", True),
+        ("PERMISSION_DENIED: Error writing gs://bucket/run", False),
+    ],
+)
+def test_a_save_into_a_bucket_out_of_reach_may_be_tried_again(
+    storage, tiny, monkeypatch, text, passes
+):
+    checkpoints = opened(run_path("gs://bucket/run"), tiny)
+
+    def fails(manager):
+        raise ValueError(text)  # as TensorStore does
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.CheckpointManager, "check_for_errors", fails)
+        with pytest.raises(SaveFailed, match=text) as raised:
+            checkpoints.check()
+    assert may_pass(raised.value) == passes
+    checkpoints.close()
 
 
 def test_a_save_that_is_refused_says_where(storage, tiny):

@@ -217,5 +217,13 @@ def test_a_save_that_failed_in_the_background_surfaces(on_8, tmp_path, monkeypat
         checkpoints.check()
     with pytest.raises(SaveFailed, match="No space left"):
         checkpoints.save(on_8.state, step=5)
+
+    def other_process_left(manager):  # as Orbax's barriers say it
+        cause = jax.errors.JaxRuntimeError("UNAVAILABLE: the other has left")
+        raise TimeoutError("Timed out while waiting for the barrier.") from cause
+
+    monkeypatch.setattr(ocp.CheckpointManager, "check_for_errors", other_process_left)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE: the other has left"):
+        checkpoints.check()
     monkeypatch.undo()
     checkpoints.close()

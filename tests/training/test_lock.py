@@ -39,7 +39,9 @@ def holding(workdir):
         holder.communicate()
 
 
-def test_a_second_training_is_refused_and_leaves_the_first_alone(tmp_path, capsys):
+def test_a_second_training_is_refused_and_leaves_the_first_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
     workdir = tmp_path / "run"
     with holding(workdir) as holder:
         (workdir / "metrics.jsonl").write_text("of the first\n")

@@ -45,6 +45,23 @@ def test_a_window_gives_exact_means_and_names_bad_batches():
     np.testing.assert_array_equal(summary.nonfinite_batches[12], np.arange(16))
 
 
+def test_each_step_of_a_window_is_told_once_it_has_its_result():
+    window, waited = Window(), []
+
+    class OnDevice:
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            waited.append(self.step)
+
+    assert list(window.results()) == []
+    for step in (11, 12):
+        window.add(step, {"loss": (OnDevice(step), OnDevice(step))}, random_batch())
+    for step in window.results():
+        assert waited == [11, 11] + [12, 12] * (step == 12)
+
+
 def test_pace_leaves_out_compiling_and_pauses(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])

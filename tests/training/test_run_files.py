@@ -97,6 +97,20 @@ def test_nothing_is_written_once_the_lock_is_lost(storage):
     assert storage.names("bucket") == []
 
 
+def test_a_lock_that_is_lost_unnoticed_is_found_before_a_write(storage):
+    """Also before a checkpoint at which no file has changed."""
+
+    def confirm():
+        raise LockLost("gone")
+
+    files = RunFiles(run_path("gs://bucket/run"), confirm=confirm)
+    with pytest.raises(LockLost):
+        files.publish(wait=True)
+    (files.folder / "a").write_text("a")
+    files.close()
+    assert storage.names("bucket") == []
+
+
 def test_a_log_in_a_bucket_that_was_cut_is_continued(storage):
     """A kill between two writings leaves whole lines; one that was copied there may be cut."""
     run, config = run_path("gs://bucket/run"), tiny_config()
