@@ -3,16 +3,17 @@
 #
 #   launch/gke.sh [--dry-run] NAME IMAGE ACCELERATOR TOPOLOGY [arguments of grain_jax.train ...]
 #
-# IMAGE: a container image with grain_jax and its extra "tpu" installed. ACCELERATOR and TOPOLOGY:
-# the labels of the node pool, such as tpu-v5-lite-podslice and 4x4. --workdir and --data.data_dir
-# must be reachable from all pods. Settings are checked here, which needs grain_jax on this machine
-# too. --dry-run prints the manifest, which `kubectl apply -f -` takes, and applies nothing.
+# IMAGE: a container image with grain_jax and its extras "tpu,gcs" installed. ACCELERATOR and
+# TOPOLOGY: the labels of the node pool, such as tpu-v5-lite-podslice and 4x4. --workdir, which has to
+# be given (gs://bucket/folder), and --data.data_dir must be reachable from all pods. Settings are
+# checked here, which needs grain_jax on this machine too. --dry-run prints the manifest, which
+# `kubectl apply -f -` takes, and applies nothing.
 # A pod that is killed, preempted, hangs or loses another starts the whole set again, RETRIES times
-# (default 100, as preemptions count too), and it resumes; a mistake in the command or the data (exit status 2) ends it. Logs, by index:
-# kubectl logs job/NAME-slice-0 --all-pods.
+# (default 100, as preemptions count too), and it resumes; a mistake in the command or the data (exit
+# status 2) ends it. Logs, by index, in place of LOGS: kubectl logs job/NAME-slice-0 --all-pods.
 # In the environment: SLICES (default 1); CHIPS_PER_HOST (default 4, of one host all its chips);
 # NAMESPACE (default default); SERVICE_ACCOUNT, of the pods, with access to the bucket; BUCKET,
-# mounted at /data by the Cloud Storage FUSE driver; QUEUE, a LocalQueue of Kueue; PYTHON, in the
+# of the data, mounted read-only at /data by the Cloud Storage FUSE driver; QUEUE, a LocalQueue of Kueue; PYTHON, in the
 # image; LOCAL_PYTHON, MODULE, RETRIES (launch/lib/common.sh).
 set -euo pipefail
 folder=$(dirname "${BASH_SOURCE[0]}")
@@ -55,6 +56,18 @@ if ((chips % per_host)); then
   exit 2
 fi
 hosts=$((chips / per_host))
+need_workdir "the disks of the pods" "$@"
+if [[ -n "${BUCKET:-}" && "$MODULE" == grain_jax.train ]]; then
+  previous=""
+  for word in "$@"; do
+    if [[ "$word" =~ ^--workdir=/data(/|$) || "$previous$word" =~ ^--workdir/data(/|$) ]]; then
+      echo "--workdir: given a folder of /data, which is read-only: there neither locks nor renamed" \
+        "folders hold what they promise on a disk. Give its address: --workdir=gs://$BUCKET/FOLDER." >&2
+      exit 2
+    fi
+    previous=$word
+  done
+fi
 
 if [[ "$MODULE" == grain_jax.train ]]; then
   JAX_PLATFORMS=cpu "${LOCAL_PYTHON:-python}" -m grain_jax.train --print_config "$@" >/dev/null
@@ -68,8 +81,11 @@ quoted() { # a string of JSON, which YAML reads too
   printf '"%s"' "${text//$'\t'/\\t}"
 }
 
+# Kubernetes would replace $(NAME) in a command, and makes $$ one $.
 command=""
-for word in "${PYTHON:-python}" -m "$MODULE" "$@"; do command+="${command:+, }$(quoted "$word")"; done
+for word in "${PYTHON:-python}" -m "$MODULE" "$@"; do
+  command+="${command:+, }$(quoted "${word//\$/\$\$}")"
+done
 
 # Exit statuses that a second start would only repeat; of all others the set starts again.
 manifest() {
@@ -138,16 +154,30 @@ EOF_SET
                       google.com/tpu: $per_host
                     limits:
                       google.com/tpu: $per_host
+                  volumeMounts:
+                    - name: shared-memory
+                      mountPath: /dev/shm
 EOF_SET
   if [[ -n "${BUCKET:-}" ]]; then
     cat <<EOF_SET
-                  volumeMounts:
                     - name: data
                       mountPath: /data
+                      readOnly: true
+EOF_SET
+  fi
+  # Loader processes hand batches over in /dev/shm, which has 64 MB otherwise.
+  cat <<EOF_SET
               volumes:
+                - name: shared-memory
+                  emptyDir:
+                    medium: Memory
+EOF_SET
+  if [[ -n "${BUCKET:-}" ]]; then
+    cat <<EOF_SET
                 - name: data
                   csi:
                     driver: gcsfuse.csi.storage.gke.io
+                    readOnly: true
                     volumeAttributes:
                       bucketName: $(quoted "$BUCKET")
                       mountOptions: implicit-dirs

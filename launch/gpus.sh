@@ -5,10 +5,11 @@
 #
 # GPUS: "all", or the numbers of some, as nvidia-smi lists them: 0,1,2,3. The batch is split over
 # them; for models that do not fit, add --mesh.fsdp=-1 --mesh.data=1. A run that hung or was killed
-# is started again, and resumes. --dry-run checks settings and data, needs no GPU, and prints the
-# command instead of starting it.
-# In the environment: PYTHON, MODULE, RETRIES (launch/lib/common.sh); XLA_PYTHON_CLIENT_MEM_FRACTION,
-# the fraction of GPU memory that JAX takes (default .95, as nothing else is to run there).
+# is started again, and resumes. What it says is also in LOGS/process-0.log. --dry-run checks
+# settings and data, needs no GPU, and prints the command instead of starting it.
+# In the environment: PYTHON, MODULE, RETRIES, LOGS (launch/lib/common.sh);
+# XLA_PYTHON_CLIENT_MEM_FRACTION, the fraction of GPU memory that JAX takes (default .95, as nothing
+# else is to run there).
 set -euo pipefail
 folder=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib/common.sh
@@ -40,7 +41,7 @@ if $dry_run; then
 fi
 while true; do
   SECONDS=0
-  with_signals "${command[@]}"
+  with_signals bash "$folder/lib/process.sh" 0 "$LOGS" "${command[@]}"
   judge "$status"
   if [[ "$verdict" != again || -n "$signalled" ]]; then exit "$status"; fi
   one_more_try "$SECONDS" || exit "$status"

@@ -9,13 +9,15 @@
 #
 # create: at once, or not at all (launch/queued.sh waits). install: copies the code to every worker
 # and installs it there with the extra "tpu". run: checks the settings here, which needs grain_jax on
-# this machine too, starts the run on every worker and shows what the first one says. --workdir and
-# --data.data_dir must be reachable from all workers (gs://bucket/folder, or a mounted disk), and are looked for
-# there. The run outlives this terminal: the same command shows it again, and gives its exit status.
-# A run that hung or lost a process is started again. stop: saves and stops it. Each worker has its
-# log in ~/grain_jax/LOGS/process-N.log. --dry-run prints the commands and runs none.
+# this machine too, starts the run on every worker and shows what the first one says. --workdir,
+# which has to be given, and --data.data_dir must be reachable from all workers (gs://bucket/folder,
+# or a mounted disk), and are looked for there. The run outlives this terminal: the same command
+# shows it again, and gives its exit status; 255 where not all workers can be reached. A run that
+# hung or lost a process is started again; workers that have not ended GRACE seconds after the first
+# one are killed. stop: saves and stops it. Each worker has its log in
+# ~/grain_jax/LOGS/process-N.log. --dry-run prints the commands and runs none.
 # In the environment: PYTHON, 3.11 or 3.12 on the workers (default python3.11; on images without it:
-# sudo apt-get install python3.11-venv); LOCAL_PYTHON, MODULE, RETRIES, LOGS, PROJECT
+# sudo apt-get install python3.11-venv); LOCAL_PYTHON, MODULE, RETRIES, LOGS, GRACE, PROJECT
 # (launch/lib/common.sh).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -50,7 +52,8 @@ create() {
   run_or_print "${tpu[@]}" create "$name" "${where[@]}" --accelerator-type="$1" --version="$2" "${@:3}"
 }
 
-running="[ -f train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null"
+# Whether a run is going on, which `pid` is: a file of one that has ended may name a stranger's by now.
+running="pid=\$(cat train.pid 2>/dev/null) && grep -qF launch/lib/process.sh /proc/\$pid/cmdline 2>/dev/null"
 going() { # whether a run is going on: "yes" or "no"
   on 0 "mkdir -p ~/grain_jax && cd ~/grain_jax && if $running; then echo yes; else echo no; fi"
 }
@@ -74,21 +77,26 @@ $(shell_words .venv/bin/python -m "$MODULE" --distributed "$@") \
 >/dev/null 2>&1 </dev/null & echo \$! >train.pid; }; fi"
 }
 
-follow() { # the first worker's log to its end; 1 where it cannot be reached
+follow() { # the first worker's log to its end; not 0 where it cannot be reached, or goes on
   on 0 "cd ~/grain_jax && for i in 1 2 3 4 5; do [ -f $(shell_words "$LOGS")/process-0.log ] || sleep 1; done; \
-tail -n 200 --pid=\$(cat train.pid) -F $(shell_words "$LOGS")/process-0.log"
+tail -n 200 --pid=\$(cat train.pid) -F $(shell_words "$LOGS")/process-0.log; ! { $running; }"
 }
 
-statuses_of_all() { # in `statuses`; the others end soon after the first, or are no more
-  local text
-  text=$(on all "cd ~/grain_jax && for i in \$(seq 120); do $running && sleep 1; done; \
-echo exit-status \$(cat $(shell_words "$LOGS")/process-*.status)") || text+=" exit-status 255"
+# In `statuses`, those of all workers. $1: whether the first one has ended. Then what has not GRACE
+# seconds later stands still, and is killed; otherwise all may be well but the way to it.
+statuses_of_all() {
+  local text kill=:
+  if $1; then kill="kill -USR1 \$pid; for i in \$(seq 20); do $running || break; sleep 1; done"; fi
+  text=$(on all "cd ~/grain_jax && for i in \$(seq $GRACE); do $running || break; sleep 1; done; \
+if $running; then $kill; fi; \
+echo exit-status \$(cat $(shell_words "$LOGS")/process-*.status)") || text+=" exit-status $UNREACHED"
   statuses=()
   while read -r _ status; do statuses+=("$status"); done < <(grep -oE 'exit-status [0-9]+' <<<"$text")
-  if ((${#statuses[@]} == 0)); then statuses=(255); fi
+  if ((${#statuses[@]} == 0)); then statuses=("$UNREACHED"); fi
 }
 
 run() {
+  need_workdir "the disks of the workers" "$@"
   if [[ "$MODULE" == grain_jax.train ]]; then
     JAX_PLATFORMS=cpu "${LOCAL_PYTHON:-python}" -m grain_jax.train --print_config "$@" >/dev/null
     echo "Checked: settings. Data and workdir are on the workers, and are checked there." >&2
@@ -100,9 +108,13 @@ run() {
   fi
   while true; do
     SECONDS=0
-    start "$@"
-    follow || true
-    statuses_of_all
+    start "$@" || { # with any status, which is gcloud's or ssh's and says nothing about the run
+      echo "Launcher: the run could not be started on all workers; the reason is above." >&2
+      exit "$UNREACHED"
+    }
+    ended=false
+    if follow; then ended=true; fi
+    statuses_of_all "$ended"
     judge "${statuses[@]}"
     if [[ "$verdict" != again ]]; then exit "$verdict"; fi
     for status in "${statuses[@]}"; do # stopped by "stop", or about to be preempted
@@ -114,7 +126,7 @@ run() {
 
 case $action in
 create | install | run | going) "$action" "$@" ;; # "going" is for queued.sh
-stop) on all "cd ~/grain_jax && kill -TERM \$(cat train.pid)" ;;
+stop) on all "cd ~/grain_jax && if $running; then kill -TERM \$pid; else echo No run is going on here.; fi" ;;
 delete) run_or_print "${tpu[@]}" delete "$name" "${where[@]}" --quiet ;;
 *)
   echo "$usage" >&2

@@ -12,6 +12,7 @@ from grain_jax.command_line import ExitStatus
 yaml = pytest.importorskip("yaml")
 
 SLICE = ("run", "image:1", "tpu-v5-lite-podslice", "4x4")
+WORKDIR = "--workdir=gs://bucket/run"
 # Fields that the API has, by the reference of JobSet v1alpha2 (https://jobset.sigs.k8s.io), and of
 # batch/v1 Job and core/v1 Pod (https://kubernetes.io/docs/reference): path -> allowed keys.
 FIELDS = {
@@ -84,7 +85,7 @@ EVERYTHING = {"SLICES": "2", "QUEUE": "q", "BUCKET": "b", "SERVICE_ACCOUNT": "s"
 
 @pytest.mark.parametrize("environment", [{}, EVERYTHING])
 def test_all_fields_are_those_of_the_api(run, environment):
-    made = manifest(run, *SLICE, "--workdir=/data/run", **environment)
+    made = manifest(run, *SLICE, WORKDIR, **environment)
     assert (made["apiVersion"], made["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     seen = set()
     for path, mapping in parts(made):
@@ -115,7 +116,7 @@ def test_the_manifest_fits_the_schema_of_the_crd(run, environment):
                 close(inner)
 
     close(schema["properties"]["spec"])
-    made = manifest(run, *SLICE, "--workdir=/data/run", **environment)
+    made = manifest(run, *SLICE, WORKDIR, **environment)
     jsonschema.validate(made, schema)
     made["spec"]["failurePolicy"]["maxRestart"] = 1
     with pytest.raises(jsonschema.ValidationError):
@@ -134,7 +135,7 @@ def test_the_manifest_fits_the_schema_of_the_crd(run, environment):
     ],
 )
 def test_there_is_a_pod_for_each_host(run, topology, environment, hosts, chips):
-    made = manifest(run, *SLICE[:3], topology, SLICES="2", **environment)
+    made = manifest(run, *SLICE[:3], topology, WORKDIR, SLICES="2", **environment)
     (replicated,) = made["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
@@ -147,17 +148,51 @@ def test_there_is_a_pod_for_each_host(run, topology, environment, hosts, chips):
     }
 
 
-def test_arguments_arrive_as_they_were_given(run):
-    given = ["--name=a b", '--x="q" \\n', "--y=$HOME: {z}", "--z=two\nlines\tand a tab"]
-    made = manifest(run, *SLICE, *given)
+def expanded(text, variables):
+    """A word of a pod's command as Kubernetes starts it: $$ is one $, $(NAME) a variable."""
+
+    def replace(match):
+        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", replace, text)
+
+
+def container_of(made):
     job = made["spec"]["replicatedJobs"][0]["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
-    assert container["command"] == ["python", "-m", "grain_jax.train", *given]
+    return container
+
+
+def test_arguments_arrive_as_they_were_given(run):
+    given = ["--name=a b", '--x="q" \\n', "--y=$HOME: {z}", "--z=two\nlines\tand a tab", WORKDIR]
+    given += ["--u=$(JAX_PLATFORMS)", "--v=$$(JAX_PLATFORMS) $$ $", "--w=$(NOTHING)"]
+    made = manifest(run, *SLICE, *given)
+    started = [expanded(word, {"JAX_PLATFORMS": "tpu"}) for word in container_of(made)["command"]]
+    assert started == ["python", "-m", "grain_jax.train", *given]
     json.dumps(made)
 
 
+@pytest.mark.parametrize("environment", [{}, {"BUCKET": "b"}])
+def test_a_pod_has_shared_memory_for_its_loader_processes(run, environment):
+    made = manifest(run, *SLICE, WORKDIR, **environment)
+    pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (mount,) = [m for m in container_of(made)["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert volume["emptyDir"] == {"medium": "Memory"}
+
+
+def test_the_bucket_of_the_data_is_only_read(run):
+    made = manifest(run, *SLICE, WORKDIR, BUCKET="b")
+    pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (mount,) = [m for m in container_of(made)["volumeMounts"] if m["mountPath"] == "/data"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert mount["readOnly"] is True
+    assert volume["csi"]["readOnly"] is True
+    assert volume["csi"]["volumeAttributes"]["bucketName"] == "b"
+
+
 def test_a_mistake_ends_the_set_and_all_else_starts_it_again(run):
-    made = manifest(run, *SLICE, RETRIES="5")
+    made = manifest(run, *SLICE, WORKDIR, RETRIES="5")
     assert made["spec"]["failurePolicy"]["maxRestarts"] == 5
     (rule,) = made["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
@@ -171,9 +206,9 @@ def test_a_mistake_ends_the_set_and_all_else_starts_it_again(run):
 
 
 def test_it_is_applied_only_without_dry_run(run, bin, tmp_path):
-    printed = run("--dry-run", *SLICE).stdout
+    printed = run("--dry-run", *SLICE, WORKDIR).stdout
     assert calls(bin) == []
-    assert run(*SLICE).returncode == 0
+    assert run(*SLICE, WORKDIR).returncode == 0
     assert calls(bin) == ["kubectl apply -f -"]
     assert (tmp_path / "applied.yaml").read_text() == printed
 
@@ -187,6 +222,10 @@ def test_it_is_applied_only_without_dry_run(run, bin, tmp_path):
         (SLICE, {"CHIPS_PER_HOST": "3"}, "divisor of the 16 chips"),
         (SLICE, {"SLICES": "0"}, "SLICES and CHIPS_PER_HOST: given 0 and 4"),
         (SLICE, {"RETRIES": "x"}, "RETRIES=x"),
+        (SLICE, {}, "No --workdir is given"),
+        ((*SLICE, "--workdir="), {}, "saved on the disks of the pods"),
+        ((*SLICE, "--workdir=/data/run"), {"BUCKET": "b"}, "--workdir=gs://b/FOLDER"),
+        ((*SLICE, "--workdir", "/data"), {"BUCKET": "b"}, "read-only"),
     ],
 )
 def test_what_cannot_be_is_refused(run, bin, given, environment, named):
@@ -197,6 +236,11 @@ def test_what_cannot_be_is_refused(run, bin, given, environment, named):
 
 
 def test_settings_are_checked_first(run, bin):
-    assert run(*SLICE, CHECK_STATUS="2").returncode == 2
+    assert run(*SLICE, WORKDIR, CHECK_STATUS="2").returncode == 2
     assert calls(bin) == []
-    assert re.search("Checked: settings", run("--dry-run", *SLICE).stderr)
+    assert re.search("Checked: settings", run("--dry-run", *SLICE, WORKDIR).stderr)
+
+
+def test_another_module_needs_no_workdir(run):
+    made = manifest(run, *SLICE, "--checkpoint=gs://b/run", MODULE="grain_jax.evaluate")
+    assert container_of(made)["command"][2:] == ["grain_jax.evaluate", "--checkpoint=gs://b/run"]

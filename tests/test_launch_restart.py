@@ -26,6 +26,8 @@ open(name, "a").write("x")
 print("process", number, "start", start, *sys.argv[1:], flush=True)
 end = os.environ["ENDS"].split()[start].split(",")
 end = end[int(number) % len(end)]
+if end == "frozen":
+    os.kill(os.getpid(), signal.SIGSTOP)
 if end == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(end))
@@ -114,6 +116,8 @@ def test_one_process_is_started_again(folder, run, ends, status, started):
     assert starts(folder) == started
     assert result.stdout.count("--a=b c") == started
     assert result.stderr.count("starts it again") == started - 1
+    log = (folder / "logs" / "process-0.log").read_text()
+    assert [f"process 0 start {start}" in log for start in range(started)] == [True] * started
 
 
 def test_nothing_is_started_again_where_retries_are_0(folder, run):
@@ -134,6 +138,15 @@ def test_processes_of_a_machine_are_started_again_together(folder, run):
     assert [f"process 1 start {start}" in log for start in range(3)] == [True] * 3
     assert (folder / "logs" / "process-1.status").read_text() == "0\n"
     assert "Process 1 ended with exit status 137" in result.stderr
+
+
+def test_a_process_that_stands_still_is_killed_after_another_has_failed(folder, run):
+    result = run("local.sh", "2", ENDS="75,frozen 0,0", GRACE="1")
+    assert result.returncode == 0, result.stderr
+    assert "process 1 has not ended 1 s after another one failed, and is killed" in result.stderr
+    assert "Process 1 ended with exit status 137" in result.stderr
+    assert (starts(folder, 0), starts(folder, 1)) == (2, 2)
+    assert run("local.sh", "2", ENDS="0", GRACE="soon").returncode == 2
 
 
 def test_the_mistake_of_one_process_is_not_repeated(folder, run):
@@ -207,7 +220,11 @@ def test_a_signal_to_the_launcher_stops_for_good(folder, script, argument, sent,
     shown = ""
     while "waits" not in shown:
         shown += process.stdout.readline()
-    time.sleep(0.2)  # the other process too
+    last = folder / "logs" / ("process-1.log" if script == "local.sh" else "process-0.log")
+    deadline = time.monotonic() + 60
+    while not last.exists() or "waits" not in last.read_text():  # the other process too
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(sent)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == status, shown + output

@@ -9,12 +9,21 @@
 #   MODULE        what runs (default grain_jax.train; grain_jax.evaluate takes its own arguments)
 #   RETRIES       how often in a row a run that hung or lost a process is started again (default 3;
 #                 counted anew after a start that lasted an hour). 0: never
-#   LOGS          folder with a log for each process, process-0.log and so on (default logs)
+#   LOGS          folder with a log for each process, process-0.log and so on (default logs; on GKE
+#                 the logs are those of the pods)
+#   GRACE         seconds that processes get to end after another one has failed, and are then killed
+#                 (default 150: JAX notices within 100 that another is gone); Slurm and GKE do this
+#                 themselves
 #   PROJECT       the Google Cloud project, if not the default one
 
 MODULE=${MODULE:-grain_jax.train}
 RETRIES=${RETRIES:-3}
 LOGS=${LOGS:-logs}
+GRACE=${GRACE:-150}
+if [[ ! "$GRACE" =~ ^[1-9][0-9]*$ ]]; then
+  echo "GRACE=$GRACE: expected whole seconds, from 1 on." >&2
+  exit 2
+fi
 if [[ ! "$RETRIES" =~ ^[0-9]+$ ]]; then
   echo "RETRIES=$RETRIES: expected a whole number, 0 to start nothing again." >&2
   exit 2
@@ -22,6 +31,7 @@ fi
 
 AGAIN=75  # of grain_jax: a step hung, or another process left; the same command resumes
 SAVED=143 # SIGTERM: saved and stopped
+UNREACHED=255 # of ssh, and of launch/tpu_vm.sh: not all machines could be told what to do
 
 dry_run=false
 take_dry_run() { # call with "$@", then shift "$taken" words
@@ -39,6 +49,20 @@ shell_words() { # each argument on one line, quoted where a shell would need it
     line+=" $word"
   done
   printf '%s' "${line# }"
+}
+
+# Ends with 2 where a training is given no --workdir, for machines whose disks go with them.
+need_workdir() { # WHERE [arguments of MODULE ...]
+  local where=$1 word
+  shift
+  if [[ "$MODULE" != grain_jax.train ]]; then return; fi
+  for word in "$@"; do
+    if [[ "$word" == --workdir || "$word" == --workdir=?* ]]; then return; fi
+  done
+  echo "No --workdir is given, so the run would be saved on $where, and a preempted one would start" \
+    "again at step 0. Give one that outlives it and that all processes reach:" \
+    "--workdir=gs://BUCKET/FOLDER, or a folder on a mounted disk." >&2
+  exit 2
 }
 
 run_or_print() {
@@ -86,13 +110,15 @@ one_more_try() {
   echo "Launcher: starts it again, number $tries of $RETRIES; it resumes from its newest checkpoint." >&2
 }
 
-# Runs a command that gets the signals which this script gets, SIGTERM where its terminal closes. Its status is in `status`, the last
-# signal in `signalled` ("" for none).
+# Runs a command that gets the signals which this script gets, SIGTERM where its terminal closes. On
+# SIGUSR1 it is killed with all that it has started, as one that stands still hears no other signal.
+# Its status is in `status`, the last signal in `signalled` ("" for none).
 signalled=""
 with_signals() {
   local child=""
   trap 'signalled=INT; if [[ -n "$child" ]]; then kill -INT "$child" 2>/dev/null || true; fi' INT
   trap 'signalled=TERM; if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM HUP
+  trap 'if [[ -n "$child" ]]; then kill -KILL -- "-$child" 2>/dev/null || true; fi' USR1
   set -m # a group of its own, in which Ctrl-C is not ignored
   "$@" &
   child=$!
@@ -104,5 +130,5 @@ with_signals() {
     status=0
     wait "$child" || status=$?
   done
-  trap - INT TERM HUP
+  trap - INT TERM HUP USR1
 }

@@ -49,15 +49,31 @@ def launch(
         text=True,
         timeout=timeout,
         cwd=cwd,
-        env={
-            "PATH": f"{bin}:/usr/bin:/bin",
-            "HOME": str(cwd),
-            "REAL_PYTHON": sys.executable,
-            "CALLS": str(bin / "calls"),
-            "USER": os.environ.get("USER", "user"),
-        }
-        | environment,
+        env=stubbed(bin, cwd) | environment,
     )
+
+
+def start(script: str, *arguments: str, bin: Path, cwd: Path, **environment: str):
+    """As `launch`, but while it runs: a process whose stdout and stderr are one pipe."""
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        env=stubbed(bin, cwd) | environment,
+    )
+
+
+def stubbed(bin: Path, home: Path) -> dict[str, str]:
+    """The environment in which the stand-ins of `bin` take the place of the commands."""
+    return {
+        "PATH": f"{bin}:/usr/bin:/bin",
+        "HOME": str(home),
+        "REAL_PYTHON": sys.executable,
+        "CALLS": str(bin / "calls"),
+        "USER": os.environ.get("USER", "user"),
+    }
 
 
 def calls(bin: Path) -> list[str]:
