@@ -259,7 +259,10 @@ def test_a_worker_that_stands_still_is_killed(tmp_path, run):
 def test_a_run_on_a_queued_resource_returns_after_a_preemption(tmp_path, run, bin):
     result = run("queued.sh", *QUEUED, WORKDIR, ENDS="preempted 0")
     assert result.returncode == 0, result.stderr
-    said = [line for line in result.stderr.splitlines() if line.startswith("Launcher: pod is")]
+    *said, last = [
+        line for line in result.stderr.splitlines() if line.startswith("Launcher: pod is")
+    ]
+    assert "pod is not deleted, and a TPU is paid for" in last
     assert [line for line in said if "SUSPENDING" not in line] == [  # which may pass unseen
         "Launcher: pod is not requested yet.",
         "Launcher: pod is PROVISIONING.",
