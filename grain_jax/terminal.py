@@ -30,8 +30,10 @@ def may_be_gone() -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.EIO, errno.EPIPE):
+    except (OSError, SystemExit) as error:
+        # `rich` leaves with status 1 where its reader has left.
+        lost = error.__context__ if isinstance(error, SystemExit) else error
+        if not isinstance(lost, OSError) or lost.errno not in (errno.EIO, errno.EPIPE):
             raise
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # None, or no file

@@ -167,7 +167,7 @@ def test_empty_sources_are_refused():
 
 @pytest.mark.parametrize(
     ("damaged", "other", "message"),
-    [(True, b"", "'broken' cannot"), (False, b"it is damaged", "process 1: it is damaged")],
+    [(True, b"", "'broken' cannot"), (False, b"-it is damaged", "process 1: it is damaged")],
 )
 def test_what_one_process_cannot_decode_stops_all_after_the_last_batch(
     monkeypatch, damaged, other, message

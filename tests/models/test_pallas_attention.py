@@ -88,6 +88,7 @@ def test_queries_and_keys_are_normalised_as_by_the_layer(dtype, tolerance):
     assert_equal(with_gradients(found, *inputs), with_gradients(expected, *inputs), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "batch"),
     [(MeshConfig(data=2, fsdp=2, tensor=2), 8), (MeshConfig(data=4, tensor=2), 3)],
