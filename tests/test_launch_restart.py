@@ -120,6 +120,7 @@ def test_one_process_is_started_again(folder, run, ends, status, started):
     assert [f"process 0 start {start}" in log for start in range(started)] == [True] * started
 
 
+@pytest.mark.slow
 def test_nothing_is_started_again_where_retries_are_0(folder, run):
     assert run("gpus.sh", "all", ENDS="75 0", RETRIES="0").returncode == 75
     assert starts(folder) == 1
@@ -140,6 +141,7 @@ def test_processes_of_a_machine_are_started_again_together(folder, run):
     assert "Process 1 ended with exit status 137" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_is_killed_after_another_has_failed(folder, run):
     result = run("local.sh", "2", ENDS="75,frozen 0,0", GRACE="1")
     assert result.returncode == 0, result.stderr
@@ -149,6 +151,7 @@ def test_a_process_that_stands_still_is_killed_after_another_has_failed(folder, 
     assert run("local.sh", "2", ENDS="0", GRACE="soon").returncode == 2
 
 
+@pytest.mark.slow
 def test_the_mistake_of_one_process_is_not_repeated(folder, run):
     result = run("local.sh", "2", ENDS="75,2 0,0")
     assert result.returncode == 2
@@ -169,6 +172,7 @@ def test_a_slurm_job_starts_its_step_again(folder, run):
     assert not [call for call in calls(folder / "bin") if call.startswith("scontrol")]
 
 
+@pytest.mark.slow
 def test_a_preempted_slurm_job_queues_itself_again(folder, run):
     run("slurm.sh", "2", "1", ENDS="143,143")
     assert (folder / "job.status").read_text() == "143\n"
@@ -176,6 +180,7 @@ def test_a_preempted_slurm_job_queues_itself_again(folder, run):
     assert starts(folder) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ends", "status"), [("2,75", 2), ("143,2", 2), ("kill,1", 1)])
 def test_a_slurm_job_with_a_mistake_ends(folder, run, ends, status):
     run("slurm.sh", "2", "1", ENDS=ends)
@@ -196,6 +201,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "argument", "sent", "status"),
     [
@@ -226,7 +232,7 @@ def test_a_signal_to_the_launcher_stops_for_good(folder, script, argument, sent,
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(sent)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == status, shown + output
     assert "stopped by" in output
     assert "again" not in output

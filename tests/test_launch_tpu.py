@@ -174,6 +174,7 @@ def test_a_run_is_started_on_all_workers_and_again_after_it_hung(tmp_path, run):
         assert f"worker {worker} start 1" in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "status"), [("2", 2), pytest.param("143", 143, marks=pytest.mark.slow)]
 )
@@ -215,6 +216,7 @@ def until(process, text):
     return shown
 
 
+@pytest.mark.slow
 def test_a_number_that_another_process_has_by_now_is_no_run(tmp_path, run):
     """`train.pid` outlives a run, and Linux gives its number to others."""
     run("tpu_vm.sh", "install", *TPU)
@@ -236,6 +238,7 @@ def test_a_number_that_another_process_has_by_now_is_no_run(tmp_path, run):
     assert len(starts(tmp_path, 0)) == 1
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_be_reached_are_no_end_of_the_run(tmp_path, run):
     """gcloud ends with 1 then, which as the status of a run would end it."""
     (tmp_path / "no-ssh").touch()
@@ -279,6 +282,7 @@ def test_a_run_on_a_queued_resource_returns_after_a_preemption(tmp_path, run, bi
     assert len(starts(tmp_path, 0)) == 2
 
 
+@pytest.mark.slow
 def test_a_mistake_on_a_queued_resource_is_not_repeated(tmp_path, run, bin):
     options = {"ENDS": "2", "QUEUE_ARGS": "--reserved", "DELETE": "true"}
     result = run("queued.sh", *QUEUED, WORKDIR, **options)
@@ -305,6 +309,7 @@ def requests(bin):
     return sum("queued-resources create" in call for call in calls(bin))
 
 
+@pytest.mark.slow
 def test_an_installation_that_fails_is_not_repeated_for_ever(tmp_path, run, bin):
     (tmp_path / "states").write_text("ACTIVE\n")
     (tmp_path / "no-scp").touch()
@@ -322,6 +327,7 @@ def test_a_request_that_fails_is_made_again_only_so_often(run, bin):
     assert result.stderr.count("no such accelerator") == 3  # why it has failed
 
 
+@pytest.mark.slow
 def test_a_queue_that_does_not_answer_is_no_request_to_make(tmp_path, run, bin):
     """An answer that fails, with anything but NOT_FOUND, says nothing about the request."""
     (tmp_path / "states").write_text("ACTIVE\n")

@@ -55,7 +55,7 @@ def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
         ((2, 16, 2, 8), False, 0),  # no key is seen: the mean of all values, as XLA has it
     ],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_xla(shape, causal, num_keys, dtype):
     query, key, value, gradient = random_inputs(shape, dtype)
     options = {"causal": causal, "num_keys": num_keys}

@@ -1,5 +1,8 @@
 """Sizes of the mesh by name, on one slice and on several."""
 
+import functools
+from typing import Any
+
 import jax
 import pytest
 from tiny_run import tiny_config
@@ -10,6 +13,13 @@ from grain_jax.models.image_text import build_model
 from grain_jax.parallel import sharding
 from grain_jax.parallel.presets import choose_mesh, choose_sizes
 from grain_jax.training.state import abstract_boxed_params
+
+
+@functools.cache
+def parameters(size: str) -> Any:
+    """Shapes of the model, traced once: they depend on no mesh."""
+    config = published("auto", size)
+    return abstract_boxed_params(build_model(config.model), config)
 
 
 def published(preset: str, size: str = "B/16") -> TrainConfig:
@@ -42,9 +52,8 @@ def test_a_preset_has_the_sizes_that_the_model_can_be_split_by(preset, slices, s
     sharding.check_slices(sizes, num_slices=slices, slice_size=size)
     found = sharding.mesh_shape(sizes, slices * size)
     assert found == shape
-    boxed = abstract_boxed_params(build_model(config.model), config)
     mesh = jax.sharding.AbstractMesh(found, sharding.AXES)
-    sharding.parameter_shardings(boxed, mesh)  # raises where one cannot be split
+    sharding.parameter_shardings(parameters(model), mesh)  # raises where one cannot be split
 
 
 def test_sizes_that_are_given_count_and_a_preset_beside_them_is_refused():

@@ -115,6 +115,7 @@ def test_what_is_known_to_be_slow_has_longer(loop):
     assert loop("slow") == (0, "done\n", "")
 
 
+@pytest.mark.slow
 def test_stacks_come_even_where_no_thread_of_python_runs(loop):
     status, output, error = loop("lock")
     assert (status, output) == (0, "done\n"), error
