@@ -52,7 +52,7 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.config import TrainConfig, validate
+from grain_jax.config import DataConfig, TrainConfig, validate
 from grain_jax.config.cli import SettingsOptions, read_settings
 from grain_jax.config.schema import Remat
 from grain_jax.data.classification.folders import load_zero_shot
@@ -256,13 +256,18 @@ def measure_step(options: StepOptions) -> Measured:
     return Measured(rows, figures)
 
 
-def measure_loader(options: TimedOptions) -> Measured:
-    """Of the loader alone."""
-    config = options.config
+def _open_loader(config: TrainConfig) -> tuple[Mesh, DataConfig, list[str]]:
+    """The devices, the loader's settings as training has them, and notes on what was changed."""
     _validate_with_data(config)
     mesh = _open_mesh(config, batch_sizes=[config.batch_size])
     rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)
-    loader, notes = fitting_loader(config.data, rows=len(rows))
+    return mesh, *fitting_loader(config.data, rows=len(rows))
+
+
+def measure_loader(options: TimedOptions) -> Measured:
+    """Of the loader alone."""
+    config = options.config
+    mesh, loader, notes = _open_loader(config)
     timing = time_loader(config, loader, num_batches=options.timed_steps, mesh=mesh)
     return Measured(report.loader_rows(timing) | _noted(notes), report.loader_figures(timing))
 
@@ -270,10 +275,7 @@ def measure_loader(options: TimedOptions) -> Measured:
 def measure_full(options: TimedOptions) -> Measured:
     """Of the step on batches of the loader."""
     config = options.config
-    _validate_with_data(config)
-    mesh = _open_mesh(config, batch_sizes=[config.batch_size])
-    rows = sharding.local_rows(sharding.batch_sharding(mesh), config.batch_size)
-    loader, notes = fitting_loader(config.data, rows=len(rows))
+    mesh, loader, notes = _open_loader(config)
     timing = time_full(config, loader, num_steps=options.timed_steps, mesh=mesh)
     return Measured(report.step_rows(timing) | _noted(notes), report.step_figures(timing))
 
