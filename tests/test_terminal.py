@@ -95,7 +95,8 @@ from grain_jax.training.progress import Screen
 signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as launchers do, which ask for a save
 screen = Screen()
 screen.start(done=0, steps=9)
-print("ready", flush=True)
+sys.stdout.write("ready\\n")  # at once, unbuffered too: `print` writes the end of the line apart
+sys.stdout.flush()
 while not pathlib.Path(sys.argv[1]).exists():
     time.sleep(0.05)
 screen.step(1)
