@@ -22,6 +22,7 @@ from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Source
 from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.inference.length_groups import compiled_length, length_groups, used_lengths
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import normalize_images
 from grain_jax.models.learned import EVERYTHING, Learned
@@ -35,7 +36,6 @@ from grain_jax.parallel.sharding import (
     use_mesh,
 )
 
-SHORTEST_LENGTH = 16  # token lengths that get a compilation: this, doubled, up to the full length
 MAX_TOKEN_BYTES = 1 << 26  # of the tokens that are kept
 DIVERGED = (
     "The weights have diverged: evaluate an earlier checkpoint (--step), and train on with a lower "
@@ -210,16 +210,14 @@ class Encoder:
         row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         tokens, truncated = self._tokens(tuple(row), kind)
         self.truncated_texts += truncated
-        outputs = []
-        for start in range(0, len(tokens), self.batch_size):
-            block = tokens[start : start + self.batch_size]
-            size = self._padded_size(len(block))
-            padded = np.zeros((size, tokens.shape[1]), tokens.dtype)
-            padded[: len(block)] = block
-            local = padded[list(self._local_rows(size))]
-            embed = self._run(self._encode_texts, self._place(local, size))
-            outputs.append(embed[: len(block)])
-        embed = np.concatenate(outputs)
+        lengths = None if isinstance(self.tokenizer, PaddedTokenizer) else used_lengths(tokens)
+        rows: list[np.ndarray] = []
+        parts: list[np.ndarray] = []
+        for group in length_groups(lengths, tokens.shape, padded_size=self._padded_texts):
+            rows.append(group.rows)
+            parts += self._text_batches(tokens[group.rows, : group.length])
+        embed = np.empty((len(tokens), parts[0].shape[1]), np.float32)
+        embed[np.concatenate(rows)] = np.concatenate(parts)
         odd = _rows_not_finite(embed)
         failure = None
         if len(odd):
@@ -230,6 +228,20 @@ class Encoder:
         raise_in_all(failure)
         return embed[[row[text] for text in texts]]
 
+    def _text_batches(self, tokens: Int[np.ndarray, "T L"]) -> Iterator[Float[np.ndarray, "T E"]]:
+        for start in range(0, len(tokens), self.batch_size):
+            block = tokens[start : start + self.batch_size]
+            size = self._padded_size(len(block))
+            padded = np.zeros((size, tokens.shape[1]), tokens.dtype)
+            padded[: len(block)] = block
+            local = padded[list(self._local_rows(size))]
+            yield self._run(self._encode_texts, self._place(local, size))[: len(block)]
+
+    def _padded_texts(self, count: int) -> int:
+        """Rows that are computed for so many texts of one length."""
+        whole, rest = divmod(count, self.batch_size)
+        return whole * self.batch_size + (self._padded_size(rest) if rest else 0)
+
     def _tokens(self, texts: tuple[str, ...], kind: str) -> tuple[Int[np.ndarray, "T L"], int]:
         """Tokens without columns of padding, and how many texts were cut.
 
@@ -239,7 +251,8 @@ class Encoder:
             return kept
         tokens, truncated = self.tokenizer.encode(list(texts), self.lengths[kind])
         if not isinstance(self.tokenizer, PaddedTokenizer):
-            tokens = tokens[:, : _trimmed_length(tokens)].copy()
+            longest = int(used_lengths(tokens).max())
+            tokens = tokens[:, : compiled_length(longest, tokens.shape[1])].copy()
         made = tokens, int(truncated.sum())
         held = sum(other.nbytes for other, _ in self._kept_tokens.values())
         if held + tokens.nbytes <= MAX_TOKEN_BYTES:
@@ -334,16 +347,6 @@ def _rows_not_finite(*parts: np.ndarray | None) -> np.ndarray:
         ~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in parts if part is not None
     ]
     return np.flatnonzero(np.any(odd, axis=0))
-
-
-def _trimmed_length(tokens: np.ndarray) -> int:
-    """Columns to keep. Exact: the text tower is causal and pooled at end-of-text, so padding never
-    matters.
-    """
-    used, length = int((tokens != 0).any(axis=0).nonzero()[0].max(initial=0)) + 1, SHORTEST_LENGTH
-    while length < used:
-        length *= 2
-    return min(length, tokens.shape[1])
 
 
 def _unit(embed):

@@ -125,8 +125,9 @@ def checked_descriptions(
     """{} for none; raises ValueError for labels that are not given, and for what is no text."""
     if descriptions is None:
         return {}
+    known = set(labels)
     for label, texts in checked_mapping(descriptions).items():
-        if label not in labels:
+        if label not in known:
             near = difflib.get_close_matches(label, labels, n=1)
             raise ValueError(
                 f"descriptions has {label!r}, which is not among the {len(labels)} labels"

@@ -7,15 +7,12 @@ Boxes come back in pixels of the image as it was given, upright: what squashing 
 did to it is undone.
 """
 
-import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from grain_jax.boxes import cxcywh_to_xyxy
 from grain_jax.data.classification.class_texts import undescribed_note
@@ -30,6 +27,7 @@ from grain_jax.inference.inputs import (
     checked_mapping,
     checked_texts,
 )
+from grain_jax.inference.progress_bar import progress_bar
 from grain_jax.inference.results import (
     Box,
     Classification,
@@ -39,14 +37,14 @@ from grain_jax.inference.results import (
     RankedLabel,
     Skipped,
 )
+from grain_jax.inference.text_cache import ClassCache, TextCache
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import what_lacks
-from grain_jax.zero_shot.methods import METHODS, ComponentScores, encode_banks
+from grain_jax.zero_shot.methods import METHODS, ClassBanks, ComponentScores, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
 
 BATCH_SIZE = 64  # images or texts at once
 ALPHA = 0.5  # weight of the global score where there are regions and descriptions
-MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
 # What an image may be compared with where there are descriptions; the first is the default.
 DESCRIPTION_METHODS = (
     "description",
@@ -74,7 +72,7 @@ class Model:
             loaded, batch_size=batch_size, smallest_batch=1, num_workers=0
         )
         self._note = note
-        self._cached: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
+        self._text_cache, self._class_cache = TextCache(self._encode_texts), ClassCache()
         self._said: set[str] = set()  # notes, and unknown words
         if loaded.config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
             drawn = "no box is shown" if not loaded.has_boxes else "boxes have no text"
@@ -125,7 +123,7 @@ class Model:
         """
         if labels is None:
             labels = tuple(checked_mapping(descriptions))
-        texts = self._class_texts(labels, descriptions, templates, description_template)
+        described = self._described(labels, descriptions, templates)
         self._check_method(method, description_template, described=descriptions is not None)
         alpha = self._alpha(alpha, described=descriptions is not None)
         if top_k is not None and top_k < 1:
@@ -139,7 +137,7 @@ class Model:
             scored = "description"
         settings = self.loaded.config.evaluation
         regions = embedded.regions
-        banks = encode_banks(self._texts, texts, methods=(scored,), has_regions=regions is not None)
+        texts, banks = self._banks(labels, described, templates, description_template, scored)
         components = ComponentScores(
             embedded.image,
             regions,
@@ -159,7 +157,7 @@ class Model:
                     probability=float(probabilities[n, k]),
                     grounded=()
                     if scored == "name"
-                    else self._grounded(embedded, n, texts, k, alpha=alpha),
+                    else self._grounded(embedded, n, texts, banks, k, alpha=alpha),
                 )
                 for k in best
             ]
@@ -185,7 +183,7 @@ class Model:
                 "another model, or compare whole images with texts: classify, embed_images, "
                 "embed_texts."
             )
-        wanted = self._texts(checked_texts(phrases, "phrases"), kind="description")
+        wanted = self._text_cache.embed(checked_texts(phrases, "phrases"), kind="description")
         embedded = self._embedded(images, progress=progress)
         assert embedded.regions is not None
         assert embedded.boxes_xyxy is not None
@@ -224,7 +222,7 @@ class Model:
         if not given:
             raise ValueError("There are no images to look at; give at least one.")
         source = ImageInputs(given, self.loaded.preprocessing, skip=on_error == "skip")
-        with _bar(len(given), shown=progress) as on_batch:
+        with progress_bar(len(given), shown=progress) as on_batch:
             features = self._encoder.images(source, on_batch=on_batch)
         kept = [i for i in range(len(given)) if i not in source.failed]
         sizes = np.array([source.shapes[i] for i in kept], int).reshape(-1, 2)
@@ -250,7 +248,7 @@ class Model:
         """Embeddings of unit length. `kind`: "caption", about whole images, or "description", of
         regions; the model may take captions to be longer. Raises ValueError.
         """
-        return self._texts(checked_texts(texts, "texts"), kind=kind)
+        return self._text_cache.embed(checked_texts(texts, "texts"), kind=kind)
 
     def _embedded(
         self, images: ImageInput | Sequence[ImageInput] | ImageEmbeddings, *, progress: bool
@@ -267,13 +265,13 @@ class Model:
             )
         return embedded
 
-    def _class_texts(
+    def _described(
         self,
         labels: Sequence[str],
         descriptions: Mapping[str, Sequence[str]] | None,
         templates: Sequence[str] | None,
-        description_template: str,
-    ) -> ClassTexts:
+    ) -> dict[str, tuple[str, ...]]:
+        """The descriptions; raises ValueError for class texts that are none."""
         checked_texts(labels, "labels")
         if repeated := [label for label, count in Counter(labels).items() if count > 1]:
             raise ValueError(
@@ -281,17 +279,36 @@ class Model:
             )
         if isinstance(templates, str):
             raise ValueError(f"templates takes a list of texts, not one: [{templates!r}].")
-        described = checked_descriptions(descriptions, labels)
-        texts = make_class_texts(
-            labels,
-            templates=self.loaded.templates if templates is None else templates,
-            descriptions=described,
-            description_template=description_template,
-            title="Zero-shot set 'labels'",
-        )
-        if described and texts.undescribed:
-            self._say(undescribed_note("labels", texts.undescribed, len(labels)))
-        return texts
+        return checked_descriptions(descriptions, labels)
+
+    def _banks(
+        self,
+        labels: Sequence[str],
+        described: Mapping[str, Sequence[str]],
+        templates: Sequence[str] | None,
+        description_template: str,
+        method: str,
+    ) -> tuple[ClassTexts, ClassBanks]:
+        """The texts of the labels, and what the method compares images with."""
+        prompts = tuple(self.loaded.templates if templates is None else templates)
+
+        def make() -> tuple[ClassTexts, ClassBanks]:
+            texts = make_class_texts(
+                labels,
+                templates=prompts,
+                descriptions=described,
+                description_template=description_template,
+                title="Zero-shot set 'labels'",
+            )
+            if described and texts.undescribed:
+                self._say(undescribed_note("labels", texts.undescribed, len(labels)))
+            embed = self._text_cache.embed
+            return texts, encode_banks(
+                embed, texts, methods=(method,), has_regions=self.has_regions
+            )
+
+        key = (tuple(labels), tuple(described.items()), prompts, description_template, method)
+        return self._class_cache.get(key, make)
 
     def _check_method(self, method: str, description_template: str, *, described: bool) -> None:
         if method not in DESCRIPTION_METHODS:
@@ -328,41 +345,42 @@ class Model:
         return self.default_alpha if alpha is None else alpha
 
     def _grounded(
-        self, embedded: ImageEmbeddings, n: int, texts: ClassTexts, k: int, *, alpha: float
+        self,
+        embedded: ImageEmbeddings,
+        n: int,
+        texts: ClassTexts,
+        banks: ClassBanks,
+        k: int,
+        *,
+        alpha: float,
     ) -> tuple[GroundedText, ...]:
         """The texts of class k in image n, highest-scoring first."""
         if alpha == 1 or embedded.regions is None:
-            described = texts.descriptions[k]
-            whole = self._texts(described, kind="caption") @ embedded.image[n]
+            assert banks.descriptions is not None
+            whole = banks.descriptions.of_class(k) @ embedded.image[n]
             view = _box(embedded.crop_xyxy[n])
             seen = [
                 GroundedText(text, float(cosine), None, view)
-                for text, cosine in zip(described, whole, strict=True)
+                for text, cosine in zip(texts.descriptions[k], whole, strict=True)
             ]
         else:
-            described = texts.regions[k]
-            cosines = embedded.regions[n] @ self._texts(described, kind="description").T
+            assert banks.regions is not None
+            cosines = embedded.regions[n] @ banks.regions.of_class(k).T
             boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
-            seen = _best_regions(described, cosines, boxes)
+            seen = _best_regions(texts.regions[k], cosines, boxes)
         return tuple(sorted(seen, key=lambda one: -one.cosine))
 
-    def _texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
-        """As `Encoder.texts`; a text that was embedded before is not embedded again."""
-        missing = [text for text in dict.fromkeys(texts) if (kind, text) not in self._cached]
-        if missing and len(self._cached) + len(missing) > MAX_CACHED_TEXTS:
-            self._cached.clear()
-            missing = list(dict.fromkeys(texts))
-        if missing:
-            cut_before = self._encoder.truncated_texts
-            embed = self._encoder.texts(missing, kind=kind)
-            self._cached |= {(kind, text): row for text, row in zip(missing, embed, strict=True)}
-            if cut := self._encoder.truncated_texts - cut_before:
-                self._say(
-                    f"{cut} of {len(missing)} texts are longer than the "
-                    f"{self._encoder.lengths[kind]} tokens of a {kind} in this model, and cut."
-                )
-            self._note_unknown_words(missing)
-        return np.stack([self._cached[kind, text] for text in texts])
+    def _encode_texts(self, texts: Sequence[str], kind: str) -> Float[np.ndarray, "T E"]:
+        """As `Encoder.texts`; says which are cut or unknown."""
+        cut_before = self._encoder.truncated_texts
+        embed = self._encoder.texts(texts, kind=kind)
+        if cut := self._encoder.truncated_texts - cut_before:
+            self._say(
+                f"{cut} of {len(texts)} texts are longer than the "
+                f"{self._encoder.lengths[kind]} tokens of a {kind} in this model, and cut."
+            )
+        self._note_unknown_words(texts)
+        return embed
 
     def _say(self, text: str) -> None:
         """Tells `note`, once."""
@@ -418,17 +436,3 @@ def _to_pixels(
 def _softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
-
-
-@contextlib.contextmanager
-def _bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar where the error stream is a terminal; yields what moves it."""
-    if not shown:
-        yield None
-        return
-    console = Console(stderr=True)
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn())
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done: progress.update(task, completed=done)

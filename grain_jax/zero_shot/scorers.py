@@ -6,6 +6,7 @@ Every embedding has unit length, so a dot product is a cosine. Classes are bound
 of nothing.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,7 +118,7 @@ class TextBank:
     embed: Float[np.ndarray, "T E"]
     members: tuple[Int[np.ndarray, "_"], ...]  # of class k: rows of `embed`, at least one
 
-    @property
+    @functools.cached_property
     def distinct(self) -> tuple[tuple[Int[np.ndarray, "_"], ...], Int[np.ndarray, "K"]]:
         """The members of classes that differ, and which of them each class has."""
         position: dict[bytes, int] = {}
@@ -130,6 +131,15 @@ class TextBank:
                 first.append(rows)
             of_class[k] = position[key]
         return tuple(first), of_class
+
+    def of_class(self, k: int) -> Float[np.ndarray, "_ E"]:
+        """Embeddings of the texts of class k, in their order."""
+        return self.embed[self.members[k]]
+
+    @functools.cached_property
+    def mean_embed(self) -> Float[np.ndarray, "distinct E"]:
+        """Mean embedding of the texts of each of the classes that differ."""
+        return np.stack([self.embed[rows].mean(axis=0) for rows in self.distinct[0]])
 
     def __post_init__(self):
         for position, rows in enumerate(self.members):
@@ -155,8 +165,7 @@ def global_scores(
     - "embedding": the mean text embedding scaled back to unit length (CLIP's prompt ensemble);
     - "score": the mean of the cosines, so without scaling back (official GRAIN; Menon & Vondrick).
     """
-    members, of_class = bank.distinct
-    vectors = np.stack([bank.embed[rows].mean(axis=0) for rows in members])  # [distinct, E]
+    vectors = bank.mean_embed
     match ensembling:
         case "embedding":
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -164,7 +173,7 @@ def global_scores(
             pass  # a mean of cosines is the cosine-like product with the mean embedding
         case _:
             raise ValueError(f"Unknown ensembling {ensembling!r}; choose 'embedding' or 'score'.")
-    return _of_classes(image @ vectors.T, of_class)
+    return _of_classes(image @ vectors.T, bank.distinct[1])
 
 
 def region_scores(

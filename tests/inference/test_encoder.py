@@ -4,13 +4,15 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from tiny_model import WORDS, tiny_model
 from toy_encoder import ToyModel, ToySource, record, toy_encoder
 
 from grain_jax.config import MeshConfig
 from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Selection, evenly_spaced
 from grain_jax.inference import encoder as encoder_module
-from grain_jax.inference.encoder import errors_about
+from grain_jax.inference.encoder import Encoder, errors_about
+from grain_jax.models.image_text import ImageTextModel
 from grain_jax.parallel.processes import FailedInAll
 from grain_jax.parallel.sharding import make_mesh
 
@@ -156,7 +158,7 @@ def test_a_batch_of_nothing_is_refused():
 def test_trimmed_padding_does_not_change_a_text(monkeypatch):
     encoder = toy_encoder()
     short = encoder.texts(["a red thing"], kind="caption")
-    monkeypatch.setattr("grain_jax.inference.encoder.SHORTEST_LENGTH", 2)
+    monkeypatch.setattr("grain_jax.inference.length_groups.SHORTEST_LENGTH", 2)
     np.testing.assert_array_equal(short, encoder.texts(["a red thing"], kind="caption"))
 
 
@@ -273,3 +275,27 @@ def test_an_error_that_every_process_knows_of_stays_one() -> None:
     ):
         raise FailedInAll("process 1: bad", elsewhere=True)
     assert raised.value.elsewhere
+
+
+@pytest.mark.parametrize("mesh", [None, (4, 2, 1)])
+def test_texts_of_all_lengths_are_encoded_as_alone(mesh):
+    spread = None if mesh is None else make_mesh(MeshConfig(*mesh), jax.devices()[:8])
+    model = tiny_model(text__context_length=64)
+    model.config.data.caption_length = 64
+    encoder = Encoder.from_bundle(model, batch_size=16, mesh=spread)
+    texts = [f"a photo of {'a bird and ' * n}" for n in range(19)]
+    texts += [f"the {colour} {part}" for colour in ("red", "blue") for part in WORDS] * 4
+    shapes: list[tuple[int, ...]] = []
+    encode = ImageTextModel.encode_texts
+
+    def spy(self, tokens):
+        shapes.append(tokens.shape)
+        return encode(self, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageTextModel, "encode_texts", spy)
+        together = encoder.texts(texts, kind="caption")
+    assert sorted(shapes) == [(16, 16), (16, 64)]  # compiled once each
+    alone = np.concatenate([encoder.texts([text], kind="caption") for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3

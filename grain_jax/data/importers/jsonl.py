@@ -1,11 +1,13 @@
 """JSON lines, one image per line. The format is described in `docs/data-format.md`."""
 
 import array
+import bisect
 import difflib
 import hashlib
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grain_jax.data.importers.input_files import check_text
 from grain_jax.data.importers.item import ImportedImage, ImportedRegion, InvalidRecordError
@@ -19,6 +21,8 @@ from grain_jax.data.importers.json_values import (
 from grain_jax.data.records import Caption
 
 MAX_LINE_BYTES = 4 * 2**20
+# From one line whose place in the file is kept to the next: at most so many, or hardly more bytes.
+NOTED_LINES, NOTED_BYTES = 64, 2**18
 CAPTION_SOURCES = ("original", "synthetic")
 BOX_UNITS = ("fraction", "pixel")
 FIELDS = {"image", "id", "captions", "regions", "label", "bbox_unit", "width", "height"}
@@ -64,24 +68,27 @@ class JsonLines:
             )
         _check_kind(path)
         self._path = path
-        self._starts, self._numbers = array.array("q"), array.array("q")
-        start = number = checksum = 0
-        fresh = True
+        # Of a few lines only: every worker gets a copy, and some files have 12 million lines.
+        self._noted, self._starts, self._numbers = (array.array("q") for _ in range(3))
+        self._count = checksum = 0
         with path.open("rb") as file:
-            # In pieces, so that a file without line ends does not fill the memory.
-            while piece := file.readline(MAX_LINE_BYTES):
-                if fresh:
-                    number += 1
-                    if piece.strip():
+            for piece, start, number, fresh in _pieces(file, start=0, number=1):
+                if fresh and piece.strip():
+                    if (
+                        not self._noted
+                        or self._count - self._noted[-1] == NOTED_LINES
+                        or start - self._starts[-1] >= NOTED_BYTES
+                    ):
+                        self._noted.append(self._count)
                         self._starts.append(start)
                         self._numbers.append(number)
-                fresh = piece.endswith(b"\n")
-                start += len(piece)
+                    self._count += 1
                 checksum = zlib.crc32(piece, checksum)
         self._checksum = checksum
+        self._after = (0, 0, 1)  # index of a record; where to look for it, and the line there
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return self._count
 
     def __getitem__(self, index: int) -> ImportedImage:
         line = self.line(index)
@@ -92,19 +99,45 @@ class JsonLines:
 
     def where(self, index: int) -> str:
         """File and line number of a record, for messages."""
-        return f"{self._path}:{self._numbers[index]}"
+        with self._path.open("rb") as file:
+            return f"{self._path}:{self._find(file, index)[1]}"
 
     def line(self, index: int) -> bytes:
         """The bytes of a record's line. Raises `InvalidRecordError` where it is too long."""
         with self._path.open("rb") as file:
-            file.seek(self._starts[index])
+            start, number = self._find(file, index)
+            file.seek(start)
             line = file.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
             raise InvalidRecordError(
-                f"{self.where(index)}: the line is longer than {MAX_LINE_BYTES} bytes; put each "
+                f"{self._path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; put each "
                 "image on a line of its own."
             )
+        self._after = (index + 1, start + len(line), number + 1)
         return line
+
+    def _find(self, file: BinaryIO, index: int) -> tuple[int, int]:
+        """Where a record's line starts, in bytes, and its number.
+
+        Lines are passed over from the nearest one before it whose place is known: one that was
+        noted, or the one read last.
+        """
+        if not 0 <= index < self._count:
+            raise IndexError(f"Record {index} of {self._path}, which has {self._count}.")
+        near = bisect.bisect_right(self._noted, index) - 1
+        known = (self._noted[near], self._starts[near], self._numbers[near])
+        last = self._after
+        record, start, number = last if known[0] <= last[0] <= index else known
+        file.seek(start)
+        for piece, position, line_number, fresh in _pieces(file, start=start, number=number):
+            if fresh and piece.strip():
+                if record == index:
+                    return position, line_number
+                record += 1
+        raise InvalidRecordError(
+            f"{self._path}: record {index} is gone; the file was changed while it was read. Run "
+            "the command again."
+        )
 
     def fingerprint(self) -> dict[str, object]:
         return {"path": str(self._path.resolve()), "lines": len(self), "crc32": self._checksum}
@@ -112,12 +145,26 @@ class JsonLines:
     def checksum(self, start: int, stop: int) -> str:
         digest = hashlib.sha256()
         with self._path.open("rb") as file:
-            file.seek(self._starts[start])
-            left = (self._starts[stop] if stop < len(self) else 2**63) - self._starts[start]
+            first = self._find(file, start)[0]
+            left = (self._find(file, stop)[0] if stop < len(self) else 2**63) - first
+            file.seek(first)
             while left > 0 and (piece := file.read(min(left, MAX_LINE_BYTES))):
                 digest.update(piece)
                 left -= len(piece)
         return digest.hexdigest()
+
+
+def _pieces(file: BinaryIO, *, start: int, number: int) -> Iterator[tuple[bytes, int, int, bool]]:
+    """Lines from `start` on, which is the start of line `number`: bytes, position, number, and
+    whether the line starts there; one longer than MAX_LINE_BYTES comes in several pieces, so that
+    a file without line ends does not fill the memory.
+    """
+    fresh = True
+    while piece := file.readline(MAX_LINE_BYTES):
+        yield piece, start, number, fresh
+        fresh = piece.endswith(b"\n")
+        number += fresh
+        start += len(piece)
 
 
 def _check_kind(path: Path) -> None:

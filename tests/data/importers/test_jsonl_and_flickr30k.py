@@ -1,7 +1,11 @@
 """The formats that prepare reads, parsed from handwritten and published samples."""
 
+import hashlib
 import json
+import pickle
+import random
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,6 +123,44 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InvalidRecordError, match=r"a\.jsonl:1: the line is longer than 20 bytes"):
         items[0]
     assert items[1].image == "2"
+
+
+def test_lines_are_found_in_any_order_though_few_places_are_kept(tmp_path: Path) -> None:
+    draw, path = random.Random(0), tmp_path / "a.jsonl"
+    lines, numbers = [], []
+    for number in range(1, 2_001):
+        blank = draw.random() < 0.3
+        lines.append(draw.choice(["", " \t"]) if blank else json.dumps({"image": str(number)}))
+        if draw.random() < 0.02:
+            lines[-1] += " " * 2**17  # some are far longer, so that bytes decide what is kept
+        numbers += [] if blank else [number]
+    path.write_text("\n".join(lines))
+    items = JsonLines(path)
+    assert len(items) == len(numbers)
+    order = [*range(len(items)), *draw.sample(range(len(items)), 500)]
+    for one in (items, pickle.loads(pickle.dumps(items))):
+        for index in order:
+            assert one[index].image == str(numbers[index])
+            assert one.where(index) == f"{path}:{numbers[index]}"
+    whole = hashlib.sha256(b"".join(_bytes_from(path, numbers[7], numbers[300])))
+    assert items.checksum(7, 300) == whole.hexdigest()
+    assert len(pickle.dumps(items)) < 3 * len(items)  # one place a line would be 16 bytes
+    with pytest.raises(IndexError, match=f"which has {len(items)}"):
+        items.line(len(items))
+
+
+def _bytes_from(path: Path, first: int, stop: int) -> list[bytes]:
+    """Lines `first` to `stop` - 1 of a file."""
+    return path.read_bytes().splitlines(keepends=True)[first - 1 : stop - 1]
+
+
+def test_threads_read_different_lines_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"image": "{i}"}}\n' for i in range(1_000)))
+    items = JsonLines(path)
+    with ThreadPoolExecutor(8) as threads:
+        images = list(threads.map(lambda i: items[i].image, range(0, 1_000, 3)))
+    assert images == [str(i) for i in range(0, 1_000, 3)]
 
 
 # Flickr30k Entities

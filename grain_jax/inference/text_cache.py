@@ -1,0 +1,68 @@
+"""Embeddings of texts, kept from one call to the next."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from grain_jax.zero_shot.methods import ClassBanks
+from grain_jax.zero_shot.scorers import ClassTexts
+
+MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
+MAX_CACHED_CLASSES = 8  # sets of classes kept, with the embeddings of all their texts
+
+
+class TextCache:
+    """Embeddings of single texts. Once it is full, those of the earliest calls make room."""
+
+    def __init__(self, encode: Callable[[Sequence[str], str], Float[np.ndarray, "T E"]]):
+        """`encode` embeds different texts of a kind."""
+        self._encode = encode
+        self._kept: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
+
+    def embed(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
+        """Those of the texts; only what was not kept is encoded."""
+        keys = [(kind, text) for text in texts]
+        used = {key: self._kept[key] for key in keys if key in self._kept}
+        missing = [text for text in dict.fromkeys(texts) if (kind, text) not in used]
+        if missing:
+            rows = self._encode(missing, kind)
+            used |= {(kind, text): row.copy() for text, row in zip(missing, rows, strict=True)}
+            self._keep(used)
+        return np.stack([used[key] for key in keys])
+
+    def _keep(self, used: dict[tuple[str, str], np.ndarray]) -> None:
+        """Keeps what a call used before anything of earlier calls, as far as there is room."""
+        room = max(0, MAX_CACHED_TEXTS - len(used))
+        earlier = [key for key in self._kept if key not in used]
+        for key in earlier[: len(earlier) - room]:
+            del self._kept[key]
+        for key in list(used)[:MAX_CACHED_TEXTS]:
+            self._kept[key] = used[key]
+
+
+class ClassCache:
+    """Texts of sets of classes with their encoded banks, which also keep the class vectors."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[ClassTexts, ClassBanks]] = OrderedDict()
+
+    def get(
+        self, key: Hashable, make: Callable[[], tuple[ClassTexts, ClassBanks]]
+    ) -> tuple[ClassTexts, ClassBanks]:
+        """What was made for this key, or is made now; the sets that were used last are kept."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and (
+            len(self._kept) > MAX_CACHED_CLASSES
+            or sum(_num_texts(banks) for _, banks in self._kept.values()) > MAX_CACHED_TEXTS
+        ):
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def _num_texts(banks: ClassBanks) -> int:
+    given = (banks.names, banks.descriptions, banks.regions)
+    return sum(len(bank.embed) for bank in given if bank is not None)
