@@ -39,8 +39,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
         return
     import jax
+    from hypothesis import HealthCheck, settings
     from jaxtyping import install_import_hook
 
+    # On a machine that others use too, an example may take a second; that is not a failure.
+    settings.register_profile(
+        "any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("any_speed")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     # Modules that say shapes; the types of the others are for mypy, and to check them all would
