@@ -3,6 +3,7 @@
   python -m grain_jax.evaluate --checkpoint=RUN                 (what the run was measured by)
   python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or a folder a class)
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
+  python -m grain_jax.evaluate compare A B                      (two files of --predictions)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -18,6 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ import jax
 from rich.console import Console
 from tyro.conf import arg
 
-from grain_jax import runtime, slow_compile
+from grain_jax import evaluate_compare, runtime, slow_compile
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -76,6 +78,7 @@ from grain_jax.paths import absolute, local_path, user_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
+COMPARE = "compare"  # the word that compares two evaluations
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
@@ -135,6 +138,9 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == COMPARE:
+        return evaluate_compare.main(arguments[1:])
     escape_unprintable()
     try:
         options = parse_options(arguments)

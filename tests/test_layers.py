@@ -26,6 +26,7 @@ ROWS = (
     (
         "train",
         "evaluate",
+        "evaluate_compare",
         "predict",
         "prepare",
         "prepare_inspect",

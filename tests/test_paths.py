@@ -15,7 +15,17 @@ from plain_text import plain
 from toy_encoder import columns, toy_model
 
 import grain_jax
-from grain_jax import bench, evaluate, export, predict, prepare, prepare_inspect, runtime, train
+from grain_jax import (
+    bench,
+    evaluate,
+    evaluate_compare,
+    export,
+    predict,
+    prepare,
+    prepare_inspect,
+    runtime,
+    train,
+)
 from grain_jax.config import DataConfig
 from grain_jax.config.cli import load_config
 from grain_jax.data.classification.folders import load_zero_shot, read_texts
@@ -145,6 +155,7 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
         bench.EvalOptions,
         bench.CheckpointOptions,
         prepare_inspect.Options,
+        evaluate_compare.Options,
         world.Options,
     ],
 )

@@ -72,20 +72,25 @@ def print_results(
 ) -> None:
     """The tables and the headline; on a terminal in its width, in a file or pipe never broken."""
     for content in result_tables(results):
-        table = rich.table.Table(title=content.title, title_justify="left")
-        for number, column in enumerate(content.columns):
-            table.add_column(column, justify="left" if number < 2 else "right")
-        for row in content.rows:
-            table.add_row(*(rich.markup.escape(cell) for cell in row))
-        if console.is_terminal:
-            console.print(table)
-        else:
-            wide = console.options.update(max_width=UNBROKEN)
-            table.width = Measurement.get(console, wide, table).maximum
-            console.print(table, crop=False)
-        console.print(content.meaning + "\n", style="dim", markup=False, highlight=False)
+        print_table(content, console)
     if headline:
         console.print(headline, style="bold", highlight=False)
+
+
+def print_table(content: Table, console: rich.console.Console) -> None:
+    """A table and what it means."""
+    table = rich.table.Table(title=content.title, title_justify="left")
+    for number, column in enumerate(content.columns):
+        table.add_column(column, justify="left" if number < 2 else "right")
+    for row in content.rows:
+        table.add_row(*(rich.markup.escape(cell) for cell in row))
+    if console.is_terminal:
+        console.print(table)
+    else:
+        wide = console.options.update(max_width=UNBROKEN)
+        table.width = Measurement.get(console, wide, table).maximum
+        console.print(table, crop=False)
+    console.print(content.meaning + "\n", style="dim", markup=False, highlight=False)
 
 
 class _Index:

@@ -1,0 +1,158 @@
+"""Whether one model, or one method, is better than another, on the same images.
+
+  python -m grain_jax.evaluate compare A.jsonl B.jsonl
+  python -m grain_jax.evaluate compare A.jsonl --against=name
+
+A and B are files that `evaluate --predictions=FILE` wrote. Several trainings of one model, which
+differ in their seed, are given with commas: `compare A0.jsonl,A1.jsonl B0.jsonl,B1.jsonl`. The
+second form compares the other methods of one file with one of them. See `docs/evaluation.md`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from grain_jax.command_line import (
+    OUT,
+    ExitStatus,
+    NotParsed,
+    OptionalPath,
+    OptionalText,
+    integer,
+    one_word,
+    parse,
+    status_of,
+)
+from grain_jax.disk import write_whole
+from grain_jax.evaluation.comparison import (
+    Comparison,
+    Predictions,
+    compare_methods,
+    compare_models,
+    read_predictions,
+)
+from grain_jax.evaluation.results_file import check_place
+from grain_jax.evaluation.tables import Table, print_table
+from grain_jax.paths import user_path
+from grain_jax.terminal import escape_unprintable
+
+PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
+TITLES = {"zero_shot": "zero-shot", "retrieval": "retrieval", "grounding": "grounding"}
+
+
+def files(text: str) -> tuple[Path, ...]:
+    """Paths with commas between them; one whose name has a comma stands alone."""
+    if user_path(text).exists():
+        return (user_path(text),)
+    return tuple(user_path(part) for part in text.split(","))
+
+
+_Files = Annotated[tuple[Path, ...], one_word(files, "FILE,...")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `evaluate compare` takes."""
+
+    # predictions of A, .jsonl or .csv; several: trainings that differ in their seed
+    first: Annotated[Positional[_Files], arg(metavar="A", help_behavior_hint="(required)")]
+    # of B; leave it out with --against
+    second: Annotated[Positional[_Files], arg(metavar="B", help_behavior_hint="")] = ()
+    # compare the other methods of A with this one, such as name or description/alpha1
+    against: Annotated[OptionalText, arg(metavar="METHOD")] = None
+    seed: Annotated[int, one_word(integer, "N")] = 0  # of the resampling
+    output: Annotated[OptionalPath, OUT, arg(metavar="FILE")] = None  # the comparisons as JSON
+    overwrite: bool = False  # replace --output of an earlier comparison
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command, without the word `compare`; returns its exit status."""
+    escape_unprintable()
+    messages, screen = Console(stderr=True), Console()
+    if not screen.is_terminal:
+        screen.width = PIPE_WIDTH
+    try:
+        options = parse(Options, arguments, command="evaluate compare", description=__doc__)
+    except NotParsed as parsed:
+        return parsed.status
+    try:
+        comparisons = _compare(options)
+        print_table(comparison_table(comparisons), screen)
+        if options.output is not None:
+            write_whole(options.output, json.dumps(_report(options, comparisons), indent=2) + "\n")
+            screen.print(f"Written to {options.output}", markup=False, highlight=False)
+    except (ValueError, OSError) as error:
+        message = f"Error: {error}"
+        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        return status_of(error)
+    except KeyboardInterrupt:
+        messages.print("Stopped; nothing was written.")
+        return ExitStatus.INTERRUPTED
+    return ExitStatus.DONE
+
+
+def _compare(options: Options) -> list[Comparison]:
+    if options.output is not None:
+        check_place("output", options.output, overwrite=options.overwrite)
+    if bool(options.second) == (options.against is not None):
+        raise ValueError("Give B, a second file of predictions, or --against=METHOD, not both.")
+    given = (*options.first, *options.second)
+    if len({path.resolve() for path in given}) < len(given):
+        raise ValueError(
+            "A file of predictions is given twice; it would be compared with itself. Give each its "
+            "place once."
+        )
+    first = _read(options.first)
+    if options.against is not None:
+        return compare_methods(first, against=options.against, seed=options.seed)
+    return compare_models(first, _read(options.second), seed=options.seed)
+
+
+def _read(paths: Sequence[Path]) -> list[Predictions]:
+    return [read_predictions(path) for path in paths]
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """Accuracies in percent, differences in percentage points."""
+    rows = []
+    for one in comparisons:
+        found, (before, after) = one.difference, one.seeds
+        method = one.second if one.first == one.second else f"{one.second} - {one.first}"
+        images = f"{one.images:,}"
+        if one.answers > one.images:
+            images = f"{one.answers:,} of {images}"
+        rows.append(
+            (
+                *(one.dataset, TITLES[one.task], method, images, f"{before}, {after}"),
+                *(f"{100 * found.first:.2f}", f"{100 * found.second:.2f}"),
+                f"{100 * found.value:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]",
+                *(f"{found.p_value:.2g}", f"{one.adjusted_p_value:.2g}"),
+            )
+        )
+    seeds = {seeds for one in comparisons for seeds in [one.seeds]}
+    alone = any(1 in pair for pair in seeds)
+    return Table(
+        "B against A on the same images: accuracy or R@1, %",
+        ("set", "task", "method", "images", "seeds", "A", "B", "B - A", "p", "p (Holm)"),
+        tuple(rows),
+        "B - A in percentage points with its 95 % interval (bootstrap over images"
+        + (" and trainings" if not alone else "; a single training says nothing of other seeds")
+        + "). p: paired permutation test over images; p (Holm): corrected for the "
+        f"{len(rows)} comparisons of this table. Captions and phrases of an image stay together.",
+    )
+
+
+def _report(options: Options, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    return {
+        "first": [str(path) for path in options.first],
+        "second": [str(path) for path in options.second],
+        "against": options.against,
+        "seed": options.seed,
+        "comparisons": [dataclasses.asdict(one) for one in comparisons],
+    }

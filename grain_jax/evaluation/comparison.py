@@ -1,0 +1,217 @@
+"""Two evaluations of the same data side by side, by the answers that each kept."""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.evaluation.predictions import check_suffix
+from grain_jax.evaluation.statistics import Difference, holm, paired_difference
+
+MAX_LINE = 1 << 20  # characters of a line of predictions
+TASKS = ("zero_shot", "retrieval", "grounding")
+Answer = tuple[str, str, str]  # image, text, label: which question it is the answer to
+
+
+@dataclass(frozen=True, order=True)
+class Measure:
+    """What was measured, on what."""
+
+    task: str
+    dataset: str
+    method: str  # with its alpha, as "description/alpha0.5"
+
+    @property
+    def on(self) -> tuple[str, str]:
+        return self.task, self.dataset
+
+
+@dataclass
+class Answers:
+    """How right each answer is, in [0, 1], in the order of the file."""
+
+    questions: list[Answer] = field(default_factory=list)
+    correct: list[float] = field(default_factory=list)
+
+
+Predictions = Mapping[Measure, Answers]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method on one set in A and in B, or two methods in one file."""
+
+    task: str
+    dataset: str
+    first: str  # method of A
+    second: str  # method of B
+    images: int
+    answers: int  # as many as images but for captions and phrases
+    seeds: tuple[int, int]  # trainings of A and of B
+    difference: Difference
+    adjusted_p_value: float  # by Holm, over all comparisons of the table
+
+
+def read_predictions(path: Path) -> Predictions:
+    """What `evaluate --predictions` wrote. Raises ValueError for another file, with its line."""
+    check_suffix(path)
+    found: dict[Measure, Answers] = {}
+    for number, line in _lines(path):
+        try:
+            measure = Measure(str(line["task"]), str(line["set"]), _method(line))
+            question = str(line["image"]), str(line.get("text", "")), str(line.get("label", ""))
+            correct = float(line["correct"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{path}:{number} is not a line of predictions; expected task, set, method, image "
+                "and correct, as --predictions of evaluate writes them."
+            ) from None
+        if measure.task not in TASKS or not 0 <= correct <= 1:
+            raise ValueError(
+                f"{path}:{number} has task {measure.task!r} and correct {correct:g}; expected one "
+                f"of {', '.join(TASKS)} and 0 to 1."
+            )
+        answers = found.setdefault(measure, Answers())
+        answers.questions.append(question)
+        answers.correct.append(correct)
+    if not found:
+        raise ValueError(f"{path} holds no predictions.")
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8", errors="backslashreplace", newline="") as file:
+        if path.suffix == ".csv":
+            table = csv.DictReader(file)
+            yield from ((table.line_num, row) for row in table)
+            return
+        for number in itertools.count(1):
+            if not (text := file.readline(MAX_LINE)):
+                return
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = None
+            yield number, line if isinstance(line, dict) else {}
+
+
+def _method(line: Mapping[str, Any]) -> str:
+    alpha = line.get("alpha")
+    method = str(line["method"])
+    return method if alpha in (None, "") else f"{method}/alpha{float(alpha):g}"
+
+
+def compare_models(
+    first: Sequence[Predictions], second: Sequence[Predictions], *, seed: int = 0
+) -> list[Comparison]:
+    """B against A, each of one or several trainings, by every method and set that all have.
+
+    Raises ValueError where nothing is in all, or where answers are to other questions.
+    """
+    everywhere = set.intersection(*(set(one) for one in (*first, *second)))
+    if not everywhere:
+        raise ValueError(
+            f"The files have no set and method in common: {_named(first[0])} in one and "
+            f"{_named(second[0])} in another; compare evaluations of the same data."
+        )
+    measures = [measure for measure in first[0] if measure in everywhere]
+    return _compared([(measure, measure) for measure in measures], first, second, seed=seed)
+
+
+def compare_methods(
+    predictions: Sequence[Predictions], *, against: str, seed: int = 0
+) -> list[Comparison]:
+    """Every other method against one, on the same images, of one or several trainings."""
+    everywhere = set.intersection(*(set(one) for one in predictions))
+    pairs = [
+        (baseline, measure)
+        for baseline in predictions[0]
+        if baseline in everywhere and baseline.method == against
+        for measure in predictions[0]
+        if measure in everywhere and measure.on == baseline.on and measure != baseline
+    ]
+    if not pairs:
+        methods = sorted({measure.method for measure in everywhere})
+        raise ValueError(
+            f"No method can be compared with {against!r}; the file has {', '.join(methods)}."
+        )
+    return _compared(pairs, predictions, predictions, seed=seed)
+
+
+def _compared(
+    pairs: Sequence[tuple[Measure, Measure]],
+    first: Sequence[Predictions],
+    second: Sequence[Predictions],
+    *,
+    seed: int,
+) -> list[Comparison]:
+    found = []
+    for one, other in pairs:
+        questions = first[0][one].questions
+        before, after = (
+            np.stack([_aligned(predictions[measure], questions, measure) for predictions in side])
+            for side, measure in ((first, one), (second, other))
+        )
+        groups = _images(questions)
+        difference = paired_difference(before, after, groups, seed=seed)
+        found.append((one, other, groups, difference))
+    adjusted = holm([difference.p_value for *_, difference in found])
+    return [
+        Comparison(
+            task=one.task,
+            dataset=one.dataset,
+            first=one.method,
+            second=other.method,
+            images=int(groups.max()) + 1,
+            answers=len(groups),
+            seeds=(len(first), len(second)),
+            difference=difference,
+            adjusted_p_value=p_value,
+        )
+        for (one, other, groups, difference), p_value in zip(found, adjusted, strict=True)
+    ]
+
+
+def _aligned(
+    answers: Answers, questions: Sequence[Answer], measure: Measure
+) -> Float[np.ndarray, "N"]:
+    """How right the answers are, in the order of `questions`. Raises ValueError for others."""
+    correct = np.array(answers.correct, np.float64)
+    if answers.questions == questions:
+        return correct
+    wanted, given = sorted(questions), sorted(answers.questions)
+    if wanted != given:
+        other = next(
+            iter(set(wanted) ^ set(given)),
+            next((one for one, two in itertools.pairwise(given) if one == two), given[0]),
+        )
+        image, text, label = other
+        about = "".join(
+            f", {name} {value!r}" for name, value in (("text", text), ("label", label)) if value
+        )
+        raise ValueError(
+            f"The answers on {measure.dataset!r} ({measure.method}) are to other questions: image "
+            f"{image!r}{about} is not the same number of times in both. Compare evaluations of the "
+            "same images, texts and class names."
+        )
+    order = sorted(range(len(given)), key=answers.questions.__getitem__)
+    place = sorted(range(len(wanted)), key=questions.__getitem__)
+    aligned = np.empty_like(correct)
+    aligned[place] = correct[order]
+    return aligned
+
+
+def _images(questions: Sequence[Answer]) -> Int[np.ndarray, "N"]:
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(image, len(number)) for image, *_ in questions], int)
+
+
+def _named(predictions: Predictions) -> str:
+    measure = next(iter(predictions))
+    return f"{measure.method} on {measure.dataset!r}"

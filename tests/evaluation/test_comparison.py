@@ -1,0 +1,164 @@
+"""Comparisons of the answers that two evaluations kept, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+
+from grain_jax import evaluate
+from grain_jax.evaluation.comparison import compare_methods, compare_models, read_predictions
+
+
+def zero_shot(correct, *, method="name", alpha=None, dataset="cub", label="wren"):
+    """Lines of one method, an image for each value."""
+    return [
+        {
+            "task": "zero_shot",
+            "set": dataset,
+            "method": method,
+            "alpha": alpha,
+            "image": f"{i}.jpg",
+            "label": label,
+            "predicted": "wren",
+            "score": 0.5,
+            "correct": float(value),
+        }
+        for i, value in enumerate(correct)
+    ]
+
+
+def write(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for group in lines for line in group))
+    return path
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A and B: by name alike, by description B is right of 20 more of 60 images."""
+    generator, described = np.random.default_rng(0), {"method": "description", "alpha": 1.0}
+    same = generator.random(60) < 0.5
+    better = same.copy()
+    better[np.flatnonzero(~same)[:20]] = True
+    other = zero_shot(better, **described)
+    return (
+        write(tmp_path / "a.jsonl", zero_shot(same), zero_shot(same, **described)),
+        write(tmp_path / "b.jsonl", other[::-1], zero_shot(same)),  # in another order
+    )
+
+
+def test_every_method_of_both_is_compared_image_by_image(two):
+    by_name, by_description = compare_models(*([read_predictions(path)] for path in two))
+    assert (by_name.first, by_name.second, by_name.images) == ("name", "name", 60)
+    assert by_name.difference.value == 0
+    assert by_name.difference.p_value == by_name.adjusted_p_value == 1
+    assert by_description.first == "description/alpha1"
+    assert by_description.difference.value == pytest.approx(20 / 60)
+    assert by_description.difference.low > 0.15
+    assert by_description.difference.p_value < 0.001
+    assert by_description.adjusted_p_value == pytest.approx(2 * by_description.difference.p_value)
+
+
+def test_answers_are_paired_whatever_their_order(tmp_path):
+    """All wrong answers of A are right in B, in files of opposite order."""
+    correct = [1, 0, 1, 0, 0, 1] * 5
+    lines = zero_shot(np.logical_not(correct))
+    write(tmp_path / "a.jsonl", zero_shot(correct))
+    write(tmp_path / "b.jsonl", lines[::-1])
+    (one,) = compare_models(
+        *([read_predictions(tmp_path / name)] for name in ("a.jsonl", "b.jsonl"))
+    )
+    assert one.difference.value == 0
+    assert one.difference.high - one.difference.low > 0.5  # paired in file order it would be 0
+
+
+def test_methods_of_one_file_are_compared_with_one_of_them(two):
+    (one,) = compare_methods([read_predictions(two[1])], against="name")
+    assert (one.first, one.second) == ("name", "description/alpha1")
+    assert one.difference.value == pytest.approx(20 / 60)
+    with pytest.raises(ValueError, match=r"with 'names'; the file has description/alpha1, name\."):
+        compare_methods([read_predictions(two[1])], against="names")
+
+
+def test_captions_of_an_image_count_as_one_image(tmp_path):
+    line = {"task": "retrieval", "set": "dev", "method": "text_to_image", "score": 0}
+    for name, correct in (("a", 0.0), ("b", 1.0)):
+        write(
+            tmp_path / f"{name}.jsonl",
+            [
+                {**line, "image": str(i // 5), "text": f"caption {i}", "correct": correct}
+                for i in range(30)
+            ],
+        )
+    (one,) = compare_models(
+        *([read_predictions(tmp_path / f"{name}.jsonl")] for name in ("a", "b"))
+    )
+    assert (one.images, one.answers) == (6, 30)
+    assert one.difference.p_value == pytest.approx(2 / 2**6)  # of 6 signs, not of 30
+
+
+def test_the_command_prints_a_table_and_writes_records(two, tmp_path, capsys):
+    output = tmp_path / "compared.json"
+    assert evaluate.main(["compare", *map(str, two), f"--output={output}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "description/alpha1" in printed
+    assert "+33.33 [" in printed
+    assert "a single training says nothing of other seeds" in printed
+    report = json.loads(output.read_text())
+    assert [one["first"] for one in report["comparisons"]] == ["name", "description/alpha1"]
+    assert report["comparisons"][1]["difference"]["p_value"] < 0.001
+    assert evaluate.main(["compare", *map(str, two), f"--output={output}"]) == 2  # it exists
+    assert evaluate.main(["compare", str(two[1]), "--against=name", f"--out={output}"]) == 2
+    assert evaluate.main(["compare", str(two[1]), "--against=name"]) == 0
+    assert "description/alpha1 - name" in capsys.readouterr().out
+
+
+def test_trainings_are_given_with_commas(two, tmp_path, capsys):
+    more = write(tmp_path / "b1.jsonl", zero_shot([True] * 60))
+    assert evaluate.main(["compare", str(two[0]), f"{two[1]},{more}"]) == 0
+    printed = capsys.readouterr().out
+    assert "1, 2" in printed
+    assert "description" not in printed  # it is in one of B's only
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (zero_shot([1] * 59), "image '59.jpg', label 'wren' is not the same number of times"),
+        (zero_shot([1] * 60, label="tit"), "is not the same number of times in both"),
+        (zero_shot([1] * 60, dataset="food"), "no set and method in common: name on 'cub' in one"),
+        ([{"task": "zero_shot"}], r"c.jsonl:1 is not a line of predictions"),
+        (zero_shot([2]), r"c.jsonl:1 has task 'zero_shot' and correct 2; expected"),
+        ([], "c.jsonl holds no predictions"),
+    ],
+)
+def test_other_data_is_refused(two, tmp_path, capsys, lines, message):
+    other = write(tmp_path / "c.jsonl", lines)
+    assert evaluate.main(["compare", str(two[0]), str(other)]) == 2
+    assert message.replace(r"\.", ".") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["A"], "Give B, a second file of predictions, or --against=METHOD"),
+        (["A", "B", "--against=name"], "not both"),
+        (["A", "A"], "is given twice"),
+        (["A", "nothing.jsonl"], "No such file"),
+        (["A", "runs"], "should end in .jsonl or .csv"),
+    ],
+)
+def test_mistakes_are_named(two, capsys, given, message):
+    places = {"A": str(two[0]), "B": str(two[1])}
+    assert evaluate.main(["compare", *(places.get(word, word) for word in given)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_with_a_comma_in_its_name_is_one_file(two, tmp_path):
+    moved = two[1].rename(tmp_path / "b,1.jsonl")
+    assert evaluate.main(["compare", str(two[0]), str(moved)]) == 0
+
+
+def test_bytes_that_are_no_json_are_named(two, tmp_path, capsys):
+    (tmp_path / "c.jsonl").write_bytes(b"\x80\x81\n")
+    assert evaluate.main(["compare", str(two[0]), str(tmp_path / "c.jsonl")]) == 2
+    assert "c.jsonl:1 is not a line of predictions" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""Intervals and p-values of paired differences, against scipy and by what they claim."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grain_jax.evaluation.statistics import holm, paired_difference, sign_flip_p_value
+
+
+def right(generator: np.random.Generator, rate: float, *shape: int) -> np.ndarray:
+    return (generator.random(shape) < rate).astype(float)
+
+
+def compare(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None, **options):
+    groups = np.arange(first.shape[-1]) if groups is None else groups
+    return paired_difference(np.atleast_2d(first), np.atleast_2d(second), groups, **options)
+
+
+def test_the_interval_is_that_of_scipy():
+    generator = np.random.default_rng(0)
+    first, second = right(generator, 0.5, 400), right(generator, 0.6, 400)
+    found = compare(first, second)
+    theirs = scipy.stats.bootstrap(
+        (second, first),
+        lambda b, a, axis: b.mean(axis=axis) - a.mean(axis=axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert (found.first, found.second) == (first.mean(), second.mean())
+    assert found.low < found.value < found.high
+    assert found.low == pytest.approx(theirs.low, abs=0.005)
+    assert found.high == pytest.approx(theirs.high, abs=0.005)
+
+
+@pytest.mark.parametrize("count", [9, 200])  # every sign, and as many at random
+def test_the_p_value_is_that_of_scipy(count):
+    generator = np.random.default_rng(3)
+    differences = generator.normal(0.1, 1.0, count).round(1)
+    found = sign_flip_p_value(differences, generator=generator)
+    theirs = scipy.stats.permutation_test(
+        (differences,),
+        lambda x, axis: x.sum(axis=axis),
+        permutation_type="samples",
+        rng=np.random.default_rng(4),
+    ).pvalue
+    assert found == pytest.approx(theirs, abs=1e-12 if count == 9 else 0.02)
+    assert 0.01 < found < 0.99
+
+
+def test_the_p_value_of_right_and_wrong_is_mcnemars():
+    first = np.repeat([1.0, 0.0, 1.0], [30, 14, 500])
+    second = np.repeat([0.0, 1.0, 1.0], [30, 14, 500])
+    exact = scipy.stats.binomtest(14, 44).pvalue
+    assert compare(first, second).p_value == pytest.approx(exact, abs=0.005)
+
+
+def test_the_same_answers_differ_by_nothing():
+    answers = right(np.random.default_rng(0), 0.5, 50)
+    found = compare(answers, answers)
+    assert (found.value, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_phrases_of_an_image_are_kept_together():
+    """Ten copies of each answer say no more than one; as images of their own they would."""
+    generator = np.random.default_rng(0)
+    first, second = right(generator, 0.4, 60), right(generator, 0.5, 60)
+    once = compare(first, second)
+    copies = np.repeat(first, 10), np.repeat(second, 10)
+    together = compare(*copies, np.repeat(np.arange(60) * 7, 10))
+    apart = compare(*copies)
+    assert together.value == pytest.approx(once.value)
+    assert together.low == pytest.approx(once.low, abs=0.01)
+    assert together.p_value == pytest.approx(once.p_value, abs=0.02)
+    assert apart.high - apart.low < 0.5 * (once.high - once.low)
+
+
+def test_groups_of_unequal_size_weigh_by_their_answers():
+    groups = np.array([0, 0, 0, 1])
+    found = compare(np.zeros(4), np.array([1.0, 1.0, 1.0, 0.0]), groups)
+    assert (found.first, found.second) == (0.0, 0.75)
+    assert (found.low, found.high) == (0.0, 1.0)  # both draws may be the same group
+
+
+def test_trainings_that_disagree_widen_the_interval():
+    generator = np.random.default_rng(0)
+    hard = generator.random(300)
+    agree = np.stack([(hard < 0.5).astype(float)] * 3)
+    differ = np.stack([(hard < rate).astype(float) for rate in (0.4, 0.5, 0.6)])
+    baseline = right(generator, 0.5, 1, 300)
+    narrow, wide = compare(baseline, agree), compare(baseline, differ)
+    assert wide.second == pytest.approx(differ.mean())
+    assert wide.high - wide.low > 1.15 * (narrow.high - narrow.low)
+
+
+def test_95_of_100_intervals_hold_the_true_difference():
+    generator = np.random.default_rng(5)
+    held = 0
+    for trial in range(200):
+        first, second = right(generator, 0.5, 150), right(generator, 0.6, 150)
+        found = compare(first, second, seed=trial, resamples=500)
+        held += found.low <= 0.1 <= found.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_p_values_without_a_difference_are_uniform():
+    generator = np.random.default_rng(6)
+    values = [
+        sign_flip_p_value(generator.normal(size=40), generator=generator, resamples=300)
+        for _ in range(300)
+    ]
+    assert scipy.stats.kstest(values, "uniform").pvalue > 0.01
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_that_of_its_definition(p_values):
+    adjusted, count = holm(p_values), len(p_values)
+    order = sorted(range(count), key=lambda i: p_values[i])
+    for rank, index in enumerate(order):
+        steps = [(count - j) * p_values[order[j]] for j in range(rank + 1)]
+        assert adjusted[index] == pytest.approx(min(1.0, max(steps)))
+    assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
