@@ -3,7 +3,7 @@
   python -m grain_jax.plan --topology=NAME --config=FILE [--SETTING=VALUE ...]
   python -m grain_jax.plan --topology=NAME --config=FILE --sweep [--sweep_batch_sizes 4096 8192]
 
-  NAME  v5e:16x16, v5p:8x8x8, v6e:16x16: by the TPU compiler, on any machine (extra: tpu)
+  NAME  v5e:16x16, v5p:8x8x8, v6e:16x16, v4:8x8x8: by the TPU compiler, on any machine (extra: tpu)
         h100x8, h200x1: GPUs of a node, by XLA's compiler for CPUs in their place
         cpu:8: host devices
 
@@ -199,7 +199,7 @@ def print_ranks(ranked: Sequence[tuple[Candidate, Plan]], console: Console) -> N
 
 
 def _peak(plan: Plan) -> Peak:
-    assert plan.topology.peak is not None  # as `_sweep` looked
+    assert plan.topology.peak is not None  # as there are times only with one
     return plan.topology.peak
 
 
@@ -326,7 +326,10 @@ def _estimate(plan: Plan, times: Forecast) -> str:
         for of in (kinds, parts)
     )
     kernels = f", {schedule.kernels} kernels at their roofline" if schedule.kernels else ""
-    return f"{1e3 * times.estimated:,.3g} ms without network{kernels}; {'; '.join(listed)}"
+    clock = f"{_peak(plan).clock / 1e9:.3g} GHz, derived from the peak rate"
+    return (
+        f"{1e3 * times.estimated:,.3g} ms at {clock}, without network{kernels}; {'; '.join(listed)}"
+    )
 
 
 def _exchange_table(plan: Plan, step: CompiledStep) -> Table:

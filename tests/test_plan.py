@@ -169,6 +169,7 @@ def test_the_first_line_says_whether_it_fits_and_what_to_change():
         ("v9e:2x2", "expected one of"),
         ("v5e:2x2x2", "2 sides"),
         ("v5p:4x4", "3 sides"),
+        ("v4:8x8", "3 sides"),
         ("h100x16", "1 to 8 GPUs"),
         ("h100x0", "1 to 8 GPUs"),
         ("cpu:0", "at least one CPU device"),
@@ -318,7 +319,7 @@ def test_another_refusal_is_no_lack_of_memory_of_the_chip():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:8x8x8", "v5p:4x8x8", "v6e:8x8"])
+@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:8x8x8", "v5p:4x8x8", "v6e:8x8", "v4:4x4x8"])
 def test_the_mesh_of_a_pod_can_be_laid_over_its_chips(topology):
     """In a process of its own, as above. `AbstractMesh` knows no grid of chips."""
     pytest.importorskip("libtpu")
