@@ -374,7 +374,7 @@ class Kind:
     # What to change where the memory of a device does not suffice.
     smaller: str = f"a smaller --batch_size, --model.remat=full, or {SPLIT}"
     # Settings that it does not read, with what to do instead.
-    unread: Mapping[str, str] = field(default_factory=lambda: TIMED)
+    unread: dict[str, str] = field(default_factory=lambda: TIMED)
 
 
 KINDS = {
