@@ -9,8 +9,8 @@
 
 Each takes --config=FILE and every setting of `python -m grain_jax.train`, and prints a table;
 --json=FILE has all figures. Weights are random, and nothing is kept but what is asked for. Settings
-of what a run does besides (saving, evaluating, logging) change nothing here. It takes one process
-with all devices of its host: a slice of several hosts is not timed. On a CPU under Linux it starts
+of what is not measured, as of evaluations in bench step, change nothing. It takes one process with
+all devices of its host: a slice of several hosts is not timed. On a CPU under Linux it starts
 itself again with huge pages, as training does.
 """
 
@@ -386,7 +386,9 @@ KINDS = {
         measure_evaluation,
         takes_batch=False,
         smaller=f"a smaller --evaluation.batch_size, or {SPLIT}",
-        unread=ROUNDS | {"--batch_size": "give --evaluation.batch_size in its place"},
+        unread=ROUNDS
+        | {"--batch_size": "give --evaluation.batch_size in its place"}
+        | {"--evaluation.zero_shot": "give --set=DIR in its place"},
     ),
     "checkpoint": Kind(
         CheckpointOptions,

@@ -167,6 +167,7 @@ def test_bench_sweep_marks_the_best(tmp_path, capsys):
         (["full", *BIRDS, "--logging.plan=plan.json"], "beside what it measures"),
         (["checkpoint", *BIRDS, "--epochs=1"], "--rounds"),
         (["eval", *BIRDS], "--evaluation.batch_size"),
+        (["eval", *SHOWN, "--evaluation.zero_shot=photos"], "--set=DIR"),
         (["eval", *SET, "--num_images=512"], "--num_images"),
         (["eval", *SET, "--num_classes=3"], "--num_classes"),
         (["step", *CLIP, "--official=/nowhere"], "model.type = 'clip'"),

@@ -86,7 +86,7 @@ def _tpu(name: str, kind: str, grid: str, num_slices: int) -> Topology:
         from jax.experimental import topologies
 
         more: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
-        if kind == "v4":  # else each of a chip's two cores is a device, which none is to a run
+        if kind == "v4":  # else each of a chip's two cores is a device, unlike in a run
             more["chip_config_name"] = "megacore"
         if set(grid) <= set("1x"):
             more["chips_per_host_bounds"] = (1, 1, 1)
