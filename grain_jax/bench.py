@@ -8,9 +8,10 @@
   python -m grain_jax.bench sweep      batch sizes and remat, up to what does not fit
 
 Each takes --config=FILE and every setting of `python -m grain_jax.train`, and prints a table;
---json=FILE has all figures. Weights are random, and nothing is kept but what is asked for. It takes
-one process with all devices of its host: a slice of several hosts is not timed. On a CPU under
-Linux it starts itself again with huge pages, as training does.
+--json=FILE has all figures. Weights are random, and nothing is kept but what is asked for. Settings
+of what is not measured, as of evaluations in bench step, change nothing. It takes one process with
+all devices of its host: a slice of several hosts is not timed. On a CPU under Linux it starts
+itself again with huge pages, as training does.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 import jax
@@ -30,6 +31,7 @@ from tyro.conf import arg
 
 from grain_jax import runtime
 from grain_jax.benchmarking import report
+from grain_jax.benchmarking.candidates import Candidate
 from grain_jax.benchmarking.checkpoints import time_checkpoint
 from grain_jax.benchmarking.compiled_step import OutOfMemoryError, refusal
 from grain_jax.benchmarking.environment import environment, environment_rows, load_averages
@@ -39,7 +41,7 @@ from grain_jax.benchmarking.official import OfficialStep
 from grain_jax.benchmarking.open_clip_step import OpenClipStep
 from grain_jax.benchmarking.profile import PAGE
 from grain_jax.benchmarking.step import open_step, time_open_step
-from grain_jax.benchmarking.sweep import FIRST, best, sweep, with_settings
+from grain_jax.benchmarking.sweep import FIRST, best, sweep
 from grain_jax.benchmarking.synthetic_batch import validate_without_data
 from grain_jax.benchmarking.torch_peer import memory_named
 from grain_jax.benchmarking.turns import Peer, time_in_turns
@@ -49,7 +51,9 @@ from grain_jax.command_line import (
     NotParsed,
     OptionalPath,
     end,
+    given_options,
     parse,
+    refuse_unread,
     status_of,
 )
 from grain_jax.config import DataConfig, TrainConfig, validate
@@ -58,14 +62,22 @@ from grain_jax.config.schema import Remat
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.parallel import sharding
 from grain_jax.parallel.presets import choose_mesh
-from grain_jax.parallel.processes import is_one_of_many
+from grain_jax.parallel.processes import ProcessOptions, is_one_of_many
 from grain_jax.terminal import escape_unprintable
 from grain_jax.trainer.inputs import fitting_loader
 from grain_jax.training.checkpoint import SaveFailed
 
 _FOLDER = arg(metavar="DIR")
 WIDE = 110  # columns of the table of a sweep
-REPLACED = {"--batch_size": "--batch_sizes", "--model.remat": "--remats"}  # by those of a sweep
+# Settings of a run that no kind reads, with what to do instead; those of one kind are in `KINDS`.
+UNREAD = {
+    "--max_steps_this_run": "leave it out",
+    "--logging.profile_step": "give --profile=DIR of bench step in its place",
+    "--logging.compilation_cache": "leave it out, as the compilation is timed",
+    "--logging.plan": "leave it out; a run prints its plan beside what it measures",
+}
+TIMED = dict.fromkeys(("--steps", "--epochs"), "give --timed_steps in its place")
+ROUNDS = dict.fromkeys(("--steps", "--epochs"), "give --rounds in its place")
 
 
 @dataclass
@@ -171,15 +183,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(kind: str, options: type[Options], words: Sequence[str]) -> Any:
     base, words = read_settings(words)
-    for name in (word.partition("=")[0] for word in words if kind == "sweep"):
-        if name in REPLACED:
-            raise ValueError(f"{name}: a sweep takes its own; give {REPLACED[name]} in its place.")
+    given = given_options(words)
+    _refuse_several(any(f"--{one.name}" in given for one in fields(ProcessOptions)))
+    refuse_unread(given, UNREAD | KINDS[kind].unread, command=f"bench {kind}")
     parsed = parse(
         options, words, command=f"bench {kind}", description=__doc__, default=options(config=base)
     )
+    _refuse_unread_together(parsed, given)
     if parsed.json is not None and not parsed.json.resolve().parent.is_dir():
         raise ValueError(f"--json={parsed.json}: its folder does not exist; make it first.")
     return parsed
+
+
+def _refuse_unread_together(options: Options, given: Collection[str]) -> None:
+    """Raises ValueError for options that others leave without effect."""
+    if isinstance(options, StepOptions) and options.official is None and not options.open_clip:
+        add = "add --official=CHECKOUT or --open_clip"
+        refuse_unread(given, {"--turns": add}, command="bench step without another code")
+    if isinstance(options, EvalOptions) and options.set is not None:
+        own = f"leave it out, as --set={options.set} has its own"
+        sizes = {"--num_images": own, "--num_classes": own}
+        refuse_unread(given, sizes, command="a set that is given")
 
 
 def _measure(kind: "Kind", options: Options) -> Measured:
@@ -208,7 +232,7 @@ def _open_mesh(config: TrainConfig, *, batch_sizes: Sequence[int]) -> Mesh:
     _refuse_several(jax.process_count() > 1)  # hosts of a TPU slice know each other without asking
     mesh = choose_mesh(config)
     for size in batch_sizes:
-        sharding.check_batch(with_settings(config, batch_size=size), mesh.devices.shape)
+        sharding.check_batch(replace(config, batch_size=size), mesh.devices.shape)
     return mesh
 
 
@@ -224,8 +248,6 @@ def _refuse_several(several: bool) -> None:
 def measure_step(options: StepOptions) -> Measured:
     """Of the step alone, or in turns with other codes."""
     config = options.config
-    if options.turns != StepOptions.turns and options.official is None and not options.open_clip:
-        raise ValueError("--turns is of --official and --open_clip; give one of them too.")
     validate_without_data(config)
     if options.official is not None or options.open_clip:
         # JAX would take most of a GPU's memory for itself.
@@ -283,12 +305,6 @@ def measure_full(options: TimedOptions) -> Measured:
 def measure_evaluation(options: EvalOptions) -> Measured:
     """Of encoding and classifying a zero-shot set."""
     config = options.config
-    sizes = options.num_images, options.num_classes
-    if options.set is not None and sizes != (EvalOptions.num_images, EvalOptions.num_classes):
-        raise ValueError(
-            f"--num_images and --num_classes are of the random set, and --set={options.set} has "
-            "its own; leave them out."
-        )
     validate_without_data(config)
     mesh = _open_mesh(config, batch_sizes=[])
     if options.set is None:
@@ -316,7 +332,7 @@ def measure_sweep(options: SweepOptions) -> Measured:
     sizes = sorted(set(options.batch_sizes))
     first = FIRST * config.optim.grad_cache_chunks
     for remat, size in itertools.product(options.remats, sizes or [first]):
-        validate_without_data(with_settings(config, remat=remat, batch_size=size))
+        validate_without_data(Candidate(None, remat, size).config(config))
     mesh, found, console = _open_mesh(config, batch_sizes=sizes), [], Console(stderr=True)
     for variant in sweep(
         config,
@@ -357,6 +373,8 @@ class Kind:
     takes_batch: bool = True  # batch_size and model.remat of the settings
     # What to change where the memory of a device does not suffice.
     smaller: str = f"a smaller --batch_size, --model.remat=full, or {SPLIT}"
+    # Settings that it does not read, with what to do instead.
+    unread: dict[str, str] = field(default_factory=lambda: TIMED)
 
 
 KINDS = {
@@ -368,13 +386,24 @@ KINDS = {
         measure_evaluation,
         takes_batch=False,
         smaller=f"a smaller --evaluation.batch_size, or {SPLIT}",
+        unread=ROUNDS
+        | {"--batch_size": "give --evaluation.batch_size in its place"}
+        | {"--evaluation.zero_shot": "give --set=DIR in its place"},
     ),
     "checkpoint": Kind(
         CheckpointOptions,
         measure_checkpoint,
         smaller=f"a smaller --batch_size, or {SPLIT}, as a restore holds the state twice",
+        unread=ROUNDS,
     ),
-    "sweep": Kind(SweepOptions, measure_sweep, takes_batch=False),
+    "sweep": Kind(
+        SweepOptions,
+        measure_sweep,
+        takes_batch=False,
+        unread=TIMED
+        | {"--batch_size": "give --batch_sizes in its place"}
+        | {"--model.remat": "give --remats in its place"},
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -219,6 +219,22 @@ def parse(
         raise NotParsed(ExitStatus.MISTAKE if end.code else ExitStatus.DONE) from None
     assert isinstance(parsed, options)
     return parsed
+
+
+def given_options(arguments: Sequence[str]) -> frozenset[str]:
+    """Names of the options in a command line, as "--batch_size", without their values."""
+    names = (word.partition("=")[0] for word in arguments if re.match(r"--?[A-Za-z]", word))
+    return frozenset(map(_spelled, names))
+
+
+def refuse_unread(given: Collection[str], unread: Mapping[str, str], *, command: str) -> None:
+    """Raises ValueError for an option that was given and that the command would not read.
+
+    `unread`: such options, each with what to do instead.
+    """
+    for name, instead in unread.items():
+        if name in given:
+            raise ValueError(f"{name} has no effect on {command}; {instead}.")
 
 
 _ARG: type[Any] = type(arg())

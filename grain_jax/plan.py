@@ -3,22 +3,26 @@
   python -m grain_jax.plan --topology=NAME --config=FILE [--SETTING=VALUE ...]
   python -m grain_jax.plan --topology=NAME --config=FILE --sweep [--sweep_batch_sizes 4096 8192]
 
-  NAME  v5e:16x16, v5p:8x8x8, v6e:16x16: by the TPU compiler, on any machine (extra: tpu)
+  NAME  v5e:16x16, v5p:8x8x8, v6e:16x16, v4:8x8x8: by the TPU compiler, on any machine (extra: tpu)
         h100x8, h200x1: GPUs of a node, by XLA's compiler for CPUs in their place
         cpu:8: host devices
 
 `--num_slices` takes several slices or nodes. Every setting of `python -m grain_jax.train` can be
 given. No data is read and nothing is run. To compile for a TPU takes minutes and some GiB of
 memory, less with model.scan_layers=true.
+
+`--sweep` tries presets of the mesh with every model.remat. What the command line gives of these
+stays as given, and the rest is tried, as with --model.remat=full or --mesh.fsdp=4. A mesh that the
+file of --config gives stays too.
 """
 
 import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from rich.console import Console
@@ -26,6 +30,7 @@ from rich.table import Table
 
 import grain_jax
 from grain_jax import runtime
+from grain_jax.benchmarking.candidates import Candidate, candidates
 from grain_jax.benchmarking.compiled_step import (
     CompiledStep,
     axes_of,
@@ -36,9 +41,7 @@ from grain_jax.benchmarking.forecast import Forecast
 from grain_jax.benchmarking.hardware import Peak
 from grain_jax.benchmarking.planning import (
     GIB,
-    Candidate,
     Plan,
-    candidates,
     images_per_second,
     make_plan,
     sweep,
@@ -46,16 +49,31 @@ from grain_jax.benchmarking.planning import (
 )
 from grain_jax.benchmarking.synthetic_batch import validate_without_data
 from grain_jax.benchmarking.topology import Topology, open_topology
-from grain_jax.command_line import ExitStatus, NotParsed, OptionalPath, end, parse, status_of
+from grain_jax.command_line import (
+    ExitStatus,
+    NotParsed,
+    OptionalPath,
+    end,
+    given_options,
+    parse,
+    refuse_unread,
+    status_of,
+)
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
-from grain_jax.config.schema import Preset
+from grain_jax.config.schema import Preset, Remat
 from grain_jax.models.image_text import abstract_params
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training.logits import logits_form
 from grain_jax.training.trainable import split_frozen
 
 MIB = 2**20
+# Settings of a run that a plan does not read, with what to give in their place.
+UNREAD = {
+    "--mesh.cpu_devices": "give their number with --topology=cpu:N",
+    "--logging.compilation_cache": "give --save=FOLDER to keep the program there",
+    "--logging.plan": "give --json=FILE to write one",
+}
 
 
 @dataclass
@@ -68,8 +86,9 @@ class Options:
     json: OptionalPath = None  # file for the figures
     hlo: OptionalPath = None  # file for the text of the compiled program
     save: OptionalPath = None  # folder for the program: logging.compilation_cache of a run
-    sweep: bool = False  # compile with each of these, with every remat, and rank them
-    sweep_presets: tuple[Preset, ...] = ("dp", "fsdp")  # of the mesh, where no size of it is given
+    # compile with each of these, and every model.remat where none is given here, and rank them
+    sweep: bool = False
+    sweep_presets: tuple[Preset, ...] = ("dp", "fsdp")  # of the mesh, where nothing of it is given
     sweep_batch_sizes: tuple[int, ...] = ()  # default: batch_size
     config: SettingsOptions = field(default_factory=TrainConfig)
 
@@ -84,14 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Options, words, command="plan", description=__doc__, default=Options(config=base)
         )
         config = options.config
-        validate_without_data(config)
-        _check(options)
+        settings = _settings(options, given_options(words))
+        for one in [setting.config(config) for setting in settings] or [config]:
+            validate_without_data(one)  # before minutes are spent on the first
+        _check(options, given_options(words))
         runtime.quiet_libraries()
         topology = open_topology(options.topology, options.num_slices)
         if options.save is not None:
             _save_to(options, topology)
         if options.sweep:
-            return _sweep(options, topology, console)
+            return _sweep(options, settings, topology, console)
         plan = make_plan(config, topology, num_images=options.num_images, text_file=options.hlo)
         print_plan(plan, Console())
         if options.json is not None:
@@ -107,8 +128,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitStatus.STOPPED if plan.fits is False else ExitStatus.DONE
 
 
-def _check(options: Options) -> None:
+def _settings(options: Options, given: Collection[str]) -> list[Candidate]:
+    """What a sweep compiles; none without `--sweep`. Raises ValueError for what is given twice."""
+    for name in ("--sweep_presets", "--sweep_batch_sizes"):
+        if name in given and not options.sweep:
+            raise ValueError(f"{name} is of --sweep; give that too.")
+    if not options.sweep:
+        return []
+    if not options.sweep_presets:
+        raise ValueError("--sweep_presets: at least one, as --sweep_presets dp fsdp.")
+    if "--batch_size" in given and options.sweep_batch_sizes:
+        raise ValueError("--batch_size and --sweep_batch_sizes both choose the batch; give either.")
+    config, mesh = options.config, options.config.mesh
+    sizes = mesh.data, mesh.fsdp, mesh.tensor
+    fixed = mesh.preset != "auto" or sizes != (-1, 1, 1)
+    fixed = fixed or any(name.startswith("--mesh.") for name in given)
+    if fixed and "--sweep_presets" in given:
+        raise ValueError("--sweep_presets: the settings of mesh choose one already; give either.")
+    return candidates(
+        presets=[None] if fixed else options.sweep_presets,
+        remats=[config.model.remat] if "--model.remat" in given else get_args(Remat),
+        batch_sizes=options.sweep_batch_sizes or [config.batch_size],
+    )
+
+
+def _check(options: Options, given: Collection[str]) -> None:
     """Raises ValueError for what would fail after minutes, or be ignored."""
+    refuse_unread(given, UNREAD, command="plan")
     for name in ("json", "hlo"):
         file = getattr(options, name)
         if file is None:
@@ -119,37 +165,26 @@ def _check(options: Options) -> None:
             raise ValueError(f"--{name}={file} is a folder; give the name of a file.")
     if options.num_images < 0:
         raise ValueError(f"--num_images={options.num_images}: 0 (not known) or more.")
-    for name in ("sweep_presets", "sweep_batch_sizes"):
-        if getattr(options, name) != getattr(Options(), name) and not options.sweep:
-            raise ValueError(f"--{name} is of --sweep; give that too.")
-    if not options.sweep:
-        return
-    if options.hlo is not None or options.save is not None:
+    if "--num_images" in given and run_length(options.config, 0) is not None:
+        raise ValueError(
+            "--num_images has no effect on a run whose length and warm-up are in steps; leave it "
+            "out, or give --steps=0 and --epochs."
+        )
+    if options.sweep and (options.hlo is not None or options.save is not None):
         raise ValueError(
             "--sweep compiles many programs: give --hlo and --save for one, without it."
         )
-    if not options.sweep_presets:
-        raise ValueError("--sweep_presets: at least one, as --sweep_presets dp fsdp.")
-    mesh = options.config.mesh
-    fixed = mesh.preset != "auto" or (mesh.data, mesh.fsdp, mesh.tensor) != (-1, 1, 1)
-    if fixed and options.sweep_presets != Options().sweep_presets:
-        raise ValueError("--sweep_presets: the settings of mesh choose one already; give either.")
 
 
-def _sweep(options: Options, topology: Topology, console: Console) -> int:
+def _sweep(
+    options: Options, settings: Sequence[Candidate], topology: Topology, console: Console
+) -> int:
     """Prints each setting as it is compiled, then all by rank."""
     if topology.peak is None:
         raise ValueError(
             f"--sweep ranks by published rates, and there are none of {topology.name}; give a TPU "
             "or GPUs."
         )
-    settings = candidates(
-        options.config,
-        presets=options.sweep_presets,
-        batch_sizes=options.sweep_batch_sizes or (options.config.batch_size,),
-    )
-    for setting in settings:  # before minutes are spent on the first
-        validate_without_data(setting.config(options.config))
     found = []
     compiled = sweep(options.config, topology, settings, num_images=options.num_images)
     for number, (setting, plan) in enumerate(compiled, start=1):
@@ -199,7 +234,7 @@ def print_ranks(ranked: Sequence[tuple[Candidate, Plan]], console: Console) -> N
 
 
 def _peak(plan: Plan) -> Peak:
-    assert plan.topology.peak is not None  # as `_sweep` looked
+    assert plan.topology.peak is not None  # as there are times only with one
     return plan.topology.peak
 
 
@@ -326,7 +361,10 @@ def _estimate(plan: Plan, times: Forecast) -> str:
         for of in (kinds, parts)
     )
     kernels = f", {schedule.kernels} kernels at their roofline" if schedule.kernels else ""
-    return f"{1e3 * times.estimated:,.3g} ms without network{kernels}; {'; '.join(listed)}"
+    clock = f"{_peak(plan).clock / 1e9:.3g} GHz, derived from the peak rate"
+    return (
+        f"{1e3 * times.estimated:,.3g} ms at {clock}, without network{kernels}; {'; '.join(listed)}"
+    )
 
 
 def _exchange_table(plan: Plan, step: CompiledStep) -> Table:

@@ -35,10 +35,7 @@ from grain_jax.data.loader import (
 )
 from grain_jax.data.mixture import source_marks, source_sizes
 from grain_jax.data.source import data_source
-from grain_jax.evaluation.details import ResultDetails
-from grain_jax.evaluation.report import write_report
-from grain_jax.evaluation.suite import best_metric_name, evaluate
-from grain_jax.evaluation.tables import print_results
+from grain_jax.evaluation.suite import best_metric_name
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading import initialize
 from grain_jax.models.bundle import ModelBundle, make_metadata
@@ -48,7 +45,8 @@ from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_mesh
 from grain_jax.parallel.processes import ProcessOptions, StopRequested, StopSignals
 from grain_jax.paths import AnyPath, run_path, user_path
-from grain_jax.terminal import escape_unprintable, may_be_gone
+from grain_jax.terminal import escape_unprintable
+from grain_jax.trainer.evaluation import finish, score
 from grain_jax.trainer.inputs import (
     check,
     data_rows,
@@ -63,14 +61,11 @@ from grain_jax.trainer.run import (
     Run,
     RunStopped,
     StoppedAlone,
-    facts,
     log_window,
-    score,
     stop_over_data,
-    stopped_by,
 )
 from grain_jax.trainer.watchdog import Watchdog, watchdog
-from grain_jax.training import checkpoint, lock, metrics, run_folder
+from grain_jax.training import checkpoint, lock
 from grain_jax.training.checkpoint import Checkpoints, SaveFailed
 from grain_jax.training.metrics import MetricsLog, Window
 from grain_jax.training.optimizer import (
@@ -422,42 +417,6 @@ def train(
     watching.at(run.last_step, "waiting for the last save", slow=True)
     screen.stop()
     run.checkpoints.wait()
-
-
-def finish(run: Run, screen: Screen, signals: StopSignals) -> None:
-    """Evaluates the trained weights on everything held out; writes and prints the report."""
-    report = run.files.folder / "report.md"
-    if run.start_step >= run.last_step and processes.from_first(report.exists()):
-        screen.say(
-            f"This run is finished (step {run.start_step}); its report is "
-            f"{run.files.address(report)}. For a new run give another --workdir."
-        )
-        return
-    screen.say("Evaluating ...")
-    encoder = run.encoder.with_params(run.state.inference_params, learned=run.learned)
-    with sharding.use_mesh(run.mesh), signals.interrupting():
-        try:
-            details = ResultDetails()
-            results = evaluate(encoder, run.config, final=True, note=screen.say, details=details)
-            run.log.write_results(int(run.state.step), results)
-            written = write_report(
-                run.files.folder,
-                run.config,
-                results,
-                encoder=encoder,
-                facts=facts(run),
-                details=details,
-            )
-            run.files.publish(wait=True)
-        except ValueError as error:
-            stopped = stopped_by(error)
-            raise stopped(f"the final evaluation failed: {error} {run.kept()}") from error
-    data = data_source(run.config.data, image_size=run.config.model.image_size)
-    with may_be_gone():
-        print_results(results, screen.console, headline=data.headline(results))
-    shown = [run.files.address(path) for path in [*written, run.files.folder / metrics.FILE]]
-    for path in [*shown, run.workdir / run_folder.FOLDER]:
-        screen.say(str(path))
 
 
 if __name__ == "__main__":

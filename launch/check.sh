@@ -7,10 +7,10 @@
 # What is found goes to stderr, with the trainer's exit status. Nothing is written.
 set -euo pipefail
 
-if (($# < 2)); then
-  echo "usage: $0 MODULE DEVICES [arguments of MODULE ...]" >&2
-  exit 2
-fi
+# shellcheck source=launch/lib/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib/common.sh"
+
+need_words "MODULE DEVICES [arguments of MODULE ...]" 2 "$@"
 module=$1
 devices=$2
 shift 2

@@ -21,13 +21,8 @@ RETRIES=${RETRIES:-100} # preemptions count too
 # shellcheck source=launch/lib/common.sh
 . "$folder/lib/common.sh"
 
-take_dry_run "$@"
+take_arguments "NAME IMAGE ACCELERATOR TOPOLOGY [arguments of grain_jax.train ...]" 4 "$@"
 shift "$taken"
-if (($# < 4)) || [[ "$1 $2 $3 $4" == -* || "$1 $2 $3 $4" == *\ -* ]]; then
-  echo "usage: $0 [--dry-run] NAME IMAGE ACCELERATOR TOPOLOGY [arguments of grain_jax.train ...]" >&2
-  if (($# >= 4)); then echo "no option may stand before these; given: $1 $2 $3 $4" >&2; fi
-  exit 2
-fi
 name=$1
 image=$2
 accelerator=$3
@@ -69,10 +64,7 @@ if [[ -n "${BUCKET:-}" && "$MODULE" == grain_jax.train ]]; then
   done
 fi
 
-if [[ "$MODULE" == grain_jax.train ]]; then
-  JAX_PLATFORMS=cpu "${LOCAL_PYTHON:-python}" -m grain_jax.train --print_config "$@" >/dev/null
-  echo "Checked: settings. Data and workdir are where the pods are, and are checked there." >&2
-fi
+check_settings "where the pods are" "$@"
 
 quoted() { # a string of JSON, which YAML reads too
   local text=${1//\\/\\\\}

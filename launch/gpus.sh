@@ -15,12 +15,9 @@ folder=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib/common.sh
 . "$folder/lib/common.sh"
 
-take_dry_run "$@"
+take_arguments "all|0,1,... [arguments of grain_jax.train ...]" 1 "$@"
 shift "$taken"
-if [[ ! "${1:-}" =~ ^(all|[0-9]+(,[0-9]+)*)$ ]]; then
-  echo "usage: $0 [--dry-run] all|0,1,... [arguments of grain_jax.train ...]" >&2
-  exit 2
-fi
+if [[ ! "$1" =~ ^(all|[0-9]+(,[0-9]+)*)$ ]]; then end_with_usage "given: $1"; fi
 gpus=$1
 shift
 

@@ -14,12 +14,9 @@ folder=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib/common.sh
 . "$folder/lib/common.sh"
 
-take_dry_run "$@"
+take_arguments "NUM_PROCESSES [arguments of grain_jax.train ...]" 1 "$@"
 shift "$taken"
-if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
-  echo "usage: $0 [--dry-run] NUM_PROCESSES [arguments of grain_jax.train ...]" >&2
-  exit 2
-fi
+if [[ ! "$1" =~ ^[1-9][0-9]*$ ]]; then end_with_usage "given: $1"; fi
 count=$1
 shift
 
@@ -60,7 +57,7 @@ kill_what_stands_still() { # PIDS: of process.sh
 }
 
 start_all() { # their exit statuses are in `statuses`, the last that is not 0 in `status`
-  local pids=() i pid code
+  local pids=() i pid last=0
   for ((i = 0; i < count; i++)); do rm -f "$LOGS/process-$i.status"; done
   for ((i = 0; i < count; i++)); do
     command_of "$i"
@@ -72,18 +69,13 @@ start_all() { # their exit statuses are in `statuses`, the last that is not 0 in
   # A signal goes to all processes, for background jobs start deaf to the terminal's Ctrl-C; then
   # wait for them again, as they save first.
   trap 'signalled=TERM; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT HUP
-  status=0
   statuses=()
   for pid in "${pids[@]}"; do
-    code=0
-    wait "$pid" || code=$?
-    while kill -0 "$pid" 2>/dev/null; do # a signal ends `wait`, not the process
-      code=0
-      wait "$pid" || code=$?
-    done
-    if ((code != 0)); then status=$code; fi
-    statuses+=("$code")
+    wait_for "$pid"
+    if ((status != 0)); then last=$status; fi
+    statuses+=("$status")
   done
+  status=$last
   trap - TERM INT HUP
   kill "$guard" 2>/dev/null || true
   wait "$guard" 2>/dev/null || true

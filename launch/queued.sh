@@ -18,20 +18,14 @@ folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/lib/common.sh
 . "$folder/lib/common.sh"
 
-take_dry_run "$@"
+take_arguments "TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION [arguments of grain_jax.train ...]" 4 "$@"
 shift "$taken"
-if (($# < 4)) || [[ "$1 $2 $3 $4" == -* || "$1 $2 $3 $4" == *\ -* ]]; then
-  echo "usage: $0 [--dry-run] TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION [arguments of grain_jax.train ...]" >&2
-  if (($# >= 4)); then echo "no option may stand before these; given: $1 $2 $3 $4" >&2; fi
-  exit 2
-fi
 name=$1
 zone=$2
 type=$3
 version=$4
 shift 4
-where=(--zone="$zone")
-if [[ -n "${PROJECT:-}" ]]; then where+=(--project="$PROJECT"); fi
+in_zone "$zone"
 read -r -a extra <<<"${QUEUE_ARGS---spot}"
 queue=(gcloud compute tpus queued-resources)
 

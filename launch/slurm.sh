@@ -20,12 +20,9 @@ folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/lib/common.sh
 . "$folder/lib/common.sh"
 
-take_dry_run "$@"
+take_arguments "NODES GPUS_PER_NODE [arguments of grain_jax.train ...]" 2 "$@"
 shift "$taken"
-if [[ ! "${1:-} ${2:-}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]]; then
-  echo "usage: $0 [--dry-run] NODES GPUS_PER_NODE [arguments of grain_jax.train ...]" >&2
-  exit 2
-fi
+if [[ ! "$1 $2" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]]; then end_with_usage "given: $1 $2"; fi
 nodes=$1
 gpus=$2
 shift 2

@@ -24,20 +24,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/lib/common.sh
 . "$root/launch/lib/common.sh"
 
-take_dry_run "$@"
+take_arguments "create|install|run|stop|delete TPU_NAME ZONE [...]" 3 "$@"
 shift "$taken"
-usage="usage: $0 [--dry-run] create|install|run|stop|delete TPU_NAME ZONE [...]"
-if (($# < 3)) || [[ "$2" == -* || "$3" == -* ]]; then
-  echo "$usage" >&2
-  if (($# >= 3)); then echo "TPU_NAME and ZONE follow what to do; given: $2 $3" >&2; fi
-  exit 2
-fi
 action=$1
 name=$2
 zone=$3
 shift 3
-where=(--zone="$zone")
-if [[ -n "${PROJECT:-}" ]]; then where+=(--project="$PROJECT"); fi
+in_zone "$zone"
 tpu=(gcloud compute tpus tpu-vm)
 
 on() { # WORKER COMMAND
@@ -45,10 +38,8 @@ on() { # WORKER COMMAND
 }
 
 create() {
-  if (($# < 2)) || [[ "$1" == -* || "$2" == -* ]]; then
-    echo "usage: $0 [--dry-run] create TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION [options of gcloud ...]" >&2
-    exit 2
-  fi
+  need_words "[--dry-run] create TPU_NAME ZONE ACCELERATOR_TYPE RUNTIME_VERSION [options of gcloud ...]" 4 \
+    "$name" "$zone" "$@"
   run_or_print "${tpu[@]}" create "$name" "${where[@]}" --accelerator-type="$1" --version="$2" "${@:3}"
 }
 
@@ -97,10 +88,7 @@ echo exit-status \$(cat $(shell_words "$LOGS")/process-*.status)") || text+=" ex
 
 run() {
   need_workdir "the disks of the workers" "$@"
-  if [[ "$MODULE" == grain_jax.train ]]; then
-    JAX_PLATFORMS=cpu "${LOCAL_PYTHON:-python}" -m grain_jax.train --print_config "$@" >/dev/null
-    echo "Checked: settings. Data and workdir are on the workers, and are checked there." >&2
-  fi
+  check_settings "on the workers" "$@"
   if $dry_run; then
     start "$@"
     follow
@@ -128,9 +116,5 @@ case $action in
 create | install | run | going) "$action" "$@" ;; # "going" is for queued.sh
 stop) on all "cd ~/grain_jax && if $running; then kill -TERM \$pid; else echo No run is going on here.; fi" ;;
 delete) run_or_print "${tpu[@]}" delete "$name" "${where[@]}" --quiet ;;
-*)
-  echo "$usage" >&2
-  echo "given: $action" >&2
-  exit 2
-  ;;
+*) end_with_usage "given: $action" ;;
 esac

@@ -29,6 +29,10 @@ TINY = [
 ]
 CLIP = ["--config=configs/clip_vitb16_cc12m.py", *(word for word in TINY if "decoder" not in word)]
 BIRDS = ["--config=demo:clip", *(word for word in CLIP[1:] if "length" not in word)]
+# What launch/local.sh adds.
+LOCAL = ["--coordinator=localhost:9", "--num_processes=2", "--process_id=0"]
+SHOWN = [word for word in BIRDS if not word.startswith("--batch_size")]
+SET = [*SHOWN, "--set=."]
 SWEPT = [word for word in CLIP if not word.startswith("--batch_size")]
 
 
@@ -93,7 +97,7 @@ def test_bench_full_says_how_long_the_step_waits_for_data(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_bench_eval_encodes_and_classifies(tmp_path):
-    words = [*BIRDS, "--num_images=12", "--num_classes=3", "--rounds=2"]
+    words = [*SHOWN, "--num_images=12", "--num_classes=3", "--rounds=2"]
     words += ["--evaluation.batch_size=8"]
     stored = measured("eval", words, tmp_path)
     assert (stored["images"], stored["classes"], stored["batch_size"]) == (12, 3, 8)
@@ -144,7 +148,7 @@ def test_bench_sweep_marks_the_best(tmp_path, capsys):
         (["step", "--timed_steps=0"], "timed_steps"),
         (["step", "--json=/nowhere/figures.json"], "/nowhere/figures.json"),
         (["loader", "--config=configs/clip_vitb16_cc12m.py"], "data_dir"),
-        (["eval", *BIRDS, "--set=/nowhere"], "/nowhere"),
+        (["eval", *SHOWN, "--set=/nowhere"], "/nowhere"),
         (["checkpoint", *BIRDS, "--workdir=/nowhere"], "/nowhere"),
         (["sweep", *SWEPT, "--batch_sizes", "8", "many"], "many"),
         (["sweep", *SWEPT, "--remats", "some"], "some"),
@@ -152,11 +156,20 @@ def test_bench_sweep_marks_the_best(tmp_path, capsys):
         (["sweep", *SWEPT, "--remats"], "at least one"),
         (["sweep", *CLIP, "--batch_sizes", "8"], "give --batch_sizes"),
         (["sweep", *SWEPT, "--model.remat", "full"], "give --remats"),
-        (["eval", *BIRDS, "--timed_steps=3"], "--timed_steps"),
+        (["eval", *SHOWN, "--timed_steps=3"], "--timed_steps"),
         (["checkpoint", *BIRDS, "--timed_steps=3"], "--timed_steps"),
         (["step", *CLIP, "--turns=3"], "--official"),
-        (["eval", *BIRDS, "--set=.", "--num_images=3"], "--num_images"),
-        (["eval", *BIRDS, "--set=.", "--num_classes=3"], "--num_classes"),
+        (["step", *CLIP, "--turns=5"], "--official"),  # as it is by default
+        (["step", *CLIP, "--steps=10"], "--timed_steps"),
+        (["full", *BIRDS, "--max_steps_this_run=10"], "--max_steps_this_run"),
+        (["step", *CLIP, "--logging.profile_step=3"], "--profile"),
+        (["step", *CLIP, "--logging.compilation_cache=programs"], "compilation"),
+        (["full", *BIRDS, "--logging.plan=plan.json"], "beside what it measures"),
+        (["checkpoint", *BIRDS, "--epochs=1"], "--rounds"),
+        (["eval", *BIRDS], "--evaluation.batch_size"),
+        (["eval", *SHOWN, "--evaluation.zero_shot=photos"], "--set=DIR"),
+        (["eval", *SET, "--num_images=512"], "--num_images"),
+        (["eval", *SET, "--num_classes=3"], "--num_classes"),
         (["step", *CLIP, "--official=/nowhere"], "model.type = 'clip'"),
         (["step", "--config=demo:smoke", "--open_clip"], "model.type = 'grain'"),
     ],
@@ -215,8 +228,13 @@ def test_another_error_of_the_devices_is_not_taken_for_one_of_memory(monkeypatch
 @pytest.mark.parametrize("kind", bench.KINDS)
 def test_one_of_several_processes_is_refused(kind, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    words = [word for word in BIRDS if kind != "sweep" or not word.startswith("--batch_size")]
-    assert bench.main([kind, *words]) == ExitStatus.MISTAKE
+    assert bench.main([kind, *SHOWN]) == ExitStatus.MISTAKE
+    assert "one of several processes" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("words", [["--distributed"], LOCAL])
+def test_options_that_join_processes_are_refused(words, capsys):
+    assert bench.main(["step", *CLIP, *words]) == ExitStatus.MISTAKE
     assert "one of several processes" in " ".join(capsys.readouterr().err.split())
 
 

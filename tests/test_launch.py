@@ -45,6 +45,14 @@ def test_nothing_to_launch_shows_the_usage(script, launch):
     assert "usage" in result.stderr
 
 
+@pytest.mark.parametrize("script", [*SCRIPTS, *sorted(set(LIBRARY) - {"lib/common.sh"})])
+def test_an_option_in_place_of_a_word_is_named(script, launch):
+    result = launch(script, *["--config=x"] * 4)
+    assert result.returncode == 2
+    assert "usage" in result.stderr
+    assert "no option may stand before these; given: --config=x" in result.stderr
+
+
 def test_local_starts_each_process_with_its_number(launch):
     lines = launch("local.sh", "--dry-run", "3", "--workdir=w", PORT="99").stdout.splitlines()
     assert len(lines) == 3

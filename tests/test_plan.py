@@ -10,6 +10,7 @@ from tiny_run import tiny_config
 from training_process import environment
 
 import grain_jax.plan as command
+from grain_jax.benchmarking.candidates import Candidate, candidates
 from grain_jax.benchmarking.compiled_step import (
     CompiledStep,
     Exchange,
@@ -19,9 +20,7 @@ from grain_jax.benchmarking.compiled_step import (
 from grain_jax.benchmarking.forecast import forecast
 from grain_jax.benchmarking.hardware import PEAKS
 from grain_jax.benchmarking.planning import (
-    Candidate,
     Plan,
-    candidates,
     changes,
     images_per_second,
     sweep,
@@ -169,6 +168,7 @@ def test_the_first_line_says_whether_it_fits_and_what_to_change():
         ("v9e:2x2", "expected one of"),
         ("v5e:2x2x2", "2 sides"),
         ("v5p:4x4", "3 sides"),
+        ("v4:8x8", "3 sides"),
         ("h100x16", "1 to 8 GPUs"),
         ("h100x0", "1 to 8 GPUs"),
         ("cpu:0", "at least one CPU device"),
@@ -258,20 +258,42 @@ def test_what_needs_more_than_what_did_not_fit_is_not_compiled(monkeypatch):
         return plan_of(STEP if fitting else None)
 
     monkeypatch.setattr("grain_jax.benchmarking.planning.make_plan", of_size)
-    settings = candidates(tiny_config(), presets=("dp",), batch_sizes=(32, 16))
-    assert len(settings) == 6
+    settings = candidates(presets=["dp"], remats=["none", "dots", "full"], batch_sizes=[32, 16])
     found = dict(sweep(tiny_config(), open_topology("h100x8"), settings))
     assert asked == [(16, "full"), (16, "dots"), (16, "none"), (32, "full")]
     assert found[Candidate("dp", "dots", 32)] is None
     assert images_per_second(found[Candidate("dp", "none", 16)]) == 0.0
 
 
-def test_a_sweep_leaves_sizes_of_the_mesh_that_are_given():
-    config = tiny_config()
-    config.mesh = MeshConfig(fsdp=2)
-    (setting, *_) = candidates(config, presets=("dp", "fsdp"), batch_sizes=(16,))
-    assert setting.flags == "--model.remat=full --batch_size=16"
-    assert setting.config(config).mesh == config.mesh
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "mesh dp fsdp, remat dots full none, batch 16"),
+        (["--model.remat=full"], "mesh dp fsdp, remat full, batch 16"),
+        (["--model.remat=none"], "mesh dp fsdp, remat none, batch 16"),  # as it is by default
+        (["--batch_size=32"], "mesh dp fsdp, remat dots full none, batch 32"),
+        (["--mesh.preset=fsdp"], "mesh None, remat dots full none, batch 16"),
+        (["--mesh.preset=auto"], "mesh None, remat dots full none, batch 16"),
+        (["--mesh.fsdp=2", "--mesh.data=-1"], "mesh None, remat dots full none, batch 16"),
+        (
+            ["--sweep_presets", "dp", "--sweep_batch_sizes", "8"],
+            "mesh dp, remat dots full none, batch 8",
+        ),
+    ],
+)
+def test_what_the_command_line_gives_stays_in_a_sweep(words, expected, monkeypatch):
+    asked = []
+
+    def nothing(config, topology, settings, *, num_images):
+        asked.extend(settings)
+        return iter([(one, plan_of(STEP)) for one in settings])
+
+    monkeypatch.setattr(command, "sweep", nothing)
+    assert command.main([TINY, "--topology=h100x8", "--sweep", *words]) == 0
+    presets = " ".join(sorted({str(one.preset) for one in asked}))
+    remats = " ".join(sorted({one.remat for one in asked}))
+    batches = " ".join(sorted({str(one.batch_size) for one in asked}))
+    assert f"mesh {presets}, remat {remats}, batch {batches}" == expected
 
 
 @pytest.mark.parametrize(
@@ -284,6 +306,13 @@ def test_a_sweep_leaves_sizes_of_the_mesh_that_are_given():
         (["--sweep", "--sweep_presets"], "at least one"),
         (["--sweep", "--sweep_presets", "dp", "--mesh.fsdp=2"], "give either"),
         (["--sweep", "--sweep_batch_sizes", "16", "17"], "batch_size = 17"),
+        (["--sweep", "--sweep_batch_sizes", "16", "--batch_size=16"], "give either"),
+        (["--sweep", "--sweep_presets", "dp", "fsdp", "--mesh.fsdp=2"], "give either"),
+        (["--sweep_presets", "dp", "fsdp"], "is of --sweep"),
+        (["--num_images=9"], "--num_images has no effect"),
+        (["--mesh.cpu_devices=8"], "--topology=cpu:N"),
+        (["--logging.compilation_cache=programs"], "--save=FOLDER"),
+        (["--logging.plan=plan.json"], "--json=FILE"),
     ],
 )
 def test_what_would_fail_late_or_be_ignored_is_refused(words, message, capsys):
@@ -318,7 +347,7 @@ def test_another_refusal_is_no_lack_of_memory_of_the_chip():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:8x8x8", "v5p:4x8x8", "v6e:8x8"])
+@pytest.mark.parametrize("topology", ["v5e:16x16", "v5p:8x8x8", "v5p:4x8x8", "v6e:8x8", "v4:4x4x8"])
 def test_the_mesh_of_a_pod_can_be_laid_over_its_chips(topology):
     """In a process of its own, as above. `AbstractMesh` knows no grid of chips."""
     pytest.importorskip("libtpu")

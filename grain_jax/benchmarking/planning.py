@@ -1,13 +1,12 @@
 """Whether a training step fits devices that need not be there, what to change, and what is best."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 from jax.sharding import Mesh
 
+from grain_jax.benchmarking.candidates import Candidate, cannot_fit
 from grain_jax.benchmarking.compiled_step import (
     CompiledStep,
     OutOfMemoryError,
@@ -17,7 +16,6 @@ from grain_jax.benchmarking.compiled_step import (
 from grain_jax.benchmarking.forecast import Forecast, forecast
 from grain_jax.benchmarking.topology import Topology
 from grain_jax.config import TrainConfig
-from grain_jax.config.schema import Preset, Remat
 from grain_jax.parallel import sharding
 from grain_jax.parallel.presets import choose_mesh, choose_sizes
 from grain_jax.training.logits import logits_form
@@ -134,63 +132,18 @@ def _can_be_split(plan: Plan) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One setting of a sweep, as flags, and what it changes in the config."""
-
-    preset: Preset | None  # None: the sizes that the config gives
-    remat: Remat
-    batch_size: int
-
-    @property
-    def flags(self) -> str:
-        """To give to `python -m grain_jax.train`."""
-        preset = f"--mesh.preset={self.preset} " if self.preset else ""
-        return f"{preset}--model.remat={self.remat} --batch_size={self.batch_size}"
-
-    def config(self, base: TrainConfig) -> TrainConfig:
-        """`base` with these settings."""
-        mesh = replace(base.mesh, preset=self.preset) if self.preset else base.mesh
-        model = replace(base.model, remat=self.remat)
-        return replace(base, mesh=mesh, model=model, batch_size=self.batch_size)
-
-
-def candidates(
-    config: TrainConfig, *, presets: Sequence[Preset], batch_sizes: Sequence[int]
-) -> list[Candidate]:
-    """All settings of a sweep; those that need least memory come first.
-
-    Presets are left out where the config gives sizes of the mesh.
-    """
-    given = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
-    fixed = given or config.mesh.preset != "auto"
-    meshes: list[Preset | None] = [None] if fixed else list(presets)
-    remats = sorted(get_args(Remat), key=("full", "dots", "none").index)
-    return [
-        Candidate(preset, remat, batch_size)
-        for preset, batch_size, remat in itertools.product(meshes, sorted(batch_sizes), remats)
-    ]
-
-
 def sweep(
     config: TrainConfig, topology: Topology, settings: Sequence[Candidate], *, num_images: int = 0
 ) -> Iterator[tuple[Candidate, Plan | None]]:
     """Compiles one after the other; None for what need not be compiled.
 
-    That is what needs more memory than one before that did not fit: less recomputation at the same
-    batch, or a larger batch, on the same mesh.
+    That is what needs the memory of one before that did not fit (`cannot_fit`).
     """
     for setting in settings:  # before minutes are spent on the first
         check_mesh(setting.config(config), topology)
     refused: list[Candidate] = []
-    less = ("full", "dots", "none")
     for setting in settings:
-        if any(
-            before.preset == setting.preset
-            and before.batch_size <= setting.batch_size
-            and less.index(before.remat) <= less.index(setting.remat)
-            for before in refused
-        ):
+        if cannot_fit(setting, refused):
             yield setting, None
             continue
         plan = make_plan(setting.config(config), topology, num_images=num_images)

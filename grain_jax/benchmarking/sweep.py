@@ -1,7 +1,6 @@
 """Images a second and memory by batch size and remat, up to what does not fit."""
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from grain_jax.benchmarking.candidates import Candidate, cannot_fit
 from grain_jax.benchmarking.compiled_step import OutOfMemoryError, program_memory, refusal
 from grain_jax.benchmarking.step import StepTiming, open_step, time_open_step
 from grain_jax.config import TrainConfig
+from grain_jax.config.schema import Remat
 from grain_jax.parallel import sharding
 
 FIRST = 8  # images of a device, of a sweep that names no batch sizes
 LARGEST = 2**20  # images of the global batch
+UNTRIED = "not tried, as one that needs no more memory did not"
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,29 @@ def sweep(
     config: TrainConfig,
     *,
     batch_sizes: Sequence[int] | None,
-    remats: Sequence[str],
+    remats: Sequence[Remat],
     num_steps: int,
     mesh: Mesh,
 ) -> Iterator[Variant]:
     """Each remat with each batch size, in order, up to the first that does not fit.
 
+    One that needs the memory of another that did not fit (`cannot_fit`) is not tried.
     `batch_sizes`: None for 8 images a device, doubled until that is. Raises ValueError where the
     devices do not divide one.
     """
+    refused: list[Candidate] = []
     for remat in remats:
         for size in _doubled(config, mesh) if batch_sizes is None else sorted(set(batch_sizes)):
-            variant = with_settings(config, remat=remat, batch_size=size)
+            setting = Candidate(None, remat, size)
+            if cannot_fit(setting, refused):
+                yield Variant(remat, size, None, None, UNTRIED)
+                break
+            variant = setting.config(config)
             sharding.check_batch(variant, mesh.devices.shape)
             found = measure(variant, num_steps=num_steps, mesh=mesh)
             yield found
             if found.timing is None:
+                refused.append(setting)
                 break
 
 
@@ -85,16 +94,6 @@ def measure(config: TrainConfig, *, num_steps: int, mesh: Mesh) -> Variant:
     # The allocator's peak is that of the process, so also of settings before this one.
     timing = dataclasses.replace(timing, peak_bytes=None)
     return dataclasses.replace(variant, timing=timing, needed_bytes=needed)
-
-
-def with_settings(
-    config: TrainConfig, *, remat: str | None = None, batch_size: int | None = None
-) -> TrainConfig:
-    """A copy with another remat and batch size."""
-    changed: Any = copy.deepcopy(config)
-    changed.model.remat = config.model.remat if remat is None else remat
-    changed.batch_size = config.batch_size if batch_size is None else batch_size
-    return changed
 
 
 def best(variants: Sequence[Variant]) -> Variant | None:

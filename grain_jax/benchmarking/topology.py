@@ -14,10 +14,11 @@ from grain_jax.extras import how_to_install
 TPUS = {  # name -> that of `PEAKS`, and how many sides its grid of chips has
     "v5e": ("TPU v5 lite", 2),
     "v5p": ("TPU v5", 3),
+    "v4": ("TPU v4", 3),
     "v6e": ("TPU v6 lite", 2),
 }
 GPUS = {"h100": "H100", "h200": "H200"}
-EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:16x16, h100x8, h200x1, cpu:8"
+EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:16x16, v4:4x4x4, h100x8, h200x1, cpu:8"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _tpu(name: str, kind: str, grid: str, num_slices: int) -> Topology:
         from jax.experimental import topologies
 
         more: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+        if kind == "v4":  # else each of a chip's two cores is a device, unlike in a run
+            more["chip_config_name"] = "megacore"
         if set(grid) <= set("1x"):
             more["chips_per_host_bounds"] = (1, 1, 1)
         devices = topologies.get_topology_desc(name, "tpu", **more).devices

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from grain_jax.config.bounds import leaves
 from grain_jax.config.migration import (
     REASONS,
     REMOVED,
@@ -22,7 +23,6 @@ from grain_jax.config.migration import (
     migrate_one,
 )
 from grain_jax.config.schema import TrainConfig, UnknownSettingError
-from grain_jax.config.validation import leaves
 from grain_jax.paths import expand_home
 
 # A field of a command's options: every setting as an option of its own, without a prefix.

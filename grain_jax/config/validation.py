@@ -1,79 +1,14 @@
 """What a configuration must satisfy before anything is opened or compiled."""
 
 import dataclasses
-import difflib
 import fnmatch
-import math
-import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
+from grain_jax.config.bounds import bounds_problems, leaves
 from grain_jax.config.mixture import folder_location, mixture_problems, parse_mixture
 from grain_jax.config.schema import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from grain_jax.config.unread_settings import UNREAD, Unread
-
-# Smallest value of a number; those not named here may not be negative.
-AT_LEAST = {
-    "seed": 0,
-    "batch_size": 1,
-    "data.caption_length": 3,  # start, one token, end
-    "data.description_length": 3,
-    "data.crop_min_area": 0.01,
-    "data.max_regions": 1,
-    "data.num_threads": 1,
-    "data.prefetch_batches": 1,
-    "model.decoder.num_queries": 1,
-    "model.text.context_length": 3,
-    "optim.grad_cache_chunks": 1,
-    "optim.trained_vision_layers": -1,
-    "optim.trained_text_layers": -1,
-    "optim.max_consecutive_nonfinite": 1,
-    "mesh.data": -1,
-    "mesh.fsdp": -1,
-    "mesh.tensor": -1,
-    "checkpoint.save_interval_steps": 1,
-    "checkpoint.max_to_keep": 1,
-    "evaluation.batch_size": 1,
-    "evaluation.max_images": 1,
-    "logging.log_interval_steps": 1,
-    "logging.profile_step": -1,
-}
-IN_UNIT_INTERVAL = (
-    "model.decoder.dropout",
-    "model.description_capacity_factor",
-    "data.crop_min_area",
-    "data.flip_probability",
-    "data.region_nms_iou",
-    "data.synthetic_caption_probability",
-    "data.region_caption_probability",
-    "optim.beta1",
-    "optim.beta2",
-    "optim.ema_decay",
-)
-POSITIVE = (
-    *("model.image_size", "model.embed_dim", "model.init_logit_scale", "model.max_logit_scale"),
-    "model.description_capacity_factor",
-    *("model.vision.patch_size", "model.vision.width", "model.vision.depth"),
-    *("model.vision.num_heads", "model.vision.mlp_ratio", "model.vision.norm_eps"),
-    *("model.text.vocab_size", "model.text.width", "model.text.depth", "model.text.num_heads"),
-    *("model.text.mlp_ratio", "model.text.norm_eps", "model.text.token_init_std"),
-    *("model.decoder.width", "model.decoder.depth", "model.decoder.num_heads"),
-    *("model.decoder.mlp_dim", "optim.learning_rate", "optim.eps"),
-    *("data.synthetic_birds.num_train_images", "data.synthetic_birds.num_eval_images", "data.std"),
-)
-
-
-def leaves(config: object, prefix: str = "") -> dict[str, tuple[object, object]]:
-    """Every setting by dotted path, with its value and the type it is declared with."""
-    found: dict[str, tuple[object, object]] = {}
-    assert dataclasses.is_dataclass(config)
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(item.type):
-            found |= leaves(value, f"{prefix}{item.name}.")
-        else:
-            found[prefix + item.name] = (value, item.type)
-    return found
 
 
 def validate(config: TrainConfig, *, complete: bool = True, new_run: bool = True) -> None:
@@ -93,7 +28,7 @@ def validate_model(model: ModelConfig) -> None:
     An image size between patches does not: such models of others are evaluated as they are, and
     only training is refused.
     """
-    if found := _bounds(leaves(model, "model.")) or [*_model_problems(model)]:
+    if found := bounds_problems(leaves(model, "model.")) or [*_model_problems(model)]:
         raise ValueError("\n".join(found))
 
 
@@ -103,7 +38,7 @@ def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True
     Without `complete` how settings go together is left for later. Without `new_run` settings that
     nothing reads are let pass: models are stored with such.
     """
-    found = _bounds(leaves(config))
+    found = bounds_problems(leaves(config))
     if not complete:
         return found
     return found or [
@@ -121,61 +56,16 @@ def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True
 
 def loader_problems(data: DataConfig) -> list[str]:
     """Everything wrong with `data` for a loader of records that are already open."""
-    return _bounds(leaves(data, "data.")) or [*_loader_problems(data), *_transform_problems(data)]
+    return bounds_problems(leaves(data, "data.")) or [
+        *_loader_problems(data),
+        *_transform_problems(data),
+    ]
 
 
 def _data_problems(data: DataConfig) -> Iterator[str]:
     yield from _loader_problems(data)
     yield from _transform_problems(data)
     yield from _split_problems(data)
-
-
-def _bounds(settings: dict[str, tuple[object, object]]) -> list[str]:
-    return [
-        problem
-        for path, (value, declared) in settings.items()
-        for problem in _setting_problems(path, value, declared)
-    ]
-
-
-def _setting_problems(path: str, value: object, declared: object) -> Iterator[str]:
-    if not _has_type(value, declared):
-        name = declared.__name__ if isinstance(declared, type) else str(declared)
-        if typing.get_origin(declared) is Literal:
-            name = f"one of {', '.join(typing.get_args(declared))}"
-        yield f"{path}: given {value!r} ({type(value).__name__}), expected {name}."
-    elif typing.get_origin(declared) is Literal and value not in typing.get_args(declared):
-        choices = typing.get_args(declared)
-        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        yield f"{path}: given {value!r}; {hint}choose one of {', '.join(choices)}."
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _setting_problems(path, item, type(item))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            yield f"{path}: given {value}, expected a finite number."
-        elif path in POSITIVE and value <= 0:
-            yield f"{path}: given {value}, expected more than 0."
-        elif value < AT_LEAST.get(path, 0):
-            yield f"{path}: given {value}, expected at least {AT_LEAST.get(path, 0)}."
-        elif path in IN_UNIT_INTERVAL and value > 1:
-            yield f"{path}: given {value}, expected a number from 0 to 1."
-
-
-def _has_type(value: object, declared: object) -> bool:
-    if typing.get_origin(declared) is tuple:
-        kinds = typing.get_args(declared)
-        if not isinstance(value, tuple):
-            return False
-        if kinds[-1] is Ellipsis:
-            kinds = (kinds[0],) * len(value)
-        return len(value) == len(kinds) and all(map(_has_type, value, kinds))
-    if typing.get_origin(declared) is Literal:
-        return isinstance(value, str)
-    if declared is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is declared  # a bool is not an int here
 
 
 def _patch_problems(model: ModelConfig) -> Iterator[str]:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from grain_jax.config import TrainConfig
+from grain_jax.config.bounds import leaves
 from grain_jax.config.cli import config_from_json
 from grain_jax.config.migration import migrate_one
-from grain_jax.config.validation import leaves
 from grain_jax.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_from_spec
 from grain_jax.formats.grain_reference import stack_layers, unstack_layers
 from grain_jax.loading.load import read_model

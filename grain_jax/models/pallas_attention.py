@@ -142,31 +142,32 @@ def _split(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | None:
     return PartitionSpec(fits(wanted[0], batch), None, fits(wanted[2], num_heads), None)
 
 
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+def _matmul(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    """Product over these axes of `a` and `b`; float32."""
     axes = ((contract[:1], contract[1:]), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
 
-def _weights(query: Array, key: Array, heads: _Heads) -> tuple[Array, Array, Array | None]:
-    """Weights [T, S] that are not yet divided, what to multiply them by, and which are not 0."""
-    logits = _dot(query, key, (1, 1)) * heads.scale
-    seen = None
-    if heads.causal or heads.num_keys < key.shape[0]:
-        place = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        seen = place < heads.num_keys
+def _exp_logits(q: Array, k: Array, heads: _Heads) -> tuple[Array, Array, Array | None]:
+    """Weights [T, S] before their division, one over their sums, and the mask (None: all seen)."""
+    logits = _matmul(q, k, (1, 1)) * heads.scale
+    mask = None
+    if heads.causal or heads.num_keys < k.shape[0]:
+        column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        mask = column < heads.num_keys
         if heads.causal:
-            seen &= place <= jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-        logits = jnp.where(seen, logits, MASKED)
+            mask &= column <= jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+        logits = jnp.where(mask, logits, MASKED)
     weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights, 1 / weights.sum(axis=1, keepdims=True), seen
+    return weights, 1 / weights.sum(axis=1, keepdims=True), mask
 
 
 def _head_means(x: Array, lanes: Sequence[Array], head_size: int) -> Array:
     """Mean of each head in each of its lanes, [T, lanes]."""
     means = jnp.zeros_like(x)
-    for mine in lanes:
-        total = jnp.where(mine, x, 0.0).sum(axis=1, keepdims=True)
-        means = jnp.where(mine, total / head_size, means)
+    for head in lanes:
+        total = jnp.where(head, x, 0.0).sum(axis=1, keepdims=True)
+        means = jnp.where(head, total / head_size, means)
     return means
 
 
@@ -176,79 +177,76 @@ def _normalize(x: Array, lanes: Sequence[Array], heads: _Heads) -> tuple[Array, 
     x = x.astype(jnp.float32)
     centred = x - _head_means(x, lanes, heads.head_size)
     variance = _head_means(jnp.square(centred), lanes, heads.head_size)
-    inverse = jax.lax.rsqrt(variance + heads.norm_eps)
-    return centred * inverse, inverse
+    rstd = jax.lax.rsqrt(variance + heads.norm_eps)
+    return centred * rstd, rstd
 
 
-def _normalize_gradient(
-    gradient: Array, scale: Array, normal: tuple[Array, Array], lanes: Sequence[Array], size: int
+def _normalize_backward(
+    dy: Array, scale: Array, normal: tuple[Array, Array], lanes: Sequence[Array], size: int
 ) -> tuple[Array, Array, Array]:
-    """Of what was normalised, of the scale and of the bias."""
-    normalized, inverse = normal
-    scaled = gradient * scale
+    """Gradients of a LayerNorm's input, scale and bias; `normal` is what `_normalize` returned."""
+    normalized, rstd = normal
+    scaled = dy * scale
     along = _head_means(scaled * normalized, lanes, size)
-    back = inverse * (scaled - _head_means(scaled, lanes, size) - normalized * along)
-    return (
-        back,
-        (gradient * normalized).sum(axis=0, keepdims=True),
-        gradient.sum(axis=0, keepdims=True),
-    )
+    dx = rstd * (scaled - _head_means(scaled, lanes, size) - normalized * along)
+    dscale = (dy * normalized).sum(axis=0, keepdims=True)
+    dbias = dy.sum(axis=0, keepdims=True)
+    return dx, dscale, dbias
 
 
 def _forward_kernel(*refs: Any, heads: _Heads) -> None:
-    query_ref, key_ref, value_ref, *norms_ref, out_ref = refs
-    lanes = heads.lanes_of(query_ref.shape[2])
-    for row in range(query_ref.shape[0]):
-        query, key, value = query_ref[row], key_ref[row], value_ref[row]
+    q_ref, k_ref, v_ref, *norms_ref, out_ref = refs
+    lanes = heads.lanes_of(q_ref.shape[2])
+    for row in range(q_ref.shape[0]):
+        q, k, v = q_ref[row], k_ref[row], v_ref[row]
         if norms_ref:
             norms = norms_ref[0][...]
-            dtype = query.dtype
-            query = (_normalize(query, lanes, heads)[0] * norms[0:1] + norms[1:2]).astype(dtype)
-            key = (_normalize(key, lanes, heads)[0] * norms[2:3] + norms[3:4]).astype(dtype)
-        out = jnp.zeros(query.shape, jnp.float32)
-        for mine in lanes:
-            weights, inverse, _ = _weights(jnp.where(mine, query, 0), key, heads)
-            out = jnp.where(mine, _dot(weights.astype(value.dtype), value, (1, 0)) * inverse, out)
+            dtype = q.dtype
+            q = (_normalize(q, lanes, heads)[0] * norms[0:1] + norms[1:2]).astype(dtype)
+            k = (_normalize(k, lanes, heads)[0] * norms[2:3] + norms[3:4]).astype(dtype)
+        out = jnp.zeros(q.shape, jnp.float32)
+        for head in lanes:
+            weights, normalizer, _ = _exp_logits(jnp.where(head, q, 0), k, heads)
+            of_head = _matmul(weights.astype(v.dtype), v, (1, 0)) * normalizer
+            out = jnp.where(head, of_head, out)
         out_ref[row] = out.astype(out_ref.dtype)
 
 
 def _backward_kernel(*refs: Any, heads: _Heads) -> None:
     normed = heads.norm_eps is not None
-    query_ref, key_ref, value_ref, out_ref, *others = refs
-    norms_ref, made = others[0], others[1:] if normed else others
-    lanes = heads.lanes_of(query_ref.shape[2])
-    dtype, size = query_ref.dtype, heads.head_size
-    norms_gradient = jnp.zeros((len(NORM_ROWS), query_ref.shape[2]), jnp.float32)
-    for row in range(query_ref.shape[0]):
-        query, key, value, gradient = query_ref[row], key_ref[row], value_ref[row], out_ref[row]
+    q_ref, k_ref, v_ref, dout_ref, *others = refs
+    norms_ref, gradient_refs = others[0], others[1:] if normed else others
+    lanes = heads.lanes_of(q_ref.shape[2])
+    dtype, size = q_ref.dtype, heads.head_size
+    dnorms = jnp.zeros((len(NORM_ROWS), q_ref.shape[2]), jnp.float32)
+    for row in range(q_ref.shape[0]):
+        q, k, v, dout = q_ref[row], k_ref[row], v_ref[row], dout_ref[row]
         if normed:
             norms = norms_ref[...]
-            query_normal, key_normal = (_normalize(x, lanes, heads) for x in (query, key))
-            query = (query_normal[0] * norms[0:1] + norms[1:2]).astype(dtype)
-            key = (key_normal[0] * norms[2:3] + norms[3:4]).astype(dtype)
-        to_query = to_key = to_value = jnp.zeros(query.shape, jnp.float32)
-        for mine in lanes:
-            weights, inverse, seen = _weights(jnp.where(mine, query, 0), key, heads)
-            weights *= inverse
-            to_weights = _dot(jnp.where(mine, gradient, 0), value, (1, 1))
-            along = (weights * to_weights).sum(axis=1, keepdims=True)
-            to_logits = weights * (to_weights - along) * heads.scale
-            if seen is not None:
-                to_logits = jnp.where(seen, to_logits, 0.0)
-            to_logits = to_logits.astype(dtype)
-            to_value = jnp.where(mine, _dot(weights.astype(dtype), gradient, (0, 0)), to_value)
-            to_query = jnp.where(mine, _dot(to_logits, key, (1, 0)), to_query)
-            to_key = jnp.where(mine, _dot(to_logits, query, (0, 0)), to_key)
+            q_normal, k_normal = (_normalize(x, lanes, heads) for x in (q, k))
+            q = (q_normal[0] * norms[0:1] + norms[1:2]).astype(dtype)
+            k = (k_normal[0] * norms[2:3] + norms[3:4]).astype(dtype)
+        dq = dk = dv = jnp.zeros(q.shape, jnp.float32)
+        for head in lanes:
+            weights, normalizer, mask = _exp_logits(jnp.where(head, q, 0), k, heads)
+            weights *= normalizer
+            dweights = _matmul(jnp.where(head, dout, 0), v, (1, 1))
+            delta = (weights * dweights).sum(axis=1, keepdims=True)
+            dlogits = weights * (dweights - delta) * heads.scale
+            if mask is not None:
+                dlogits = jnp.where(mask, dlogits, 0.0)
+            dlogits = dlogits.astype(dtype)
+            dv = jnp.where(head, _matmul(weights.astype(dtype), dout, (0, 0)), dv)
+            dq = jnp.where(head, _matmul(dlogits, k, (1, 0)), dq)
+            dk = jnp.where(head, _matmul(dlogits, q, (0, 0)), dk)
         if normed:
-            to_query, *of_query = _normalize_gradient(
-                to_query, norms[0:1], query_normal, lanes, size
-            )
-            to_key, *of_key = _normalize_gradient(to_key, norms[2:3], key_normal, lanes, size)
-            norms_gradient += jnp.concatenate([*of_query, *of_key])
-        for ref, x in zip(made, (to_query, to_key, to_value), strict=False):
-            ref[row] = x.astype(dtype)
+            dq, *dq_norm = _normalize_backward(dq, norms[0:1], q_normal, lanes, size)
+            dk, *dk_norm = _normalize_backward(dk, norms[2:3], k_normal, lanes, size)
+            dnorms += jnp.concatenate([*dq_norm, *dk_norm])
+        for ref, gradient in zip(gradient_refs, (dq, dk, dv), strict=False):
+            ref[row] = gradient.astype(dtype)
     if normed:
-        made[3][0, 0] = norms_gradient
+        gradient_refs[3][0, 0] = dnorms
 
 
 def _call(
@@ -309,15 +307,13 @@ def _forward(
     return _attention(query, key, value, norms, heads, interpret), (query, key, value, norms)
 
 
-def _backward(heads: _Heads, interpret: bool, residuals: Any, gradient: Array) -> Any:
+def _backward(heads: _Heads, interpret: bool, residuals: Any, dout: Array) -> Any:
     *arrays, norms = residuals
-    to_query, to_key, to_value, *parts = _call(
-        _backward_kernel, (*arrays, gradient), norms, heads, interpret
-    )
-    to_norms = None
+    dq, dk, dv, *parts = _call(_backward_kernel, (*arrays, dout), norms, heads, interpret)
+    dnorms = None
     if parts:  # of each group of rows and heads, heads beside each other
-        to_norms = parts[0].sum(axis=(0, 1)).reshape(len(NORM_ROWS), -1, heads.head_size).sum(1)
-    return to_query, to_key, to_value, to_norms
+        dnorms = parts[0].sum(axis=(0, 1)).reshape(len(NORM_ROWS), -1, heads.head_size).sum(1)
+    return dq, dk, dv, dnorms
 
 
 _attention.defvjp(_forward, _backward)

@@ -10,7 +10,6 @@ from grain_jax.config import TrainConfig
 from grain_jax.data.batch import Batch
 from grain_jax.data.loader import DevicePrefetch, void_batch
 from grain_jax.data.records import Source
-from grain_jax.evaluation.suite import best_metric_name, evaluate
 from grain_jax.inference.encoder import Encoder
 from grain_jax.models.learned import Learned, learned_in
 from grain_jax.parallel import processes, sharding
@@ -19,9 +18,9 @@ from grain_jax.trainer.planned import Planned, device_memory
 from grain_jax.training import metrics
 from grain_jax.training.checkpoint import Checkpoints
 from grain_jax.training.metrics import MetricsLog, Summary, Window
-from grain_jax.training.progress import Screen, duration
+from grain_jax.training.progress import Screen
 from grain_jax.training.run_files import RunFiles
-from grain_jax.training.state import TrainState, count_parameters
+from grain_jax.training.state import TrainState
 from grain_jax.training.step import TrainStep
 
 STEPS_WITHOUT_BOX = 200  # in a row, of GRAIN, after which the run says so
@@ -170,46 +169,3 @@ def follow_regions(run: Run, summary: Summary, screen: Screen) -> None:
         run.last_box_step = summary.step
         run.log.write(summary.step, {"steps_without_boxes": steps})
         screen.say(f"Up to step {summary.step}, {steps} steps had no box to learn from.")
-
-
-def score(run: Run, step: int) -> float | None:
-    """Measures what is held out, and returns what decides on keep_best; None without such data."""
-    encoder = run.encoder.with_params(run.state.inference_params)
-    try:
-        with sharding.use_mesh(run.mesh):
-            results = evaluate(encoder, run.config, final=False, note=lambda _: None)
-    except ValueError as error:
-        if (stopped := stopped_by(error)) is RunStopped:  # a save takes all processes
-            save_before_stopping(run)
-        raise stopped(f"the evaluation at step {step} failed: {error} {run.kept()}") from error
-    run.log.write_results(step, results)
-    measured = {result.key: result.value for result in results}
-    name = best_metric_name(run.config)
-    if name and name not in measured and run.config.checkpoint.keep_best:
-        save_before_stopping(run)
-        raise RunStopped(
-            f"{name!r}, by which keep_best goes, could be measured when the run began and cannot "
-            f"any more: the data has changed. {run.kept()}"
-        )
-    # The last bit may differ between machines, and a save that only some begin waits for ever.
-    return processes.from_first(measured.get(name))
-
-
-def stopped_by(error: ValueError) -> type[RunStopped]:
-    """How to stop after an evaluation's error: with all processes, or alone."""
-    known_to_all = isinstance(error, processes.FailedInAll) or not processes.are_many()
-    return RunStopped if known_to_all else StoppedAlone
-
-
-def facts(run: Run) -> dict[str, str]:
-    """What the report says of the training."""
-    shape = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    return {
-        "training images": f"{len(run.source):,}",
-        "steps": f"{int(run.state.step):,} of {run.steps:,}",
-        "training time": f"{duration(run.seconds)}, without compiling and evaluating",
-        "parameters": f"{count_parameters(run.state.params):,}",
-        "nonfinite steps": str(int(run.state.nonfinite_steps)),
-        "mesh": shape,
-        "commit": run.checkpoints.commit or "of an installed package",
-    }

@@ -34,12 +34,35 @@ SAVED=143 # SIGTERM: saved and stopped
 UNREACHED=255 # of ssh, and of launch/tpu_vm.sh: not all machines could be told what to do
 
 dry_run=false
-take_dry_run() { # call with "$@", then shift "$taken" words
+take_arguments() { # USAGE COUNT "$@": as `need_words`, after --dry-run; then shift "$taken" words
+  local words=$1 count=$2
+  shift 2
   taken=0
   if [[ "${1:-}" == --dry-run ]]; then
     dry_run=true
     taken=1
+    shift
   fi
+  need_words "[--dry-run] $words" "$count" "$@"
+}
+
+# Ends with 2 and the usage where fewer than COUNT words are given, or an option is among the first.
+need_words() { # USAGE COUNT [words ...]
+  local count=$2 word
+  usage=$1
+  shift 2
+  if (($# < count)); then end_with_usage; fi
+  for word in "${@:1:count}"; do
+    if [[ "$word" == -* ]]; then
+      end_with_usage "no option may stand before these; given: ${*:1:count}"
+    fi
+  done
+}
+
+end_with_usage() { # [what was given]
+  echo "usage: $0 $usage" >&2
+  if (($#)); then echo "$*" >&2; fi
+  exit 2
 }
 
 shell_words() { # each argument on one line, quoted where a shell would need it
@@ -63,6 +86,20 @@ need_workdir() { # WHERE [arguments of MODULE ...]
     "again at step 0. Give one that outlives it and that all processes reach:" \
     "--workdir=gs://BUCKET/FOLDER, or a folder on a mounted disk." >&2
   exit 2
+}
+
+# Ends with 2 where the settings of a training are wrong; the rest only its own machines can check.
+check_settings() { # WHERE they are [arguments of MODULE ...]
+  local there=$1
+  shift
+  if [[ "$MODULE" != grain_jax.train ]]; then return; fi
+  JAX_PLATFORMS=cpu "${LOCAL_PYTHON:-python}" -m grain_jax.train --print_config "$@" >/dev/null
+  echo "Checked: settings. Data and workdir are $there, and are checked there." >&2
+}
+
+in_zone() { # ZONE: where gcloud looks, in `where`
+  where=(--zone="$1")
+  if [[ -n "${PROJECT:-}" ]]; then where+=(--project="$PROJECT"); fi
 }
 
 run_or_print() {
@@ -110,6 +147,15 @@ one_more_try() {
   echo "Launcher: starts it again, number $tries of $RETRIES; it resumes from its newest checkpoint." >&2
 }
 
+wait_for() { # PID: waits for its end, signals or not; its exit status is in `status`
+  status=0
+  wait "$1" || status=$?
+  while kill -0 "$1" 2>/dev/null; do # a signal ends `wait`, not the process
+    status=0
+    wait "$1" || status=$?
+  done
+}
+
 # Runs a command that gets the signals which this script gets, SIGTERM where its terminal closes. On
 # SIGUSR1 it is killed with all that it has started, as one that stands still hears no other signal.
 # Its status is in `status`, the last signal in `signalled` ("" for none).
@@ -124,11 +170,6 @@ with_signals() {
   child=$!
   set +m
   if [[ -n "$signalled" ]]; then kill -"$signalled" "$child" 2>/dev/null || true; fi
-  status=0
-  wait "$child" || status=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the process
-    status=0
-    wait "$child" || status=$?
-  done
+  wait_for "$child"
   trap - INT TERM HUP USR1
 }

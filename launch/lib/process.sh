@@ -10,10 +10,7 @@ set -euo pipefail
 # shellcheck source=launch/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-if (($# < 3)); then
-  echo "usage: $0 INDEX|auto LOGS COMMAND [ARGUMENT ...]" >&2
-  exit 2
-fi
+need_words "INDEX|auto LOGS COMMAND [ARGUMENT ...]" 3 "$@"
 index=$1
 logs=$2
 shift 2

@@ -10,10 +10,7 @@ folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/lib/common.sh
 . "$folder/common.sh"
 
-if (($# < 2)); then
-  echo "usage: $0 LOGS COMMAND [ARGUMENT ...]" >&2
-  exit 2
-fi
+need_words "LOGS COMMAND [ARGUMENT ...]" 2 "$@"
 logs=$1/$SLURM_JOB_ID
 shift
 mkdir -p "$logs"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from grain_jax.benchmarking import sweep
+from grain_jax.benchmarking.candidates import Candidate
 from grain_jax.benchmarking.compiled_step import OutOfMemoryError
 from grain_jax.config import TrainConfig
 from grain_jax.parallel import sharding
@@ -86,8 +87,20 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(memory_of_two_batches
         list(sweep.sweep(TrainConfig(), batch_sizes=[12], remats=["none"], num_steps=1, mesh=mesh))
 
 
+def test_what_needs_the_memory_of_one_that_did_not_fit_is_not_tried(memory_of_two_batches, mesh):
+    found = list(
+        sweep.sweep(
+            TrainConfig(), batch_sizes=[512], remats=["full", "none"], num_steps=1, mesh=mesh
+        )
+    )
+    assert [(one.remat, one.batch_size, one.reason) for one in found] == [
+        ("full", 512, "out of memory, it said"),
+        ("none", 512, sweep.UNTRIED),
+    ]
+
+
 def test_the_settings_that_a_sweep_starts_from_stay_as_they_are():
     config = TrainConfig()
-    other = sweep.with_settings(config, remat="full", batch_size=3)
+    other = Candidate(None, "full", 3).config(config)
     assert (other.model.remat, other.batch_size) == ("full", 3)
     assert (config.model.remat, config.batch_size) == ("none", TrainConfig().batch_size)

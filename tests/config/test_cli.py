@@ -7,13 +7,13 @@ import pytest
 from places import REPOSITORY
 
 from grain_jax.config import TrainConfig
+from grain_jax.config.bounds import leaves
 from grain_jax.config.cli import (
     config_from_json,
     config_to_json,
     differences,
     load_config,
 )
-from grain_jax.config.validation import leaves
 from grain_jax.data.synthetic_birds import demo
 from grain_jax.train import NotParsed, parse_options
 

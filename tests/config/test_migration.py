@@ -11,9 +11,9 @@ import pytest
 
 from grain_jax import evaluate
 from grain_jax.config import TrainConfig
+from grain_jax.config.bounds import leaves
 from grain_jax.config.cli import config_from_json
 from grain_jax.config.migration import REASONS, REMOVED, SETTINGS, migrate, migrate_options
-from grain_jax.config.validation import leaves
 from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 from grain_jax.train import parse_options
 

@@ -8,9 +8,10 @@ from settings import changed, records_config
 from tiny_run import TinyRun, bundle_of, tiny_config
 
 from grain_jax.config import TrainConfig
+from grain_jax.config.bounds import leaves
 from grain_jax.config.cli import config_from_json, config_to_json
 from grain_jax.config.unread_settings import UNREAD
-from grain_jax.config.validation import leaves, problems, unread_notes
+from grain_jax.config.validation import problems, unread_notes
 from grain_jax.data.synthetic_birds import demo
 from grain_jax.loading.load import read_model
 from grain_jax.loading.run import write_run

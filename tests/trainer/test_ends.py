@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_run import tiny_config
+from training_process import lines, start, undisturbed_run
 
 import grain_jax.train
 from grain_jax import buckets
@@ -65,3 +66,15 @@ def test_a_run_is_closed_though_its_screen_fails(run, monkeypatch):
     with pytest.raises(OSError, match="no screen"):
         ended(run, monkeypatch, RuntimeError("unexpected"), screen)
     assert run.closed == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_run_whose_reader_has_left_trains_on_and_logs_the_same(tmp_path):
+    """As of `python -m grain_jax.train | head -1`."""
+    process = start(tmp_path / "run")
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0
+    assert lines(tmp_path / "run") == lines(undisturbed_run())
