@@ -3,7 +3,8 @@ r"""The CLIP baseline of `grain_vitb16_cc12m.py`: same data, one loss.
     python -m grain_jax.train --config=configs/clip_vitb16_cc12m.py \
         --data.data_dir=DIR --workdir=RUN
 
-Variants: "" (MLLM captions mixed in, as GRAIN trains), "original" (web captions only).
+Variants: "" (MLLM captions mixed in, as GRAIN trains), "original" (web captions only), "sigmoid"
+(as "", with SigLIP's loss).
 Hardware: sized for 16 H100 80 GB. Shape-tested, not yet run.
 Expected: not yet measured.
 Published by others for CLIP ViT-B/16 on CC12M, with other recipes: ImageNet 37.4 %, CIFAR-10 67.9,
@@ -33,4 +34,7 @@ def get_config(variant: str = "") -> TrainConfig:
         case "original":
             config.data.synthetic_caption_probability = 0.0
             return config
-    raise ValueError(f"Unknown variant {variant!r}; choose '' or 'original'.")
+        case "sigmoid":
+            config.loss.image_caption = "sigmoid"
+            return config
+    raise ValueError(f"Unknown variant {variant!r}; choose '', 'original' or 'sigmoid'.")

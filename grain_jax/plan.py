@@ -293,7 +293,8 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
     rows = {
         "devices": f"{mesh.size} x {kind}{apart}; mesh {sizes}",
         "model": f"{config.model.type}, {config.model.dtype}, batch {config.batch_size:,} "
-        f"({config.batch_size / mesh.size:g} a device), remat {config.model.remat}, logits {form}",
+        f"({config.batch_size / mesh.size:g} a device), remat {config.model.remat}, "
+        f"{config.loss.image_caption} logits {form}",
         "memory of a device": f"{step.state / GIB:.3g} GiB state, {step.batch / GIB:.3g} batch, "
         f"{step.temporary / GIB:.3g} temporary; {step.peak / GIB:.3g} at the peak",
         "compilation": f"{step.seconds:,.0f} s; jax {jax.__version__}, "
@@ -334,7 +335,11 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
 
 def _has_frozen(config: TrainConfig) -> bool:
     """Whether less is computed than `step_flops` counts."""
-    shapes = abstract_params(config.model, scan_layers=config.model.scan_layers)
+    shapes = abstract_params(
+        config.model,
+        scan_layers=config.model.scan_layers,
+        sigmoid=config.loss.image_caption == "sigmoid",
+    )
     return bool(split_frozen(shapes, config.optim)[1])
 
 

@@ -39,7 +39,7 @@ from grain_jax.evaluation.suite import best_metric_name
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading import initialize
 from grain_jax.models.bundle import ModelBundle, make_metadata
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.models.learned import NOTHING
 from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_mesh
@@ -232,7 +232,7 @@ def set_up(
 
     # Model, optimizer, and where their arrays live.
     with processes.errors_in_all():
-        model = build_model(config.model)
+        model = model_of_run(config)
         optimizer = make_optimizer(config.optim)
         schedule = make_schedule(config.optim, steps=inputs.steps, warmup_steps=inputs.warmup_steps)
         abstract = abstract_state(model, optimizer, config, mesh)

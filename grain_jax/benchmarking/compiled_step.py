@@ -19,7 +19,7 @@ from grain_jax.benchmarking.hardware import Peak
 from grain_jax.benchmarking.schedule import Schedule, read_schedule
 from grain_jax.benchmarking.synthetic_batch import synthetic_batch
 from grain_jax.config import TrainConfig
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.parallel import sharding
 from grain_jax.training.optimizer import (
     make_optimizer,
@@ -123,7 +123,7 @@ def compile_step(
     Raises `OutOfMemoryError` where the compiler refuses it for its memory, and ValueError where it
     refuses it for something else.
     """
-    model, optimizer = build_model(config.model), make_optimizer(config.optim)
+    model, optimizer = model_of_run(config), make_optimizer(config.optim)
     steps, warmup_steps = run_length(config, num_images) or (1_000, 10)
     schedule = make_schedule(config.optim, steps=steps, warmup_steps=warmup_steps)
     abstract = abstract_state(model, optimizer, config, mesh)

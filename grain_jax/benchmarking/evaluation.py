@@ -19,7 +19,7 @@ from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.suite import score_zero_shot
 from grain_jax.inference.encoder import Encoder
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.training.optimizer import make_optimizer
 from grain_jax.training.state import abstract_state, new_state
 from grain_jax.zero_shot.scorers import class_texts
@@ -92,7 +92,7 @@ def random_set(config: TrainConfig, *, num_images: int, num_classes: int) -> Zer
 
 def random_encoder(config: TrainConfig, mesh: Mesh) -> Encoder:
     """An encoder with new weights, on the devices of `mesh`."""
-    model, optimizer = build_model(config.model), make_optimizer(config.optim)
+    model, optimizer = model_of_run(config), make_optimizer(config.optim)
     abstract = abstract_state(model, optimizer, config, mesh)
     bundle = ModelBundle(
         model=model,

@@ -40,6 +40,7 @@ def problems(config: TrainConfig) -> list[str]:
     model, data = config.model, config.data
     vision, text, decoder = model.vision, model.text, model.decoder
     fixed: dict[str, tuple[Any, Any]] = {
+        "loss.image_caption": (config.loss.image_caption, "softmax"),
         "model.type": (model.type, "grain"),
         "model.embed_dim": (model.embed_dim, WIDTH),
         "model.vision.qk_norm": (vision.qk_norm, True),

@@ -15,6 +15,7 @@ def problems(config: TrainConfig) -> list[str]:
     """Settings that open_clip's plain CLIP cannot have, as "name = value; it has ..."."""
     model = config.model
     fixed: dict[str, tuple[Any, Any]] = {
+        "loss.image_caption": (config.loss.image_caption, "softmax"),
         "model.type": (model.type, "clip"),
         "model.vision.pooling": (model.vision.pooling, "cls"),
         "model.text.causal": (model.text.causal, True),

@@ -24,7 +24,7 @@ from grain_jax.benchmarking.synthetic_batch import synthetic_batch, text_positio
 from grain_jax.config import TrainConfig
 from grain_jax.data.batch import Batch
 from grain_jax.data.region_coverage import needs_descriptions
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.parallel import sharding
 from grain_jax.training.optimizer import make_optimizer, make_schedule
 from grain_jax.training.state import TrainState, abstract_state, new_state
@@ -158,7 +158,7 @@ def open_step(
     `OutOfMemoryError` where the compiler does.
     """
     batch = synthetic_batch(config)
-    model, optimizer = build_model(config.model), make_optimizer(config.optim)
+    model, optimizer = model_of_run(config), make_optimizer(config.optim)
     schedule = make_schedule(config.optim, steps=SCHEDULE_STEPS, warmup_steps=SCHEDULE_STEPS // 10)
     abstract = abstract_state(model, optimizer, config, mesh)
     step: Any = make_train_step(model, optimizer, schedule, config, mesh=mesh, abstract=abstract)

@@ -18,6 +18,7 @@ AT_LEAST = {
     "data.num_threads": 1,
     "data.prefetch_batches": 1,
     "model.decoder.num_queries": 1,
+    "model.init_logit_bias": -math.inf,
     "model.text.context_length": 3,
     "optim.grad_cache_chunks": 1,
     "optim.trained_vision_layers": -1,
@@ -47,7 +48,7 @@ IN_UNIT_INTERVAL = (
 )
 POSITIVE = (
     *("model.image_size", "model.embed_dim", "model.init_logit_scale", "model.max_logit_scale"),
-    "model.description_capacity_factor",
+    *("model.init_sigmoid_scale", "model.description_capacity_factor"),
     *("model.vision.patch_size", "model.vision.width", "model.vision.depth"),
     *("model.vision.num_heads", "model.vision.mlp_ratio", "model.vision.norm_eps"),
     *("model.text.vocab_size", "model.text.width", "model.text.depth", "model.text.num_heads"),

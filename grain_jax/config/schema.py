@@ -181,9 +181,15 @@ class ModelConfig(Settings):
     # pallas where it applies, else xla
     attention: Literal["auto", "xla", "cudnn", "pallas"] = "auto"
     description_capacity_factor: float = 1.0  # fraction of a batch's B * M descriptions encoded
-    init_logit_scale: float = 1 / 0.07  # at the start; 1 / temperature
-    max_logit_scale: float = 100.0  # the learned scale is clipped to it
-    # "shared" (official) | "own": a learned scale for regions
+    init_logit_scale: float = 1 / 0.07  # of softmax losses at the start; 1 / temperature
+    # Of loss.image_caption="sigmoid" at the start, as SigLIP: the scale of images and captions,
+    # and the bias, which only this loss has
+    init_sigmoid_scale: float = 10.0
+    init_logit_bias: float = -10.0
+    # Learned scales are clipped to it, that of the sigmoid loss too, which SigLIP does not clip
+    max_logit_scale: float = 100.0
+    # "shared" (official) | "own": a learned scale for regions; with loss.image_caption="sigmoid"
+    # for both losses on descriptions, and then needed
     region_logit_scale: Literal["shared", "own"] = "shared"
 
 
@@ -192,6 +198,8 @@ class LossConfig(Settings):
     """Weights, and the differences from the official loss (`official_loss` is that one)."""
 
     contrastive_weight: float = 1.0  # of images against captions
+    # Images against captions by "softmax" (CLIP) | "sigmoid" (SigLIP), which has a learned bias
+    image_caption: Literal["softmax", "sigmoid"] = "softmax"
     box_weight: float = 1.5  # of (L1 + 1 - GIoU); official: divided by len(weights)/3, so 3/2
     region_weight: float = 1.0  # of regions against descriptions
     auxiliary_box_weight: float = 0.0  # on earlier decoder layers; official computes, never adds

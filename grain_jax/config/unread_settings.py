@@ -69,6 +69,22 @@ UNREAD = (
         REPLACED_REASON,
         refused=False,
     ),
+    Unread(
+        ("model.init_sigmoid_scale", "model.init_logit_bias"),
+        lambda config: config.loss.image_caption != "sigmoid",
+        'loss.image_caption = "softmax" starts from model.init_logit_scale and has no bias',
+        'leave it out, or set loss.image_caption="sigmoid"',
+    ),
+    Unread(
+        ("model.init_logit_scale",),
+        lambda config: (
+            config.loss.image_caption == "sigmoid"
+            and config.model.region_logit_scale != "own"
+            and not config.pretrained
+        ),
+        'loss.image_caption = "sigmoid" starts from model.init_sigmoid_scale',
+        refused=False,
+    ),
     # data
     Unread(
         ("data.max_regions", "data.region_nms_iou", "data.unique_descriptions"),

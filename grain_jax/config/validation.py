@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from grain_jax.config.bounds import bounds_problems, leaves
+from grain_jax.config.logit_scales import idle_scale_problems, sigmoid_problems
 from grain_jax.config.mixture import folder_location, mixture_problems, parse_mixture
 from grain_jax.config.schema import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from grain_jax.config.unread_settings import UNREAD, Unread
@@ -47,6 +48,7 @@ def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True
         *_data_problems(config.data),
         *_text_and_region_problems(config),
         *_run_problems(config),
+        *sigmoid_problems(config),
         *(_idle_problems(config) if new_run else ()),
         *(_unread_problems(config) if new_run else ()),
         *_best_problems(config),
@@ -217,19 +219,13 @@ def _unread(config: TrainConfig) -> Iterator[tuple[Unread, dict[str, object]]]:
 
 def _idle_problems(config: TrainConfig) -> Iterator[str]:
     """Settings that were changed and that nothing would read."""
-    clip, own = config.model.type == "clip", config.model.region_logit_scale == "own"
-    descriptions = not clip and config.loss.region_weight > 0
-    if clip and config.loss.auxiliary_box_weight:
+    descriptions = config.model.type == "grain" and config.loss.region_weight > 0
+    if config.model.type == "clip" and config.loss.auxiliary_box_weight:
         yield (
             f"loss.auxiliary_box_weight = {config.loss.auxiliary_box_weight:g} weighs boxes of the "
             'region decoder, and model.type = "clip" has none; set it to 0 or model.type="grain".'
         )
-    if own and not descriptions:
-        reason = 'model.type = "clip"' if clip else "loss.region_weight = 0"
-        yield (
-            'model.region_logit_scale = "own" is learned by the region loss, and with '
-            f'{reason} there is none; set model.region_logit_scale="shared".'
-        )
+    yield from idle_scale_problems(config)
     capacity = config.model.description_capacity_factor
     if capacity != 1 and not descriptions and not config.loss.image_description_weight:
         yield (

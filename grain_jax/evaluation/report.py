@@ -206,6 +206,7 @@ def _settings(config: TrainConfig) -> dict[str, str]:
             "regions": loss.region_weight,
         }
     return entries | {
+        "images against captions": loss.image_caption,
         "loss weights": ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
         "compute": model.dtype,
         "learning rate": f"{config.optim.learning_rate:g}",

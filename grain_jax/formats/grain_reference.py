@@ -18,13 +18,16 @@ STACKED = "layers"  # name of scanned layers, stacked along the first axis of th
 
 
 def from_official(
-    state_dict: Mapping[str, Shaped[np.ndarray, "..."]], config: ModelConfig
+    state_dict: Mapping[str, Shaped[np.ndarray, "..."]],
+    config: ModelConfig,
+    *,
+    sigmoid: bool = False,
 ) -> Params:
     """The model's parameters (float32, stacked with `config.scan_layers`) from official tensors.
 
-    Official tensors that the model does not use are ignored. Raises one ValueError that lists the
-    tensors that are missing, unknown, of another shape, or different from another tensor that is
-    the same parameter.
+    Official tensors that the model does not use are ignored. `sigmoid`: with the bias of
+    `loss.image_caption="sigmoid"`. Raises one ValueError that lists the tensors that are missing,
+    unknown, of another shape, or different from another tensor that is the same parameter.
     """
     # First, as the depth that a file declares may be any number and determines the table's size.
     depths = {"vision": config.vision.depth, "text": config.text.depth}
@@ -35,8 +38,8 @@ def from_official(
             raise ValueError(
                 f"model.{part}.depth={depth}, and there are {len(state_dict)} tensors in all."
             )
-    table = entries(config)
-    shapes = _unstacked_shapes(config)
+    table = entries(config, sigmoid=sigmoid)
+    shapes = _unstacked_shapes(config, sigmoid=sigmoid)
     wrong = [f"missing {e.official}" for e in table if e.official not in state_dict]
     known = {e.official for e in table} | set(unused_shapes(config))
     wrong += [f"unknown {name}" for name in sorted(set(state_dict) - known)]
@@ -83,7 +86,7 @@ def to_official(
         entry.official: np.asarray(
             entry.layout.to_official(np.asarray(flat[entry.path])), order="C"
         )
-        for entry in entries(config)
+        for entry in entries(config, sigmoid="logit_bias" in params)
     }
     if unused:
         for name, shape in unused_shapes(config, num_classes=num_classes).items():
@@ -120,8 +123,11 @@ def unstack_layers(params: Params) -> Params:
     return {name: unstacked(tower) for name, tower in params.items()}
 
 
-def _unstacked_shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    flat = flax.traverse_util.flatten_dict(abstract_params(config, scan_layers=False))
+def _unstacked_shapes(
+    config: ModelConfig, *, sigmoid: bool
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    shapes = abstract_params(config, scan_layers=False, sigmoid=sigmoid)
+    flat = flax.traverse_util.flatten_dict(shapes)
     return {path: leaf.shape for path, leaf in flat.items()}
 
 

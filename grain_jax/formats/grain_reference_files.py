@@ -3,8 +3,8 @@
 Such a file holds two state dicts, `backbone_state_dict` of a `CLIP_VIT*` and `state_dict` of an
 `ObjDecoder`, with the names of the bare modules or those of `DistributedDataParallel` and
 `torch.compile`. Files written by grain_jax have a third entry, which the official code ignores: the
-metadata (numbers of heads, tokenizer, preprocessing), and a separate scale of region logits, which
-the official code does not have.
+metadata (numbers of heads, tokenizer, preprocessing), and a separate scale of region logits and the
+bias of a sigmoid loss, which the official code does not have.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from grain_jax.formats.files import read_torch, torch_array
 from grain_jax.formats.format import Export
 from grain_jax.formats.grain_reference import from_official, to_official
 from grain_jax.formats.metadata import exported_model, portable_metadata
+from grain_jax.formats.parameter_names import LOGIT_BIAS
 from grain_jax.formats.parity import Inputs, Outputs
 from grain_jax.formats.pretrained import WEIGHTS, OpenClip, loaded_model
 from grain_jax.formats.weight_files import PART
@@ -35,6 +36,7 @@ BACKBONE, DECODER = "backbone_state_dict", "state_dict"
 OFFICIAL_FILE = "checkpoint.pth"  # in the folder of an export
 EXTRA, METADATA = "grain_jax", "metadata"
 REGION_SCALE = "region_logit_scale"
+ADDED = {REGION_SCALE: f"decoder.{REGION_SCALE}", "logit_bias": LOGIT_BIAS}  # in the third entry
 MAX_BYTES = 8 * 2**30
 CONSTRUCTORS = {"CLIP_VITS16": "S/16", "CLIP_VITB16": "B/16", "CLIP_VITL14": "L/14"}
 NOT_OF_THE_MODEL = {"position_init", "initializer", "token_init_std", "dropout", "num_queries"}
@@ -61,7 +63,14 @@ class Official:
         if file.metadata is not None:
             return exported_model(
                 file.metadata,
-                lambda whole: jax.tree.map(jnp.asarray, from_official(file.tensors, whole.model)),
+                lambda whole: jax.tree.map(
+                    jnp.asarray,
+                    from_official(
+                        file.tensors,
+                        whole.model,
+                        sigmoid=whole.loss.image_caption == "sigmoid",
+                    ),
+                ),
                 export=str(path),
                 where=f"The metadata of {path}",
             )
@@ -96,6 +105,11 @@ class Official:
                 "No CLIP_VIT* of the official code has these sizes: give its classes those of the "
                 "run's config.json, the number of heads too, which no shape would reveal."
             ]
+        if "logit_bias" in loaded.params:
+            notes.append(
+                "It was trained with the sigmoid loss of images and captions, and the official "
+                f"code has only a softmax: the bias of its logits is kept apart, under {EXTRA!r}."
+            )
         if spec != Preprocessing() or not isinstance(loaded.tokenizer, ClipTokenizer):
             notes.append(
                 "The official scripts squash images to a square of 224 pixels, take ImageNet's "
@@ -121,7 +135,7 @@ def save_official(loaded: ModelBundle, path: Path) -> None:
     for name, value in to_official(loaded.params, config).items():
         part, _, own = name.partition(".")
         destination = parts[BACKBONE if part == "backbone" else DECODER]
-        if own == REGION_SCALE:
+        if own in ADDED:
             destination = extra
         destination[own] = torch.from_numpy(np.array(value, np.float32))
     if config.type == "clip":
@@ -177,9 +191,9 @@ def read_official(path: Path) -> OfficialFile:
         for name, bare in unwrapped_names(given, f"{path}: {key}").items():
             found[f"{part}.{bare}"] = _array(path, f"{key}[{name!r}]", given[name])
     extra = _mapping(path, EXTRA, content.get(EXTRA, {}))
-    if REGION_SCALE in extra:
-        name = f"{EXTRA}[{REGION_SCALE!r}]"
-        found[f"decoder.{REGION_SCALE}"] = _array(path, name, extra[REGION_SCALE])
+    for own, name in ADDED.items():
+        if own in extra:
+            found[name] = _array(path, f"{EXTRA}[{own!r}]", extra[own])
     if METADATA not in extra:
         return OfficialFile(found, metadata=None)
     try:

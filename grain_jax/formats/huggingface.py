@@ -121,7 +121,8 @@ def read_folder(folder: Path) -> ModelBundle:
         if config.type == "clip" and config.region_logit_scale == "own":  # not read by CLIP
             scale = np.float32(math.log(config.init_logit_scale))
             state["decoder.region_logit_scale"] = np.asarray(scale)
-        return jax.tree.map(jnp.asarray, from_official(state, config))
+        sigmoid = whole.loss.image_caption == "sigmoid"
+        return jax.tree.map(jnp.asarray, from_official(state, config, sigmoid=sigmoid))
 
     where = str(folder / METADATA)
     return exported_model(metadata, params, export=str(folder), where=where)
@@ -152,6 +153,9 @@ def torch_model(loaded: ModelBundle) -> Any:
         text=_fields(config.text, TEXT),
         decoder=_fields(config.decoder, DECODER),
         init_logit_scale=config.init_logit_scale,
+        image_caption=loaded.config.loss.image_caption,
+        init_sigmoid_scale=config.init_sigmoid_scale,
+        init_logit_bias=config.init_logit_bias,
         max_logit_scale=config.max_logit_scale,
         region_logit_scale=config.region_logit_scale,
         templates=loaded.templates,

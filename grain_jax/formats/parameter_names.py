@@ -13,6 +13,7 @@ import numpy as np
 from grain_jax.config import ModelConfig
 
 Path = tuple[str, ...]
+LOGIT_BIAS = "backbone.logit_bias"
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,17 @@ class Entry:
     layout: Layout
 
 
-def entries(config: ModelConfig) -> list[Entry]:
+def entries(config: ModelConfig, *, sigmoid: bool = False) -> list[Entry]:
     """Every official tensor that the model of `config` uses, with layers not stacked.
 
     With `share_projection`, `decoder.img_proj` and `decoder.obj_proj` are one parameter.
-    `decoder.region_logit_scale`, `visual.norm_pre`, `visual.attn_pool` and `text_projection_bias`
-    are additions of grain_jax, which the official code does not have.
+    `decoder.region_logit_scale`, `visual.norm_pre`, `visual.attn_pool`, `text_projection_bias` and,
+    with `sigmoid`, `logit_bias` are additions of grain_jax, which the official code does not have.
     """
     table = [*_vision(config), *_text(config)]
     table.append(Entry("backbone.logit_scale", ("logit_scale",), SAME))
+    if sigmoid:
+        table.append(Entry(LOGIT_BIAS, ("logit_bias",), SAME))
     if config.type == "clip":
         table.append(Entry("backbone.image_projection", ("image_projection",), SAME))
     else:

@@ -68,10 +68,11 @@ def jax_outputs(config: ModelConfig) -> Callable[[Params, Inputs], Outputs]:
     """
     config = copy.deepcopy(config)
     config.dtype, config.attention = "float32", "xla"
-    model = build_model(config)
+    models = {sigmoid: build_model(config, sigmoid=sigmoid) for sigmoid in (False, True)}
 
     @jax.jit
     def run(params: Params, pixels: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+        model = models["logit_bias" in params]
         with jax.default_matmul_precision("highest"):
             return dict(nn.apply(_outputs, model)({"params": params}, pixels, tokens))
 
@@ -94,6 +95,8 @@ def _outputs(model: Any, pixels: jax.Array, tokens: jax.Array) -> dict[str, jax.
         "logit_scale": scales.logit_scale,
         "logits_per_image": scales.logit_scale * image @ text.T,
     }
+    if scales.logit_bias is not None:
+        found["logits_per_image"] += scales.logit_bias
     if whole.region_embed is not None:
         regions = _unit(whole.region_embed)
         found |= {

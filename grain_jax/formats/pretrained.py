@@ -16,6 +16,7 @@ import numpy as np
 
 from grain_jax.config import (
     DataConfig,
+    LossConfig,
     ModelConfig,
     TextConfig,
     TrainConfig,
@@ -32,11 +33,12 @@ from grain_jax.data.tokenizer import (
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.formats.files import HUGGINGFACE_CONFIG, model_type, present, read_json
 from grain_jax.formats.grain_reference import Params, from_official
+from grain_jax.formats.parameter_names import LOGIT_BIAS
 from grain_jax.formats.pretrained_images import huggingface_preprocessing, open_clip_preprocessing
 from grain_jax.formats.pretrained_names import from_huggingface, from_open_clip
 from grain_jax.formats.weight_files import read_weights
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -48,7 +50,7 @@ OPEN_CLIP_KINDS: dict[str, Any] = {  # types of the numbers in its configuration
     "mlp_ratio": 1.0,
 }
 MAX_LOG_SCALE = 16.0  # larger scales are not plausible
-UNUSED = ("position_ids", "logit_bias")  # a buffer; a constant without effect in a softmax
+UNUSED = ("position_ids",)  # a buffer
 
 # Defaults of transformers for settings that `config.json` does not have.
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -249,13 +251,15 @@ def _loaded(
                 f"expected one number, at most {MAX_LOG_SCALE}."
             )
         model.max_logit_scale = max(model.max_logit_scale, float(np.exp(scale)))
+    sigmoid = LOGIT_BIAS in state
     return loaded_model(
         folder.name,
         model,
-        from_official(state, model),
+        from_official(state, model, sigmoid=sigmoid),
         tokenizer=tokenizer,
         tokenizer_name="clip" if isinstance(tokenizer, ClipTokenizer) else str(folder),
         preprocessing=preprocessing,
+        sigmoid=sigmoid,
     )
 
 
@@ -267,10 +271,12 @@ def loaded_model(
     tokenizer: Tokenizer,
     tokenizer_name: str,
     preprocessing: Preprocessing,
+    sigmoid: bool = False,
 ) -> ModelBundle:
     """The bundle of a model that was not trained by grain_jax; its config has what is known.
 
-    The lengths of captions and descriptions are the context length.
+    The lengths of captions and descriptions are the context length. `sigmoid`: `params` have the
+    bias of a model that was trained with that loss.
     """
     data = DataConfig(
         dataset="tfds",
@@ -283,10 +289,12 @@ def loaded_model(
         description_length=model.text.context_length,
         max_regions=min(DataConfig.max_regions, model.decoder.num_queries),
     )
+    loss = LossConfig(image_caption="sigmoid" if sigmoid else "softmax")
+    config = TrainConfig(name=name, model=model, data=data, loss=loss)
     return ModelBundle(
-        model=build_model(model),
+        model=model_of_run(config),
         params=jax.tree.map(jnp.asarray, params),
-        config=TrainConfig(name=name, model=model, data=data),
+        config=config,
         tokenizer=tokenizer,
         preprocessing=preprocessing,
         templates=DEFAULT_TEMPLATES,
@@ -366,7 +374,12 @@ def _refuse_others(
     path: Path, config: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any]
 ) -> None:
     known = {
-        "model_cfg": (config, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"}),
+        "model_cfg": (
+            config,
+            # The last two are of new weights.
+            {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"}
+            | {"init_logit_scale", "init_logit_bias"},
+        ),
         "vision_cfg": (
             vision,
             {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},

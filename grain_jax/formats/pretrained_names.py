@@ -62,9 +62,11 @@ HUGGINGFACE: Rules = (  # CLIPModel and SiglipModel
     (r"text_projection\.weight", f"{_TEXT}.text_projection"),
     (r"text_model\.head\.weight", f"{_TEXT}.text_projection"),
     (r"text_model\.head\.bias", f"{_TEXT}.text_projection_bias"),
-    (r"logit_scale", f"{_TEXT}.logit_scale"),
+    (r"(logit_scale|logit_bias)", rf"{_TEXT}.\1"),
 )
-_OPEN_CLIP_TEXT = "token_embedding.weight|positional_embedding|text_projection|logit_scale"
+_OPEN_CLIP_TEXT = (
+    "token_embedding.weight|positional_embedding|text_projection|logit_scale|logit_bias"
+)
 OPEN_CLIP: Rules = (
     (r"visual\.class_embedding", rf"{_IMAGE}.cls_token"),
     (r"visual\.conv1\.(\w+)", rf"{_IMAGE}.patch_embed.proj.\1"),
@@ -88,7 +90,7 @@ OPEN_CLIP: Rules = (
     (r"(?:text\.)?(ln_final\.\w+|transformer\.resblocks\..+)", rf"{_TEXT}.\1"),
 )
 _TRANSPOSED = ("visual_projection.weight", "text_projection.weight", "text_model.head.weight")
-_SHAPES = {"cls_token": (1, 1, -1), "pos_embed": (1, -1, 0), "logit_scale": ()}
+_SHAPES = {"cls_token": (1, 1, -1), "pos_embed": (1, -1, 0), "logit_scale": (), "logit_bias": ()}
 
 
 def from_huggingface(state: StateDict) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -34,6 +34,7 @@ NOT_INHERITED = (  # how a tower is initialized or trained, which weights do not
 OVERRIDABLE = ("model.max_logit_scale", "data.interpolation")  # inherited unless set by the user
 LENGTHS = ("data.caption_length", "data.description_length")
 POSITION = "vision/position"
+SCALE, BIAS = "logit_scale", "logit_bias"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class LoadReport:
     loaded: tuple[str, ...]  # the resized ones included
     resized: tuple[str, ...]  # position embeddings interpolated to another image size
     missing: tuple[str, ...]  # in the model, not in the weights: newly initialized
-    unexpected: tuple[str, ...]  # in the weights, not in the model: ignored
+    unexpected: tuple[str, ...]  # in the weights, and not used
 
     def sentences(self, source: str) -> list[str]:
         """Lines to print, one for each kind of tensor that occurs; `source` names the weights."""
@@ -190,14 +191,19 @@ def start_from(
 ) -> tuple[TrainState, LoadReport]:
     """`state` with every tensor of `trained` that the model has, and the report of what was loaded.
 
+    The scale of a softmax is not loaded where the model learns one with a bias: cosines times 100
+    minus 10 would take every pair for a positive. The report has it as unexpected and as missing.
     Position embeddings are resized for another image size (bicubic, as CLIP and timm do). Raises
     ValueError where a tensor has another shape.
     """
     weights = unstack_layers(jax.tree.map(np.asarray, trained.params))
     given = _flat(stack_layers(weights) if config.model.scan_layers else weights)
     wanted = _flat(state.params)
+    of_softmax = {SCALE} if BIAS in set(wanted) - set(given) else set[str]()
+    ignored = set(given) - set(wanted) | of_softmax & set(given)
+    given = {name: value for name, value in given.items() if name not in ignored}
     params, resized, wrong = dict(wanted), [], []
-    for name in sorted(set(given) & set(wanted)):
+    for name in sorted(given):
         value, leaf = given[name].astype(np.float32), wanted[name]
         shape = leaf.shape
         if name == POSITION and value.shape != shape and value.shape[1:] == shape[1:]:
@@ -213,10 +219,10 @@ def start_from(
             + "\n  ".join(wrong)
         )
     report = LoadReport(
-        loaded=tuple(sorted(set(given) & set(wanted))),
+        loaded=tuple(sorted(given)),
         resized=tuple(resized),
         missing=tuple(sorted(set(wanted) - set(given))),
-        unexpected=tuple(sorted(set(given) - set(wanted))),
+        unexpected=tuple(sorted(ignored)),
     )
     tree = flax.traverse_util.unflatten_dict(params, sep="/")
     average = None if state.ema_params is None else jax.tree.map(jnp.copy, tree)

@@ -1,6 +1,6 @@
 """Cosines of pairs of embeddings, and which pairs of a contrastive loss are left out."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,15 @@ class Columns(NamedTuple):
     number: Int[Array, "T"]
     key: Integer[Array, "T"]
     real: Bool[Array, "T"]  # the others are left out
+
+
+Side = TypeVar("Side", Rows, Columns)
+
+
+def cotangent(side: Side, embed: Array) -> Side:
+    """That of one side, for a backward pass of one's own: only its embeddings have one."""
+    nothing: Any = [None] * len(side)
+    return type(side)(*nothing)._replace(embed=embed)
 
 
 def make_rows(
@@ -101,5 +110,10 @@ def left_out(rows: Rows, columns: Columns, *, with_own: bool) -> Bool[Array, "N 
     for place in range(rows.key.shape[1]):
         equal = rows.key[:, place, None] == columns.key[None, :]
         same = same | (equal & rows.has_key[:, place, None])
-    is_own = rows.own[:, None] == columns.number[None, :]
-    return (same & ~is_own if with_own else same | is_own) | ~columns.real[None, :]
+    own = is_own(rows, columns)
+    return (same & ~own if with_own else same | own) | ~columns.real[None, :]
+
+
+def is_own(rows: Rows, columns: Columns) -> Bool[Array, "N T"]:
+    """Pairs of a row and its own column."""
+    return rows.own[:, None] == columns.number[None, :]

@@ -13,7 +13,7 @@ from grain_jax.config import TrainConfig
 from grain_jax.config.cli import config_from_json, config_to_json
 from grain_jax.data.tokenizer import Tokenizer, tokenizer_from_spec
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.models.learned import EVERYTHING, Learned, learned_before
 from grain_jax.runtime import source_commit
 
@@ -83,7 +83,7 @@ def from_metadata(
     config = config_from_json(json.dumps(metadata["config"]))
     config.model.attention = "auto"  # the weights are the same, and this may be another machine
     return ModelBundle(
-        model=build_model(config.model),
+        model=model_of_run(config),
         params=read_params(config),
         config=config,
         tokenizer=tokenizer_from_spec(metadata["tokenizer"]),

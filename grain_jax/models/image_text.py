@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
-from grain_jax.config import ModelConfig
+from grain_jax.config import ModelConfig, TrainConfig
 from grain_jax.config.validation import validate_model
 from grain_jax.models.decoder import RegionDecoder
 from grain_jax.models.layers import named, normal
@@ -39,6 +39,7 @@ class ImageTextModel(nn.Module):
     """Vision and text towers and, for GRAIN, the region decoder. All texts share one tower."""
 
     config: ModelConfig
+    sigmoid: bool = False  # with a scale and a bias for loss.image_caption="sigmoid"
 
     def setup(self) -> None:
         config = self.config
@@ -61,12 +62,16 @@ class ImageTextModel(nn.Module):
                 jnp.float32,
             )
 
-        def scale_init(key: Array) -> Array:
-            return jnp.asarray(math.log(config.init_logit_scale), jnp.float32)
+        def constant(value: float) -> Any:
+            return lambda key: jnp.asarray(value, jnp.float32)
 
-        self.logit_scale = self.param("logit_scale", scale_init)
+        of_softmax = constant(math.log(config.init_logit_scale))
+        of_sigmoid = constant(math.log(config.init_sigmoid_scale))
+        self.logit_scale = self.param("logit_scale", of_sigmoid if self.sigmoid else of_softmax)
+        if self.sigmoid:
+            self.logit_bias = self.param("logit_bias", constant(config.init_logit_bias))
         if config.region_logit_scale == "own":
-            self.region_logit_scale = self.param("region_logit_scale", scale_init)
+            self.region_logit_scale = self.param("region_logit_scale", of_softmax)
 
     def __call__(
         self,
@@ -97,6 +102,7 @@ class ImageTextModel(nn.Module):
             description_kept=description_kept,
             logit_scale=scale,
             region_logit_scale=region_scale,
+            logit_bias=self.logit_bias if self.sigmoid else None,
         )
 
     def encode_images(
@@ -150,18 +156,28 @@ class ImageTextModel(nn.Module):
         return jnp.exp(log_scale + jax.lax.stop_gradient(clipped - log_scale))
 
 
-def build_model(config: ModelConfig) -> ImageTextModel:
-    """The model of a copy of `config`. Raises ValueError for what cannot be built."""
+def build_model(config: ModelConfig, *, sigmoid: bool = False) -> ImageTextModel:
+    """The model of a copy of `config`, `sigmoid` with a bias of image-caption logits.
+
+    Raises ValueError for what cannot be built.
+    """
     validate_model(config)
-    return ImageTextModel(copy.deepcopy(config))
+    return ImageTextModel(copy.deepcopy(config), sigmoid)
 
 
-def abstract_params(config: ModelConfig, *, scan_layers: bool | None = None) -> dict[str, Any]:
+def model_of_run(config: TrainConfig) -> ImageTextModel:
+    """The model that a run with these settings trains. Raises ValueError as `build_model`."""
+    return build_model(config.model, sigmoid=config.loss.image_caption == "sigmoid")
+
+
+def abstract_params(
+    config: ModelConfig, *, scan_layers: bool | None = None, sigmoid: bool = False
+) -> dict[str, Any]:
     """Shapes and dtypes of the parameters, computed without any array; `scan_layers` overrides."""
     config = copy.deepcopy(config)
     config.scan_layers = config.scan_layers if scan_layers is None else scan_layers
     config.attention = "xla"  # shapes are the same, and it may be traced anywhere
-    model, size = build_model(config), config.image_size
+    model, size = build_model(config, sigmoid=sigmoid), config.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     texts = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images, texts)

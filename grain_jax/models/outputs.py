@@ -44,5 +44,6 @@ class Output:
     caption_embed: Leaf  # [B, E]
     logit_scale: Leaf  # [], already exponentiated and at most `max_logit_scale`
     region_logit_scale: Leaf  # [], the same unless the model learns one of its own
+    logit_bias: Leaf | None = None  # []; None where images and captions meet in a softmax
     description_embed: Leaf | None = None  # [B, M, E]; None where no descriptions were given
     description_kept: Leaf | None = None  # [B, M], real and within the capacity; None: all were

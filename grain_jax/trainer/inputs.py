@@ -32,7 +32,7 @@ from grain_jax.evaluation.best_metric import check_best_metric
 from grain_jax.evaluation.suite import check_inputs
 from grain_jax.loading import initialize
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.models.learned import NOTHING, Learned, learned_before, learns
 from grain_jax.parallel import processes, sharding
 from grain_jax.parallel.presets import choose_sizes
@@ -189,7 +189,7 @@ def check(config: TrainConfig, workdir: AnyPath, *, devices: str, change_schedul
     config, notes = inputs.config, inputs.notes
     if newest is not None:
         notes += resume_notes(inputs, workdir, newest, change_schedule=change_schedule)
-    model = build_model(config.model)
+    model = model_of_run(config)
     boxed = abstract_boxed_params(model, config)
     if devices:
         sharding.parameter_shardings(boxed, AbstractMesh(shape, sharding.AXES))

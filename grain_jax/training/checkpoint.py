@@ -26,7 +26,7 @@ from grain_jax.buckets import Unreachable, failed_for_now, in_bucket
 from grain_jax.config import CheckpointConfig, TrainConfig
 from grain_jax.config.migration import STATE
 from grain_jax.models.bundle import ModelBundle, from_metadata
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.models.learned import Learned
 from grain_jax.parallel.processes import device_error, errors_in_all, from_first
 from grain_jax.parallel.sharding import parameter_shardings
@@ -60,7 +60,7 @@ def load(
 
     def params(config: TrainConfig) -> Any:
         item = "ema_params" if config.optim.ema_decay else "params"
-        return _read_params(folder / str(step) / item, build_model(config.model), config, mesh)
+        return _read_params(folder / str(step) / item, model_of_run(config), config, mesh)
 
     return from_metadata(read_metadata(folder, step), params, step=step)
 

@@ -17,6 +17,7 @@ from grain_jax.losses.masked_mean import Metrics, masked_mean
 from grain_jax.losses.matching import match, matching_cost
 from grain_jax.losses.official import EMPTY_BATCH, shifted_labels
 from grain_jax.losses.regions import image_description_loss, region_loss
+from grain_jax.losses.sigmoid import sigmoid_loss
 from grain_jax.models.outputs import Output
 
 
@@ -36,15 +37,14 @@ def total_loss(
     image is not a target of boxes or regions, but its description stays a negative. A model without
     regions (CLIP) has only the terms on images. A term of weight 0 is not computed, except the
     first and the box terms, which are always reported.
+
+    With `config.image_caption` "sigmoid" images and captions have the first scale and the bias
+    alone. The terms on descriptions remain InfoNCE, both with the scale of regions: the sigmoid's
+    scale tells pairs apart together with its bias, and is not the inverse of a temperature.
     """
     image, descriptions = output.image, output.description_embed
-    total, metrics = contrastive_loss(
-        image.image_embed,
-        output.caption_embed,
-        output.logit_scale,
-        key=caption_key if config.mask_duplicate_captions else None,
-        form=form,
-    )
+    total, metrics = _image_caption_loss(output, caption_key, config, form)
+    sigmoid = config.image_caption == "sigmoid"
     total = config.contrastive_weight * total
     key = description_key if config.mask_duplicate_descriptions else None
     described = region_mask
@@ -59,7 +59,7 @@ def total_loss(
         loss, terms = image_description_loss(
             image.image_embed,
             _needed(descriptions),
-            output.logit_scale,
+            output.region_logit_scale if sigmoid else output.logit_scale,
             described=described,
             key=key,
             empty=EMPTY_BATCH[config.variant],
@@ -100,6 +100,21 @@ def total_loss(
             total, metrics = total + config.region_weight * loss, metrics | terms
 
     return total, {"loss": (total, jnp.ones((), jnp.float32)), **metrics}
+
+
+def _image_caption_loss(
+    output: Output, caption_key: Array, config: LossConfig, form: LogitsForm
+) -> tuple[Array, Metrics]:
+    embeddings = output.image.image_embed, output.caption_embed
+    key = caption_key if config.mask_duplicate_captions else None
+    if config.image_caption == "softmax":
+        return contrastive_loss(*embeddings, output.logit_scale, key=key, form=form)
+    if output.logit_bias is None:
+        raise ValueError(
+            'loss.image_caption = "sigmoid" needs a logit bias, and the model has none; build it '
+            "with model_of_run(config), or build_model(config.model, sigmoid=True)."
+        )
+    return sigmoid_loss(*embeddings, output.logit_scale, output.logit_bias, key=key, form=form)
 
 
 def _needed(description_embed: Array | None) -> Array:

@@ -17,6 +17,7 @@ FIXED = (
     "seed",
     "pretrained",
     "batch_size",
+    "loss.image_caption",  # the sigmoid has a bias
     "model.",
     "data.",
 )  # they decide on the weights or the batches

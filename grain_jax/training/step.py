@@ -80,6 +80,7 @@ def make_train_step(
                 for name in LOGIT_SCALES
                 if name in state.params
             }
+            | {name: (state.params[name], one) for name in ("logit_bias",) if name in state.params}
         )
         metrics = jax.tree.map(lambda value: jnp.where(good, value, 0.0), metrics)
         metrics = metrics | {
@@ -213,6 +214,7 @@ def _encode_in_parts(
         description_kept=kept,
         logit_scale=scale,
         region_logit_scale=region_scale,
+        logit_bias=params.get("logit_bias"),
     )
 
 

@@ -9,12 +9,12 @@ from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import load_config
 from grain_jax.formats.pretrained import huggingface_model
 from grain_jax.loading.initialize import inherit_settings
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.training.objective import total_loss
 
 VARIANTS = {
     "configs/grain_vitb16_cc12m.py": ("", "faithful"),
-    "configs/clip_vitb16_cc12m.py": ("", "original"),
+    "configs/clip_vitb16_cc12m.py": ("", "original", "sigmoid"),
     "configs/photos.py": ("", "clip"),
     "configs/posttrain_own_data.py": ("", "decoder"),
     "grain_jax/data/synthetic_birds/demo.py": ("", "clip", "smoke"),
@@ -64,7 +64,7 @@ def test_its_step_has_the_promised_shapes(file, variant):
     images = abstract((BATCH, model.image_size, model.image_size, 3), jnp.float32)
     captions = abstract((BATCH, data.caption_length), jnp.int32)
     descriptions = abstract((BATCH, data.max_regions, data.description_length), jnp.int32)
-    module = build_model(model)
+    module = model_of_run(config)
 
     def step(images, captions, descriptions, boxes):
         output, _ = module.init_with_output(

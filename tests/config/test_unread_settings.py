@@ -20,6 +20,7 @@ from grain_jax.parallel.sharding import cpu_devices_notes
 from grain_jax.trainer.inputs import late_notes
 
 CLIP = {"model__type": "clip"}
+SIGMOID = {"loss__image_caption": "sigmoid"}
 HELD_OUT_BY_NONE = {"data__data_dir": "", "data__eval_split": ""}
 WORLD = {"data__dataset": "synthetic_birds", "data__data_dir": ""}
 # One case for each setting that a rule names: what makes it unread, and a value for it.
@@ -31,6 +32,8 @@ REFUSED = [
     (CLIP, "loss.mask_duplicate_descriptions", False),
     ({"loss__region_weight": 0.0}, "loss.mask_duplicate_descriptions", False),
     (CLIP, "loss.variant", "official"),
+    ({}, "model.init_sigmoid_scale", 5.0),
+    ({}, "model.init_logit_bias", -5.0),
     (WORLD, "data.data_dir", "DIR"),
     (WORLD, "data.mixture", ("DIR=1",)),
     ({**HELD_OUT_BY_NONE, "data__mixture": ("a=1",)}, "data.data_dir", "DIR"),
@@ -62,6 +65,7 @@ TOLD = [
     (INIT, "model.vision.initializer", "xavier"),
     (INIT, "model.text.token_init_std", 0.5),
     (INIT, "model.init_logit_scale", 5.0),
+    (CLIP | SIGMOID, "model.init_logit_scale", 5.0),
     (CLIP, "data.max_regions", 3),
     (CLIP, "data.region_nms_iou", 0.5),
     (CLIP, "data.unique_descriptions", True),
@@ -78,7 +82,7 @@ ALWAYS_READ = {
     *("model.embed_dim", "model.dtype", "model.scan_layers", "model.remat", "model.attention"),
     *("model.max_logit_scale", "model.vision.*", "model.text.*", "data.dataset", "data.resize"),
     *("loss.contrastive_weight", "loss.image_description_weight", "loss.mask_duplicate_captions"),
-    "loss.logits*",
+    *("loss.image_caption", "loss.logits*"),
     *("data.train_split", "data.flip_probability", "data.mean", "data.std", "data.tokenizer"),
     "data.interpolation",  # of evaluation and export also where training resizes nothing
     *("data.caption_length", "data.num_*", "data.prefetch_batches", "data.cache"),
@@ -151,6 +155,15 @@ def test_what_plainly_asks_for_nothing_is_told(because, path, value):
         {"model__type": "clip", "loss__box_weight": 0.0, "loss__region_weight": 0.0},
         {"model__type": "clip", "loss__image_description_weight": 1.0, "data__max_regions": 3},
         {"pretrained": "RUN", "model__region_logit_scale": "own", "model__init_logit_scale": 5.0},
+        {**SIGMOID, "model__region_logit_scale": "own", "model__init_logit_scale": 5.0},
+        {**SIGMOID, "model__region_logit_scale": "own", "model__init_logit_bias": -5.0},
+        # The weights may be those of a softmax, without a bias.
+        {**CLIP, **SIGMOID, "pretrained": "RUN", "model__init_sigmoid_scale": 5.0},
+        {
+            **(CLIP | SIGMOID),
+            "loss__image_description_weight": 1.0,
+            "model__region_logit_scale": "own",
+        },
     ],
 )
 def test_what_is_read_or_turned_off_is_neither_refused_nor_told(changes):

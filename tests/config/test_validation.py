@@ -68,6 +68,34 @@ from grain_jax.data.synthetic_birds import demo
         ),
         (
             records_config,
+            {"loss__image_caption": "sigmoid"},
+            'set model.region_logit_scale="own"',
+        ),
+        (
+            records_config,
+            {
+                "model__type": "clip",
+                "loss__image_caption": "sigmoid",
+                "loss__image_description_weight": 1.0,
+            },
+            'set model.region_logit_scale="own"',
+        ),
+        (
+            records_config,
+            {
+                "model__type": "clip",
+                "loss__image_caption": "sigmoid",
+                "model__region_logit_scale": "own",
+            },
+            'set model.region_logit_scale="shared"',
+        ),
+        (
+            demo.get_config,
+            {"loss__image_caption": "sigmoid", "model__init_sigmoid_scale": 200.0},
+            "exceeds model.max_logit_scale = 100",
+        ),
+        (
+            records_config,
             {"model__type": "clip", "model__description_capacity_factor": 0.6},
             "no loss reads any",
         ),

@@ -14,6 +14,7 @@ from grain_jax import export
 from grain_jax.formats import huggingface as huggingface_folder
 from grain_jax.formats.grain_reference import to_official
 from grain_jax.losses.contrastive import contrastive_loss
+from grain_jax.losses.sigmoid import sigmoid_loss
 from grain_jax.models.image_text import build_model
 
 pytestmark = pytest.mark.torch
@@ -83,6 +84,20 @@ def test_the_loss_is_that_of_jax():
     arrays = [jnp.asarray(tensor.detach().numpy()) for tensor in arrays]
     expected, _ = contrastive_loss(*arrays, key=None)
     np.testing.assert_allclose(output.loss.item(), expected, rtol=1e-5)
+
+
+def test_the_sigmoid_loss_is_that_of_jax_and_starts_as_siglip():
+    model = fresh(sigmoid=True)
+    assert (model.logit_factor().item(), model.logit_bias.item()) == (pytest.approx(10), -10)
+    torch.nn.init.constant_(model.backbone.logit_bias, -3.0)
+    output = model(**batch(), return_loss=True)
+    arrays = (output.image_embeds, output.text_embeds, model.logit_factor(), model.logit_bias)
+    arrays = [jnp.asarray(tensor.detach().numpy()) for tensor in arrays]
+    expected, _ = sigmoid_loss(*arrays, key=None)
+    np.testing.assert_allclose(output.loss.item(), expected, rtol=1e-5)
+    output.loss.backward()
+    assert model.backbone.logit_bias.grad.item() != 0
+    assert fresh().logit_bias is None
 
 
 def test_dropout_is_on_in_training_alone():

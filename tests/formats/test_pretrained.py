@@ -93,6 +93,10 @@ def test_siglip_embeds_as_in_transformers(siglip):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
     assert loaded.preprocessing.resize == "squash"
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert loaded.config.loss.image_caption == "sigmoid"
+    for name in ("logit_scale", "logit_bias"):
+        assert loaded.params[name].shape == ()
+        assert float(loaded.params[name]) == pytest.approx(getattr(model, name).item())
 
 
 def test_texts_of_a_padded_tokenizer_have_keys_of_their_own(siglip):
@@ -110,6 +114,18 @@ def test_open_clip_is_the_same_model(clip, open_clip):
     assert found.config.model == expected.config.model
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
     assert found.preprocessing.std == (0.4, 0.5, 0.6)
+
+
+def test_an_open_clip_of_the_sigmoid_loss_keeps_its_bias(open_clip):
+    path, settings = open_clip / "open_clip_pytorch_model.bin", copy.deepcopy(OPEN_CLIP)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    state["module.logit_bias"] = torch.tensor(-9.5)
+    torch.save({"state_dict": state}, path)
+    settings["model_cfg"] |= {"init_logit_scale": 2.3, "init_logit_bias": -10}
+    (open_clip / "open_clip_config.json").write_text(json.dumps(settings))
+    loaded = read_open_clip(open_clip)
+    assert loaded.config.loss.image_caption == "sigmoid"
+    assert float(loaded.params["logit_bias"]) == -9.5
 
 
 def test_a_configuration_alone_takes_no_memory(siglip, tmp_path):

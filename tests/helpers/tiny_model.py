@@ -21,7 +21,7 @@ from grain_jax.config import (
 from grain_jax.data.tokenizer import Tokenizer, WordTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.bundle import ModelBundle, make_metadata
-from grain_jax.models.image_text import abstract_params, build_model
+from grain_jax.models.image_text import abstract_params, model_of_run
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.training.checkpoint import Checkpoints
 from grain_jax.training.optimizer import make_optimizer
@@ -55,8 +55,10 @@ def model_config(**changes: Any) -> ModelConfig:
     return config
 
 
-def tiny_model(words: Tokenizer | None = None, **changes: Any) -> ModelBundle:
-    """`changes` to the model's config: `decoder__width=40`."""
+def tiny_model(
+    words: Tokenizer | None = None, *, sigmoid: bool = False, **changes: Any
+) -> ModelBundle:
+    """`changes` to the model's config: `decoder__width=40`. `sigmoid`: of `loss.image_caption`."""
     model = model_config(**changes)
     data = DataConfig(
         dataset="synthetic_birds",
@@ -66,9 +68,10 @@ def tiny_model(words: Tokenizer | None = None, **changes: Any) -> ModelBundle:
         synthetic_birds=SyntheticBirdsConfig(num_train_images=16, num_eval_images=25),
     )
     config = TrainConfig(name="tiny", steps=STEP, batch_size=16, model=model, data=data)
+    config.loss.image_caption = "sigmoid" if sigmoid else "softmax"
     return ModelBundle(
-        model=build_model(model),
-        params=random_params(abstract_params(model)),
+        model=model_of_run(config),
+        params=random_params(abstract_params(model, sigmoid=sigmoid)),
         config=config,
         tokenizer=words or tokenizer(),
         preprocessing=Preprocessing.from_config(data, model.image_size),

@@ -22,7 +22,7 @@ from grain_jax.data.batch import Batch
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.models.image_text import build_model
+from grain_jax.models.image_text import model_of_run
 from grain_jax.parallel import sharding
 from grain_jax.parallel.sharding import make_mesh, put_batch, use_mesh
 from grain_jax.training.optimizer import make_optimizer, make_schedule
@@ -121,7 +121,7 @@ def _parts(config: TrainConfig, mesh: jax.sharding.Mesh) -> Parts:
     key = config_to_json(config), mesh, sharding.NARROW
     if key not in _made:
         config = copy.deepcopy(config)  # a test may change its own
-        model, optimizer = build_model(config.model), make_optimizer(config.optim)
+        model, optimizer = model_of_run(config), make_optimizer(config.optim)
         abstract = abstract_state(model, optimizer, config, mesh)
         schedule = make_schedule(
             config.optim, steps=config.steps, warmup_steps=config.optim.warmup_steps

@@ -140,7 +140,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient(name, duplicates, tiled, monkeypatch):
     loss, reference, a, b, key = CASES[name]
-    monkeypatch.setattr("grain_jax.losses.tiled.TILE", 3)
+    monkeypatch.setattr("grain_jax.losses.ring.TILE", 3)
     loss = functools.partial(loss, form=LogitsForm(tiled))
     key = key if duplicates == "mask" else None
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(

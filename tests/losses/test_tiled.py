@@ -1,6 +1,7 @@
 """Logits in tiles round a ring of devices: equal to those all at once, in memory that is flat."""
 
 import functools
+import re
 import subprocess
 import sys
 
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from places import HELPERS
-from ring_memory import Shapes, losses, temporary_bytes
+from ring_memory import Shapes, compiled, losses, sigmoid, temporary_bytes
 from training_process import environment
 
 from grain_jax.config import MeshConfig
 from grain_jax.losses.log_sum_exp import DENSE, LogitsForm
-from grain_jax.losses.tiled import tile_size
+from grain_jax.losses.ring import tile_size
 from grain_jax.parallel.sharding import make_mesh
 
 B, M, E = 16, 3, 8
@@ -23,7 +24,7 @@ DESCRIBED = np.arange(M)[None] < np.r_[3, 2, 0, 1, 3, 3, 2, 1, 0, 0, 3, 1, 2, 2,
 
 
 def arguments(*, scale=8.0, described=DESCRIBED, duplicates=True):
-    """Embeddings and scale; then keys and masks."""
+    """Embeddings, scale and bias; then keys and masks."""
     rng = np.random.default_rng(0)
     embeddings = [
         jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -36,7 +37,7 @@ def arguments(*, scale=8.0, described=DESCRIBED, duplicates=True):
     matched = described & (rng.random((B, M)) < 0.8)
     # As the official code labels them, where a region before has no area.
     label = np.maximum(np.cumsum(matched, axis=1) - 1, 0)
-    return (*embeddings, jnp.asarray(scale)), tuple(
+    return (*embeddings, jnp.asarray(scale), jnp.asarray(-6.0)), tuple(
         map(jnp.asarray, (*keys, matched, described, label))
     )
 
@@ -46,7 +47,7 @@ def values_and_gradients(form):
     """Compiled once for all embeddings and targets."""
 
     def total(embeddings, targets):
-        found = losses(form, embeddings, targets)
+        found = losses(form, embeddings, targets) + sigmoid(form, embeddings, targets)
         return sum(found), found
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -95,11 +96,11 @@ def test_precision_is_that_of_every_product():
             form = LogitsForm(tiled, (), precision)
 
             def total(*embeddings, form=form):
-                return sum(losses(form, embeddings, targets))
+                return sum(losses(form, embeddings, targets) + sigmoid(form, embeddings, targets))
 
-            text = jax.jit(jax.grad(total, argnums=range(5))).lower(*embeddings).as_text()
+            text = jax.jit(jax.grad(total, argnums=range(6))).lower(*embeddings).as_text()
             products = [line for line in text.splitlines() if "dot_general" in line]
-            assert len(products) >= 9
+            assert len(products) >= 12
             assert all(("HIGHEST" in line) == (precision == "highest") for line in products)
 
 
@@ -112,14 +113,28 @@ SMALL = Shapes(rows=8, regions=2, embed=16)
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_devices():
-    """Of the compiled gradient of the three losses, rows of a device the same."""
+@pytest.mark.parametrize("of", [losses, sigmoid])
+def test_memory_does_not_grow_with_the_devices(of):
+    """Of the compiled gradient, rows of a device the same."""
     tiled, dense = (
-        [temporary_bytes(LogitsForm(tiled), SMALL, jax.devices()[:count]) for count in (4, 8)]
+        [temporary_bytes(LogitsForm(tiled), SMALL, jax.devices()[:count], of) for count in (4, 8)]
         for tiled in (True, False)
     )
     assert tiled[1] < 1.1 * tiled[0]
     assert dense[1] > 1.5 * dense[0]  # so that it is memory of logits that is measured
+
+
+def test_no_device_has_an_array_of_the_whole_batch():
+    """Of the sigmoid loss and its gradient: by the shapes in what is compiled for a device."""
+    shapes, devices = Shapes(rows=11, regions=2, embed=16), jax.devices()[:8]
+    tiled, dense = (
+        compiled(LogitsForm(form), shapes, devices, sigmoid).as_text() for form in (True, False)
+    )
+    whole = re.compile(r"\[(88,16|88|11,88|88,11)\]")  # 8 devices of 11 rows
+    assert not whole.search(tiled)
+    assert whole.search(dense)
+    assert "collective-permute" in tiled
+    assert "all-gather" not in tiled
 
 
 @pytest.mark.slow
@@ -132,6 +147,7 @@ def test_memory_is_flat_from_8_to_512_devices():
         check=True,
         env=environment(),
     ).stdout
-    found = [int(line.split()[1]) for line in output.splitlines()]
-    assert len(found) == 3
-    assert max(found) < 1.1 * min(found)
+    lines = [[int(number) for number in line.split()] for line in output.splitlines()]
+    assert [count for count, *_ in lines] == [8, 64, 512]
+    for found in list(zip(*lines, strict=True))[1:]:  # the softmax losses, and the sigmoid loss
+        assert max(found) < 1.1 * min(found)

@@ -32,6 +32,7 @@ def make_output(seed: int = 0) -> Output:
         description_embed=normal(B, M, E),
         logit_scale=jnp.asarray(8.0),
         region_logit_scale=jnp.asarray(5.0),
+        logit_bias=jnp.asarray(-4.0),
     )
 
 
@@ -60,6 +61,7 @@ def every_variant(output, targets):
         "everything": EVERYTHING,
         "faithful": official_loss(),
         "official labels": LossConfig(variant="official"),
+        "sigmoid": dataclasses.replace(EVERYTHING, image_caption="sigmoid"),
     }
 
     def loss(output, config):
@@ -99,6 +101,36 @@ def test_weights_are_the_number_of_what_was_averaged():
     assert weights["contrastive"] == B
     for name in ("box_l1", "box_giou", "region", "match_iou", "image_description", "auxiliary_box"):
         assert weights[name] == regions
+
+
+def test_the_sigmoid_has_the_image_scale_to_itself():
+    """With the bias; both softmax terms on descriptions have the scale of regions."""
+    output, targets = make_output(), make_targets()
+    results = every_variant(output, targets)
+    (total, metrics), gradient = results["sigmoid"]
+    mean = {name: float(value / weight) for name, (value, weight) in metrics.items()}
+    softmax = results["everything"][0][1]
+    assert float(metrics["contrastive"][1]) == B
+    image, caption = (
+        x / np.linalg.norm(x, axis=-1, keepdims=True)
+        for x in map(np.asarray, (output.image.image_embed, output.caption_embed))
+    )
+    sign = 1 - 2 * np.eye(B)
+    loss = np.log1p(np.exp(sign * (8.0 * image @ caption.T - 4.0)))
+    loss[0, -1] = loss[-1, 0] = 0  # equal captions
+    np.testing.assert_allclose(mean["contrastive"], loss.sum() / B, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["region"], softmax["region"])
+    assert float(metrics["image_description"][0]) != float(softmax["image_description"][0])
+    shared = dataclasses.replace(output, logit_scale=output.region_logit_scale)
+    (_, at_that_scale), _ = every_variant(shared, targets)["everything"]
+    np.testing.assert_allclose(
+        metrics["image_description"], at_that_scale["image_description"], rtol=1e-6
+    )
+    assert gradient.logit_bias != 0
+    assert results["everything"][1].logit_bias == 0
+    expected = mean["contrastive"] + 1.5 * (mean["box_l1"] + mean["box_giou"]) + mean["region"]
+    expected += 0.5 * mean["auxiliary_box"] + 0.25 * mean["image_description"]
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
 
 
 def test_each_auxiliary_layer_is_matched_on_its_own():
@@ -226,6 +258,8 @@ def test_missing_descriptions_and_queries_are_explained():
     with pytest.raises(ValueError, match="region_weight"):
         trace(without)
     trace(without, region_weight=0.0)
+    with pytest.raises(ValueError, match="needs a logit bias"):
+        trace(dataclasses.replace(output, logit_bias=None), image_caption="sigmoid")
     few = dataclasses.replace(output.image, boxes=output.image.boxes[:, :2])
     with pytest.raises(ValueError, match="num_queries"):
         trace(dataclasses.replace(output, image=few))

@@ -41,6 +41,7 @@ DECODER = {
     "share_projection": False,
 }
 TYPES = ("grain", "clip")
+LOSSES = ("softmax", "sigmoid")
 # Names and values in exports made before version 0.2, and their current ones.
 OLDER_NAMES = {
     "kind": "type",
@@ -72,6 +73,10 @@ class GrainConfig(PretrainedConfig):
         text: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         init_logit_scale: float = 1 / 0.07,  # of newly initialized weights
+        # Loss of images and captions: "softmax" | "sigmoid", whose logits have a bias (SigLIP)
+        image_caption: str = "softmax",
+        init_sigmoid_scale: float = 10.0,  # with "sigmoid", in place of init_logit_scale
+        init_logit_bias: float = -10.0,
         max_logit_scale: float = 100.0,
         region_logit_scale: str = "shared",  # "shared" | "own"
         templates: Sequence[str] = ("a photo of a {}.",),  # prompts of class names, averaged
@@ -88,12 +93,17 @@ class GrainConfig(PretrainedConfig):
         self.type = older.get("type", type)
         if self.type not in TYPES:
             raise ValueError(f"type={self.type!r}; choose one of {TYPES}.")
+        if image_caption not in LOSSES:
+            raise ValueError(f"image_caption={image_caption!r}; choose one of {LOSSES}.")
         self.image_size = image_size
         self.embed_dim = embed_dim
         self.vision = _complete("vision", vision, VISION)
         self.text = _complete("text", text, TEXT)
         self.decoder = _complete("decoder", decoder, DECODER)
         self.init_logit_scale = init_logit_scale
+        self.image_caption = image_caption
+        self.init_sigmoid_scale = init_sigmoid_scale
+        self.init_logit_bias = init_logit_bias
         self.max_logit_scale = max_logit_scale
         self.region_logit_scale = region_logit_scale
         self.templates = list(templates)

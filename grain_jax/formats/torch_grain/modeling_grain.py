@@ -250,6 +250,10 @@ class Backbone(nn.Module):
         else:
             self.register_parameter("text_projection_bias", None)
         self.logit_scale = nn.Parameter(torch.zeros(()))
+        if config.image_caption == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.zeros(()))
+        else:
+            self.register_parameter("logit_bias", None)
         if config.type == "clip":
             if vision["pooling"] == "map":
                 self.visual.attn_pool = AttentionPool(vision)
@@ -449,7 +453,11 @@ class GrainModel(PreTrainedModel):
             init.normal_(module.text_projection, std=config.text["width"] ** -0.5)
             if module.text_projection_bias is not None:
                 init.zeros_(module.text_projection_bias)
-            init.constant_(module.logit_scale, math.log(config.init_logit_scale))
+            sigmoid = module.logit_bias is not None
+            start = config.init_sigmoid_scale if sigmoid else config.init_logit_scale
+            init.constant_(module.logit_scale, math.log(start))
+            if sigmoid:
+                init.constant_(module.logit_bias, config.init_logit_bias)
             if config.type == "clip":
                 init.normal_(module.image_projection, std=config.vision["width"] ** -0.5)
             width, depth = config.text["width"], config.text["depth"]
@@ -522,8 +530,8 @@ class GrainModel(PreTrainedModel):
             pixel_values: [B, 3, S, S] images.
             attention_mask: without effect, as in `get_text_features`.
             description_ids: [T, L] texts to compare regions with.
-            return_loss: compute the contrastive loss of image i and text i, with the other pairs of
-                this batch as negatives. Boxes and regions have no loss.
+            return_loss: compute the loss of image i and text i by `config.image_caption`, with the
+                other pairs of this batch as negatives. Boxes and regions have no loss.
 
         Raises ValueError without inputs, for a loss of unequal numbers of images and texts, and for
         options of `CLIPModel` that this model does not have.
@@ -548,6 +556,8 @@ class GrainModel(PreTrainedModel):
                 scores = regions @ described.T
             if image is not None and text is not None:
                 logits = self.logit_factor() * image @ text.T
+                if self.logit_bias is not None:
+                    logits = logits + self.logit_bias.float()
         if return_loss:
             if logits is None or logits.shape[0] != logits.shape[1]:
                 raise ValueError(
@@ -555,8 +565,7 @@ class GrainModel(PreTrainedModel):
                     f"{None if image is None else len(image)} and "
                     f"{None if text is None else len(text)}."
                 )
-            target = torch.arange(len(logits), device=logits.device)
-            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            loss = self._loss(logits)
         return GrainOutput(
             loss=loss,
             logits_per_image=logits,
@@ -568,6 +577,19 @@ class GrainModel(PreTrainedModel):
             description_embeds=described,
             description_scores=scores,
         )
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        """Of a batch of images and their texts, [B, B], as `config.image_caption` says."""
+        if self.logit_bias is not None:
+            sign = 2 * torch.eye(len(logits), device=logits.device) - 1
+            return -F.logsigmoid(sign * logits).sum() / len(logits)
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """The parameter that is added to the logits of images and texts, or None."""
+        return self.backbone.logit_bias
 
     @property
     def logit_scale(self) -> Tensor:
