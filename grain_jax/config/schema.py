@@ -267,6 +267,8 @@ class OptimConfig(Settings):
     beta1: float = 0.9  # decay rate of the first moment
     beta2: float = 0.98  # decay rate of the second moment
     eps: float = 1e-8  # epsilon of AdamW
+    # of both moments as they are stored; bfloat16 halves the optimizer's memory
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 0.1  # decoupled, times the learning rate
     # What weight decay acts on: parameters of 2 or more dimensions | the official groups by name
     weight_decay_mask: Literal["matrices", "official"] = "matrices"

@@ -86,6 +86,7 @@ ALWAYS_READ = {
     *("data.synthetic_caption_probability", "data.region_caption_probability"),
     *("optim.learning_rate", "optim.warmup_steps", "optim.final_learning_rate", "optim.beta?"),
     *("optim.eps", "optim.weight_decay", "optim.clip_grad_norm", "optim.lr_multipliers"),
+    "optim.moments_dtype",
     "optim.trained_*_layers",
     *(
         "optim.grad_cache_chunks",
