@@ -55,6 +55,7 @@ REFUSED = [
 ]
 INIT = {"pretrained": "RUN"}
 TOLD = [
+    ({"model__dtype": "float32"}, "model.gradient_dtype", "float32"),
     (CLIP, "model.decoder.depth", 3),
     (CLIP, "model.decoder.dropout", 0.5),
     (INIT, "model.vision.position_init", "sincos"),
