@@ -82,7 +82,7 @@ def test_a_second_moment_follows_changes_below_the_spacing_of_bfloat16(beta2, st
     assert int(rounded.count) == steps
     ratio = np.asarray(rounded.nu["w"], np.float64) / np.asarray(exact.nu["w"], np.float64)
     assert abs(ratio.mean() - 1) < 0.01
-    assert ratio.std() < 0.06
+    assert ratio.std() < 0.1
     assert np.abs(update_of_rounded / update - 1).mean() < 0.05
 
     def to_nearest(nu, size):
