@@ -295,7 +295,8 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
         "model": f"{config.model.type}, {config.model.dtype}, batch {config.batch_size:,} "
         f"({config.batch_size / mesh.size:g} a device), remat {config.model.remat}, "
         f"{config.loss.image_caption} logits {form}",
-        "memory of a device": f"{step.state / GIB:.3g} GiB state, {step.batch / GIB:.3g} batch, "
+        "memory of a device": f"{step.state / GIB:.3g} GiB state ({step.optimizer / GIB:.3g} of it "
+        f"optimizer), {step.batch / GIB:.3g} batch, "
         f"{step.temporary / GIB:.3g} temporary; {step.peak / GIB:.3g} at the peak",
         "compilation": f"{step.seconds:,.0f} s; jax {jax.__version__}, "
         f"grain_jax {grain_jax.__version__}",
@@ -406,7 +407,7 @@ def figures(plan: Plan) -> dict[str, Any]:
         if step is None
         else {
             name: getattr(step, name)
-            for name in ("seconds", "state", "batch", "arguments", "temporary", "peak")
+            for name in ("seconds", "state", "optimizer", "batch", "arguments", "temporary", "peak")
         }
         | {"schedule": dataclasses.asdict(step.schedule)}
         | {"exchanges": [dataclasses.asdict(one) for one in step.exchanges]},

@@ -59,6 +59,7 @@ def test_a_step_is_compiled_and_printed(tmp_path, capsys):
 STEP = CompiledStep(
     seconds=1.0,
     state=2 * 2**30,
+    optimizer=2**30,
     batch=2**30,
     arguments=3 * 2**30,
     temporary=3 * 2**30,

@@ -88,6 +88,7 @@ class CompiledStep:
 
     seconds: float  # of compilation
     state: int  # parameters, optimizer, averages, counters
+    optimizer: int  # of it the moments of Adam
     batch: int
     arguments: int  # both, as the compiler lays them out
     temporary: int
@@ -144,6 +145,7 @@ def compile_step(
     return CompiledStep(
         seconds=seconds,
         state=_device_bytes(abstract),
+        optimizer=_device_bytes(abstract.opt_state),
         batch=_device_bytes(batch),
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,

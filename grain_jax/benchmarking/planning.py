@@ -117,6 +117,8 @@ def changes(plan: Plan) -> Iterator[str]:
     large = step is None or limit is None or step.state > 0.1 * limit
     if sizes["fsdp"] == 1 and split > 1 and large and _can_be_split(plan):
         yield "--mesh.preset=fsdp, which splits parameters and optimizer"
+    if large and config.optim.moments_dtype == "float32":
+        yield "--optim.moments_dtype=bfloat16, which halves the optimizer"
     chunks = 2 * config.optim.grad_cache_chunks
     if config.batch_size % (split * chunks) == 0:
         yield f"--optim.grad_cache_chunks={chunks}, which encodes the batch in parts, twice"

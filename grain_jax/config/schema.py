@@ -26,6 +26,7 @@ PromptEnsembling = Literal["embedding", "score"]
 RegionAggregation = Literal["max_over_queries", "max_over_descriptions"]
 Resize = Literal["squash", "crop"]
 Remat = Literal["none", "dots", "full"]
+GradientDtype = Literal["compute", "float32"]
 Preset = Literal["auto", "dp", "fsdp", "fsdp_tp"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -175,6 +176,8 @@ class ModelConfig(Settings):
     text: TextConfig = field(default_factory=TextConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # compute; parameters are always float32
+    # of weight gradients as devices add them up: "compute" is `dtype`, float32 twice its bytes
+    gradient_dtype: GradientDtype = "compute"
     scan_layers: bool = False  # one compiled layer, not `depth`: fast compile, stacked parameters
     remat: Remat = "none"  # "dots" keeps outputs of matmuls
     # "cudnn" (flash; GPU and bfloat16 only) | "pallas" (a kernel; TPU only) | "auto": cudnn or
@@ -275,6 +278,8 @@ class OptimConfig(Settings):
     beta1: float = 0.9  # decay rate of the first moment
     beta2: float = 0.98  # decay rate of the second moment
     eps: float = 1e-8  # epsilon of AdamW
+    # of both moments as they are stored; bfloat16 halves the optimizer's memory (docs/scale.md)
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = 0.1  # decoupled, times the learning rate
     # What weight decay acts on: parameters of 2 or more dimensions | the official groups by name
     weight_decay_mask: Literal["matrices", "official"] = "matrices"

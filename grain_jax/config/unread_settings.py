@@ -42,6 +42,12 @@ REPLACED_REASON = "the weights of `pretrained` take the place of new ones"
 
 UNREAD = (
     # model and loss
+    Unread(
+        ("model.gradient_dtype",),
+        lambda config: config.model.dtype == "float32",
+        'model.dtype = "float32" has them in float32',
+        refused=False,
+    ),
     Unread(("model.decoder.*",), _clip, CLIP_REASON, refused=False),
     Unread(
         ("loss.box_weight", "loss.region_weight", "loss.match_l1_cost", "loss.match_giou_cost"),

@@ -29,6 +29,7 @@ from grain_jax.models.layers import (
     xavier_init,
 )
 from grain_jax.models.outputs import DecoderOutput
+from grain_jax.models.weights import as_addend, as_weight, product
 
 NORM_EPS = 1e-5  # torch's default, which the official decoder keeps
 
@@ -41,6 +42,7 @@ class Attention(nn.Module):
     dropout: float = 0.0  # of attention weights, in training
     train: bool = False
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
     def __call__(
@@ -54,7 +56,8 @@ class Attention(nn.Module):
         shape = (self.num_heads, 3, width // self.num_heads)
         names = ("heads", None, "kv")
         kernel_init = named(self.initializers.qkv, "embed", *names)
-        kernel = self.param("kernel", kernel_init, (width, *shape), jnp.float32).astype(self.dtype)
+        kernel = self.param("kernel", kernel_init, (width, *shape), jnp.float32)
+        kernel = as_weight(kernel, self.dtype, self.gradient_dtype)
         bias_init = named(self.initializers.qkv_bias, *names)
         bias = self.param("bias", bias_init, shape, jnp.float32)
 
@@ -83,6 +86,7 @@ class Attention(nn.Module):
             self.initializers.out_bias,
             num_inputs=2,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
             name="out",
         )(mixed)
 
@@ -97,6 +101,7 @@ class DecoderLayer(nn.Module):
     train: bool
     outputs: bool = False  # keep every layer's output, not only the last
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
     def __call__(
@@ -111,6 +116,9 @@ class DecoderLayer(nn.Module):
         `query`: learned positions. `rows`: numbers of the rows in the global batch, for dropout.
         """
 
+        types = {"dtype": self.dtype, "gradient_dtype": self.gradient_dtype}
+        query = as_addend(query, x.shape, self.dtype, self.gradient_dtype)
+
         def norm(name: str, x: Array) -> Array:
             return LayerNorm(NORM_EPS, dtype=self.dtype, name=name)(x)
 
@@ -119,7 +127,7 @@ class DecoderLayer(nn.Module):
 
         def attention(name: str) -> Attention:
             return Attention(
-                self.num_heads, self.initializers, self.dropout, self.train, self.dtype, name=name
+                self.num_heads, self.initializers, self.dropout, self.train, **types, name=name
             )
 
         y = norm("norm1", x)
@@ -133,7 +141,7 @@ class DecoderLayer(nn.Module):
             self.initializers,
             self.dropout,
             self.train,
-            self.dtype,
+            **types,
             name="mlp",
         )
         x = x + drop(mlp(norm("norm3", x), rows))
@@ -145,15 +153,17 @@ class BoxHead(nn.Module):
     """Box of a region query, as DETR: 3 layers, ReLU, sigmoid. Official: `bbox_embed`."""
 
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
     def __call__(self, queries: Float[Array, "*batch D"]) -> Float[Array, "*batch 4"]:
         """Returns (cx, cy, w, h) in [0, 1] of the image."""
         width = queries.shape[-1]
         init = uniform(width**-0.5)
+        types = {"dtype": self.dtype, "gradient_dtype": self.gradient_dtype}
 
         def layer(name: str, x: Array, features: int, axes: tuple[str | None, ...]) -> Array:
-            return Linear((features,), axes, init, init, dtype=self.dtype, name=name)(x)
+            return Linear((features,), axes, init, init, **types, name=name)(x)
 
         x = jax.nn.relu(layer("layer0", queries, width, ("embed", "mlp")))
         x = jax.nn.relu(layer("layer1", x, width, ("mlp", "embed")))
@@ -168,6 +178,7 @@ class RegionDecoder(nn.Module):
     scan_layers: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
     def __call__(
@@ -187,7 +198,8 @@ class RegionDecoder(nn.Module):
         rows = jnp.arange(tokens.shape[0], dtype=jnp.int32) if rows is None else rows
         rows = constrain(rows, "batch")  # and so each device draws masks of its own rows
         num_queries, init = config.num_queries, uniform(tokens.shape[-1] ** -0.5)
-        memory = Linear((width,), ("embed", None), init, dtype=self.dtype, name="input")(tokens)
+        types = {"dtype": self.dtype, "gradient_dtype": self.gradient_dtype}
+        memory = Linear((width,), ("embed", None), init, **types, name="input")(tokens)
         memory = LayerNorm(NORM_EPS, dtype=self.dtype, name="input_norm")(memory)
 
         query_init = named(normal(1.0), None, "embed")
@@ -197,7 +209,7 @@ class RegionDecoder(nn.Module):
         x, layers = apply_layers(
             DecoderLayer,
             x,
-            query[None].astype(self.dtype),
+            as_weight(query[None], self.dtype, self.gradient_dtype),
             memory,
             rows,
             depth=config.depth,
@@ -209,23 +221,24 @@ class RegionDecoder(nn.Module):
             dropout=config.dropout,
             train=train,
             outputs=auxiliary_boxes,
-            dtype=self.dtype,
+            **types,
         )
         # Batch first, as everywhere: `affine` merges the leading axes, and a batch that is not the
         # first of them could only be split after every device had all of it.
         if layers is None:
             layers = x[:, None]
         layers = LayerNorm(NORM_EPS, dtype=self.dtype, name="norm")(layers)  # [B, A+1, Q+1, D]
-        boxes = BoxHead(self.dtype, name="box_head")(layers[:, :, :num_queries])
+        boxes = BoxHead(**types, name="box_head")(layers[:, :, :num_queries])
 
         def projection(name: str) -> Array:
             init = named(normal(width**-0.5), "embed", "joint")
-            return self.param(name, init, (width, self.embed_dim), jnp.float32).astype(self.dtype)
+            value = self.param(name, init, (width, self.embed_dim), jnp.float32)
+            return as_weight(value, self.dtype, self.gradient_dtype)
 
         to_image = projection("image_projection")
         to_region = to_image if config.share_projection else projection("region_projection")
-        image_embed = layers[:, -1, num_queries] @ to_image
-        region_embed = jnp.einsum("bqd,de->bqe", layers[:, -1, :num_queries], to_region)
+        image_embed = product(layers[:, -1, num_queries], to_image)
+        region_embed = product(layers[:, -1, :num_queries], to_region)
         return DecoderOutput(
             image_embed=image_embed.astype(jnp.float32),
             region_embed=region_embed.astype(jnp.float32),

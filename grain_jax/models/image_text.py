@@ -19,6 +19,7 @@ from grain_jax.models.packing import capacity, pack, unpack
 from grain_jax.models.pooling import AttentionPool
 from grain_jax.models.text import TextTransformer
 from grain_jax.models.vit import VisionTransformer
+from grain_jax.models.weights import as_weight, product
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -45,16 +46,17 @@ class ImageTextModel(nn.Module):
         config = self.config
         scan, remat, dtype = config.scan_layers, config.remat, DTYPES[config.dtype]
         attention: Any = config.attention
+        types = (dtype, self.gradient_dtype)
         self.vision = VisionTransformer(
-            config.vision, config.image_size, scan, remat, attention, dtype
+            config.vision, config.image_size, scan, remat, attention, *types
         )
-        self.text = TextTransformer(config.text, config.embed_dim, scan, remat, attention, dtype)
+        self.text = TextTransformer(config.text, config.embed_dim, scan, remat, attention, *types)
         if config.type == "grain":
-            self.decoder = RegionDecoder(config.decoder, config.embed_dim, scan, remat, dtype)
+            self.decoder = RegionDecoder(config.decoder, config.embed_dim, scan, remat, *types)
         else:
             width = config.vision.width
             if config.vision.pooling == "map":
-                self.attention_pool = AttentionPool(config.vision, dtype)
+                self.attention_pool = AttentionPool(config.vision, *types)
             self.image_projection = self.param(
                 "image_projection",
                 named(normal(width**-0.5), "embed", "joint"),
@@ -119,7 +121,8 @@ class ImageTextModel(nn.Module):
             pooled = (
                 self.attention_pool(tokens) if self.config.vision.pooling == "map" else tokens[:, 0]
             )
-            projected = pooled @ self.image_projection.astype(tokens.dtype)
+            kernel = as_weight(self.image_projection, tokens.dtype, self.gradient_dtype)
+            projected = product(pooled, kernel)
             return ImageOutput(tokens=tokens, image_embed=projected.astype(jnp.float32))
         decoded = self.decoder(tokens, train=train, auxiliary_boxes=auxiliary_boxes, rows=rows)
         return ImageOutput(
@@ -129,6 +132,13 @@ class ImageTextModel(nn.Module):
             boxes=decoded.boxes,
             auxiliary_boxes=decoded.auxiliary_boxes,
         )
+
+    @property
+    def gradient_dtype(self) -> Any:
+        """Of the gradients of weights; None where it is that of the computation."""
+        config = self.config
+        same = config.gradient_dtype in ("compute", config.dtype)
+        return None if same else DTYPES[config.gradient_dtype]
 
     def encode_texts(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
         """Token ids to embeddings, not normalised."""

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from grain_jax.models.attention import AttentionKind, attend, chosen_attention
 from grain_jax.models.dropout import Dropout
 from grain_jax.models.pallas_attention import pallas_attention
+from grain_jax.models.weights import as_weight, product
 
 Initializer = Callable[..., Array]
 AxisNames = tuple[str | None, ...]
@@ -148,7 +149,7 @@ def affine(
     The bias is added in float32, so that its gradient, a sum over all rows, is summed in float32.
     """
     lead, inputs = x.shape[: x.ndim - num_inputs], math.prod(kernel.shape[:num_inputs])
-    y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1)
+    y = product(x.reshape(-1, inputs), kernel)
     y = y.reshape(*lead, *kernel.shape[num_inputs:])
     if bias is None:
         return y
@@ -165,6 +166,7 @@ class Linear(nn.Module):
     bias_init: Initializer | None = None  # None: no bias
     num_inputs: int = 1
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of the kernel's gradient; None: `dtype`
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."], *, apart: bool = False) -> Any:
@@ -179,7 +181,7 @@ class Linear(nn.Module):
         if self.bias_init is not None:
             bias_init = named(self.bias_init, *self.axes[self.num_inputs :])
             bias = self.param("bias", bias_init, self.features, jnp.float32)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), as_weight(kernel, self.dtype, self.gradient_dtype)
         if not apart:
             return affine(x, kernel, bias, num_inputs=self.num_inputs)
         axis, several = self.num_inputs + 1, []
@@ -228,6 +230,7 @@ class SelfAttention(nn.Module):
     implementation: AttentionKind = "auto"
     num_tokens: int | None = None  # those that are not padding, which comes last; None: all
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # as `Linear`
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -247,6 +250,7 @@ class SelfAttention(nn.Module):
             self.initializers.qkv,
             self.initializers.qkv_bias,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
             name="qkv",
         )(x, apart=pallas)  # [B, T, N, 3, H], or three of [B, T, N, H]
         query, key, value = qkv if pallas else (qkv[:, :, :, i] for i in range(3))
@@ -285,6 +289,7 @@ class SelfAttention(nn.Module):
             self.initializers.out_bias,
             num_inputs=2,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
             name="out",
         )(mixed)
 
@@ -298,6 +303,7 @@ class Mlp(nn.Module):
     dropout: float = 0.0
     train: bool = False
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # as `Linear`
 
     @nn.compact
     def __call__(
@@ -311,6 +317,7 @@ class Mlp(nn.Module):
             self.initializers.fc1,
             self.initializers.fc1_bias,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
             name="fc1",
         )(x)
         x = activation_fn(self.activation)(constrain(x, "batch", None, "mlp"))
@@ -321,6 +328,7 @@ class Mlp(nn.Module):
             self.initializers.fc2,
             self.initializers.fc2_bias,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
             name="fc2",
         )(x)
 
@@ -338,6 +346,7 @@ class Block(nn.Module):
     attention: AttentionKind = "auto"
     num_tokens: int | None = None  # those that are not padding, which comes last; None: all
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # as `Linear`
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], None]:
@@ -350,11 +359,17 @@ class Block(nn.Module):
             implementation=self.attention,
             num_tokens=self.num_tokens,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
             name="attention",
         )(LayerNorm(self.eps, dtype=self.dtype, name="norm1")(x))
-        x = x + Mlp(self.mlp_dim, self.activation, self.initializers, dtype=self.dtype, name="mlp")(
-            LayerNorm(self.eps, dtype=self.dtype, name="norm2")(x)
-        )
+        x = x + Mlp(
+            self.mlp_dim,
+            self.activation,
+            self.initializers,
+            dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
+            name="mlp",
+        )(LayerNorm(self.eps, dtype=self.dtype, name="norm2")(x))
         return constrain(x, "batch", None, None), None
 
 

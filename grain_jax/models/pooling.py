@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from grain_jax.config import VisionConfig
 from grain_jax.models.decoder import Attention
 from grain_jax.models.layers import LayerNorm, Mlp, named, normal, xavier_init
+from grain_jax.models.weights import repeated
 
 
 class AttentionPool(nn.Module):
@@ -16,6 +17,7 @@ class AttentionPool(nn.Module):
 
     config: VisionConfig
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B P D"]) -> Float[Array, "B D"]:
@@ -23,9 +25,11 @@ class AttentionPool(nn.Module):
         mlp_dim = round(width * config.mlp_ratio)
         init = xavier_init(width, mlp_dim)
         probe = self.param("probe", named(normal(0.02), "embed"), (width,), jnp.float32)
-        query = jnp.broadcast_to(probe.astype(self.dtype), (tokens.shape[0], 1, width))
-        attention = Attention(config.num_heads, init, 0.0, False, self.dtype, name="attention")
+        shape = (tokens.shape[0], 1, width)
+        query = repeated(probe, shape, self.dtype, self.gradient_dtype)
+        types = {"dtype": self.dtype, "gradient_dtype": self.gradient_dtype}
+        attention = Attention(config.num_heads, init, **types, name="attention")
         x = attention(query, tokens, tokens)
         y = LayerNorm(config.norm_eps, dtype=self.dtype, name="norm")(x)
-        mlp = Mlp(mlp_dim, config.activation, init, dtype=self.dtype, name="mlp")
+        mlp = Mlp(mlp_dim, config.activation, init, **types, name="mlp")
         return (x + mlp(y))[:, 0]

@@ -22,6 +22,7 @@ from grain_jax.models.layers import (
     normal,
     zeros,
 )
+from grain_jax.models.weights import as_addend, as_weight, product
 
 
 class TextTransformer(nn.Module):
@@ -38,6 +39,7 @@ class TextTransformer(nn.Module):
     remat: str = "none"
     attention: AttentionKind = "auto"
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
     def __call__(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
@@ -66,7 +68,7 @@ class TextTransformer(nn.Module):
         # rows found would have to be put together for the whole batch on every device.
         table = constrain(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
-        x = x + position[None, :length].astype(self.dtype)
+        x = x + as_addend(position[None, :length], x.shape, self.dtype, self.gradient_dtype)
         x, chosen = pad_tokens(x, self.attention, num_heads=config.num_heads)
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
@@ -84,6 +86,7 @@ class TextTransformer(nn.Module):
             attention=chosen,
             num_tokens=None if config.causal else length,  # a causal mask hides the padding
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
         )
         x = x[:, :length]
         if config.pooling == "end":
@@ -98,8 +101,8 @@ class TextTransformer(nn.Module):
             (config.width, self.embed_dim),
             jnp.float32,
         )
-        x = x @ projection.astype(self.dtype)
+        x = product(x, as_weight(projection, self.dtype, self.gradient_dtype))
         if config.projection_bias:
             bias = self.param("bias", named(zeros, "joint"), (self.embed_dim,), jnp.float32)
-            x = x + bias.astype(self.dtype)[None]
+            x = x + as_addend(bias, x.shape, self.dtype, self.gradient_dtype)
         return x.astype(jnp.float32)

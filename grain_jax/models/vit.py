@@ -27,6 +27,7 @@ from grain_jax.models.layers import (
     xavier_init,
 )
 from grain_jax.models.positions import grid_positions
+from grain_jax.models.weights import as_addend, repeated
 
 
 class VisionTransformer(nn.Module):
@@ -38,6 +39,7 @@ class VisionTransformer(nn.Module):
     remat: str = "none"
     attention: AttentionKind = "auto"
     dtype: Any = jnp.float32
+    gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B P D"]:
@@ -66,6 +68,7 @@ class VisionTransformer(nn.Module):
             uniform(bound) if config.patch_bias else None,
             num_inputs=3,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
             name="patch",
         )(x)  # [B, side * side, D]
         num_cls = int(config.pooling == "cls")
@@ -78,12 +81,12 @@ class VisionTransformer(nn.Module):
 
         if num_cls:
             cls = self.param("cls", named(normal(1e-6), "embed"), (width,), jnp.float32)
-            cls_token = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, width))
+            cls_token = repeated(cls, (x.shape[0], 1, width), self.dtype, self.gradient_dtype)
             x = jnp.concatenate([cls_token, x], axis=1)
         position = self.param(
             "position", named(position_init, None, "embed"), (x.shape[1], width), jnp.float32
         )
-        x = x + position.astype(self.dtype)[None]
+        x = x + as_addend(position, x.shape, self.dtype, self.gradient_dtype)
         if config.pre_norm:
             x = LayerNorm(config.norm_eps, dtype=self.dtype, name="pre_norm")(x)
         num_tokens = x.shape[1]
@@ -104,5 +107,6 @@ class VisionTransformer(nn.Module):
             attention=chosen,
             num_tokens=num_tokens,
             dtype=self.dtype,
+            gradient_dtype=self.gradient_dtype,
         )
         return LayerNorm(config.norm_eps, dtype=self.dtype, name="norm")(x[:, :num_tokens])

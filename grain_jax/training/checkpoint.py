@@ -165,7 +165,8 @@ class Checkpoints:
         """The state of `step` on the devices of `abstract`, whatever devices wrote it.
 
         Where other parameters were trained before, those that are trained from here on start with
-        moments of 0, and the moments of those that are frozen now are left out.
+        moments of 0, and the moments of those that are frozen now are left out. Moments that were
+        stored in another type are rounded to the nearest number of this one.
         """
         stored = as_stored(abstract, self.folder / str(step) / "optimizer")
         items = {name: ocp.args.StandardRestore(tree) for name, tree in _items(stored).items()}

@@ -32,7 +32,7 @@ def as_stored(abstract: TrainState, folder: AnyPath) -> TrainState:
     wanted = _moment_names(abstract.opt_state)
     if stored == wanted:
         return abstract
-    leaves = flax.traverse_util.flatten_dict(abstract.params, sep="/")
+    leaves = _abstract_moments(abstract)
     if unknown := sorted(stored - set(leaves)):
         raise ValueError(
             f"{folder} has optimizer state of {len(unknown)} parameters that the model does not "
@@ -43,13 +43,24 @@ def as_stored(abstract: TrainState, folder: AnyPath) -> TrainState:
 
 def with_moments_of(state: TrainState, abstract: TrainState) -> TrainState:
     """`state` with moments of the parameters of `abstract` alone, 0 where it has none."""
-    leaves = flax.traverse_util.flatten_dict(abstract.params, sep="/")
+    leaves = _abstract_moments(abstract)
     wanted = sorted(_moment_names(abstract.opt_state))
 
     def moments(found: Flat) -> Flat:
         return {name: found[name] if name in found else _zeros(leaves[name]) for name in wanted}
 
     return _replaced(state, moments)
+
+
+def _abstract_moments(abstract: TrainState) -> Flat:
+    """A moment of every parameter, trained or not, in the type of those that are there."""
+    (adam,) = filter(_is_adam, jax.tree.leaves(abstract.opt_state, is_leaf=_is_adam))
+    dtype = jax.tree.leaves(adam.mu)[0].dtype
+    leaves = flax.traverse_util.flatten_dict(abstract.params, sep="/")
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+        for name, leaf in leaves.items()
+    }
 
 
 def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:

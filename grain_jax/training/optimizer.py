@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from grain_jax.config import OptimConfig, TrainConfig
+from grain_jax.training.rounded_moments import in_bfloat16
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 LOGIT_SCALES = ("logit_scale", "region_logit_scale")
@@ -79,12 +80,13 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """AdamW without its learning rate: a step adds `-schedule(step)` times the update.
 
     The rate is kept out so that it follows the step even where a step is skipped. The state has the
-    same structure with and without clipping.
+    same structure with and without clipping, and with either type of its moments.
     """
     clip = config.clip_grad_norm
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        in_bfloat16(adam) if config.moments_dtype == "bfloat16" else adam,
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: decay_mask(params, config.weight_decay_mask)
         ),

@@ -59,6 +59,7 @@ REFUSED = [
 ]
 INIT = {"pretrained": "RUN"}
 TOLD = [
+    ({"model__dtype": "float32"}, "model.gradient_dtype", "float32"),
     (CLIP, "model.decoder.depth", 3),
     (CLIP, "model.decoder.dropout", 0.5),
     (INIT, "model.vision.position_init", "sincos"),
@@ -91,6 +92,7 @@ ALWAYS_READ = {
     *("data.synthetic_caption_probability", "data.region_caption_probability"),
     *("optim.learning_rate", "optim.warmup_steps", "optim.final_learning_rate", "optim.beta?"),
     *("optim.eps", "optim.weight_decay", "optim.clip_grad_norm", "optim.lr_multipliers"),
+    "optim.moments_dtype",
     "optim.trained_*_layers",
     *(
         "optim.grad_cache_chunks",
