@@ -46,3 +46,7 @@ class Output:
     region_logit_scale: Leaf  # [], the same unless the model learns one of its own
     description_embed: Leaf | None = None  # [B, M, E]; None where no descriptions were given
     description_kept: Leaf | None = None  # [B, M], real and within the capacity; None: all were
+    # Of texts laid end to end (None: they were not): tokens of an image's texts, [B], and how many
+    # of its texts were cut for lack of room, [B]; int32
+    text_tokens: Leaf | None = None
+    texts_cut: Leaf | None = None
