@@ -15,6 +15,7 @@ of 40 tokens, descriptions of 16 and model.description_capacity_factor=0.6 take 
 165.6 to 131.1 GFLOP an image. The first lines of a run, and `--check`, name the lengths and the
 capacity factor that your annotations need; metrics.jsonl has what is used, as
 `caption_positions_used`, `description_positions_used` and `descriptions_used`.
+`model.text_tokens_per_image`, which they propose too, leaves nearly all padding out: docs/scale.md.
 """
 
 from grain_jax.config import DataConfig, EvaluationConfig, MeshConfig, TrainConfig, vision_variant

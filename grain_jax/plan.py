@@ -62,6 +62,7 @@ from grain_jax.command_line import (
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.config.schema import Preset, Remat
+from grain_jax.data.text_lengths import text_positions
 from grain_jax.models.image_text import abstract_params
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training.logits import logits_form
@@ -318,6 +319,7 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
     rows = {
         "TFLOP a step": f"{times.useful_flops / 1e12:,.4g} useful, {times.spent_flops / 1e12:,.4g} "
         "spent",
+        "texts": _texts(config, times),
         "a step at published rates": f"compute {1e3 * times.compute:,.3g} ms (bfloat16), memory "
         f"{1e3 * times.memory:,.3g}, network {1e3 * times.network:,.3g}{_between(plan.topology)}",
         "by the compiler's cycles": _estimate(plan, times),
@@ -332,6 +334,15 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
             f"{plan.length:,} steps: {hours:,.3g} hours, {hours * count:,.3g} device hours at least"
         )
     return rows
+
+
+def _texts(config: TrainConfig, times: Forecast) -> str:
+    """What the text tower takes; what of it is padding, only the data say."""
+    laid = "end to end" if config.model.text_tokens_per_image else "each in a padded row"
+    return (
+        f"{text_positions(config):,.4g} positions an image, {laid}: "
+        f"{times.text_flops / times.useful_flops:.0%} of the useful TFLOP, with their padding"
+    )
 
 
 def _has_frozen(config: TrainConfig) -> bool:

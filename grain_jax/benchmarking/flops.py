@@ -10,7 +10,9 @@ whole.
 from dataclasses import dataclass
 
 from grain_jax.config import TrainConfig
+from grain_jax.data.region_coverage import needs_descriptions
 from grain_jax.models.packing import capacity
+from grain_jax.models.text_stream import stream_shape
 
 FORWARD_AND_BACKWARD = 3
 
@@ -24,11 +26,17 @@ class StepFlops:
     descriptions: float
     decoder: float
     losses: float
+    text_streams: float = 0.0  # of captions and descriptions laid end to end, padding included
+
+    @property
+    def texts(self) -> float:
+        """All of the text tower."""
+        return self.captions + self.descriptions + self.text_streams
 
     @property
     def total(self) -> float:
         """All parts."""
-        return self.vision + self.captions + self.descriptions + self.decoder + self.losses
+        return self.vision + self.texts + self.decoder + self.losses
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,38 @@ class TextPositions:
     descriptions: float
     description_positions: float
     description_pairs: float
+    # Of texts laid end to end, in all streams: positions, keys that one of them is compared with,
+    # and texts that are read from them
+    streamed: float = 0.0
+    streamed_keys: float = 0.0
+    streamed_texts: float = 0.0
 
 
-def padded_positions(config: TrainConfig) -> TextPositions:
-    """Those that a step computes, padding included."""
+def padded_positions(config: TrainConfig, *, num_shards: int = 1) -> TextPositions:
+    """Those that a step computes, padding included, on devices of which `num_shards` have rows."""
+    if config.model.text_tokens_per_image:
+        return _streamed_positions(config, num_shards * config.optim.grad_cache_chunks)
     batch, data = config.batch_size, config.data
     caption, description = float(data.caption_length), float(data.description_length)
     encoded = capacity(config.model.description_capacity_factor, batch * data.max_regions)
     return TextPositions(
         float(batch), caption, caption**2, float(encoded), description, description**2
+    )
+
+
+def _streamed_positions(config: TrainConfig, streams: int) -> TextPositions:
+    batch, data = config.batch_size, config.data
+    longest, texts = data.caption_length, batch
+    if needs_descriptions(config):
+        longest, texts = max(longest, data.description_length), batch * (1 + data.max_regions)
+    blocks, length = stream_shape(
+        config.model.text_tokens_per_image, images=batch // streams, longest=longest
+    )
+    return TextPositions(
+        *(0.0,) * 6,
+        streamed=float(streams * blocks * length),
+        streamed_keys=float(length if blocks == 1 else 2 * length),
+        streamed_texts=float(texts),
     )
 
 
@@ -70,6 +101,7 @@ def step_flops(
         * _text(config, positions.description_positions, positions.description_pairs),
         decoder=batch * _decoder(config) if model.type == "grain" else 0.0,
         losses=FORWARD_AND_BACKWARD * _logits(config, batch, batch * data.max_regions),
+        text_streams=_streams(config, positions),
     )
 
 
@@ -109,6 +141,14 @@ def _text(config: TrainConfig, positions: float, pairs: float) -> float:
     mlp_dim = round(text.width * text.mlp_ratio)
     blocks = text.depth * _block(positions, pairs, text.width, mlp_dim)
     return FORWARD_AND_BACKWARD * (blocks + 2 * text.width * config.model.embed_dim)
+
+
+def _streams(config: TrainConfig, positions: TextPositions) -> float:
+    text, count = config.model.text, positions.streamed
+    mlp_dim = round(text.width * text.mlp_ratio)
+    blocks = text.depth * _block(count, count * positions.streamed_keys, text.width, mlp_dim)
+    heads = 2 * positions.streamed_texts * text.width * config.model.embed_dim
+    return FORWARD_AND_BACKWARD * (blocks + heads)
 
 
 def _decoder(config: TrainConfig) -> float:

@@ -29,6 +29,7 @@ class Forecast:
     network: float  # of the collectives
     useful_flops: float  # of the global batch, as MFU counts them
     spent_flops: float  # with recomputation, and products of several passes
+    text_flops: float = 0.0  # of the useful ones: the text tower's, padding included
     # By the cycles that the TPU compiler estimates, and the roofline of kernels, without network
     estimated: float | None = None
 
@@ -55,11 +56,14 @@ def forecast(
     peak: Peak,
     tiled: bool,
     num_slices: int = 1,
+    num_shards: int = 1,
 ) -> Forecast:
-    """Of a step that was compiled for as many devices of these rates. `tiled`: its logits are."""
-    flops = step_flops(
-        config, padded_positions(config), with_descriptions=needs_descriptions(config)
-    )
+    """Of a step that was compiled for as many devices of these rates. `tiled`: its logits are.
+
+    `num_shards`: devices, or groups of them, with rows of the batch of their own.
+    """
+    positions = padded_positions(config, num_shards=num_shards)
+    flops = step_flops(config, positions, with_descriptions=needs_descriptions(config))
     passes = TPU_PASSES if peak.is_tpu else GPU_PASSES
     # The gradient of tiles computes them anew: four products, not three.
     losses = passes[config.loss.logits_precision] * flops.losses * (4 / 3 if tiled else 1.0)
@@ -81,5 +85,6 @@ def forecast(
         ),
         useful_flops=flops.total,
         spent_flops=spent,
+        text_flops=flops.texts,
         estimated=cycles / peak.clock + kernels if cycles and peak.clock else None,
     )

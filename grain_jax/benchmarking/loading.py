@@ -116,7 +116,8 @@ def time_full(config: TrainConfig, loader: DataConfig, *, num_steps: int, mesh: 
         jax.block_until_ready(metrics)
         ends.append(time.perf_counter())
         fraction = (batches.wait_seconds - waited) / (ends[-1] - ends[0])
-    used = [text_positions(batch) for batch in taken]
+    shards = sharding.num_batch_shards(mesh)
+    used = [text_positions(batch, config, num_shards=shards) for batch in taken]
     seconds = np.diff(ends).tolist()
     return step.timing(seconds, metrics, positions=_mean(used), data_wait=fraction)
 

@@ -75,6 +75,7 @@ def make_plan(
             peak=topology.peak,
             tiled=logits_form(config, mesh).tiled,
             num_slices=topology.num_slices,
+            num_shards=sharding.num_batch_shards(mesh),
         )
     length = run_length(config, num_images)
     return Plan(config, topology, mesh, step, None, times, length[0] if length else None)

@@ -44,6 +44,7 @@ def step_figures(timing: StepTiming) -> dict[str, Any]:
         "percentiles": _percentiles(timing),
         "mfu": timing.mfu(timing.flops),
         "mfu_without_padding": timing.mfu(timing.useful_flops),
+        "useful_fraction": timing.useful_fraction,
         **dataclasses.asdict(timing),
     }
 
@@ -60,6 +61,8 @@ def step_rows(timing: StepTiming) -> dict[str, str]:
         "images/s": f"{timing.images_per_second:,.4g} ({each:,.4g} a device)",
         "GFLOP an image": f"{counted:,.2f} ({useful:,.2f} without padding); matrix products, "
         "forward and backward",
+        "useful of these": f"{timing.useful_fraction:.0%}; of those of texts "
+        f"{timing.useful_flops.texts / timing.flops.texts:.0%}, the rest is padding",
         "TFLOP/s a device": f"{rate:.3g}",
         "MFU": _utilization(timing),
         "memory of a device": _memory(timing),

@@ -82,6 +82,11 @@ class StepTiming:
         """Of all devices together."""
         return self.images / self.pace
 
+    @property
+    def useful_fraction(self) -> float:
+        """FLOPs of texts without padding, and of all of an image, over those that are computed."""
+        return self.useful_flops.total / self.flops.total
+
     def mfu(self, flops: StepFlops) -> float | None:
         """Fraction of the devices' published bfloat16 peak that `flops` a step amount to."""
         peak = peak_of(self.device_kind)
@@ -139,7 +144,11 @@ class OpenStep:
             num_devices=self.mesh.size,
             device_kind=device.device_kind,
             loss=float(total / weight),
-            flops=step_flops(config, padded_positions(config), with_descriptions=wanted),
+            flops=step_flops(
+                config,
+                padded_positions(config, num_shards=sharding.num_batch_shards(self.mesh)),
+                with_descriptions=wanted,
+            ),
             useful_flops=step_flops(config, used, with_descriptions=wanted),
             frozen=bool(split_frozen(self.abstract.params, config.optim)[1]),
             argument_bytes=arguments,
@@ -182,7 +191,7 @@ def open_step(
         abstract=abstract,
         state=new_state(model, optimizer, config, abstract),
         batch=sharding.put_batch(batch, mesh, batch_size=config.batch_size),
-        positions=text_positions(batch),
+        positions=text_positions(batch, config, num_shards=sharding.num_batch_shards(mesh)),
         compile_seconds=compile_seconds,
     )
 

@@ -1,10 +1,12 @@
 """Random batches of the configured shapes, for timing: no data set, no tokenizer."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from grain_jax.benchmarking.flops import TextPositions
 from grain_jax.config import TrainConfig, validate
 from grain_jax.data.batch import Batch
+from grain_jax.models.text_stream import kept_lengths, stream_shape
 
 REGIONS = (3, 2, 4, 3, 5, 1, 3, 3)  # real regions of each image in turn, 3 on average
 MAX_CAPTION = 24  # tokens of the longest caption, end of text included
@@ -40,10 +42,15 @@ def synthetic_batch(config: TrainConfig) -> Batch:
     )
 
 
-def text_positions(batch: Batch) -> TextPositions:
-    """Numbers of texts and positions of a batch that are text and not padding."""
+def text_positions(batch: Batch, config: TrainConfig, *, num_shards: int = 1) -> TextPositions:
+    """Numbers of texts and positions of a batch that are text and not padding.
+
+    Of texts laid end to end those that are encoded, on devices of which `num_shards` have rows.
+    """
     captions = (np.asarray(batch.captions) != 0).sum(-1)
     descriptions = (np.asarray(batch.descriptions) != 0).sum(-1)
+    if config.model.text_tokens_per_image:
+        captions, descriptions = _kept(captions, descriptions, config, num_shards)
     descriptions = descriptions[np.asarray(batch.region_mask)]
     return TextPositions(
         captions=float(len(captions)),
@@ -53,6 +60,24 @@ def text_positions(batch: Batch) -> TextPositions:
         description_positions=float(descriptions.mean()) if len(descriptions) else 0.0,
         description_pairs=float((descriptions**2).mean()) if len(descriptions) else 0.0,
     )
+
+
+def _kept(
+    captions: np.ndarray, descriptions: np.ndarray, config: TrainConfig, num_shards: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each text, [B] and [B, M], that are left in the streams of a step."""
+    parts, (images, regions) = config.optim.grad_cache_chunks, descriptions.shape
+    longest = max(config.data.caption_length, config.data.description_length)
+    share = images // (num_shards * parts)
+    blocks, length = stream_shape(config.model.text_tokens_per_image, images=share, longest=longest)
+    lengths = np.concatenate([captions[:, None], descriptions], axis=1)
+    # A part of a device's rows is every so-manieth of them.
+    streams = lengths.reshape(num_shards, share, parts, 1 + regions).swapaxes(1, 2)
+    kept = kept_lengths(
+        jnp.asarray(streams.reshape(num_shards * parts, -1)), room=blocks * length, longest=longest
+    )
+    found = np.asarray(kept).reshape(streams.shape).swapaxes(1, 2).reshape(lengths.shape)
+    return found[:, 0], found[:, 1:]
 
 
 def _tokens(

@@ -7,19 +7,21 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from grain_jax.config.text_validation import SHORTEST_TEXT
+
 # Smallest value of a number; those not named here may not be negative.
 AT_LEAST = {
     "seed": 0,
     "batch_size": 1,
-    "data.caption_length": 3,  # start, one token, end
-    "data.description_length": 3,
+    "data.caption_length": SHORTEST_TEXT,
+    "data.description_length": SHORTEST_TEXT,
     "data.crop_min_area": 0.01,
     "data.max_regions": 1,
     "data.num_threads": 1,
     "data.prefetch_batches": 1,
     "model.decoder.num_queries": 1,
     "model.init_logit_bias": -math.inf,
-    "model.text.context_length": 3,
+    "model.text.context_length": SHORTEST_TEXT,
     "optim.grad_cache_chunks": 1,
     "optim.trained_vision_layers": -1,
     "optim.trained_text_layers": -1,

@@ -184,6 +184,9 @@ class ModelConfig(Settings):
     # pallas where it applies, else xla
     attention: Literal["auto", "xla", "cudnn", "pallas"] = "auto"
     description_capacity_factor: float = 1.0  # fraction of a batch's B * M descriptions encoded
+    # Texts of a device's images end to end in one stream with room for so many tokens an image, in
+    # place of a padded row each; 0 = rows. Same results while they fit; the longest are cut if not
+    text_tokens_per_image: float = 0.0
     init_logit_scale: float = 1 / 0.07  # of softmax losses at the start; 1 / temperature
     # Of loss.image_caption="sigmoid" at the start, as SigLIP: the scale of images and captions,
     # and the bias, which only this loss has

@@ -27,7 +27,8 @@ def _clip(config: TrainConfig) -> bool:
     return config.model.type == "clip"
 
 
-def _no_descriptions(config: TrainConfig) -> bool:
+def reads_no_descriptions(config: TrainConfig) -> bool:
+    """Whether no loss reads descriptions, so that the text tower encodes none."""
     regions_learn = config.model.type == "grain" and config.loss.region_weight > 0
     return not regions_learn and not config.loss.image_description_weight
 
@@ -56,10 +57,10 @@ UNREAD = (
         'leave it out, or set model.type="grain"',
         harmless=(0.0,),
     ),
-    Unread(("loss.mask_duplicate_descriptions",), _no_descriptions, LOSSLESS_REASON),
+    Unread(("loss.mask_duplicate_descriptions",), reads_no_descriptions, LOSSLESS_REASON),
     Unread(
         ("loss.variant",),
-        lambda config: _clip(config) and _no_descriptions(config),
+        lambda config: _clip(config) and reads_no_descriptions(config),
         "both variants are the same without regions and their descriptions",
     ),
     Unread(
@@ -94,13 +95,13 @@ UNREAD = (
     # data
     Unread(
         ("data.max_regions", "data.region_nms_iou", "data.unique_descriptions"),
-        lambda config: _clip(config) and _no_descriptions(config),
+        lambda config: _clip(config) and reads_no_descriptions(config),
         'model.type = "clip" without loss.image_description_weight takes no regions',
         refused=False,
     ),
     Unread(
         ("data.description_length",),
-        lambda config: _clip(config) and _no_descriptions(config),
+        lambda config: _clip(config) and reads_no_descriptions(config),
         'model.type = "clip" without loss.image_description_weight reads no descriptions',
         refused=False,
     ),

@@ -9,6 +9,7 @@ from grain_jax.config.bounds import bounds_problems, leaves
 from grain_jax.config.logit_scales import idle_scale_problems, sigmoid_problems
 from grain_jax.config.mixture import folder_location, mixture_problems, parse_mixture
 from grain_jax.config.schema import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from grain_jax.config.text_validation import text_and_region_problems, text_tower_problems
 from grain_jax.config.unread_settings import UNREAD, Unread
 
 
@@ -46,7 +47,7 @@ def problems(config: TrainConfig, *, complete: bool = True, new_run: bool = True
         *_patch_problems(config.model),
         *_model_problems(config.model),
         *_data_problems(config.data),
-        *_text_and_region_problems(config),
+        *text_and_region_problems(config),
         *_run_problems(config),
         *sigmoid_problems(config),
         *(_idle_problems(config) if new_run else ()),
@@ -113,39 +114,11 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
                     f"model.{name}.width / num_heads = {tower.width / tower.num_heads:g}. Set "
                     'model.attention="auto".'
                 )
-    if not model.text.causal and model.text.pooling == "end":
-        yield (
-            'model.text.pooling = "end" needs a causal tower, to which the padding after a text is '
-            'nothing; set model.text.causal=True, or pooling="last" and a tokenizer that pads.'
-        )
+    yield from text_tower_problems(model)
     if model.init_logit_scale > model.max_logit_scale:
         yield (
             f"model.init_logit_scale = {model.init_logit_scale:g} exceeds model.max_logit_scale = "
             f"{model.max_logit_scale:g}; lower the first."
-        )
-
-
-def _text_and_region_problems(config: TrainConfig) -> Iterator[str]:
-    """What the data makes and the model cannot take."""
-    model, data = config.model, config.data
-    for name in ("caption_length", "description_length"):
-        if getattr(data, name) > model.text.context_length:
-            yield (
-                f"data.{name} = {getattr(data, name)} exceeds the text tower's positions, "
-                f"model.text.context_length = {model.text.context_length}; lower the first or "
-                "raise the second."
-            )
-        elif model.text.pooling == "last" and getattr(data, name) != model.text.context_length:
-            yield (
-                f'model.text.pooling = "last" reads the last of {model.text.context_length} '
-                f"positions, so every text fills them; set data.{name} = "
-                f"{model.text.context_length} (given {getattr(data, name)})."
-            )
-    if model.type == "grain" and model.decoder.num_queries < data.max_regions:
-        yield (
-            f"model.decoder.num_queries = {model.decoder.num_queries} is less than "
-            f"data.max_regions = {data.max_regions}: every region needs a query of its own. Raise "
-            "the first or lower the second."
         )
 
 

@@ -83,15 +83,20 @@ def text_lengths(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> T
     return found
 
 
-def text_length_notes(source: Source, config: TrainConfig, tokenizer: Tokenizer) -> list[str]:
-    """`length_notes` of a sample of the source.
+def text_length_notes(
+    source: Source, config: TrainConfig, tokenizer: Tokenizer, *, images_per_stream: int
+) -> list[str]:
+    """`length_notes` and `stream_notes` of a sample of the source.
 
     No notes for a tower that pools at the last position, which reads padding by design, or for a
     procedural source, which would have to draw each image.
     """
     if config.model.text.pooling == "last" or not isinstance(source[0].image, bytes):
         return []
-    return length_notes(text_lengths(source, config, tokenizer), config)
+    found = text_lengths(source, config, tokenizer)
+    return length_notes(found, config) + stream_notes(
+        found, config, images_per_stream=images_per_stream
+    )
 
 
 def length_notes(
@@ -103,6 +108,8 @@ def length_notes(
     fit the capacity with a margin.
     """
     notes = [*_cut(found, config)]
+    if config.model.text_tokens_per_image:
+        return notes
     proposed, reasons = _proposal(found, config)
     before, after = text_positions(config), text_positions(config, proposed)
     if proposed and after < (1 - MIN_SAVING) * before:
@@ -112,6 +119,43 @@ def length_notes(
             f"text tower's positions ({found.images:,} {counted})"
         )
     return notes
+
+
+def stream_notes(found: TextLengths, config: TrainConfig, *, images_per_stream: int) -> list[str]:
+    """A note on `model.text_tokens_per_image`, where texts have little room or it would save much.
+
+    `images_per_stream`: of each device and micro-batch, whose texts lie in one stream. The proposed
+    room holds their texts with a margin.
+    """
+    if not found.captions or not config.model.text.causal:
+        return []
+    given, mean = config.model.text_tokens_per_image, _mean(found.captions)
+    variance = _variance(found.captions)
+    if found.descriptions:
+        # Of a sum of as many descriptions as an image has, each independent of the others.
+        number, length = _mean(found.num_descriptions), _mean(found.descriptions)
+        mean += number * length
+        variance += number * _variance(found.descriptions)
+        variance += length**2 * _variance(found.num_descriptions)
+    spread = math.sqrt(variance * (1 / images_per_stream + 1 / found.images))
+    room = math.ceil(mean + DEVIATIONS * spread)
+    setting = f"--model.text_tokens_per_image={room}"
+    texts = f"the texts of an image have {mean:.1f} tokens on average"
+    if given:
+        if given >= mean + spread:
+            return []
+        return [
+            f"{texts} and model.text_tokens_per_image = {given:g}, so that the longest will be cut;"
+            f" {setting} holds those of {images_per_stream} images"
+        ]
+    before = text_positions(config)
+    if room >= (1 - MIN_SAVING) * before:
+        return []
+    return [
+        f"{texts}, and padded they take {before:g} positions: {setting}, which lays those of "
+        f"{images_per_stream} images of a device end to end, would save "
+        f"{_percent(1 - room / before)} of the text tower's positions"
+    ]
 
 
 def possible_captions(record: Record, data: DataConfig) -> Iterator[str]:
@@ -185,7 +229,7 @@ def _capacity(found: TextLengths, config: TrainConfig) -> float:
     if not found.num_descriptions:
         return 1.0
     counts, mean = found.num_descriptions, _mean(found.num_descriptions)
-    variance = sum(n * (k - mean) ** 2 for k, n in counts.items()) / counts.total()
+    variance = _variance(counts)
     # Standard deviation of a batch's mean minus the sample's mean.
     spread = math.sqrt(variance * (1 / config.batch_size + 1 / counts.total()))
     fraction = (mean + DEVIATIONS * spread) / config.data.max_regions
@@ -195,6 +239,8 @@ def _capacity(found: TextLengths, config: TrainConfig) -> float:
 def text_positions(config: TrainConfig, changes: Mapping[str, Number] = NONE) -> Number:
     """Positions that the text tower computes per image, with `changes` {path: value} applied."""
     data, model = config.data, config.model
+    if model.text_tokens_per_image:
+        return model.text_tokens_per_image
     captions = changes.get("data.caption_length", data.caption_length)
     if not needs_descriptions(config):
         return captions
@@ -215,6 +261,11 @@ def percentile(counts: Counter[int], fraction: float) -> int:
 
 def _mean(counts: Counter[int]) -> float:
     return sum(number * count for number, count in counts.items()) / counts.total()
+
+
+def _variance(counts: Counter[int]) -> float:
+    mean = _mean(counts)
+    return sum(n * (k - mean) ** 2 for k, n in counts.items()) / counts.total()
 
 
 def _percent(fraction: float) -> str:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from grain_jax.models.pallas_attention import LANES, MAX_LANES, MAX_TOKENS, block_lanes
 
@@ -52,6 +52,46 @@ def attend(
             key_value_seq_lengths=masked,
             implementation="cudnn" if chosen == "cudnn" else "xla",
         )
+
+
+def attend_in_stream(
+    query: Float[Array, "S T N H"],
+    key: Float[Array, "S T N H"],
+    value: Float[Array, "S T N H"],
+    segments: Int[Array, "S K C"],
+) -> Float[Array, "S T N H"]:
+    """Causal attention within each segment of a stream of T = K * C tokens, as `attend`, by XLA.
+
+    A segment has neighbouring tokens of the same number, at most C + 1 of them: a block of C tokens
+    looks at itself and the block before it, and never at a whole stream.
+    """
+    streams, blocks, length = segments.shape
+    keys = length if blocks == 1 else 2 * length
+
+    def split(x: Array) -> Array:  # [S * K, C, ...]
+        return x.reshape(streams * blocks, length, *x.shape[2:])
+
+    def with_previous(x: Array, fill: int = 0) -> Array:  # [S * K, keys, ...]
+        if blocks == 1:
+            return split(x)
+        x = x.reshape(streams, blocks, length, *x.shape[2:])
+        padding = ((0, 0), (1, 0), *((0, 0),) * (x.ndim - 2))
+        before = jnp.pad(x[:, :-1], padding, constant_values=fill)
+        return jnp.concatenate([before, x], axis=2).reshape(-1, keys, *x.shape[3:])
+
+    flat = segments.reshape(streams, blocks * length)
+    same = split(flat)[:, :, None] == with_previous(flat, fill=-1)[:, None]
+    place = jnp.arange(keys)
+    earlier = place[None] <= place[keys - length :, None]
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
+        mixed = jax.nn.dot_product_attention(
+            split(query),
+            with_previous(key),
+            with_previous(value),
+            mask=(same & earlier[None])[:, None],
+            implementation="xla",
+        )
+    return mixed.reshape(query.shape)
 
 
 def chosen_attention(

@@ -18,6 +18,7 @@ from grain_jax.models.outputs import ImageOutput, Output
 from grain_jax.models.packing import capacity, pack, unpack
 from grain_jax.models.pooling import AttentionPool
 from grain_jax.models.text import TextTransformer
+from grain_jax.models.text_stream import stream_of_batch, texts_of_batch
 from grain_jax.models.vit import VisionTransformer
 from grain_jax.models.weights import as_weight, product
 
@@ -91,20 +92,16 @@ class ImageTextModel(nn.Module):
         global batch (default: their places here). `auxiliary_boxes`: boxes of the earlier decoder
         layers too.
         """
-        description_embed = description_kept = None
-        if descriptions is not None:
-            description_embed, description_kept = self._encode_descriptions(descriptions)
+        texts = self._encode_texts(captions, descriptions)
         scale, region_scale = self.logit_scales()
         return Output(
             image=self.encode_images(
                 images, train=train, auxiliary_boxes=auxiliary_boxes, rows=rows
             ),
-            caption_embed=self.text(captions),
-            description_embed=description_embed,
-            description_kept=description_kept,
             logit_scale=scale,
             region_logit_scale=region_scale,
             logit_bias=self.logit_bias if self.sigmoid else None,
+            **texts,
         )
 
     def encode_images(
@@ -149,6 +146,38 @@ class ImageTextModel(nn.Module):
         scale = self._scale(self.logit_scale)
         own = self.config.region_logit_scale == "own"
         return scale, self._scale(self.region_logit_scale) if own else scale
+
+    def _encode_texts(self, captions: Array, descriptions: Array | None) -> dict[str, Any]:
+        """The fields of `Output` that are about texts."""
+        room = self.config.text_tokens_per_image
+        if room and not self.is_initializing():  # parameters are the same either way
+            return self._encode_in_stream(captions, descriptions, room)
+        embed = kept = None
+        if descriptions is not None:
+            embed, kept = self._encode_descriptions(descriptions)
+        return {
+            "caption_embed": self.text(captions),
+            "description_embed": embed,
+            "description_kept": kept,
+        }
+
+    def _encode_in_stream(
+        self, captions: Array, descriptions: Array | None, room: float
+    ) -> dict[str, Any]:
+        images = len(captions)
+        stream = stream_of_batch(captions, descriptions, tokens_per_image=room)
+        caption_embed, description_embed = texts_of_batch(self.text(stream), images=images)
+
+        def of_image(values: Array) -> Array:
+            of_caption, of_descriptions = texts_of_batch(values, images=images)
+            return of_caption + of_descriptions.sum(axis=1)
+
+        return {
+            "caption_embed": caption_embed,
+            "description_embed": None if descriptions is None else description_embed,
+            "text_tokens": of_image(stream.lengths),
+            "texts_cut": of_image(stream.cut.astype(jnp.int32)),
+        }
 
     def _encode_descriptions(self, tokens: Array) -> tuple[Array, Array | None]:
         batch, regions, length = tokens.shape

@@ -18,7 +18,12 @@ import jax.numpy as jnp
 from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
-from grain_jax.models.attention import AttentionKind, attend, chosen_attention
+from grain_jax.models.attention import (
+    AttentionKind,
+    attend,
+    attend_in_stream,
+    chosen_attention,
+)
 from grain_jax.models.dropout import Dropout
 from grain_jax.models.pallas_attention import pallas_attention
 from grain_jax.models.weights import as_weight, product
@@ -233,11 +238,14 @@ class SelfAttention(nn.Module):
     gradient_dtype: Any = None  # as `Linear`
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B K C"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """`segments`: of streams of K * C = T tokens, each to attend to its own segment alone."""
         width = x.shape[-1]
         head_size = width // self.num_heads
         chosen = chosen_attention(
-            self.implementation,
+            self.implementation if segments is None else "xla",
             num_tokens=x.shape[1],
             dtype=self.dtype,
             head_size=head_size,
@@ -272,6 +280,10 @@ class SelfAttention(nn.Module):
                 norms=norms,
                 norm_eps=self.qk_norm_eps or 0.0,
             )
+        elif segments is not None:
+            if not self.causal:
+                raise ValueError("Attention within segments is causal; given causal=False.")
+            mixed = attend_in_stream(query, key, value, segments)
         else:
             mixed = attend(
                 query,
@@ -349,8 +361,13 @@ class Block(nn.Module):
     gradient_dtype: Any = None  # as `Linear`
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], None]:
-        """Returns (x, None): a layer of `apply_layers` without an output of its own."""
+    def __call__(
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B K C"] | None = None
+    ) -> tuple[Float[Array, "B T D"], None]:
+        """Returns (x, None): a layer of `apply_layers` without an output of its own.
+
+        `segments`: as of `SelfAttention`.
+        """
         x = x + SelfAttention(
             self.num_heads,
             self.initializers,
@@ -361,7 +378,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             gradient_dtype=self.gradient_dtype,
             name="attention",
-        )(LayerNorm(self.eps, dtype=self.dtype, name="norm1")(x))
+        )(LayerNorm(self.eps, dtype=self.dtype, name="norm1")(x), segments)
         x = x + Mlp(
             self.mlp_dim,
             self.activation,

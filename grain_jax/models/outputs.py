@@ -47,3 +47,7 @@ class Output:
     logit_bias: Leaf | None = None  # []; None where images and captions meet in a softmax
     description_embed: Leaf | None = None  # [B, M, E]; None where no descriptions were given
     description_kept: Leaf | None = None  # [B, M], real and within the capacity; None: all were
+    # Of texts laid end to end (None: they were not): tokens of an image's texts, [B], and how many
+    # of its texts were cut for lack of room, [B]; int32
+    text_tokens: Leaf | None = None
+    texts_cut: Leaf | None = None

@@ -22,6 +22,7 @@ from grain_jax.models.layers import (
     normal,
     zeros,
 )
+from grain_jax.models.text_stream import TextStream
 from grain_jax.models.weights import as_addend, as_weight, product
 
 
@@ -42,9 +43,25 @@ class TextTransformer(nn.Module):
     gradient_dtype: Any = None  # of weights; None: `dtype`
 
     @nn.compact
-    def __call__(self, tokens: Integer[Array, "N L"]) -> Float[Array, "N E"]:
-        """Embeddings in float32, not normalised. Raises ValueError for too long texts."""
-        config, length = self.config, tokens.shape[1]
+    def __call__(
+        self, texts: Integer[Array, "N L"] | TextStream
+    ) -> Float[Array, "N E"] | Float[Array, "S N E"]:
+        """Embeddings in float32, not normalised: [N, E] of padded token ids, [S, N, E] of a stream
+        (zeros for empty texts). Raises ValueError for too long texts, and for a stream where
+        padding is looked at.
+        """
+        config, stream = self.config, None
+        if isinstance(texts, TextStream):
+            stream, length = texts, texts.longest
+            tokens = texts.tokens.reshape(len(texts.tokens), -1)
+        else:
+            tokens, length = texts, texts.shape[1]
+        if stream is not None and not (config.causal and config.pooling == "end"):
+            raise ValueError(
+                "Texts are laid end to end for a causal text tower pooled at end-of-text only; "
+                f"this is model.text.causal={config.causal} and pooling={config.pooling!r}. Set "
+                "model.text_tokens_per_image=0."
+            )
         if length > config.context_length:
             raise ValueError(
                 f"Texts of {length} tokens do not fit the text tower's {config.context_length} "
@@ -68,12 +85,20 @@ class TextTransformer(nn.Module):
         # rows found would have to be put together for the whole batch on every device.
         table = constrain(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
-        x = x + as_addend(position[None, :length], x.shape, self.dtype, self.gradient_dtype)
-        x, chosen = pad_tokens(x, self.attention, num_heads=config.num_heads)
+        chosen, segments = self.attention, []
+        if stream is None:
+            x = x + as_addend(position[None, :length], x.shape, self.dtype, self.gradient_dtype)
+            x, chosen = pad_tokens(x, self.attention, num_heads=config.num_heads)
+        else:
+            places = stream.positions.reshape(tokens.shape)
+            position = constrain(position, None, None)  # as the table of tokens
+            x = x + jnp.take(position, places, axis=0, mode="clip").astype(self.dtype)
+            segments = [stream.segments]
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
             Block,
             x,
+            *segments,
             depth=config.depth,
             scan=self.scan_layers,
             remat=self.remat,
@@ -88,12 +113,13 @@ class TextTransformer(nn.Module):
             dtype=self.dtype,
             gradient_dtype=self.gradient_dtype,
         )
-        x = x[:, :length]
-        if config.pooling == "end":
+        if stream is not None:
+            x = jnp.take_along_axis(x, stream.ends[:, :, None], axis=1)  # [S, N, D]
+        elif config.pooling == "end":
             end = tokens.argmax(axis=1)
             x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]  # [N, D]
         else:
-            x = x[:, -1]
+            x = x[:, length - 1]
         x = LayerNorm(config.norm_eps, dtype=self.dtype, name="norm")(x)
         projection = self.param(
             "projection",
@@ -105,4 +131,5 @@ class TextTransformer(nn.Module):
         if config.projection_bias:
             bias = self.param("bias", named(zeros, "joint"), (self.embed_dim,), jnp.float32)
             x = x + as_addend(bias, x.shape, self.dtype, self.gradient_dtype)
-        return x.astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        return x if stream is None else jnp.where(stream.lengths[:, :, None] > 0, x, 0.0)

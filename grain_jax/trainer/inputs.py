@@ -106,7 +106,9 @@ def open_inputs(config: TrainConfig, workdir: AnyPath, newest: int | None) -> In
     notes += check_best_metric(config, learned=will_learn)
     steps, warmup_steps = num_steps(config, len(source)), num_warmup_steps(config, len(source))
     if newest is None:  # a run that goes on keeps its lengths
-        notes += text_length_notes(source, config, tokenizer)
+        notes += text_length_notes(
+            source, config, tokenizer, images_per_stream=_images_per_stream(config)
+        )
     if warmup_steps >= steps:
         notes.append(f"the warm-up takes {warmup_steps} steps, the whole run has {steps}")
     notes += late_notes(config, start_step=newest or 0, steps=steps)
@@ -124,6 +126,12 @@ def open_inputs(config: TrainConfig, workdir: AnyPath, newest: int | None) -> In
         will_learn=will_learn,
         notes=notes,
     )
+
+
+def _images_per_stream(config: TrainConfig) -> int:
+    """Images of a device in a micro-batch."""
+    shards = max(jax.device_count() // max(config.mesh.tensor, 1), 1)
+    return max(config.batch_size // (shards * config.optim.grad_cache_chunks), 1)
 
 
 def last_step(config: TrainConfig, *, start_step: int, steps: int) -> int:

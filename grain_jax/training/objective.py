@@ -55,6 +55,13 @@ def total_loss(
         )
         metrics = metrics | {"descriptions_dropped": (dropped, real)}
 
+    if output.text_tokens is not None and output.texts_cut is not None:
+        images = jnp.asarray(len(output.text_tokens), jnp.float32)
+        metrics = metrics | {
+            "text_tokens_per_image": (output.text_tokens.sum(dtype=jnp.float32), images),
+            "texts_cut_per_image": (output.texts_cut.sum(dtype=jnp.float32), images),
+        }
+
     if config.image_description_weight:
         loss, terms = image_description_loss(
             image.image_embed,

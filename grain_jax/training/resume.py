@@ -23,6 +23,7 @@ FIXED = (
 )  # they decide on the weights or the batches
 FREE = (  # of the above: the same model and batches, computed or loaded in another way
     *("model.dtype", "model.gradient_dtype", "model.remat", "model.attention"),
+    "model.text_tokens_per_image",
     "data.mixture",  # folders may have moved, and weights mean the batches from the step on
     *("data.data_dir", "data.num_workers", "data.num_threads", "data.prefetch_batches"),
     *("data.cache", "data.eval_split", "data.synthetic_birds.num_eval_images"),

@@ -90,7 +90,8 @@ def make_train_step(
             "replaced_images": (batch.replaced.sum().astype(jnp.float32), one),
             "truncated_texts": (batch.truncated.sum().astype(jnp.float32), one),
         }
-        if config.model.text.pooling == "end":  # the others' texts fill all positions
+        padded = not config.model.text_tokens_per_image
+        if padded and config.model.text.pooling == "end":  # the others' texts fill all positions
             metrics = metrics | text_use(batch)
         return new_state, metrics
 
@@ -186,6 +187,9 @@ def _encode_in_parts(
     rng: Array,
 ) -> Output:
     k, regions = config.optim.grad_cache_chunks, batch.descriptions.shape[1]
+    numbers = jnp.arange(len(batch.images), dtype=jnp.int32)
+    if config.model.text_tokens_per_image:
+        return _encode_streams_in_parts(encode, model, params, batch, numbers, num_parts=k, rng=rng)
     texts, place, kept = None, None, None
     if needs_descriptions(config):
         texts = batch.descriptions.reshape(-1, batch.descriptions.shape[2])
@@ -201,7 +205,7 @@ def _encode_in_parts(
             embed = model.apply({"params": params}, texts, method="encode_texts")
         return output.image, output.caption_embed, embed
 
-    inputs = (batch.images, batch.captions, texts, jnp.arange(len(batch.images), dtype=jnp.int32))
+    inputs = (batch.images, batch.captions, texts, numbers)
     image, caption_embed, embed = encode_in_parts(encode_part, params, inputs, rng, num_parts=k)
     if place is not None and kept is not None:
         embed = unpack(embed, place, kept)
@@ -216,6 +220,30 @@ def _encode_in_parts(
         region_logit_scale=region_scale,
         logit_bias=params.get("logit_bias"),
     )
+
+
+def _encode_streams_in_parts(
+    encode: Callable[..., Output],
+    model: Any,
+    params: Any,
+    batch: Any,
+    numbers: Array,
+    *,
+    num_parts: int,
+    rng: Array,
+) -> Output:
+    """With the texts of each part's images laid end to end, in streams of its own."""
+
+    def encode_part(params: Any, inputs: tuple[Any, ...], rng: Array) -> Output:
+        nothing: Any = None  # scales have no rows to be joined
+        return dataclasses.replace(
+            encode(params, inputs, rng), logit_scale=nothing, region_logit_scale=nothing
+        )
+
+    inputs = (batch.images, batch.captions, batch.descriptions, numbers)
+    output = encode_in_parts(encode_part, params, inputs, rng, num_parts=num_parts)
+    scale, region_scale = model.apply({"params": params}, method="logit_scales")
+    return dataclasses.replace(output, logit_scale=scale, region_logit_scale=region_scale)
 
 
 def _update(

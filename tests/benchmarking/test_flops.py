@@ -14,6 +14,7 @@ from grain_jax.benchmarking.synthetic_batch import synthetic_batch, text_positio
 from grain_jax.config import TrainConfig
 from grain_jax.data.region_coverage import needs_descriptions
 from grain_jax.models.image_text import build_model
+from grain_jax.models.text_stream import stream_shape
 from grain_jax.training.step import batch_loss
 
 
@@ -84,6 +85,7 @@ def products(jaxpr: Any) -> float:
             ),
             id="packed, with every loss",
         ),
+        pytest.param(small(model__text_tokens_per_image=30.0), id="texts end to end"),
     ],
 )
 def test_flops_of_a_step_are_those_of_its_traced_products(config):
@@ -97,7 +99,7 @@ def test_flops_without_padding_are_those_of_texts_cut_to_their_lengths():
     config = small()
     batch = synthetic_batch(config)
     lengths = (batch.captions != 0).sum(1)
-    useful = step_flops(config, text_positions(batch), with_descriptions=True)
+    useful = step_flops(config, text_positions(batch, config), with_descriptions=True)
     by_hand = 0.0
     for length in lengths:
         config.data.caption_length = int(length)
@@ -108,7 +110,34 @@ def test_flops_without_padding_are_those_of_texts_cut_to_their_lengths():
         useful.descriptions
         < step_flops(small(), padded_positions(small()), with_descriptions=True).descriptions
     )
-    assert text_positions(batch).descriptions == np.asarray(batch.region_mask).sum()
+    assert text_positions(batch, small()).descriptions == np.asarray(batch.region_mask).sum()
+
+
+@pytest.mark.parametrize(("room", "cut"), [(40.0, False), (21.0, True)])
+def test_flops_of_texts_end_to_end_are_those_that_are_left_of_them(room, cut):
+    """In streams of 2 images: 2 devices, 2 micro-batches, rows of a device taken in turns."""
+    config = small(model__text_tokens_per_image=room, optim__grad_cache_chunks=2)
+    batch, plain = synthetic_batch(config), small()
+    useful = text_positions(batch, config, num_shards=2)
+    whole = text_positions(batch, plain)
+    flops = step_flops(config, useful, with_descriptions=True)
+    spent = step_flops(config, padded_positions(config, num_shards=2), with_descriptions=True)
+    assert spent.captions == spent.descriptions == flops.text_streams == 0
+    assert 0 < flops.texts < spent.texts == spent.text_streams
+    assert useful.caption_positions <= whole.caption_positions
+    assert (useful == whole) != cut
+    if cut:
+        longest = max(config.data.caption_length, config.data.description_length)
+        blocks, length = stream_shape(room, images=2, longest=longest)
+        captions, descriptions = (np.asarray(x) for x in (batch.captions, batch.descriptions))
+        tokens = 0
+        for rows in ([0, 2], [1, 3], [4, 6], [5, 7]):
+            lengths = [*(captions[rows] != 0).sum(-1), *(descriptions[rows] != 0).sum(-1).ravel()]
+            fitting = (np.minimum(lengths, most).sum() for most in range(1, longest + 1))
+            tokens += max(total for total in fitting if total <= blocks * length)
+        found = useful.captions * useful.caption_positions
+        found += useful.descriptions * useful.description_positions
+        assert found == pytest.approx(tokens)
 
 
 @pytest.mark.parametrize("model_type", ["grain", "clip"])

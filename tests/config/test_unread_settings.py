@@ -81,6 +81,7 @@ LATER = {"max_steps_this_run", "logging.profile_step", "mesh.cpu_devices"}
 ALWAYS_READ = {
     *("name", "seed", "batch_size", "steps", "pretrained", "model.type", "model.image_size"),
     *("model.embed_dim", "model.dtype", "model.scan_layers", "model.remat", "model.attention"),
+    "model.text_tokens_per_image",
     *("model.max_logit_scale", "model.vision.*", "model.text.*", "data.dataset", "data.resize"),
     *("loss.contrastive_weight", "loss.image_description_weight", "loss.mask_duplicate_captions"),
     *("loss.image_caption", "loss.logits*"),

@@ -99,6 +99,30 @@ from grain_jax.data.synthetic_birds import demo
             {"model__type": "clip", "model__description_capacity_factor": 0.6},
             "no loss reads any",
         ),
+        (records_config, {"model__text_tokens_per_image": 17.0}, "18 to 237 tokens"),
+        (records_config, {"model__text_tokens_per_image": 238.0}, "18 to 237 tokens"),
+        (
+            records_config,
+            {"model__type": "clip", "model__text_tokens_per_image": 78.0},
+            "3 to 77 tokens",
+        ),
+        (
+            records_config,
+            {
+                "model__text_tokens_per_image": 40.0,
+                "model__text__pooling": "last",
+                "data__description_length": 77,
+            },
+            "looks at padding",
+        ),
+        (
+            records_config,
+            {
+                "model__text_tokens_per_image": 40.0,
+                "model__description_capacity_factor": 0.6,
+            },
+            "model.description_capacity_factor = 0.6 leaves out",
+        ),
         (records_config, {"data__data_dir": ""}, "--data.data_dir=DIR"),
         (records_config, {"data__tokenizer": "synthetic_birds"}, "transformers tokenizer"),
         (records_config, {"data__eval_split": "train"}, "nothing would be held out"),

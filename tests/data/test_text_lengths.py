@@ -45,6 +45,10 @@ def recipe(**changes: object) -> TrainConfig:
     return config
 
 
+def notes_of(source, config: TrainConfig, *, images_per_stream: int = 64) -> list[str]:
+    return text_length_notes(source, config, TOKENIZER, images_per_stream=images_per_stream)
+
+
 def applied(note: str, config: TrainConfig) -> TrainConfig:
     """`config` with the settings that the note proposes, as the command line reads them."""
     for section, name, value in re.findall(r"--(\w+)\.(\w+)=([\d.]+)", note):
@@ -55,7 +59,7 @@ def applied(note: str, config: TrainConfig) -> TrainConfig:
 
 def test_proposed_lengths_save_the_stated_fraction_and_truncate_nothing():
     source = records()
-    (note,) = text_length_notes(source, recipe(), TOKENIZER)
+    note, _ = notes_of(source, recipe())
     assert "captions have at most 32 tokens" in note
     assert "descriptions have at most 7 tokens" in note
     assert "images have 1." in note
@@ -69,7 +73,30 @@ def test_proposed_lengths_save_the_stated_fraction_and_truncate_nothing():
     assert not TOKENIZER.encode([*captions], 32)[1].any()
     descriptions = {region.description for record in source for region in record.regions}
     assert not TOKENIZER.encode([*descriptions], 8)[1].any()
-    assert text_length_notes(source, config, TOKENIZER) == []  # nothing is left to say
+    (stream,) = notes_of(source, config)  # only how to leave out the rest of the padding
+    assert "text_tokens_per_image" in stream
+
+
+@pytest.mark.parametrize("images", [8, 256])
+def test_the_streams_of_the_sample_have_room_for_their_texts(images):
+    source, config = records(1_000), recipe(data__synthetic_caption_probability=0.0)
+    *_, note = notes_of(source, config, images_per_stream=images)
+    room = applied(note, config).model.text_tokens_per_image
+    lengths = np.array(
+        [
+            len(TOKENIZER.encode([record.captions[0].text], 77)[0].nonzero()[0])
+            + sum(len(region.description.split()) + 2 for region in record.regions)
+            for record in source
+        ]
+    )
+    rng = np.random.default_rng(0)
+    fullest = max(rng.choice(lengths, images).sum() for _ in range(500))
+    assert fullest <= room * images
+    assert f"would save {100 * (1 - room / (77 + 5 * 32)):.2g} %" in note
+    assert notes_of(source, config, images_per_stream=images) == []
+    config.model.text_tokens_per_image = 10.0
+    (short,) = notes_of(source, config, images_per_stream=images)
+    assert f"--model.text_tokens_per_image={room:g} " in short
 
 
 @pytest.mark.parametrize("batch_size", [16, 256])
@@ -77,7 +104,7 @@ def test_the_batches_of_the_sample_fit_the_capacity(batch_size):
     source = records(1_000)
     config = recipe()
     config.batch_size = batch_size
-    (note,) = text_length_notes(source, config, TOKENIZER)
+    note, _ = notes_of(source, config)
     capacity = applied(note, config).model.description_capacity_factor
     counts = np.array([len(record.regions) for record in source])
     rng = np.random.default_rng(0)
@@ -91,24 +118,24 @@ def test_the_batches_of_the_sample_fit_the_capacity(batch_size):
     "changes",
     [
         {"text__pooling": "last"},
-        {"data__caption_length": 32, "loss__region_weight": 0.0},  # what captions need
-        {"data__caption_length": 32, "model__type": "clip"},
+        {"model__text_tokens_per_image": 40.0},
+        {"model__text_tokens_per_image": 30.0, "model__type": "clip"},
     ],
 )
 def test_no_note_where_nothing_would_be_saved(changes):
     pooling = changes.pop("text__pooling", "end")
     config = recipe(**changes)
     config.model.text.pooling = pooling
-    assert text_length_notes(records(), config, TOKENIZER) == []
+    assert notes_of(records(), config) == []
 
 
 def test_truncated_texts_are_counted_in_a_note():
     config = recipe(data__caption_length=16, data__description_length=8)
-    cut, *_ = text_length_notes(records(), config, TOKENIZER)
+    cut, *_ = notes_of(records(), config)
     assert re.match(r"\d\d? % of captions have more tokens than data.caption_length = 16", cut)
     assert "up to 32" in cut
     config.model.text.context_length = 24
-    cut, *_ = text_length_notes(records(), config, TOKENIZER)
+    cut, *_ = notes_of(records(), config)
     assert "more than 24" in cut
 
 

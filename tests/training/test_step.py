@@ -61,6 +61,55 @@ def test_micro_batches_on_any_mesh_change_neither_loss_nor_gradient(eventful, k,
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-6)
 
 
+def short_texts(batch, *, longest: int):
+    """`batch` with texts of 3 to `longest` tokens, their last id first at their end."""
+    rng = np.random.default_rng(5)
+
+    def cut(tokens):
+        length = tokens.shape[-1]
+        ends = rng.integers(3, min(longest, length) + 1, tokens.shape[:-1])[..., None] - 1
+        place = np.arange(length)
+        kept = np.where(place < ends, tokens, np.where(place == ends, 63, 0))
+        return (kept * (tokens != 0).any(-1, keepdims=True)).astype(np.int32)
+
+    return batch.replace(captions=cut(batch.captions), descriptions=cut(batch.descriptions))
+
+
+@pytest.mark.parametrize(
+    ("k", "shape"),
+    [
+        (1, (1, 1, 1)),
+        pytest.param(1, (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param(2, (4, 2, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_texts_end_to_end_change_neither_loss_nor_gradient(eventful, k, shape):
+    whole, states, _ = eventful
+    batch = short_texts(random_batch(), longest=7)
+    rows = TinyRun(whole.config, start=states[0])
+    (expected,) = rows.train([batch])
+    config = dataclasses.replace(
+        whole.config,
+        model=dataclasses.replace(whole.config.model, text_tokens_per_image=20.0),
+        optim=dataclasses.replace(whole.config.optim, grad_cache_chunks=k),
+    )
+    run = TinyRun(config, mesh=MeshConfig(*shape), devices=math.prod(shape), start=states[0])
+    (found,) = run.train([batch])
+    tokens = (batch.captions != 0).sum() + (batch.descriptions != 0).sum()
+    assert found.pop("text_tokens_per_image") == pytest.approx(tokens / 16)
+    assert found.pop("texts_cut_per_image") == 0
+    missing = {"caption_positions_used", "description_positions_used", "descriptions_used"}
+    assert set(expected) - set(found) == missing
+    for name, value in found.items():
+        assert value == pytest.approx(expected[name], rel=1e-5, abs=1e-7), name
+    for one, other in zip(
+        jax.tree.leaves(rows.state.opt_state[1].mu),
+        jax.tree.leaves(run.state.opt_state[1].mu),
+        strict=True,
+    ):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+
+
 def test_the_text_that_is_padding_is_measured(eventful):
     _, _, history = eventful
     batch = random_batch()

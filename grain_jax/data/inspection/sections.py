@@ -11,7 +11,13 @@ from grain_jax.data.inspection.near_duplicates import NearDuplicates
 from grain_jax.data.inspection.repeated_texts import RepeatedTexts
 from grain_jax.data.inspection.worst import KINDS
 from grain_jax.data.region_coverage import RegionCoverage, check_regions
-from grain_jax.data.text_lengths import TextLengths, length_notes, percentile, text_positions
+from grain_jax.data.text_lengths import (
+    TextLengths,
+    length_notes,
+    percentile,
+    stream_notes,
+    text_positions,
+)
 from grain_jax.data.tfds_records import RecordSource
 from grain_jax.extras import how_to_install
 
@@ -20,6 +26,7 @@ LENGTHS = {  # setting -> lengths to compare
     "description": (8, 12, 16, 24, 32, 48, 64),
 }
 MIN_KEPT = 0.95  # fraction of boxes that the advised number of queries must hold
+IMAGES_PER_STREAM = 64  # of a device, which nothing here knows; fewer need more room for each
 QUERIES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 50, 100)
 NUM_GROUPS = 8  # of images that look alike, listed
 NUM_IDS = 4  # of a group, listed
@@ -136,7 +143,9 @@ def _texts(inspection: Inspection) -> Section:
     tables += [_lengths_table(kind, tokens, config) for kind, tokens in kinds if tokens]
     notes = [_positions_note(inspection, config)]
     counted = "images, all of the split" if inspection.is_whole else "images read"
-    notes += length_notes(_text_lengths(inspection, config), config, counted=counted)
+    lengths = _text_lengths(inspection, config)
+    notes += length_notes(lengths, config, counted=counted)
+    notes += stream_notes(lengths, config, images_per_stream=IMAGES_PER_STREAM)
     wide = _config(inspection)
     wide.data.max_regions = wide.model.decoder.num_queries = advised_queries(found.boxes)
     if wide.data.max_regions > config.data.max_regions:
