@@ -83,7 +83,7 @@ PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
-OF_IMAGES = ("classes", "templates", "descriptions", "description_template", *OF_NAMES)
+OF_IMAGES = ("classes", "templates", "descriptions", "description_template", "counts", *OF_NAMES)
 OF_RECORDS = ("split", "tasks")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
@@ -114,6 +114,8 @@ class Options:
     descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
     # what the image is compared with, e.g. "a photo of a {name}, which has {}"
     description_template: Annotated[OptionalText, default_is('"{}"')] = None
+    # training captions of each class: .json {class: number}, or published ones as cub:cc12m_text
+    counts: Annotated[OptionalText, arg(metavar="FILE")] = None
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
@@ -346,6 +348,7 @@ def _images(
         classes=options.classes or "",
         templates=options.templates or "",
         descriptions=options.descriptions or "",
+        counts=options.counts or "",
         description_template=options.description_template or "{}",
         default_templates=templates,
         keep_names=options.keep_names,

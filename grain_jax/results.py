@@ -13,7 +13,9 @@ from grain_jax.paths import AnyPath
 
 FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one a line
 METRICS_FILE = "metrics.jsonl"  # likewise: what training logged, and results by their keys
-DETAILS = ("top5", "per_class")  # beside the top-1 accuracy of a method
+# Beside the top-1 accuracy of a method: those by how often classes occur in training captions too.
+BY_FREQUENCY = ("top1_unseen", "top1_rare", "top1_frequent")
+DETAILS = ("top5", "per_class", *BY_FREQUENCY)
 # What the keys of a method's metrics begin with, after the data set; others begin with the method.
 STARTS = {
     "model": "",
@@ -39,7 +41,8 @@ class Result:
             "text_to_image" or, for both, "retrieval"; of grounding the predictor, "model",
             "constant_boxes" or "part_boxes"; "dataset" for counts.
         alpha: weight of the global score against the region score; None where regions have no part.
-        metric: "top1", "top5", "per_class", "R@1", "box_iou", "phrase_accuracy", "classes", ...
+        metric: "top1", "top5", "per_class", "top1_unseen", "R@1", "box_iou", "phrase_accuracy",
+            "classes", ...
         value: a fraction in [0, 1], or a count.
         low: lower bound of the 95 % interval; None where there is none.
         high: its upper bound.

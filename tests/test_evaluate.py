@@ -109,6 +109,22 @@ def written(folder, name: str = "evaluation_"):
     return path
 
 
+def test_classes_are_grouped_by_how_often_captions_have_them(run, images, tmp_path, capsys):
+    counts = tmp_path / "counts.json"
+    counts.write_text('{"red": 0, "green": 5, "blue": 80}')
+    given = [f"--checkpoint={run.folder}", f"--data={images}", f"--counts={counts}"]
+    assert evaluate.main(given) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "by how often a class occurs in training captions" in printed
+    report = json.loads(written(run.folder, "evaluation_colours").read_text())
+    described = report["zero_shot_sets"]["colours"]["counts"]
+    assert (described["unseen"], described["rare"], described["frequent"]) == (1, 1, 1)
+    assert described["file"] == str(counts)
+    assert evaluate.main([*given[:2], "--counts=cub:cc12m"]) == 2
+    assert "such as 'cub:cc12m_text" in " ".join(capsys.readouterr().err.split())
+    assert evaluate.main([given[0], given[2]]) == 2  # the run's own data have no such thing
+
+
 def test_labelled_images_are_classified(run, images, capsys):
     status = evaluate.main(
         [f"--checkpoint={run.folder}", f"--data={images}", "--alphas=1,0", "--step=7"]

@@ -80,8 +80,10 @@ class ZeroShotSet:
     # class name -> texts about the whole image, made by the source from the class's descriptions;
     # empty: each description in `description_template`
     global_texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    # files that labels and texts were read from: "labels", "classes", "templates" or "descriptions"
-    # -> path of the file, without "#key"; absent where no file was read
+    # class name -> training captions that it occurs in; empty: not known
+    counts: dict[str, int] = field(default_factory=dict)
+    # files that labels and texts were read from: "labels", "classes", "templates", "descriptions"
+    # or "counts" -> path of the file, without "#key"; absent where no file was read
     text_files: dict[str, str] = field(default_factory=dict)
     # class name -> its name in prompts, for classes that have the same name in prompts as another
     name_texts: dict[str, str] = field(default_factory=dict)

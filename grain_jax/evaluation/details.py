@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grain_jax.data.classification.class_counts import FREQUENCIES, frequency_groups
 from grain_jax.data.records import Labelled, Source, ZeroShotSet
 from grain_jax.evaluation.predictions import PredictionsFile
 
@@ -62,6 +63,16 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
             "sha256": sha256_of([texts, whole]) if described else None,
             "template": dataset.description_template,
         },
+        **({"counts": _counts(dataset)} if dataset.counts else {}),
+    }
+
+
+def _counts(dataset: ZeroShotSet) -> dict[str, Any]:
+    groups = frequency_groups(dataset.counts)
+    return {
+        **{name: sum(found == name for found in groups.values()) for name in FREQUENCIES},
+        **_file(dataset, "counts"),
+        "sha256": sha256_of(dataset.counts),
     }
 
 

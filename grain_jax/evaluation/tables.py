@@ -10,7 +10,7 @@ import rich.table
 from rich.measure import Measurement
 
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
-from grain_jax.results import Result, read_results
+from grain_jax.results import BY_FREQUENCY, Result, read_results
 from grain_jax.zero_shot.methods import DESCRIPTIONS, METHODS, REGIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
@@ -49,7 +49,12 @@ class Table:
 
 def result_tables(results: Sequence[Result]) -> list[Table]:
     """What there is among zero-shot classification, grounding and retrieval; in percent."""
-    found = (_zero_shot(results), _grounding(results), _retrieval(results))
+    found = (
+        _zero_shot(results),
+        _by_frequency(results),
+        _grounding(results),
+        _retrieval(results),
+    )
     return [table for table in found if table.rows]
 
 
@@ -138,6 +143,24 @@ def _zero_shot(results: Sequence[Result]) -> Table:
         "CLIP, at 0 the regions do. By description means without the name. "
         "With the half width of the 95 % interval (Wilson, over images)."
         + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
+    )
+
+
+def _by_frequency(results: Sequence[Result]) -> Table:
+    index, rows = _Index(results), []
+    found = {(r.dataset, r.method, r.alpha): None for r in results if r.metric in BY_FREQUENCY}
+    for name, method, alpha in found:
+        cells = [index.get(name, method, metric, alpha) for metric in BY_FREQUENCY]
+        title = METHOD_TITLES.get(method, method)
+        title += "" if alpha is None else f", alpha = {alpha:g}"
+        shown = ["-" if one is None else f"{_accuracy(one)} of {one.n:,}" for one in cells]
+        rows.append((_set_title(index, name), title, *shown))
+    return Table(
+        "Zero-shot classification by how often a class occurs in training captions: top-1, %",
+        ("set", "method", "unseen", "rare", "frequent"),
+        tuple(rows),
+        "Unseen classes occur in no caption; of the others the rarer half is rare. With the half "
+        "width of the 95 % interval, and the number of images. All classes can be chosen.",
     )
 
 

@@ -3,12 +3,17 @@ mixed in.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.data.classification.class_counts import (
+    FREQUENCIES,
+    frequency_groups,
+    group_indices,
+)
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
@@ -63,6 +68,12 @@ class _Hits:
         hits = expected_recall(scores, correct, (1, 5))
         self._top1[rows], self._top5[rows] = hits[1], hits[5]
 
+    def of_group(self, groups: Int[np.ndarray, "K"], group: int) -> tuple[float, int]:
+        """Top-1 accuracy of the images of a group of classes, and their number."""
+        chosen = groups[self._labels] == group
+        count = int(chosen.sum())
+        return float(self._top1[chosen].mean()) if count else 0.0, count
+
     def accuracy(self) -> Accuracy:
         counts = np.bincount(self._labels, minlength=self._num_classes)
         per_class = np.bincount(self._labels, weights=self._top1, minlength=self._num_classes)
@@ -94,7 +105,8 @@ def evaluate_zero_shot(
 
     Args:
         features: those of the images, where they are encoded already.
-        details: with 95 % intervals, top-5 and per-class accuracy, and counts of the set.
+        details: with 95 % intervals, top-5 and per-class accuracy, counts of the set, and where it
+            has counts of its classes, accuracies of unseen, rare and frequent ones.
         on_scores: called with the method, alpha, the index of the first image of a block, the
             block's scores [n, K] and its true classes [n].
     """
@@ -133,6 +145,7 @@ def evaluate_zero_shot(
         if details:
             results.append(Result(name, *method, "top5", measured.top5, n=count))
             results.append(Result(name, *method, "per_class", measured.per_class, n=count))
+            results += _by_frequency(found, dataset, method)
     if details:
         counts = {
             "images": count,
@@ -142,6 +155,20 @@ def evaluate_zero_shot(
         for what, number in counts.items():
             results.append(Result(name, "dataset", None, what, float(number)))
     return results
+
+
+def _by_frequency(
+    hits: _Hits, dataset: ZeroShotSet, method: tuple[str, float | None]
+) -> Iterator[Result]:
+    """Accuracies of unseen, rare and frequent classes, where they have images and are counted."""
+    if not dataset.counts:
+        return
+    groups = group_indices(frequency_groups(dataset.counts), dataset.class_names)
+    for group, frequency in enumerate(FREQUENCIES):
+        rate, count = hits.of_group(groups, group)
+        if count:
+            interval = wilson_interval(rate, count)
+            yield Result(dataset.name, *method, f"top1_{frequency}", rate, *interval, count)
 
 
 def subset(dataset: ZeroShotSet, limit: int) -> ZeroShotSet:

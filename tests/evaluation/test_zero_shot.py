@@ -6,8 +6,9 @@ from toy_encoder import ToySource, bird_set, record, toy_encoder
 
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.ranking import expected_recall, wilson_interval
+from grain_jax.evaluation.tables import result_tables
 from grain_jax.evaluation.zero_shot import accuracy, evaluate_zero_shot, subset
-from grain_jax.results import Result, logged
+from grain_jax.results import Result, from_logged, logged
 
 
 def test_accuracy_by_hand():
@@ -107,6 +108,33 @@ def test_a_class_without_descriptions_is_scored_by_its_name():
     assert not any(math.isnan(value) for value in results.values())
     assert results["birds/undescribed_classes"] == 1
     assert results["birds/description/alpha0"] == pytest.approx(2 / 3)
+
+
+def test_accuracies_by_frequency_are_those_of_their_images():
+    """By the whole image everything is a wren, by its regions all is right."""
+    counts = {"robin": 0, "wren": 9}
+    results = evaluate_zero_shot(
+        toy_encoder(), bird_set(counts=counts), alphas=(1.0, 0.0), details=True
+    )
+    found = {r.key: (r.value, r.low, r.high, r.n) for r in results if "_" in r.metric}
+    assert found["birds/description/alpha1/top1_unseen"] == (0.0, *wilson_interval(0.0, 2), 2)
+    assert found["birds/description/alpha1/top1_rare"] == (1.0, *wilson_interval(1.0, 1), 1)
+    assert found["birds/description/alpha0/top1_unseen"] == (1.0, *wilson_interval(1.0, 2), 2)
+    assert "birds/description/alpha0/top1_frequent" not in found  # no class is
+    kept = {result.key: result.value for result in from_logged(logged(results))}
+    assert kept["birds/description/alpha1/top1_unseen"] == 0.0
+    (_, table) = result_tables(results)
+    assert table.columns == ("set", "method", "unseen", "rare", "frequent")
+    assert ("birds (2 classes)", "description, alpha = 0") in {r[:2] for r in table.rows}
+
+
+def test_classes_without_a_count_are_in_no_group():
+    results = evaluate_zero_shot(
+        toy_encoder(), bird_set(counts={"wren": 9}), alphas=(0.0,), details=True
+    )
+    assert {r.metric for r in results if r.metric.startswith("top1_")} == {"top1_rare"}
+    few = evaluate_zero_shot(toy_encoder(), bird_set(counts={"wren": 9}), alphas=(0.0,))
+    assert {r.metric for r in few} == {"top1"}  # at intervals of a run
 
 
 def test_models_and_sets_report_what_they_have():

@@ -1,7 +1,7 @@
 """Check templates and descriptions of classes, and bind descriptions to classes by name."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from grain_jax.data.classification.class_names import name_key, nearest_name, spaced_words
@@ -50,31 +50,20 @@ def bind_descriptions(
 
     Raises ValueError for another structure, and for ambiguous, repeated or only unknown keys.
     """
-    shared = {name: name_key(text) for name, text in (name_texts or {}).items()}
     if not isinstance(given, dict):
         raise ValueError(f"{source!r} must hold an object {{class: [description, ...]}}.")
-    by_key: dict[str, list[str]] = defaultdict(list)
-    for label, name in names.items():
-        keys = {name_key(text) for text in (label, name, spaced_words(label))}
-        for key in keys | ({shared[name]} if name in shared else set()):
-            by_key[key].append(name)
     found: dict[str, tuple[str, ...]] = {}
     others: list[str] = []
-    for key, texts in given.items():
+    for key, described in classes_of_keys(given, names, source, name_texts=name_texts or {}):
+        texts = given[key]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(
                 f"The descriptions of {key!r} in {source!r} must be a list of strings"
                 f"{entries_hint(given) if isinstance(texts, dict) else ''}."
             )
-        described = list(dict.fromkeys(by_key.get(name_key(key), ())))
         if not described:
             others.append(key)
             continue
-        if len(described) > 1 and any(shared.get(n) != name_key(key) for n in described):
-            raise ValueError(
-                f"{key!r} of {source!r} could be class {described[0]!r} or {described[1]!r}, as it "
-                "is the label of one and the name of another; use the labels of both."
-            )
         for name in described:
             if name in found:
                 raise ValueError(
@@ -98,6 +87,34 @@ def bind_descriptions(
             f"classes{f'; the nearest to {empty[0]!r} is {near!r}' if near else ''}."
         )
     return found
+
+
+def classes_of_keys(
+    keys: Iterable[str],
+    names: Mapping[str, str],
+    source: str,
+    *,
+    name_texts: Mapping[str, str],
+) -> Iterator[tuple[str, list[str]]]:
+    """Each key of a file about classes, and the class names that it means, [] for other classes.
+
+    A key is a label or a class name, compared by `name_key`, or the name of several classes in
+    `name_texts`. `names`: label -> class name. Raises ValueError for a key that is ambiguous.
+    """
+    shared = {name: name_key(text) for name, text in name_texts.items()}
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for label, name in names.items():
+        meant = {name_key(text) for text in (label, name, spaced_words(label))}
+        for key in meant | ({shared[name]} if name in shared else set()):
+            by_key[key].append(name)
+    for key in keys:
+        classes = list(dict.fromkeys(by_key.get(name_key(key), ())))
+        if len(classes) > 1 and any(shared.get(name) != name_key(key) for name in classes):
+            raise ValueError(
+                f"{key!r} of {source!r} could be class {classes[0]!r} or {classes[1]!r}, as it "
+                "is the label of one and the name of another; use the labels of both."
+            )
+        yield key, classes
 
 
 def undescribed_note(

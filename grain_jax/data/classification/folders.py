@@ -9,6 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from grain_jax.data.classification.class_counts import (
+    bind_counts,
+    published_counts,
+    read_counts,
+)
 from grain_jax.data.classification.class_folders import (
     LAYOUTS,
     ClassFolders,
@@ -60,6 +65,7 @@ def load_zero_shot(
     classes: str = "",
     templates: str = "",
     descriptions: str = "",
+    counts: str = "",
     description_template: str = "{}",
     default_templates: Sequence[str] = DEFAULT_TEMPLATES,
     keep_names: bool = False,
@@ -69,8 +75,8 @@ def load_zero_shot(
 ) -> ZeroShotSet:
     """The zero-shot set in `folder`, with a `labels.csv` (columns file,label) or class subfolders.
 
-    `classes`, `templates` and `descriptions` are files; `file.json#key` selects one entry of a file
-    for several sets. By default a file of that name in the folder is used.
+    `classes`, `templates`, `descriptions` and `counts` are files; `file.json#key` selects one entry
+    of a file for several sets. By default a file of that name in the folder is used.
 
     Args:
         name: of the set in notes and metrics (default: the name of its folder).
@@ -78,6 +84,8 @@ def load_zero_shot(
             or .md (CLIP's `prompts.md`). Without a file, labels are the names.
         templates: a list, in the same formats, of prompts with one "{}" (or "{c}") each.
         descriptions: .json {label or name: [description, ...]}.
+        counts: .json {label or name: training captions that it occurs in}, or the name of published
+            ones (`class_counts`).
         description_template: "{}" takes a description; "{name}", if present, the class name.
         default_templates: prompts where no file has any.
         keep_names: keep underscores and HTML entities in names instead of replacing them.
@@ -97,6 +105,7 @@ def load_zero_shot(
     text_files["classes"] = classes or _beside(root, "classes.json", "classes.txt")
     text_files["templates"] = templates or _beside(root, "templates.json", "templates.txt")
     text_files["descriptions"] = descriptions or _beside(root, "descriptions.json")
+    text_files["counts"] = counts or _beside(root, "counts.json")
     source = text_files["classes"]
     images = _labelled_images(root, title, note, named=bool(source))
     given = read_texts(source, "classes") if source else None
@@ -124,6 +133,14 @@ def load_zero_shot(
         if source
         else {}
     )
+    source = text_files["counts"]
+    counted = (
+        bind_counts(read_counts(source), names, source, title, note, name_texts=name_texts)
+        if source
+        else {}
+    )
+    if source in published_counts():
+        del text_files["counts"]
     return ZeroShotSet(
         name=title,
         source=ImageFiles(root, images.files, tuple(names[label] for label in images.labels)),
@@ -132,6 +149,7 @@ def load_zero_shot(
         descriptions=described,
         description_template=description_template,
         name_texts=name_texts,
+        counts=counted,
         text_files={role: split_entry(file)[0] for role, file in text_files.items() if file},
     )
 
