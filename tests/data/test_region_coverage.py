@@ -208,7 +208,7 @@ def train(workdir: Path, data: Path, *arguments: str) -> int:
 
 def test_grain_without_boxes_is_refused_before_anything_is_compiled(tmp_path, capsys, monkeypatch):
     data = prepared(tmp_path / "data", boxes=0)
-    monkeypatch.setattr(grain_jax.train, "build_model", None)  # which comes before compiling
+    monkeypatch.setattr(grain_jax.train, "model_of_run", None)  # which comes before compiling
     assert train(tmp_path / "run", data) == 2
     assert "allow_no_regions" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
