@@ -35,6 +35,7 @@ from grain_jax.evaluation.comparison import (
     Predictions,
     compare_methods,
     compare_models,
+    left_out,
     read_predictions,
 )
 from grain_jax.evaluation.results_file import check_place
@@ -43,14 +44,14 @@ from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
 
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
-TITLES = {"zero_shot": "zero-shot", "retrieval": "retrieval", "grounding": "grounding"}
+TITLES = {"zero_shot": "", "retrieval": ", retrieval", "grounding": ", grounding"}
 
 
 def files(text: str) -> tuple[Path, ...]:
     """Paths with commas between them; one whose name has a comma stands alone."""
     if user_path(text).exists():
         return (user_path(text),)
-    return tuple(user_path(part) for part in text.split(","))
+    return tuple(user_path(part.strip()) for part in text.split(","))
 
 
 _Files = Annotated[tuple[Path, ...], one_word(files, "FILE,...")]
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     except NotParsed as parsed:
         return parsed.status
     try:
-        comparisons = _compare(options)
+        comparisons = _compare(options, messages)
         print_table(comparison_table(comparisons), screen)
         if options.output is not None:
             write_whole(options.output, json.dumps(_report(options, comparisons), indent=2) + "\n")
@@ -97,12 +98,22 @@ def main(arguments: Sequence[str]) -> int:
     return ExitStatus.DONE
 
 
-def _compare(options: Options) -> list[Comparison]:
+def _compare(options: Options, messages: Console) -> list[Comparison]:
     if options.output is not None:
         check_place("output", options.output, overwrite=options.overwrite)
+        if options.output.suffix != ".json":
+            raise ValueError(f"--output={options.output} is written as JSON; end it in .json.")
     if bool(options.second) == (options.against is not None):
         raise ValueError("Give B, a second file of predictions, or --against=METHOD, not both.")
     given = (*options.first, *options.second)
+    for path in given:
+        if path.suffix == ".json":
+            raise ValueError(
+                f"{str(path)!r} should end in .jsonl or .csv; a .json of evaluate has results, not "
+                "answers. Evaluate again with --predictions=FILE.jsonl."
+            )
+        if not path.is_file():
+            raise ValueError(f"There is no file {str(path)!r}; give what --predictions wrote.")
     if len({path.resolve() for path in given}) < len(given):
         raise ValueError(
             "A file of predictions is given twice; it would be compared with itself. Give each its "
@@ -111,7 +122,11 @@ def _compare(options: Options) -> list[Comparison]:
     first = _read(options.first)
     if options.against is not None:
         return compare_methods(first, against=options.against, seed=options.seed)
-    return compare_models(first, _read(options.second), seed=options.seed)
+    second = _read(options.second)
+    compared = compare_models(first, second, seed=options.seed)
+    for sentence in left_out(first, second):
+        messages.print(f"Note: {sentence}.", markup=False, highlight=False, soft_wrap=True)
+    return compared
 
 
 def _read(paths: Sequence[Path]) -> list[Predictions]:
@@ -122,30 +137,40 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Accuracies in percent, differences in percentage points."""
     rows = []
     for one in comparisons:
-        found, (before, after) = one.difference, one.seeds
+        found = one.difference
         method = one.second if one.first == one.second else f"{one.second} - {one.first}"
         images = f"{one.images:,}"
         if one.answers > one.images:
             images = f"{one.answers:,} of {images}"
         rows.append(
             (
-                *(one.dataset, TITLES[one.task], method, images, f"{before}, {after}"),
-                *(f"{100 * found.first:.2f}", f"{100 * found.second:.2f}"),
-                f"{100 * found.value:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]",
-                *(f"{found.p_value:.2g}", f"{one.adjusted_p_value:.2g}"),
+                *(f"{one.dataset}{TITLES[one.task]}", method, images),
+                *(f"{100 * value:.2f}" for value in (found.first, found.second)),
+                f"{100 * found.value:+.2f}",
+                f"{100 * found.low:+.2f} to {100 * found.high:+.2f}",
+                f"{one.adjusted_p_value:.2g}",
             )
         )
-    seeds = {seeds for one in comparisons for seeds in [one.seeds]}
-    alone = any(1 in pair for pair in seeds)
+    count = f"{len(rows)} comparisons" if len(rows) > 1 else "1 comparison"
     return Table(
         "B against A on the same images: accuracy or R@1, %",
-        ("set", "task", "method", "images", "seeds", "A", "B", "B - A", "p", "p (Holm)"),
+        ("set", "method", "images", "A", "B", "B - A", "95 %", "p"),
         tuple(rows),
-        "B - A in percentage points with its 95 % interval (bootstrap over images"
-        + (" and trainings" if not alone else "; a single training says nothing of other seeds")
-        + "). p: paired permutation test over images; p (Holm): corrected for the "
-        f"{len(rows)} comparisons of this table. Captions and phrases of an image stay together.",
+        f"B - A in percentage points with its 95 % interval, and p corrected by Holm for {count}: "
+        f"{_statistics(comparisons[0].seeds)} Captions and phrases of an image stay together.",
     )
+
+
+def _statistics(seeds: tuple[int, int]) -> str:
+    """Where intervals and p-values are from, for so many trainings of A and of B."""
+    if seeds == (1, 1):
+        return (
+            "bootstrap and paired permutation test over images. A single training of each says "
+            "nothing of other seeds."
+        )
+    counts = " and ".join(f"{count} of {side}" for count, side in zip(seeds, "AB", strict=True))
+    single = " The one is taken to spread as the others." if 1 in seeds else ""
+    return f"Student's t over trainings ({counts}) and images.{single}"
 
 
 def _report(options: Options, comparisons: Sequence[Comparison]) -> dict[str, Any]:

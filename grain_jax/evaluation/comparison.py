@@ -38,6 +38,7 @@ class Answers:
 
     questions: list[Answer] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
+    choices: set[str] = field(default_factory=set)  # hashes of what they were chosen from, if known
 
 
 Predictions = Mapping[Measure, Answers]
@@ -80,6 +81,8 @@ def read_predictions(path: Path) -> Predictions:
         answers = found.setdefault(measure, Answers())
         answers.questions.append(question)
         answers.correct.append(correct)
+        if chosen_from := line.get("choices"):
+            answers.choices.add(str(chosen_from))
     if not found:
         raise ValueError(f"{path} holds no predictions.")
     return found
@@ -89,7 +92,10 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(encoding="utf-8", errors="backslashreplace", newline="") as file:
         if path.suffix == ".csv":
             table = csv.DictReader(file)
-            yield from ((table.line_num, row) for row in table)
+            try:
+                yield from ((table.line_num, row) for row in table)
+            except csv.Error as error:
+                raise ValueError(f"{path}:{table.line_num} cannot be read: {error}.") from None
             return
         for number in itertools.count(1):
             if not (text := file.readline(MAX_LINE)):
@@ -121,7 +127,24 @@ def compare_models(
             f"{_named(second[0])} in another; compare evaluations of the same data."
         )
     measures = [measure for measure in first[0] if measure in everywhere]
-    return _compared([(measure, measure) for measure in measures], first, second, seed=seed)
+    pairs = [(measure, measure) for measure in measures]
+    return _compared(pairs, first, second, same_trainings=False, seed=seed)
+
+
+def left_out(first: Sequence[Predictions], second: Sequence[Predictions]) -> list[str]:
+    """A sentence for every set and method that only some of the files have, sorted."""
+    files = {f"A{i}": one for i, one in enumerate(first)} | {
+        f"B{i}": one for i, one in enumerate(second)
+    }
+    known = {measure for one in files.values() for measure in one}
+    sentences = []
+    for measure in sorted(known):
+        if lacking := [name for name, one in files.items() if measure not in one]:
+            sentences.append(
+                f"{measure.method} on {measure.dataset!r} is left out: "
+                f"{', '.join(lacking)} of {len(files)} files lack it"
+            )
+    return sentences
 
 
 def compare_methods(
@@ -141,7 +164,7 @@ def compare_methods(
         raise ValueError(
             f"No method can be compared with {against!r}; the file has {', '.join(methods)}."
         )
-    return _compared(pairs, predictions, predictions, seed=seed)
+    return _compared(pairs, predictions, predictions, same_trainings=True, seed=seed)
 
 
 def _compared(
@@ -149,17 +172,21 @@ def _compared(
     first: Sequence[Predictions],
     second: Sequence[Predictions],
     *,
+    same_trainings: bool,
     seed: int,
 ) -> list[Comparison]:
     found = []
     for one, other in pairs:
+        _check_choices(one, [*(p[one] for p in first), *(p[other] for p in second)])
         questions = first[0][one].questions
         before, after = (
             np.stack([_aligned(predictions[measure], questions, measure) for predictions in side])
             for side, measure in ((first, one), (second, other))
         )
         groups = _images(questions)
-        difference = paired_difference(before, after, groups, seed=seed)
+        difference = paired_difference(
+            before, after, groups, same_trainings=same_trainings, seed=seed
+        )
         found.append((one, other, groups, difference))
     adjusted = holm([difference.p_value for *_, difference in found])
     return [
@@ -176,6 +203,16 @@ def _compared(
         )
         for (one, other, groups, difference), p_value in zip(found, adjusted, strict=True)
     ]
+
+
+def _check_choices(measure: Measure, answers: Sequence[Answers]) -> None:
+    """Raises ValueError where classes, texts or images to choose from are not the same ones."""
+    if len(set.union(*(one.choices for one in answers))) > 1:
+        raise ValueError(
+            f"The answers on {measure.dataset!r} ({measure.method}) were chosen from different "
+            "classes, texts or images, so their accuracies mean different things. Compare "
+            "evaluations with the same ones."
+        )
 
 
 def _aligned(
@@ -197,8 +234,9 @@ def _aligned(
         )
         raise ValueError(
             f"The answers on {measure.dataset!r} ({measure.method}) are to other questions: image "
-            f"{image!r}{about} is not the same number of times in both. Compare evaluations of the "
-            "same images, texts and class names."
+            f"{image!r}{about} is {questions.count(other)} times in the first file and "
+            f"{answers.questions.count(other)} times in another. Compare evaluations of the same "
+            "images, texts and class names."
         )
     order = sorted(range(len(given)), key=answers.questions.__getitem__)
     place = sorted(range(len(wanted)), key=questions.__getitem__)

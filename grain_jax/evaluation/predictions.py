@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ SUFFIXES = (".jsonl", ".csv")
 TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
-    *("rank", "iou", "query", "box_xyxy", "top5"),
+    *("rank", "iou", "query", "box_xyxy", "top5", "choices"),
 )
+SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or images to choose from
 
 
 def check_suffix(path: Path) -> None:
@@ -75,6 +77,7 @@ class PredictionsFile:
     def of_set(self, dataset: ZeroShotSet) -> OnScores:
         """What `evaluate_zero_shot` is to call: a line for every image and method."""
         ids, names = record_ids(dataset.source), dataset.class_names
+        choices = _digest(names)
 
         def write(
             method: str,
@@ -99,6 +102,7 @@ class PredictionsFile:
                     score=top[0][1],
                     correct=_rounded(hits[row]),
                     top5=top,
+                    choices=choices,
                 )
 
         return write
@@ -115,6 +119,7 @@ class PredictionsFile:
         image_rows: Int[np.ndarray, "C"],
     ) -> None:
         """A line for every image that looks for its texts, and every caption for its image."""
+        all_texts, all_images = _digest(texts), _digest(ids)
         found = ranked(image, text, image_rows, text_rows)
         for row, name in enumerate(ids):
             self.write(
@@ -126,6 +131,7 @@ class PredictionsFile:
                 score=_rounded(found.score[row]),
                 correct=_rounded(found.hit[row]),
                 rank=_rounded(found.rank[row]),
+                choices=all_texts,
             )
         found = ranked(text, image, text_rows, image_rows)
         for row, image_row in zip(text_rows.tolist(), image_rows.tolist(), strict=True):
@@ -139,6 +145,7 @@ class PredictionsFile:
                 score=_rounded(found.score[row]),
                 correct=_rounded(found.hit[row]),
                 rank=_rounded(found.rank[row]),
+                choices=all_images,
             )
 
     def grounding(
@@ -188,6 +195,11 @@ def record_ids(source: Source) -> list[str]:
     """The name of every record; of image files without reading them."""
     files = getattr(source, "files", None)
     return [source[i].id for i in range(len(source))] if files is None else list(files)
+
+
+def _digest(names: Sequence[str]) -> str:
+    text = json.dumps(sorted(names))
+    return hashlib.sha256(text.encode()).hexdigest()[:SHORT]
 
 
 def _rounded(value: Any) -> float:

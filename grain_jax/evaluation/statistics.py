@@ -1,8 +1,7 @@
 """How much of a difference between two evaluations of the same images chance alone would make.
 
-Images are what is drawn: the phrases or captions of one image are kept together (cluster
-bootstrap and permutation), as they are not independent. Training seeds are drawn too, where there
-are several.
+Images are what is drawn: the phrases or captions of one image are kept together, as they are not
+independent. Trainings that differ in their seed are drawn too, where there are several.
 """
 
 import itertools
@@ -25,7 +24,7 @@ class Difference:
     second: float  # of B
     low: float  # of the 95 % bootstrap interval of second - first
     high: float
-    p_value: float  # two-sided, of the permutation test
+    p_value: float  # two-sided
 
     @property
     def value(self) -> float:
@@ -37,67 +36,112 @@ def paired_difference(
     second: Float[np.ndarray, "R N"],
     groups: Int[np.ndarray, "N"],
     *,
+    same_trainings: bool = False,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Difference:
-    """Compares A and B on the same N answers, each of several trainings (S and R of them).
+    """Compares A and B on the same N answers, each of one or several trainings (S and R of them).
 
-    The interval is the percentile bootstrap of the difference of means (Efron 1979): groups are
-    drawn with replacement, and trainings where a side has several. With one training a side it says
-    nothing about other seeds. The p-value is of the paired permutation test: under the hypothesis
-    that A and B are alike, each group's difference is as likely to have the other sign. All signs
-    are tried where there are at most `resamples` ways, else as many at random, itself counted.
+    With one training a side, the interval is the percentile bootstrap of the difference of means
+    (Efron 1979), groups drawn with replacement, and the p-value is of the paired permutation test:
+    under the hypothesis that A and B are alike, each group's difference is as likely to have the
+    other sign. All signs are tried where there are at most `resamples` of them, else as many at
+    random, the given one counted. Neither says anything about other seeds.
+
+    With several, both are of Student's t (Welch, with Satterthwaite's degrees of freedom): the
+    variance of the difference is that of the trainings' means, and of the images. A bootstrap of
+    three trainings would take their spread for two thirds of what it is. A side with a single
+    training is taken to spread as the other one.
 
     Args:
         first: how right A is, in [0, 1], by training and answer.
         second: how right B is.
         groups: the image of each answer, a number.
+        same_trainings: the s-th training of A is the s-th of B, by another method.
     """
     _, groups = np.unique(groups, return_inverse=True)
     sizes = np.bincount(groups).astype(np.float64)  # [G]
-    sums = [
-        np.stack([np.bincount(groups, weights=answers, minlength=len(sizes)) for answers in side])
+    before, after = (
+        np.bincount(groups, weights=side.mean(axis=0), minlength=len(sizes))
         for side in (first, second)
-    ]
-    generator = np.random.default_rng(seed)
-    blocks = _bootstrap(sums[0], sums[1], sizes, generator=generator, resamples=resamples)
-    drawn = np.concatenate(list(blocks))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    difference = sums[1].mean(axis=0) - sums[0].mean(axis=0)
+    )
+    if len(first) == len(second) == 1:
+        generator = np.random.default_rng(seed)
+        low, high = _bootstrap(after - before, sizes, generator=generator, resamples=resamples)
+        p_value = sign_flip_p_value(after - before, generator=generator, resamples=resamples)
+    else:
+        of_trainings = _variance_of_trainings(first, second, same_trainings=same_trainings)
+        low, high, p_value = _students_t(after - before, sizes, of_trainings)
     return Difference(
         first=float(first.mean()),
         second=float(second.mean()),
-        low=float(low),
-        high=float(high),
-        p_value=sign_flip_p_value(difference, generator=generator, resamples=resamples),
+        low=low,
+        high=high,
+        p_value=p_value,
     )
 
 
 def _bootstrap(
-    first: Float[np.ndarray, "S G"],
-    second: Float[np.ndarray, "R G"],
+    differences: Float[np.ndarray, "G"],
     sizes: Float[np.ndarray, "G"],
     *,
     generator: np.random.Generator,
     resamples: int,
-) -> Iterator[Float[np.ndarray, "_"]]:
-    """Differences of means of resampled groups and trainings, block by block.
+) -> tuple[float, float]:
+    """The interval of the mean difference.
 
-    Groups with the same sums and size are drawn as one, by how often it comes: most are right in
-    both or wrong in both, so that 50,000 images are a handful of kinds.
+    Groups with the same difference and size are drawn as one, by how often it comes: most are right
+    in both or wrong in both, so that 50,000 images are a handful of kinds.
     """
-    kinds, counts = np.unique(np.vstack([first, second, sizes]).T, axis=0, return_counts=True)
-    sides = kinds[:, : len(first)].T, kinds[:, len(first) : -1].T  # [S, kinds], [R, kinds]
-    num_groups = len(sizes)
+    kinds, counts = np.unique(np.stack([differences, sizes], axis=1), axis=0, return_counts=True)
+    drawn = []
     for size in _blocks(resamples, len(kinds)):
-        drawn = generator.multinomial(num_groups, counts / num_groups, size=size)
-        total = np.zeros(size)
-        for side, sign in zip(sides, (-1, 1), strict=True):
-            trainings = generator.integers(len(side), size=(size, len(side)))
-            weights = (trainings[:, :, None] == np.arange(len(side))).mean(axis=1)  # [size, S]
-            total += sign * ((weights @ side) * drawn).sum(axis=1)
-        yield total / (drawn @ kinds[:, -1])
+        times = generator.multinomial(len(sizes), counts / len(sizes), size=size)
+        drawn.append((times @ kinds[:, 0]) / (times @ kinds[:, 1]))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _variance_of_trainings(
+    first: Float[np.ndarray, "S N"], second: Float[np.ndarray, "R N"], *, same_trainings: bool
+) -> list[tuple[float, int]]:
+    """Variances of the mean over trainings, and the degrees of freedom of each."""
+    if same_trainings:
+        return [_variance_of_mean(second.mean(axis=1) - first.mean(axis=1))]
+    known = [side.mean(axis=1) for side in (first, second) if len(side) > 1]
+    found = [_variance_of_mean(means) for means in known]
+    if len(known) == 1:  # of a single training of the other side
+        found.append((found[0][0] * len(known[0]), found[0][1]))
+    return found
+
+
+def _variance_of_mean(values: Float[np.ndarray, "S"]) -> tuple[float, int]:
+    return float(values.var(ddof=1)) / len(values), len(values) - 1
+
+
+def _students_t(
+    differences: Float[np.ndarray, "G"],
+    sizes: Float[np.ndarray, "G"],
+    of_trainings: Sequence[tuple[float, int]],
+) -> tuple[float, float, float]:
+    """Interval and p-value of the mean difference, from the variances of trainings and images."""
+    import scipy.stats
+
+    value, count = differences.sum() / sizes.sum(), len(sizes)
+    parts = list(of_trainings)
+    if count > 1:
+        residuals = differences - value * sizes
+        of_images = count / (count - 1) * (residuals**2).sum() / sizes.sum() ** 2
+        parts.append((float(of_images), count - 1))
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return float(value), float(value), float(value == 0)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    spread = np.sqrt(variance)
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread
+    p_value = 2 * scipy.stats.t.sf(abs(value) / spread, freedom)
+    return float(value - half), float(value + half), float(p_value)
 
 
 def sign_flip_p_value(

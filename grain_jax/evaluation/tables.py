@@ -86,7 +86,10 @@ def print_table(content: Table, console: rich.console.Console) -> None:
     """A table and what it means."""
     table = rich.table.Table(title=content.title, title_justify="left")
     for number, column in enumerate(content.columns):
-        table.add_column(column, justify="left" if number < 2 else "right")
+        if number < 2:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
     for row in content.rows:
         table.add_row(*(rich.markup.escape(cell) for cell in row))
     if console.is_terminal:

@@ -36,7 +36,7 @@ class TextCache:
         """Keeps what a call used before anything of earlier calls, as far as there is room."""
         room = max(0, MAX_CACHED_TEXTS - len(used))
         earlier = [key for key in self._kept if key not in used]
-        for key in earlier[: len(earlier) - room]:
+        for key in earlier[: max(0, len(earlier) - room)]:
             del self._kept[key]
         for key in list(used)[:MAX_CACHED_TEXTS]:
             self._kept[key] = used[key]

@@ -1,5 +1,6 @@
 """Comparisons of the answers that two evaluations kept, and the command."""
 
+import csv
 import json
 
 import numpy as np
@@ -101,8 +102,8 @@ def test_the_command_prints_a_table_and_writes_records(two, tmp_path, capsys):
     assert evaluate.main(["compare", *map(str, two), f"--output={output}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "description/alpha1" in printed
-    assert "+33.33 [" in printed
-    assert "a single training says nothing of other seeds" in printed
+    assert "+33.33" in printed
+    assert "A single training of each says nothing of other seeds" in printed
     report = json.loads(output.read_text())
     assert [one["first"] for one in report["comparisons"]] == ["name", "description/alpha1"]
     assert report["comparisons"][1]["difference"]["p_value"] < 0.001
@@ -115,16 +116,17 @@ def test_the_command_prints_a_table_and_writes_records(two, tmp_path, capsys):
 def test_trainings_are_given_with_commas(two, tmp_path, capsys):
     more = write(tmp_path / "b1.jsonl", zero_shot([True] * 60))
     assert evaluate.main(["compare", str(two[0]), f"{two[1]},{more}"]) == 0
-    printed = capsys.readouterr().out
-    assert "1, 2" in printed
+    printed, said = capsys.readouterr()
+    assert "(1 of A and 2 of B) and images. The one is taken to" in " ".join(printed.split())
+    assert "Note: description/alpha1 on 'cub' is left out: B1 of 3 files lack it." in said
     assert "description" not in printed  # it is in one of B's only
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (zero_shot([1] * 59), "image '59.jpg', label 'wren' is not the same number of times"),
-        (zero_shot([1] * 60, label="tit"), "is not the same number of times in both"),
+        (zero_shot([1] * 59), "image '59.jpg', label 'wren' is 1 times in the first file and 0"),
+        (zero_shot([1] * 60, label="tit"), "times in the first file and"),
         (zero_shot([1] * 60, dataset="food"), "no set and method in common: name on 'cub' in one"),
         ([{"task": "zero_shot"}], r"c.jsonl:1 is not a line of predictions"),
         (zero_shot([2]), r"c.jsonl:1 has task 'zero_shot' and correct 2; expected"),
@@ -143,14 +145,40 @@ def test_other_data_is_refused(two, tmp_path, capsys, lines, message):
         (["A"], "Give B, a second file of predictions, or --against=METHOD"),
         (["A", "B", "--against=name"], "not both"),
         (["A", "A"], "is given twice"),
-        (["A", "nothing.jsonl"], "No such file"),
-        (["A", "runs"], "should end in .jsonl or .csv"),
+        (["A", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
+        (["A", "results.json"], "a .json of evaluate has results, not answers"),
+        (["A", "B", "--output=c.csv"], "is written as JSON; end it in .json"),
     ],
 )
 def test_mistakes_are_named(two, capsys, given, message):
     places = {"A": str(two[0]), "B": str(two[1])}
     assert evaluate.main(["compare", *(places.get(word, word) for word in given)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_answers_from_other_classes_are_refused(two, tmp_path, capsys):
+    """The same images with the same labels, among 200 classes and among 10."""
+    for name, choices in (("a", "1234abcd"), ("b", "00000000")):
+        lines = [line | {"choices": choices} for line in zero_shot([1, 0] * 30)]
+        write(tmp_path / f"{name}1.jsonl", lines)
+    given = [str(tmp_path / name) for name in ("a1.jsonl", "b1.jsonl")]
+    assert evaluate.main(["compare", *given]) == 2
+    assert "chosen from different classes, texts or images" in capsys.readouterr().err
+    assert evaluate.main(["compare", given[0], str(two[0])]) == 0  # of before there were choices
+
+
+def test_a_csv_is_compared_and_a_cell_that_is_too_long_named(two, tmp_path, capsys):
+    rows = [json.loads(line) for line in two[1].read_text().splitlines()]
+    table, broken = tmp_path / "b.csv", tmp_path / "c.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    assert evaluate.main(["compare", str(two[0]), str(table)]) == 0
+    assert "+33.33" in capsys.readouterr().out
+    broken.write_text(table.read_text() + "x" * 200_000 + "\n")
+    assert evaluate.main(["compare", str(two[0]), str(broken)]) == 2
+    assert "c.csv:121 cannot be read: field larger than" in capsys.readouterr().err
 
 
 def test_a_file_with_a_comma_in_its_name_is_one_file(two, tmp_path):

@@ -95,6 +95,54 @@ def test_trainings_that_disagree_widen_the_interval():
     assert wide.high - wide.low > 1.15 * (narrow.high - narrow.low)
 
 
+def test_methods_of_the_same_trainings_are_drawn_together():
+    """Trainings far apart, and a second method that is better by the same in each."""
+    generator = np.random.default_rng(0)
+    hard = generator.random(2_000)
+    first = np.stack([(hard < rate).astype(float) for rate in (0.3, 0.5, 0.7)])
+    second = np.stack([(hard < rate + 0.02).astype(float) for rate in (0.3, 0.5, 0.7)])
+    together = compare(first, second, same_trainings=True)
+    apart = compare(first, second)
+    assert 0.01 < together.low < together.value < together.high < 0.03
+    assert together.p_value < 0.01
+    assert apart.low < -0.15
+    assert apart.p_value > 0.3
+
+
+def test_seeds_alone_do_not_make_a_difference():
+    """Trainings of one kind, whose seeds differ more than images do by chance."""
+    generator = np.random.default_rng(7)
+    false = 0
+    for trial in range(60):
+        hard = generator.random(2_000)
+        rates = 0.5 + 0.015 * generator.normal(size=6)
+        answers = np.stack([(hard < rate).astype(float) for rate in rates])
+        found = compare(answers[:3], answers[3:], seed=trial, resamples=500)
+        false += found.p_value < 0.05
+    assert false <= 8  # 5 % of 60 are 3
+
+
+def test_the_spread_of_trainings_is_welchs():
+    """Images that all trainings agree about: only the trainings are left to differ."""
+    rates = np.array([[0.3, 0.4, 0.6], [0.5, 0.7, 0.65]])
+    answers = np.repeat(rates[:, :, None], 50, axis=2)
+    found = compare(answers[0], answers[1])
+    theirs = scipy.stats.ttest_ind(rates[1], rates[0], equal_var=False)
+    assert found.p_value == pytest.approx(theirs.pvalue)
+    interval = theirs.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    paired = compare(answers[0], answers[1], same_trainings=True)
+    assert paired.p_value == pytest.approx(scipy.stats.ttest_rel(rates[1], rates[0]).pvalue)
+
+
+def test_a_single_training_spreads_as_the_others():
+    answers = np.repeat(np.array([[0.3], [0.5], [0.4], [0.9]]), 50, axis=1)
+    found = compare(answers[:3], answers[3:])
+    spread = 0.1 * np.sqrt(1 / 3 + 1)
+    assert found.p_value == pytest.approx(2 * scipy.stats.t.sf(0.5 / spread, 3.2))
+    assert found.value == pytest.approx(0.5)
+
+
 def test_95_of_100_intervals_hold_the_true_difference():
     generator = np.random.default_rng(5)
     held = 0

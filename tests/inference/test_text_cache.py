@@ -46,6 +46,16 @@ def test_earlier_calls_make_room(small):
     assert encode.asked == ["caption 1"]
 
 
+def test_nothing_makes_room_while_there_is_room(monkeypatch):
+    monkeypatch.setattr(text_cache, "MAX_CACHED_TEXTS", 10)
+    cache = TextCache(encode := Encodes())
+    cache.embed(["1", "2", "3", "4", "5", "6"], kind="caption")
+    cache.embed(["7"], kind="caption")
+    del encode.asked[:]
+    cache.embed(["1", "2", "3", "4", "5", "6", "7"], kind="caption")
+    assert encode.asked == []
+
+
 def test_more_texts_than_are_kept_are_not_all_encoded_again(small):
     cache, texts = TextCache(encode := Encodes()), ["1", "2", "3", "4", "5", "6"]
     cache.embed(texts, kind="caption")
