@@ -18,7 +18,7 @@ import time
 
 from grain_jax import buckets
 from grain_jax.parallel import processes
-from grain_jax.trainer import run
+from grain_jax.trainer import evaluation
 from grain_jax.training import checkpoint
 
 FIRST = "--process_id=0" in sys.argv
@@ -27,7 +27,7 @@ METRIC = "validation/description/alpha0"
 
 
 def disagree_on_scores():
-    measure, scores = run.evaluate, [0.5]
+    measure, scores = evaluation.evaluate, [0.5]
 
     def evaluate(encoder, config, *, final, **options):
         results = measure(encoder, config, final=final, **options)
@@ -40,7 +40,7 @@ def disagree_on_scores():
                 scores[0] = math.nextafter(scores[0], 1.0)
         return results
 
-    run.evaluate = evaluate
+    evaluation.evaluate = evaluate
 
 
 def run_all(commands, joined):
