@@ -132,6 +132,7 @@ def what_trains(config: TrainConfig, params: Any, *, num_images: int, steps: int
         "model": f"{'GRAIN' if model.type == 'grain' else 'CLIP'}, "
         f"{_counted(params)}, computing in {model.dtype}",
         **_frozen_row(config, params),
+        **_loss_row(config),
         "data": f"{num_images:,} images of {data.dataset}/{data.train_split}{location}",
         "training": f"{steps:,} steps of batch {batch:,} "
         f"({steps * batch / num_images:.1f} epochs)"
@@ -152,6 +153,13 @@ def _frozen_row(config: TrainConfig, params: Any) -> dict[str, str]:
     if unread := patterns_of_frozen(params, config.optim):
         row += f"; without effect, as what they name is frozen: {', '.join(map(repr, unread))}"
     return {"trained": row}
+
+
+def _loss_row(config: TrainConfig) -> dict[str, str]:
+    """How images and captions are contrasted, where it is not by softmax."""
+    if config.loss.image_caption == "softmax":
+        return {}
+    return {"loss": "images and captions by sigmoid (SigLIP), scale and bias learned"}
 
 
 def _counted(params: Any) -> str:

@@ -60,6 +60,12 @@ def check_same_data(saved: dict[str, Any], source: Source, workdir: AnyPath) -> 
         )
 
 
+EFFECTS = {  # what a change does that is not the setting's alone
+    "optim.moments_dtype": "to which the stored moments are converted",
+    "model.text_tokens_per_image": "and texts that do not fit into it are cut",
+}
+
+
 def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: AnyPath) -> list[str]:
     """What differs from the configuration stored with a checkpoint, as sentences to show.
 
@@ -78,7 +84,10 @@ def changed_settings(saved: dict[str, object], config: TrainConfig, workdir: Any
             f"{workdir} holds a run with other settings ({listed}), whose checkpoint does not fit "
             "these. Set them back to resume it, or start a new run with another --workdir."
         )
-    return [f"{path}: {old} -> {new}" for path, (old, new) in changed.items()]
+    return [
+        f"{path}: {old} -> {new}{f', {EFFECTS[path]}' if path in EFFECTS else ''}"
+        for path, (old, new) in changed.items()
+    ]
 
 
 def check_schedule(
