@@ -59,15 +59,18 @@ def _matrix(kernel: Array, num_inputs: int) -> Array:
     return kernel if kernel.ndim == 2 else kernel.reshape(num_inputs, -1)
 
 
-# The kernel goes in as it is: of scanned layers nothing but the stack itself is then kept for the
-# backward pass.
-@jax.custom_vjp
-def _mixed(x: Array, kernel: Array) -> Array:
+def _cast_product(x: Array, kernel: Array) -> Array:
     return x @ _matrix(kernel, x.shape[-1]).astype(x.dtype)
 
 
+# The kernel goes in as it is: of scanned layers nothing but the stack itself is then kept for the
+# backward pass.
+_mixed = jax.custom_vjp(_cast_product)
+
+
 def _mixed_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _mixed(x, kernel), (x, kernel)
+    # Not `_mixed`, in which a policy of `jax.checkpoint` sees no product that it could keep.
+    return _cast_product(x, kernel), (x, kernel)
 
 
 def _mixed_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:

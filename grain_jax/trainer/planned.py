@@ -13,10 +13,14 @@ from grain_jax.config import TrainConfig
 
 MAX_BYTES = 16 * 2**20  # of the file
 GIB = 2**30
-# Settings that change the time of a step, besides those of the model.
+# Settings that change the time or the memory of a step; a section stands for all of its settings.
 PLANNED = (
-    *("batch_size", "loss", "optim.grad_cache_chunks", "optim.ema_decay", "data.max_regions"),
+    *("model", "loss", "batch_size", "data.max_regions"),
     *("data.caption_length", "data.description_length"),
+    *("optim.grad_cache_chunks", "optim.ema_decay", "optim.moments_dtype"),
+    "optim.clip_grad_norm",  # all gradients wait for their norm
+    # What is frozen has no gradient and no optimizer state.
+    *("optim.lr_multipliers", "optim.trained_vision_layers", "optim.trained_text_layers"),
 )
 
 
@@ -65,7 +69,7 @@ def read_plan(file: Path, config: TrainConfig, mesh: Mesh) -> Planned:
             f"logging.plan = {str(file)!r} is of the mesh {planned_mesh}, and this run has "
             f"{dict(mesh.shape)}; plan again for these devices."
         )
-    for name in ("model", *PLANNED):
+    for name in PLANNED:
         planned, own = _value(planned_config, name), _value(_as_json(config), name)
         if planned != own:
             raise ValueError(

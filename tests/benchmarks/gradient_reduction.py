@@ -130,7 +130,7 @@ def tree(parts: Parts, dtype: Any) -> np.ndarray:
     return parts[0]
 
 
-WAYS: dict[str, Callable[[Parts, Parts], np.ndarray]] = {
+SUMMATIONS: dict[str, Callable[[Parts, Parts], np.ndarray]] = {
     "bfloat16, ring": lambda rounded, _: ring(rounded, BFLOAT16),
     "bfloat16, torus": lambda rounded, _: torus(rounded, BFLOAT16),
     "bfloat16, tree": lambda rounded, _: tree(rounded, BFLOAT16),
@@ -141,13 +141,13 @@ WAYS: dict[str, Callable[[Parts, Parts], np.ndarray]] = {
 
 
 def print_errors(rounded: dict[str, Parts], exact: dict[str, Parts]) -> None:
-    """Of each way over all tensors, and what the batch's own noise is beside it."""
+    """Of each summation over all tensors, and what the batch's own noise is beside it."""
     names = [name for name in exact if np.abs(exact[name]).max() > 0]
     reference = {name: exact[name].astype(np.float64).sum(0) for name in names}
     whole = np.concatenate([reference[name].ravel() for name in names])
     print(f"  {'':30} {'all':>9} {'median':>9} {'worst tensor':>12}  {'1 - cosine':>10}")
-    for label, way in WAYS.items():
-        found = {name: way(rounded[name], exact[name]).astype(np.float64) for name in names}
+    for label, summed in SUMMATIONS.items():
+        found = {name: summed(rounded[name], exact[name]).astype(np.float64) for name in names}
         errors = {
             name: np.linalg.norm(found[name] - reference[name]) / np.linalg.norm(reference[name])
             for name in names

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -15,6 +16,7 @@ from tiny_run import random_batch, tiny_config
 from training_process import environment
 
 from grain_jax.models.image_text import abstract_params, build_model
+from grain_jax.models.layers import Block, apply_layers, torch_init
 from grain_jax.models.weights import as_addend, as_weight, product
 
 BFLOAT16, FLOAT32 = jnp.bfloat16, jnp.float32
@@ -87,6 +89,51 @@ def test_in_float32_the_choice_changes_nothing():
     assert build_model(config).gradient_dtype is None
     config.dtype = "bfloat16"
     assert build_model(config).gradient_dtype is FLOAT32
+
+
+class Stack(nn.Module):
+    """Two layers of a tower."""
+
+    scan: bool
+    remat: str
+    gradient_dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return apply_layers(
+            Block,
+            x,
+            depth=2,
+            scan=self.scan,
+            remat=self.remat,
+            num_heads=2,
+            mlp_dim=64,
+            activation="gelu",
+            eps=1e-6,
+            initializers=torch_init(32, 64),
+            attention="xla",
+            dtype=BFLOAT16,
+            gradient_dtype=self.gradient_dtype,
+        )[0]
+
+
+def bytes_kept(scan, remat, gradient_dtype):
+    """For the backward pass."""
+    model = Stack(scan, remat, gradient_dtype)
+    x = jax.ShapeDtypeStruct((4, 24, 32), BFLOAT16)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    with jax.numpy_dtype_promotion("standard"):  # for the gradient of jax's own attention
+        _, backward = jax.eval_shape(lambda *given: jax.vjp(model.apply, *given), params, x)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("gradient_dtype", [None, FLOAT32])
+def test_recomputation_of_all_but_products_keeps_products(scan, gradient_dtype):
+    kept = {remat: bytes_kept(scan, remat, gradient_dtype) for remat in ("full", "dots")}
+    # qkv, out and fc1 of two layers, in bfloat16; of fc2 the backward pass reads nothing
+    products = 2 * 4 * 24 * (96 + 32 + 64) * 2
+    assert kept["dots"] - kept["full"] == products
 
 
 def settings_of(kind):

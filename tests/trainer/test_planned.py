@@ -69,6 +69,39 @@ def test_other_settings_than_planned_are_named(tmp_path):
             read_plan(tmp_path / "plan.json", config, make_mesh(MeshConfig()))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("optim.moments_dtype", "bfloat16"),
+        ("optim.clip_grad_norm", 1.0),
+        ("optim.lr_multipliers", ("vision/*=0",)),
+        ("optim.trained_vision_layers", 0),
+        ("optim.trained_text_layers", 0),
+        ("optim.ema_decay", 0.9),
+        ("optim.grad_cache_chunks", 2),
+        ("model.gradient_dtype", "float32"),
+        ("model.text_tokens_per_image", 12.0),
+        ("model.remat", "full"),
+        ("loss.image_caption", "sigmoid"),
+        ("loss.logits", "tiled"),
+        ("loss.logits_precision", "default"),
+    ],
+)
+def test_a_setting_that_changes_the_step_is_compared(setting, value, tmp_path):
+    config, section, name = tiny_config(), *setting.split(".")
+    setattr(getattr(config, section), name, value)
+    named = setting if section == "optim" else section
+    with pytest.raises(ValueError, match=f"was made with {named} = "):
+        read_plan(written(tmp_path), config, make_mesh(MeshConfig()))
+
+
+def test_settings_that_change_no_step_may_differ(tmp_path):
+    config = tiny_config()
+    config.seed, config.steps, config.optim.learning_rate = 1, 40, 1e-4
+    config.data.num_threads, config.logging.log_interval_steps = 4, 10
+    assert read_plan(written(tmp_path), config, make_mesh(MeshConfig())).memory == 3 * 2**30
+
+
 @pytest.mark.slow
 def test_what_plan_writes_is_read(tmp_path, monkeypatch):
     config = tiny_config()

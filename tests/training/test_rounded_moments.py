@@ -95,6 +95,38 @@ def test_a_second_moment_follows_changes_below_the_spacing_of_bfloat16(beta2, st
     assert off > (0.05 if beta2 == 0.98 else 2)
 
 
+@pytest.mark.parametrize(("beta1", "stuck_at"), [(0.9, 0.02), (0.95, 0.04), (0.99, 0.06)])
+def test_a_first_moment_follows_changes_below_the_spacing_of_bfloat16(beta1, stuck_at):
+    """Of smooth gradients that fall by 15 %, where rounding to the nearest stands still."""
+    drawn = np.random.default_rng(0).uniform(1, 2, 512).astype(np.float32)
+    drawn[::2] *= -1
+    steps = round(8 / (1 - beta1))
+    gradients = jnp.concatenate([jnp.tile(drawn, (steps, 1)), jnp.tile(0.85 * drawn, (steps, 1))])
+    adam = optax.scale_by_adam(beta1, 0.98)
+    exact, _ = trained_moments(adam, gradients)
+    rounded, _ = trained_moments(in_bfloat16(adam), gradients)
+    ratio = np.asarray(rounded.mu["w"], np.float64) / np.asarray(exact.mu["w"], np.float64)
+    assert abs(ratio.mean() - 1) < 0.002
+    assert ratio.std() < 0.01
+
+    def to_nearest(mu, gradient):
+        wide = beta1 * mu.astype(jnp.float32) + (1 - beta1) * gradient
+        return wide.astype(jnp.bfloat16), None
+
+    start = jnp.zeros(drawn.shape, jnp.bfloat16)
+    stuck = np.asarray(jax.lax.scan(to_nearest, start, gradients)[0], np.float64)
+    off = np.abs(stuck / np.asarray(exact.mu["w"], np.float64) - 1)
+    assert off.mean() > stuck_at
+
+
+def test_the_two_moments_are_rounded_by_bits_of_their_own():
+    gradients = jnp.full((1, 10_000), 1 + 2**-9 + 2**-10, jnp.float32)
+    state, _ = trained_moments(in_bfloat16(optax.scale_by_adam(0.0, 0.0)), gradients)
+    mu, nu = (np.asarray(x["w"], np.float64) for x in (state.mu, state.nu))
+    assert len(np.unique(mu)) == len(np.unique(nu)) == 2
+    assert abs(np.corrcoef(mu, nu)[0, 1]) < 5 / math.sqrt(len(mu))
+
+
 def test_the_first_update_is_that_of_float32():
     adam = optax.scale_by_adam(0.9, 0.98)
     gradients = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64)), jnp.float32)
@@ -234,6 +266,20 @@ def test_a_changed_type_is_told_where_a_run_resumes(runs, tmp_path):
     assert told == [
         "optim.moments_dtype: float32 -> bfloat16, to which the stored moments are converted"
     ]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_rounds_as_one_that_was_not_stopped(runs, tmp_path):
+    batches = [random_batch(seed) for seed in range(4)]
+    whole, stopped, resumed = (TinyRun(runs["bfloat16"].config) for _ in range(3))
+    whole.train(batches)
+    stopped.train(batches[:2])
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(asynchronous=False), metadata={})
+    checkpoints.save(stopped.state, step=2)
+    resumed.set_state(checkpoints.restore(2, resumed.abstract))
+    checkpoints.close()
+    resumed.train(batches[2:])
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
 
 
 @pytest.mark.slow
