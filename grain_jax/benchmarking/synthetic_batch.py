@@ -6,6 +6,7 @@ import numpy as np
 from grain_jax.benchmarking.flops import TextPositions
 from grain_jax.config import TrainConfig, validate
 from grain_jax.data.batch import Batch
+from grain_jax.data.region_coverage import needs_descriptions
 from grain_jax.models.text_stream import kept_lengths, stream_shape
 
 REGIONS = (3, 2, 4, 3, 5, 1, 3, 3)  # real regions of each image in turn, 3 on average
@@ -45,13 +46,17 @@ def synthetic_batch(config: TrainConfig) -> Batch:
 def text_positions(batch: Batch, config: TrainConfig, *, num_shards: int = 1) -> TextPositions:
     """Numbers of texts and positions of a batch that are text and not padding.
 
-    Of texts laid end to end those that are encoded, on devices of which `num_shards` have rows.
+    Descriptions are counted where a loss needs them, so that the text tower encodes them. Of texts
+    laid end to end those that are encoded, on devices of which `num_shards` have rows.
     """
     captions = (np.asarray(batch.captions) != 0).sum(-1)
     descriptions = (np.asarray(batch.descriptions) != 0).sum(-1)
+    mask = np.asarray(batch.region_mask)
+    if not needs_descriptions(config):
+        descriptions, mask = descriptions[:, :0], mask[:, :0]
     if config.model.text_tokens_per_image:
         captions, descriptions = _kept(captions, descriptions, config, num_shards)
-    descriptions = descriptions[np.asarray(batch.region_mask)]
+    descriptions = descriptions[mask]
     return TextPositions(
         captions=float(len(captions)),
         caption_positions=float(captions.mean()),
@@ -67,11 +72,13 @@ def _kept(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each text, [B] and [B, M], that are left in the streams of a step."""
     parts, (images, regions) = config.optim.grad_cache_chunks, descriptions.shape
-    longest = max(config.data.caption_length, config.data.description_length)
+    longest = config.data.caption_length
+    if regions:
+        longest = max(longest, config.data.description_length)
     share = images // (num_shards * parts)
     blocks, length = stream_shape(config.model.text_tokens_per_image, images=share, longest=longest)
     lengths = np.concatenate([captions[:, None], descriptions], axis=1)
-    # A part of a device's rows is every so-manieth of them.
+    # Each of k micro-batches has every k-th of a device's rows.
     streams = lengths.reshape(num_shards, share, parts, 1 + regions).swapaxes(1, 2)
     kept = kept_lengths(
         jnp.asarray(streams.reshape(num_shards * parts, -1)), room=blocks * length, longest=longest

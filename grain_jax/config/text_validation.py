@@ -30,6 +30,16 @@ def text_tower_problems(model: ModelConfig) -> Iterator[str]:
         )
 
 
+def text_room(config: TrainConfig) -> tuple[int, int]:
+    """The fewest and the most tokens that the texts of an image can have.
+
+    `model.text_tokens_per_image` lies between.
+    """
+    data = config.data
+    regions = 0 if reads_no_descriptions(config) else data.max_regions
+    return SHORTEST_TEXT * (1 + regions), data.caption_length + regions * data.description_length
+
+
 def text_and_region_problems(config: TrainConfig) -> Iterator[str]:
     """What the data makes and the model cannot take."""
     model, data = config.model, config.data
@@ -47,8 +57,7 @@ def text_and_region_problems(config: TrainConfig) -> Iterator[str]:
                 f"{model.text.context_length} (given {getattr(data, name)})."
             )
     regions = 0 if reads_no_descriptions(config) else data.max_regions
-    least = SHORTEST_TEXT * (1 + regions)
-    most = data.caption_length + regions * data.description_length
+    least, most = text_room(config)
     if model.text_tokens_per_image and not least <= model.text_tokens_per_image <= most:
         yield (
             f"model.text_tokens_per_image = {model.text_tokens_per_image:g}: a caption and up to "

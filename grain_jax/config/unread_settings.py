@@ -73,7 +73,7 @@ UNREAD = (
         ("model.init_logit_scale",),
         # A scale of regions that the weights may lack starts from it.
         lambda config: bool(config.pretrained) and config.model.region_logit_scale != "own",
-        REPLACED_REASON,
+        f"{REPLACED_REASON}, unless a sigmoid learned their scale",
         refused=False,
     ),
     Unread(

@@ -4,6 +4,8 @@ Padding costs the text tower as much as text. `metrics.jsonl` has the fraction o
 (`caption_positions_used` and similar) only while a run trains; this estimates it before the start.
 """
 
+import copy
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from grain_jax.config import DataConfig, TrainConfig
+from grain_jax.config.text_validation import text_room
 from grain_jax.data.captions import normalize_text
 from grain_jax.data.mixture import sample_indices
 from grain_jax.data.records import Record, Source, read_records
@@ -31,6 +34,7 @@ MIN_IMAGES = 64  # fewer say little, on a machine that is busy too
 DEVIATIONS = 4  # standard deviations above the mean that a proposed capacity must hold
 MANY_CUT = 0.01  # fraction of truncated texts above which a note is printed
 
+CAPACITY = "model.description_capacity_factor"
 Number = int | float
 NONE: Mapping[str, Number] = MappingProxyType({})
 
@@ -125,24 +129,33 @@ def stream_notes(found: TextLengths, config: TrainConfig, *, images_per_stream: 
     """A note on `model.text_tokens_per_image`, where texts have little room or it would save much.
 
     `images_per_stream`: of each device and micro-batch, whose texts lie in one stream. The proposed
-    room holds their texts with a margin.
+    room holds their texts with a margin, and is one that validation accepts, also together with the
+    proposals of `length_notes`.
     """
-    if not found.captions or not config.model.text.causal:
+    text = config.model.text
+    if not found.captions or not text.causal or text.pooling != "end":
         return []
-    given, mean = config.model.text_tokens_per_image, _mean(found.captions)
-    variance = _variance(found.captions)
+    given = config.model.text_tokens_per_image
+    captions = _truncated(found.captions, config.data.caption_length)
+    mean, variance = _mean(captions), _variance(captions)
     if found.descriptions:
+        descriptions = _truncated(found.descriptions, config.data.description_length)
         # Of a sum of as many descriptions as an image has, each independent of the others.
-        number, length = _mean(found.num_descriptions), _mean(found.descriptions)
+        number, length = _mean(found.num_descriptions), _mean(descriptions)
         mean += number * length
-        variance += number * _variance(found.descriptions)
+        variance += number * _variance(descriptions)
         variance += length**2 * _variance(found.num_descriptions)
     spread = math.sqrt(variance * (1 / images_per_stream + 1 / found.images))
-    room = math.ceil(mean + DEVIATIONS * spread)
+    proposed, _ = _proposal(found, config)
+    least, _ = text_room(config)
+    most = _longest_texts(config, proposed)
+    room = min(max(math.ceil(mean + DEVIATIONS * spread), least), most)
     setting = f"--model.text_tokens_per_image={room}"
+    if config.model.description_capacity_factor != 1 or CAPACITY in proposed:
+        setting += f" --{CAPACITY}=1"  # it leaves out padding, of which a stream has none
     texts = f"the texts of an image have {mean:.1f} tokens on average"
     if given:
-        if given >= mean + spread:
+        if given >= min(mean + spread, most):
             return []
         return [
             f"{texts} and model.text_tokens_per_image = {given:g}, so that the longest will be cut;"
@@ -215,10 +228,8 @@ def _proposal(found: TextLengths, config: TrainConfig) -> tuple[dict[str, Number
                 f"{kind}s have at most {longest} tokens (99 %: {most}) of {path} = {length}"
             )
     capacity = _capacity(found, config)
-    if total - text_positions(config, {"model.description_capacity_factor": capacity}) > (
-        MIN_SETTING_SAVING * total
-    ):
-        proposed["model.description_capacity_factor"] = capacity
+    if total - text_positions(config, {CAPACITY: capacity}) > MIN_SETTING_SAVING * total:
+        proposed[CAPACITY] = capacity
         mean = _mean(found.num_descriptions)
         reasons.append(f"images have {mean:.1f} of {config.data.max_regions} descriptions")
     return proposed, reasons
@@ -245,8 +256,23 @@ def text_positions(config: TrainConfig, changes: Mapping[str, Number] = NONE) ->
     if not needs_descriptions(config):
         return captions
     length = changes.get("data.description_length", data.description_length)
-    capacity = changes.get("model.description_capacity_factor", model.description_capacity_factor)
+    capacity = changes.get(CAPACITY, model.description_capacity_factor)
     return captions + capacity * data.max_regions * length
+
+
+def _longest_texts(config: TrainConfig, changes: Mapping[str, Number]) -> int:
+    """The most tokens that the texts of an image have, with `changes` {path: value} applied."""
+    data = copy.copy(config.data)
+    for name in ("caption_length", "description_length"):
+        setattr(data, name, changes.get(f"data.{name}", getattr(data, name)))
+    return text_room(dataclasses.replace(config, data=data))[1]
+
+
+def _truncated(lengths: Counter[int], longest: int) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for tokens, count in lengths.items():
+        found[min(tokens, longest)] += count
+    return found
 
 
 def percentile(counts: Counter[int], fraction: float) -> int:

@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.traverse_util
@@ -31,10 +31,14 @@ NOT_INHERITED = (  # how a tower is initialized or trained, which weights do not
     "model.text.token_init_std",
     "model.decoder.dropout",
 )
-OVERRIDABLE = ("model.max_logit_scale", "data.interpolation")  # inherited unless set by the user
+OVERRIDABLE = (  # inherited unless set by the user
+    "model.max_logit_scale",
+    "model.region_logit_scale",
+    "data.interpolation",
+)
 LENGTHS = ("data.caption_length", "data.description_length")
 POSITION = "vision/position"
-SCALE, BIAS = "logit_scale", "logit_bias"
+SCALE, BIAS, REGION_SCALE = "logit_scale", "logit_bias", "region_logit_scale"
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,17 @@ class LoadReport:
     resized: tuple[str, ...]  # position embeddings interpolated to another image size
     missing: tuple[str, ...]  # in the model, not in the weights: newly initialized
     unexpected: tuple[str, ...]  # in the weights, and not used
+    copied: Mapping[str, str] = field(default_factory=dict)  # {name: its name in the weights}
 
     def sentences(self, source: str) -> list[str]:
         """Lines to print, one for each kind of tensor that occurs; `source` names the weights."""
         lines = [f"{len(self.loaded)} tensors of {source} loaded"]
+        lines += [f"{name} starts from {given} of {source}" for name, given in self.copied.items()]
+        if SCALE in self.missing and SCALE in (*self.unexpected, *self.copied.values()):
+            lines.append(
+                f"{SCALE} starts anew: that of {source} was learned by the other "
+                "loss.image_caption, and that of a sigmoid is not the inverse of a temperature"
+            )
         for what, names in (
             ("resized to the model's image size", self.resized),
             ("missing from the weights, newly initialized", self.missing),
@@ -192,16 +203,26 @@ def start_from(
     """`state` with every tensor of `trained` that the model has, and the report of what was loaded.
 
     The scale of a softmax is not loaded where the model learns one with a bias: cosines times 100
-    minus 10 would take every pair for a positive. The report has it as unexpected and as missing.
+    minus 10 would take every pair for a positive. Neither is a sigmoid's loaded as that of a
+    softmax, which is the inverse of a temperature. The report has either as missing. A scale of
+    regions that the weights lack starts from the one that regions share with images there, where
+    the weights are of this model.type and trained with a softmax.
+
     Position embeddings are resized for another image size (bicubic, as CLIP and timm do). Raises
     ValueError where a tensor has another shape.
     """
     weights = unstack_layers(jax.tree.map(np.asarray, trained.params))
     given = _flat(stack_layers(weights) if config.model.scan_layers else weights)
     wanted = _flat(state.params)
-    of_softmax = {SCALE} if BIAS in set(wanted) - set(given) else set[str]()
-    ignored = set(given) - set(wanted) | of_softmax & set(given)
-    given = {name: value for name, value in given.items() if name not in ignored}
+    sigmoid_weights = BIAS in given
+    of_other_loss = {SCALE} if (BIAS in wanted) != sigmoid_weights else set[str]()
+    ignored = set(given) - set(wanted) | of_other_loss & set(given)
+    shared = not sigmoid_weights and REGION_SCALE not in given and SCALE in given
+    copied = {}
+    if shared and REGION_SCALE in wanted and trained.config.model.type == config.model.type:
+        copied[REGION_SCALE] = SCALE
+    values = {name: given[source] for name, source in copied.items()}
+    given = {name: value for name, value in given.items() if name not in ignored} | values
     params, resized, wrong = dict(wanted), [], []
     for name in sorted(given):
         value, leaf = given[name].astype(np.float32), wanted[name]
@@ -222,7 +243,8 @@ def start_from(
         loaded=tuple(sorted(given)),
         resized=tuple(resized),
         missing=tuple(sorted(set(wanted) - set(given))),
-        unexpected=tuple(sorted(ignored)),
+        unexpected=tuple(sorted(ignored - set(copied.values()))),
+        copied=copied,
     )
     tree = flax.traverse_util.unflatten_dict(params, sep="/")
     average = None if state.ema_params is None else jax.tree.map(jnp.copy, tree)

@@ -39,8 +39,8 @@ def sigmoid_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """The mean over images of the losses of all their pairs, in place of `contrastive_loss`.
 
-    `key`: an image and the caption of another image are no pair, neither positive nor negative,
-    where the captions' keys are equal; None makes them negatives, as published.
+    `key`: an image and the caption of another image are left out, neither a positive nor a negative
+    pair, where the captions' keys are equal; None makes them negatives, as published.
     """
     rows = make_rows(image_embed, key=None if key is None else key[:, None])
     columns = make_columns(caption_embed, key=key)

@@ -235,15 +235,23 @@ def _encode_streams_in_parts(
     """With the texts of each part's images laid end to end, in streams of its own."""
 
     def encode_part(params: Any, inputs: tuple[Any, ...], rng: Array) -> Output:
-        nothing: Any = None  # scales have no rows to be joined
+        nothing: Any = None  # scales and bias have no rows to be joined
         return dataclasses.replace(
-            encode(params, inputs, rng), logit_scale=nothing, region_logit_scale=nothing
+            encode(params, inputs, rng),
+            logit_scale=nothing,
+            region_logit_scale=nothing,
+            logit_bias=nothing,
         )
 
     inputs = (batch.images, batch.captions, batch.descriptions, numbers)
     output = encode_in_parts(encode_part, params, inputs, rng, num_parts=num_parts)
     scale, region_scale = model.apply({"params": params}, method="logit_scales")
-    return dataclasses.replace(output, logit_scale=scale, region_logit_scale=region_scale)
+    return dataclasses.replace(
+        output,
+        logit_scale=scale,
+        region_logit_scale=region_scale,
+        logit_bias=params.get("logit_bias"),
+    )
 
 
 def _update(

@@ -113,26 +113,33 @@ def test_flops_without_padding_are_those_of_texts_cut_to_their_lengths():
     assert text_positions(batch, small()).descriptions == np.asarray(batch.region_mask).sum()
 
 
-@pytest.mark.parametrize(("room", "cut"), [(40.0, False), (21.0, True)])
-def test_flops_of_texts_end_to_end_are_those_that_are_left_of_them(room, cut):
-    """In streams of 2 images: 2 devices, 2 micro-batches, rows of a device taken in turns."""
-    config = small(model__text_tokens_per_image=room, optim__grad_cache_chunks=2)
-    batch, plain = synthetic_batch(config), small()
+@pytest.mark.parametrize(
+    ("model_type", "room", "cut"),
+    [("grain", 40.0, False), ("grain", 21.0, True), ("clip", 14.0, False), ("clip", 8.0, True)],
+)
+def test_flops_of_texts_end_to_end_are_those_that_are_left_of_them(model_type, room, cut):
+    """In streams of 2 images: 2 devices, 2 micro-batches, rows of a device taken in turns.
+
+    A CLIP encodes captions alone.
+    """
+    config = small(model_type, model__text_tokens_per_image=room, optim__grad_cache_chunks=2)
+    batch, plain, grain = synthetic_batch(config), small(model_type), model_type == "grain"
     useful = text_positions(batch, config, num_shards=2)
     whole = text_positions(batch, plain)
-    flops = step_flops(config, useful, with_descriptions=True)
-    spent = step_flops(config, padded_positions(config, num_shards=2), with_descriptions=True)
+    flops = step_flops(config, useful, with_descriptions=grain)
+    spent = step_flops(config, padded_positions(config, num_shards=2), with_descriptions=grain)
     assert spent.captions == spent.descriptions == flops.text_streams == 0
     assert 0 < flops.texts < spent.texts == spent.text_streams
     assert useful.caption_positions <= whole.caption_positions
     assert (useful == whole) != cut
     if cut:
-        longest = max(config.data.caption_length, config.data.description_length)
+        longest = config.data.caption_length  # the longer of the two kinds
         blocks, length = stream_shape(room, images=2, longest=longest)
         captions, descriptions = (np.asarray(x) for x in (batch.captions, batch.descriptions))
         tokens = 0
         for rows in ([0, 2], [1, 3], [4, 6], [5, 7]):
-            lengths = [*(captions[rows] != 0).sum(-1), *(descriptions[rows] != 0).sum(-1).ravel()]
+            lengths = [*(captions[rows] != 0).sum(-1)]
+            lengths += [*(descriptions[rows] != 0).sum(-1).ravel()] if grain else []
             fitting = (np.minimum(lengths, most).sum() for most in range(1, longest + 1))
             tokens += max(total for total in fitting if total <= blocks * length)
         found = useful.captions * useful.caption_positions

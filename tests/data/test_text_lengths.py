@@ -1,5 +1,6 @@
 """What a run says about the lengths of its texts before it starts."""
 
+import copy
 import random
 import re
 
@@ -9,6 +10,7 @@ import tiny_world
 
 import grain_jax.train
 from grain_jax.config import DataConfig, ModelConfig, TrainConfig
+from grain_jax.config.validation import problems
 from grain_jax.data import text_lengths
 from grain_jax.data.captions import choose_caption
 from grain_jax.data.records import Caption, Record, Region
@@ -97,6 +99,48 @@ def test_the_streams_of_the_sample_have_room_for_their_texts(images):
     config.model.text_tokens_per_image = 10.0
     (short,) = notes_of(source, config, images_per_stream=images)
     assert f"--model.text_tokens_per_image={room:g} " in short
+
+
+@pytest.mark.parametrize(
+    ("words", "regions", "changes"),
+    [
+        (30, 3, {}),
+        (30, 3, {"model__type": "clip"}),
+        (30, 3, {"model__description_capacity_factor": 0.6}),
+        (30, 3, {"data__caption_length": 16, "data__description_length": 8}),
+        (30, 3, {"data__caption_length": 16, "model__text_tokens_per_image": 18.0}),
+        (50, 3, {"model__type": "clip", "data__caption_length": 77}),
+        (12, 2, {"data__max_regions": 10}),  # 33 tokens are the least that 11 texts may have
+        (70, 9, {"data__max_regions": 10, "model__text_tokens_per_image": 33.0}),
+        (12, 2, {"data__max_regions": 10, "model__description_capacity_factor": 0.5}),
+        (2, 1, {"data__max_regions": 10, "loss__region_weight": 0.0}),
+        (70, 5, {"data__description_length": 8, "model__text_tokens_per_image": 20.0}),
+        (30, 5, {"data__description_length": 3, "model__text_tokens_per_image": 20.0}),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 64])
+def test_validation_accepts_every_proposal(words, regions, changes, images):
+    """Each by itself, and all of them together."""
+    config = recipe(**changes)
+    config.steps = 1
+    config.model.decoder.num_queries = 10
+    assert problems(config) == []
+    source = records(100, words=words, regions=regions)
+    notes = [note for note in notes_of(source, config, images_per_stream=images) if "--" in note]
+    assert notes
+    for note in notes:
+        assert problems(applied(note, copy.deepcopy(config))) == [], note
+    together = copy.deepcopy(config)
+    for note in notes:
+        applied(note, together)
+    assert problems(together) == [], notes
+
+
+def test_a_room_that_holds_every_text_is_not_too_short():
+    """Captions cut to 4 tokens by the tokenizer are no reason for more."""
+    config = recipe(data__caption_length=4, model__type="clip", model__text_tokens_per_image=4.0)
+    notes = notes_of(records(100), config)
+    assert not any("text_tokens_per_image" in note for note in notes)
 
 
 @pytest.mark.parametrize("batch_size", [16, 256])

@@ -196,7 +196,8 @@ def test_no_gradient_of_a_model_is_rounded(kind):
     assert none <= {"logit_scale", *of_zeros}  # of which no output is read
     for name, value in gradient.items():
         if name not in none:
-            assert in_bfloat16(value) < 0.6, name  # by chance; sums of few rows
+            # Some are by chance: sums of few rows, and of few numbers more of them.
+            assert in_bfloat16(value) < (0.6 if value.size > 100 else 0.95), name
             scale = np.abs(value).max()
             np.testing.assert_allclose(rounded[name], value, atol=0.05 * scale, err_msg=name)
 

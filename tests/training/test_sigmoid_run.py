@@ -14,7 +14,7 @@ from tiny_run import TinyRun, bundle_of, random_batch, tiny_config
 from grain_jax.benchmarking.flops import padded_positions, step_flops
 from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.config.cli import config_to_json
-from grain_jax.loading.initialize import LoadReport, start_from
+from grain_jax.loading.initialize import LoadReport, inherit_settings, start_from
 from grain_jax.models.image_text import abstract_params
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.training.logits import logits_form, num_logits
@@ -130,9 +130,20 @@ def test_auto_and_the_plan_count_its_pairs_as_those_of_the_softmax():
     assert len(set(flops)) == 1
 
 
+OTHER = np.float32(0.7)
+
+
 def start_report(trained: TrainConfig, config: TrainConfig) -> tuple[LoadReport, Any, Any]:
+    """What is loaded, the weights, and the parameters started from them, scales `OTHER` before."""
     weights = bundle_of(TinyRun(trained))
-    state, report = start_from(weights, TinyRun(config).state, config)
+    run = TinyRun(config)
+    other = {
+        name: np.full_like(value, OTHER)
+        for name, value in jax.device_get(run.state.params).items()
+        if name.startswith("logit_") or name == "region_logit_scale"
+    }
+    run.set_state(dataclasses.replace(run.state, params=run.state.params | other))
+    state, report = start_from(weights, run.state, config)
     return report, weights.params, jax.device_get(state.params)
 
 
@@ -147,11 +158,16 @@ def test_scale_and_bias_come_with_weights_of_the_same_loss(trained):
 def test_a_softmax_run_says_that_it_ignores_the_bias():
     softmax = tiny_config()
     softmax.model.region_logit_scale = "own"
-    report, _, params = start_report(sigmoid_config(), softmax)
-    assert report.unexpected == ("logit_bias",)
-    assert "logit_scale" in report.loaded
+    report, given, params = start_report(sigmoid_config(), softmax)
+    assert report.unexpected == ("logit_bias", "logit_scale")
     assert "logit_bias" not in params
-    assert "1 unexpected in the weights, ignored: logit_bias" in report.sentences("RUN")
+    lines = report.sentences("RUN")
+    assert "2 unexpected in the weights, ignored: logit_bias, logit_scale" in lines
+    # Scale 10 with bias -10 is not a temperature; that of regions is.
+    assert report.missing == ("logit_scale",)
+    assert params["logit_scale"] == OTHER
+    assert params["region_logit_scale"] == given["region_logit_scale"]
+    assert any(line.startswith("logit_scale starts anew: that of RUN") for line in lines)
 
 
 def test_the_scale_of_a_softmax_is_not_taken_for_that_of_the_sigmoid():
@@ -162,6 +178,39 @@ def test_the_scale_of_a_softmax_is_not_taken_for_that_of_the_sigmoid():
     assert report.missing == ("logit_bias", "logit_scale")
     assert report.unexpected == ("logit_scale",)
     assert "region_logit_scale" in report.loaded
+    assert report.copied == {}
+
+
+@pytest.mark.parametrize("image_caption", ["sigmoid", "softmax"])
+def test_regions_start_from_the_scale_that_the_weights_share(image_caption):
+    """A region loss of the softmax goes on where it was, whatever images and captions have."""
+    config = sigmoid_config()
+    config.loss.image_caption = image_caption
+    report, given, params = start_report(tiny_config(), config)
+    assert params["region_logit_scale"] == given["logit_scale"] != OTHER
+    assert "region_logit_scale" in report.loaded
+    assert report.unexpected == ()
+    lines = report.sentences("RUN")
+    assert "region_logit_scale starts from logit_scale of RUN" in lines
+    sigmoid = image_caption == "sigmoid"
+    assert report.missing == (("logit_bias", "logit_scale") if sigmoid else ())
+    assert (params["logit_scale"] == OTHER) == sigmoid
+    assert any(line.startswith("logit_scale starts anew") for line in lines) == sigmoid
+
+
+def test_regions_that_the_weights_lack_have_a_scale_of_their_own():
+    """That of a CLIP belongs to images without regions; a sigmoid's is not one of regions."""
+    clip = tiny_config()
+    clip.model.type = "clip"
+    report, _, params = start_report(clip, sigmoid_config())
+    assert params["region_logit_scale"] == OTHER
+    assert report.copied == {}
+
+
+def test_sigmoid_runs_may_start_from_weights_with_a_shared_scale():
+    """They need region_logit_scale="own", which the weights have not."""
+    config, _ = inherit_settings(sigmoid_config(), tiny_config())
+    assert config.model.region_logit_scale == "own"
 
 
 def test_a_run_does_not_resume_with_the_other_loss(tmp_path):

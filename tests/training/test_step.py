@@ -10,8 +10,9 @@ import pytest
 from tiny_run import TinyRun, random_batch, tiny_config
 
 from grain_jax.config import MeshConfig
+from grain_jax.config.validation import problems
 from grain_jax.parallel.sharding import put_batch, use_mesh
-from grain_jax.training.step import text_use
+from grain_jax.training.step import batch_loss, text_use
 
 
 def same(tree, other):
@@ -75,25 +76,42 @@ def short_texts(batch, *, longest: int):
     return batch.replace(captions=cut(batch.captions), descriptions=cut(batch.descriptions))
 
 
+def end_to_end(config, *, k):
+    """`config` with the texts of `k` micro-batches in streams of 20 tokens an image."""
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, text_tokens_per_image=20.0),
+        optim=dataclasses.replace(config.optim, grad_cache_chunks=k),
+    )
+
+
+def with_sigmoid(config):
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, region_logit_scale="own"),
+        loss=dataclasses.replace(config.loss, image_caption="sigmoid"),
+    )
+
+
 @pytest.mark.parametrize(
-    ("k", "shape"),
+    ("k", "shape", "image_caption"),
     [
-        (1, (1, 1, 1)),
-        pytest.param(1, (2, 2, 2), marks=pytest.mark.slow),
-        pytest.param(2, (4, 2, 1), marks=pytest.mark.slow),
+        (1, (1, 1, 1), "softmax"),
+        pytest.param(1, (2, 2, 2), "softmax", marks=pytest.mark.slow),
+        pytest.param(2, (4, 2, 1), "softmax", marks=pytest.mark.slow),
+        pytest.param(2, (4, 2, 1), "sigmoid", marks=pytest.mark.slow),
     ],
 )
-def test_texts_end_to_end_change_neither_loss_nor_gradient(eventful, k, shape):
+def test_texts_end_to_end_change_neither_loss_nor_gradient(eventful, k, shape, image_caption):
     whole, states, _ = eventful
     batch = short_texts(random_batch(), longest=7)
-    rows = TinyRun(whole.config, start=states[0])
+    sigmoid = image_caption == "sigmoid"
+    padded = with_sigmoid(whole.config) if sigmoid else whole.config
+    rows = TinyRun(padded, start=None if sigmoid else states[0])
+    start = jax.device_get(rows.state)
     (expected,) = rows.train([batch])
-    config = dataclasses.replace(
-        whole.config,
-        model=dataclasses.replace(whole.config.model, text_tokens_per_image=20.0),
-        optim=dataclasses.replace(whole.config.optim, grad_cache_chunks=k),
-    )
-    run = TinyRun(config, mesh=MeshConfig(*shape), devices=math.prod(shape), start=states[0])
+    config = end_to_end(padded, k=k)
+    run = TinyRun(config, mesh=MeshConfig(*shape), devices=math.prod(shape), start=start)
     (found,) = run.train([batch])
     tokens = (batch.captions != 0).sum() + (batch.descriptions != 0).sum()
     assert found.pop("text_tokens_per_image") == pytest.approx(tokens / 16)
@@ -108,6 +126,22 @@ def test_texts_end_to_end_change_neither_loss_nor_gradient(eventful, k, shape):
         strict=True,
     ):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_sigmoid_loss_is_traced_with_texts_end_to_end(k):
+    config = end_to_end(with_sigmoid(tiny_config()), k=k)
+    assert problems(config) == []
+    run = TinyRun(config)
+    with use_mesh(run.mesh):
+        _, metrics = jax.eval_shape(
+            lambda params, batch: batch_loss(
+                run.model, params, batch, config, rng=jax.random.key(0)
+            ),
+            run.state.params,
+            random_batch(),
+        )
+    assert {"contrastive", "texts_cut_per_image"} <= set(metrics)
 
 
 def test_the_text_that_is_padding_is_measured(eventful):
