@@ -136,24 +136,26 @@ def _read(paths: Sequence[Path]) -> list[Predictions]:
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Accuracies in percent, differences in percentage points."""
     rows = []
+    by_method = comparisons[0].first != comparisons[0].second
     for one in comparisons:
         found = one.difference
-        method = one.second if one.first == one.second else f"{one.second} - {one.first}"
         images = f"{one.images:,}"
         if one.answers > one.images:
             images = f"{one.answers:,} of {images}"
         rows.append(
             (
-                *(f"{one.dataset}{TITLES[one.task]}", method, images),
-                *(f"{100 * value:.2f}" for value in (found.first, found.second)),
-                f"{100 * found.value:+.2f}",
-                f"{100 * found.low:+.2f} to {100 * found.high:+.2f}",
+                *(f"{one.dataset}{TITLES[one.task]}", one.second, images),
+                *(f"{100 * value:.1f}" for value in (found.first, found.second)),
+                f"{100 * found.value:+.1f}",
+                f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
                 f"{one.adjusted_p_value:.2g}",
             )
         )
     count = f"{len(rows)} comparisons" if len(rows) > 1 else "1 comparison"
     return Table(
-        "B against A on the same images: accuracy or R@1, %",
+        f"Each method (B) against {comparisons[0].first} (A): accuracy or R@1, %"
+        if by_method
+        else "B against A on the same images: accuracy or R@1, %",
         ("set", "method", "images", "A", "B", "B - A", "95 %", "p"),
         tuple(rows),
         f"B - A in percentage points with its 95 % interval, and p corrected by Holm for {count}: "
