@@ -173,9 +173,8 @@ def in_bfloat16(value):
     return float((value == value.astype(BFLOAT16).astype(np.float32)).mean())
 
 
-@pytest.mark.parametrize(
-    "kind", ["clip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("grain", "scanned"))]
-)
+@pytest.mark.parametrize("kind", ["clip", "grain", "scanned"])
+@pytest.mark.slow
 def test_no_gradient_of_a_model_is_rounded(kind):
     """Values are the same to the bit, gradients within bfloat16, and none of them a bfloat16."""
     config = settings_of(kind)

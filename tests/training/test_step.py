@@ -97,11 +97,12 @@ def with_sigmoid(config):
     ("k", "shape", "image_caption"),
     [
         (1, (1, 1, 1), "softmax"),
-        pytest.param(1, (2, 2, 2), "softmax", marks=pytest.mark.slow),
-        pytest.param(2, (4, 2, 1), "softmax", marks=pytest.mark.slow),
-        pytest.param(2, (4, 2, 1), "sigmoid", marks=pytest.mark.slow),
+        (1, (2, 2, 2), "softmax"),
+        (2, (4, 2, 1), "softmax"),
+        (2, (4, 2, 1), "sigmoid"),
     ],
 )
+@pytest.mark.slow
 def test_texts_end_to_end_change_neither_loss_nor_gradient(eventful, k, shape, image_caption):
     whole, states, _ = eventful
     batch = short_texts(random_batch(), longest=7)
