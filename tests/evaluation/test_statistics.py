@@ -146,11 +146,11 @@ def test_a_single_training_spreads_as_the_others():
 def test_95_of_100_intervals_hold_the_true_difference():
     generator = np.random.default_rng(5)
     held = 0
-    for trial in range(200):
+    for trial in range(100):
         first, second = right(generator, 0.5, 150), right(generator, 0.6, 150)
-        found = compare(first, second, seed=trial, resamples=500)
+        found = compare(first, second, seed=trial, resamples=300)
         held += found.low <= 0.1 <= found.high
-    assert 0.9 <= held / 200 <= 0.99
+    assert 0.88 <= held / 100 <= 0.99
 
 
 def test_p_values_without_a_difference_are_uniform():

@@ -277,7 +277,7 @@ def test_an_error_that_every_process_knows_of_stays_one() -> None:
     assert raised.value.elsewhere
 
 
-@pytest.mark.parametrize("mesh", [None, (4, 2, 1)])
+@pytest.mark.parametrize("mesh", [None, pytest.param((4, 2, 1), marks=pytest.mark.slow)])
 def test_texts_of_all_lengths_are_encoded_as_alone(mesh):
     spread = None if mesh is None else make_mesh(MeshConfig(*mesh), jax.devices()[:8])
     model = tiny_model(text__context_length=64)

@@ -123,9 +123,8 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.mark.parametrize(
-    ("scan", "remat"), [(True, "full"), pytest.param(False, "dots", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("scan", "remat"), [(True, "full"), (False, "dots")])
 def test_a_model_computes_the_same_with_it(scan, remat, monkeypatch):
     """Of the same parameters on 8 devices, with padded tokens (37 of an image, 35 of a text)."""
     rng = np.random.default_rng(0)

@@ -44,6 +44,7 @@ def trained():
     return run, start, jax.device_get(run.state), history
 
 
+@pytest.mark.slow
 def test_scale_and_bias_learn_and_are_logged(trained):
     _, start, end, history = trained
     for name in ("logit_scale", "logit_bias", "region_logit_scale"):
@@ -55,6 +56,7 @@ def test_scale_and_bias_learn_and_are_logged(trained):
     assert history[0]["contrastive"] > math.log(16)
 
 
+@pytest.mark.slow
 def test_the_bias_is_a_parameter_of_this_loss_alone_and_starts_as_siglip():
     config = sigmoid_config()
     with_bias, without = (
@@ -147,6 +149,7 @@ def start_report(trained: TrainConfig, config: TrainConfig) -> tuple[LoadReport,
     return report, weights.params, jax.device_get(state.params)
 
 
+@pytest.mark.slow
 def test_scale_and_bias_come_with_weights_of_the_same_loss(trained):
     config = sigmoid_config(image_description_weight=1.0)
     report, given, params = start_report(config, config)
