@@ -79,7 +79,6 @@ from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
 COMPARE = "compare"  # the word that compares two evaluations
-PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
@@ -154,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return processes.refused(error)
     messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
     if not output.is_terminal:
-        output.width = PIPE_WIDTH
+        output.width = evaluate_compare.PIPE_WIDTH
     try:
         with processes.errors_in_all():
             _check(options)

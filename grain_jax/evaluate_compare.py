@@ -120,10 +120,11 @@ def _compare(options: Options, messages: Console) -> list[Comparison]:
             "place once."
         )
     first = _read(options.first)
-    if options.against is not None:
-        return compare_methods(first, against=options.against, seed=options.seed)
     second = _read(options.second)
-    compared = compare_models(first, second, seed=options.seed)
+    if options.against is not None:
+        compared = compare_methods(first, against=options.against, seed=options.seed)
+    else:
+        compared = compare_models(first, second, seed=options.seed)
     for sentence in left_out(first, second):
         messages.print(f"Note: {sentence}.", markup=False, highlight=False, soft_wrap=True)
     return compared

@@ -22,7 +22,7 @@ class Difference:
 
     first: float  # mean of A, over seeds too
     second: float  # of B
-    low: float  # of the 95 % bootstrap interval of second - first
+    low: float  # of the 95 % interval of second - first
     high: float
     p_value: float  # two-sided
 

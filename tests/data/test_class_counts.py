@@ -114,6 +114,12 @@ def test_a_file_of_something_else_is_refused(tmp_path, content, message):
         read_counts(str(tmp_path / "counts.json"))
 
 
+def test_a_file_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "counts.json").write_text('{"wren": 3}')
+    assert read_counts("~/counts.json") == {"wren": 3}
+
+
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(ValueError, match=r"no counts of that name .* such as 'cub:cc12m_text"):
         read_counts("cub:cc12m")

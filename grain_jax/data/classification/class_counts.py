@@ -12,14 +12,14 @@ import gzip
 import json
 from collections.abc import Callable, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from grain_jax.data.classification.class_names import nearest_name
 from grain_jax.data.classification.class_texts import classes_of_keys
-from grain_jax.data.text_files import read_texts
+from grain_jax.data.text_files import read_texts, split_entry
+from grain_jax.paths import user_path
 
 Frequency = Literal["unseen", "rare", "frequent"]
 FREQUENCIES: tuple[Frequency, ...] = ("unseen", "rare", "frequent")
@@ -51,7 +51,7 @@ def read_counts(source: str) -> dict[str, int]:
     if source in published_counts():
         found = _published()[dataset]
         return dict(zip(found[CLASSES], found[counted], strict=True))
-    if not Path(source.partition("#")[0]).exists():
+    if not user_path(split_entry(source)[0]).exists():
         known = published_counts()
         near = nearest_name(source, known)
         raise ValueError(

@@ -139,7 +139,7 @@ def load_zero_shot(
         if source
         else {}
     )
-    if source in published_counts():
+    if source and source in published_counts():
         del text_files["counts"]
     return ZeroShotSet(
         name=title,
