@@ -51,7 +51,7 @@ from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
-from grain_jax.data.records import EvaluationSet
+from grain_jax.data.records import EvaluationSet, ZeroShotSet
 from grain_jax.data.source import data_source, open_source
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.evaluation import results_file
@@ -77,12 +77,18 @@ from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import absolute, local_path, user_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
+from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods, lacking
+from grain_jax.zero_shot.scorers import class_texts
+from grain_jax.zero_shot.text_kinds import FROM_FILES
 
 COMPARE = "compare"  # the word that compares two evaluations
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
-OF_IMAGES = ("classes", "templates", "descriptions", "description_template", "counts", *OF_NAMES)
+OF_IMAGES = (
+    *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
+    *("methods", *OF_NAMES),
+)
 OF_RECORDS = ("split", "tasks")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
@@ -90,6 +96,22 @@ OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 _OptionalPath = Annotated[Path | None, one_word(local_path, "PATH")]
 _OptionalFile = Annotated[_OptionalPath, arg(metavar="FILE", help_behavior_hint="")]
 _own = default_is("the run's")
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(METHODS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    check_methods(names)
+    return names
+
+
+def _text_files(text: str) -> dict[str, str]:
+    files = {}
+    for part in text.split(","):
+        kind, _, file = part.partition("=")
+        if kind not in FROM_FILES or not file or kind in files:
+            raise ValueError(f"{part!r} should be KIND=FILE, a kind once: {', '.join(FROM_FILES)}")
+        files[kind] = file
+    return files
 
 
 @dataclass(frozen=True)
@@ -115,6 +137,12 @@ class Options:
     description_template: Annotated[OptionalText, default_is('"{}"')] = None
     # training captions of each class: .json {class: number}, or published ones as cub:cc12m_text
     counts: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # texts that some methods take: KIND=.json {class: [text, ...]}, with commas between several
+    texts: Annotated[dict[str, str] | None, one_word(_text_files, "KIND=FILE,...")] = None
+    # of zero-shot classification: keys of docs/zero-shot.md with commas between them, or all
+    methods: Annotated[
+        tuple[str, ...] | None, one_word(_methods, "A,B,..."), default_is(",".join(DEFAULT_METHODS))
+    ] = None
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
@@ -282,7 +310,8 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
             "and cut."
         )
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
-    shown |= {name: getattr(options, name) for name in OF_NAMES if getattr(options, name)}
+    given = (*OF_NAMES, "methods")
+    shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
     report = {
         "checkpoint": _named(options.checkpoint),
         "step": loaded.step,
@@ -348,6 +377,7 @@ def _images(
         templates=options.templates or "",
         descriptions=options.descriptions or "",
         counts=options.counts or "",
+        further=options.texts,
         description_template=options.description_template or "{}",
         default_templates=templates,
         keep_names=options.keep_names,
@@ -362,7 +392,31 @@ def _images(
         unknown = encoder.tokenizer.unknown_words
         if words := list(dict.fromkeys(word for text in texts for word in unknown(text))):
             note(encoder.tokenizer.unknown_words_note(words))
-    return score_zero_shot(encoder, dataset, config, final=True, details=details)
+    has_regions = config.model.type == "grain" and encoder.learned.regions
+    _note_left_out(options, dataset, note, has_regions=has_regions)
+    return score_zero_shot(
+        encoder,
+        dataset,
+        config,
+        final=True,
+        details=details,
+        methods=options.methods or DEFAULT_METHODS,
+    )
+
+
+def _note_left_out(
+    options: Options, dataset: ZeroShotSet, note: Callable[[str], None], *, has_regions: bool
+) -> None:
+    """Says which of the methods that were asked for cannot be measured; ValueError for all."""
+    texts, left_out = class_texts(dataset), {}
+    for name in options.methods or ():
+        needs = lacking(name, texts, has_regions=has_regions, given=("unlabeled",))
+        if needs:
+            left_out[name] = f"{name} is left out: it needs {' and '.join(needs)}."
+    if options.methods and len(left_out) == len(options.methods):
+        raise ValueError(f"No method can be measured: {' '.join(left_out.values())}")
+    for text in left_out.values():
+        note(text)
 
 
 def _tasks(options: Options) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def run(tmp_path, monkeypatch):
             raise ValueError(f"{str(path)!r} holds no run.")
         return ModelBundle(
             model=ToyModel(),
-            params={},
+            params={"logit_scale": np.log(np.float32(10.0))},
             config=config,
             tokenizer=ToyTokenizer(),
             preprocessing=Preprocessing(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
@@ -612,3 +612,25 @@ def test_a_checkpoint_chosen_on_labelled_images_is_flattered_by_them(run, images
     run.config.evaluation.best_metric = "validation/box_recall"
     assert evaluate.main([*given, "--best"]) == 0
     assert "flatter" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["name", "description,name"])
+def test_methods_are_those_asked_for(run, images, given):
+    assert (
+        evaluate.main([f"--checkpoint={run.folder}", f"--data={images}", f"--methods={given}"]) == 0
+    )
+    report = json.loads(written(run.folder, "evaluation_colours_step7_").read_text())
+    measured = {result["method"] for result in report["results"]}
+    assert measured - {"random", "dataset"} == set(given.split(","))
+    assert report["settings"]["methods"] == given.split(",")
+
+
+def test_a_method_that_lacks_something_says_what(run, images, capsys):
+    (images / "descriptions.json").unlink()
+    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+    assert evaluate.main([*given, "--methods=name,description"]) == 0
+    assert "description is left out: it needs descriptions" in capsys.readouterr().err
+    assert evaluate.main([*given, "--methods=description", "--overwrite"]) == 2
+    assert "needs descriptions" in capsys.readouterr().err
+    assert evaluate.main([*given, "--methods=nearest"]) == 2
+    assert "Unknown method 'nearest'" in capsys.readouterr().err

@@ -82,8 +82,11 @@ class ZeroShotSet:
     global_texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     # class name -> training captions that it occurs in; empty: not known
     counts: dict[str, int] = field(default_factory=dict)
-    # files that labels and texts were read from: "labels", "classes", "templates", "descriptions"
-    # or "counts" -> path of the file, without "#key"; absent where no file was read
+    # by kind, class name -> texts of files that only some methods take; a class may be missing
+    further: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    # files that labels and texts were read from: "labels", "classes", "templates", "descriptions",
+    # "counts" or a kind of further texts -> path of the file, without "#key"; absent where there
+    # is none
     text_files: dict[str, str] = field(default_factory=dict)
     # class name -> its name in prompts, for classes that have the same name in prompts as another
     name_texts: dict[str, str] = field(default_factory=dict)

@@ -36,6 +36,11 @@ class BlindEncoder(Encoder):
         grain = config.model.type == "grain"
         self._num_queries = config.model.decoder.num_queries if grain else None
 
+    @property
+    def logit_scale(self) -> float:
+        """Any will do: only names are wanted."""
+        return 1.0
+
     def images(
         self, source: Source, *, on_batch: Callable[[int], None] | None = None
     ) -> ImageFeatures:

@@ -64,6 +64,15 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
             "template": dataset.description_template,
         },
         **({"counts": _counts(dataset)} if dataset.counts else {}),
+        **{
+            kind: {
+                "count": sum(map(len, further.values())),
+                "classes_with_any": sum(map(bool, further.values())),
+                **_file(dataset, kind),
+                "sha256": sha256_of(further),
+            }
+            for kind, further in dataset.further.items()
+        },
     }
 
 

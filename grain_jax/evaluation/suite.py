@@ -28,7 +28,7 @@ from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
-from grain_jax.zero_shot.methods import METHODS
+from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 BASELINE_IMAGES = 500  # training images that the constant boxes are fitted to
 TASKS = ("retrieval", "grounding")
@@ -262,7 +262,7 @@ def score_zero_shot(
     final: bool,
     details: ResultDetails | None = None,
     features: ImageFeatures | None = None,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = DEFAULT_METHODS,
 ) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = None

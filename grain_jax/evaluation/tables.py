@@ -11,15 +11,11 @@ from rich.measure import Measurement
 
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
 from grain_jax.results import BY_FREQUENCY, Result, read_results
-from grain_jax.zero_shot.methods import DESCRIPTIONS, METHODS, REGIONS
+from grain_jax.zero_shot.methods import METHODS
+from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
 UNBROKEN = 10_000  # columns: more than any table has
-METHOD_TITLES = {  # in the order of the rows; another method goes by its key
-    "name": "name",
-    "description": "description",
-    "name_and_regions": "name + regions",
-}
 PREDICTORS = {
     "model": "model",
     "constant_boxes": "constant boxes",
@@ -127,13 +123,13 @@ def _zero_shot(results: Sequence[Result]) -> Table:
     alphas = {r.alpha for r in results if r.metric == "top1" and r.alpha is not None} | {1.0}
     columns = sorted(alphas, reverse=True)
     for name in index.datasets("random", "top1"):
-        for method in {**METHOD_TITLES, **METHODS}:
+        for method in METHODS:
             found = [index.get(name, method, "top1", alpha) for alpha in columns]
             if (whole := index.get(name, method, "top1")) is not None:  # no regions, so no alpha
                 found = [whole if alpha == 1 else None for alpha in columns]
             if any(found):
                 described = METHODS[method].texts & {DESCRIPTIONS, REGIONS}
-                title = METHOD_TITLES.get(method, method)
+                title = method_title(method)
                 title += _described(index, name) if described else ""
                 cells = ["-" if result is None else _accuracy(result) for result in found]
                 random = index.percent(name, "random", "top1")
@@ -154,7 +150,7 @@ def _by_frequency(results: Sequence[Result]) -> Table:
     found = {(r.dataset, r.method, r.alpha): None for r in results if r.metric in BY_FREQUENCY}
     for name, method, alpha in found:
         cells = [index.get(name, method, metric, alpha) for metric in BY_FREQUENCY]
-        title = METHOD_TITLES.get(method, method)
+        title = method_title(method)
         title += "" if alpha is None else f", alpha = {alpha:g}"
         shown = ["-" if one is None else f"{_accuracy(one)} of {one.n:,}" for one in cells]
         rows.append((_set_title(index, name), title, *shown))
@@ -165,6 +161,11 @@ def _by_frequency(results: Sequence[Result]) -> Table:
         "Unseen classes occur in no caption; of the others the rarer half is rare. With the half "
         "width of the 95 % interval, and the number of images. All classes can be chosen.",
     )
+
+
+def method_title(name: str) -> str:
+    """What tables call a method; one that is not known goes by its key."""
+    return METHODS[name].title if name in METHODS else name
 
 
 def _set_title(index: _Index, name: str) -> str:

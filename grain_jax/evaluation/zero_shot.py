@@ -18,12 +18,12 @@ from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
+from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import (
-    METHODS,
-    ComponentScores,
+    DEFAULT_METHODS,
+    FittedMethods,
     check_methods,
     encode_banks,
-    scores_by_method,
 )
 from grain_jax.zero_shot.scorers import class_texts
 
@@ -91,17 +91,19 @@ def evaluate_zero_shot(
     dataset: ZeroShotSet,
     *,
     alphas: Sequence[float],
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = DEFAULT_METHODS,
     prompt_ensembling: str = "embedding",
     region_aggregation: str = "max_over_queries",
     features: ImageFeatures | None = None,
     details: bool = False,
     on_scores: OnScores | None = None,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
 ) -> list[Result]:
     """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
 
     A model without regions, and a set without descriptions, report what they have: alpha = 1, or
-    names only.
+    names only. Methods that need images without labels get those of the set.
 
     Args:
         features: those of the images, where they are encoded already.
@@ -109,6 +111,8 @@ def evaluate_zero_shot(
             has counts of its classes, accuracies of unseen, rare and frequent ones.
         on_scores: called with the method, alpha, the index of the first image of a block, the
             block's scores [n, K] and its true classes [n].
+        bank: captions for methods that need them.
+        support: labelled images, in the order of the set's classes, likewise.
     """
     check_methods(methods)
     texts = class_texts(dataset)
@@ -117,21 +121,30 @@ def evaluate_zero_shot(
     if features is None:
         with errors_about(f"Zero-shot set {dataset.name!r}"):
             features = encoder.images(dataset.source)
+    has_regions = features.regions is not None
     banks = encode_banks(
-        encoder.texts, texts, methods=methods, has_regions=features.regions is not None
+        encoder.texts,
+        texts,
+        methods=methods,
+        has_regions=has_regions,
+        prompt_ensembling=prompt_ensembling,
+        region_aggregation=region_aggregation,
+        logit_scale=encoder.logit_scale,
+    )
+    fitted = FittedMethods(
+        banks,
+        methods=methods,
+        alphas=alphas,
+        has_regions=has_regions,
+        bank=bank,
+        support=support,
+        unlabeled=Images(features.image, features.regions),
     )
     hits: dict[tuple[str, float | None], _Hits] = {}
     rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
     for start in range(0, len(labels), rows):
         block = features.rows(start, start + rows)
-        components = ComponentScores(
-            block.image,
-            block.regions,
-            banks,
-            prompt_ensembling=prompt_ensembling,
-            region_aggregation=region_aggregation,
-        )
-        scores = scores_by_method(components, alphas=alphas, methods=methods)
+        scores = fitted(Images(block.image, block.regions))
         for method, values in scores.items():
             hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
             if on_scores is not None:

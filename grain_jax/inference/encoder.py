@@ -77,6 +77,7 @@ class Encoder:
         description_length: int,
         num_threads: int = 2,
         num_workers: int = 0,
+        max_logit_scale: float = math.inf,
         mesh: Mesh | None = None,
         smallest_batch: int | None = None,
         learned: Learned = EVERYTHING,
@@ -91,7 +92,7 @@ class Encoder:
             raise ValueError(f"evaluation.batch_size must be at least 1, got {batch_size}.")
         if smallest_batch is not None and smallest_batch < 1:
             raise ValueError(f"smallest_batch must be at least 1, got {smallest_batch}.")
-        self.model, self.params = model, params
+        self.model, self.params, self._max_logit_scale = model, params, max_logit_scale
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
         self.lengths = {"caption": caption_length, "description": description_length}
         self.learned = learned
@@ -142,6 +143,7 @@ class Encoder:
             description_length=data.description_length,
             num_threads=data.num_threads,
             num_workers=data.num_workers if num_workers is None else num_workers,
+            max_logit_scale=bundle.config.model.max_logit_scale,
             mesh=mesh,
             smallest_batch=smallest_batch,
             learned=bundle.learned,
@@ -156,6 +158,12 @@ class Encoder:
         other.__dict__.update(self.__dict__, params=params, truncated_texts=0)
         other.learned = self.learned if learned is None else learned
         return other
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by in training, at least 1."""
+        scale = float(np.exp(np.asarray(self.params["logit_scale"]).item()))
+        return min(max(scale, 1.0), self._max_logit_scale)
 
     def images(
         self, source: Source, *, on_batch: Callable[[int], None] | None = None

@@ -40,16 +40,15 @@ from grain_jax.inference.results import (
 from grain_jax.inference.text_cache import ClassCache, TextCache
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import what_lacks
-from grain_jax.zero_shot.methods import METHODS, ClassBanks, ComponentScores, encode_banks
+from grain_jax.zero_shot.method import ClassBanks, Images
+from grain_jax.zero_shot.methods import METHODS, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
+from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
 
 BATCH_SIZE = 64  # images or texts at once
 ALPHA = 0.5  # weight of the global score where there are regions and descriptions
 # What an image may be compared with where there are descriptions; the first is the default.
-DESCRIPTION_METHODS = (
-    "description",
-    *(name for name in METHODS if name not in ("description", "name")),
-)
+DESCRIPTION_METHODS = ("description", "name_and_regions")
 
 
 class Model:
@@ -96,8 +95,7 @@ class Model:
     @property
     def logit_scale(self) -> float:
         """What cosines were multiplied by in training."""
-        limit = self.loaded.config.model.max_logit_scale
-        return min(max(float(np.exp(self.loaded.params["logit_scale"])), 1.0), limit)
+        return self._encoder.logit_scale
 
     def classify(
         self,
@@ -135,17 +133,9 @@ class Model:
             scored = "name"
         elif method == "name_and_regions" and alpha == 0:
             scored = "description"
-        settings = self.loaded.config.evaluation
-        regions = embedded.regions
         texts, banks = self._banks(labels, described, templates, description_template, scored)
-        components = ComponentScores(
-            embedded.image,
-            regions,
-            banks,
-            prompt_ensembling=settings.prompt_ensembling,
-            region_aggregation=settings.region_aggregation,
-        )
-        scores = METHODS[scored].scores(components, alpha)
+        score = METHODS[scored].fit(banks)
+        scores = score(Images(embedded.image, embedded.regions), alpha)
         probabilities = _softmax(self.logit_scale * scores.astype(np.float64))
         results = []
         for n, name in enumerate(embedded.names):
@@ -303,8 +293,14 @@ class Model:
             if described and texts.undescribed:
                 self._say(undescribed_note("labels", texts.undescribed, len(labels)))
             embed = self._text_cache.embed
+            settings = self.loaded.config.evaluation
             return texts, encode_banks(
-                embed, texts, methods=(method,), has_regions=self.has_regions
+                embed,
+                texts,
+                methods=(method,),
+                has_regions=self.has_regions,
+                prompt_ensembling=settings.prompt_ensembling,
+                region_aggregation=settings.region_aggregation,
             )
 
         key = (tuple(labels), tuple(described.items()), prompts, description_template, method)
@@ -356,16 +352,14 @@ class Model:
     ) -> tuple[GroundedText, ...]:
         """The texts of class k in image n, highest-scoring first."""
         if alpha == 1 or embedded.regions is None:
-            assert banks.descriptions is not None
-            whole = banks.descriptions.of_class(k) @ embedded.image[n]
+            whole = banks[DESCRIPTIONS].of_class(k) @ embedded.image[n]
             view = _box(embedded.crop_xyxy[n])
             seen = [
                 GroundedText(text, float(cosine), None, view)
                 for text, cosine in zip(texts.descriptions[k], whole, strict=True)
             ]
         else:
-            assert banks.regions is not None
-            cosines = embedded.regions[n] @ banks.regions.of_class(k).T
+            cosines = embedded.regions[n] @ banks[REGIONS].of_class(k).T
             boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
             seen = _best_regions(texts.regions[k], cosines, boxes)
         return tuple(sorted(seen, key=lambda one: -one.cosine))

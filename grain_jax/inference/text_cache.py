@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.methods import ClassBanks
+from grain_jax.zero_shot.method import ClassBanks
 from grain_jax.zero_shot.scorers import ClassTexts
 
 MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
@@ -57,12 +57,7 @@ class ClassCache:
         self._kept.move_to_end(key)
         while len(self._kept) > 1 and (
             len(self._kept) > MAX_CACHED_CLASSES
-            or sum(_num_texts(banks) for _, banks in self._kept.values()) > MAX_CACHED_TEXTS
+            or sum(banks.num_texts for _, banks in self._kept.values()) > MAX_CACHED_TEXTS
         ):
             self._kept.popitem(last=False)
         return self._kept[key]
-
-
-def _num_texts(banks: ClassBanks) -> int:
-    given = (banks.names, banks.descriptions, banks.regions)
-    return sum(len(bank.embed) for bank in given if bank is not None)

@@ -1,153 +1,62 @@
 """Zero-shot methods: which texts of a class an image is compared with, and how scores are made.
 
-A method is an entry of `METHODS`. It says what it compares images with (`texts`), at which alphas
-it is measured, and how the parts of `ComponentScores` make its score. A contract test runs over
+A method is an entry of `METHODS`; `method.py` says what it consists of. A contract test runs over
 every entry (`tests/zero_shot/test_methods.py`).
 """
 
-import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.scorers import (
-    ClassTexts,
-    TextBank,
-    global_scores,
-    mixed_scores,
-    region_scores,
-    text_bank,
+from grain_jax.zero_shot import by_text
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Method,
+    Score,
+    Support,
+)
+from grain_jax.zero_shot.scorers import ClassTexts
+from grain_jax.zero_shot.text_kinds import (
+    DESCRIPTIONS,
+    FROM_FILES,
+    NAMES,
+    REGIONS,
+    TEXT_KINDS,
+    EncodeTexts,
+    encode_kinds,
 )
 
-EncodeTexts = Callable[..., Float[np.ndarray, "T E"]]  # called as `Encoder.texts` is
-NAMES, DESCRIPTIONS, REGIONS = "names", "descriptions", "regions"  # kinds of class texts
+CLIP = "Radford et al. 2021, arXiv 2103.00020"
+GRAIN = "GRAIN, WACV 2026, arXiv 2412.04429"
 
-
-@dataclass(frozen=True)
-class ClassBanks:
-    """The encoded texts of K classes, as far as model, texts and methods have use for them."""
-
-    names: TextBank | None = None
-    descriptions: TextBank | None = None
-    regions: TextBank | None = None
-
-    def kinds(self) -> set[str]:
-        """Which of them there are."""
-        return {kind for kind in (NAMES, DESCRIPTIONS, REGIONS) if getattr(self, kind) is not None}
-
-
-class ComponentScores:
-    """Scores of N images for K classes by each kind of text, each computed on first use.
-
-    `prompt_ensembling` and `region_aggregation` are those of `global_scores` and `region_scores`.
-    """
-
-    def __init__(
-        self,
-        image: Float[np.ndarray, "N E"],
-        regions: Float[np.ndarray, "N Q E"] | None,
-        banks: ClassBanks,
-        *,
-        prompt_ensembling: str,
-        region_aggregation: str,
-    ):
-        self.banks = banks
-        self._image, self._regions = image, regions
-        self._prompt_ensembling, self._region_aggregation = prompt_ensembling, region_aggregation
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether regions can be scored: the model has them and a class has a description."""
-        return self._regions is not None and self.banks.regions is not None
-
-    @functools.cached_property
-    def by_name(self) -> Float[np.ndarray, "N K"]:
-        """The image against the class name in its templates."""
-        assert self.banks.names is not None
-        return global_scores(self._image, self.banks.names, ensembling=self._prompt_ensembling)
-
-    @functools.cached_property
-    def by_description(self) -> Float[np.ndarray, "N K"]:
-        """The image against the descriptions of the class."""
-        assert self.banks.descriptions is not None
-        return global_scores(self._image, self.banks.descriptions, ensembling="score")
-
-    @functools.cached_property
-    def by_region(self) -> Float[np.ndarray, "N K"]:
-        """The regions against the descriptions of the class."""
-        assert self._regions is not None
-        assert self.banks.regions is not None
-        return region_scores(
-            self._regions, self.banks.regions, aggregation=self._region_aggregation
-        )
-
-
-@runtime_checkable
-class ZeroShotMethod(Protocol):
-    """A way to score classes; see `METHODS`."""
-
-    @property
-    def texts(self) -> frozenset[str]:
-        """Kinds of class texts that it needs."""
-        ...
-
-    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
-        """Those of the `given` alphas at which it is measured; None: it has no alpha."""
-        ...
-
-    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
-        """Higher is more similar. alpha in [0, 1] weighs the image against its regions."""
-        ...
-
-
-class ByName:
-    """The image against the class name in its templates, as CLIP."""
-
-    texts = frozenset({NAMES})
-
-    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
-        return (None,)
-
-    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
-        return components.by_name
-
-
-class ByNameAndRegions:
-    """The name's score with the region score mixed in: the official protocol (0 < alpha < 1)."""
-
-    texts = frozenset({NAMES, REGIONS})
-
-    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
-        return [alpha for alpha in given if 0 < alpha < 1] if has_regions else []
-
-    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
-        assert alpha is not None
-        return mixed_scores(components.by_name, components.by_region, alpha)
-
-
-class ByDescription:
-    """The image, and as far as the model has them its regions, against the descriptions."""
-
-    texts = frozenset({DESCRIPTIONS})
-
-    def alphas(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
-        return list(given) if has_regions else (1.0,)
-
-    def scores(self, components: ComponentScores, alpha: float | None) -> Float[np.ndarray, "N K"]:
-        assert alpha is not None
-        if not components.has_regions:
-            return components.by_description
-        return mixed_scores(components.by_description, components.by_region, alpha)
-
-
-METHODS: Mapping[str, ZeroShotMethod] = {
-    "name": ByName(),
-    "name_and_regions": ByNameAndRegions(),
-    "description": ByDescription(),
+METHODS: Mapping[str, Method] = {
+    "name": Method("name", CLIP, frozenset({NAMES}), by_text.by_name),
+    "description": Method(
+        "description",
+        "Menon & Vondrick 2023, arXiv 2210.07183, and " + GRAIN,
+        frozenset({DESCRIPTIONS}),
+        by_text.by_description,
+        by_text.every_alpha,
+        optional_texts=frozenset({REGIONS}),
+    ),
+    "name_and_regions": Method(
+        "name + regions",
+        GRAIN,
+        frozenset({NAMES, REGIONS}),
+        by_text.by_name_and_regions,
+        by_text.mixed_alphas,
+        regions=True,
+    ),
 }
+NEEDS = {
+    "bank": "captions of other images (--bank)",
+    "support": "labelled images (--support)",
+    "unlabeled": "images without labels",
+}
+DEFAULT_METHODS = ("name", "description", "name_and_regions")
 
 
 def check_methods(names: Collection[str]) -> None:
@@ -156,37 +65,95 @@ def check_methods(names: Collection[str]) -> None:
         raise ValueError(f"Unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
 
 
+def lacking(
+    name: str, texts: ClassTexts, *, has_regions: bool, given: Collection[str] = ()
+) -> list[str]:
+    """What a method needs and these classes, the model and what is `given` ("bank", "support",
+    "unlabeled") do not have, in words; empty where it can be measured.
+    """
+    method = METHODS[name]
+    found = [
+        f"{kind} of the classes" + (f" (--texts={kind}=FILE)" if kind in FROM_FILES else "")
+        for kind in sorted(method.texts)
+        if TEXT_KINDS[kind].make(texts) is None
+    ]
+    if not has_regions and (
+        method.regions or any(TEXT_KINDS[kind].encoded_as == "description" for kind in method.texts)
+    ):
+        found.append("a model with trained regions")
+    return found + [NEEDS[need] for need in sorted(method.needs - set(given))]
+
+
+def kinds_of(methods: Collection[str]) -> frozenset[str]:
+    """Kinds of texts that the `methods` compare images with."""
+    chosen = [METHODS[name] for name in methods]
+    return frozenset().union(*(one.texts | one.optional_texts for one in chosen))
+
+
 def encode_banks(
-    encode_texts: EncodeTexts, texts: ClassTexts, *, methods: Collection[str], has_regions: bool
+    encode_texts: EncodeTexts,
+    texts: ClassTexts,
+    *,
+    methods: Collection[str],
+    has_regions: bool,
+    prompt_ensembling: str = "embedding",
+    region_aggregation: str = "max_over_queries",
+    logit_scale: float = 100.0,
 ) -> ClassBanks:
     """Encodes what the `methods` compare images with; `has_regions`: whether the model has any.
 
-    Descriptions are left out where no class has one.
+    Kinds that the classes have no texts of are left out.
     """
-    described = len(texts.undescribed) < len(texts.names)
-    wanted = set().union(*(METHODS[name].texts for name in methods))
-    return ClassBanks(
-        names=text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
-        if NAMES in wanted
-        else None,
-        descriptions=text_bank(lambda t: encode_texts(t, kind="caption"), texts.descriptions)
-        if described and DESCRIPTIONS in wanted
-        else None,
-        regions=text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
-        if described and has_regions
-        else None,
-    )
+    banks = encode_kinds(encode_texts, texts, kinds_of(methods), has_regions=has_regions)
+    return ClassBanks(texts, banks, prompt_ensembling, region_aggregation, logit_scale)
 
 
-def scores_by_method(
-    components: ComponentScores, *, alphas: Sequence[float], methods: Collection[str]
-) -> dict[tuple[str, float | None], Float[np.ndarray, "N K"]]:
-    """Scores of N images for K classes by method and alpha: of the `methods`, those whose texts
-    there are. Alpha is None for a method that is of the whole image only.
+class FittedMethods:
+    """The methods that can score K classes, fitted to them; those whose texts or images there are
+    not are left out.
+
+    Args:
+        banks: texts of the classes.
+        methods: keys of `METHODS`.
+        alphas: weights of the global score against the region score, for methods that mix them.
+        has_regions: whether the images have region embeddings.
+        bank, support, unlabeled: see `Fit`.
     """
-    scores = {}
-    for name, method in METHODS.items():
-        if name in methods and method.texts <= components.banks.kinds():
-            for alpha in method.alphas(alphas, has_regions=components.has_regions):
-                scores[name, alpha] = method.scores(components, alpha)
-    return scores
+
+    def __init__(
+        self,
+        banks: ClassBanks,
+        *,
+        methods: Collection[str],
+        alphas: Sequence[float],
+        has_regions: bool,
+        bank: CaptionBank | None = None,
+        support: Support | None = None,
+        unlabeled: Images | None = None,
+    ):
+        given = {"bank": bank, "support": support, "unlabeled": unlabeled}
+        there = {name for name, what in given.items() if what is not None}
+        self.scores: dict[str, Score] = {}
+        self.alphas: dict[str, Sequence[float | None]] = {}
+        for name, method in METHODS.items():
+            if (
+                name not in methods
+                or not method.texts <= banks.banks.keys()
+                or not method.needs <= there
+                or (method.regions and not has_regions)
+            ):
+                continue
+            mixes = has_regions and (not method.optional_texts or REGIONS in banks.banks)
+            if measured := method.alphas(alphas, has_regions=mixes):
+                self.alphas[name] = measured
+                self.scores[name] = method.fit(
+                    banks, bank=bank, support=support, unlabeled=unlabeled
+                )
+
+    def __call__(self, images: Images) -> dict[tuple[str, float | None], Float[np.ndarray, "n K"]]:
+        """Scores of n images for K classes by method and alpha."""
+        return {
+            (name, alpha): score(images, alpha)
+            for name, score in self.scores.items()
+            for alpha in self.alphas[name]
+        }

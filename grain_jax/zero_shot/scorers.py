@@ -10,7 +10,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import numpy as np
@@ -30,6 +30,11 @@ class ClassTexts:
     descriptions: tuple[tuple[str, ...], ...]  # what the image embedding is compared with
     regions: tuple[tuple[str, ...], ...]  # single descriptions, what region embeddings meet
     undescribed: tuple[str, ...]  # classes that fell back to their name
+    called: tuple[str, ...] = ()  # what prompts call each class
+    described: tuple[tuple[str, ...], ...] = ()  # bare descriptions; empty where there is none
+    templates: tuple[str, ...] = ()  # prompts by name; "{}" takes it
+    # further texts from files, by kind: those of each class, empty where it has none
+    further: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
 
 def class_texts(dataset: ZeroShotSet) -> ClassTexts:
@@ -41,6 +46,7 @@ def class_texts(dataset: ZeroShotSet) -> ClassTexts:
         description_template=dataset.description_template,
         global_texts=dataset.global_texts,
         name_texts=dataset.name_texts,
+        further=dataset.further,
         title=f"Zero-shot set {dataset.name!r}",
     )
 
@@ -53,6 +59,7 @@ def make_class_texts(
     description_template: str = "{}",
     global_texts: Mapping[str, Sequence[str]] | None = None,
     name_texts: Mapping[str, str] | None = None,
+    further: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     title: str = "Classes",
 ) -> ClassTexts:
     """Texts of every class. A class without descriptions falls back to its name: templates for the
@@ -66,11 +73,12 @@ def make_class_texts(
             description, "{name}" the class name.
         global_texts: class name to texts about the whole image, instead of filled descriptions.
         name_texts: class name to what prompts call it, where that is another.
+        further: by kind, class name to texts; a class may be missing.
         title: what to call the set in errors.
 
     Raises ValueError on duplicate classes, descriptions of unknown classes, bad templates.
     """
-    global_texts, name_texts = global_texts or {}, name_texts or {}
+    global_texts, name_texts, further = global_texts or {}, name_texts or {}, further or {}
     if not names:
         raise ValueError(f"{title} has no classes; give at least one.")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
@@ -78,7 +86,7 @@ def make_class_texts(
             f"{title} lists class {repeated[0]!r} more than once; classes "
             "are distinguished by name, so give each its own."
         )
-    for texts in (descriptions, global_texts, name_texts):
+    for texts in (descriptions, global_texts, name_texts, *further.values()):
         if unknown := sorted(set(texts) - set(names)):
             raise ValueError(
                 f"{title} describes {unknown[0]!r}, which is not among its "
@@ -92,6 +100,7 @@ def make_class_texts(
                 f"Template {template!r} needs exactly one '{{}}' for the text it takes."
             )
     by_name, by_description, by_region, undescribed = [], [], [], []
+    called_by, bare = [], []
     for name in names:
         called = name_texts.get(name, name)
         prompts = tuple(_fill(template, called, called) for template in templates)
@@ -103,7 +112,21 @@ def make_class_texts(
         by_name.append(prompts)
         by_description.append(whole or filled or prompts)
         by_region.append(described or (called,))
-    return ClassTexts(tuple(by_name), tuple(by_description), tuple(by_region), tuple(undescribed))
+        called_by.append(called)
+        bare.append(described)
+    return ClassTexts(
+        tuple(by_name),
+        tuple(by_description),
+        tuple(by_region),
+        tuple(undescribed),
+        called=tuple(called_by),
+        described=tuple(bare),
+        templates=tuple(templates),
+        further={
+            kind: tuple(_told(of_class.get(name, ())) for name in names)
+            for kind, of_class in further.items()
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -140,6 +163,14 @@ class TextBank:
     def mean_embed(self) -> Float[np.ndarray, "distinct E"]:
         """Mean embedding of the texts of each of the classes that differ."""
         return np.stack([self.embed[rows].mean(axis=0) for rows in self.distinct[0]])
+
+    def part(self, start: int, stop: int) -> "TextBank":
+        """The bank of the classes from `start` to `stop`, with their texts alone."""
+        members = self.members[start:stop]
+        rows = np.unique(np.concatenate(members))
+        if len(rows) == len(self.embed):
+            return TextBank(self.embed, members)
+        return TextBank(self.embed[rows], tuple(np.searchsorted(rows, one) for one in members))
 
     def __post_init__(self):
         for position, rows in enumerate(self.members):

@@ -30,7 +30,8 @@ from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 from grain_jax.inference.encoder import Encoder, ImageFeatures
 from grain_jax.loading.load import read_model
 from grain_jax.results import logged, result_key
-from grain_jax.zero_shot.methods import METHODS, ComponentScores, encode_banks, scores_by_method
+from grain_jax.zero_shot.method import Images
+from grain_jax.zero_shot.methods import DEFAULT_METHODS, FittedMethods, encode_banks
 from grain_jax.zero_shot.scorers import class_texts
 
 ALPHAS = (1.0, 0.5, 0.0)
@@ -43,6 +44,7 @@ class TorchEncoder:
     def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing  # which true boxes go through
         self.model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        self.logit_scale = float(self.model.logit_scale.detach().exp())
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
     def images(self, source: Source, **_: Any) -> ImageFeatures:
@@ -112,11 +114,10 @@ def _labelled(options: Options, ours, theirs, loaded) -> dict[str, tuple[float, 
     metrics, answers = [], []
     for encoder in (ours, theirs):
         features = encoder.images(dataset.source)
-        banks = encode_banks(
-            encoder.texts, texts, methods=METHODS, has_regions=features.regions is not None
-        )
-        components = ComponentScores(features.image, features.regions, banks, **zero_shot)
-        scores = scores_by_method(components, alphas=ALPHAS, methods=METHODS)
+        regions = {"methods": DEFAULT_METHODS, "has_regions": features.regions is not None}
+        banks = encode_banks(encoder.texts, texts, **regions, **zero_shot)
+        fitted = FittedMethods(banks, alphas=ALPHAS, **regions)
+        scores = fitted(Images(features.image, features.regions))
         answers.append({way: values.argmax(axis=1) for way, values in scores.items()})
         metrics.append(
             logged(

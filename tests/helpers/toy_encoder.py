@@ -74,7 +74,7 @@ def toy_encoder(
 ) -> Encoder:
     return Encoder(
         ToyModel(regions=regions),
-        {},
+        {"logit_scale": np.log(np.float32(10.0))},
         tokenizer=ToyTokenizer(),
         preprocessing=Preprocessing(image_size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         batch_size=batch_size,

@@ -122,7 +122,7 @@ def traced(monkeypatch):
 def test_one_compilation_serves_all_batches_and_new_parameters(traced):
     encoder = toy_encoder(batch_size=2)
     encoder.images(colours(5))
-    encoder.with_params({}).images(colours(9))
+    encoder.with_params({"logit_scale": np.float32(0)}).images(colours(9))
     assert len(traced) == 1
 
 
@@ -299,3 +299,10 @@ def test_texts_of_all_lengths_are_encoded_as_alone(mesh):
     alone = np.concatenate([encoder.texts([text], kind="caption") for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-6)
     assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_the_logit_scale_is_that_of_training():
+    encoder = toy_encoder()
+    assert encoder.logit_scale == pytest.approx(10)
+    weaker = encoder.with_params({"logit_scale": np.float32(-3.0)})
+    assert weaker.logit_scale == 1  # the model's own least

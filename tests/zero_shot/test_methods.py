@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from grain_jax.results import STARTS
+from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import (
+    DEFAULT_METHODS,
     METHODS,
-    ComponentScores,
-    ZeroShotMethod,
+    FittedMethods,
     check_methods,
     encode_banks,
-    scores_by_method,
 )
-from grain_jax.zero_shot.scorers import make_class_texts
+from grain_jax.zero_shot.scorers import global_scores, make_class_texts, region_scores
+from grain_jax.zero_shot.text_kinds import TEXT_KINDS
 
 NAMES = ("owl", "wren", "jay")
 DESCRIPTIONS = {"owl": ["round face", "big eyes"], "wren": ["short tail"]}
@@ -29,19 +30,33 @@ def encode(texts: list[str], *, kind: str) -> np.ndarray:
     return unit(np.stack([np.random.default_rng(seed).normal(size=8) for seed in seeds]))
 
 
-def components(
-    *, regions: bool = True, descriptions=DESCRIPTIONS, methods=METHODS
-) -> ComponentScores:
+def some_images(count: int = 5, *, regions: bool = True) -> Images:
     rng = np.random.default_rng(0)
-    texts = make_class_texts(NAMES, templates=("a {}",), descriptions=descriptions)
+    image, queries = unit(rng.normal(size=(count, 8))), unit(rng.normal(size=(count, 4, 8)))
+    return Images(image, queries if regions else None)
+
+
+def fitted_to(descriptions=DESCRIPTIONS, *, methods=METHODS, regions: bool = True):
+    """The methods with all that any of them needs, and the texts that they were fitted to."""
+    texts = make_class_texts(NAMES, templates=("a {}", "the {}"), descriptions=descriptions)
     banks = encode_banks(encode, texts, methods=methods, has_regions=regions)
-    image, queries = unit(rng.normal(size=(5, 8))), unit(rng.normal(size=(5, 4, 8)))
-    return ComponentScores(
-        image,
-        queries if regions else None,
+    rng = np.random.default_rng(1)
+    support = Support(unit(rng.normal(size=(12, 8))), np.arange(12) % 3)
+    captions = tuple(f"a caption of {i}" for i in range(20))
+    bank = CaptionBank(
+        captions,
+        encode(list(captions), kind="caption"),
+        unit(rng.normal(size=(20, 8))),
+        lambda more: encode(list(more), kind="caption"),
+    )
+    return banks, FittedMethods(
         banks,
-        prompt_ensembling="embedding",
-        region_aggregation="max_over_queries",
+        methods=methods,
+        alphas=ALPHAS,
+        has_regions=regions,
+        bank=bank,
+        support=support,
+        unlabeled=some_images(regions=regions),
     )
 
 
@@ -49,18 +64,23 @@ def components(
 @pytest.mark.parametrize("regions", [True, False])
 @pytest.mark.parametrize("descriptions", [DESCRIPTIONS, {}])
 def test_every_method_scores_every_class_or_leaves_itself_out(name, regions, descriptions):
-    """Finite, of the right shape, for whatever the model and the texts have, asked for alone."""
-    assert isinstance(METHODS[name], ZeroShotMethod)
+    """Finite, of the right shape, for whatever the model and the texts have, asked for alone; the
+    same for an image alone as among others.
+    """
     assert name not in STARTS  # results of retrieval and grounding go by those
-    parts = components(regions=regions, descriptions=descriptions, methods=(name,))
-    found = scores_by_method(parts, alphas=ALPHAS, methods=(name,))
-    for (method, _), values in found.items():
-        assert method == name
+    method = METHODS[name]
+    assert method.texts | method.optional_texts <= TEXT_KINDS.keys()
+    banks, fitted = fitted_to(descriptions, methods=(name,), regions=regions)
+    images = some_images(regions=regions)
+    found = fitted(images)
+    for (scored, alpha), values in found.items():
+        assert scored == name
         assert values.shape == (5, len(NAMES))
         assert np.isfinite(values).all()
-    needs = {"names": True, "descriptions": bool(descriptions)}
-    needs["regions"] = bool(descriptions) and regions
-    assert bool(found) == all(needs[kind] for kind in METHODS[name].texts)
+        part = Images(images.image[2:4], None if images.regions is None else images.regions[2:4])
+        np.testing.assert_allclose(fitted(part)[name, alpha], values[2:4], atol=2e-6)
+    has = method.texts <= banks.banks.keys() and (regions or not method.regions)
+    assert bool(found) == has
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -70,24 +90,60 @@ def test_alphas_are_some_of_those_given_or_the_whole_image(name):
         assert set(found) <= {None, *ALPHAS} if regions else set(found) <= {None, 1.0}
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_without_what_it_needs_is_left_out(name):
+    banks, _ = fitted_to(methods=(name,))
+    lacking = FittedMethods(banks, methods=(name,), alphas=ALPHAS, has_regions=True)
+    assert bool(lacking.scores) == (not METHODS[name].needs and name in fitted_to()[1].scores)
+
+
 def test_alpha_weighs_the_image_against_its_regions():
-    parts = components()
-    scores = scores_by_method(parts, alphas=ALPHAS, methods=METHODS)
+    banks, fitted = fitted_to(methods=DEFAULT_METHODS)
+    images = some_images()
+    scores = fitted(images)
     assert list(scores) == [
         ("name", None),
-        ("name_and_regions", 0.25),
         ("description", 1.0),
         ("description", 0.25),
         ("description", 0.0),
+        ("name_and_regions", 0.25),
     ]
-    np.testing.assert_allclose(scores["description", 1.0], parts.by_description, atol=1e-6)
-    np.testing.assert_allclose(scores["description", 0.0], parts.by_region, atol=1e-6)
-    for method, whole in (
-        ("description", parts.by_description),
-        ("name_and_regions", parts.by_name),
-    ):
-        mixed = 0.25 * whole + 0.75 * parts.by_region
+    by_name = global_scores(images.image, banks["names"], ensembling="embedding")
+    by_description = global_scores(images.image, banks["descriptions"], ensembling="score")
+    assert images.regions is not None
+    by_region = region_scores(images.regions, banks["regions"], aggregation="max_over_queries")
+    np.testing.assert_allclose(scores["description", 1.0], by_description, atol=1e-6)
+    np.testing.assert_allclose(scores["description", 0.0], by_region, atol=1e-6)
+    for method, whole in (("description", by_description), ("name_and_regions", by_name)):
+        mixed = 0.25 * whole + 0.75 * by_region
         np.testing.assert_allclose(scores[method, 0.25], mixed, atol=1e-6)
+
+
+def test_what_several_methods_make_of_images_is_made_once():
+    images, made = some_images(), []
+    for _ in range(2):
+        assert images.once("key", lambda: made.append(1) or len(made)) == 1
+
+
+def test_every_text_is_encoded_once_in_one_call_for_each_encoding():
+    calls = []
+
+    def note(texts, *, kind):
+        calls.append((kind, list(texts)))
+        return encode(texts, kind=kind)
+
+    same = {"owl": ["a owl", "big eyes"], "wren": ["big eyes"]}
+    texts = make_class_texts(NAMES, templates=("a {}",), descriptions=same)
+    banks = encode_banks(note, texts, methods=DEFAULT_METHODS, has_regions=True)
+    assert calls == [
+        ("caption", ["a owl", "a wren", "a jay", "big eyes"]),
+        ("description", ["a owl", "big eyes", "jay"]),
+    ]
+    for kind, groups in (("names", texts.names), ("descriptions", texts.descriptions)):
+        assert banks[kind].embed.shape[0] == len({text for group in groups for text in group})
+        for k, group in enumerate(groups):
+            expected = encode(list(group), kind="caption")
+            np.testing.assert_array_equal(banks[kind].of_class(k), expected)
 
 
 def test_only_what_the_methods_compare_with_is_encoded():

@@ -48,6 +48,9 @@ def test_texts_follow_the_class_names_whatever_the_order_of_the_descriptions():
         ),
         regions=(("furry", "small"), ("owl",), ("wet",)),
         undescribed=("owl",),
+        called=("cat", "owl", "newt"),
+        described=(("furry", "small"), (), ("wet",)),
+        templates=("a {}", "the {}"),
     )
 
 

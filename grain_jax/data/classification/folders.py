@@ -66,6 +66,7 @@ def load_zero_shot(
     templates: str = "",
     descriptions: str = "",
     counts: str = "",
+    further: Mapping[str, str] | None = None,
     description_template: str = "{}",
     default_templates: Sequence[str] = DEFAULT_TEMPLATES,
     keep_names: bool = False,
@@ -86,6 +87,7 @@ def load_zero_shot(
         descriptions: .json {label or name: [description, ...]}.
         counts: .json {label or name: training captions that it occurs in}, or the name of published
             ones (`class_counts`).
+        further: kind of texts that only some methods take -> .json {label or name: [text, ...]}.
         description_template: "{}" takes a description; "{name}", if present, the class name.
         default_templates: prompts where no file has any.
         keep_names: keep underscores and HTML entities in names instead of replacing them.
@@ -139,6 +141,13 @@ def load_zero_shot(
         if source
         else {}
     )
+    more = {}
+    for kind, source in (further or {}).items():
+        more[kind] = bind_descriptions(
+            read_texts(source), names, source, title, note, name_texts=name_texts, undescribed=""
+        )
+        text_files[kind] = source
+    source = text_files["counts"]
     if source and source in published_counts():
         del text_files["counts"]
     return ZeroShotSet(
@@ -150,6 +159,7 @@ def load_zero_shot(
         description_template=description_template,
         name_texts=name_texts,
         counts=counted,
+        further=more,
         text_files={role: split_entry(file)[0] for role, file in text_files.items() if file},
     )
 

@@ -1,0 +1,144 @@
+"""What a zero-shot method is: what it needs, and how it is fitted to the texts of some classes.
+
+A method is a pure function of cached embeddings, `Fit`. It is called once for a set of classes and
+returns a `Score`, which is called with block after block of images. `METHODS` in `methods.py` has
+all of them.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.zero_shot.scorers import ClassTexts, TextBank
+
+Made = TypeVar("Made")
+Score = Callable[["Images", float | None], Float[np.ndarray, "n K"]]  # higher is more similar
+
+
+@dataclass(frozen=True)
+class Images:
+    """Embeddings of n images, of unit length."""
+
+    image: Float[np.ndarray, "n E"]
+    regions: Float[np.ndarray, "n Q E"] | None = None  # None: the model has none
+    _made: dict[Hashable, object] = field(default_factory=dict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What several methods make of these images, made by the first of them."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]  # type: ignore[assignment]
+        return made
+
+
+@dataclass(frozen=True)
+class Support:
+    """Labelled images: embeddings of unit length, and the class of each."""
+
+    image: Float[np.ndarray, "S E"]
+    labels: Int[np.ndarray, "S"]  # in the order of the classes
+    captions: Float[np.ndarray, "S E"] | None = None  # of each image's caption, where it has one
+
+
+@dataclass(frozen=True)
+class CaptionBank:
+    """Captions of images that have nothing to do with the classes, such as training images."""
+
+    captions: tuple[str, ...]
+    text: Float[np.ndarray, "M E"]  # embeddings of the captions
+    image: Float[np.ndarray, "M E"]  # embeddings of the images that they are captions of
+    encode: Callable[[Sequence[str]], Float[np.ndarray, "T E"]]  # further texts, as captions
+
+
+@dataclass(frozen=True)
+class ClassBanks:
+    """The encoded texts of K classes by their kind (`TEXT_KINDS`), and how they are combined."""
+
+    texts: ClassTexts
+    banks: Mapping[str, TextBank]
+    prompt_ensembling: str = "embedding"  # see `scorers.global_scores`
+    region_aggregation: str = "max_over_queries"  # see `scorers.region_scores`
+    logit_scale: float = 100.0  # what cosines are multiplied by where a method takes a softmax
+
+    def __getitem__(self, kind: str) -> TextBank:
+        return self.banks[kind]
+
+    def get(self, kind: str) -> TextBank | None:
+        """None where the model or the classes have no such texts."""
+        return self.banks.get(kind)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.texts.names)
+
+    @property
+    def num_texts(self) -> int:
+        """Different texts, over all kinds."""
+        return sum(len(bank.embed) for bank in self.banks.values())
+
+
+@runtime_checkable
+class Fit(Protocol):
+    """A method's function.
+
+    Args:
+        texts: of the classes, with the kinds that the method needs.
+        bank: captions, of a method that needs them.
+        support: labelled images, likewise.
+        unlabeled: images without labels; those that are tested, unless others are given.
+    """
+
+    def __call__(
+        self,
+        texts: ClassBanks,
+        *,
+        bank: CaptionBank | None = None,
+        support: Support | None = None,
+        unlabeled: Images | None = None,
+    ) -> Score: ...
+
+
+@runtime_checkable
+class Alphas(Protocol):
+    """Those of the `given` alphas at which a method is measured; None: it has no alpha."""
+
+    def __call__(self, given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]: ...
+
+
+def no_alpha(given: Sequence[float], *, has_regions: bool) -> Sequence[float | None]:
+    """A method that does not weigh the image against its regions."""
+    return (None,)
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of `METHODS`.
+
+    Args:
+        title: in tables.
+        source: the paper that it is from.
+        texts: kinds of class texts that it needs (`TEXT_KINDS`).
+        fit: see `Fit`.
+        alphas: where it is measured.
+        optional_texts: kinds that it uses where there are any.
+        regions: whether it needs region embeddings.
+        needs: what else `fit` takes: "bank", "support", "unlabeled".
+        passes: how often the images go through the model; more than once where it looks at crops.
+    """
+
+    title: str
+    source: str
+    texts: frozenset[str]
+    fit: Fit
+    alphas: Alphas = no_alpha
+    optional_texts: frozenset[str] = frozenset()
+    regions: bool = False
+    needs: frozenset[str] = frozenset()
+    passes: int = 1
