@@ -33,5 +33,5 @@ def get_config(variant: str = "") -> TrainConfig:
         evaluation=EvaluationConfig(eval_interval_steps=5_000),
     )
     config.model.vision = vision_variant("L/14")
-    config.model.scan_layers, config.model.remat = True, "dots"
+    config.model.scan_layers, config.model.remat = True, "full"
     return config

@@ -90,7 +90,7 @@ class Options:
     # compile with each of these, and every model.remat where none is given here, and rank them
     sweep: bool = False
     sweep_presets: tuple[Preset, ...] = ("dp", "fsdp")  # of the mesh, where nothing of it is given
-    sweep_batch_sizes: tuple[int, ...] = ()  # default: batch_size
+    sweep_batch_sizes: tuple[int, ...] = ()  # of a sweep: global batches; none: batch_size alone
     config: SettingsOptions = field(default_factory=TrainConfig)
 
 

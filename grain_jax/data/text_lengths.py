@@ -157,16 +157,20 @@ def stream_notes(found: TextLengths, config: TrainConfig, *, images_per_stream: 
     if given:
         if given >= min(mean + spread, most):
             return []
+        lost = "the longest will be cut"
+        if given < mean:
+            lost = f"{_percent(1 - given / mean)} of their tokens will be cut"
         return [
-            f"{texts} and model.text_tokens_per_image = {given:g}, so that the longest will be cut;"
+            f"{texts} and model.text_tokens_per_image = {given:g}, so that {lost};"
             f" {setting} holds those of {images_per_stream} images"
         ]
     before = text_positions(config)
     if room >= (1 - MIN_SAVING) * before:
         return []
+    instead = "in place of other lengths, " if proposed else ""
     return [
-        f"{texts}, and padded they take {before:g} positions: {setting}, which lays those of "
-        f"{images_per_stream} images of a device end to end, would save "
+        f"{texts}, and padded they take {before:g} positions: {instead}{setting}, which lays those "
+        f"of {images_per_stream} images of a device end to end, would save "
         f"{_percent(1 - room / before)} of the text tower's positions"
     ]
 

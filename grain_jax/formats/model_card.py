@@ -106,7 +106,8 @@ def _model_description(loaded: ModelBundle, *, trained_here: bool) -> str:
         f"tower of depth {model.text.depth} and width {model.text.width}"
     )
     if model.type == "clip":
-        return f"A CLIP-like model in the layout of GRAIN: images of {size}; {towers}."
+        trained = f" Trained with {_contrast(loaded)}." if trained_here else ""
+        return f"A CLIP-like model in the layout of GRAIN: images of {size}; {towers}.{trained}"
     decoder = model.decoder
     return (
         "GRAIN ([arXiv 2412.04429](https://arxiv.org/abs/2412.04429)): a CLIP-like model whose "
@@ -115,11 +116,17 @@ def _model_description(loaded: ModelBundle, *, trained_here: bool) -> str:
         f"{decoder.width}. "
         + (f"This one has no {lacking}. " if (lacking := what_lacks(loaded.learned)) else "")
         + (
-            "Trained with grain_jax and converted from JAX."
+            f"Trained with grain_jax, with {_contrast(loaded)}, and converted from JAX."
             if trained_here
             else "Converted by grain_jax."
         )
     )
+
+
+def _contrast(loaded: ModelBundle) -> str:
+    sigmoid = loaded.config.loss.image_caption == "sigmoid"
+    kind = "sigmoid (as SigLIP)" if sigmoid else "softmax (as CLIP)"
+    return f"contrast of images and captions by {kind}"
 
 
 def _data(loaded: ModelBundle, run: TrainingRun, source: DataSource) -> str:

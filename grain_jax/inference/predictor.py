@@ -7,7 +7,6 @@ Boxes come back in pixels of the image as it was given, upright: what squashing 
 did to it is undone.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -27,6 +26,7 @@ from grain_jax.inference.inputs import (
     checked_mapping,
     checked_texts,
 )
+from grain_jax.inference.notes import warn_caller
 from grain_jax.inference.progress_bar import progress_bar
 from grain_jax.inference.results import (
     Box,
@@ -64,7 +64,7 @@ class Model:
         loaded: ModelBundle,
         *,
         batch_size: int = BATCH_SIZE,
-        note: Callable[[str], None] = warnings.warn,
+        note: Callable[[str], None] = warn_caller,
     ):
         self.loaded, self.batch_size = loaded, batch_size
         self._encoder = Encoder.from_bundle(

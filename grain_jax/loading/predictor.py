@@ -1,9 +1,9 @@
 """`grain_jax.load`: load a model for inference."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from grain_jax.inference.notes import warn_caller
 from grain_jax.inference.predictor import BATCH_SIZE, Model
 from grain_jax.loading.load import read_model
 
@@ -14,7 +14,7 @@ def load(
     step: int | None = None,
     best: bool = False,
     batch_size: int = BATCH_SIZE,
-    note: Callable[[str], None] = warnings.warn,
+    note: Callable[[str], None] = warn_caller,
 ) -> Model:
     """Loads a model for inference on the first device.
 

@@ -117,12 +117,15 @@ def check_schedule(
             )
         if step >= old_steps or by_steps > RATE_JUMP * old_rate:
             state = "has finished its" if step >= old_steps else f"is at step {step} of"
+            effect = f"would go from {old_rate:.3g} to {new_rate:.3g}"
+            if math.isclose(old_rate, new_rate, rel_tol=1e-2):
+                effect = f"would follow another curve from {old_rate:.3g} on"
             raise ValueError(
                 f"{workdir} {state} {old_steps} steps, and with {new_steps} its learning rate "
-                f"would go from {old_rate:.3g} to {new_rate:.3g}: another schedule, begun in its "
-                "middle, not a longer training. To train these weights further, start a new run "
-                f"from them, with a warm-up of its own: --pretrained={workdir} and another "
-                "--workdir. To change the schedule of this run all the same, add --change_schedule."
+                f"{effect}: another schedule, begun in its middle, not a longer training. To train "
+                "these weights further, start a new run from them, with a warm-up of its own: "
+                f"--pretrained={workdir} and another --workdir. To change the schedule of this run "
+                "all the same, add --change_schedule."
             )
     return [] if math.isclose(old_rate, new_rate, rel_tol=1e-3) else [change]
 

@@ -61,10 +61,11 @@ def applied(note: str, config: TrainConfig) -> TrainConfig:
 
 def test_proposed_lengths_save_the_stated_fraction_and_truncate_nothing():
     source = records()
-    note, _ = notes_of(source, recipe())
+    note, second = notes_of(source, recipe())
     assert "captions have at most 32 tokens" in note
     assert "descriptions have at most 7 tokens" in note
     assert "images have 1." in note
+    assert "in place of other lengths, --model.text_tokens_per_image" in second
     config = applied(note, recipe())
     assert (config.data.caption_length, config.data.description_length) == (32, 8)
     capacity = config.model.description_capacity_factor
@@ -99,6 +100,8 @@ def test_the_streams_of_the_sample_have_room_for_their_texts(images):
     config.model.text_tokens_per_image = 10.0
     (short,) = notes_of(source, config, images_per_stream=images)
     assert f"--model.text_tokens_per_image={room:g} " in short
+    cut = round(100 * (1 - 10 / lengths.mean()))
+    assert f"{cut} % of their tokens will be cut" in short
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_the_card_is_filled_from_the_run(folder):
     for part in (
         "16 images of drawn birds",
         "for 7 steps of batch 16",
+        "with contrast of images and captions by softmax (as CLIP)",
         "| val | model | 50.0 | 25.0 | 12.5 | 100.0 |",
         "to 10 tokens, descriptions of regions to 6",
         "Every image gets 3 boxes",
