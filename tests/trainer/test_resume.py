@@ -152,7 +152,7 @@ def test_the_same_schedule_goes_on_without_a_word():
         (
             {"steps": 1001},
             1000,
-            "finished its 1000 steps, .* would follow another curve from 1e-05",
+            "finished its 1000 steps, .* follow another curve from 1e-05",
         ),
         ({"steps": 0, "epochs": 20.0}, 1000, "finished its 1000 steps, and with 2000"),
         ({"steps": 2000}, 950, "at step 950 of 1000 steps, .* from 1.75e-05 to 0.00058"),
