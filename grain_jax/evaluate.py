@@ -87,7 +87,7 @@ ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
 OF_IMAGES = (
     *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
-    *("methods", *OF_NAMES),
+    *OF_NAMES,
 )
 OF_RECORDS = ("split", "tasks")
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
@@ -226,7 +226,7 @@ def _check(options: Options) -> None:
     if kind != "images":
         _refuse(options, OF_IMAGES, "labelled images")
     if kind == "records":
-        _refuse(options, ZERO_SHOT, "zero-shot classification")
+        _refuse(options, (*ZERO_SHOT, "methods"), "zero-shot classification")
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
             results_file.check_place(name, path, overwrite=options.overwrite)
@@ -294,7 +294,9 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
         if options.predictions is not None and jax.process_index() == 0:
             details.predictions = files.enter_context(PredictionsFile(options.predictions))
         if kind == "own":
-            results = evaluate(encoder, config, final=True, note=note, details=details)
+            results = evaluate(
+                encoder, config, final=True, note=note, details=details, methods=options.methods
+            )
             if not results:
                 raise ValueError(
                     "This run has no evaluation split or images of its own; give --data."

@@ -41,13 +41,15 @@ def evaluate(
     final: bool,
     note: Callable[[str], None] = print,
     details: ResultDetails | None = None,
+    methods: Sequence[str] | None = None,
 ) -> list[Result]:
     """The results of a run: zero-shot classification, retrieval and grounding.
 
     `final=False` (at intervals): at most `evaluation.max_images` of the held-out data, and of each
     folder of `evaluation.zero_shot_during_training`. `final=True`: everything, with intervals,
     baselines and the folders of `evaluation.zero_shot`. `details` records what the metrics were
-    measured on, and every answer. Every process of a multi-host run must call it. Raises
+    measured on, and every answer. `methods` of zero-shot classification: None, those that each set
+    lists. Every process of a multi-host run must call it. Raises
     ValueError, with the name of the data and of the image, where one cannot be decoded or the
     model's embeddings are not finite.
     """
@@ -59,7 +61,13 @@ def evaluate(
     results: list[Result] = []
     for held_out in data.evaluation_sets(limit=None if final else limit):
         results += evaluate_set(
-            encoder, held_out, config, final=final, training=training, details=details
+            encoder,
+            held_out,
+            config,
+            final=final,
+            training=training,
+            details=details,
+            methods=methods,
         )
     if final:
         results += data.summary(results, config.evaluation.alphas)
@@ -68,7 +76,14 @@ def evaluate(
             dataset = load_zero_shot(folder, name=name, note=note)
         else:
             dataset = interval_folder(folder, name, limit)
-        results += score_zero_shot(encoder, dataset, config, final=final, details=details)
+        results += score_zero_shot(
+            encoder,
+            dataset,
+            config,
+            final=final,
+            details=details,
+            methods=methods or DEFAULT_METHODS,
+        )
     return results
 
 
@@ -185,6 +200,7 @@ def evaluate_set(
     tasks: Sequence[str] = TASKS,
     training: "TrainingBoxes | None" = None,
     details: ResultDetails | None = None,
+    methods: Sequence[str] | None = None,
 ) -> list[Result]:
     """Zero-shot classification, retrieval and grounding, of what the set and the model have.
 
@@ -205,7 +221,7 @@ def evaluate_set(
             final=final,
             details=details,
             features=features,
-            methods=held_out.methods,
+            methods=methods or held_out.methods,
         )
     elif details is not None:
         details.add_split(name, held_out.source)
