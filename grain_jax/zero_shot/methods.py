@@ -20,6 +20,7 @@ from grain_jax.zero_shot.scorers import (
     mixed_scores,
     region_scores,
     text_bank,
+    text_banks,
 )
 
 EncodeTexts = Callable[..., Float[np.ndarray, "T E"]]  # called as `Encoder.texts` is
@@ -165,17 +166,14 @@ def encode_banks(
     """
     described = len(texts.undescribed) < len(texts.names)
     wanted = set().union(*(METHODS[name].texts for name in methods))
-    return ClassBanks(
-        names=text_bank(lambda t: encode_texts(t, kind="caption"), texts.names)
-        if NAMES in wanted
-        else None,
-        descriptions=text_bank(lambda t: encode_texts(t, kind="caption"), texts.descriptions)
-        if described and DESCRIPTIONS in wanted
-        else None,
-        regions=text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
-        if described and has_regions
-        else None,
-    )
+    of_image = {NAMES: texts.names} if NAMES in wanted else {}
+    if described and DESCRIPTIONS in wanted:
+        of_image[DESCRIPTIONS] = texts.descriptions
+    found = text_banks(lambda t: encode_texts(t, kind="caption"), list(of_image.values()))
+    banks = dict(zip(of_image, found, strict=True))
+    if described and has_regions:
+        banks[REGIONS] = text_bank(lambda t: encode_texts(t, kind="description"), texts.regions)
+    return ClassBanks(**banks)
 
 
 def scores_by_method(

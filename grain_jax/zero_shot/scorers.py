@@ -151,10 +151,25 @@ def text_bank(
     encode: Callable[[list[str]], Float[np.ndarray, "T E"]], texts: Sequence[Sequence[str]]
 ) -> TextBank:
     """Encodes the texts of K classes, each different text once."""
-    row = {text: i for i, text in enumerate(_unique(text for group in texts for text in group))}
-    return TextBank(
-        encode(list(row)), tuple(np.array([row[text] for text in group], int) for group in texts)
-    )
+    return text_banks(encode, [texts])[0]
+
+
+def text_banks(
+    encode: Callable[[list[str]], Float[np.ndarray, "T E"]],
+    banks: Sequence[Sequence[Sequence[str]]],
+) -> list[TextBank]:
+    """Several `text_bank`s in one call of `encode`, each different text of all of them once."""
+    every = _unique(text for texts in banks for group in texts for text in group)
+    place = {text: i for i, text in enumerate(every)}
+    embed = encode(list(every)) if banks else None
+    made = []
+    for texts in banks:
+        own = _unique(text for group in texts for text in group)
+        row = {text: i for i, text in enumerate(own)}
+        members = tuple(np.array([row[text] for text in group], int) for group in texts)
+        assert embed is not None
+        made.append(TextBank(embed[[place[text] for text in own]], members))
+    return made
 
 
 def global_scores(
