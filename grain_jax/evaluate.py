@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -54,6 +54,7 @@ from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet, ZeroShotSet
 from grain_jax.data.source import data_source, open_source
 from grain_jax.data.tokenizer import WordTokenizer
+from grain_jax.evaluate_notes import named, note_choice, same_place
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
@@ -61,20 +62,20 @@ from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
     TASKS,
     TrainingBoxes,
-    best_metric_name,
     evaluate,
     evaluate_set,
     named_folders,
     score_zero_shot,
 )
 from grain_jax.evaluation.tables import print_results
+from grain_jax.inference.cached_encoder import AUTO, NO_CACHE, CachedEncoder, open_cache
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.models.learned import what_lacks
 from grain_jax.parallel import processes
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
-from grain_jax.paths import absolute, local_path, user_path
+from grain_jax.paths import local_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods, lacking
@@ -162,6 +163,10 @@ class Options:
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
     predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
     overwrite: bool = False  # replace files of an earlier evaluation
+    # embeddings for the next evaluation: a folder, auto (in the user's cache) or none
+    cache: Annotated[OptionalText, arg(metavar="DIR"), default_is("auto")] = None
+    # the most that the folder may take; what was not used for longest goes
+    cache_gib: Annotated[OptionalCount, default_is("8")] = None
     processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
 
 
@@ -185,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with processes.errors_in_all():
             _check(options)
-        report, headline, unwritten = _evaluate(options, messages)
+        report, headline, unwritten, embedded = _evaluate(options, messages)
     except (ValueError, OSError) as error:
         say = functools.partial(_say_error, Console(stderr=True))
         return processes.refused(error, status=status_of(error), say=say)
@@ -208,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         elif said and options.predictions:
             said.append(f"Predictions: {options.predictions}")
-    for line in said:
+    for line in (*said, embedded):
         output.print(line, markup=False, highlight=False, soft_wrap=True)
     return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 
@@ -236,7 +241,7 @@ def _check(options: Options) -> None:
         _tasks(options)
     if options.output is None:
         results_file.default_folder(options.checkpoint)
-    elif options.predictions is not None and _same(options.predictions, options.output):
+    elif options.predictions is not None and same_place(options.predictions, options.output):
         raise ValueError("--output and --predictions name one file; give each its own.")
 
 
@@ -252,12 +257,18 @@ def _refuse(options: Options, names: Sequence[str], needs: str) -> None:
         raise ValueError(f"--{given[0]} goes with {needs}; leave it out or change --data.")
 
 
-def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str, OSError | None]:
-    """The report, its headline, and why the predictions could not be written if they could not."""
+def _evaluate(
+    options: Options, messages: Console
+) -> tuple[dict[str, Any], str, OSError | None, str]:
+    """The report, its headline, why the predictions could not be written if they could not, and
+    what of the embeddings was cached.
+    """
 
     def note(text: str) -> None:
         messages.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
 
+    with processes.errors_in_all():
+        store = open_cache(options.cache or AUTO, max_gib=options.cache_gib)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     config = loaded.config
@@ -285,8 +296,10 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
         lacking = "a CLIP model has no" if is_clip else "this GRAIN model has no trained"
         note(f"{lacking} regions: --alphas and --region_aggregation change none of its figures.")
     if options.best:
-        _note_choice(options, loaded.config, split, labelled, note)
+        note_choice(loaded.config, data=options.data, split=split, labelled=labelled, note=note)
     encoder = Encoder.from_bundle(dataclasses.replace(loaded, config=config), mesh=mesh)
+    if store is not None:
+        encoder = CachedEncoder.of(encoder, store, note=note)
     if config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
@@ -315,9 +328,9 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
     given = (*OF_NAMES, "methods")
     shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
     report = {
-        "checkpoint": _named(options.checkpoint),
+        "checkpoint": named(options.checkpoint),
         "step": loaded.step,
-        "data": _named(options.data) if options.data else "the run's own",
+        "data": named(options.data) if options.data else "the run's own",
         "split": split,
         "settings": shown if split is None else {"tasks": list(_tasks(options))},
         "zero_shot_sets": details.zero_shot_sets,
@@ -331,37 +344,8 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
     }
     data = data_source(config.data, image_size=encoder.preprocessing.image_size)
     failure = details.predictions.failure if details.predictions else None
-    return report, data.headline(results), failure
-
-
-def _note_choice(
-    options: Options,
-    config: TrainConfig,
-    split: str | None,
-    labelled: Mapping[str, str],
-    note: Callable[[str], None],
-) -> None:
-    """Says so where the figures are of the very data that the best checkpoint was chosen on."""
-    metric = best_metric_name(config)
-    chosen_on = next(
-        (name for name in labelled if metric.startswith(f"{name}/")), metric.partition("/")[0]
-    )
-    same = options.data is None
-    if options.data is None:
-        pass
-    elif chosen_on in labelled:
-        same = _same(options.data, user_path(labelled[chosen_on]))
-    elif split is not None and config.data.dataset == "tfds":
-        folder = user_path(config.data.data_dir).resolve()
-        same = (
-            options.data.resolve() == folder
-            and split.partition("[")[0] == chosen_on.partition("[")[0]
-        )
-    if metric and same:
-        note(
-            f"--best is the checkpoint with the highest {metric}, so figures of {chosen_on!r} "
-            "flatter it; compare models on data that chose none of them."
-        )
+    embedded = encoder.summary() if isinstance(encoder, CachedEncoder) else NO_CACHE
+    return report, data.headline(results), failure, embedded
 
 
 def _images(
@@ -458,15 +442,6 @@ def _records(
             "whose boxes were trained."
         )
     return results
-
-
-def _same(first: Path, second: Path) -> bool:
-    return first.resolve() == second.resolve()
-
-
-def _named(path: Path) -> str:
-    """In full, so that it can be found from elsewhere; a name on the hub as it is."""
-    return str(absolute(path)) if path.exists() else str(path)
 
 
 def write_results(options: Options, report: dict[str, Any], messages: Console) -> list[str]:

@@ -163,20 +163,21 @@ def cache_compilations(setting: str) -> None:
     if setting == "auto":
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return
-        setting = _user_cache()
+        compiled = user_cache("compiled")
+        setting = "off" if compiled is None else str(compiled)
     folder = None if setting == "off" else expand_home(setting)
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
-def _user_cache() -> str:
-    """The folder for compiled programs in the user's cache; "off" without a home folder, as in a
-    container that runs under a number that no account has: a restart compiles again there.
+def user_cache(name: str) -> Path | None:
+    """A folder of grain_jax's in the user's cache; None without a home folder, as in a container
+    that runs under a number that no account has: nothing outlives a process there.
     """
     try:
         base = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
     except ValueError:
-        return "off"
-    return os.path.join(base, "grain_jax", "compiled")
+        return None
+    return Path(base, "grain_jax", name)
 
 
 class Profiler:

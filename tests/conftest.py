@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
         if "jaxtyping" in path.read_text(encoding="utf-8")
     ]
     install_import_hook(checked, "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def own_user_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has left in the user's cache, or leaves anything there."""
+    name = f"user_cache-{uuid.uuid4().hex}"
+    monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(os.environ["GRAIN_JAX_TESTS"], name))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ a pure function of the step and a restart needs no loader state.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -127,6 +127,12 @@ class Selection:
     def in_memory(self) -> bool:
         """Whether the records are kept in the memory of this process."""
         return getattr(self.source, "in_memory", False)
+
+    @property
+    def fingerprint(self) -> Any:
+        """JSON that says what the images are, where the source has one; else None."""
+        drawn = getattr(self.source, "fingerprint", None)
+        return None if drawn is None else [[int(index) for index in self.indices], drawn]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Source
@@ -98,7 +98,7 @@ class Encoder:
         self.learned = learned
         self.truncated_texts = 0  # different texts that were longer than their length
         # Shared by the encoders of `with_params`, as tokens do not depend on the weights.
-        self._kept_tokens: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, int]] = {}
+        self._kept_tokens: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, np.ndarray]] = {}
         self._num_threads, self._num_workers = num_threads, num_workers
         self._mesh = mesh
         self._sharding = None if mesh is None else batch_sharding(mesh)
@@ -217,7 +217,7 @@ class Encoder:
             raise ValueError("There are no texts to encode.")
         row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         tokens, truncated = self._tokens(tuple(row), kind)
-        self.truncated_texts += truncated
+        self.truncated_texts += int(truncated.sum())
         lengths = None if isinstance(self.tokenizer, PaddedTokenizer) else used_lengths(tokens)
         rows: list[np.ndarray] = []
         parts: list[np.ndarray] = []
@@ -250,8 +250,10 @@ class Encoder:
         whole, rest = divmod(count, self.batch_size)
         return whole * self.batch_size + (self._padded_size(rest) if rest else 0)
 
-    def _tokens(self, texts: tuple[str, ...], kind: str) -> tuple[Int[np.ndarray, "T L"], int]:
-        """Tokens without columns of padding, and how many texts were cut.
+    def _tokens(
+        self, texts: tuple[str, ...], kind: str
+    ) -> tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T"]]:
+        """Tokens without columns of padding, and which texts were cut.
 
         Kept, as far as MAX_TOKEN_BYTES go: the intervals of a run ask for the same texts.
         """
@@ -261,7 +263,7 @@ class Encoder:
         if not isinstance(self.tokenizer, PaddedTokenizer):
             longest = int(used_lengths(tokens).max())
             tokens = tokens[:, : compiled_length(longest, tokens.shape[1])].copy()
-        made = tokens, int(truncated.sum())
+        made = tokens, truncated
         held = sum(other.nbytes for other, _ in self._kept_tokens.values())
         if held + tokens.nbytes <= MAX_TOKEN_BYTES:
             self._kept_tokens[kind, texts] = made

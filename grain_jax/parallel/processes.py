@@ -113,6 +113,14 @@ def from_first(value: Value) -> Value:
     return json.loads(bytes(received).rstrip(b"\0"))
 
 
+def same_in_all(value: str) -> bool:
+    """Whether every process was given the same text; every process calls it."""
+    if not are_many():
+        return True
+    received = multihost_utils.process_allgather(_padded(value.encode()))
+    return bool((received == received[:1]).all())
+
+
 class FailedInAll(ValueError):
     """An error that one process met and every process raises.
 

@@ -2,8 +2,8 @@
 
 import functools
 import operator
-from dataclasses import dataclass
-from typing import SupportsIndex
+from dataclasses import asdict, dataclass
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -110,6 +110,15 @@ class SyntheticBirdSource:
     def num_with_regions(self) -> int:
         """All of them: every image is annotated."""
         return len(self)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON that says what the images are: all that they are drawn from."""
+        return {
+            "synthetic_birds": asdict(self.config),
+            "split": self.split,
+            "image_size": self.image_size,
+        }
 
     def species_of(self, index: int) -> Species:
         """The species of record `index`, without drawing it."""
