@@ -4,6 +4,7 @@
   python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or a folder a class)
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
+  python -m grain_jax.evaluate report A.json B.json             (a page on files of results)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -29,7 +30,7 @@ import jax
 from rich.console import Console
 from tyro.conf import arg
 
-from grain_jax import evaluate_compare, runtime, slow_compile
+from grain_jax import evaluate_compare, evaluate_report, runtime, slow_compile
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -82,7 +83,8 @@ from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods,
 from grain_jax.zero_shot.scorers import class_texts
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
-COMPARE = "compare"  # the word that compares two evaluations
+# First words that read what evaluations wrote, rather than evaluate.
+READERS = {"compare": evaluate_compare.main, "report": evaluate_report.main}
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
@@ -173,8 +175,8 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] == COMPARE:
-        return evaluate_compare.main(arguments[1:])
+    if arguments and arguments[0] in READERS:
+        return READERS[arguments[0]](arguments[1:])
     escape_unprintable()
     try:
         options = parse_options(arguments)
@@ -339,6 +341,7 @@ def _evaluate(
     report |= {
         "inputs_sha256": results_file.inputs_sha256(report),
         "results": results,
+        "preprocessing": encoder.preprocessing.spec(),
         "versions": versions(),
         "hardware": hardware(),
     }

@@ -28,6 +28,7 @@ ROWS = (
         "evaluate",
         "evaluate_compare",
         "evaluate_notes",
+        "evaluate_report",
         "predict",
         "prepare",
         "prepare_inspect",

@@ -61,8 +61,23 @@ class Comparison:
 
 def read_predictions(path: Path) -> Predictions:
     """What `evaluate --predictions` wrote. Raises ValueError for another file, with its line."""
-    check_suffix(path)
     found: dict[Measure, Answers] = {}
+    for measure, question, correct, line in read_lines(path):
+        answers = found.setdefault(measure, Answers())
+        answers.questions.append(question)
+        answers.correct.append(correct)
+        if chosen_from := line.get("choices"):
+            answers.choices.add(str(chosen_from))
+    return found
+
+
+def read_lines(path: Path) -> Iterator[tuple[Measure, Answer, float, Mapping[str, Any]]]:
+    """What was measured, the question, how right the answer is, and all of the line.
+
+    Raises ValueError for another file, with its line, and for one without any.
+    """
+    check_suffix(path)
+    number = 0
     for number, line in _lines(path):
         try:
             measure = Measure(str(line["task"]), str(line["set"]), _method(line))
@@ -78,14 +93,9 @@ def read_predictions(path: Path) -> Predictions:
                 f"{path}:{number} has task {measure.task!r} and correct {correct:g}; expected one "
                 f"of {', '.join(TASKS)} and 0 to 1."
             )
-        answers = found.setdefault(measure, Answers())
-        answers.questions.append(question)
-        answers.correct.append(correct)
-        if chosen_from := line.get("choices"):
-            answers.choices.add(str(chosen_from))
-    if not found:
+        yield measure, question, correct, line
+    if not number:
         raise ValueError(f"{path} holds no predictions.")
-    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -180,10 +190,10 @@ def _compared(
         _check_choices(one, [*(p[one] for p in first), *(p[other] for p in second)])
         questions = first[0][one].questions
         before, after = (
-            np.stack([_aligned(predictions[measure], questions, measure) for predictions in side])
+            np.stack([aligned(predictions[measure], questions, measure) for predictions in side])
             for side, measure in ((first, one), (second, other))
         )
-        groups = _images(questions)
+        groups = image_numbers(questions)
         difference = paired_difference(
             before, after, groups, same_trainings=same_trainings, seed=seed
         )
@@ -215,7 +225,7 @@ def _check_choices(measure: Measure, answers: Sequence[Answers]) -> None:
         )
 
 
-def _aligned(
+def aligned(
     answers: Answers, questions: Sequence[Answer], measure: Measure
 ) -> Float[np.ndarray, "N"]:
     """How right the answers are, in the order of `questions`. Raises ValueError for others."""
@@ -245,7 +255,8 @@ def _aligned(
     return aligned
 
 
-def _images(questions: Sequence[Answer]) -> Int[np.ndarray, "N"]:
+def image_numbers(questions: Sequence[Answer]) -> Int[np.ndarray, "N"]:
+    """A number for the image of each answer."""
     number: dict[str, int] = {}
     return np.array([number.setdefault(image, len(number)) for image, *_ in questions], int)
 

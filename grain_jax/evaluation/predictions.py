@@ -24,7 +24,8 @@ SUFFIXES = (".jsonl", ".csv")
 TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
-    *("rank", "iou", "query", "box_xyxy", "top5", "choices"),
+    *("rank", "iou", "query", "box_xyxy", "true_xyxy", "top5", "choices"),
+    "probability",
 )
 SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or images to choose from
 
@@ -74,8 +75,12 @@ class PredictionsFile:
         except OSError as failure:  # of the lines that were still in the buffer
             self.failure = self.failure or failure
 
-    def of_set(self, dataset: ZeroShotSet) -> OnScores:
-        """What `evaluate_zero_shot` is to call: a line for every image and method."""
+    def of_set(self, dataset: ZeroShotSet, *, logit_scale: float | None = None) -> OnScores:
+        """What `evaluate_zero_shot` is to call: a line for every image and method.
+
+        logit_scale: of the model; the softmax of the scores times it is the "probability" of the
+        predicted class, as `predict` has it. None: the lines have none.
+        """
         ids, names = record_ids(dataset.source), dataset.class_names
         choices = _digest(names)
 
@@ -89,6 +94,7 @@ class PredictionsFile:
             right = labels[:, None] == np.arange(len(names))[None]
             hits = expected_recall(scores, right, (1,))[1]
             best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+            sure = {} if logit_scale is None else {"probability": highest(logit_scale * scores)}
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
                 top = [[names[k], _rounded(scores[row, k])] for k in order]
                 self.write(
@@ -101,6 +107,7 @@ class PredictionsFile:
                     predicted=top[0][0],
                     score=top[0][1],
                     correct=_rounded(hits[row]),
+                    **{name: _rounded(values[row]) for name, values in sure.items()},
                     top5=top,
                     choices=choices,
                 )
@@ -172,7 +179,8 @@ class PredictionsFile:
                 correct=_rounded(hits[row]),
                 iou=_rounded(iou),
                 query=int(chosen[row]),
-                box_xyxy=[_rounded(value) for value in chosen_xyxy[row]],
+                box_xyxy=_box(chosen_xyxy[row]),
+                true_xyxy=[_box(box) for box in phrase.boxes],
             )
 
     def write(self, **line: Any) -> None:
@@ -183,7 +191,7 @@ class PredictionsFile:
             if self._table is None:
                 self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             else:
-                for name in ("top5", "box_xyxy"):  # JSON in their cell
+                for name in ("top5", "box_xyxy", "true_xyxy"):  # JSON in their cell
                     if name in line:
                         line[name] = json.dumps(line[name], ensure_ascii=False)
                 self._table.writerow(line)
@@ -191,10 +199,20 @@ class PredictionsFile:
             self.failure = failure
 
 
+def highest(logits: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n"]:
+    """The largest probability of each row's softmax."""
+    logits = logits.astype(np.float64)
+    return 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+
+
 def record_ids(source: Source) -> list[str]:
     """The name of every record; of image files without reading them."""
     files = getattr(source, "files", None)
     return [source[i].id for i in range(len(source))] if files is None else list(files)
+
+
+def _box(xyxy: Float[np.ndarray, "4"]) -> list[float]:
+    return [_rounded(value) for value in xyxy]
 
 
 def _digest(names: Sequence[str]) -> str:

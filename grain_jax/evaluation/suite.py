@@ -285,7 +285,8 @@ def score_zero_shot(
     if details is not None:
         details.zero_shot_sets[dataset.name] = describe_set(dataset)
         if details.predictions is not None:
-            on_scores = details.predictions.of_set(dataset)
+            scale = _logit_scale(encoder, config)
+            on_scores = details.predictions.of_set(dataset, logit_scale=scale)
     return evaluate_zero_shot(
         encoder,
         dataset,
@@ -297,3 +298,9 @@ def score_zero_shot(
         details=final,
         on_scores=on_scores,
     )
+
+
+def _logit_scale(encoder: Encoder, config: TrainConfig) -> float:
+    """What cosines were multiplied by in training."""
+    scale = float(np.exp(encoder.params["logit_scale"]))
+    return min(max(scale, 1.0), config.model.max_logit_scale)
