@@ -1,7 +1,8 @@
 """Zero-shot classification, retrieval and grounding of a checkpoint.
 
   python -m grain_jax.evaluate --checkpoint=RUN                 (what the run was measured by)
-  python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or a folder a class)
+  python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, a folder a class,
+                                                     tars, Parquet tables, or tfds:NAME)
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
 
@@ -82,8 +83,9 @@ COMPARE = "compare"  # the word that compares two evaluations
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
+OF_STORED = ("image_column", "label_column")  # of images that are not files of a folder
 OF_IMAGES = ("classes", "templates", "descriptions", "description_template", "counts", *OF_NAMES)
-OF_RECORDS = ("split", "tasks")
+OF_RECORDS = ("tasks",)
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
 
@@ -101,8 +103,8 @@ class Options:
     best: Best = False  # the checkpoint that keep_best kept
     # labelled images, or prepared records
     data: Annotated[_OptionalPath, default_is("the run's own")] = None
-    # of prepared records
-    split: Annotated[OptionalText, default_is("the run's evaluation split")] = None
+    # of prepared records, and of images in tars, tables or TFDS
+    split: Annotated[OptionalText, default_is("the run's evaluation split, or test")] = None
     # of prepared records: retrieval,grounding
     tasks: Annotated[OptionalText, default_is("both")] = None
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
@@ -115,6 +117,9 @@ class Options:
     description_template: Annotated[OptionalText, default_is('"{}"')] = None
     # training captions of each class: .json {class: number}, or published ones as cub:cc12m_text
     counts: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # of images in tables or TFDS: which column holds them, and which their class
+    image_column: Annotated[OptionalText, default_is("found")] = None
+    label_column: Annotated[OptionalText, default_is("found")] = None
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
@@ -196,7 +201,9 @@ def _check(options: Options) -> None:
     if kind != "records":
         _refuse(options, OF_RECORDS, "prepared records")
     if kind != "images":
-        _refuse(options, OF_IMAGES, "labelled images")
+        _refuse(options, (*OF_IMAGES, *OF_STORED), "labelled images")
+    if kind == "own":
+        _refuse(options, ("split",), "prepared records or labelled images")
     if kind == "records":
         _refuse(options, ZERO_SHOT, "zero-shot classification")
     for name in ("output", "predictions"):
@@ -241,7 +248,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
     config = dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, **settings)
     )
-    kind, split = _kind(options.data), None
+    kind, split = _kind(options.data), options.split
     labelled = named_folders(config, final=True)
     if kind == "own" and config.data.dataset == "tfds" and not labelled:
         if not config.data.data_dir:
@@ -251,7 +258,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
             )
         _refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
     if kind == "records":
-        split = options.split or config.data.eval_split or "validation"
+        split = split or config.data.eval_split or "validation"
     is_clip = config.model.type == "clip"
     if {"alphas", "region_aggregation"} & set(settings) and (is_clip or not loaded.learned.regions):
         lacking = "a CLIP model has no" if is_clip else "this GRAIN model has no trained"
@@ -271,7 +278,8 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
                 raise ValueError(
                     "This run has no evaluation split or images of its own; give --data."
                 )
-        elif split is not None:
+        elif kind == "records":
+            assert split is not None
             results = _records(encoder, config, options, split, details)
         else:
             results = _images(options, encoder, config, loaded.templates, note, details)
@@ -282,13 +290,14 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
             "and cut."
         )
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
-    shown |= {name: getattr(options, name) for name in OF_NAMES if getattr(options, name)}
+    of_set = (*OF_NAMES, *OF_STORED)
+    shown |= {name: getattr(options, name) for name in of_set if getattr(options, name)}
     report = {
         "checkpoint": _named(options.checkpoint),
         "step": loaded.step,
         "data": _named(options.data) if options.data else "the run's own",
         "split": split,
-        "settings": shown if split is None else {"tasks": list(_tasks(options))},
+        "settings": shown if kind != "records" else {"tasks": list(_tasks(options))},
         "zero_shot_sets": details.zero_shot_sets,
         "splits": details.splits,
     }
@@ -320,7 +329,7 @@ def _note_choice(
         pass
     elif chosen_on in labelled:
         same = _same(options.data, user_path(labelled[chosen_on]))
-    elif split is not None and config.data.dataset == "tfds":
+    elif split is not None and _kind(options.data) == "records" and config.data.dataset == "tfds":
         folder = user_path(config.data.data_dir).resolve()
         same = (
             options.data.resolve() == folder
@@ -353,6 +362,9 @@ def _images(
         keep_names=options.keep_names,
         classes_by=options.classes_by or BINDINGS[0],
         allow_equal_names=options.allow_equal_names,
+        split=options.split,
+        image_column=options.image_column,
+        label_column=options.label_column,
         note=note,
     )
     if not any(dataset.descriptions.values()):
