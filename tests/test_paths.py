@@ -19,6 +19,7 @@ from grain_jax import (
     bench,
     evaluate,
     evaluate_compare,
+    evaluate_compositional,
     export,
     predict,
     prepare,
@@ -156,6 +157,7 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
         bench.CheckpointOptions,
         prepare_inspect.Options,
         evaluate_compare.Options,
+        evaluate_compositional.Options,
         world.Options,
     ],
 )
