@@ -1,10 +1,12 @@
 """Zero-shot classification, retrieval and grounding of a checkpoint.
 
   python -m grain_jax.evaluate --checkpoint=RUN                 (what the run was measured by)
-  python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or a folder a class)
+  python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, a folder a class,
+                                                     tars, Parquet tables, or tfds:NAME)
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
   python -m grain_jax.evaluate report A.json B.json             (a page on files of results)
+  python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -30,7 +32,13 @@ import jax
 from rich.console import Console
 from tyro.conf import arg
 
-from grain_jax import evaluate_compare, evaluate_report, runtime, slow_compile
+from grain_jax import (
+    evaluate_compare,
+    evaluate_compositional,
+    evaluate_report,
+    runtime,
+    slow_compile,
+)
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -83,16 +91,21 @@ from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods,
 from grain_jax.zero_shot.scorers import class_texts
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
-# First words that read what evaluations wrote, rather than evaluate.
-READERS = {"compare": evaluate_compare.main, "report": evaluate_report.main}
+# Commands of their own behind a word: each takes the arguments that follow it.
+WORDS = {
+    "compare": evaluate_compare.main,
+    "compositional": evaluate_compositional.main,
+    "report": evaluate_report.main,
+}
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
+OF_STORED = ("image_column", "label_column")  # of images that are not files of a folder
 OF_IMAGES = (
     *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
     *OF_NAMES,
 )
-OF_RECORDS = ("split", "tasks")
+OF_RECORDS = ("tasks",)
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
 
@@ -126,8 +139,8 @@ class Options:
     best: Best = False  # the checkpoint that keep_best kept
     # labelled images, or prepared records
     data: Annotated[_OptionalPath, default_is("the run's own")] = None
-    # of prepared records
-    split: Annotated[OptionalText, default_is("the run's evaluation split")] = None
+    # of prepared records, and of images in tars, tables or TFDS
+    split: Annotated[OptionalText, default_is("the run's evaluation split, or test")] = None
     # of prepared records: retrieval,grounding
     tasks: Annotated[OptionalText, default_is("both")] = None
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
@@ -146,6 +159,9 @@ class Options:
     methods: Annotated[
         tuple[str, ...] | None, one_word(_methods, "A,B,..."), default_is(",".join(DEFAULT_METHODS))
     ] = None
+    # of images in tables or TFDS: which column holds them, and which their class
+    image_column: Annotated[OptionalText, default_is("found")] = None
+    label_column: Annotated[OptionalText, default_is("found")] = None
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
@@ -175,8 +191,8 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in READERS:
-        return READERS[arguments[0]](arguments[1:])
+    if arguments and arguments[0] in WORDS:
+        return WORDS[arguments[0]](arguments[1:])
     escape_unprintable()
     try:
         options = parse_options(arguments)
@@ -231,7 +247,9 @@ def _check(options: Options) -> None:
     if kind != "records":
         _refuse(options, OF_RECORDS, "prepared records")
     if kind != "images":
-        _refuse(options, OF_IMAGES, "labelled images")
+        _refuse(options, (*OF_IMAGES, *OF_STORED), "labelled images")
+    if kind == "own":
+        _refuse(options, ("split",), "prepared records or labelled images")
     if kind == "records":
         _refuse(options, (*ZERO_SHOT, "methods"), "zero-shot classification")
     for name in ("output", "predictions"):
@@ -282,7 +300,7 @@ def _evaluate(
     config = dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, **settings)
     )
-    kind, split = _kind(options.data), None
+    kind, split = _kind(options.data), options.split
     labelled = named_folders(config, final=True)
     if kind == "own" and config.data.dataset == "tfds" and not labelled:
         if not config.data.data_dir:
@@ -292,13 +310,16 @@ def _evaluate(
             )
         _refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
     if kind == "records":
-        split = options.split or config.data.eval_split or "validation"
+        split = split or config.data.eval_split or "validation"
     is_clip = config.model.type == "clip"
     if {"alphas", "region_aggregation"} & set(settings) and (is_clip or not loaded.learned.regions):
         lacking = "a CLIP model has no" if is_clip else "this GRAIN model has no trained"
         note(f"{lacking} regions: --alphas and --region_aggregation change none of its figures.")
     if options.best:
-        note_choice(loaded.config, data=options.data, split=split, labelled=labelled, note=note)
+        of_records = split if kind == "records" else None
+        note_choice(
+            loaded.config, data=options.data, split=of_records, labelled=labelled, note=note
+        )
     encoder = Encoder.from_bundle(dataclasses.replace(loaded, config=config), mesh=mesh)
     if store is not None:
         encoder = CachedEncoder.of(encoder, store, note=note)
@@ -316,7 +337,8 @@ def _evaluate(
                 raise ValueError(
                     "This run has no evaluation split or images of its own; give --data."
                 )
-        elif split is not None:
+        elif kind == "records":
+            assert split is not None
             results = _records(encoder, config, options, split, details)
         else:
             results = _images(options, encoder, config, loaded.templates, note, details)
@@ -327,14 +349,14 @@ def _evaluate(
             "and cut."
         )
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
-    given = (*OF_NAMES, "methods")
+    given = (*OF_NAMES, *OF_STORED, "methods")
     shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
     report = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
         "data": named(options.data) if options.data else "the run's own",
         "split": split,
-        "settings": shown if split is None else {"tasks": list(_tasks(options))},
+        "settings": shown if kind != "records" else {"tasks": list(_tasks(options))},
         "zero_shot_sets": details.zero_shot_sets,
         "splits": details.splits,
     }
@@ -372,6 +394,9 @@ def _images(
         keep_names=options.keep_names,
         classes_by=options.classes_by or BINDINGS[0],
         allow_equal_names=options.allow_equal_names,
+        split=options.split,
+        image_column=options.image_column,
+        label_column=options.label_column,
         note=note,
     )
     if not any(dataset.descriptions.values()):

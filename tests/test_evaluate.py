@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from labelled_tars import write_webdataset
 from PIL import Image
 from plain_text import plain
 from stored_results import stored_results
@@ -328,7 +329,7 @@ def test_alphas_of_a_model_without_trained_regions_are_noted(run, images, monkey
         (["--data={images}", "--tasks=retrieval"], "--tasks goes with prepared records"),
         (["--data={images}", "--descriptions=none.json"], "no file 'none.json'"),
         (["--data={images}/red", "--alphas=1"], "no labelled images"),
-        (["--split=dev"], "--split goes with prepared records"),
+        (["--split=dev"], "--split goes with prepared records or"),
         (["--keep_names"], "--keep_names goes with labelled images"),
         (["--classes_by=order"], "--classes_by goes with labelled images"),
         (["--data={records}", "--allow_equal_names"], "--allow_equal_names goes with labelled"),
@@ -667,3 +668,21 @@ def test_a_cache_that_cannot_be_written_is_refused(run, images, tmp_path, capsys
     assert evaluate.main(given) == 2
     assert "cannot hold embeddings" in capsys.readouterr().err
     assert run.asked == []
+
+
+def test_images_in_tars_are_classified_and_the_split_is_written(run, tmp_path, capsys):
+    names = ["green", "red", "blue"]
+    members = {}
+    for number, name in enumerate(names):
+        members |= {f"{name}.png": png(name, name, name), f"{name}.cls": str(number).encode()}
+    root = write_webdataset(tmp_path / "tars", [members], names)
+    given = [f"--checkpoint={run.folder}", f"--data={root}"]
+    assert evaluate.main([*given, "--split=test"]) == 0
+    path = written(run.folder, "evaluation_tars_test_step7_")
+    assert stored_results(path)["tars/name"] == 1.0
+    report = json.loads(path.read_text())
+    assert report["split"] == "test"
+    assert report["zero_shot_sets"]["tars"]["classes"]["file"] == str(root / "classnames.txt")
+    assert evaluate.main([*given, "--split=train"]) == 2
+    assert "has no split 'train'; it has test" in " ".join(capsys.readouterr().err.split())
+    assert evaluate.main([*given, "--label_column=kind"]) == 2

@@ -29,6 +29,7 @@ ROWS = (
         "evaluate_compare",
         "evaluate_notes",
         "evaluate_report",
+        "evaluate_compositional",
         "predict",
         "prepare",
         "prepare_inspect",

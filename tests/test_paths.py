@@ -19,6 +19,7 @@ from grain_jax import (
     bench,
     evaluate,
     evaluate_compare,
+    evaluate_compositional,
     evaluate_report,
     export,
     predict,
@@ -158,6 +159,7 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
         prepare_inspect.Options,
         evaluate_compare.Options,
         evaluate_report.Options,
+        evaluate_compositional.Options,
         world.Options,
     ],
 )

@@ -91,9 +91,9 @@ def layout_hint(root: Path, folders: ClassFolders) -> str:
     """Hint for an error: the subfolder whose own subfolders look like classes; "" for none."""
     inside: dict[str, set[str]] = defaultdict(set)
     for file in folders.files:
-        label, first, *rest = file.split("/", 2)
-        if rest:
-            inside[label].add(first)
+        label, *rest = file.split("/", 2)
+        if len(rest) > 1:
+            inside[label].add(rest[0])
     several = sorted(
         (label for label, names in inside.items() if len(names) > 1),
         key=lambda label: (label.casefold().startswith("train"), label),  # a test split first

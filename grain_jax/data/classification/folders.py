@@ -1,4 +1,4 @@
-"""Load zero-shot sets from folders: one subfolder per class or a `labels.csv`, and class texts.
+"""Load zero-shot sets: labelled images in folders, tars, tables or of TFDS, and class texts.
 
 Labels, names and descriptions are bound and checked before any image is read.
 """
@@ -29,6 +29,8 @@ from grain_jax.data.classification.class_texts import bind_descriptions, check_t
 from grain_jax.data.classification.image_folder import printable
 from grain_jax.data.classification.labels_table import NAME, FilesOnDisk, read_labels_table
 from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.classification.stored import open_stored
+from grain_jax.data.classification.stored_classes import Labels, labels_of
 from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
 from grain_jax.data.text_files import read_texts, split_entry
@@ -72,9 +74,15 @@ def load_zero_shot(
     keep_names: bool = False,
     classes_by: str = "name",
     allow_equal_names: bool = False,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     note: Callable[[str], None] = print,
 ) -> ZeroShotSet:
     """The zero-shot set in `folder`, with a `labels.csv` (columns file,label) or class subfolders.
+
+    `folder` may also hold tars in CLIP_benchmark's layout (`webdataset_folder`) or Parquet tables,
+    and be a Parquet file (`parquet_tables`), or `tfds:NAME` (`tfds_set`).
 
     `classes`, `templates`, `descriptions` and `counts` are files; `file.json#key` selects one entry
     of a file for several sets. By default a file of that name in the folder is used.
@@ -95,26 +103,41 @@ def load_zero_shot(
             labels), or "elimination" (by name, and the last pair by elimination).
         allow_equal_names: several classes may have the same name; they remain distinct classes,
             and their scores by name tie.
+        split: of tars, tables and TFDS: "test" by default, else the only one.
+        image_column: of tables and TFDS, where several hold images.
+        label_column: of tables and TFDS, where several hold classes.
         note: called with sentences that a reader of the metrics should know.
 
     Raises ValueError where a metric would be wrong or misleading: see `docs/evaluation.md`.
     """
     root = user_path(folder)
-    if not root.is_dir():
+    stored = open_stored(root, split, image_column=image_column, label_column=label_column)
+    if stored is None and not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r}; give a folder of labelled images.")
-    title = name or folder_name(root)
-    text_files = {"labels": _beside(root, NAME)}
-    text_files["classes"] = classes or _beside(root, "classes.json", "classes.txt")
-    text_files["templates"] = templates or _beside(root, "templates.json", "templates.txt")
-    text_files["descriptions"] = descriptions or _beside(root, "descriptions.json")
-    text_files["counts"] = counts or _beside(root, "counts.json")
+    title = name or (stored.title if stored else "") or folder_name(root)
+    beside = root if stored is None else stored.beside
+    text_files = {"labels": _beside(beside, NAME) if stored is None else ""}
+    text_files["classes"] = classes or _beside(beside, "classes.json", "classes.txt")
+    text_files["templates"] = templates or _beside(beside, "templates.json", "templates.txt")
+    text_files["descriptions"] = descriptions or _beside(beside, "descriptions.json")
+    text_files["counts"] = counts or _beside(beside, "counts.json")
     source = text_files["classes"]
-    images = _labelled_images(root, title, note, named=bool(source))
     given = read_texts(source, "classes") if source else None
+    hint, open_images = "", None
+    if stored is None:
+        folders = _labelled_images(root, title, note, named=bool(source))
+        hint = layout_hint(root, folders)
+        labels = Labels(folders.labels, folders.classes)
+    else:
+        labels, open_images = labels_of(stored, given, classes_by), stored.open_images
+        text_files["templates"] = text_files["templates"] or stored.templates_file
+        if given is None:
+            given, source = labels.names, stored.names_file or stored.where
+            text_files["classes"] = stored.names_file
     try:
-        names = names_of_labels(images.classes, given, source, note, binding=classes_by)
+        names = names_of_labels(labels.all, given, source, note, binding=classes_by)
     except ValueError as error:
-        raise ValueError(f"{error}{layout_hint(root, images)}") from error
+        raise ValueError(f"{error}{hint}") from error
     cleaned = clean_names(names, note, keep=keep_names)
     names, name_texts = _distinct_classes(cleaned, title, note, allow_equal=allow_equal_names)
     if len(names) < 2:
@@ -122,7 +145,7 @@ def load_zero_shot(
             f"{str(root)!r} has only one class, {next(iter(names))!r}, so every metric would be "
             f"100 %. {LAYOUTS}"
         )
-    _note_empty(title, images, names, note)
+    _note_empty(title, labels.of_images, names, note)
     source = text_files["templates"]
     prompts = (
         check_templates(read_texts(source, "templates"), source)
@@ -150,9 +173,10 @@ def load_zero_shot(
     source = text_files["counts"]
     if source and source in published_counts():
         del text_files["counts"]
+    named = tuple(names[label] for label in labels.of_images)
     return ZeroShotSet(
         name=title,
-        source=ImageFiles(root, images.files, tuple(names[label] for label in images.labels)),
+        source=open_images(named) if open_images else ImageFiles(root, folders.files, named),
         class_names=tuple(names.values()),
         templates=prompts,
         descriptions=described,
@@ -270,9 +294,9 @@ def _distinct_classes(
 
 
 def _note_empty(
-    title: str, images: ClassFolders, names: Mapping[str, str], note: Callable[[str], None]
+    title: str, labels: Sequence[str], names: Mapping[str, str], note: Callable[[str], None]
 ) -> None:
-    used = set(images.labels)
+    used = set(labels)
     if empty := [name for label, name in names.items() if label not in used]:
         note(
             f"{title}: {len(empty)} of {len(names)} classes have no images ({empty[0]!r} first); "
@@ -280,5 +304,7 @@ def _note_empty(
         )
 
 
-def _beside(root: Path, *names: str) -> str:
+def _beside(root: Path | None, *names: str) -> str:
+    if root is None:
+        return ""
     return next((str(root / name) for name in names if os.path.isfile(root / name)), "")

@@ -1,6 +1,7 @@
 """Names of zero-shot sets in metrics."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from grain_jax.config import EvaluationConfig
 from grain_jax.data.classification.image_folder import printable
 from grain_jax.paths import user_path
+
+TFDS = "tfds:"  # in front of the name of a TFDS data set, which is given in place of a folder
 
 
 def zero_shot_folders(
@@ -41,6 +44,8 @@ def zero_shot_folders(
 
 def _full(folder: str | os.PathLike[str]) -> Path:
     """The absolute path with links unresolved, as sets are named by the path that is given."""
+    if os.fspath(folder).startswith(TFDS):
+        return Path(folder)
     return Path(os.path.abspath(user_path(folder)))
 
 
@@ -53,6 +58,8 @@ def folder_name(folder: str | os.PathLike[str]) -> str:
 
 
 def _parts(path: Path) -> list[str]:
+    if str(path).startswith(TFDS):  # "eurosat-rgb-2.0.0" of tfds:eurosat/rgb:2.0.0
+        return ["-".join(filter(None, re.split("[/:]", str(path).removeprefix(TFDS))))]
     return [printable(part) for part in path.parts if part != os.sep] or ["root"]
 
 

@@ -19,9 +19,11 @@ from grain_jax.evaluation.report_page.content import (
 from grain_jax.evaluation.report_page.evaluations import Evaluation
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from grain_jax.evaluation.statistics import mean_interval
-from grain_jax.evaluation.tables import METHOD_TITLES, PREDICTORS
+from grain_jax.evaluation.tables import PREDICTORS
+from grain_jax.evaluation.tables import method_title as title_of_method
 from grain_jax.results import HEADLINE, OF_BOXES, OF_DATASET, STARTS, Result
-from grain_jax.zero_shot.methods import DESCRIPTIONS, METHODS, REGIONS
+from grain_jax.zero_shot.methods import METHODS
+from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
 
 SHORT = 8  # digits of a SHA-256
 NOT_RECORDED, NONE = "not recorded", "none"
@@ -55,7 +57,7 @@ Method = tuple[str, float | None]
 
 def method_title(method: str, alpha: float | None) -> str:
     """ "description, alpha = 0.5"."""
-    title = METHOD_TITLES.get(method, method)
+    title = title_of_method(method)
     return title if alpha is None else f"{title}, alpha = {alpha:g}"
 
 
@@ -188,7 +190,7 @@ def zero_shot_methods(evaluations: Sequence[Evaluation]) -> list[Method]:
     found = dict.fromkeys(
         (r.method, r.alpha) for one in evaluations for r in one.results if is_zero_shot(r)
     )
-    known = [*METHOD_TITLES, *METHODS]
+    known = [*METHODS]
 
     def place(method: Method) -> tuple:
         name, alpha = method

@@ -1,0 +1,159 @@
+"""Whether a model tells captions apart that differ in a word, or in its place; long captions.
+
+  python -m grain_jax.evaluate compositional --checkpoint=RUN --format=sugarcrepe \\
+    --data=JSON_FOLDER --images=val2017
+  python -m grain_jax.evaluate compositional --checkpoint=RUN --format=winoground \\
+    --data=examples.jsonl --images=images
+  python -m grain_jax.evaluate compositional --checkpoint=RUN --format=aro \\
+    --data=visual_genome_relation.json --images=images
+  python -m grain_jax.evaluate compositional --checkpoint=RUN --format=retrieval \\
+    --data=docci.jsonl --images=images            (lines of {image, text})
+
+RUN is what `python -m grain_jax.evaluate` takes. What is scored is the cosine of the whole image
+and the caption. See `docs/evaluation.md`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+from rich.console import Console
+from tyro.conf import arg
+
+from grain_jax import runtime
+from grain_jax.command_line import (
+    OUT,
+    Best,
+    ExitStatus,
+    NotParsed,
+    OptionalCount,
+    OptionalPath,
+    RunPath,
+    Step,
+    default_is,
+    one_of,
+    one_word,
+    parse,
+    status_of,
+)
+from grain_jax.config import MeshConfig
+from grain_jax.data.compositional.readers import READERS
+from grain_jax.evaluation import results_file
+from grain_jax.evaluation.compositional_suite import (
+    compositional_table,
+    describe_test,
+    score_test,
+)
+from grain_jax.evaluation.report import hardware, versions
+from grain_jax.evaluation.tables import print_results, print_table
+from grain_jax.inference.encoder import Encoder, errors_about
+from grain_jax.loading.load import read_model
+from grain_jax.parallel.sharding import make_mesh
+from grain_jax.paths import absolute, local_path
+from grain_jax.results import Result
+from grain_jax.terminal import escape_unprintable
+
+PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
+_LocalPath = Annotated[Path, one_word(local_path, "PATH")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `evaluate compositional` takes."""
+
+    checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model
+    format: Annotated[str, one_of(tuple(READERS))]  # of the questions
+    data: _LocalPath  # file of the questions, or the folder of such files
+    images: _LocalPath  # folder of the images
+    step: Step = None  # checkpoint of this step
+    best: Best = False  # the checkpoint that keep_best kept
+    batch_size: Annotated[OptionalCount, default_is("the run's")] = None  # images at once
+    # file of the results, JSON
+    output: Annotated[
+        OptionalPath, OUT, arg(metavar="FILE"), default_is("one in the run's folder")
+    ] = None
+    overwrite: bool = False  # replace results of an earlier evaluation
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command, without the word `compositional`; returns its exit status."""
+    escape_unprintable()
+    messages, screen = Console(stderr=True), Console()
+    if not screen.is_terminal:
+        screen.width = PIPE_WIDTH
+    try:
+        options = parse(Options, arguments, command="evaluate compositional", description=__doc__)
+        runtime.open_devices()
+    except NotParsed as parsed:
+        return parsed.status
+    try:
+        report = _evaluate(options, messages)
+        if options.format == "retrieval":
+            print_results(report["results"], screen)
+        else:
+            print_table(compositional_table(report["results"]), screen)
+        path = options.output
+        if path is None:
+            folder = results_file.default_folder(options.checkpoint)
+            path = folder / results_file.default_name(
+                options.checkpoint, report, data=options.data, tasks=options.format
+            )
+        path, new = results_file.write_results(report, path, overwrite=options.overwrite)
+    except (ValueError, OSError) as error:
+        message = f"Error: {error}"
+        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        return status_of(error)
+    except KeyboardInterrupt:
+        messages.print("Stopped; nothing was written.")
+        return ExitStatus.INTERRUPTED
+    said = f"Written to {path}" if new else f"{path} holds these results already."
+    screen.print(said, markup=False, highlight=False, soft_wrap=True)
+    return ExitStatus.DONE
+
+
+def _evaluate(options: Options, messages: Console) -> dict[str, Any]:
+    if options.output is not None:
+        results_file.check_place("output", options.output, overwrite=options.overwrite)
+    else:
+        results_file.default_folder(options.checkpoint)
+    if not options.data.exists():
+        raise ValueError(f"There is no file {str(options.data)!r} for --data.")
+    tests = READERS[options.format](options.data, options.images)
+    mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
+    loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
+    encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
+    results: list[Result] = []
+    for test in tests:
+        with errors_about(test.name):
+            results += score_test(encoder, test)
+    if encoder.truncated_texts:
+        length = loaded.config.data.caption_length
+        messages.print(
+            f"Note: {encoder.truncated_texts} texts were longer than the {length} tokens of the "
+            "run, and cut; what tells captions apart may lie behind the cut.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    report: dict[str, Any] = {
+        "checkpoint": _named(options.checkpoint),
+        "step": loaded.step,
+        "data": str(absolute(options.data)),
+        "split": None,
+        "settings": {"format": options.format, "images": str(absolute(options.images))},
+        "zero_shot_sets": {},
+        "splits": {test.name: describe_test(test) for test in tests},
+    }
+    return report | {
+        "inputs_sha256": results_file.inputs_sha256(report),
+        "truncated_texts": encoder.truncated_texts,
+        "results": results,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _named(path: Path) -> str:
+    return str(absolute(path)) if path.exists() else str(path)
