@@ -84,6 +84,10 @@ class ZeroShotSet:
     counts: dict[str, int] = field(default_factory=dict)
     # by kind, class name -> texts of files that only some methods take; a class may be missing
     further: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    # by kind, groups of such texts that are of no single class
+    shared: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    # class name -> other class -> texts that tell the class from the other
+    pairs: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     # files that labels and texts were read from: "labels", "classes", "templates", "descriptions",
     # "counts" or a kind of further texts -> path of the file, without "#key"; absent where there
     # is none

@@ -73,6 +73,25 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
             }
             for kind, further in dataset.further.items()
         },
+        **{
+            kind: {
+                "count": sum(map(len, groups)),
+                **_file(dataset, kind),
+                "sha256": sha256_of(groups),
+            }
+            for kind, groups in dataset.shared.items()
+        },
+        **({"pairs": _pairs(dataset)} if dataset.pairs else {}),
+    }
+
+
+def _pairs(dataset: ZeroShotSet) -> dict[str, Any]:
+    texts = [of_pair for others in dataset.pairs.values() for of_pair in others.values()]
+    return {
+        "count": sum(map(len, texts)),
+        "classes_with_any": sum(map(bool, dataset.pairs.values())),
+        **_file(dataset, "pairs"),
+        "sha256": sha256_of(dataset.pairs),
     }
 
 

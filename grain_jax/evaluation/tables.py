@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
 from grain_jax.results import BY_FREQUENCY, Result, read_results
 from grain_jax.zero_shot.methods import METHODS
-from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
+from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
 UNBROKEN = 10_000  # columns: more than any table has
@@ -128,7 +128,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
             if (whole := index.get(name, method, "top1")) is not None:  # no regions, so no alpha
                 found = [whole if alpha == 1 else None for alpha in columns]
             if any(found):
-                described = METHODS[method].texts & {DESCRIPTIONS, REGIONS}
+                described = METHODS[method].texts & OF_DESCRIPTIONS
                 title = method_title(method)
                 title += _described(index, name) if described else ""
                 cells = ["-" if result is None else _accuracy(result) for result in found]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Fit, Images, Score, Support
 from grain_jax.zero_shot.scorers import global_scores, mixed_scores, region_scores
 from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, NAMES, REGIONS
 
@@ -53,6 +53,59 @@ def by_name_and_regions(
     return _mixture(texts, lambda images: name_scores(images, texts))
 
 
+def by_mean_cosine(kind: str) -> Fit:
+    """The image against a class's texts of a kind: mean cosine, as Menon & Vondrick."""
+    return _by_kind(kind, "score")
+
+
+def by_mean_embedding(kind: str) -> Fit:
+    """The image against the mean of a class's texts of a kind, scaled to unit length, as CuPL."""
+    return _by_kind(kind, "embedding")
+
+
+def _by_kind(kind: str, ensembling: str) -> Fit:
+    def fit(
+        texts: ClassBanks,
+        *,
+        bank: CaptionBank | None = None,
+        support: Support | None = None,
+        unlabeled: Images | None = None,
+    ) -> Score:
+        return lambda images, alpha: kind_scores(images, texts, kind, ensembling=ensembling)
+
+    return fit
+
+
+def by_descriptions_of(kind: str, region_kind: str) -> Fit:
+    """As `by_description`, with texts of other kinds for the image and for the regions."""
+
+    def fit(
+        texts: ClassBanks,
+        *,
+        bank: CaptionBank | None = None,
+        support: Support | None = None,
+        unlabeled: Images | None = None,
+    ) -> Score:
+        return _mixture(texts, lambda images: kind_scores(images, texts, kind), region_kind)
+
+    return fit
+
+
+def by_name_and_regions_of(region_kind: str) -> Fit:
+    """As `by_name_and_regions`, with texts of another kind for the regions."""
+
+    def fit(
+        texts: ClassBanks,
+        *,
+        bank: CaptionBank | None = None,
+        support: Support | None = None,
+        unlabeled: Images | None = None,
+    ) -> Score:
+        return _mixture(texts, lambda images: name_scores(images, texts), region_kind)
+
+    return fit
+
+
 def name_scores(images: Images, texts: ClassBanks) -> Float[np.ndarray, "n K"]:
     """Of the names in their templates, ensembled as the settings have it."""
     bank = texts[NAMES]
@@ -62,11 +115,14 @@ def name_scores(images: Images, texts: ClassBanks) -> Float[np.ndarray, "n K"]:
     )
 
 
-def kind_scores(images: Images, texts: ClassBanks, kind: str) -> Float[np.ndarray, "n K"]:
-    """Mean cosine of the image with a class's texts of a kind."""
+def kind_scores(
+    images: Images, texts: ClassBanks, kind: str, *, ensembling: str = "score"
+) -> Float[np.ndarray, "n K"]:
+    """Of the image with a class's texts of a kind: mean cosine, or as `global_scores` has it."""
     bank = texts[kind]
     return images.once(
-        (kind, id(bank)), lambda: global_scores(images.image, bank, ensembling="score")
+        (kind, id(bank), ensembling),
+        lambda: global_scores(images.image, bank, ensembling=ensembling),
     )
 
 
@@ -81,11 +137,15 @@ def part_scores(images: Images, texts: ClassBanks, kind: str = REGIONS) -> Float
     )
 
 
-def _mixture(texts: ClassBanks, whole: Callable[[Images], Float[np.ndarray, "n K"]]) -> Score:
+def _mixture(
+    texts: ClassBanks,
+    whole: Callable[[Images], Float[np.ndarray, "n K"]],
+    region_kind: str = REGIONS,
+) -> Score:
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         assert alpha is not None
-        if images.regions is None or texts.get(REGIONS) is None:
+        if images.regions is None or texts.get(region_kind) is None:
             return whole(images)
-        return mixed_scores(whole(images), part_scores(images, texts), alpha)
+        return mixed_scores(whole(images), part_scores(images, texts, region_kind), alpha)
 
     return score

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grain_jax.zero_shot import by_text
+from grain_jax.zero_shot.class_text_methods import CLASS_TEXT_METHODS
 from grain_jax.zero_shot.method import (
     CaptionBank,
     ClassBanks,
@@ -50,6 +51,7 @@ METHODS: Mapping[str, Method] = {
         by_text.mixed_alphas,
         regions=True,
     ),
+    **CLASS_TEXT_METHODS,
 }
 NEEDS = {
     "bank": "captions of other images (--bank)",
@@ -143,7 +145,7 @@ class FittedMethods:
                 or (method.regions and not has_regions)
             ):
                 continue
-            mixes = has_regions and (not method.optional_texts or REGIONS in banks.banks)
+            mixes = has_regions and method.optional_texts <= banks.banks.keys()
             if measured := method.alphas(alphas, has_regions=mixes):
                 self.alphas[name] = measured
                 self.scores[name] = method.fit(

@@ -35,6 +35,11 @@ class ClassTexts:
     templates: tuple[str, ...] = ()  # prompts by name; "{}" takes it
     # further texts from files, by kind: those of each class, empty where it has none
     further: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    # by kind, groups of such texts that are of no single class
+    shared: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    # a class and another -> texts that tell the first from the second
+    pairs: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+    description_template: str = "{}"  # "{}" takes a description, "{name}" what the class is called
 
 
 def class_texts(dataset: ZeroShotSet) -> ClassTexts:
@@ -47,6 +52,8 @@ def class_texts(dataset: ZeroShotSet) -> ClassTexts:
         global_texts=dataset.global_texts,
         name_texts=dataset.name_texts,
         further=dataset.further,
+        shared=dataset.shared,
+        pairs=dataset.pairs,
         title=f"Zero-shot set {dataset.name!r}",
     )
 
@@ -60,6 +67,8 @@ def make_class_texts(
     global_texts: Mapping[str, Sequence[str]] | None = None,
     name_texts: Mapping[str, str] | None = None,
     further: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    shared: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    pairs: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     title: str = "Classes",
 ) -> ClassTexts:
     """Texts of every class. A class without descriptions falls back to its name: templates for the
@@ -74,11 +83,14 @@ def make_class_texts(
         global_texts: class name to texts about the whole image, instead of filled descriptions.
         name_texts: class name to what prompts call it, where that is another.
         further: by kind, class name to texts; a class may be missing.
+        shared: by kind, groups of texts that are of no single class.
+        pairs: class name to other class to texts that tell the class from the other.
         title: what to call the set in errors.
 
     Raises ValueError on duplicate classes, descriptions of unknown classes, bad templates.
     """
     global_texts, name_texts, further = global_texts or {}, name_texts or {}, further or {}
+    pairs = pairs or {}
     if not names:
         raise ValueError(f"{title} has no classes; give at least one.")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
@@ -86,7 +98,14 @@ def make_class_texts(
             f"{title} lists class {repeated[0]!r} more than once; classes "
             "are distinguished by name, so give each its own."
         )
-    for texts in (descriptions, global_texts, name_texts, *further.values()):
+    for texts in (
+        descriptions,
+        global_texts,
+        name_texts,
+        *further.values(),
+        pairs,
+        *pairs.values(),
+    ):
         if unknown := sorted(set(texts) - set(names)):
             raise ValueError(
                 f"{title} describes {unknown[0]!r}, which is not among its "
@@ -103,12 +122,12 @@ def make_class_texts(
     called_by, bare = [], []
     for name in names:
         called = name_texts.get(name, name)
-        prompts = tuple(_fill(template, called, called) for template in templates)
+        prompts = tuple(fill(template, called, called) for template in templates)
         described = _told(descriptions.get(name, ()))
         whole = _told(global_texts.get(name, ()))
         if not described and not whole:
             undescribed.append(name)
-        filled = tuple(_fill(description_template, text, called) for text in described)
+        filled = tuple(fill(description_template, text, called) for text in described)
         by_name.append(prompts)
         by_description.append(whole or filled or prompts)
         by_region.append(described or (called,))
@@ -126,7 +145,22 @@ def make_class_texts(
             kind: tuple(_told(of_class.get(name, ())) for name in names)
             for kind, of_class in further.items()
         },
+        shared={kind: tuple(map(tuple, groups)) for kind, groups in (shared or {}).items()},
+        pairs=_told_pairs(pairs, names),
+        description_template=description_template,
     )
+
+
+def _told_pairs(
+    pairs: Mapping[str, Mapping[str, Sequence[str]]], names: Sequence[str]
+) -> dict[tuple[int, int], tuple[str, ...]]:
+    position = {name: k for k, name in enumerate(names)}
+    told = {
+        (position[name], position[other]): _told(texts)
+        for name, others in pairs.items()
+        for other, texts in others.items()
+    }
+    return {pair: texts for pair, texts in sorted(told.items()) if texts}
 
 
 @dataclass(frozen=True)
@@ -267,5 +301,6 @@ def _told(texts: Iterable[str]) -> tuple[str, ...]:
     return _unique(text for text in texts if text.strip())
 
 
-def _fill(template: str, text: str, name: str) -> str:
+def fill(template: str, text: str, name: str) -> str:
+    """The template with its "{}" and "{name}" filled in."""
     return re.sub(r"\{name\}|\{\}", lambda hole: text if hole[0] == "{}" else name, template)

@@ -11,18 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from grain_jax.zero_shot import class_prompts, waffle
+from grain_jax.zero_shot.class_prompts import Groups
 from grain_jax.zero_shot.scorers import ClassTexts, TextBank, text_bank
 
 EncodeTexts = Callable[..., Float[np.ndarray, "T E"]]  # called as `Encoder.texts` is
-Groups = Sequence[Sequence[str]]  # the texts of each class
 NAMES, DESCRIPTIONS, REGIONS = "names", "descriptions", "regions"
+NAMED_DESCRIPTIONS, WAFFLE, CUPL = "named_descriptions", "waffle", "cupl"
+SUBCLASSES, SYNONYMS, CONTEXTS, PAIRS = "subclasses", "synonyms", "contexts", "pairs"
+REJECT, ACCEPT = "reject", "accept"
 
 
 @dataclass(frozen=True)
 class TextKind:
     """Args:
-    make: the texts of each class, in the order of the classes, none empty; None where these
-        classes have none of the kind.
+    make: the texts of each class, in the order of the classes, or the groups of texts that the
+        kind consists of; none empty. None where these classes have none of the kind.
     encoded_as: "caption", compared with images, or "description", compared with regions.
     """
 
@@ -37,7 +41,22 @@ def _if_described(
 
 
 # Kinds whose texts come from a file of their own: `evaluate --texts=KIND=FILE`.
-FROM_FILES: tuple[str, ...] = ()
+FROM_FILES: tuple[str, ...] = (CUPL, SUBCLASSES, SYNONYMS, CONTEXTS, PAIRS, REJECT, ACCEPT)
+
+
+def controls_of(control: str) -> tuple[str, str, str]:
+    """Kinds of one of `waffle.CONTROLS`: with the name, for the image without it, for regions."""
+    return f"{control}_named_descriptions", f"{control}_descriptions", f"{control}_regions"
+
+
+def _control_kinds() -> dict[str, TextKind]:
+    kinds = {}
+    for name, control in waffle.CONTROLS.items():
+        named, whole, regions = controls_of(name)
+        kinds[named] = TextKind(waffle.named_control(control))
+        kinds[whole] = TextKind(waffle.whole_control(control))
+        kinds[regions] = TextKind(waffle.region_control(control), "description")
+    return kinds
 
 
 TEXT_KINDS: Mapping[str, TextKind] = {
@@ -47,7 +66,29 @@ TEXT_KINDS: Mapping[str, TextKind] = {
     DESCRIPTIONS: TextKind(lambda texts: _if_described(texts, texts.descriptions)),
     # each description, as regions are compared with it
     REGIONS: TextKind(lambda texts: _if_described(texts, texts.regions), "description"),
+    # each description behind the name
+    NAMED_DESCRIPTIONS: TextKind(
+        lambda texts: class_prompts.named_descriptions(texts, texts.described)
+    ),
+    # the name with random words and characters
+    WAFFLE: TextKind(waffle.waffle_texts),
+    **_control_kinds(),
+    CUPL: TextKind(class_prompts.of_file(CUPL)),
+    # a group for each subclass
+    SUBCLASSES: TextKind(class_prompts.subclass_prompts),
+    SYNONYMS: TextKind(class_prompts.most_frequent_synonyms),
+    # of each class a text for each context, in one order
+    CONTEXTS: TextKind(class_prompts.context_prompts),
+    # a group for each pair of `ClassTexts.pairs`
+    PAIRS: TextKind(class_prompts.pair_texts),
+    # groups of two texts
+    REJECT: TextKind(class_prompts.shared_of_file(REJECT)),
+    ACCEPT: TextKind(class_prompts.shared_of_file(ACCEPT)),
 }
+
+
+# Kinds in which classes without descriptions fall back to their name.
+OF_DESCRIPTIONS = frozenset({DESCRIPTIONS, REGIONS, NAMED_DESCRIPTIONS}) | _control_kinds().keys()
 
 
 def encode_kinds(

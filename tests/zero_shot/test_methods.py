@@ -18,6 +18,20 @@ from grain_jax.zero_shot.text_kinds import TEXT_KINDS
 NAMES = ("owl", "wren", "jay")
 DESCRIPTIONS = {"owl": ["round face", "big eyes"], "wren": ["short tail"]}
 ALPHAS = (1.0, 0.25, 0.0)
+# Texts of files, of every kind that there is; "jay" has none.
+FROM_FILES = {
+    "further": {
+        "cupl": {"owl": ["An owl sits."], "wren": ["A wren hops."]},
+        "subclasses": {"owl": ["barn owl", "eagle"], "wren": ["house"]},
+        "synonyms": {"owl": ["hooter", "owl"], "wren": ["jenny"]},
+    },
+    "shared": {
+        "contexts": [["", "at night"], ["", "blurred"]],
+        "reject": [["on land", "on water"], ["at night", "by day"]],
+        "accept": [["a beak", "a snout"]],
+    },
+    "pairs": {"owl": {"wren": ["large"], "jay": ["brown"]}, "wren": {"owl": ["small"]}},
+}
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -38,7 +52,8 @@ def some_images(count: int = 5, *, regions: bool = True) -> Images:
 
 def fitted_to(descriptions=DESCRIPTIONS, *, methods=METHODS, regions: bool = True):
     """The methods with all that any of them needs, and the texts that they were fitted to."""
-    texts = make_class_texts(NAMES, templates=("a {}", "the {}"), descriptions=descriptions)
+    templates = ("a {}", "the {}")
+    texts = make_class_texts(NAMES, templates=templates, descriptions=descriptions, **FROM_FILES)
     banks = encode_banks(encode, texts, methods=methods, has_regions=regions)
     rng = np.random.default_rng(1)
     support = Support(unit(rng.normal(size=(12, 8))), np.arange(12) % 3)
@@ -160,5 +175,5 @@ def test_only_what_the_methods_compare_with_is_encoded():
 
 def test_an_unknown_method_is_refused():
     check_methods(METHODS)
-    with pytest.raises(ValueError, match="Unknown method 'waffle'; choose among name"):
-        check_methods(["name", "waffle"])
+    with pytest.raises(ValueError, match="Unknown method 'waffles'; choose among name"):
+        check_methods(["name", "waffles"])

@@ -51,6 +51,7 @@ def test_texts_follow_the_class_names_whatever_the_order_of_the_descriptions():
         called=("cat", "owl", "newt"),
         described=(("furry", "small"), (), ("wet",)),
         templates=("a {}", "the {}"),
+        description_template="{name}, which is {}",
     )
 
 

@@ -26,6 +26,7 @@ from grain_jax.data.classification.class_names import (
     names_of_labels,
 )
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.further_texts import read_further_texts
 from grain_jax.data.classification.image_folder import printable
 from grain_jax.data.classification.labels_table import NAME, FilesOnDisk, read_labels_table
 from grain_jax.data.classification.set_names import folder_name
@@ -95,7 +96,8 @@ def load_zero_shot(
         descriptions: .json {label or name: [description, ...]}.
         counts: .json {label or name: training captions that it occurs in}, or the name of published
             ones (`class_counts`).
-        further: kind of texts that only some methods take -> .json {label or name: [text, ...]}.
+        further: kind of texts that only some methods take -> .json {label or name: [text, ...]},
+            or another form (`further_texts.FORMS`).
         description_template: "{}" takes a description; "{name}", if present, the class name.
         default_templates: prompts where no file has any.
         keep_names: keep underscores and HTML entities in names instead of replacing them.
@@ -164,12 +166,8 @@ def load_zero_shot(
         if source
         else {}
     )
-    more = {}
-    for kind, source in (further or {}).items():
-        more[kind] = bind_descriptions(
-            read_texts(source), names, source, title, note, name_texts=name_texts, undescribed=""
-        )
-        text_files[kind] = source
+    more = read_further_texts(further or {}, names, title, note, name_texts=name_texts)
+    text_files |= further or {}
     source = text_files["counts"]
     if source and source in published_counts():
         del text_files["counts"]
@@ -183,7 +181,9 @@ def load_zero_shot(
         description_template=description_template,
         name_texts=name_texts,
         counts=counted,
-        further=more,
+        further=more.of_classes,
+        shared=more.shared,
+        pairs=more.pairs,
         text_files={role: split_entry(file)[0] for role, file in text_files.items() if file},
     )
 

@@ -1,0 +1,141 @@
+"""Methods that weigh a class's texts by the image: AutoCLIP, PerceptionCLIP, and WCA on regions."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.zero_shot.arrays import (
+    cosines,
+    in_blocks,
+    log_softmax,
+    logsumexp,
+    mean_vectors,
+    softmax,
+    unit,
+)
+from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.scorers import MAX_CELLS, TextBank
+from grain_jax.zero_shot.text_kinds import CONTEXTS, NAMES, REGIONS
+
+ENTROPY_FRACTION = 0.85  # AutoCLIP's beta: entropy of the weights against that of equal ones
+CONTEXT_TEMPERATURE = 1.0  # PerceptionCLIP's, of the contexts
+REGION_SCALE, TEXT_SCALE = math.e**4, math.e**2  # WCA's, of cosines in the two softmaxes
+
+
+def by_weighted_templates(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """AutoCLIP: each image weighs the templates, the same for all classes, by one step that raises
+    the log-sum-exp of its class scores, of such a length that the entropy of the weights is
+    `ENTROPY_FRACTION` of the largest. The score is the weighted mean of the cosines.
+    """
+    names = texts[NAMES]
+    members, of_class = names.distinct
+    rows = np.stack(members)  # [D, P]: every class has the same templates
+    vectors = names.embed[rows.T.reshape(-1)]  # [P * D, E]
+    counts = np.bincount(of_class)
+
+    def block(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
+        found = (image @ vectors.T).reshape(len(image), rows.shape[1], rows.shape[0])  # [n, P, D]
+        of_classes = softmax(found.mean(axis=1) + np.log(counts))
+        gradient = np.einsum("npd,nd->np", found, of_classes)
+        weights = _weights_of_entropy(gradient, ENTROPY_FRACTION)
+        return np.einsum("np,npd->nd", weights, found)[:, of_class]
+
+    def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
+        scores = in_blocks(block, images.image, step=MAX_CELLS // len(vectors))
+        return scores.astype(np.float32)
+
+    return score
+
+
+def _weights_of_entropy(
+    gradient: Float[np.ndarray, "n P"], fraction: float
+) -> Float[np.ndarray, "n P"]:
+    """softmax(step * gradient) at the step, found by bisection, where the entropy is `fraction` of
+    that of equal weights; a long one where no step has so little, as several gradients are the
+    largest.
+    """
+    gradient = gradient.astype(np.float64)
+    gradient = gradient - gradient.max(axis=1, keepdims=True)
+    spread = -gradient.min(axis=1, keepdims=True)
+    gradient = gradient / np.where(spread > 0, spread, 1.0)
+    target = fraction * math.log(gradient.shape[1]) if gradient.shape[1] > 1 else 0.0
+
+    def too_even(step: Float[np.ndarray, "n 1"]) -> np.ndarray:
+        logs = log_softmax(step * gradient)
+        return -(np.exp(logs) * logs).sum(axis=1, keepdims=True) > target
+
+    low, high = np.zeros((len(gradient), 1)), np.ones((len(gradient), 1))
+    for _ in range(20):
+        even = too_even(high)
+        if not even.any():
+            break
+        low, high = np.where(even, high, low), np.where(even, 2 * high, high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        even = too_even(middle)
+        low, high = np.where(even, middle, low), np.where(even, high, middle)
+    return softmax(high * gradient)
+
+
+def by_name_in_contexts(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """PerceptionCLIP: what the image is like (its context) is inferred from all classes, then the
+    class given the context: log sum_z P(z | x) P(class | x, z).
+    """
+    prompts, scale = texts[CONTEXTS], texts.logit_scale
+    members, of_class = prompts.distinct
+    rows: Int[np.ndarray, "D Z"] = np.stack(members)
+    counts = np.log(np.bincount(of_class))  # classes of the same texts count each
+
+    def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
+        joint = np.full((len(images), len(rows)), -np.inf, np.float32)
+        contexts = np.full((len(images), 1), -np.inf, np.float32)
+        for of_context in rows.T:
+            logits = scale * (images.image @ prompts.embed[of_context].T)
+            context = logsumexp(logits / CONTEXT_TEMPERATURE + counts)
+            contexts = np.logaddexp(contexts, context)
+            joint = np.logaddexp(joint, context + logits - logsumexp(logits + counts))
+        return (joint - contexts).astype(np.float32)[:, of_class]
+
+    return score
+
+
+def by_weighted_regions(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """WCA with regions in place of crops: regions weigh by their cosine with the image,
+    descriptions by theirs with the class name; cosine of the two weighted means.
+    """
+    descriptions, names = texts[REGIONS], mean_vectors(texts[NAMES])
+    classes = np.stack([_weighted(descriptions, k, name) for k, name in enumerate(names)])
+
+    def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
+        regions = images.regions
+        assert regions is not None
+        weights = softmax(REGION_SCALE * np.einsum("nqe,ne->nq", regions, images.image))
+        return cosines(unit(np.einsum("nq,nqe->ne", weights, regions)), classes).astype(np.float32)
+
+    return score
+
+
+def _weighted(
+    descriptions: TextBank, k: int, name: Float[np.ndarray, "E"]
+) -> Float[np.ndarray, "E"]:
+    embed = descriptions.of_class(k)
+    return unit(softmax(TEXT_SCALE * (embed @ name)) @ embed)
