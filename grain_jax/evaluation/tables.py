@@ -11,7 +11,7 @@ from rich.measure import Measurement
 
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
 from grain_jax.results import BY_FREQUENCY, Result, read_results
-from grain_jax.zero_shot.methods import METHODS
+from grain_jax.zero_shot.methods import METHODS, titled
 from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
@@ -165,7 +165,7 @@ def _by_frequency(results: Sequence[Result]) -> Table:
 
 def method_title(name: str) -> str:
     """What tables call a method; one that is not known goes by its key."""
-    return METHODS[name].title if name in METHODS else name
+    return titled(name) if name in METHODS else name
 
 
 def _set_title(index: _Index, name: str) -> str:

@@ -45,6 +45,17 @@ class Support:
     labels: Int[np.ndarray, "S"]  # in the order of the classes
     captions: Float[np.ndarray, "S E"] | None = None  # of each image's caption, where it has one
 
+    def provides(self, num_classes: int) -> frozenset[str]:
+        """What of `Method.needs` it fulfils where there are so many classes."""
+        counts = np.bincount(self.labels, minlength=num_classes)
+        found = {
+            "support": (counts > 0).all(),
+            "several_shots": (counts > 0).all() and (counts > 1).any(),
+            "support_captions": self.captions is not None,
+            "classes_without_images": (counts > 0).sum() > 1 and (counts == 0).any(),
+        }
+        return frozenset(need for need, there in found.items() if there)
+
 
 @dataclass(frozen=True)
 class CaptionBank:
@@ -129,7 +140,8 @@ class Method:
         alphas: where it is measured.
         optional_texts: kinds that it uses where there are any.
         regions: whether it needs region embeddings.
-        needs: what else `fit` takes: "bank", "support", "unlabeled".
+        needs: what else `fit` takes: "bank", "unlabeled", and of labelled images "support",
+            "several_shots", "support_captions", "classes_without_images" (`NEEDS`).
         passes: how often the images go through the model; more than once where it looks at crops.
     """
 

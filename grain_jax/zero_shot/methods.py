@@ -9,7 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot import by_text
+from grain_jax.zero_shot import (
+    by_adapter,
+    by_captions,
+    by_support,
+    by_text,
+    classifier_injection,
+)
 from grain_jax.zero_shot.class_text_methods import CLASS_TEXT_METHODS
 from grain_jax.zero_shot.method import (
     CaptionBank,
@@ -52,11 +58,80 @@ METHODS: Mapping[str, Method] = {
         regions=True,
     ),
     **CLASS_TEXT_METHODS,
+    # With labelled images, so not zero-shot.
+    "examples": Method(
+        "names and examples",
+        "class means of images and of names, without what sets both apart",
+        frozenset({NAMES}),
+        by_support.by_examples,
+        needs=frozenset({"support"}),
+    ),
+    "knn": Method(
+        "nearest neighbours + name",
+        "Jia et al. 2021, arXiv 2112.08459",
+        frozenset({NAMES}),
+        by_support.by_neighbours,
+        needs=frozenset({"support"}),
+    ),
+    "gda": Method(
+        "Gaussian discriminant analysis + name",
+        "Wang et al. 2024, arXiv 2402.04087",
+        frozenset({NAMES}),
+        by_support.by_gaussians,
+        needs=frozenset({"support", "several_shots"}),
+    ),
+    "tip_x": Method(
+        "TIP-X",
+        "Udandarao et al. 2023, arXiv 2211.16198",
+        frozenset({NAMES}),
+        by_adapter.by_tip_x,
+        needs=frozenset({"support"}),
+    ),
+    "caps_adapter": Method(
+        "CapS-Adapter",
+        "Wang et al. 2024, arXiv 2405.16591",
+        frozenset({NAMES}),
+        by_adapter.by_caps_adapter,
+        needs=frozenset({"support", "support_captions"}),
+    ),
+    "icis": Method(
+        "ICIS",
+        "Christensen et al. 2023, arXiv 2308.10599",
+        frozenset({NAMES}),
+        classifier_injection.by_classifier_injection,
+        needs=frozenset({"classes_without_images"}),
+    ),
+    # With captions of other images.
+    "x_more": Method(
+        "X-MoRe",
+        "Eom et al. 2023, arXiv 2308.15273",
+        frozenset({NAMES}),
+        by_captions.by_x_more,
+        needs=frozenset({"bank"}),
+    ),
+    "cased": Method(
+        "CaSED over the classes",
+        "Conti et al. 2023, arXiv 2306.00917",
+        frozenset({NAMES}),
+        by_captions.by_cased,
+        needs=frozenset({"bank"}),
+    ),
 }
 NEEDS = {
     "bank": "captions of other images (--bank)",
-    "support": "labelled images (--support)",
+    "support": "labelled images of every class (--support)",
+    "several_shots": "two labelled images or more of a class (--support, --shots)",
+    "support_captions": "a caption of every labelled image (captions.json in --support)",
+    "classes_without_images": "labelled images of some classes only, two or more (--support)",
     "unlabeled": "images without labels",
+}
+# What a method with such a need looks at beside the class texts, in words.
+USES = {
+    "support": "labelled images",
+    "classes_without_images": "labelled images",
+    "support_captions": "their captions",
+    "unlabeled": "all test images",
+    "bank": "other captions",
 }
 DEFAULT_METHODS = ("name", "description", "name_and_regions")
 
@@ -70,8 +145,8 @@ def check_methods(names: Collection[str]) -> None:
 def lacking(
     name: str, texts: ClassTexts, *, has_regions: bool, given: Collection[str] = ()
 ) -> list[str]:
-    """What a method needs and these classes, the model and what is `given` ("bank", "support",
-    "unlabeled") do not have, in words; empty where it can be measured.
+    """What a method needs and these classes, the model and what is `given` (keys of `NEEDS`) do
+    not have, in words; empty where it can be measured.
     """
     method = METHODS[name]
     found = [
@@ -84,6 +159,26 @@ def lacking(
     ):
         found.append("a model with trained regions")
     return found + [NEEDS[need] for need in sorted(method.needs - set(given))]
+
+
+def given_needs(
+    num_classes: int,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> frozenset[str]:
+    """Which of `NEEDS` are fulfilled where these are given for so many classes."""
+    found = {"bank": bank, "unlabeled": unlabeled}
+    there = frozenset(need for need, what in found.items() if what is not None)
+    return there if support is None else there | support.provides(num_classes)
+
+
+def titled(name: str) -> str:
+    """The title of a method with what it looks at beside the class texts."""
+    method = METHODS[name]
+    used = dict.fromkeys(USES[need] for need in USES if need in method.needs)
+    return f"{method.title} ({', '.join(used)})" if used else method.title
 
 
 def kinds_of(methods: Collection[str]) -> frozenset[str]:
@@ -133,8 +228,7 @@ class FittedMethods:
         support: Support | None = None,
         unlabeled: Images | None = None,
     ):
-        given = {"bank": bank, "support": support, "unlabeled": unlabeled}
-        there = {name for name, what in given.items() if what is not None}
+        there = given_needs(banks.num_classes, bank=bank, support=support, unlabeled=unlabeled)
         self.scores: dict[str, Score] = {}
         self.alphas: dict[str, Sequence[float | None]] = {}
         for name, method in METHODS.items():

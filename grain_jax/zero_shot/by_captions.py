@@ -1,0 +1,95 @@
+"""Scores by captions of other images that are like the image: X-MoRe, and CaSED's over given
+classes.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from grain_jax.zero_shot.arithmetic import in_blocks, softmax, unit
+from grain_jax.zero_shot.by_text import name_scores
+from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.scorers import global_scores
+from grain_jax.zero_shot.text_kinds import NAMES
+
+X_MORE_CAPTIONS = 16
+CASED_CAPTIONS, CASED_CAPTION_WEIGHT = 10, 0.3
+
+
+def by_x_more(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """Probabilities by the image, and by the mean of its `X_MORE_CAPTIONS` nearest captions, each
+    weighted by its confidence, 1 - entropy / log K.
+
+    Weights are scaled to a sum of 1 for each image; two without any confidence are equal.
+    """
+    assert bank is not None
+    num_classes = texts.num_classes
+
+    def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
+        centroids = caption_centroids(images.image, bank, X_MORE_CAPTIONS)
+        both = [_probabilities(images, texts), _text_probabilities(centroids, texts)]
+        weights = np.stack([_confidence(one, num_classes) for one in both])  # [2, n]
+        total = weights.sum(axis=0)
+        weights = np.where(total > 0, weights / np.where(total > 0, total, 1.0), 0.5)
+        return weights[0][:, None] * both[0] + weights[1][:, None] * both[1]
+
+    return score
+
+
+def by_cased(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """0.7 times the probabilities by the image plus 0.3 times those by the mean of its
+    `CASED_CAPTIONS` nearest captions, over the classes in place of words out of the captions.
+    """
+    assert bank is not None
+
+    def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
+        centroids = caption_centroids(images.image, bank, CASED_CAPTIONS)
+        by_caption = _text_probabilities(centroids, texts)
+        by_image = _probabilities(images, texts)
+        return (1 - CASED_CAPTION_WEIGHT) * by_image + CASED_CAPTION_WEIGHT * by_caption
+
+    return score
+
+
+def caption_centroids(
+    image: Float[np.ndarray, "n E"], bank: CaptionBank, count: int
+) -> Float[np.ndarray, "n E"]:
+    """The mean embedding, of unit length, of the `count` captions most similar to each image."""
+    count = min(count, len(bank.text))
+
+    def centroid(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
+        nearest = np.argpartition(-(image @ bank.text.T), count - 1, axis=1)[:, :count]
+        return unit(bank.text[nearest].astype(float).mean(axis=1))
+
+    return in_blocks(centroid, image, cells=len(bank.text) + count * image.shape[1])
+
+
+def _probabilities(images: Images, texts: ClassBanks) -> Float[np.ndarray, "n K"]:
+    return softmax(texts.logit_scale * name_scores(images, texts).astype(float))
+
+
+def _text_probabilities(
+    centroids: Float[np.ndarray, "n E"], texts: ClassBanks
+) -> Float[np.ndarray, "n K"]:
+    named = global_scores(centroids, texts[NAMES], ensembling=texts.prompt_ensembling)
+    return softmax(texts.logit_scale * named)
+
+
+def _confidence(
+    probabilities: Float[np.ndarray, "n K"], num_classes: int
+) -> Float[np.ndarray, "n"]:
+    """1 - entropy / log K: 0 of the uniform distribution, 1 of a certain one."""
+    logs = np.log(np.where(probabilities > 0, probabilities, 1.0))
+    entropy = -(probabilities * logs).sum(axis=1)
+    return np.clip(1.0 - entropy / np.log(max(num_classes, 2)), 0.0, 1.0)

@@ -1,0 +1,142 @@
+"""Scores by labelled images of the classes, together with their names: classifiers in closed form.
+
+None of these is zero-shot. What a paper adds up, 100 times the cosine and more, is divided by the
+logit scale here, so that scores have the size of a cosine; the order of the classes is the same.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.zero_shot.arithmetic import in_blocks, softmax, unit
+from grain_jax.zero_shot.by_text import name_scores
+from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
+from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.text_kinds import NAMES
+
+MIXING_WEIGHT = 0.5  # `by_examples`: of the images against the names
+NEIGHBOURS, TEMPERATURE, INTERPOLATION = 20, 0.07, 0.5  # `by_neighbours`
+GDA_WEIGHTS = tuple(10.0**power for power in range(-4, 3))  # 1e-4 to 100
+DEFAULT_GDA_WEIGHT = 1.0  # where there are too few images to hold some out
+GDA_HELD_OUT_FROM = 4  # images of every class
+
+
+def by_examples(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """A class is the mixture of its name's embedding and of the mean of its images, each without
+    the mean over all classes, which is what sets texts and images apart.
+
+    Images are compared by the cosine, after the mean image is taken from them too.
+    """
+    assert support is not None
+    means = class_means(support.image, support.labels, texts.num_classes)
+    named = name_embeddings(texts)
+    centre = means.mean(axis=0)
+    classes = unit(
+        (1 - MIXING_WEIGHT) * unit(named - named.mean(axis=0))
+        + MIXING_WEIGHT * unit(means - centre)
+    )
+    return lambda images, alpha: unit(images.image - centre) @ classes.T
+
+
+def by_neighbours(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """Probabilities of the nearest labelled images' classes, interpolated with those by name.
+
+    The `NEIGHBOURS` nearest vote with exp(cosine / `TEMPERATURE`).
+    """
+    assert support is not None
+    labels, num_classes = support.labels, texts.num_classes
+    count = min(NEIGHBOURS, len(labels))
+
+    def votes(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
+        cosine = image @ support.image.T
+        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        near = np.take_along_axis(cosine, nearest, axis=1).astype(float)
+        weights = np.exp((near - near.max(axis=1, keepdims=True)) / TEMPERATURE)
+        found = np.zeros((len(image), num_classes))
+        np.add.at(found, (np.arange(len(image))[:, None], labels[nearest]), weights)
+        return found / weights.sum(axis=1, keepdims=True)
+
+    def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
+        named = softmax(texts.logit_scale * name_scores(images, texts).astype(float))
+        near = in_blocks(votes, images.image, cells=len(labels))
+        return INTERPOLATION * near + (1 - INTERPOLATION) * named
+
+    return score
+
+
+def by_gaussians(
+    texts: ClassBanks,
+    *,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
+    unlabeled: Images | None = None,
+) -> Score:
+    """The name's score plus that of Gaussian discriminant analysis, weighted by the one of
+    `GDA_WEIGHTS` that classifies held-out labelled images best, the least of equal ones.
+
+    Where a class has fewer than `GDA_HELD_OUT_FROM` images the weight is `DEFAULT_GDA_WEIGHT`.
+    """
+    assert support is not None
+    num_classes = texts.num_classes
+    weight = DEFAULT_GDA_WEIGHT
+    parts = held_out(support.labels, at_least=GDA_HELD_OUT_FROM)
+    if parts is not None:
+        fitted, held = parts
+        images = Images(support.image[held])
+        named = texts.logit_scale * name_scores(images, texts)
+        slopes, offsets = discriminant(support.image[fitted], support.labels[fitted], num_classes)
+        added = images.image.astype(float) @ slopes.T + offsets
+        weight = best_of(
+            GDA_WEIGHTS, lambda one: hit_rate(named + one * added, support.labels[held])
+        )
+    slopes, offsets = discriminant(support.image, support.labels, num_classes)
+
+    def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
+        added = images.image.astype(float) @ slopes.T + offsets
+        return name_scores(images, texts) + weight / texts.logit_scale * added
+
+    return score
+
+
+def discriminant(
+    image: Float[np.ndarray, "S E"], labels: Int[np.ndarray, "S"], num_classes: int
+) -> tuple[Float[np.ndarray, "K E"], Float[np.ndarray, "K"]]:
+    """Slopes and offsets of Gaussian discriminant analysis, equal priors, one covariance.
+
+    The inverse covariance is Kubokawa and Srivastava's, E ((S - 1) Sigma + tr(Sigma) 1)^-1, which
+    there is with fewer images than dimensions too. Every class has at least one image.
+    """
+    means = class_means(image, labels, num_classes)
+    centred = image - means[labels]
+    scatter = centred.T @ centred  # (S - 1) Sigma
+    width = scatter.shape[0]
+    spread = np.trace(scatter) / max(len(image) - 1, 1)
+    inverse = width * np.linalg.pinv(scatter + spread * np.eye(width), hermitian=True)
+    slopes = means @ inverse
+    return slopes, -np.log(num_classes) - 0.5 * (slopes * means).sum(axis=1)
+
+
+def class_means(
+    image: Float[np.ndarray, "S E"], labels: Int[np.ndarray, "S"], num_classes: int
+) -> Float[np.ndarray, "K E"]:
+    """Mean embedding of the images of each class; zero for a class without images."""
+    sums = np.zeros((num_classes, image.shape[1]))
+    np.add.at(sums, labels, image)
+    return sums / np.maximum(np.bincount(labels, minlength=num_classes), 1)[:, None]
+
+
+def name_embeddings(texts: ClassBanks) -> Float[np.ndarray, "K E"]:
+    """Mean embedding of each class's name in the templates, of unit length."""
+    bank = texts[NAMES]
+    return unit(bank.mean_embed[bank.distinct[1]])
