@@ -110,7 +110,7 @@ def name_scores(images: Images, texts: ClassBanks) -> Float[np.ndarray, "n K"]:
     """Of the names in their templates, ensembled as the settings have it."""
     bank = texts[NAMES]
     return images.once(
-        (NAMES, id(bank), texts.prompt_ensembling),
+        (NAMES, bank, texts.prompt_ensembling),
         lambda: global_scores(images.image, bank, ensembling=texts.prompt_ensembling),
     )
 
@@ -121,7 +121,7 @@ def kind_scores(
     """Of the image with a class's texts of a kind: mean cosine, or as `global_scores` has it."""
     bank = texts[kind]
     return images.once(
-        (kind, id(bank), ensembling),
+        (kind, bank, ensembling),
         lambda: global_scores(images.image, bank, ensembling=ensembling),
     )
 
@@ -132,7 +132,7 @@ def part_scores(images: Images, texts: ClassBanks, kind: str = REGIONS) -> Float
     assert regions is not None
     aggregation = texts.region_aggregation
     return images.once(
-        (kind, id(bank), aggregation),
+        (kind, bank, aggregation),
         lambda: region_scores(regions, bank, aggregation=aggregation),
     )
 

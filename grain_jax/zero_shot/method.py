@@ -18,7 +18,7 @@ Made = TypeVar("Made")
 Score = Callable[["Images", float | None], Float[np.ndarray, "n K"]]  # higher is more similar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that they can be a key, which keeps them
 class Images:
     """Embeddings of n images, of unit length."""
 
@@ -30,7 +30,10 @@ class Images:
         return len(self.image)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What several methods make of these images, made by the first of them."""
+        """What several methods make of these images, made by the first of them.
+
+        The key is kept with it: an object in it, unlike its `id`, stays the one that it was.
+        """
         if key not in self._made:
             self._made[key] = make()
         made: Made = self._made[key]  # type: ignore[assignment]

@@ -163,7 +163,7 @@ def _told_pairs(
     return {pair: texts for pair, texts in sorted(told.items()) if texts}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that it can be a key, which keeps it
 class TextBank:
     """Embeddings of the texts of K classes: each different text once, and which rows belong to
     which class.

@@ -144,6 +144,15 @@ def test_what_several_methods_make_of_images_is_made_once():
         assert images.once("key", lambda: made.append(1) or len(made)) == 1
 
 
+def test_images_remember_nothing_of_texts_that_have_gone():
+    images = some_images()
+    for i in range(30):  # a bank that is freed leaves its address to the next
+        texts = make_class_texts([f"a{i}", f"b{i}"], templates=("{}",), descriptions={})
+        banks = encode_banks(encode, texts, methods=("name",), has_regions=False)
+        expected = global_scores(images.image, banks["names"], ensembling="embedding")
+        np.testing.assert_array_equal(METHODS["name"].fit(banks)(images, None), expected)
+
+
 def test_every_text_is_encoded_once_in_one_call_for_each_encoding():
     calls = []
 
