@@ -27,6 +27,7 @@ ROWS = (
         "train",
         "evaluate",
         "evaluate_compare",
+        "calibrate",
         "predict",
         "prepare",
         "prepare_inspect",
