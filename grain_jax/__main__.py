@@ -12,6 +12,7 @@ from grain_jax.command_line import ExitStatus, end
 COMMANDS = (
     "train",
     "evaluate",
+    "calibrate",
     "predict",
     "annotate",
     "prepare",

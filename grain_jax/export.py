@@ -9,7 +9,7 @@
 RUN is a run folder, an export, an official .pth, or a CLIP or SigLIP of Hugging Face or open_clip:
 a folder, or a name on the Hugging Face hub. DIR/parity.json holds the largest difference of every
 output, in float32, on random inputs and on images and texts that the run evaluates on. An
-export beyond 1e-4 fails and names the output.
+export beyond 1e-4 fails and names the output. The model's calibration goes along, if it has one.
 """
 
 import functools
@@ -39,18 +39,20 @@ from grain_jax.command_line import (
     status_of,
 )
 from grain_jax.data.source import data_source
-from grain_jax.disk import disk_trouble, is_partial, whole_folder
+from grain_jax.disk import disk_trouble, is_partial, whole_folder, write_whole
 from grain_jax.evaluation.tables import results_at_step
 from grain_jax.extras import how_to_install
 from grain_jax.formats import parity
 from grain_jax.formats.format import Export, TrainingRun
 from grain_jax.formats.parity import Difference, Inputs, rounded, same_weights
+from grain_jax.loading.calibration import calibration_of_copy
 from grain_jax.loading.formats import writable_formats
 from grain_jax.loading.load import read_model
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.image_text import normalize_images
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training import metrics, run_folder
+from grain_jax.zero_shot.calibration import FILE as CALIBRATION
 
 NUM_INPUTS = 8  # images, and texts, of each comparison
 Note = Callable[[str], None]
@@ -141,11 +143,17 @@ def _write(loaded: ModelBundle, options: Options, folder: Path, note: Note) -> N
             rounding = parity.compare(functools.partial(ours, loaded.params), outputs, inputs)
             _print(f"What {options.dtype} changes; no limit on this", rounding)
         parity.write_parity(differences, folder, rounding=rounding)
-    if not same_weights(writer.read(folder), params):
+    read_back = writer.read(folder)
+    if not same_weights(read_back, params):
         raise ValueError(
             f"What was written as {options.to} does not read back to the same weights; please "
             "report this."
         )
+    if (
+        calibration := calibration_of_copy(options.checkpoint, loaded, read_back, note)
+    ) is not None:
+        write_whole(folder / CALIBRATION, calibration, errors="backslashreplace")
+        note(f"The calibration of {options.checkpoint} goes along as {CALIBRATION}.")
     run = _training_run(options.checkpoint, loaded)
     done = Export(folder, options.output, options.dtype, run, differences)
     for text in writer.finish(loaded, done):

@@ -44,8 +44,10 @@ from grain_jax.data.classification.class_texts import bind_descriptions, check_t
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
+from grain_jax.loading.calibration import AUTO
 from grain_jax.loading.predictor import load
 from grain_jax.terminal import escape_unprintable
+from grain_jax.zero_shot.calibration import Calibration, to_json
 
 LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
@@ -72,6 +74,10 @@ class Options:
     method: Annotated[str, one_of(DESCRIPTION_METHODS)] = DESCRIPTION_METHODS[0]
     # weight of the whole image, 0 to 1
     alpha: Annotated[float | None, one_word(fraction, "A"), default_is("0.5 with regions")] = None
+    # what probabilities mean: a file of calibrate, or "none"
+    calibration: Annotated[
+        OptionalText, arg(metavar="FILE|none"), default_is("calibration.json beside the checkpoint")
+    ] = None
     # least cosine of a text and a region to give its box
     score_threshold: Annotated[float, default_is("any")] = -1.0
     top_k: Count = 5  # labels per image
@@ -141,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 best=options.best,
                 batch_size=options.batch_size,
                 note=note,
+                calibration=AUTO if options.calibration is None else options.calibration,
             )
             if len(question.labels) == 1:
                 note(
@@ -162,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _question(options: Options, note: Callable[[str], None]) -> Question:
-    labels = _texts(options.labels, ",", "--labels")
-    phrases = _texts(options.phrases, ";", "--phrases")
+    labels = texts_of_option(options.labels, ",", "--labels")
+    phrases = texts_of_option(options.phrases, ";", "--phrases")
     for option, texts, separator, other in (
         ("--labels", labels, ",", ";"),
         ("--phrases", phrases, ";", ","),
@@ -200,8 +207,11 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
     return Question(labels, described, templates, phrases)
 
 
-def _texts(given: str | None, separator: str, option: str) -> tuple[str, ...]:
-    """The texts of an option: in it, or in the file it names."""
+def texts_of_option(given: str | None, separator: str, option: str) -> tuple[str, ...]:
+    """The texts of an option: in it, or in the file it names; () where it was not given.
+
+    Raises ValueError for a file that cannot be read, and for no text or the same one twice.
+    """
     if given is None:
         return ()
     name = split_entry(given)[0]
@@ -323,6 +333,8 @@ def _write(options: Options, model: Model, question: Question, outcome: Outcome)
         if question.descriptions is not None and options.alpha is None:
             request["alpha"] = model.default_alpha
         given = {"checkpoint": str(options.checkpoint), "request": request}
+        if model.calibration is not None:
+            given["calibration"] = _calibration_entry(model.calibration)
         write_json(
             options.json,
             outcome,
@@ -330,6 +342,13 @@ def _write(options: Options, model: Model, question: Question, outcome: Outcome)
             score_threshold=score_threshold,
             visualizations=visualizations,
         )
+
+
+def _calibration_entry(calibration: Calibration) -> dict[str, Any]:
+    """What was fitted, and for which method and texts; without its classes, which may be many."""
+    entry = to_json(calibration, {})
+    del entry["report"], entry["class_shift"], entry["fitted_for"]["classes"]
+    return entry
 
 
 def _conclude(options: Options, outcome: Outcome, say: Callable[..., None]) -> int:

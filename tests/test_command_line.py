@@ -15,7 +15,7 @@ from places import REPOSITORY
 from tyro.conf import Positional, arg
 
 import grain_jax.__main__
-from grain_jax import annotate, bench, evaluate, export, plan, predict, prepare, train
+from grain_jax import annotate, bench, calibrate, evaluate, export, plan, predict, prepare, train
 from grain_jax.command_line import ExitStatus, NotParsed, parse, status_of
 from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 
@@ -68,6 +68,7 @@ MAINS = {
     "evaluate": evaluate.main,
     "evaluate compare": lambda words: evaluate.main(["compare", *words]),
     "evaluate report": lambda words: evaluate.main(["report", *words]),
+    "calibrate": calibrate.main,
     "predict": predict.main,
     "prepare": prepare.main,
     "export": export.main,

@@ -30,6 +30,7 @@ ROWS = (
         "evaluate_notes",
         "evaluate_report",
         "evaluate_compositional",
+        "calibrate",
         "predict",
         "prepare",
         "prepare_inspect",

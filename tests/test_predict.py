@@ -22,7 +22,7 @@ def loaded_with(monkeypatch):
     """The toy model stands for that of any run; what `load` was called with is noted."""
     calls = []
 
-    def load(path, *, step, best, batch_size, note):
+    def load(path, *, step, best, batch_size, note, calibration):
         calls.append((path, step, best, batch_size))
         if "nowhere" in path:
             raise ValueError(f"There is no checkpoint in {path}.")

@@ -15,7 +15,7 @@ from grain_jax.answers.files import Target
 from grain_jax.data.image_files import read_image_bytes
 from grain_jax.data.transforms import decode_image
 from grain_jax.disk import whole_file, write_whole
-from grain_jax.inference.results import Classification, GroundedText, Grounding
+from grain_jax.inference.results import Classification, GroundedText, Grounding, RankedLabel
 from grain_jax.visualize.prediction import (
     NOT_FOUND,
     WHOLE,
@@ -37,6 +37,8 @@ COLUMNS = (
     *("x0", "y0", "x1", "y1"),
     "visualization",
 )
+# Of labels, where a model is calibrated.
+CALIBRATED = ("in_set", "none_of_these", "num_seen")
 # Of file names that are not UTF-8: `\\udcff` for the byte ff, which JSON reads back as the name.
 ESCAPED = "backslashreplace"
 
@@ -127,7 +129,8 @@ def write_csv(
 ) -> None:
     """A line for every label and phrase of each image."""
     lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, COLUMNS, restval="")
+    calibrated = any(answer.labels and answer.labels.calibrated for answer in answers)
+    writer = csv.DictWriter(lines, COLUMNS + CALIBRATED * calibrated, restval="")
     writer.writeheader()
     for answer in answers:
         visualization = str(answer.target.visualization) if visualizations else ""
@@ -162,10 +165,24 @@ def _rows(answer: Answer, score_threshold: float) -> Iterator[dict[str, Any]]:
     for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
         row = {"kind": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
         row["probability"] = f"{one.probability:.6f}"
+        if answer.labels is not None:
+            row |= _calibrated_row(answer.labels, one)
         yield row | (_grounded_row(one.grounded[0], score_threshold) if one.grounded else {})
     for seen in answer.phrases.phrases if answer.phrases else ():
         row = {"kind": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
         yield row | _grounded_row(seen, score_threshold)
+
+
+def _calibrated_row(labels: Classification, one: RankedLabel) -> dict[str, str]:
+    """The cells of `CALIBRATED`, "" for what was not fitted; {} where nothing was."""
+    if (found := labels.calibrated) is None:
+        return {}
+    row = {"num_seen": "" if one.num_seen is None else str(one.num_seen)}
+    if found.label_set is not None:
+        row["in_set"] = str(int(one.label in found.label_set))
+    if found.none_of_these is not None:
+        row["none_of_these"] = str(int(found.none_of_these))
+    return row
 
 
 def _grounded_row(seen: GroundedText, score_threshold: float) -> dict[str, str]:
@@ -190,10 +207,12 @@ def _entry(answer: Answer, score_threshold: float, *, visualizations: bool) -> d
         entry["visualization"] = str(answer.target.visualization)
     if answer.labels is not None:
         entry["labels"] = [
-            dataclasses.asdict(one)
+            {name: value for name, value in vars(one).items() if value is not None}
             | {"grounded": [_grounded_entry(text, score_threshold) for text in one.grounded]}
             for one in answer.labels.ranked
         ]
+        if (found := answer.labels.calibrated) is not None:
+            entry["calibrated"] = {**vars(found), "none_of_these": found.none_of_these}
     if answer.phrases is not None:
         entry["phrases"] = [_grounded_entry(one, score_threshold) for one in answer.phrases.phrases]
     if answer.boxes_xyxy is not None:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from grain_jax.answers.outputs import Answer
+from grain_jax.inference.results import RankedLabel
 from grain_jax.visualize.prediction import CERTAIN, confidence
 
 MAX_SHOWN = 20  # images on the screen; files hold all
@@ -28,16 +29,32 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
         for column in ("probability", "score"):
             table.add_column(column, justify="right")
         described = any(one.grounded for _, labels in labelled for one in labels.ranked)
+        counted = any(one.num_seen is not None for _, found in labelled for one in found.ranked)
+        coverage = next((c.coverage for _, f in labelled if (c := f.calibrated) and c.coverage), 0)
+        if coverage:
+            table.add_column(f"in {coverage:.0%} set")
+        if counted:
+            table.add_column("seen", justify="right")
         if described:
             table.add_column("best-matching description")
         for name, labels in labelled:
+            found = labels.calibrated
+            none = found is not None and found.none_of_these
+            if found is not None and none:
+                witness = f"{found.witness:.3f} < {found.threshold:.3f}"
+                table.add_row(*map(escape, (name, "none of these", "", witness)), style="bold")
             for rank, one in enumerate(labels.ranked):
-                cells = ["" if rank else name, one.label]
+                cells = ["" if rank or none else name, one.label]
                 cells += [f"{one.probability:.1%}", f"{one.score:.3f}"]
+                if coverage:
+                    inside = found is not None and one.label in (found.label_set or ())
+                    cells.append("yes" if inside else "")
+                if counted:
+                    cells.append(seen_of(one))
                 if described:
                     best = one.grounded[0] if one.grounded else None
                     cells.append(f"{best.text} ({best.cosine:.2f})" if best else "")
-                sure = confidence(one.probability, labels.num_labels) >= CERTAIN
+                sure = confidence(one.probability, labels.num_labels) >= CERTAIN and not none
                 table.add_row(*map(escape, cells), style="bold" if sure else None)
             table.add_section()
         output.print(table)
@@ -59,6 +76,11 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
         output.print(table)
     if (more := len(answers) - len(shown)) > 0:
         output.print(f"and {more} images more; --csv or --json writes all.", highlight=False)
+
+
+def seen_of(label: RankedLabel) -> str:
+    """How many of its descriptions are seen, "4 of 6"; "" where that is not known."""
+    return "" if label.num_seen is None else f"{label.num_seen} of {len(label.grounded)}"
 
 
 def short_names(files: Sequence[Path]) -> list[str]:

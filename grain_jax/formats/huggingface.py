@@ -27,6 +27,7 @@ from grain_jax.formats.model_card import model_card
 from grain_jax.formats.parity import Inputs, Outputs
 from grain_jax.formats.weight_files import read_weights
 from grain_jax.models.bundle import ModelBundle
+from grain_jax.zero_shot.calibration import FILE as CALIBRATION
 
 CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")
 TASK = "zero-shot-image-classification"
@@ -65,6 +66,7 @@ class HuggingFace:
     def finish(self, loaded: ModelBundle, export: Export) -> Sequence[str]:
         card = model_card(loaded, export.run, export.differences, dtype=export.dtype)
         (export.folder / "README.md").write_text(card, encoding="utf-8")
+        calibrate_pipeline(export.folder)
         return ()
 
 
@@ -84,6 +86,24 @@ def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -
     (folder / METADATA).write_text(
         json.dumps(portable_metadata(loaded), indent=1), encoding="utf-8"
     )
+
+
+def calibrate_pipeline(folder: Path) -> None:
+    """Tells the pipeline the temperature of the folder's calibration, if it has one.
+
+    The rest of a calibration is used by `grain_jax.load` alone.
+    """
+    if not (folder / CALIBRATION).is_file():
+        return
+    content, config = read_json(folder / CALIBRATION), read_json(folder / "config.json")
+    if content["class_shift"] is None:
+        fitted = content["fitted_for"]
+        config["calibration"] = {
+            "method": fitted["method"],
+            "alpha": fitted["alpha"],
+            "temperature": content["temperature"],
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def compare_tokens(loaded: ModelBundle, folder: Path) -> None:

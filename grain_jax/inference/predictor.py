@@ -11,13 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from grain_jax.boxes import cxcywh_to_xyxy
 from grain_jax.data.classification.class_texts import undescribed_note
 from grain_jax.data.tokenizer import WordTokenizer
-from grain_jax.data.transforms import Window
+from grain_jax.inference.calibrated import (
+    Question,
+    check_weights,
+    interpret,
+    scored_method,
+)
 from grain_jax.inference.encoder import Encoder
+from grain_jax.inference.grounding import best_regions, pixel_box, to_pixels
 from grain_jax.inference.inputs import (
     ACCEPTED_IMAGES,
     ImageInput,
@@ -29,7 +35,6 @@ from grain_jax.inference.inputs import (
 from grain_jax.inference.notes import warn_caller
 from grain_jax.inference.progress_bar import progress_bar
 from grain_jax.inference.results import (
-    Box,
     Classification,
     GroundedText,
     Grounding,
@@ -40,6 +45,7 @@ from grain_jax.inference.results import (
 from grain_jax.inference.text_cache import ClassCache, TextCache
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import what_lacks
+from grain_jax.zero_shot.calibration import Calibration
 from grain_jax.zero_shot.method import ClassBanks, Images
 from grain_jax.zero_shot.methods import METHODS, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
@@ -65,8 +71,12 @@ class Model:
         *,
         batch_size: int = BATCH_SIZE,
         note: Callable[[str], None] = warn_caller,
+        calibration: Calibration | None = None,
     ):
-        self.loaded, self.batch_size = loaded, batch_size
+        """Raises ValueError for a calibration of other weights."""
+        if calibration is not None:
+            check_weights(calibration, loaded)
+        self.loaded, self.batch_size, self.calibration = loaded, batch_size, calibration
         self._encoder = Encoder.from_bundle(
             loaded, batch_size=batch_size, smallest_batch=1, num_workers=0
         )
@@ -127,32 +137,45 @@ class Model:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1; None for all labels.")
         embedded = self._embedded(images, progress=progress)
-        # At its ends the mixture is one of its parts, and evaluation has it under that name.
-        scored = method
-        if descriptions is None or (method == "name_and_regions" and alpha == 1):
-            scored = "name"
-        elif method == "name_and_regions" and alpha == 0:
-            scored = "description"
+        scored, used_alpha = scored_method(method, alpha, described=descriptions is not None)
         texts, banks = self._banks(labels, described, templates, description_template, scored)
-        score = METHODS[scored].fit(banks)
-        scores = score(Images(embedded.image, embedded.regions), alpha)
-        probabilities = _softmax(self.logit_scale * scores.astype(np.float64))
+        block = Images(embedded.image, embedded.regions)
+        scores = METHODS[scored].fit(banks)(block, alpha)
+        meaning = interpret(
+            scores,
+            Question(labels, banks, scored, used_alpha),
+            block,
+            logit_scale=self.logit_scale,
+            calibration=self.calibration,
+            note=self._say,
+        )
         results = []
         for n, name in enumerate(embedded.names):
-            best = np.argsort(-scores[n], kind="stable")[:top_k].tolist()
-            ranked = [
-                RankedLabel(
-                    label=labels[k],
-                    score=float(scores[n, k]),
-                    probability=float(probabilities[n, k]),
-                    grounded=()
-                    if scored == "name"
-                    else self._grounded(embedded, n, texts, banks, k, alpha=alpha),
+            ranked = []
+            for k in np.argsort(-meaning.rank_by[n], kind="stable")[:top_k].tolist():
+                grounded: tuple[GroundedText, ...] = ()
+                if scored != "name":
+                    grounded = self._grounded(embedded, n, texts, banks, k, alpha=alpha)
+                ranked.append(
+                    RankedLabel(
+                        label=labels[k],
+                        score=float(scores[n, k]),
+                        probability=float(meaning.probabilities[n, k]),
+                        grounded=grounded,
+                        num_seen=meaning.num_seen(grounded),
+                    )
                 )
-                for k in best
-            ]
             height, width = embedded.sizes[n].tolist()
-            results.append(Classification(name, height, width, tuple(ranked), len(labels)))
+            results.append(
+                Classification(
+                    name,
+                    height,
+                    width,
+                    tuple(ranked),
+                    len(labels),
+                    meaning.of_image(n, labels),
+                )
+            )
         return results
 
     def ground(
@@ -182,7 +205,7 @@ class Model:
             cosines = embedded.regions[n] @ wanted.T
             boxes = embedded.boxes_xyxy[n]
             height, width = embedded.sizes[n].tolist()
-            seen = _best_regions(phrases, cosines, boxes)
+            seen = best_regions(phrases, cosines, boxes)
             results.append(Grounding(name, height, width, tuple(seen), boxes, cosines))
         return results
 
@@ -220,7 +243,7 @@ class Model:
         boxes = None
         if features.boxes is not None:
             squares = cxcywh_to_xyxy(features.boxes[kept]).clip(0, 1)  # all that the model saw
-            boxes = _to_pixels(squares, windows, sizes)
+            boxes = to_pixels(squares, windows, sizes)
         whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(kept), 1, 1))
         return ImageEmbeddings(
             names=tuple(source.name(i) for i in kept),
@@ -228,7 +251,7 @@ class Model:
             image=features.image[kept],
             regions=None if features.regions is None else features.regions[kept],
             boxes_xyxy=boxes,
-            crop_xyxy=_to_pixels(whole, windows, sizes)[:, 0],
+            crop_xyxy=to_pixels(whole, windows, sizes)[:, 0],
             skipped=tuple(
                 Skipped(i, source.name(i), reason) for i, reason in sorted(source.failed.items())
             ),
@@ -353,7 +376,7 @@ class Model:
         """The texts of class k in image n, highest-scoring first."""
         if alpha == 1 or embedded.regions is None:
             whole = banks[DESCRIPTIONS].of_class(k) @ embedded.image[n]
-            view = _box(embedded.crop_xyxy[n])
+            view = pixel_box(embedded.crop_xyxy[n])
             seen = [
                 GroundedText(text, float(cosine), None, view)
                 for text, cosine in zip(texts.descriptions[k], whole, strict=True)
@@ -361,7 +384,7 @@ class Model:
         else:
             cosines = embedded.regions[n] @ banks[REGIONS].of_class(k).T
             boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
-            seen = _best_regions(texts.regions[k], cosines, boxes)
+            seen = best_regions(texts.regions[k], cosines, boxes)
         return tuple(sorted(seen, key=lambda one: -one.cosine))
 
     def _encode_texts(self, texts: Sequence[str], kind: str) -> Float[np.ndarray, "T E"]:
@@ -391,42 +414,3 @@ class Model:
         self._said.update(words)
         if words:
             self._say(tokenizer.unknown_words_note(words))
-
-
-def _best_regions(
-    texts: Sequence[str],
-    cosines: Float[np.ndarray, "Q T"],
-    boxes_xyxy: Float[np.ndarray, "Q 4"] | None,
-) -> list[GroundedText]:
-    """`boxes_xyxy`: None where the model's boxes were never trained."""
-    queries = cosines.argmax(axis=0)
-    boxes = None if boxes_xyxy is None else [_box(boxes_xyxy[query]) for query in queries]
-    return [
-        GroundedText(
-            text, float(cosines[query, t]), int(query), None if boxes is None else boxes[t]
-        )
-        for t, (text, query) in enumerate(zip(texts, queries, strict=True))
-    ]
-
-
-def _box(xyxy: Float[np.ndarray, "4"]) -> Box:
-    x0, y0, x1, y1 = xyxy.tolist()
-    return x0, y0, x1, y1
-
-
-def _to_pixels(
-    squares_xyxy: Float[np.ndarray, "N Q 4"],
-    windows: Sequence[Window],
-    sizes: Int[np.ndarray, "N 2"],
-) -> Float[np.ndarray, "N Q 4"]:
-    """Boxes in [0, 1] of the squares to pixels of the images of these heights and widths."""
-    boxes = np.empty_like(squares_xyxy)
-    for n, (window, (height, width)) in enumerate(zip(windows, sizes.tolist(), strict=True)):
-        scale = np.array([width, height, width, height], np.float32)
-        boxes[n] = window.to_image(squares_xyxy[n]) * scale
-    return boxes
-
-
-def _softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

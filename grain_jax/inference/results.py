@@ -55,8 +55,28 @@ class RankedLabel:
 
     label: str
     score: float  # cosines, mixed with alpha
-    probability: float  # softmax of the model's logit scale x score over all labels given
+    # Softmax of the model's logit scale x score over all labels given; calibrated where
+    # `Classification.calibrated` is not None.
+    probability: float
     grounded: tuple[GroundedText, ...]  # () by name alone
+    num_seen: int | None = None  # descriptions that a region shows; None where not calibrated
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration says of an image; None where it was not fitted to these labels."""
+
+    witness: float | None = None  # how much it looks like one label in particular
+    threshold: float | None = None  # of `witness`
+    label_set: tuple[str, ...] | None = None  # holds the true label at the rate `coverage`
+    coverage: float | None = None
+
+    @property
+    def none_of_these(self) -> bool | None:
+        """Whether it looks like none of the labels."""
+        if self.witness is None or self.threshold is None:
+            return None
+        return self.witness < self.threshold
 
 
 @dataclass(frozen=True)
@@ -68,10 +88,11 @@ class Classification:
     width: int
     ranked: tuple[RankedLabel, ...]
     num_labels: int  # given; `ranked` has the best of them
+    calibrated: Calibrated | None = None  # None: probabilities are the model's own
 
     @property
     def label(self) -> str:
-        """The best one."""
+        """The best one, also where the image looks like none of them."""
         return self.ranked[0].label
 
 

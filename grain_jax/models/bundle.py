@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 import grain_jax
 from grain_jax.config import TrainConfig
@@ -40,6 +41,13 @@ class ModelBundle:
     def has_boxes(self) -> bool:
         """Whether its boxes were trained."""
         return self.config.model.type == "grain" and self.learned.boxes
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines were multiplied by in training."""
+        limit = self.config.model.max_logit_scale
+        scale = float(np.exp(np.asarray(self.params["logit_scale"]).item()))
+        return min(max(scale, 1.0), limit)
 
     def metadata(self) -> dict[str, Any]:
         """`make_metadata` of this model, without the data that it was trained on."""

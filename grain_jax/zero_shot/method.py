@@ -83,6 +83,14 @@ class ClassBanks:
     def __getitem__(self, kind: str) -> TextBank:
         return self.banks[kind]
 
+    @property
+    def scoring(self) -> dict[str, str]:
+        """How texts and regions are combined, by the names of the settings."""
+        return {
+            "prompt_ensembling": self.prompt_ensembling,
+            "region_aggregation": self.region_aggregation,
+        }
+
     def get(self, kind: str) -> TextBank | None:
         """None where the model or the classes have no such texts."""
         return self.banks.get(kind)

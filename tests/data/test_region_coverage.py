@@ -260,7 +260,7 @@ def test_a_model_without_trained_regions_scores_the_whole_image():
 
 
 def test_predict_draws_no_box_and_says_so(tmp_path, capsys, monkeypatch):
-    def load(path, *, step, best, batch_size, note):
+    def load(path, *, step, best, batch_size, note, calibration):
         loaded = dataclasses.replace(toy_model().loaded, learned=NOTHING)
         return Model(loaded, batch_size=batch_size, note=note)
 

@@ -227,7 +227,8 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     `descriptions`, {label: [text, ...]}, labels are scored by their descriptions: `alpha` x score
     of the whole image + (1 - `alpha`) x score of the regions, each a mean over the descriptions.
     `alpha` is 0.5 by default, and 1 for a model with untrained regions. Texts are truncated and
-    padded as the model expects; there are no `tokenizer_kwargs`.
+    padded as the model expects; there are no `tokenizer_kwargs`. Where the model was calibrated,
+    scores are probabilities of its temperature for the method and alpha that it was fitted for.
 
     Embeddings of texts are cached until the weights, their type or their device change. Changes are
     detected by torch's version counter and a sample of each tensor, which miss a change of single
@@ -397,8 +398,16 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             scores = output.image_embeds @ prompts.T
         else:
             scores = self._description_scores(output, query)
-        logits = self.model.logit_factor() * scores
+        logits = self.model.logit_factor() / self._temperature(query) * scores
         return {"candidate_labels": labels, "logits": logits, "failed": failed}
+
+    def _temperature(self, query: Any) -> float:
+        """Of the model's calibration, where it was fitted for this method and alpha; else 1."""
+        fitted = getattr(self.model.config, "calibration", None)
+        asked = ("name", None) if query.counts is None else ("description", query.alpha)
+        if fitted is None or (fitted["method"], fitted["alpha"]) != asked:
+            return 1.0
+        return fitted["temperature"]
 
     def postprocess(self, model_outputs: Any) -> Any:
         """Labels with their scores, highest first; [] for an image that was skipped."""

@@ -1,0 +1,406 @@
+"""Fit what the scores of a model mean: probabilities, "none of these", sets of labels.
+
+  python -m grain_jax.calibrate --checkpoint=RUN --data=IMAGES     (labels.csv, or a folder a class)
+  python -m grain_jax.calibrate --checkpoint=RUN --data=IMAGES --unlabelled --labels="cat,dog"
+
+Writes calibration.json beside the checkpoint, which `python -m grain_jax.predict` and
+`grain_jax.load` then use. It is fitted to a part of the images and measured on the rest. What holds
+for which classes: `docs/evaluation.md`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import arg
+
+from grain_jax import runtime, slow_compile
+from grain_jax.buckets import in_bucket
+from grain_jax.command_line import (
+    OUT,
+    Best,
+    ExitStatus,
+    NotParsed,
+    OptionalCount,
+    OptionalPath,
+    OptionalText,
+    RequiredPath,
+    RunPath,
+    Step,
+    default_is,
+    end,
+    fraction,
+    one_of,
+    one_word,
+    parse,
+    progress_bar,
+    status_of,
+)
+from grain_jax.data.classification.class_names import BINDINGS, Binding
+from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
+from grain_jax.data.classification.image_folder import IMAGE_SUFFIXES, read_folder
+from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.records import ZeroShotSet
+from grain_jax.data.text_files import read_texts
+from grain_jax.data.tokenizer import WordTokenizer
+from grain_jax.disk import whole_file, write_whole
+from grain_jax.evaluation.calibration_fit import FitSettings, Fitted, encode_classes, fit
+from grain_jax.evaluation.details import describe_set
+from grain_jax.evaluation.report import versions
+from grain_jax.evaluation.results_file import check_place
+from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
+from grain_jax.inference.predictor import ALPHA, DESCRIPTION_METHODS
+from grain_jax.loading.calibration import calibration_place
+from grain_jax.loading.load import read_model
+from grain_jax.models.bundle import ModelBundle
+from grain_jax.predict import texts_of_option
+from grain_jax.terminal import escape_unprintable
+from grain_jax.visualize.reliability import Diagram, draw_reliability
+from grain_jax.zero_shot.calibration import SetRule, to_json
+
+METHODS = (*DESCRIPTION_METHODS, "name")
+OF_LABELLED = ("classes", "keep_names", "classes_by", "allow_equal_names")
+TRANSFER = (
+    "The temperature often holds for other classes and images and is not certain to; the "
+    "threshold, the sets, class_shift and seen_cosine hold for these classes by these texts, and "
+    "for images like these."
+)
+SHOWN = {  # metric -> its name on the screen, and whether it is a percentage
+    "accuracy": ("accuracy", True),
+    "mean_confidence": ("mean confidence", True),
+    "ece": ("calibration error (ECE)", True),
+    "adaptive_ece": ("adaptive ECE", True),
+    "nll": ("negative log-likelihood", False),
+    "coverage": ("sets that hold the label", True),
+    "set_size": ("labels in a set", False),
+}
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text!r} should be a number above 0")
+    return value
+
+
+def weight(text: str) -> float:
+    """A number of at least 0."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+
+
+def inner_fraction(text: str) -> float:
+    """A number between 0 and 1, neither of them."""
+    if (value := fraction(text)) in (0, 1):
+        raise ValueError(f"{text!r} should be between 0 and 1, neither of them")
+    return value
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `calibrate` takes."""
+
+    checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model
+    data: Annotated[RequiredPath, arg(metavar="IMAGES")]  # labelled images, or see --unlabelled
+    step: Step = None  # checkpoint of this step
+    best: Best = False  # the checkpoint that keep_best kept
+    unlabelled: bool = False  # --data is any folder of images: match the classes' frequencies
+    # with --unlabelled: "a,b,c", or a file as of predict; without, the keys of --descriptions
+    labels: OptionalText = None
+    # names: .json {label: name}, or a list in .json, .txt, .md#heading
+    classes: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # prompts with one "{}": .txt, .json or .md; file.json#key
+    templates: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # .json {class: [description, ...]}
+    descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
+    keep_names: bool = False  # leave underscores in names
+    # how a list of names is bound to labels
+    classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
+    allow_equal_names: bool = False  # classes may have the same name; their scores by name tie
+    # the method to calibrate: as it is used later
+    method: Annotated[
+        str | None, one_of(METHODS), default_is("description where there are any, else name")
+    ] = None
+    # weight of the whole image, 0 to 1
+    alpha: Annotated[float | None, one_word(fraction, "A"), default_is("0.5 with regions")] = None
+    # images of the classes that "none of these" may be said of
+    false_reject: Annotated[float, one_word(inner_fraction, "R")] = 0.05
+    # images of none of the classes, for the false-accept rate
+    outliers: Annotated[OptionalPath, arg(metavar="IMAGES")] = None
+    # of --outliers those that may be accepted; chooses the threshold in place of --false_reject
+    false_accept: Annotated[
+        float | None, one_word(inner_fraction, "R"), arg(help_behavior_hint="")
+    ] = None
+    region_weight: Annotated[float, one_word(weight, "W")] = 1.0  # of the best region in it
+    # of the softmax over cosines in it
+    none_temperature: Annotated[float, one_word(positive, "T")] = 1.0
+    coverage: Annotated[float, one_word(inner_fraction, "C")] = 0.9  # sets that hold the true label
+    # which labels a set takes: lac gives the smallest sets, aps larger ones of unsure images
+    sets: Annotated[SetRule, one_of(get_args(SetRule))] = "lac"
+    fit_fraction: Annotated[float, one_word(inner_fraction, "F")] = 0.5  # of the images, to fit to
+    batch_size: Annotated[OptionalCount, default_is("the run's")] = None  # images at once
+    # file to write
+    output: Annotated[
+        OptionalPath, OUT, arg(metavar="FILE"), default_is("calibration.json beside the checkpoint")
+    ] = None
+    overwrite: bool = False  # replace an earlier one
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    escape_unprintable()
+    try:
+        options = parse(Options, arguments, command="calibrate", description=__doc__)
+    except NotParsed as parsed:
+        return parsed.status
+    messages = Console(stderr=True)
+
+    def say(text: str, style: str | None = None) -> None:
+        messages.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    noted: set[str] = set()
+
+    def note(text: str) -> None:
+        if text not in noted:
+            noted.add(text)
+            say(f"Note: {text}")
+
+    try:
+        runtime.open_devices()
+        _check(options)
+        path = _place(options)
+        fitted, content = _calibrate(options, messages, note)
+        plot = _write(path, fitted, content)
+    except (ValueError, OSError) as error:
+        say(f"Error: {error}", style="red")
+        return status_of(error)
+    except KeyboardInterrupt:
+        say("Stopped; nothing was written.")
+        return ExitStatus.INTERRUPTED
+    _print(content, Console())
+    print(f"Written to {path}{f'; reliability: {plot}' if plot else ''}")
+    return ExitStatus.DONE
+
+
+def _check(options: Options) -> None:
+    """Refuses what does not go together, before anything is loaded."""
+    if options.unlabelled:
+        given = [name for name in OF_LABELLED if getattr(options, name) not in (None, False)]
+        if given:
+            raise ValueError(f"--{given[0]} goes with labelled images; leave out --unlabelled.")
+        if options.labels is None and options.descriptions is None:
+            raise ValueError("--unlabelled takes the classes: give --labels or --descriptions.")
+    elif options.labels is not None:
+        raise ValueError("--labels goes with --unlabelled; labelled images have their own.")
+    if options.false_accept is not None and options.outliers is None:
+        raise ValueError(
+            "--false_accept is of images of none of the classes; give some with --outliers."
+        )
+    if options.method == "name" and options.alpha is not None:
+        raise ValueError("--alpha weighs descriptions; leave it out with --method=name.")
+
+
+def _place(options: Options) -> Path:
+    """The file to write, and that it can be, with the plot beside it."""
+    place = options.output or calibration_place(options.checkpoint)
+    if place is None or in_bucket(place):
+        raise ValueError(
+            f"{options.checkpoint} is no folder or file of this machine to write a calibration "
+            "beside; give --output, and that file to predict with --calibration."
+        )
+    if place.suffix != ".json":
+        raise ValueError(f"--output={place} should end in .json.")
+    check_place("output", place, overwrite=options.overwrite)
+    check_place("output", _plot(place), overwrite=options.overwrite)
+    return place
+
+
+def _plot(path: Path) -> Path:
+    return path.with_suffix(".png")
+
+
+def _calibrate(
+    options: Options, messages: Console, note: Callable[[str], None]
+) -> tuple[Fitted, dict[str, Any]]:
+    loaded = read_model(options.checkpoint, step=options.step, best=options.best)
+    encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size)
+    dataset = (
+        _unlabelled(options, loaded, note) if options.unlabelled else _set(options, loaded, note)
+    )
+    described = any(dataset.descriptions.values())
+    method = options.method or (DESCRIPTION_METHODS[0] if described else "name")
+    if options.alpha is not None and (method == "name" or not loaded.has_regions):
+        raise ValueError(
+            "--alpha weighs the whole image against regions, and here there are no "
+            f"{'regions' if method != 'name' else 'descriptions'}; leave it out."
+        )
+    alpha = ALPHA if loaded.has_regions else 1.0
+    settings = FitSettings(
+        method=method,
+        alpha=alpha if options.alpha is None else options.alpha,
+        fit_fraction=options.fit_fraction,
+        coverage=options.coverage,
+        set_rule=options.sets,
+        false_reject=options.false_reject,
+        false_accept=options.false_accept,
+        region_weight=options.region_weight,
+        none_temperature=options.none_temperature,
+    )
+    if isinstance(encoder.tokenizer, WordTokenizer):
+        texts = [*dataset.class_names, *(t for d in dataset.descriptions.values() for t in d)]
+        words = dict.fromkeys(w for text in texts for w in encoder.tokenizer.unknown_words(text))
+        if words:
+            note(encoder.tokenizer.unknown_words_note(list(words)))
+    classes = encode_classes(loaded, dataset, settings, encoder.texts)
+    others = None if options.outliers is None else _image_files(options.outliers)
+    source = dataset.source
+    assert isinstance(source, ImageFiles)
+    fitted = fit(
+        loaded,
+        classes,
+        _features(encoder, source, messages, str(options.data)),
+        settings,
+        names=source.files,
+        labelled=not options.unlabelled,
+        outliers=None
+        if others is None
+        else _features(encoder, others, messages, str(options.outliers)),
+        outlier_names=() if others is None else others.files,
+        note=note,
+    )
+    report = {
+        "checkpoint": str(options.checkpoint),
+        "data": str(options.data.absolute()),
+        "set": describe_set(dataset),
+        "outliers": options.outliers and str(options.outliers.absolute()),
+        **fitted.report,
+        "transfer": TRANSFER,
+        "versions": versions(),
+    }
+    return fitted, to_json(fitted.calibration, report)
+
+
+def _set(options: Options, loaded: ModelBundle, note: Callable[[str], None]) -> ZeroShotSet:
+    return load_zero_shot(
+        options.data,
+        classes=options.classes or "",
+        templates=options.templates or "",
+        descriptions=options.descriptions or "",
+        default_templates=loaded.templates,
+        keep_names=options.keep_names,
+        classes_by=options.classes_by or BINDINGS[0],
+        allow_equal_names=options.allow_equal_names,
+        note=note,
+    )
+
+
+def _unlabelled(options: Options, loaded: ModelBundle, note: Callable[[str], None]) -> ZeroShotSet:
+    """The images, with class texts as `predict` reads them."""
+    labels = texts_of_option(options.labels, ",", "--labels")
+    described: dict[str, tuple[str, ...]] = {}
+    if options.descriptions is not None:
+        given = read_texts(options.descriptions)
+        if not labels and isinstance(given, dict):
+            labels = tuple(given)
+        names = {label: label for label in labels}
+        described = bind_descriptions(given, names, options.descriptions, "labels", note)
+    templates = tuple(loaded.templates)
+    if options.templates is not None:
+        templates = check_templates(read_texts(options.templates, "templates"), options.templates)
+    return ZeroShotSet(
+        name=folder_name(options.data),
+        source=_image_files(options.data),
+        class_names=labels,
+        templates=templates,
+        descriptions=described,
+    )
+
+
+def _image_files(folder: Path) -> ImageFiles:
+    """All images of a folder and its subfolders, without labels."""
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {str(folder)!r}; give a folder of images.")
+    files = tuple(read_folder(folder).images)
+    if not files:
+        raise ValueError(
+            f"{str(folder)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); give some."
+        )
+    return ImageFiles(folder, files, ("",) * len(files))
+
+
+def _features(encoder: Encoder, source: ImageFiles, messages: Console, name: str) -> ImageFeatures:
+    with (
+        progress_bar(messages, "images", state="compiling") as advance,
+        errors_about(repr(name)),
+    ):
+        return encoder.images(source, on_batch=lambda done: advance(done, len(source), ""))
+
+
+def _write(path: Path, fitted: Fitted, content: dict[str, Any]) -> Path | None:
+    """Writes the file, and the plot where there is one; returns the plot."""
+    plot = None
+    if fitted.reliability:
+        plot = _plot(path)
+        diagrams = [
+            Diagram(f"{when}: ECE {content['report'][when]['ece']['value']:.1%}", bins)
+            for when, bins in fitted.reliability
+        ]
+        with whole_file(plot) as partial:
+            draw_reliability(diagrams, partial)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(path, text + "\n", errors="backslashreplace")
+    return plot
+
+
+def _print(content: dict[str, Any], output: Console) -> None:
+    report = content["report"]
+    fitted = content["fitted_for"]
+    alpha = "" if fitted["alpha"] is None else f" at alpha {fitted['alpha']:g}"
+    title = f"{fitted['method']}{alpha}, {report['images']['held_out']:,} held-out images"
+    table = Table("metric", title=title, title_justify="left")
+    for column in ("before", "after", "95 %, after"):
+        table.add_column(column, justify="right")
+    if report["labelled"]:
+        for name, (shown, percent) in SHOWN.items():
+            style = "{:.1%}" if percent else "{:.3f}"
+            before, after = report["before"][name], report["after"][name]
+            interval = " to ".join(style.format(after[end]) for end in ("low", "high"))
+            table.add_row(
+                shown, style.format(before["value"]), style.format(after["value"]), interval
+            )
+    else:
+        before, after = (report[when]["prior_departure"] for when in ("before", "after"))
+        table.add_row("largest departure of a class", f"{before:.1%}", f"{after:.1%}", "")
+    none = report["none_of_these"]
+    for name, shown in (
+        ("false_reject", 'false "none of these"'),
+        ("false_accept", "outliers accepted"),
+    ):
+        if name in none:
+            low, high = (f"{none[name][end]:.1%}" for end in ("low", "high"))
+            table.add_row(shown, "", f"{none[name]['value']:.1%}", f"{low} to {high}")
+    if "auroc" in none:
+        alone, joined = f"{none['auroc_image_alone']:.3f}", f"{none['auroc']:.3f}"
+        table.add_row("AUROC, the image alone and with regions", alone, joined, "")
+    if "seen" in report:
+        for name, shown in (
+            ("of_the_class", "descriptions of the class that are seen"),
+            ("of_other_classes", "descriptions of other classes that are"),
+        ):
+            table.add_row(shown, "", f"{report['seen'][name]:.1%}", "")
+    output.print(table)
+    output.print(f"temperature {content['temperature']:.4g}", highlight=False)
+
+
+if __name__ == "__main__":
+    runtime.restart_with_huge_pages()
+    slow_compile.hide_alarm()
+    end(main())

@@ -1,0 +1,147 @@
+"""Whether probabilities hold: calibration error, likelihood, coverage of sets, with intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+NUM_BINS = 15
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+MAX_CELLS = 1 << 22  # of a block of resamples: bounds the memory
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was said of N images, and whether it was right."""
+
+    confidence: Float[np.ndarray, "N"]  # probability of the best label
+    correct: Float[np.ndarray, "N"]  # 1 / labels tied for best, where the true one is among them
+    nll: Float[np.ndarray, "N"]  # - log probability of the true label, natural
+    in_set: Bool[np.ndarray, "N"]  # whether the true label is in the set
+    set_size: Int[np.ndarray, "N"]
+
+
+def predictions(
+    probabilities: Float[np.ndarray, "N K"],
+    sets: Bool[np.ndarray, "N K"],
+    labels: Int[np.ndarray, "N"],
+) -> Predictions:
+    """How right probabilities and sets are; `labels` are the true ones."""
+    rows = np.arange(len(labels))
+    best = probabilities.max(axis=1)
+    tied = probabilities == best[:, None]
+    true = probabilities[rows, labels]
+    return Predictions(
+        confidence=best,
+        correct=tied[rows, labels] / tied.sum(axis=1),
+        nll=-np.log(np.maximum(true, np.finfo(np.float64).tiny)),
+        in_set=sets[rows, labels],
+        set_size=sets.sum(axis=1),
+    )
+
+
+def equal_width_bins(confidence: Float[np.ndarray, "N"], num_bins: int) -> Int[np.ndarray, "N"]:
+    """Bin of each confidence: ((i / B, (i + 1) / B], as Guo et al. 2017; 0 lies in the first."""
+    return np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+
+
+def equal_mass_bins(confidence: Float[np.ndarray, "N"], num_bins: int) -> Int[np.ndarray, "N"]:
+    """Bin of each confidence, with as many images in each as ties allow (the adaptive error)."""
+    edges = np.quantile(confidence, np.arange(1, num_bins) / num_bins)
+    return np.searchsorted(edges, confidence, side="left")
+
+
+def calibration_error(
+    confidence: Float[np.ndarray, "N"],
+    correct: Float[np.ndarray, "N"],
+    bins: Int[np.ndarray, "N"],
+) -> float:
+    """Expected calibration error in [0, 1]: over bins the fraction of images in one x the distance
+    of their accuracy from their mean confidence.
+    """
+    gaps = np.bincount(bins, weights=correct - confidence)
+    return float(np.abs(gaps).sum() / len(bins))
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def measure(found: Predictions, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Value]:
+    """Metrics of held-out images, with percentile bootstrap intervals over images.
+
+    The error of a small sample is above 0 for a calibrated model too, and resampling adds as much
+    again: its interval lies high, and the value may lie below it.
+    """
+    if len(found.confidence) == 0:
+        raise ValueError("There are no held-out images to measure on; give more images.")
+    count, gap = len(found.confidence), found.correct - found.confidence
+    means = {
+        "accuracy": found.correct,
+        "mean_confidence": found.confidence,
+        "nll": found.nll,
+        "coverage": found.in_set,
+        "set_size": found.set_size,
+    }
+    binned = {
+        "ece": equal_width_bins(found.confidence, NUM_BINS),
+        "adaptive_ece": equal_mass_bins(found.confidence, NUM_BINS),
+    }
+    # Every metric is of sums over images: of a value, or of the gap of those in each bin.
+    columns = np.concatenate(
+        [
+            np.stack(list(means.values()), axis=1).astype(np.float64),
+            *(gap[:, None] * (bins[:, None] == np.arange(NUM_BINS)) for bins in binned.values()),
+        ],
+        axis=1,
+    )
+
+    def metrics(times: np.ndarray) -> np.ndarray:
+        """The metrics of each row of [R, N] numbers of times that each image counts."""
+        sums = times @ columns / count
+        errors = np.abs(sums[:, len(means) :]).reshape(len(sums), len(binned), NUM_BINS).sum(axis=2)
+        return np.concatenate([sums[:, : len(means)], errors], axis=1)
+
+    generator = np.random.default_rng(seed)
+    step = max(1, MAX_CELLS // count)
+    drawn = [
+        metrics(generator.multinomial(count, np.full(count, 1 / count), size=size))
+        for size in (min(step, resamples - start) for start in range(0, resamples, step))
+    ]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
+    values = metrics(np.ones((1, count)))[0]
+    return {
+        name: Value(float(values[i]), float(low[i]), float(high[i]))
+        for i, name in enumerate((*means, *binned))
+    }
+
+
+def reliability(found: Predictions) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and number of images of each equal-width bin that has any."""
+    bins = equal_width_bins(found.confidence, NUM_BINS)
+    points = []
+    for each in np.unique(bins):
+        inside = bins == each
+        points.append(
+            (
+                float(found.confidence[inside].mean()),
+                float(found.correct[inside].mean()),
+                int(inside.sum()),
+            )
+        )
+    return points
+
+
+def separation(inside: Float[np.ndarray, "N"], outside: Float[np.ndarray, "M"]) -> float:
+    """AUROC: chance that a score of `inside` is above one of `outside`, a tie counting half."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([inside, outside]))[: len(inside)].sum()
+    return float((ranks - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside)))
