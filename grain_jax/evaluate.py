@@ -4,6 +4,7 @@
   python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, or a folder a class)
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
+  python -m grain_jax.evaluate grounding --checkpoint=RUN ...   (phrases, by published protocols)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -29,7 +30,7 @@ import jax
 from rich.console import Console
 from tyro.conf import arg
 
-from grain_jax import evaluate_compare, runtime, slow_compile
+from grain_jax import evaluate_compare, evaluate_grounding, runtime, slow_compile
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -78,7 +79,11 @@ from grain_jax.paths import absolute, local_path, user_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
-COMPARE = "compare"  # the word that compares two evaluations
+# The words that stand first for what is not an evaluation by all that data has.
+OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "compare": evaluate_compare.main,
+    "grounding": evaluate_grounding.main,
+}
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
@@ -140,8 +145,8 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] == COMPARE:
-        return evaluate_compare.main(arguments[1:])
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     escape_unprintable()
     try:
         options = parse_options(arguments)

@@ -67,6 +67,7 @@ MAINS = {
     "train": train.main,
     "evaluate": evaluate.main,
     "evaluate compare": lambda words: evaluate.main(["compare", *words]),
+    "evaluate grounding": lambda words: evaluate.main(["grounding", *words]),
     "predict": predict.main,
     "prepare": prepare.main,
     "export": export.main,

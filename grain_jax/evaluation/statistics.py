@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.evaluation.ranking import wilson_interval
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 MAX_CELLS = 1 << 22  # of a block of resamples: bounds the memory
@@ -79,6 +81,32 @@ def paired_difference(
         high=high,
         p_value=p_value,
     )
+
+
+def mean_interval(
+    values: Float[np.ndarray, "N"],
+    groups: Int[np.ndarray, "N"],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """95 % interval of a mean of values in [0, 1]: percentile bootstrap over groups.
+
+    Where every group has the same mean, as where all answers are right, that would be a single
+    number: Wilson's interval over as many trials as groups is taken. None with a single group.
+
+    Args:
+        values: how right each answer is.
+        groups: the image of each answer, a number.
+    """
+    _, groups = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(groups).astype(np.float64)  # [G]
+    sums = np.bincount(groups, weights=values, minlength=len(sizes))
+    if len(sizes) < 2:
+        return None
+    if np.ptp(sums / sizes) < 1e-12:
+        return wilson_interval(float(sums.sum() / sizes.sum()), len(sizes))
+    return _bootstrap(sums, sizes, generator=np.random.default_rng(seed), resamples=resamples)
 
 
 def _bootstrap(
