@@ -7,6 +7,7 @@
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
   python -m grain_jax.evaluate report A.json B.json             (a page on files of results)
   python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
+  python -m grain_jax.evaluate grounding --checkpoint=RUN ...   (phrases, by published protocols)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -23,7 +24,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -35,6 +36,7 @@ from tyro.conf import arg
 from grain_jax import (
     evaluate_compare,
     evaluate_compositional,
+    evaluate_grounding,
     evaluate_report,
     runtime,
     slow_compile,
@@ -92,9 +94,10 @@ from grain_jax.zero_shot.scorers import class_texts
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
 # Commands of their own behind a word: each takes the arguments that follow it.
-WORDS = {
+WORDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "compare": evaluate_compare.main,
     "compositional": evaluate_compositional.main,
+    "grounding": evaluate_grounding.main,
     "report": evaluate_report.main,
 }
 # Options that only one kind of figures looks at.

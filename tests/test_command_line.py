@@ -69,6 +69,7 @@ MAINS = {
     "evaluate compare": lambda words: evaluate.main(["compare", *words]),
     "evaluate report": lambda words: evaluate.main(["report", *words]),
     "calibrate": calibrate.main,
+    "evaluate grounding": lambda words: evaluate.main(["grounding", *words]),
     "predict": predict.main,
     "prepare": prepare.main,
     "export": export.main,

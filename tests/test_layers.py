@@ -31,6 +31,7 @@ ROWS = (
         "evaluate_report",
         "evaluate_compositional",
         "calibrate",
+        "evaluate_grounding",
         "predict",
         "prepare",
         "prepare_inspect",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.evaluation.grounding_protocol import unlike
 from grain_jax.evaluation.predictions import check_suffix
 from grain_jax.evaluation.statistics import Difference, holm, paired_difference
 
@@ -39,6 +40,7 @@ class Answers:
     questions: list[Answer] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
     choices: set[str] = field(default_factory=set)  # hashes of what they were chosen from, if known
+    protocols: set[str] = field(default_factory=set)  # of grounding, if known
 
 
 Predictions = Mapping[Measure, Answers]
@@ -68,6 +70,8 @@ def read_predictions(path: Path) -> Predictions:
         answers.correct.append(correct)
         if chosen_from := line.get("choices"):
             answers.choices.add(str(chosen_from))
+        if protocol := line.get("protocol"):
+            answers.protocols.add(str(protocol))
     return found
 
 
@@ -187,7 +191,9 @@ def _compared(
 ) -> list[Comparison]:
     found = []
     for one, other in pairs:
-        _check_choices(one, [*(p[one] for p in first), *(p[other] for p in second)])
+        answers = [*(p[one] for p in first), *(p[other] for p in second)]
+        _check_choices(one, answers)
+        _check_protocols(one, other, answers)
         questions = first[0][one].questions
         before, after = (
             np.stack([aligned(predictions[measure], questions, measure) for predictions in side])
@@ -222,6 +228,19 @@ def _check_choices(measure: Measure, answers: Sequence[Answers]) -> None:
             f"The answers on {measure.dataset!r} ({measure.method}) were chosen from different "
             "classes, texts or images, so their accuracies mean different things. Compare "
             "evaluations with the same ones."
+        )
+
+
+def _check_protocols(one: Measure, other: Measure, answers: Sequence[Answers]) -> None:
+    """Raises ValueError where grounding was measured by protocols that differ in more than what two
+    methods are compared for.
+    """
+    protocols = set.union(*(found.protocols for found in answers))
+    differing = unlike(protocols, but=() if one == other else ("feature",))
+    if differing:
+        raise ValueError(
+            f"The answers on {one.dataset!r} ({one.method}) are by unlike protocols of grounding, "
+            f"so their accuracies mean different things: {differing}. Evaluate both by the same."
         )
 
 

@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from grain_jax.boxes import pairwise_iou
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.disk import whole_file
+from grain_jax.evaluation.box_features import BoxAnswers
 from grain_jax.evaluation.grounding import Phrase, phrase_hits
+from grain_jax.evaluation.grounding_protocol import Protocol
 from grain_jax.evaluation.ranking import expected_recall
 from grain_jax.evaluation.retrieval import ranked
 from grain_jax.evaluation.zero_shot import OnScores
@@ -25,7 +27,7 @@ TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
     *("rank", "iou", "query", "box_xyxy", "true_xyxy", "top5", "choices"),
-    "probability",
+    *("probability", "protocol"),
 )
 SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or images to choose from
 
@@ -164,6 +166,7 @@ class PredictionsFile:
         chosen: Int[np.ndarray, "T"],
         chosen_xyxy: Float[np.ndarray, "T 4"],
         cosines: Float[np.ndarray, "T"],
+        protocol: Protocol,
     ) -> None:
         """A line for every phrase: the query that answers it, and the best IoU of its box."""
         hits = phrase_hits(chosen_xyxy, phrases)
@@ -181,6 +184,41 @@ class PredictionsFile:
                 query=int(chosen[row]),
                 box_xyxy=_box(chosen_xyxy[row]),
                 true_xyxy=[_box(box) for box in phrase.boxes],
+                protocol=protocol.text,
+            )
+
+    def grounding_answers(
+        self,
+        name: str,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        *,
+        protocol: Protocol,
+        answers: BoxAnswers,
+        iou: Float[np.ndarray, "T"],
+        correct: Float[np.ndarray, "T"],
+    ) -> None:
+        """A line for every query of a benchmark, numbered: the same words are asked more than once.
+
+        Boxes are in [0, 1] of the whole image, `ids` those of the queries' images.
+        """
+        for row, (image, text) in enumerate(zip(ids, texts, strict=True)):
+            line: dict[str, Any] = (
+                {} if answers.queries is None else {"query": int(answers.queries[row])}
+            )
+            self.write(
+                task="grounding",
+                set=name,
+                method=protocol.feature,
+                image=image,
+                text=text,
+                label=str(row),
+                score=_rounded(answers.cosines[row]),
+                correct=_rounded(correct[row]),
+                iou=_rounded(iou[row]),
+                box_xyxy=_box(answers.boxes_xyxy[row]),
+                protocol=protocol.text,
+                **line,
             )
 
     def write(self, **line: Any) -> None:

@@ -24,6 +24,7 @@ from grain_jax.evaluation.baselines import (
 )
 from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hits
+from grain_jax.evaluation.grounding_protocol import make_protocol
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
@@ -32,6 +33,7 @@ from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 BASELINE_IMAGES = 500  # training images that the constant boxes are fitted to
 TASKS = ("retrieval", "grounding")
+PHRASES = "each different description of an image, boxes as the model sees them"
 
 
 def evaluate(
@@ -155,6 +157,14 @@ def evaluate_grounding(
             chosen=chosen,
             chosen_xyxy=predicted[images, chosen],
             cosines=(features.regions[images, chosen] * embed).sum(axis=1),
+            protocol=make_protocol(
+                boxes="predicted",
+                truth="any",
+                feature="region",
+                preprocessing=encoder.preprocessing,
+                prompt="{}",
+                queries=PHRASES,
+            ),
         )
     accuracy = Result(
         dataset, "model", None, "phrase_accuracy", float(hits.mean()), n=len(truth.phrases)

@@ -26,7 +26,7 @@ from grain_jax.data.importers.item import (
 from grain_jax.data.records import Caption
 
 _PHRASE = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]+)*\s+([^\]]*)\]")
-_NOT_VISUAL = "0"
+NOT_VISUAL = "0"  # the chain of mentions of nothing that can be seen
 MAX_FILE_BYTES = 2**20
 
 
@@ -51,11 +51,11 @@ class Flickr30kEntities:
 
     def __getitem__(self, index: int) -> ImportedImage:
         name = self._ids[index]
-        sentences = _read(self._folder / "Sentences" / f"{name}.txt")
+        sentences = read_text(self._folder / "Sentences" / f"{name}.txt")
         captions, phrases = parse_sentences(sentences)
         place = self._folder / "Annotations" / f"{name}.xml"
         try:
-            size, boxes = parse_annotation(_read(place))
+            size, boxes = parse_annotation(read_text(place))
         except (ElementTree.ParseError, ValueError, AttributeError) as error:
             if isinstance(error, InvalidRecordError):
                 raise
@@ -90,7 +90,8 @@ class Flickr30kEntities:
         return digest.hexdigest()
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file. Raises `InvalidRecordError` where it is missing or too large."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InvalidRecordError(f"{path}: larger than {MAX_FILE_BYTES} bytes.")
@@ -99,14 +100,19 @@ def _read(path: Path) -> str:
         raise InvalidRecordError(f"{path}: {error.strerror}.") from None
 
 
+def mentions(sentence: str) -> list[tuple[str, str]]:
+    """Chain and words of every mention of a sentence, in order; words may be ""."""
+    return [(chain, phrase.strip()) for chain, phrase in _PHRASE.findall(sentence)]
+
+
 def parse_sentences(text: str) -> tuple[list[str], dict[str, list[str]]]:
     """The plain sentences, and the phrases of each chain, chains in order of first mention."""
     phrases: dict[str, list[str]] = {}
     captions = []
     for line in text.splitlines():
-        for chain, phrase in _PHRASE.findall(line):
-            if chain != _NOT_VISUAL and phrase.strip():
-                phrases.setdefault(chain, []).append(phrase.strip())
+        for chain, phrase in mentions(line):
+            if chain != NOT_VISUAL and phrase:
+                phrases.setdefault(chain, []).append(phrase)
         if plain := " ".join(_PHRASE.sub(r"\2", line).split()):
             captions.append(plain)
     return captions, phrases

@@ -123,7 +123,7 @@ class RefCoco:
                 raise InvalidRecordError(
                     f"{name!r} must be a whole number, got {shown(ref.get(name))}."
                 )
-        sentences = list(_sentences(ref.get("sentences")))
+        sentences = list(sentence_texts(ref.get("sentences")))
         self._images.setdefault(ref["image_id"], _Image()).refs.append((ref["ann_id"], sentences))
 
     def _read_instances(self) -> dict[int, Any]:
@@ -191,7 +191,8 @@ def _parquet_rows(path: Path) -> list[Any]:
     return rows
 
 
-def _sentences(given: Any) -> Iterator[str]:
+def sentence_texts(given: Any) -> Iterator[str]:
+    """The texts of the sentences of an expression. Raises `InvalidRecordError`."""
     if not isinstance(given, list):
         raise InvalidRecordError(f"'sentences' must be a list, got {shown(given)}.")
     for sentence in given:

@@ -1,0 +1,282 @@
+"""Phrase grounding of a checkpoint by published protocols: which box does a text choose?
+
+  python -m grain_jax.evaluate grounding --checkpoint=RUN --format=flickr30k_entities --data=DIR
+  python -m grain_jax.evaluate grounding --checkpoint=RUN --format=refcoco --data=DIR --split=val
+      --boxes=given --feature=region,crop
+
+Formats: flickr30k_entities, refcoco (and + and g, in JSON), coco (boxes by class name), fg_ovd,
+jsonl. The protocol is printed with the figures and kept with the results. See `docs/evaluation.md`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import jax
+from rich.console import Console
+from tyro.conf import arg
+
+from grain_jax import runtime
+from grain_jax.command_line import (
+    OUT,
+    Best,
+    ExitStatus,
+    NotParsed,
+    OptionalCount,
+    OptionalText,
+    RunPath,
+    Step,
+    default_is,
+    one_of,
+    one_word,
+    parse,
+    progress_bar,
+    status_of,
+)
+from grain_jax.config import MeshConfig
+from grain_jax.data.grounding.formats import FORMATS, load_grounding
+from grain_jax.data.grounding.queries import GroundingSet
+from grain_jax.evaluation import results_file
+from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.grounding_benchmark import Measured, measure_grounding
+from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
+from grain_jax.evaluation.grounding_tables import grounding_tables, left_out_notes
+from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
+from grain_jax.evaluation.report import hardware, versions
+from grain_jax.evaluation.tables import print_table
+from grain_jax.inference.encoder import Encoder
+from grain_jax.loading.load import read_model
+from grain_jax.parallel import processes
+from grain_jax.parallel.processes import ProcessOptions
+from grain_jax.parallel.sharding import make_mesh
+from grain_jax.paths import absolute, local_path
+from grain_jax.terminal import escape_unprintable
+
+COMMAND = "evaluate grounding"
+PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
+
+
+def features(text: str) -> tuple[str, ...]:
+    """Features with commas between them, each once."""
+    given = tuple(text.split(","))
+    if unknown := [name for name in given if name not in get_args(Feature)]:
+        raise ValueError(f"{unknown[0]!r} should be region, crop, or both with a comma")
+    if len(set(given)) < len(given):
+        raise ValueError(f"{text!r} names one twice")
+    return given
+
+
+_Path = Annotated[Path, one_word(local_path, "PATH")]
+_OptionalPath = Annotated[Path | None, one_word(local_path, "PATH")]
+_OptionalFile = Annotated[_OptionalPath, arg(metavar="FILE", help_behavior_hint="")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `evaluate grounding` takes."""
+
+    checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model
+    data: Annotated[_Path, arg(help_behavior_hint="(required)")]  # file or folder of annotations
+    format: Annotated[str, one_of(tuple(FORMATS)), arg(help_behavior_hint="(required)")]  # of it
+    # folder of the images
+    images: Annotated[_OptionalPath, default_is("where the format has them")] = None
+    split: OptionalText = None  # part of the data, such as test or testA
+    split_file: _OptionalFile = None  # list of image ids of Flickr30k Entities
+    # what a text chooses from: the model's boxes, or annotated ones
+    boxes: Annotated[BoxesOf, one_of(get_args(BoxesOf))] = "predicted"
+    # right: any of the text's boxes, or the rectangle around them all
+    protocol: Annotated[Truth, one_of(get_args(Truth))] = "any"
+    # of a box: region embedding, or the crop encoded as an image; both: region,crop
+    feature: Annotated[
+        tuple[Feature, ...], one_word(features, "FEATURE,..."), default_is("region")
+    ] = ("region",)
+    prompt: Annotated[str, one_word(str, "TEXT")] = "{}"  # what a text is put into
+    # wrong captions of an object of fg_ovd
+    negatives: Annotated[OptionalCount, default_is("all that it has")] = None
+    step: Step = None  # checkpoint of this step
+    best: Best = False  # the checkpoint that keep_best kept
+    batch_size: Annotated[OptionalCount, default_is("the run's")] = None  # images at once
+    # file of the results, JSON
+    output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
+    predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
+    overwrite: bool = False  # replace files of an earlier evaluation
+    processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command, without the word `grounding`; returns its exit status."""
+    escape_unprintable()
+    try:
+        options = parse(Options, arguments, command=COMMAND, description=__doc__)
+        processes.join_processes(options.processes)
+        runtime.open_devices()
+    except NotParsed as parsed:
+        return parsed.status
+    except ValueError as error:
+        return processes.refused(error)
+    messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
+    if not output.is_terminal:
+        output.width = PIPE_WIDTH
+    try:
+        with processes.errors_in_all():
+            check(options)
+            data = load(options)
+        report, measured, unwritten = evaluate(options, data, messages)
+    except (ValueError, OSError) as error:
+        say = functools.partial(_say_error, Console(stderr=True))
+        return processes.refused(error, status=status_of(error), say=say)
+    except KeyboardInterrupt:
+        messages.print("Stopped; nothing was written.")
+        return processes.interrupted()
+    except Exception as error:
+        processes.leave_over(error)
+        raise
+    if not processes.speaks():
+        return ExitStatus.DONE
+    for table in grounding_tables(measured):
+        print_table(table, output)
+    said = _write(options, report, messages)
+    if unwritten is not None:
+        _say_error(messages, f"the predictions could not be written: {unwritten}.")
+    elif options.predictions is not None:
+        said.append(f"Predictions: {options.predictions}")
+    for line in said:
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
+
+
+def check(options: Options) -> None:
+    """Refuses what cannot work, before anything is loaded. Raises ValueError."""
+    if options.prompt.count("{}") != 1:
+        raise ValueError(
+            f'--prompt={options.prompt!r} needs one "{{}}", where the text goes, as in "a photo of '
+            '{}".'
+        )
+    for name in ("output", "predictions"):
+        if (path := getattr(options, name)) is not None:
+            results_file.check_place(name, path, overwrite=options.overwrite)
+    if options.predictions is not None:
+        check_suffix(options.predictions)
+    if options.output is None:
+        results_file.default_folder(options.checkpoint)
+    elif options.predictions is not None and (
+        options.predictions.resolve() == options.output.resolve()
+    ):
+        raise ValueError("--output and --predictions name one file; give each its own.")
+
+
+def load(options: Options) -> GroundingSet:
+    """The queries that the options name. Raises ValueError."""
+    return load_grounding(
+        options.format,
+        options.data,
+        images=options.images,
+        split=options.split,
+        split_file=options.split_file,
+        negatives=options.negatives,
+    )
+
+
+def evaluate(
+    options: Options, data: GroundingSet, messages: Console
+) -> tuple[dict[str, Any], Measured, OSError | None]:
+    """The report, the figures, and why the predictions could not be written if they could not."""
+
+    def note(text: str) -> None:
+        messages.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    for sentence in left_out_notes(data.left_out):
+        note(sentence)
+    mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
+    loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
+    encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
+    with contextlib.ExitStack() as stack:
+        predictions = None
+        if options.predictions is not None and jax.process_index() == 0:
+            predictions = stack.enter_context(PredictionsFile(options.predictions))
+        advance = stack.enter_context(progress_bar(messages, "Crops", state=""))
+        measured = measure_grounding(
+            encoder,
+            data,
+            boxes=options.boxes,
+            truth=options.protocol,
+            features=options.feature,
+            prompt=options.prompt,
+            predictions=predictions,
+            on_crops=lambda done, total: advance(done, total, ""),
+        )
+    if encoder.truncated_texts:
+        note(
+            f"{encoder.truncated_texts} texts were longer than the "
+            f"{encoder.lengths['description']} tokens of a description of the run, and cut."
+        )
+    return (
+        make_report(options, data, measured, step=loaded.step),
+        measured,
+        (None if predictions is None else predictions.failure),
+    )
+
+
+def make_report(
+    options: Options, data: GroundingSet, measured: Measured, *, step: int | None
+) -> dict[str, Any]:
+    """What the result file has: figures with the protocol and the data they are of."""
+    queries = [
+        (data.images.ids[query.image], query.text, query.boxes_xyxy.tolist(), query.negatives)
+        for query in data.queries
+    ]
+    protocols = {name: dataclasses.asdict(one) for name, one in measured.protocols.items()}
+    report = {
+        "checkpoint": _named(options.checkpoint),
+        "step": step,
+        "data": _named(options.data),
+        "split": options.split,
+        "settings": {"format": options.format, "protocols": protocols},
+        "zero_shot_sets": {},
+        "splits": {
+            data.name: {
+                "images": len(data.images),
+                "queries": len(data.queries),
+                "boxes": sum(map(len, data.boxes)),
+                "left_out": data.left_out,
+                "queries_sha256": sha256_of(queries),
+            }
+        },
+    }
+    usage = {name: one.counts.tolist() for name, one in measured.usage.items()}
+    return report | {
+        "inputs_sha256": results_file.inputs_sha256(report),
+        "query_usage": usage,
+        "results": measured.results,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _write(options: Options, report: dict[str, Any], messages: Console) -> list[str]:
+    """What was written, as lines to print; [] and a message where it could not be."""
+    try:
+        path = options.output
+        if path is None:
+            what = "_".join(("grounding", options.boxes, options.protocol, *options.feature))
+            path = results_file.default_folder(options.checkpoint) / results_file.default_name(
+                options.checkpoint, report, data=options.data, tasks=what
+            )
+        path, new = results_file.write_results(report, path, overwrite=options.overwrite)
+    except (OSError, ValueError) as error:
+        _say_error(messages, f"the results could not be written: {error}. Give another --output.")
+        return []
+    return [f"Written to {path}" if new else f"{path} holds these results already."]
+
+
+def _named(path: Path) -> str:
+    """In full, so that it can be found from elsewhere; a name on the hub as it is."""
+    return str(absolute(path)) if path.exists() else str(path)
+
+
+def _say_error(messages: Console, text: str) -> None:
+    messages.print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
