@@ -28,6 +28,8 @@ ROWS = (
         "evaluate",
         "evaluate_compare",
         "evaluate_notes",
+        "evaluate_records",
+        "evaluate_several",
         "predict",
         "prepare",
         "prepare_inspect",
