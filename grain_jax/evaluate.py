@@ -4,6 +4,8 @@
   python -m grain_jax.evaluate --checkpoint=RUN --data=IMAGES   (labels.csv, a folder a class,
                                                      tars, Parquet tables, or tfds:NAME)
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
+  python -m grain_jax.evaluate --checkpoint=RUN --suite=grain11 --suite_data=FOLDER
+  python -m grain_jax.evaluate --checkpoint=A,B ...             (one table of several models)
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
   python -m grain_jax.evaluate report A.json B.json             (a page on files of results)
   python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
@@ -22,7 +24,6 @@ What every figure means is said in `docs/evaluation.md`.
 import contextlib
 import dataclasses
 import functools
-import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,23 +63,32 @@ from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
-from grain_jax.data.records import EvaluationSet, ZeroShotSet
-from grain_jax.data.source import data_source, open_source
-from grain_jax.data.tokenizer import WordTokenizer
-from grain_jax.evaluate_notes import named, note_choice, same_place
+from grain_jax.data.records import ZeroShotSet
+from grain_jax.data.source import data_source
+from grain_jax.evaluate_notes import (
+    named,
+    note_choice,
+    print_line,
+    print_side_by_side,
+    same_place,
+    say_error,
+    say_note,
+)
+from grain_jax.evaluate_records import chosen_tasks, evaluate_records
+from grain_jax.evaluate_several import OF_ONE, one_a_checkpoint
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
-    TASKS,
-    TrainingBoxes,
     evaluate,
-    evaluate_set,
     named_folders,
     score_zero_shot,
 )
+from grain_jax.evaluation.suite_file import read_suite
+from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite, open_suite
 from grain_jax.evaluation.tables import print_results
+from grain_jax.evaluation.unknown_words import unknown_words_note
 from grain_jax.inference.cached_encoder import AUTO, NO_CACHE, CachedEncoder, open_cache
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
@@ -108,6 +118,7 @@ OF_IMAGES = (
     *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
     *OF_NAMES,
 )
+OF_SUITE = ("suite_data", "allow_missing")
 OF_RECORDS = ("tasks",)
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
 
@@ -142,6 +153,11 @@ class Options:
     best: Best = False  # the checkpoint that keep_best kept
     # labelled images, or prepared records
     data: Annotated[_OptionalPath, default_is("the run's own")] = None
+    # sets that are measured together: a name, or a .toml or .json file (docs/evaluation.md)
+    suite: Annotated[OptionalText, arg(metavar="NAME")] = None
+    # one folder a set of the suite
+    suite_data: Annotated[_OptionalPath, default_is("beside the suite's file")] = None
+    allow_missing: bool = False  # leave out sets of the suite that are not there
     # of prepared records, and of images in tars, tables or TFDS
     split: Annotated[OptionalText, default_is("the run's evaluation split, or test")] = None
     # of prepared records: retrieval,grounding
@@ -198,8 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WORDS[arguments[0]](arguments[1:])
     escape_unprintable()
     try:
-        options = parse_options(arguments)
-        processes.join_processes(options.processes)
+        every = [parse_options(words) for words in one_a_checkpoint(arguments)]
+        processes.join_processes(every[0].processes)
         runtime.open_devices()
     except NotParsed as parsed:
         return parsed.status
@@ -208,34 +224,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
     if not output.is_terminal:
         output.width = evaluate_compare.PIPE_WIDTH
+    status, found = int(ExitStatus.DONE), []
     try:
         with processes.errors_in_all():
-            _check(options)
-        report, headline, unwritten, embedded = _evaluate(options, messages)
+            suite = _check_all(every, note=functools.partial(say_note, messages))
+        for options in every:
+            report, headline, unwritten, embedded = _evaluate(options, suite, messages)
+            found.append(report["results"])
+            if processes.speaks():
+                alone = len(every) == 1 and suite is None
+                shown = functools.partial(print_results, report["results"], headline=headline)
+                tables = shown if alone else None
+                status = max(status, _finish(options, report, unwritten, tables, output, messages))
+                print_line(output, embedded)
     except (ValueError, OSError) as error:
-        say = functools.partial(_say_error, Console(stderr=True))
+        say = functools.partial(say_error, Console(stderr=True))
         return processes.refused(error, status=status_of(error), say=say)
     except KeyboardInterrupt:
-        messages.print("Stopped; nothing was written.")
+        written = f"the results of {len(found)} checkpoints were" if found else "nothing was"
+        messages.print(f"Stopped; {written} written.")
         return processes.interrupted()
     except Exception as error:
         processes.leave_over(error)
         raise
-    if not processes.speaks():
-        return ExitStatus.DONE
+    if processes.speaks() and (len(every) > 1 or suite is not None):
+        print_side_by_side([options.checkpoint for options in every], found, suite, output)
+    return status
+
+
+def _finish(
+    options: Options,
+    report: dict[str, Any],
+    unwritten: OSError | None,
+    tables: Callable[[Console], None] | None,
+    output: Console,
+    messages: Console,
+) -> int:
+    """Prints the tables, if any, and writes the results of one model; returns the exit status."""
     try:
-        print_results(report["results"], output, headline=headline)
+        if tables is not None:
+            tables(output)
     finally:  # also where the reader of a pipe has gone
         said = write_results(options, report, messages)
         if unwritten is not None:
-            _say_error(
+            say_error(
                 messages,
                 f"the predictions could not be written: {unwritten}. Give another --predictions.",
             )
         elif said and options.predictions:
             said.append(f"Predictions: {options.predictions}")
-    for line in (*said, embedded):
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in said:
+        print_line(output, line)
     return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 
 
@@ -244,14 +283,37 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
     return parse(Options, arguments, command="evaluate", description=__doc__)
 
 
+def _check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> OpenedSuite | None:
+    """Refuses what does not apply, before anything is loaded; opens the suite, if one is given."""
+    first = every[0]
+    if len(every) > 1 and (given := [name for name in OF_ONE if getattr(first, name) is not None]):
+        raise ValueError(
+            f"--{given[0]} names one file, and {len(every)} checkpoints are given; leave it out, "
+            "or run the command once for each."
+        )
+    for options in every:
+        _check(options)
+    if first.suite is None:
+        _refuse(first, OF_SUITE, "--suite")
+        return None
+    suite = read_suite(first.suite)
+    if not suite.images:
+        _refuse(first, ZERO_SHOT, "labelled images, which this suite has not")
+    return open_suite(
+        suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
+    )
+
+
 def _check(options: Options) -> None:
-    """Refuses what does not apply, before anything is loaded."""
-    kind = _kind(options.data)
+    """Refuses what does not apply to one model."""
+    kind = _kind(options)
+    if kind == "suite" and options.data is not None:
+        raise ValueError("--suite and --data both say what to measure; give one of them.")
     if kind != "records":
         _refuse(options, OF_RECORDS, "prepared records")
     if kind != "images":
         _refuse(options, (*OF_IMAGES, *OF_STORED), "labelled images")
-    if kind == "own":
+    if kind in ("own", "suite"):
         _refuse(options, ("split",), "prepared records or labelled images")
     if kind == "records":
         _refuse(options, (*ZERO_SHOT, "methods"), "zero-shot classification")
@@ -261,18 +323,22 @@ def _check(options: Options) -> None:
     if options.predictions is not None:
         check_suffix(options.predictions)
     if kind == "records":
-        _tasks(options)
+        chosen_tasks(options.tasks)
     if options.output is None:
         results_file.default_folder(options.checkpoint)
     elif options.predictions is not None and same_place(options.predictions, options.output):
         raise ValueError("--output and --predictions name one file; give each its own.")
 
 
-def _kind(data: Path | None) -> str:
-    """What --data names: nothing, so the run's "own" suite; "records" or "images"."""
-    if data is None:
+def _kind(options: Options) -> str:
+    """What is measured: the run's "own" sets, a "suite", or what --data names: "records" or
+    "images".
+    """
+    if options.suite is not None:
+        return "suite"
+    if options.data is None:
         return "own"
-    return "records" if (data / "dataset_info.json").exists() else "images"
+    return "records" if (options.data / "dataset_info.json").exists() else "images"
 
 
 def _refuse(options: Options, names: Sequence[str], needs: str) -> None:
@@ -281,15 +347,12 @@ def _refuse(options: Options, names: Sequence[str], needs: str) -> None:
 
 
 def _evaluate(
-    options: Options, messages: Console
+    options: Options, suite: OpenedSuite | None, messages: Console
 ) -> tuple[dict[str, Any], str, OSError | None, str]:
     """The report, its headline, why the predictions could not be written if they could not, and
     what of the embeddings was cached.
     """
-
-    def note(text: str) -> None:
-        messages.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
-
+    note = functools.partial(say_note, messages)
     with processes.errors_in_all():
         store = open_cache(options.cache or AUTO, max_gib=options.cache_gib)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
@@ -300,10 +363,12 @@ def _evaluate(
         for name in (*ZERO_SHOT, "batch_size")
         if getattr(options, name) is not None
     }
+    if suite is not None and suite.suite.alphas:
+        settings = {"alphas": suite.suite.alphas} | settings
     config = dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, **settings)
     )
-    kind, split = _kind(options.data), options.split
+    kind, split = _kind(options), options.split
     labelled = named_folders(config, final=True)
     if kind == "own" and config.data.dataset == "tfds" and not labelled:
         if not config.data.data_dir:
@@ -320,9 +385,9 @@ def _evaluate(
         note(f"{lacking} regions: --alphas and --region_aggregation change none of its figures.")
     if options.best:
         of_records = split if kind == "records" else None
-        note_choice(
-            loaded.config, data=options.data, split=of_records, labelled=labelled, note=note
-        )
+        measured = [(options.data, of_records)] if suite is None else suite.places
+        for data, part in measured:
+            note_choice(loaded.config, data=data, split=part, labelled=labelled, note=note)
     encoder = Encoder.from_bundle(dataclasses.replace(loaded, config=config), mesh=mesh)
     if store is not None:
         encoder = CachedEncoder.of(encoder, store, note=note)
@@ -340,9 +405,23 @@ def _evaluate(
                 raise ValueError(
                     "This run has no evaluation split or images of its own; give --data."
                 )
+        elif suite is not None:
+            results = evaluate_suite(
+                encoder,
+                suite,
+                config,
+                templates=loaded.templates,
+                methods=options.methods,
+                note=note,
+                details=details,
+            )
         elif kind == "records":
+            assert options.data is not None
             assert split is not None
-            results = _records(encoder, config, options, split, details)
+            tasks = chosen_tasks(options.tasks)
+            results = evaluate_records(
+                encoder, config, options.data, split, tasks=tasks, details=details
+            )
         else:
             results = _images(options, encoder, config, loaded.templates, note, details)
     if encoder.truncated_texts:
@@ -354,12 +433,13 @@ def _evaluate(
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
     given = (*OF_NAMES, *OF_STORED, "methods")
     shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
+    shown |= {} if suite is None else {"suite": suite.described()}
     report = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
-        "data": named(options.data) if options.data else "the run's own",
+        "data": named(options.data) if options.data else options.suite or "the run's own",
         "split": split,
-        "settings": shown if kind != "records" else {"tasks": list(_tasks(options))},
+        "settings": {"tasks": list(chosen_tasks(options.tasks))} if kind == "records" else shown,
         "zero_shot_sets": details.zero_shot_sets,
         "splits": details.splits,
     }
@@ -370,10 +450,10 @@ def _evaluate(
         "versions": versions(),
         "hardware": hardware(),
     }
-    data = data_source(config.data, image_size=encoder.preprocessing.image_size)
+    of_run = data_source(config.data, image_size=encoder.preprocessing.image_size)
     failure = details.predictions.failure if details.predictions else None
     embedded = encoder.summary() if isinstance(encoder, CachedEncoder) else NO_CACHE
-    return report, data.headline(results), failure, embedded
+    return report, of_run.headline(results), failure, embedded
 
 
 def _images(
@@ -404,11 +484,8 @@ def _images(
     )
     if not any(dataset.descriptions.values()):
         _refuse(options, OF_DESCRIPTIONS, "descriptions, which these images lack (--descriptions)")
-    if isinstance(encoder.tokenizer, WordTokenizer):
-        texts = [*dataset.class_names, *itertools.chain(*dataset.descriptions.values())]
-        unknown = encoder.tokenizer.unknown_words
-        if words := list(dict.fromkeys(word for text in texts for word in unknown(text))):
-            note(encoder.tokenizer.unknown_words_note(words))
+    if unknown := unknown_words_note(encoder.tokenizer, dataset):
+        note(unknown)
     has_regions = config.model.type == "grain" and encoder.learned.regions
     _note_left_out(options, dataset, note, has_regions=has_regions)
     return score_zero_shot(
@@ -436,63 +513,21 @@ def _note_left_out(
         note(text)
 
 
-def _tasks(options: Options) -> tuple[str, ...]:
-    """Raises ValueError for an unknown one."""
-    tasks = tuple(options.tasks.split(",")) if options.tasks else TASKS
-    if unknown := [task for task in tasks if task not in TASKS]:
-        raise ValueError(
-            f"Prepared records can be asked for {' and '.join(TASKS)}, not {unknown[0]!r}; "
-            "zero-shot classification takes labelled images."
-        )
-    return tasks
-
-
-def _records(
-    encoder: Encoder,
-    config: TrainConfig,
-    options: Options,
-    split: str,
-    details: ResultDetails,
-) -> list[Result]:
-    folder, tasks = options.data, _tasks(options)
-    data = dataclasses.replace(config.data, dataset="tfds", data_dir=str(folder))
-    size = encoder.preprocessing.image_size
-    held_out = EvaluationSet(split, f"Split {split!r}", open_source(data, split, image_size=size))
-    try:
-        training = open_source(data, data.train_split, image_size=size)
-        boxes = TrainingBoxes(lambda: training, encoder)
-    except ValueError:  # a folder of test data only: no boxes to fit the baseline to
-        boxes = None
-    results = evaluate_set(
-        encoder, held_out, config, final=True, tasks=tasks, training=boxes, details=details
-    )
-    if not results:
-        raise ValueError(
-            f"Split {split!r} of {str(folder)!r} and this model have nothing to compare for "
-            f"{' and '.join(tasks)}: retrieval needs captions, grounding boxes and a GRAIN model "
-            "whose boxes were trained."
-        )
-    return results
-
-
 def write_results(options: Options, report: dict[str, Any], messages: Console) -> list[str]:
     """What was written, as lines to print; [] and a message where it could not be."""
     try:
         path = options.output
         if path is None:
             folder = results_file.default_folder(options.checkpoint)
+            data = options.data if options.suite is None else Path(options.suite).with_suffix("")
             path = folder / results_file.default_name(
-                options.checkpoint, report, data=options.data, tasks=options.tasks or ""
+                options.checkpoint, report, data=data, tasks=options.tasks or ""
             )
         path, new = results_file.write_results(report, path, overwrite=options.overwrite)
     except (OSError, ValueError) as error:
-        _say_error(messages, f"the results could not be written: {error}. Give another --output.")
+        say_error(messages, f"the results could not be written: {error}. Give another --output.")
         return []
     return [f"Written to {path}" if new else f"{path} holds these results already."]
-
-
-def _say_error(messages: Console, text: str) -> None:
-    messages.print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
 """What `python -m grain_jax.evaluate` says about the places that it was given."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from grain_jax.config import TrainConfig
+from grain_jax.evaluation.side_by_side import column_titles, side_by_side
 from grain_jax.evaluation.suite import best_metric_name
+from grain_jax.evaluation.suite_sets import OpenedSuite
+from grain_jax.evaluation.tables import print_table
 from grain_jax.paths import absolute, user_path
+from grain_jax.results import Result
 
 
 def same_place(first: Path, second: Path) -> bool:
@@ -44,3 +50,31 @@ def note_choice(
             f"--best is the checkpoint with the highest {metric}, so figures of {chosen_on!r} "
             "flatter it; compare models on data that chose none of them."
         )
+
+
+def say_note(messages: Console, text: str) -> None:
+    """A sentence that a reader of the metrics should know."""
+    print_line(messages, f"Note: {text}")
+
+
+def say_error(messages: Console, text: str) -> None:
+    """What ends the command, or what it could not write."""
+    messages.print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_line(output: Console, text: str) -> None:
+    """As it is, never broken."""
+    output.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_side_by_side(
+    models: Sequence[Path],
+    results: Sequence[Sequence[Result]],
+    suite: OpenedSuite | None,
+    output: Console,
+) -> None:
+    """One table of several models, or of a suite."""
+    titles = column_titles(models)
+    metrics, note = (None, "") if suite is None else (suite.metrics, suite.suite.note)
+    by_model = dict(zip(titles, results, strict=True))
+    print_table(side_by_side(by_model, metrics=metrics, note=note), output)

@@ -23,7 +23,7 @@ from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 @pytest.mark.parametrize(
     ("main", "twice"),
     [
-        (evaluate.main, ["--checkpoint=a", "--checkpoint=b"]),
+        (evaluate.main, ["--checkpoint=a", "--data=a", "--data=b"]),
         (evaluate.main, ["--checkpoint=a", "--step=1", "--step=2"]),
         (predict.main, ["x.png", "--checkpoint=a", "--labels=a", "--labels=b"]),
         (predict.main, ["x.png", "--checkpoint=a", "--batch_size=1", "--batch-size=2"]),

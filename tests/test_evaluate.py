@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -596,12 +597,95 @@ def test_results_are_kept_where_predictions_find_the_disk_full(
     assert not list(tmp_path.glob("*all*"))
 
 
-def test_two_runs_at_once_are_refused(run, capsys):
-    assert evaluate.main([f"--checkpoint={run.folder}", "--checkpoint", "other"]) == 2
-    printed = " ".join(capsys.readouterr().err.split())
-    assert f"--checkpoint is given twice, '{run.folder}' and 'other'" in printed
-    assert "run the command once for each" in printed
+@pytest.fixture
+def two_runs(run, tmp_path, monkeypatch):
+    """A second run beside the first, whose model sees no red, and red in green."""
+    other = tmp_path / "other"
+    (other / "checkpoints" / "7").mkdir(parents=True)
+    load = evaluate.read_model
+
+    class Mistaken(ToyModel):
+        def encode_images(self, images, *, train=False):
+            output = super().encode_images(images, train=train)
+            return dataclasses.replace(output, image_embed=output.image_embed[:, [1, 1, 2]])
+
+    def load_either(path, **options):
+        loaded = load(run.folder, **options)
+        return dataclasses.replace(loaded, model=Mistaken()) if path == other else loaded
+
+    monkeypatch.setattr(evaluate, "read_model", load_either)
+    return run.folder, other
+
+
+def test_several_checkpoints_are_one_table_and_a_file_each(two_runs, images, capsys):
+    first, other = two_runs
+    given = [f"--checkpoint={first}", f"--checkpoint={other}", f"--data={images}"]
+    assert evaluate.main(given) == 0
+    printed = plain(capsys.readouterr().out)
+    assert re.search(r"colours name top-1 100.0 ± \S+ 61.1 ± ", printed)
+    assert printed.count("Written to") == 2
+    assert stored_results(written(first))["colours/name"] == 1.0
+    mistaken = (1 / 3 + 1 / 2 + 1) / 3  # red is nothing to it, green is red as well
+    assert stored_results(written(other))["colours/name"] == pytest.approx(mistaken)
+
+
+def test_a_file_of_one_model_is_refused_for_several(two_runs, images, tmp_path, capsys, run):
+    given = [f"--checkpoint={two_runs[0]},{two_runs[1]}", f"--data={images}"]
+    assert evaluate.main([*given, f"--output={tmp_path / 'a.json'}"]) == 2
+    assert "--output names one file, and 2 checkpoints" in capsys.readouterr().err
     assert run.asked == []
+
+
+@pytest.fixture
+def suite(images):
+    path = images.parent / "mine.toml"
+    path.write_text(
+        'note = "Of colours."\nalphas = [0.25]\n[[images]]\nname = "colours"\nnum_images = 3\n'
+        '[[images]]\nname = "absent"\n'
+    )
+    return path
+
+
+def test_a_suite_is_measured_with_what_it_has(run, suite, capsys):
+    given = [f"--checkpoint={run.folder}", f"--suite={suite}"]
+    assert evaluate.main(given) == 2
+    assert f"absent: no folder '{suite.parent / 'absent'}'" in capsys.readouterr().err
+    assert run.asked == []
+    assert evaluate.main([*given, "--allow_missing"]) == 0
+    printed = plain(capsys.readouterr().out)
+    assert "average over 1 of 2 sets" in printed
+    assert "Of colours." in printed
+    path = written(run.folder, "evaluation_mine_step7_")
+    results = stored_results(path)
+    assert results["colours/description/alpha0.25"] == 1.0
+    assert results["mine/name/average"] == 1.0
+    report = json.loads(path.read_text())
+    assert report["settings"]["suite"]["missing"] == ["absent"]
+    assert report["settings"]["alphas"] == [0.25]
+    assert evaluate.main([*given, "--allow_missing", "--alphas=0.75"]) == 0  # the user's go first
+    assert "alpha 0.75" in plain(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=."], "--suite and --data both say what to measure"),
+        (["--templates=a.txt"], "--templates goes with labelled images"),
+        (["--tasks=retrieval"], "--tasks goes with prepared records"),
+        (["--suite_data=nowhere"], "2 of the 2 sets of suite 'mine' are missing"),
+    ],
+)
+def test_what_does_not_go_with_a_suite_is_refused(run, suite, arguments, message, capsys):
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--suite={suite}", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert run.asked == []
+
+
+def test_options_of_suites_need_one(run, capsys):
+    assert evaluate.main([f"--checkpoint={run.folder}", "--allow_missing"]) == 2
+    assert "--allow_missing goes with --suite" in capsys.readouterr().err
+    assert evaluate.main([f"--checkpoint={run.folder}", "--suite=grain12"]) == 2
+    assert "did you mean 'grain11'" in capsys.readouterr().err
 
 
 def test_a_checkpoint_chosen_on_labelled_images_is_flattered_by_them(run, images, capsys):

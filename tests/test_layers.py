@@ -32,6 +32,8 @@ ROWS = (
         "evaluate_compositional",
         "calibrate",
         "evaluate_grounding",
+        "evaluate_records",
+        "evaluate_several",
         "predict",
         "prepare",
         "prepare_inspect",

@@ -1,0 +1,157 @@
+"""A suite on folders of the toy model's images."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from toy_encoder import half, make_image, toy_encoder
+
+from grain_jax.config import EvaluationConfig, TrainConfig
+from grain_jax.data.records import Caption, Record, Region
+from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
+from grain_jax.evaluation.details import ResultDetails
+from grain_jax.evaluation.suite_file import read_suite
+from grain_jax.evaluation.suite_sets import averages, evaluate_suite, open_suite
+from grain_jax.results import Result
+
+SUITE = """
+[[images]]
+name = "right"
+num_classes = 3
+num_images = 3
+
+[[images]]
+name = "wrong"
+metric = "per_class"
+templates = "templates.txt"
+
+[[images]]
+name = "apart"
+in_average = false
+
+[[records]]
+name = "photographs"
+split = "dev"
+num_images = 2
+"""
+CONFIG = TrainConfig(evaluation=EvaluationConfig(alphas=(1.0, 0.5)))
+
+
+def png(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(make_image(colour, "blue", "green")).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_records(folder: Path) -> None:
+    folder.mkdir()
+    own = [
+        Record(f"dev{i}", png(colour), (Caption(f"a {colour} thing"),), (Region(half(0), "blue"),))
+        for i, colour in enumerate(("red", "green"))
+    ]
+    shard = write_shard(shard_path(folder, "dev", 0, 1), [encode_record(one) for one in own])
+    write_metadata(folder, {"dev": shard})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images of "wrong" show another colour than their label says, but for red ones."""
+    other = {"red": "red", "green": "blue", "blue": "green"}
+    for name in ("right", "wrong", "apart"):
+        for colour, shown in other.items():
+            (tmp_path / name / colour).mkdir(parents=True)
+            image = png(shown if name == "wrong" else colour)
+            (tmp_path / name / colour / "1.png").write_bytes(image)
+    write_records(tmp_path / "photographs")
+    (tmp_path / "templates.txt").write_text("one {}\n", encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(SUITE, encoding="utf-8")
+    return tmp_path
+
+
+def values(results, dataset: str) -> dict:
+    return {(r.method, r.alpha, r.metric): r.value for r in results if r.dataset == dataset}
+
+
+def test_every_set_is_measured_and_averaged_by_its_own_metric(folder):
+    opened = open_suite(read_suite(str(folder / "mine.toml")))
+    details = ResultDetails()
+    results = evaluate_suite(
+        toy_encoder(), opened, CONFIG, templates=("a {} thing",), details=details
+    )
+    assert values(results, "right")["name", None, "top1"] == 1.0
+    assert values(results, "wrong")["name", None, "per_class"] == pytest.approx(1 / 3)
+    assert values(results, "photographs")["retrieval", None, "mean_R@1"] == 1.0
+    assert "phrase_accuracy" in {metric for *_, metric in values(results, "photographs")}
+    mine = values(results, "mine")
+    assert mine["name", None, "average"] == pytest.approx((1 + 1 / 3) / 2)
+    assert mine["name", None, "average_expected_sets"] == 2
+    assert {key[0] for key in mine} == {"name"}  # of records there is one set: no average
+    texts = {name: each["templates"]["texts"] for name, each in details.zero_shot_sets.items()}
+    assert texts == {"right": ["a {} thing"], "wrong": ["one {}"], "apart": ["a {} thing"]}
+    assert opened.metrics["wrong"] == "per_class"
+
+
+def test_missing_sets_are_all_named_before_anything_is_read(folder):
+    suite = read_suite(str(folder / "mine.toml"))
+    with pytest.raises(ValueError, match=r"4 of the 4 sets(?s:.*)right: no(?s:.*)photographs: no"):
+        open_suite(suite, suite_data=folder / "nowhere", allow_missing=True)
+    (folder / "wrong").rename(folder / "gone")
+    with pytest.raises(ValueError, match=r"1 of the 4 sets(?s:.*)wrong: no folder"):
+        open_suite(suite)
+    noted = []
+    opened = open_suite(suite, allow_missing=True, note=noted.append)
+    assert noted == ["1 of the 4 sets of suite 'mine' are missing and left out: wrong."]
+    assert opened.described()["missing"] == ["wrong"]
+    results = evaluate_suite(toy_encoder(), opened, CONFIG, templates=("{}",))
+    average = next(r for r in results if r.metric == "average")
+    assert (average.value, average.n) == (1.0, 1)
+    expected = next(r for r in results if r.metric == "average_expected_sets")
+    assert expected.value == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("num_classes = 3", "num_classes = 4", "has 3 classes, and 4 were expected"),
+        ("num_images = 3", "num_images = 5000", "has 3 images, and 5,000 were expected"),
+        ("num_images = 2", "num_images = 1", "'photographs'.* has 2 images, and 1 were"),
+        ('split = "dev"', 'split = "test"', "'photographs' of suite 'mine'.*has no split 'test'"),
+        ('name = "apart"', 'name = "apart"\ndata = "photographs"', "list it under"),
+    ],
+)
+def test_another_set_than_expected_is_refused(folder, before, after, message):
+    path = folder / "mine.toml"
+    path.write_text(SUITE.replace(before, after), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        open_suite(read_suite(str(path)), note=lambda text: None)
+
+
+def test_a_method_is_averaged_over_the_sets_that_have_it(folder):
+    opened = open_suite(read_suite(str(folder / "mine.toml")))
+    results = [
+        Result("right", "name", None, "top1", 0.5),
+        Result("right", "random", None, "top1", 0.3),
+        Result("right", "description", 0.5, "top1", 0.8),
+        Result("wrong", "name", None, "per_class", 0.7),
+        Result("wrong", "name", None, "top1", 0.1),  # another metric is this set's
+        Result("apart", "name", None, "top1", 0.0),
+    ]
+    found = {r.identity[1:]: (r.value, r.n) for r in averages(opened, results)}
+    assert found["name", None, "average"] == (pytest.approx(0.6), 2)
+    assert found["description", 0.5, "average"] == (pytest.approx(0.8), 1)
+    assert found["description", 0.5, "average_expected_sets"] == (2.0, None)
+    assert len(found) == 4
+
+
+def test_methods_of_a_set_go_before_those_of_the_suite(folder):
+    path = folder / "mine.toml"
+    text = 'methods = ["description"]\n' + SUITE.replace(
+        'name = "right"', 'name = "right"\nmethods = ["name"]'
+    )
+    path.write_text(text, encoding="utf-8")
+    opened = open_suite(read_suite(str(path)))
+    encoder = toy_encoder()
+    results = evaluate_suite(encoder, opened, CONFIG, templates=("{}",))
+    assert {key[0] for key in values(results, "right")} == {"random", "dataset", "name"}
+    assert {key[0] for key in values(results, "apart")} == {"random", "dataset"}
