@@ -566,10 +566,22 @@ def test_every_answer_can_be_had_and_their_mean_is_the_figure(
     top = json.loads(one["top5"]) if suffix == "csv" else one["top5"]
     assert top[0][0] == "red"
     assert len(top) == 3
+    assert 1 / 3 < float(one["probability"]) <= 1
     caption = next(line for line in lines if line["method"] == "text_to_image")
     assert (caption["text"], float(caption["rank"])) == ("a red thing", 1.0)
     phrase = next(line for line in lines if line["method"] == "phrase")
     assert float(phrase["iou"]) == 1.0
+    predicted, (true,) = (
+        json.loads(phrase[name]) if suffix == "csv" else phrase[name]
+        for name in ("box_xyxy", "true_xyxy")
+    )
+    assert predicted == pytest.approx(true, abs=1e-5)
+    files = (f"{tmp_path}/{name}.{kind}" for kind in ("json", suffix) for name in "ab")
+    first, second, *answers = files
+    page = tmp_path / "page.html"
+    words = [first, second, f"--predictions={','.join(answers)}", f"--images=dev={records}"]
+    assert evaluate.main(["report", *words, f"--output={page}"]) == 0
+    assert 'class="true"' in page.read_text(encoding="utf-8")
     assert list(tmp_path.glob("*.partial")) == []
 
 

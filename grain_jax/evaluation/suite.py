@@ -310,7 +310,9 @@ def score_zero_shot(
     )
 
 
-def _logit_scale(encoder: Encoder, config: TrainConfig) -> float:
-    """What cosines were multiplied by in training."""
+def _logit_scale(encoder: Encoder, config: TrainConfig) -> float | None:
+    """What cosines were multiplied by in training; None for a model without such a parameter."""
+    if "logit_scale" not in encoder.params:
+        return None
     scale = float(np.exp(encoder.params["logit_scale"]))
     return min(max(scale, 1.0), config.model.max_logit_scale)

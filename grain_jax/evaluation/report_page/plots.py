@@ -146,8 +146,8 @@ def reliability(evaluations: Sequence[Evaluation]) -> list[Grid | ReliabilityPlo
         tuple(rows),
         "The mean distance, over 15 bins of equal width, of the accuracy of answers from their "
         "mean probability: the softmax of the scores times the scale that the model was trained "
-        "with. In the plots, across: probability, up: accuracy, both from 0 to 100 %; each mark is "
-        "a bin, and on the dashed line both are equal.",
+        "with. In the plots, across: probability, up: accuracy, both from 0 to 100 %; a mark is a "
+        "bin, and on the dashed line both are equal.",
         num_texts=3,
     )
     return [table, *plots]
