@@ -53,13 +53,15 @@ def by_pairs(
     num_classes = texts.num_classes
     width = told.embed.shape[1]
     # Sums over texts, as a mean is scaled to unit length; the last row stands for no text.
-    sums = np.stack([told.embed[rows].sum(axis=0) for rows in told.members] + [np.zeros(width)])
+    sums = np.stack(
+        [told.embed[rows].sum(axis=0) for rows in told.members] + [np.zeros(width, np.float32)]
+    )
     place = _places(texts.texts, num_classes)
 
     def block(packed: Float[np.ndarray, "n both"]) -> Float[np.ndarray, "n K"]:
         image, by_name = packed[:, :width], packed[:, width:]
         nearest = np.argsort(-by_name, axis=1, kind="stable")[:, :CANDIDATES]
-        vectors = np.zeros((*nearest.shape, width))
+        vectors = np.zeros((*nearest.shape, width), np.float32)
         for other in nearest.T:
             vectors += sums[place[nearest, other[:, None]]]
         length = np.linalg.norm(vectors, axis=-1, keepdims=True)
