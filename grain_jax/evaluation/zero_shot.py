@@ -18,7 +18,7 @@ from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
-from grain_jax.zero_shot.arrays import mean_vectors
+from grain_jax.zero_shot.arithmetic import mean_vectors
 from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import (
     DEFAULT_METHODS,
