@@ -18,6 +18,7 @@ from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
+from grain_jax.zero_shot.arithmetic import mean_vectors
 from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import (
     DEFAULT_METHODS,
@@ -26,9 +27,11 @@ from grain_jax.zero_shot.methods import (
     encode_banks,
 )
 from grain_jax.zero_shot.scorers import class_texts
+from grain_jax.zero_shot.text_kinds import NAMES
 
 OnScores = Callable[[str, float | None, int, Float[np.ndarray, "n K"], Int[np.ndarray, "n"]], None]
 MAX_SCORES = 1 << 22  # of one method, held at once
+LOKI = "loki"  # the method that is made for a small distance of its mistakes
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,9 @@ def evaluate_zero_shot(
 
     Args:
         features: those of the images, where they are encoded already.
-        details: with 95 % intervals, top-5 and per-class accuracy, counts of the set, and where it
-            has counts of its classes, accuracies of unseen, rare and frequent ones.
+        details: with 95 % intervals, top-5 and per-class accuracy, counts of the set, where it
+            has counts of its classes accuracies of unseen, rare and frequent ones, and where Loki
+            is measured the `expected_distance` of every method.
         on_scores: called with the method, alpha, the index of the first image of a block, the
             block's scores [n, K] and its true classes [n].
         bank: captions for methods that need them.
@@ -141,24 +145,32 @@ def evaluate_zero_shot(
         unlabeled=Images(features.image, features.regions),
     )
     hits: dict[tuple[str, float | None], _Hits] = {}
+    names = mean_vectors(banks[NAMES]) if details and LOKI in fitted.scores else None
+    distances: dict[tuple[str, float | None], list[float]] = {}
     rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
     for start in range(0, len(labels), rows):
         block = features.rows(start, start + rows)
         scores = fitted(Images(block.image, block.regions))
         for method, values in scores.items():
             hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
+            if names is not None:
+                found = answer_distances(values, labels[start : start + rows], names)
+                distances.setdefault(method, []).extend(found.tolist())
             if on_scores is not None:
                 on_scores(*method, start, values, labels[start : start + rows])
     name, count = dataset.name, len(labels)
     results = [Result(name, "random", None, "top1", 1.0 / len(position))]
-    for method, found in hits.items():
-        measured = found.accuracy()
+    for method, counted in hits.items():
+        measured = counted.accuracy()
         low, high = (measured.low, measured.high) if details else (None, None)
         results.append(Result(name, *method, "top1", measured.top1, low, high, count))
         if details:
             results.append(Result(name, *method, "top5", measured.top5, n=count))
             results.append(Result(name, *method, "per_class", measured.per_class, n=count))
-            results += _by_frequency(found, dataset, method)
+            results += _by_frequency(counted, dataset, method)
+        if method in distances:
+            mean = float(np.mean(distances[method]))
+            results.append(Result(name, *method, "expected_distance", mean, n=count))
     if details:
         counts = {
             "images": count,
@@ -168,6 +180,19 @@ def evaluate_zero_shot(
         for what, number in counts.items():
             results.append(Result(name, "dataset", None, what, float(number)))
     return results
+
+
+def answer_distances(
+    scores: Float[np.ndarray, "n K"],
+    labels: Int[np.ndarray, "n"],
+    names: Float[np.ndarray, "K E"],
+) -> Float[np.ndarray, "n"]:
+    """Squared Euclidean distance, in [0, 4], of the best-scored class from the true one, between
+    the embeddings of their names, of unit length; the mean over classes that tie.
+    """
+    best = scores == scores.max(axis=1, keepdims=True)
+    answers = (best / best.sum(axis=1, keepdims=True)) @ names.astype(np.float64)
+    return np.maximum(2 - 2 * np.einsum("ne,ne->n", answers, names[labels]), 0.0)
 
 
 def _by_frequency(

@@ -5,18 +5,42 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.scorers import MAX_CELLS
+from grain_jax.zero_shot.scorers import MAX_CELLS, TextBank
 
 
-def unit(vectors: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
+def unit(vectors: Float[np.ndarray, "*n E"]) -> Float[np.ndarray, "*n E"]:
     """Scaled to unit length; zero stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def softmax(logits: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n K"]:
-    """Over the classes."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def softmax(logits: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n K"]:
+    """Over the last axis, the classes mostly."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n K"]:
+    """Over the last axis."""
+    return logits - logsumexp(logits)
+
+
+def logsumexp(logits: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n 1"]:
+    """Over the last axis, which is kept."""
+    top = logits.max(axis=-1, keepdims=True)
+    return top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
+
+
+def mean_vectors(bank: TextBank) -> Float[np.ndarray, "K E"]:
+    """Mean embedding of each class's texts, scaled to unit length."""
+    return unit(bank.mean_embed)[bank.distinct[1]]
+
+
+def cosines(
+    vectors: Float[np.ndarray, "n E"], classes: Float[np.ndarray, "K E"]
+) -> Float[np.ndarray, "n K"]:
+    """Products with the vectors of classes, equal ones computed once, so that they tie exactly."""
+    distinct, of_class = np.unique(classes, axis=0, return_inverse=True)
+    return (vectors @ distinct.T)[:, of_class.reshape(-1)]
 
 
 def in_blocks(

@@ -7,7 +7,7 @@ logit scale here, so that scores have the size of a cosine; the order of the cla
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.zero_shot.arithmetic import in_blocks, softmax, unit
+from grain_jax.zero_shot.arithmetic import in_blocks, mean_vectors, softmax, unit
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
@@ -34,7 +34,7 @@ def by_examples(
     """
     assert support is not None
     means = class_means(support.image, support.labels, texts.num_classes)
-    named = name_embeddings(texts)
+    named = mean_vectors(texts[NAMES])
     centre = means.mean(axis=0)
     classes = unit(
         (1 - MIXING_WEIGHT) * unit(named - named.mean(axis=0))
@@ -134,9 +134,3 @@ def class_means(
     sums = np.zeros((num_classes, image.shape[1]))
     np.add.at(sums, labels, image)
     return sums / np.maximum(np.bincount(labels, minlength=num_classes), 1)[:, None]
-
-
-def name_embeddings(texts: ClassBanks) -> Float[np.ndarray, "K E"]:
-    """Mean embedding of each class's name in the templates, of unit length."""
-    bank = texts[NAMES]
-    return unit(bank.mean_embed[bank.distinct[1]])

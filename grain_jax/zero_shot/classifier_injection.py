@@ -10,9 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from grain_jax.zero_shot.arithmetic import unit
-from grain_jax.zero_shot.by_support import class_means, name_embeddings
+from grain_jax.zero_shot.arithmetic import mean_vectors, unit
+from grain_jax.zero_shot.by_support import class_means
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.text_kinds import NAMES
 
 STEPS, LEARNING_RATE, HIDDEN = 300, 1e-3, 512
 
@@ -32,7 +33,7 @@ def by_classifier_injection(
     assert support is not None
     counts = np.bincount(support.labels, minlength=texts.num_classes)
     weights = unit(class_means(support.image, support.labels, texts.num_classes))
-    names, known = name_embeddings(texts), counts > 0
+    names, known = mean_vectors(texts[NAMES]), counts > 0
     if not known.all():
         weights[~known] = injected_weights(names[known], weights[known], names[~known])
     return lambda images, alpha: images.image @ weights.T

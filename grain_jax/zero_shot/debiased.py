@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.arrays import unit
+from grain_jax.zero_shot.arithmetic import unit
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
 from grain_jax.zero_shot.scorers import TextBank

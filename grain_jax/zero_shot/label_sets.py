@@ -3,11 +3,18 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.zero_shot.arrays import cosines, in_blocks, log_softmax, mean_vectors, softmax, unit
+from grain_jax.zero_shot.arithmetic import (
+    cosines,
+    in_blocks,
+    log_softmax,
+    mean_vectors,
+    softmax,
+    unit,
+)
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.class_prompts import subclass_parents
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
-from grain_jax.zero_shot.scorers import MAX_CELLS, ClassTexts, global_scores
+from grain_jax.zero_shot.scorers import ClassTexts, global_scores
 from grain_jax.zero_shot.text_kinds import NAMES, PAIRS, SUBCLASSES
 
 CANDIDATES = 10  # FuDD: classes nearest by name that are told apart
@@ -32,7 +39,7 @@ def by_subclasses(
         return np.maximum.reduceat(log_softmax(scale * cosine), starts, axis=1)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        best = in_blocks(block, images.image, step=MAX_CELLS // int(counts.sum()))
+        best = in_blocks(block, images.image, cells=int(counts.sum()))
         return (best + log_softmax(scale * name_scores(images, texts))).astype(np.float32)
 
     return score
@@ -53,13 +60,15 @@ def by_pairs(
     num_classes = texts.num_classes
     width = told.embed.shape[1]
     # Sums over texts, as a mean is scaled to unit length; the last row stands for no text.
-    sums = np.stack([told.embed[rows].sum(axis=0) for rows in told.members] + [np.zeros(width)])
+    sums = np.stack(
+        [told.embed[rows].sum(axis=0) for rows in told.members] + [np.zeros(width, np.float32)]
+    )
     place = _places(texts.texts, num_classes)
 
     def block(packed: Float[np.ndarray, "n both"]) -> Float[np.ndarray, "n K"]:
         image, by_name = packed[:, :width], packed[:, width:]
         nearest = np.argsort(-by_name, axis=1, kind="stable")[:, :CANDIDATES]
-        vectors = np.zeros((*nearest.shape, width))
+        vectors = np.zeros((*nearest.shape, width), np.float32)
         for other in nearest.T:
             vectors += sums[place[nearest, other[:, None]]]
         length = np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -73,7 +82,7 @@ def by_pairs(
         if num_classes <= CANDIDATES:
             return cosines(images.image, every).astype(np.float32)
         packed = np.concatenate([images.image, name_scores(images, texts)], axis=1)
-        return in_blocks(block, packed, step=MAX_CELLS // (4 * CANDIDATES * width))
+        return in_blocks(block, packed, cells=4 * CANDIDATES * width)
 
     every = names.astype(np.float64)
     if num_classes <= CANDIDATES:  # all are candidates of every image

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.zero_shot.arrays import (
+from grain_jax.zero_shot.arithmetic import (
     cosines,
     in_blocks,
     log_softmax,
@@ -15,7 +15,7 @@ from grain_jax.zero_shot.arrays import (
     unit,
 )
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
-from grain_jax.zero_shot.scorers import MAX_CELLS, TextBank
+from grain_jax.zero_shot.scorers import TextBank
 from grain_jax.zero_shot.text_kinds import CONTEXTS, NAMES, REGIONS
 
 ENTROPY_FRACTION = 0.85  # AutoCLIP's beta: entropy of the weights against that of equal ones
@@ -48,7 +48,7 @@ def by_weighted_templates(
         return np.einsum("np,npd->nd", weights, found)[:, of_class]
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        scores = in_blocks(block, images.image, step=MAX_CELLS // len(vectors))
+        scores = in_blocks(block, images.image, cells=len(vectors))
         return scores.astype(np.float32)
 
     return score

@@ -7,7 +7,12 @@ from toy_encoder import ToySource, bird_set, record, toy_encoder
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.ranking import expected_recall, wilson_interval
 from grain_jax.evaluation.tables import result_tables
-from grain_jax.evaluation.zero_shot import accuracy, evaluate_zero_shot, subset
+from grain_jax.evaluation.zero_shot import (
+    accuracy,
+    answer_distances,
+    evaluate_zero_shot,
+    subset,
+)
 from grain_jax.results import Result, from_logged, logged
 
 
@@ -126,6 +131,41 @@ def test_accuracies_by_frequency_are_those_of_their_images():
     (_, table) = result_tables(results)
     assert table.columns == ("set", "method", "unseen", "rare", "frequent")
     assert ("birds (2 classes)", "description, alpha = 0") in {r[:2] for r in table.rows}
+
+
+def test_the_distance_of_an_answer_is_that_of_the_names():
+    generator = np.random.default_rng(0)
+    names = generator.normal(size=(5, 3))
+    names /= np.linalg.norm(names, axis=1, keepdims=True)
+    scores = generator.integers(3, size=(40, 5)).astype(np.float32)  # many ties
+    labels = generator.integers(5, size=40)
+    found = answer_distances(scores, labels, names)
+    for row, label, distance in zip(scores, labels, found, strict=True):
+        tied = [k for k in range(5) if row[k] == row.max()]
+        expected = np.mean([np.sum((names[k] - names[label]) ** 2) for k in tied])
+        assert distance == pytest.approx(expected)
+
+
+def test_with_loki_every_method_has_the_expected_distance_of_its_answers():
+    called = {"robin": "red", "wren": "blue"}  # orthogonal: a mistake is at distance 2
+    options = {"alphas": (1.0, 0.0), "details": True}
+    results = evaluate_zero_shot(
+        toy_encoder(),
+        bird_set(name_texts=called),
+        methods=("name", "description", "loki"),
+        **options,
+    )
+    values = {r.key: r.value for r in results}
+    for key in ("name", "description/alpha1", "description/alpha0", "loki"):
+        mistakes = 1 - values[f"birds/{key}"]
+        assert values[f"birds/{key}/expected_distance"] == pytest.approx(2 * mistakes)
+    assert 0 < values["birds/description/alpha1/expected_distance"] < 2
+    kept = {result.key: result.value for result in from_logged(logged(results))}
+    assert kept["birds/loki/expected_distance"] == values["birds/loki/expected_distance"]
+    without = evaluate_zero_shot(
+        toy_encoder(), bird_set(name_texts=called), methods=("name",), **options
+    )
+    assert not [r for r in without if r.metric == "expected_distance"]
 
 
 def test_classes_without_a_count_are_in_no_group():

@@ -67,7 +67,13 @@ def read_further_texts(
         else:
             texts = _by_count(given, source) if kind == "synonyms" else given
             further.of_classes[kind] = bind_descriptions(
-                texts, names, source, title, note, name_texts=name_texts, undescribed=""
+                texts,
+                names,
+                source,
+                title,
+                note,
+                name_texts=name_texts,
+                undescribed=f" in {source!r}, and are scored by their name where it is used",
             )
     return further
 
