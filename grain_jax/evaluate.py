@@ -6,6 +6,7 @@
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
   python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
+  python -m grain_jax.evaluate leaks ...                        (training images in the test set)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -31,7 +32,13 @@ import jax
 from rich.console import Console
 from tyro.conf import arg
 
-from grain_jax import evaluate_compare, evaluate_compositional, runtime, slow_compile
+from grain_jax import (
+    evaluate_compare,
+    evaluate_compositional,
+    evaluate_leaks,
+    runtime,
+    slow_compile,
+)
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -81,7 +88,11 @@ from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
 # Commands of their own behind a word: each takes the arguments that follow it.
-WORDS = {"compare": evaluate_compare.main, "compositional": evaluate_compositional.main}
+WORDS = {
+    "compare": evaluate_compare.main,
+    "compositional": evaluate_compositional.main,
+    "leaks": evaluate_leaks.main,
+}
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")

@@ -28,6 +28,7 @@ ROWS = (
         "evaluate",
         "evaluate_compare",
         "evaluate_compositional",
+        "evaluate_leaks",
         "predict",
         "prepare",
         "prepare_inspect",

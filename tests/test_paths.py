@@ -20,6 +20,7 @@ from grain_jax import (
     evaluate,
     evaluate_compare,
     evaluate_compositional,
+    evaluate_leaks,
     export,
     predict,
     prepare,
@@ -158,6 +159,7 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
         prepare_inspect.Options,
         evaluate_compare.Options,
         evaluate_compositional.Options,
+        evaluate_leaks.Options,
         world.Options,
     ],
 )
