@@ -10,6 +10,7 @@
   python -m grain_jax.evaluate report A.json B.json             (a page on files of results)
   python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
   python -m grain_jax.evaluate grounding --checkpoint=RUN ...   (phrases, by published protocols)
+  python -m grain_jax.evaluate leaks ...                        (training images in the test set)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -38,6 +39,7 @@ from grain_jax import (
     evaluate_compare,
     evaluate_compositional,
     evaluate_grounding,
+    evaluate_leaks,
     evaluate_report,
     runtime,
     slow_compile,
@@ -108,6 +110,7 @@ WORDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "compare": evaluate_compare.main,
     "compositional": evaluate_compositional.main,
     "grounding": evaluate_grounding.main,
+    "leaks": evaluate_leaks.main,
     "report": evaluate_report.main,
 }
 # Options that only one kind of figures looks at.

@@ -34,6 +34,7 @@ ROWS = (
         "evaluate_grounding",
         "evaluate_records",
         "evaluate_several",
+        "evaluate_leaks",
         "predict",
         "prepare",
         "prepare_inspect",

@@ -20,6 +20,7 @@ from grain_jax import (
     evaluate,
     evaluate_compare,
     evaluate_compositional,
+    evaluate_leaks,
     evaluate_report,
     export,
     predict,
@@ -160,6 +161,7 @@ def calls(name: str) -> list[tuple[str, ast.Call]]:
         evaluate_compare.Options,
         evaluate_report.Options,
         evaluate_compositional.Options,
+        evaluate_leaks.Options,
         world.Options,
     ],
 )
