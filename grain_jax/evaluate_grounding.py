@@ -11,7 +11,7 @@ jsonl. The protocol is printed with the figures and kept with the results. See `
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -198,7 +198,10 @@ def evaluate(
         predictions = None
         if options.predictions is not None and jax.process_index() == 0:
             predictions = stack.enter_context(PredictionsFile(options.predictions))
-        advance = stack.enter_context(progress_bar(messages, "Crops", state=""))
+        show: dict[str, Callable[[int, int], None]] = {}
+        if "crop" in options.feature:
+            advance = stack.enter_context(progress_bar(messages, "Crops", state="images first"))
+            show["on_crops"] = functools.partial(advance, state="")
         measured = measure_grounding(
             encoder,
             data,
@@ -207,7 +210,7 @@ def evaluate(
             features=options.feature,
             prompt=options.prompt,
             predictions=predictions,
-            on_crops=lambda done, total: advance(done, total, ""),
+            **show,
         )
     if encoder.truncated_texts:
         note(

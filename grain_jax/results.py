@@ -39,7 +39,8 @@ class Result:
         dataset: the evaluation set, which is a split or is named after a folder of images.
         method: of classification a zero-shot method, or "random"; of retrieval "image_to_text",
             "text_to_image" or, for both, "retrieval"; of grounding the predictor, "model",
-            "constant_boxes" or "part_boxes"; "dataset" for counts.
+            "constant_boxes" or "part_boxes"; of `evaluate grounding` the feature of a box, "region"
+            or "crop", a baseline, or "decoder"; "dataset" for counts.
         alpha: weight of the global score against the region score; None where regions have no part.
         metric: "top1", "top5", "per_class", "top1_unseen", "R@1", "box_iou", "phrase_accuracy",
             "classes", ...

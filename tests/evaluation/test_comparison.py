@@ -169,6 +169,27 @@ def test_answers_from_other_classes_are_refused(two, tmp_path, capsys):
     assert evaluate.main(["compare", given[0], str(two[0])]) == 0  # of before there were choices
 
 
+def test_grounding_by_unlike_protocols_is_refused(tmp_path):
+    paths = {}
+    for name, protocol in (
+        ("a", "truth=any; feature=region"),
+        ("b", "truth=merged; feature=region"),
+    ):
+        lines = [
+            line | {"task": "grounding", "method": method, "protocol": protocol + method}
+            for method in ("region", "crop")
+            for line in zero_shot([1, 0] * 30)
+        ]
+        paths[name] = read_predictions(write(tmp_path / f"{name}.jsonl", lines))
+    with pytest.raises(ValueError, match=r"unlike protocols of grounding.*truth: any or merged"):
+        compare_models([paths["a"]], [paths["b"]])
+    assert len(compare_models([paths["a"]], [paths["a"]])) == 2
+    assert len(compare_methods([paths["a"]], against="crop")) == 1  # the feature may differ
+    without = [line | {"task": "grounding", "method": "region"} for line in zero_shot([1, 0] * 30)]
+    older = read_predictions(write(tmp_path / "older.jsonl", without))
+    assert len(compare_models([paths["a"]], [older])) == 1
+
+
 def test_a_csv_is_compared_and_a_cell_that_is_too_long_named(two, tmp_path, capsys):
     rows = [json.loads(line) for line in two[1].read_text().splitlines()]
     table, broken = tmp_path / "b.csv", tmp_path / "c.csv"

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from grain_jax.boxes import Box
-from grain_jax.data.grounding.coco_file import one_file, read_coco_file
+from grain_jax.data.grounding.coco_file import one_file, read_coco_file, refuse_options
 from grain_jax.data.grounding.queries import CLASS, EVERY_BOX, GivenImage, GivenSet, grouped
 
 
@@ -14,8 +14,7 @@ def read_coco(data: Path, *, split: str | None = None, split_file: Path | None =
     `data`: the file, or the folder of `instances_<split>.json` or of `annotations/` with it. Raises
     ValueError for another layout, and for a class that the file does not name.
     """
-    if split_file is not None:
-        raise ValueError("--split_file lists images of Flickr30k Entities; leave it out.")
+    refuse_options(data, split, split_file)
     name = f"instances_{split or '*'}.json"
     path = one_file(data, (name, f"annotations/{name}"))
     found = read_coco_file(path)

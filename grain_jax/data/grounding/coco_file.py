@@ -114,6 +114,16 @@ def _add_annotation(found: CocoFile, value: dict[str, Any]) -> None:
     )
 
 
+def refuse_options(data: Path, split: str | None, split_file: Path | None) -> None:
+    """Raises ValueError for options that a format of one file a split would not read."""
+    if split_file is not None:
+        raise ValueError("--split_file lists images of Flickr30k Entities; leave it out.")
+    if split is not None and data.is_file():
+        raise ValueError(
+            f"--split={split} chooses a file of a folder, and --data={data} is one; leave it out."
+        )
+
+
 def one_file(data: Path, patterns: tuple[str, ...]) -> Path:
     """`data`, where it is a file, or the only file of the folder that fits the first pattern any
     fits. Raises ValueError that lists what there is.

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax.boxes import Box
-from grain_jax.data.grounding.coco_file import Annotation, CocoFile, one_file, read_coco_file
+from grain_jax.data.grounding.coco_file import (
+    Annotation,
+    CocoFile,
+    one_file,
+    read_coco_file,
+    refuse_options,
+)
 from grain_jax.data.grounding.queries import (
     CAPTION,
     EVERY_BOX,
@@ -38,8 +44,7 @@ def read_fg_ovd(
     Raises ValueError for another layout, a category that the file does not name, and annotations
     without wrong captions.
     """
-    if split_file is not None:
-        raise ValueError("--split_file lists images of Flickr30k Entities; leave it out.")
+    refuse_options(data, split, split_file)
     path = one_file(data, (f"{split or '*'}.json",))
     found = read_coco_file(path)
     left_out: Counter[str] = Counter()

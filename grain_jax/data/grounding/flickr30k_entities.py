@@ -54,7 +54,9 @@ def read_flickr30k_entities(
 
 
 def _ids(data: Path, split: str | None, split_file: Path | None) -> list[str]:
-    if split_file is None and split is not None:
+    if split is not None and split_file is not None:
+        raise ValueError("--split and --split_file both name a list of images; give one of them.")
+    if split is not None:
         split_file = data / f"{split}.txt"
         if not split_file.is_file():
             known = sorted(file.stem for file in data.glob("*.txt"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax.boxes import Box
+from grain_jax.data.grounding.coco_file import refuse_options
 from grain_jax.data.grounding.queries import (
     EVERY_BOX,
     TEXT,
@@ -31,8 +32,7 @@ def read_jsonl(data: Path, *, split: str | None = None, split_file: Path | None 
 
     Raises ValueError, with the line, for what it cannot read.
     """
-    if split_file is not None:
-        raise ValueError("--split_file lists images of Flickr30k Entities; leave it out.")
+    refuse_options(data, split, split_file)
     path = data / f"{split}.jsonl" if split is not None and data.is_dir() else data
     if not path.is_file():
         raise ValueError(

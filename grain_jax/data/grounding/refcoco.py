@@ -69,6 +69,11 @@ def read_refcoco(
             path, ((m.value, f"{path}, byte {m.start}") for m in members(path)), every, split
         )
     else:
+        if split is not None and not path.stem.endswith(f"_{split}"):
+            raise ValueError(
+                f"{path} has the expressions of one split, which its name says is not {split!r}; "
+                "give the folder as --data, or leave --split out."
+            )
         images = _of_expressions(path, read_coco_file(path))
     given = [
         GivenImage(

@@ -53,6 +53,8 @@ def test_a_split_is_a_list_of_ids(tmp_path):
     assert load(root, split_file=listed).images.ids == ("12", "11")
     with pytest.raises(ValueError, match=r"--split=val needs .*there are mine, test"):
         load(root, split="val")
+    with pytest.raises(ValueError, match="--split and --split_file both name a list"):
+        load(root, split="test", split_file=listed)
     listed.write_text("11 11", encoding="utf-8")
     with pytest.raises(ValueError, match="lists '11' more than once"):
         load(root, split_file=listed)

@@ -179,3 +179,20 @@ def test_a_list_of_ids_is_refused_where_it_says_nothing(name, folder):
     path: Path = write_json(folder / "x.json", INSTANCES)
     with pytest.raises(ValueError, match="--split_file lists images of Flickr30k"):
         load_grounding(name, path, split_file=path)
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"flickr30k_entities"}))
+def test_a_split_that_would_change_nothing_is_refused(name, tmp_path):
+    path = write_json(tmp_path / "finetune_refcoco_val.json", INSTANCES)
+    message = "one split, which its name says" if name == "refcoco" else "--split=testA chooses"
+    with pytest.raises(ValueError, match=message):
+        load_grounding(name, path, split="testA")
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_what_is_not_there_or_of_another_kind_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="--data="):
+        load_grounding(name, tmp_path / "none")
+    other = write_json(tmp_path / "other.json", {"words": [1]})
+    with pytest.raises(ValueError, match="other"):
+        load_grounding(name, other)
