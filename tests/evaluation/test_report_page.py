@@ -268,7 +268,7 @@ def test_records_without_a_table_of_their_own_are_listed(two):
 
 def test_classes_won_and_lost_are_counted_on_the_same_images(two):
     evaluations, sections = sections_of(*two)
-    won = [one for one in all_grids(sections) if "classes won" in one.title]
+    won = [one for one in all_grids(sections) if ": classes won " in one.title]
     assert len(won) == 4  # B against A twice, and description against name in each
     grid = next(one for one in won if "B against A: description" in one.title)
     measure = Measure("zero_shot", "birds", "description/alpha1")

@@ -238,7 +238,7 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
         if len(side) > EACH_WAY
     ]
     return Grid(
-        f"{found.dataset}, {pair.title()}: {len(won)} classes won, {len(lost)} lost, {equal} equal",
+        f"{found.dataset}, {pair.title()}: classes won {len(won)}, lost {len(lost)}, equal {equal}",
         ("", "class", "images", "value, %", "against, %", "points", "only one right", "p"),
         tuple(rows),
         " ".join(
