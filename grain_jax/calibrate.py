@@ -9,6 +9,7 @@ for which classes: `docs/evaluation.md`.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,20 +82,27 @@ SHOWN = {  # metric -> its name on the screen, and whether it is a percentage
 }
 
 
-def positive(text: str) -> float:
-    """A number above 0."""
+def _number(text: str) -> float:
+    """NaN for what is not a finite number."""
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    if not (value := _number(text)) > 0:
         raise ValueError(f"{text!r} should be a number above 0")
     return value
 
 
 def weight(text: str) -> float:
     """A number of at least 0."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+    if not (value := _number(text)) >= 0:
+        raise ValueError(f"{text!r} should be a number of at least 0")
+    return value
 
 
 def inner_fraction(text: str) -> float:

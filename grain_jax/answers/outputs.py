@@ -92,7 +92,7 @@ def draw_answer(answer: Answer, out: Path, *, score_threshold: float) -> None:
     with whole_file(path) as written:
         draw_prediction(
             image,
-            title=answer.target.file.name,
+            title=_title(answer),
             labels=[
                 LabelRow(
                     one.label,
@@ -108,6 +108,12 @@ def draw_answer(answer: Answer, out: Path, *, score_threshold: float) -> None:
             crop_xyxy=answer.crop_xyxy / scale,
             path=written,
         )
+
+
+def _title(answer: Answer) -> str:
+    found = answer.labels.calibrated if answer.labels else None
+    none = found is not None and found.none_of_these
+    return f"{answer.target.file.name}: none of these" if none else answer.target.file.name
 
 
 def _text_row(seen: GroundedText, scale: np.ndarray, score_threshold: float) -> TextRow:
