@@ -28,12 +28,12 @@ from grain_jax.zero_shot.method import (
 from grain_jax.zero_shot.scorers import ClassTexts
 from grain_jax.zero_shot.text_kinds import (
     DESCRIPTIONS,
-    FROM_FILES,
     NAMES,
     REGIONS,
     TEXT_KINDS,
     EncodeTexts,
     encode_kinds,
+    source_of,
 )
 
 CLIP = "Radford et al. 2021, arXiv 2103.00020"
@@ -149,11 +149,8 @@ def lacking(
     not have, in words; empty where it can be measured.
     """
     method = METHODS[name]
-    found = [
-        f"{kind} of the classes" + (f" (--texts={kind}=FILE)" if kind in FROM_FILES else "")
-        for kind in sorted(method.texts)
-        if TEXT_KINDS[kind].make(texts) is None
-    ]
+    missing = [kind for kind in sorted(method.texts) if TEXT_KINDS[kind].make(texts) is None]
+    found = list(dict.fromkeys(map(source_of, missing)))
     if not has_regions and (
         method.regions or any(TEXT_KINDS[kind].encoded_as == "description" for kind in method.texts)
     ):

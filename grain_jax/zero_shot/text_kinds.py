@@ -91,6 +91,14 @@ TEXT_KINDS: Mapping[str, TextKind] = {
 OF_DESCRIPTIONS = frozenset({DESCRIPTIONS, REGIONS, NAMED_DESCRIPTIONS}) | _control_kinds().keys()
 
 
+def source_of(kind: str) -> str:
+    """What a set without texts of the kind lacks, in words, with the option that gives it."""
+    if kind in FROM_FILES:
+        return f"texts of the kind {kind!r} (--texts={kind}=FILE)"
+    of = "two classes or more" if kind in _control_kinds() else "the classes"
+    return f"descriptions of {of} (--descriptions)" if kind in OF_DESCRIPTIONS else kind
+
+
 def encode_kinds(
     encode_texts: EncodeTexts, texts: ClassTexts, kinds: Collection[str], *, has_regions: bool
 ) -> dict[str, TextBank]:

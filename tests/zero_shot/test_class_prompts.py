@@ -129,8 +129,14 @@ def test_classes_of_the_same_texts_tie(method):
 
 def test_what_is_lacking_is_said_with_the_option_that_gives_it():
     texts = make_class_texts(NAMES, templates=("a {}",), descriptions={})
-    assert lacking("cupl", texts, has_regions=True) == ["cupl of the classes (--texts=cupl=FILE)"]
-    assert lacking("fudd", texts, has_regions=True) == ["pairs of the classes (--texts=pairs=FILE)"]
+    for method, missing in {
+        "cupl": "texts of the kind 'cupl' (--texts=cupl=FILE)",
+        "fudd": "texts of the kind 'pairs' (--texts=pairs=FILE)",
+        "name_and_regions": "descriptions of the classes (--descriptions)",
+        "swapped_description": "descriptions of two classes or more (--descriptions)",
+        "name_and_swapped_regions": "descriptions of two classes or more (--descriptions)",
+    }.items():
+        assert lacking(method, texts, has_regions=True) == [missing]
     given = make_class_texts(NAMES, templates=("a {}",), descriptions=DESCRIPTIONS, **FILES)
     for name, method in METHODS.items():
         assert not lacking(name, given, has_regions=True, given=method.needs)
