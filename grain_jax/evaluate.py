@@ -328,10 +328,9 @@ def _evaluate(
         for name in (*ZERO_SHOT, "batch_size")
         if getattr(options, name) is not None
     }
-    if suite is not None and suite.suite.alphas:
-        settings = {"alphas": suite.suite.alphas} | settings
+    of_suite = {} if suite is None or not suite.suite.alphas else {"alphas": suite.suite.alphas}
     config = dataclasses.replace(
-        config, evaluation=dataclasses.replace(config.evaluation, **settings)
+        config, evaluation=dataclasses.replace(config.evaluation, **(of_suite | settings))
     )
     kind, split = _kind(options), None
     labelled = named_folders(config, final=True)

@@ -24,7 +24,7 @@ REMOVAL_SECONDS = 10.0  # that a checkpoint may take to be gone for good
 
 
 def check_watch(run: Path, *, checkpoints: int, given: Collection[str]) -> None:
-    """Raises ValueError for what cannot be watched; `given`: options that choose or name one step."""
+    """Raises ValueError for what cannot be watched; `given`: options of one step."""
     if given:
         raise ValueError(
             f"--{sorted(given)[0]} is of one checkpoint, and --watch measures each; leave one out."
