@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     note = functools.partial(say_note, messages)
     if not output.is_terminal:
         output.width = evaluate_compare.PIPE_WIDTH
-    statuses, found = [int(ExitStatus.DONE)], []
+    statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
     several = len(every) > 1
 
     def measure(options: Options) -> list[Result]:
