@@ -6,6 +6,7 @@
   python -m grain_jax.evaluate --checkpoint=RUN --data=RECORDS  (written by grain_jax.prepare)
   python -m grain_jax.evaluate --checkpoint=RUN --suite=grain11 --suite_data=FOLDER
   python -m grain_jax.evaluate --checkpoint=A,B ...             (one table of several models)
+  python -m grain_jax.evaluate --checkpoint=RUN --watch         (while it trains elsewhere)
   python -m grain_jax.evaluate compare A B                      (two files of --predictions)
   python -m grain_jax.evaluate report A.json B.json             (a page on files of results)
   python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
@@ -67,6 +68,7 @@ from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.source import data_source
+from grain_jax.evaluate_files import finish
 from grain_jax.evaluate_notes import (
     named,
     note_choice,
@@ -78,8 +80,9 @@ from grain_jax.evaluate_notes import (
 )
 from grain_jax.evaluate_records import chosen_tasks, evaluate_records
 from grain_jax.evaluate_several import OF_ONE, one_a_checkpoint
+from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch, watch
 from grain_jax.evaluation import results_file
-from grain_jax.evaluation.details import ResultDetails
+from grain_jax.evaluation.details import ResultDetails, sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
@@ -91,7 +94,7 @@ from grain_jax.evaluation.suite_file import read_suite
 from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite, open_suite
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.unknown_words import unknown_words_note
-from grain_jax.inference.cached_encoder import AUTO, NO_CACHE, CachedEncoder, open_cache
+from grain_jax.inference.cached_encoder import AUTO, NO_CACHE, NONE, CachedEncoder, open_cache
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.models.learned import what_lacks
@@ -121,6 +124,8 @@ OF_IMAGES = (
     *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
     *OF_NAMES,
 )
+OF_ONE_STEP = ("step", "best", "output", "predictions")
+MEASURED = ("data", "split", "tasks", "suite", "suite_data", "allow_missing", "methods")
 OF_SUITE = ("suite_data", "allow_missing")
 OF_RECORDS = ("tasks",)
 OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
@@ -154,6 +159,9 @@ class Options:
     checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model (above)
     step: Step = None  # checkpoint of this step
     best: Best = False  # the checkpoint that keep_best kept
+    watch: bool = False  # every checkpoint, as the run writes it; ends with the run
+    # after which a run that writes nothing has stopped
+    idle_minutes: Annotated[OptionalCount, default_is(f"{IDLE_MINUTES}")] = None
     # labelled images, or prepared records
     data: Annotated[_OptionalPath, default_is("the run's own")] = None
     # sets that are measured together: a name, or a .toml or .json file (docs/evaluation.md)
@@ -225,21 +233,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return processes.refused(error)
     messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
+    note = functools.partial(say_note, messages)
     if not output.is_terminal:
         output.width = evaluate_compare.PIPE_WIDTH
-    status, found = int(ExitStatus.DONE), []
+    statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
+    several = len(every) > 1
+
+    def measure(options: Options) -> list[Result]:
+        report, headline, unwritten, embedded = _evaluate(options, suite, messages)
+        if processes.speaks():
+            shown = functools.partial(print_results, report["results"], headline=headline)
+            tables = None if several or suite is not None else shown
+            statuses.append(finish(options, report, unwritten, tables, output, messages))
+            print_line(output, embedded)
+            if suite is not None and not several:
+                print_side_by_side([options.checkpoint], [report["results"]], suite, output)
+        found.append(report["results"])
+        return report["results"]
+
     try:
         with processes.errors_in_all():
-            suite = _check_all(every, note=functools.partial(say_note, messages))
-        for options in every:
-            report, headline, unwritten, embedded = _evaluate(options, suite, messages)
-            found.append(report["results"])
-            if processes.speaks():
-                alone = len(every) == 1 and suite is None
-                shown = functools.partial(print_results, report["results"], headline=headline)
-                tables = shown if alone else None
-                status = max(status, _finish(options, report, unwritten, tables, output, messages))
-                print_line(output, embedded)
+            suite = _check_all(every, note=note)
+        if every[0].watch:
+            _watch(every[0], suite, measure, note)
+        else:
+            for options in every:
+                measure(options)
     except (ValueError, OSError) as error:
         say = functools.partial(say_error, Console(stderr=True))
         return processes.refused(error, status=status_of(error), say=say)
@@ -250,35 +269,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         processes.leave_over(error)
         raise
-    if processes.speaks() and (len(every) > 1 or suite is not None):
+    if processes.speaks() and several:
         print_side_by_side([options.checkpoint for options in every], found, suite, output)
-    return status
+    return max(statuses)
 
 
-def _finish(
+def _watch(
     options: Options,
-    report: dict[str, Any],
-    unwritten: OSError | None,
-    tables: Callable[[Console], None] | None,
-    output: Console,
-    messages: Console,
-) -> int:
-    """Prints the tables, if any, and writes the results of one model; returns the exit status."""
-    try:
-        if tables is not None:
-            tables(output)
-    finally:  # also where the reader of a pipe has gone
-        said = write_results(options, report, messages)
-        if unwritten is not None:
-            say_error(
-                messages,
-                f"the predictions could not be written: {unwritten}. Give another --predictions.",
-            )
-        elif said and options.predictions:
-            said.append(f"Predictions: {options.predictions}")
-    for line in said:
-        print_line(output, line)
-    return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
+    suite: OpenedSuite | None,
+    measure: Callable[[Options], list[Result]],
+    note: Callable[[str], None],
+) -> None:
+    """Measures the checkpoints of a run as they appear; embeddings of each are of use once."""
+    names = (*MEASURED, *ZERO_SHOT, *OF_IMAGES, *OF_STORED)
+    asked = {name: getattr(options, name) for name in names}
+    watched = sha256_of([asked, None if suite is None else suite.suite.sha256])
+    options = dataclasses.replace(options, cache=options.cache or NONE)
+    watch(
+        options.checkpoint,
+        lambda step: measure(dataclasses.replace(options, step=step)),
+        watched=watched,
+        idle_minutes=options.idle_minutes,
+        note=note,
+    )
 
 
 def parse_options(arguments: Sequence[str] | None) -> Options:
@@ -296,6 +309,11 @@ def _check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Open
         )
     for options in every:
         _check(options)
+    if first.watch:
+        given = [name for name in OF_ONE_STEP if getattr(first, name) not in (None, False)]
+        check_watch(first.checkpoint, checkpoints=len(every), given=given)
+    elif first.idle_minutes is not None:
+        raise ValueError("--idle_minutes goes with --watch; leave it out.")
     if first.suite is None:
         _refuse(first, OF_SUITE, "--suite")
         return None
@@ -366,10 +384,9 @@ def _evaluate(
         for name in (*ZERO_SHOT, "batch_size")
         if getattr(options, name) is not None
     }
-    if suite is not None and suite.suite.alphas:
-        settings = {"alphas": suite.suite.alphas} | settings
+    of_suite = {} if suite is None or not suite.suite.alphas else {"alphas": suite.suite.alphas}
     config = dataclasses.replace(
-        config, evaluation=dataclasses.replace(config.evaluation, **settings)
+        config, evaluation=dataclasses.replace(config.evaluation, **(of_suite | settings))
     )
     kind, split = _kind(options), options.split
     labelled = named_folders(config, final=True)
@@ -514,23 +531,6 @@ def _note_left_out(
         raise ValueError(f"No method can be measured: {' '.join(left_out.values())}")
     for text in left_out.values():
         note(text)
-
-
-def write_results(options: Options, report: dict[str, Any], messages: Console) -> list[str]:
-    """What was written, as lines to print; [] and a message where it could not be."""
-    try:
-        path = options.output
-        if path is None:
-            folder = results_file.default_folder(options.checkpoint)
-            data = options.data if options.suite is None else Path(options.suite).with_suffix("")
-            path = folder / results_file.default_name(
-                options.checkpoint, report, data=data, tasks=options.tasks or ""
-            )
-        path, new = results_file.write_results(report, path, overwrite=options.overwrite)
-    except (OSError, ValueError) as error:
-        say_error(messages, f"the results could not be written: {error}. Give another --output.")
-        return []
-    return [f"Written to {path}" if new else f"{path} holds these results already."]
 
 
 if __name__ == "__main__":

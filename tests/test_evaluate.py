@@ -782,3 +782,23 @@ def test_images_in_tars_are_classified_and_the_split_is_written(run, tmp_path, c
     assert evaluate.main([*given, "--split=train"]) == 2
     assert "has no split 'train'; it has test" in " ".join(capsys.readouterr().err.split())
     assert evaluate.main([*given, "--label_column=kind"]) == 2
+
+
+def test_a_run_is_watched_to_its_end(run, images, capsys):
+    for step in (3, 7):
+        place = run.folder / "checkpoints" / str(step)
+        (place / "metadata").mkdir(parents=True)
+        (place / "metadata" / "metadata").write_text('{"config": {"steps": 7}}')
+        (place / "_CHECKPOINT_METADATA").touch()
+    given = [f"--checkpoint={run.folder}", f"--data={images}", "--watch"]
+    assert evaluate.main(given) == 0
+    assert [step for _, step, _ in run.asked] == [3, 7]
+    lines = (run.folder / "watch_results.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    top1 = [one for one in found if (one["method"], one["metric"]) == ("name", "top1")]
+    assert [(one["step"], one["value"]) for one in top1] == [(3, 1.0), (7, 1.0)]
+    assert "the run has ended at step 7" in capsys.readouterr().err
+    assert evaluate.main(given) == 0
+    assert len(run.asked) == 2
+    assert evaluate.main([*given, "--best"]) == 2
+    assert evaluate.main([*given[:2], "--idle_minutes=3"]) == 2

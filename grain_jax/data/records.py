@@ -56,7 +56,11 @@ class Record:
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to records."""
+    """Random access to records.
+
+    A source whose images are drawn may say what they are by `fingerprint`, JSON or None: embeddings
+    are cached by it (`inference/fingerprints.py`), and else by the content of every image.
+    """
 
     def __len__(self) -> int: ...
 

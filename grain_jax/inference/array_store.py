@@ -51,7 +51,6 @@ class ArrayStore:
         entry = self._entry(key)
         try:
             arrays = _read(entry)
-            os.utime(entry / ENTRY)  # used now
         except FileNotFoundError:
             if (entry / ENTRY).is_file():
                 self._remove(entry)
@@ -61,6 +60,8 @@ class ArrayStore:
         except (OSError, ValueError):
             self._remove(entry)
             return None
+        with contextlib.suppress(OSError):  # another user's, in a folder of several
+            os.utime(entry / ENTRY)  # used now
         return arrays
 
     def write(self, key: str, arrays: Mapping[str, np.ndarray]) -> bool:

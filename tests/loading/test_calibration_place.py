@@ -5,6 +5,7 @@ import json
 
 import jax
 import pytest
+from grain_jax.models.weights_hash import weights_sha256
 from tiny_model import LABELS, STEP, TEMPLATES, tiny_model, write_run
 
 from grain_jax.formats.parity import rounded
@@ -13,7 +14,6 @@ from grain_jax.loading.calibration import (
     calibration_place,
     find_calibration,
 )
-from grain_jax.models.weights_hash import weights_sha256
 from grain_jax.zero_shot.calibration import Calibration, read_calibration, texts_sha256, to_json
 from grain_jax.zero_shot.scorers import make_class_texts
 
