@@ -21,7 +21,8 @@ def softmax(logits: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n K"]:
 
 def log_softmax(logits: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n K"]:
     """Over the last axis."""
-    return logits - logsumexp(logits)
+    shifted = logits - logits.max(axis=-1, keepdims=True)  # first: large logits lose their digits
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def logsumexp(logits: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n 1"]:

@@ -35,6 +35,7 @@ from grain_jax.zero_shot.text_kinds import (
     encode_kinds,
     source_of,
 )
+from grain_jax.zero_shot.unlabeled_methods import UNLABELED_METHODS
 
 CLIP = "Radford et al. 2021, arXiv 2103.00020"
 GRAIN = "GRAIN, WACV 2026, arXiv 2412.04429"
@@ -116,6 +117,7 @@ METHODS: Mapping[str, Method] = {
         by_captions.by_cased,
         needs=frozenset({"bank"}),
     ),
+    **UNLABELED_METHODS,
 }
 NEEDS = {
     "bank": "captions of other images (--bank)",

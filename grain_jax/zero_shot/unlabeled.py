@@ -1,0 +1,183 @@
+"""What methods that are fitted to images without labels share: class vectors, blocks of
+similarities and nearest neighbours.
+
+All of it is blocked: nothing of images by images is held, and of images by classes at most
+`MAX_CELLS`. More images than that allows are fitted to evenly spaced ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from grain_jax.zero_shot.arithmetic import log_softmax, unit
+from grain_jax.zero_shot.method import ClassBanks, Images
+from grain_jax.zero_shot.text_kinds import NAMES
+
+MAX_CELLS = 1 << 26  # images x classes that a fit holds: 67,000 images of 1,000 classes
+BLOCK_CELLS = 1 << 22  # of a temporary array
+MOST_NEIGHBOURS = 20  # the most that a method takes; those of each image are searched once
+_GROUP = 64  # columns whose maximum bounds the k-th best from below
+
+
+@dataclass(frozen=True)
+class ClassVectors:
+    """One unit vector for each of D classes that differ, and which of them each of K classes has.
+
+    Classes with the same texts are one class to a method, and tie.
+    """
+
+    vectors: Float[np.ndarray, "D E"]
+    of_class: Int[np.ndarray, "K"]
+
+    @property
+    def fractions(self) -> Float[np.ndarray, "D"]:
+        """Of the K classes."""
+        counts = np.bincount(self.of_class, minlength=len(self.vectors))
+        return (counts / len(self.of_class)).astype(np.float32)
+
+    def expand(self, scores: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n K"]:
+        """Scores of the K classes from those of the D that differ, in float32."""
+        scores = scores.astype(np.float32, copy=False)
+        return scores if scores.shape[1] == len(self.of_class) else scores[:, self.of_class]
+
+
+def class_vectors(texts: ClassBanks) -> ClassVectors:
+    """Mean embedding of the names in their templates, of unit length."""
+    bank = texts[NAMES]
+    return ClassVectors(unit(bank.mean_embed), bank.distinct[1])
+
+
+def images_to_fit(
+    unlabeled: Images | None, num_classes: int, *, max_cells: int = MAX_CELLS
+) -> Float[np.ndarray, "N E"]:
+    """Embeddings that a method is fitted to: all, or evenly spaced ones where N times the number of
+    classes would be more than `max_cells`.
+
+    Raises ValueError where there are no images.
+    """
+    if unlabeled is None or len(unlabeled) == 0:
+        raise ValueError(
+            "This method is fitted to images without labels and was given none; pass unlabeled=."
+        )
+    most = max(1, max_cells // max(1, num_classes))
+    if len(unlabeled) <= most:
+        return unlabeled.image
+    spaced = np.arange(most) * len(unlabeled) // most
+    return unlabeled.once(("spaced", most), lambda: unlabeled.image[spaced])
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of the rows of an array, of `BLOCK_CELLS` at most."""
+    step = max(1, BLOCK_CELLS // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))
+
+
+def log_probabilities(
+    images: Float[np.ndarray, "N E"], vectors: Float[np.ndarray, "D E"], scale: float
+) -> Float[np.ndarray, "N D"]:
+    """Log of the softmax over the classes of `scale` times the cosine, as CLIP predicts."""
+    found = np.empty((len(images), len(vectors)), np.float32)
+    for rows in blocks(len(images), len(vectors)):
+        found[rows] = log_softmax(np.float32(scale) * (images[rows] @ vectors.T))
+    return found
+
+
+def best_images(values: Float[np.ndarray, "N D"], count: int) -> Int[np.ndarray, "m D"]:
+    """Rows of the `count` largest values of each column, or all rows where there are fewer."""
+    count = min(count, len(values))
+    if count == len(values):
+        return np.tile(np.arange(count)[:, None], (1, values.shape[1]))
+    best = np.empty((count, values.shape[1]), int)
+    for columns in blocks(values.shape[1], len(values)):
+        order = np.argpartition(-values[:, columns], count - 1, axis=0)
+        best[:, columns] = order[:count]
+    return best
+
+
+def nearest(
+    queries: Float[np.ndarray, "n E"],
+    keys: Float[np.ndarray, "M E"],
+    count: int,
+    *,
+    others: bool = False,
+) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """The `count` keys of largest dot product with each query, best first, the first of equal ones
+    first; fewer where there are not as many.
+
+    Args:
+        others: query i is key i, and not a neighbour of itself.
+
+    Returns: indices, products.
+    """
+    width = min(len(keys), 4096)
+    count = max(0, min(count, len(keys) - others))
+    found = np.zeros((len(queries), count), int)
+    products = np.zeros((len(queries), count), np.float32)
+    for rows in blocks(len(queries), width) if count else ():
+        block = queries[rows]
+        numbers = np.full((len(block), count), -1)
+        best = np.full((len(block), count), -np.inf, np.float32)
+        for start in range(0, len(keys), width):
+            similarity = block @ keys[start : start + width].T
+            if others:
+                own = np.arange(rows.start, rows.stop) - start
+                there = (own >= 0) & (own < similarity.shape[1])
+                similarity[there, own[there]] = -np.inf
+            best, numbers = _merged(best, numbers, similarity, start)
+        found[rows], products[rows] = numbers, best
+    return found, products
+
+
+def _merged(
+    best: Float[np.ndarray, "n k"],
+    numbers: Int[np.ndarray, "n k"],
+    similarity: Float[np.ndarray, "n m"],
+    start: int,
+) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
+    """The best so far with further columns, whose first is key `start`.
+
+    Only what exceeds the last of the best is sorted: after the first columns, few do.
+    """
+    num_rows, count = best.shape
+    bound, whole = best[:, -1], similarity.shape[1] // _GROUP * _GROUP
+    if start == 0 and whole // _GROUP > count:
+        tops = similarity[:, :whole].reshape(num_rows, -1, _GROUP).max(axis=2)
+        lowest = np.partition(tops, -count, axis=1)[:, -count]
+        row, column = np.nonzero(similarity >= lowest[:, None])
+    else:
+        row, column = np.nonzero(similarity > bound[:, None])
+    row = np.concatenate([np.repeat(np.arange(num_rows), count), row])
+    values = np.concatenate([best.ravel(), similarity[row[best.size :], column]])
+    keys = np.concatenate([numbers.ravel(), column + start])
+    order = np.lexsort((keys, -values, row))
+    row = row[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    order = order[place < count]
+    return values[order].reshape(best.shape), keys[order].reshape(best.shape)
+
+
+def neighbours_within(
+    unlabeled: Images, keys: Float[np.ndarray, "N E"], count: int
+) -> tuple[Int[np.ndarray, "N k"], Float[np.ndarray, "N k"]]:
+    """Other images that each of `keys` (`images_to_fit`) is most like, and the cosines; searched
+    once for all methods.
+    """
+    found, cosines = unlabeled.once(
+        ("within", len(keys)), lambda: nearest(keys, keys, MOST_NEIGHBOURS, others=True)
+    )
+    return found[:, :count], cosines[:, :count]
+
+
+def neighbours_among(
+    images: Images, unlabeled: Images, keys: Float[np.ndarray, "N E"], count: int
+) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """Those of `keys` that each image is most like, itself where it is one of them, and the
+    cosines; searched once for all methods.
+    """
+    found, cosines = images.once(
+        ("among", unlabeled, len(keys)), lambda: nearest(images.image, keys, MOST_NEIGHBOURS)
+    )
+    return found[:, :count], cosines[:, :count]
