@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -29,7 +29,7 @@ import jax
 from rich.console import Console
 from tyro.conf import arg
 
-from grain_jax import evaluate_compare, runtime, slow_compile
+from grain_jax import evaluate_compare, evaluate_support, runtime, slow_compile
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -54,6 +54,7 @@ from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet, ZeroShotSet
 from grain_jax.data.source import data_source, open_source
 from grain_jax.data.tokenizer import WordTokenizer
+from grain_jax.evaluate_support import SupportOptions
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
@@ -143,6 +144,7 @@ class Options:
     methods: Annotated[
         tuple[str, ...] | None, one_word(_methods, "A,B,..."), default_is(",".join(DEFAULT_METHODS))
     ] = None
+    given: Annotated[SupportOptions, arg(name="")] = field(default_factory=SupportOptions)
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
@@ -227,6 +229,12 @@ def _check(options: Options) -> None:
         _refuse(options, OF_IMAGES, "labelled images")
     if kind == "records":
         _refuse(options, ZERO_SHOT, "zero-shot classification")
+    evaluate_support.check(
+        options.given,
+        data=options.data,
+        is_labelled=kind == "images",
+        methods=options.methods or DEFAULT_METHODS,
+    )
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
             results_file.check_place(name, path, overwrite=options.overwrite)
@@ -312,7 +320,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
     given = (*OF_NAMES, "methods")
     shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
-    report = {
+    report: dict[str, Any] = {
         "checkpoint": _named(options.checkpoint),
         "step": loaded.step,
         "data": _named(options.data) if options.data else "the run's own",
@@ -320,6 +328,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str,
         "settings": shown if split is None else {"tasks": list(_tasks(options))},
         "zero_shot_sets": details.zero_shot_sets,
         "splits": details.splits,
+        **details.given,
     }
     report |= {
         "inputs_sha256": results_file.inputs_sha256(report),
@@ -371,6 +380,11 @@ def _images(
     details: ResultDetails,
 ) -> list[Result]:
     assert options.data is not None
+    naming: dict[str, Any] = {
+        "keep_names": options.keep_names,
+        "classes_by": options.classes_by or BINDINGS[0],
+        "allow_equal_names": options.allow_equal_names,
+    }
     dataset = load_zero_shot(
         options.data,
         classes=options.classes or "",
@@ -380,9 +394,7 @@ def _images(
         further=options.texts,
         description_template=options.description_template or "{}",
         default_templates=templates,
-        keep_names=options.keep_names,
-        classes_by=options.classes_by or BINDINGS[0],
-        allow_equal_names=options.allow_equal_names,
+        **naming,
         note=note,
     )
     if not any(dataset.descriptions.values()):
@@ -393,7 +405,17 @@ def _images(
         if words := list(dict.fromkeys(word for text in texts for word in unknown(text))):
             note(encoder.tokenizer.unknown_words_note(words))
     has_regions = config.model.type == "grain" and encoder.learned.regions
-    _note_left_out(options, dataset, note, has_regions=has_regions)
+    given = evaluate_support.read(
+        options.given,
+        dataset,
+        config.data,
+        image_size=encoder.preprocessing.image_size,
+        classes=options.classes or "",
+        naming=naming,
+        note=note,
+    )
+    details.given |= given.described
+    _note_left_out(options, dataset, note, has_regions=has_regions, given=given.fulfilled)
     return score_zero_shot(
         encoder,
         dataset,
@@ -401,16 +423,22 @@ def _images(
         final=True,
         details=details,
         methods=options.methods or DEFAULT_METHODS,
+        **given.encode(encoder),
     )
 
 
 def _note_left_out(
-    options: Options, dataset: ZeroShotSet, note: Callable[[str], None], *, has_regions: bool
+    options: Options,
+    dataset: ZeroShotSet,
+    note: Callable[[str], None],
+    *,
+    has_regions: bool,
+    given: Collection[str],
 ) -> None:
     """Says which of the methods that were asked for cannot be measured; ValueError for all."""
     texts, left_out = class_texts(dataset), {}
     for name in options.methods or ():
-        needs = lacking(name, texts, has_regions=has_regions, given=("unlabeled",))
+        needs = lacking(name, texts, has_regions=has_regions, given=given)
         if needs:
             left_out[name] = f"{name} is left out: it needs {' and '.join(needs)}."
     if options.methods and len(left_out) == len(options.methods):

@@ -27,6 +27,7 @@ ROWS = (
         "train",
         "evaluate",
         "evaluate_compare",
+        "evaluate_support",
         "predict",
         "prepare",
         "prepare_inspect",
