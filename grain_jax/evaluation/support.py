@@ -81,13 +81,13 @@ def load_support(
     bound = len(_names_of(found) & position.keys())
     if file and "classes" not in found.text_files and bound < len(found.class_names):
         try:
-            named, notes_of_named = load(file)
+            by_file, notes_of_file = load(file)
         except ValueError:
             if not bound:
                 raise
         else:
-            if len(_names_of(named) & position.keys()) > bound:
-                found, notes = named, notes_of_named
+            if len(_names_of(by_file) & position.keys()) > bound:
+                found, notes = by_file, notes_of_file
     for text in notes:
         note(text)
     rows = _rows_by_class(found, position)
