@@ -27,7 +27,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -42,6 +42,7 @@ from grain_jax import (
     evaluate_grounding,
     evaluate_leaks,
     evaluate_report,
+    evaluate_support,
     runtime,
     slow_compile,
 )
@@ -80,6 +81,7 @@ from grain_jax.evaluate_notes import (
 )
 from grain_jax.evaluate_records import chosen_tasks, evaluate_records
 from grain_jax.evaluate_several import OF_ONE, one_a_checkpoint
+from grain_jax.evaluate_support import SupportOptions
 from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch, watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails, sha256_of
@@ -192,6 +194,7 @@ class Options:
     # of images in tables or TFDS: which column holds them, and which their class
     image_column: Annotated[OptionalText, default_is("found")] = None
     label_column: Annotated[OptionalText, default_is("found")] = None
+    given: Annotated[SupportOptions, arg(name="")] = field(default_factory=SupportOptions)
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
@@ -338,6 +341,12 @@ def _check(options: Options) -> None:
         _refuse(options, ("split",), "prepared records or labelled images")
     if kind == "records":
         _refuse(options, (*ZERO_SHOT, "methods"), "zero-shot classification")
+    evaluate_support.check(
+        options.given,
+        data=options.data,
+        is_labelled=kind == "images",
+        methods=options.methods or DEFAULT_METHODS,
+    )
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
             results_file.check_place(name, path, overwrite=options.overwrite)
@@ -454,7 +463,7 @@ def _evaluate(
     given = (*OF_NAMES, *OF_STORED, "methods")
     shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
     shown |= {} if suite is None else {"suite": suite.described()}
-    report = {
+    report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
         "data": named(options.data) if options.data else options.suite or "the run's own",
@@ -462,6 +471,7 @@ def _evaluate(
         "settings": {"tasks": list(chosen_tasks(options.tasks))} if kind == "records" else shown,
         "zero_shot_sets": details.zero_shot_sets,
         "splits": details.splits,
+        **details.given,
     }
     report |= {
         "inputs_sha256": results_file.inputs_sha256(report),
@@ -485,6 +495,11 @@ def _images(
     details: ResultDetails,
 ) -> list[Result]:
     assert options.data is not None
+    naming: dict[str, Any] = {
+        "keep_names": options.keep_names,
+        "classes_by": options.classes_by or BINDINGS[0],
+        "allow_equal_names": options.allow_equal_names,
+    }
     dataset = load_zero_shot(
         options.data,
         classes=options.classes or "",
@@ -494,9 +509,7 @@ def _images(
         further=options.texts,
         description_template=options.description_template or "{}",
         default_templates=templates,
-        keep_names=options.keep_names,
-        classes_by=options.classes_by or BINDINGS[0],
-        allow_equal_names=options.allow_equal_names,
+        **naming,
         split=options.split,
         image_column=options.image_column,
         label_column=options.label_column,
@@ -507,7 +520,17 @@ def _images(
     if unknown := unknown_words_note(encoder.tokenizer, dataset):
         note(unknown)
     has_regions = config.model.type == "grain" and encoder.learned.regions
-    _note_left_out(options, dataset, note, has_regions=has_regions)
+    given = evaluate_support.read(
+        options.given,
+        dataset,
+        config.data,
+        image_size=encoder.preprocessing.image_size,
+        classes=options.classes or "",
+        naming=naming,
+        note=note,
+    )
+    details.given |= given.described
+    _note_left_out(options, dataset, note, has_regions=has_regions, given=given.fulfilled)
     return score_zero_shot(
         encoder,
         dataset,
@@ -515,16 +538,22 @@ def _images(
         final=True,
         details=details,
         methods=options.methods or DEFAULT_METHODS,
+        **given.encode(encoder),
     )
 
 
 def _note_left_out(
-    options: Options, dataset: ZeroShotSet, note: Callable[[str], None], *, has_regions: bool
+    options: Options,
+    dataset: ZeroShotSet,
+    note: Callable[[str], None],
+    *,
+    has_regions: bool,
+    given: Collection[str],
 ) -> None:
     """Says which of the methods that were asked for cannot be measured; ValueError for all."""
     texts, left_out = class_texts(dataset), {}
     for name in options.methods or ():
-        needs = lacking(name, texts, has_regions=has_regions, given=("unlabeled",))
+        needs = lacking(name, texts, has_regions=has_regions, given=given)
         if needs:
             left_out[name] = f"{name} is left out: it needs {' and '.join(needs)}."
     if options.methods and len(left_out) == len(options.methods):

@@ -37,6 +37,7 @@ ROWS = (
         "evaluate_several",
         "evaluate_leaks",
         "evaluate_watch",
+        "evaluate_support",
         "predict",
         "prepare",
         "prepare_inspect",

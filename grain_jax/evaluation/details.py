@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ class ResultDetails:
     predictions: PredictionsFile | None = None  # where every single answer goes, if anywhere
     zero_shot_sets: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `describe_set`
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> number of images
+    # what methods looked at beside: "support" (labelled images), "bank" (captions of others)
+    given: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def add_split(self, name: str, source: Source) -> None:
         """Notes a split of records that was measured."""

@@ -17,6 +17,7 @@ from grain_jax.results import from_json, logged
 from grain_jax.training import run_folder
 from grain_jax.training.run_folder import is_run
 
+GIVEN = ("support", "bank")  # where they were given
 INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "splits")
 SHORT = 8  # digits of a SHA-256 in a file's name
 
@@ -77,7 +78,8 @@ def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, t
 
 def inputs_sha256(report: Mapping[str, Any]) -> str:
     """Of everything that was given: two results that differ in it answer other questions."""
-    return sha256_of({name: report[name] for name in INPUTS})
+    given = [name for name in GIVEN if name in report]
+    return sha256_of({name: report[name] for name in (*INPUTS, *given)})
 
 
 def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> tuple[Path, bool]:

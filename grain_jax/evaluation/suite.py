@@ -29,6 +29,7 @@ from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
+from grain_jax.zero_shot.method import CaptionBank, Support
 from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 BASELINE_IMAGES = 500  # training images that the constant boxes are fitted to
@@ -289,6 +290,8 @@ def score_zero_shot(
     details: ResultDetails | None = None,
     features: ImageFeatures | None = None,
     methods: Sequence[str] = DEFAULT_METHODS,
+    bank: CaptionBank | None = None,
+    support: Support | None = None,
 ) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = None
@@ -307,6 +310,8 @@ def score_zero_shot(
         features=features,
         details=final,
         on_scores=on_scores,
+        bank=bank,
+        support=support,
     )
 
 

@@ -87,8 +87,8 @@ class Cache:
         self.texts, self.weights = texts, weights
         self.image = support.image[order]
         self.keys = self._keys(support, order, weights.delta)
-        counts = np.bincount(support.labels, minlength=texts.num_classes)
-        self._starts = np.cumsum(counts) - counts
+        self._counts = np.bincount(support.labels, minlength=texts.num_classes)
+        self._starts = np.cumsum(self._counts) - self._counts
 
     def _keys(
         self, support: Support, order: Int[np.ndarray, "S"], delta: float
@@ -102,6 +102,11 @@ class Cache:
     @functools.cached_property
     def _log_signatures(self) -> Float[np.ndarray, "S K"]:
         return np.log(self.signatures(Images(self.image)))
+
+    @functools.cached_property
+    def _summed_logs(self) -> Float[np.ndarray, "K K"]:
+        """Of the labelled images of each class."""
+        return np.add.reduceat(self._log_signatures, self._starts, axis=0)
 
     def signatures(self, images: Images) -> Float[np.ndarray, "n K"]:
         """Distribution over the classes of each image."""
@@ -145,13 +150,15 @@ class Cache:
         )
 
     def likeness(self, images: Images) -> Float[np.ndarray, "n K"]:
-        """Scaled negative divergences, summed over each class."""
+        """Scaled negative divergences, summed over each class.
+
+        A divergence is linear in the labelled image's log distribution, so these are summed first.
+        """
         slope, offset = self._range
-        return in_blocks(
-            lambda signatures: self.of_classes(slope * self.divergences(signatures) + offset),
-            self.signatures(images),
-            cells=len(self.image),
-        )
+        signatures = self.signatures(images)
+        own = (signatures * np.log(signatures)).sum(axis=1, keepdims=True)
+        summed = self._counts * own - signatures @ self._summed_logs.T
+        return slope * summed + offset * self._counts
 
     def scores(self, images: Images) -> Float[np.ndarray, "n K"]:
         """The published sum, divided by the logit scale."""

@@ -50,14 +50,21 @@ class Support:
 
     def provides(self, num_classes: int) -> frozenset[str]:
         """What of `Method.needs` it fulfils where there are so many classes."""
-        counts = np.bincount(self.labels, minlength=num_classes)
-        found = {
-            "support": (counts > 0).all(),
-            "several_shots": (counts > 0).all() and (counts > 1).any(),
-            "support_captions": self.captions is not None,
-            "classes_without_images": (counts > 0).sum() > 1 and (counts == 0).any(),
-        }
-        return frozenset(need for need, there in found.items() if there)
+        return support_provides(self.labels, num_classes, captioned=self.captions is not None)
+
+
+def support_provides(
+    labels: Int[np.ndarray, "S"], num_classes: int, *, captioned: bool
+) -> frozenset[str]:
+    """What of `Method.needs` labelled images fulfil; `captioned`: whether all have captions."""
+    counts = np.bincount(labels, minlength=num_classes)
+    found = {
+        "support": (counts > 0).all(),
+        "several_shots": (counts > 0).all() and (counts > 1).any(),
+        "support_captions": captioned,
+        "classes_without_images": (counts > 0).sum() > 1 and (counts == 0).any(),
+    }
+    return frozenset(need for need, there in found.items() if there)
 
 
 @dataclass(frozen=True)

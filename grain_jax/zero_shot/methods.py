@@ -68,14 +68,14 @@ METHODS: Mapping[str, Method] = {
         needs=frozenset({"support"}),
     ),
     "knn": Method(
-        "nearest neighbours + name",
+        "kNN + name",
         "Jia et al. 2021, arXiv 2112.08459",
         frozenset({NAMES}),
         by_support.by_neighbours,
         needs=frozenset({"support"}),
     ),
     "gda": Method(
-        "Gaussian discriminant analysis + name",
+        "GDA + name",
         "Wang et al. 2024, arXiv 2402.04087",
         frozenset({NAMES}),
         by_support.by_gaussians,
@@ -133,7 +133,7 @@ USES = {
     "classes_without_images": "labelled images",
     "support_captions": "their captions",
     "unlabeled": "all test images",
-    "bank": "other captions",
+    "bank": "captions of other images",
 }
 DEFAULT_METHODS = ("name", "description", "name_and_regions")
 

@@ -1,0 +1,302 @@
+"""`evaluate --support` and `--bank`: labelled images, and captions of other images."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from plain_text import plain
+from stored_results import stored_results
+from toy_encoder import COLOURS, ToyModel, ToyTokenizer
+
+from grain_jax import evaluate
+from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig
+from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.records import Caption, Record
+from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
+from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluation.caption_bank import load_bank
+from grain_jax.evaluation.support import load_support
+from grain_jax.models.bundle import ModelBundle
+from grain_jax.models.learned import EVERYTHING
+
+# What the images of each class look like: every name says another colour.
+LOOKS = {"red": "green", "green": "blue", "blue": "red"}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A folder that stands for a run of the toy model."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "7").mkdir(parents=True)
+    (folder / "checkpoints" / "7" / "_CHECKPOINT_METADATA").touch()
+    config = TrainConfig(
+        data=DataConfig(caption_length=8, description_length=4, num_threads=2),
+        evaluation=EvaluationConfig(alphas=(1.0,), batch_size=16),
+    )
+
+    def load(path, *, step=None, best=False, mesh=None):
+        return ModelBundle(
+            model=ToyModel(),
+            params={"logit_scale": np.log(np.float32(10.0))},
+            config=config,
+            tokenizer=ToyTokenizer(),
+            preprocessing=Preprocessing(4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+            templates=("a {} thing",),
+            step=7,
+            learned=EVERYTHING,
+        )
+
+    monkeypatch.setattr(evaluate, "read_model", load)
+    return folder
+
+
+def png(colour: str, seed: int) -> bytes:
+    """The first pixel, which is all that the toy looks at, has the colour and some noise."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 60, size=(4, 4, 3), dtype=np.uint8)
+    pixels[0, 0, COLOURS[colour]] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_images(root: Path, count: int, *, start: int, looks=LOOKS) -> Path:
+    for number, (label, colour) in enumerate(looks.items()):
+        (root / label).mkdir(parents=True)
+        for i in range(count):
+            seed = start + 100 * number + i
+            (root / label / f"{i}.png").write_bytes(png(colour, seed))
+    return root
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_images(tmp_path / "colours", 3, start=0)
+
+
+@pytest.fixture
+def support(tmp_path):
+    return write_images(tmp_path / "labelled", 6, start=1000)
+
+
+@pytest.fixture
+def bank(tmp_path):
+    root = tmp_path / "records"
+    root.mkdir()
+    own = [
+        Record(
+            id=f"image{i}",
+            image=png(colour, i),
+            captions=(Caption("a blue thing", "synthetic"), Caption(f"a {colour} thing"))
+            if i % 5
+            else (),
+        )
+        for i, colour in enumerate(["red", "green", "blue"] * 5)
+    ]
+    path = shard_path(root, "train", 0, 1)
+    splits = {"train": write_shard(path, [encode_record(record) for record in own])}
+    path = shard_path(root, "bare", 0, 1)
+    bare = [Record(id="bare", image=png("red", 0))]
+    splits["bare"] = write_shard(path, [encode_record(record) for record in bare])
+    write_metadata(root, splits)
+    return root
+
+
+def measured(run, *options: str) -> tuple[int, dict, dict[str, float]]:
+    """Exit status, report and results by their keys, of the newest evaluation."""
+    output = run / "out.json"
+    status = evaluate.main([f"--checkpoint={run}", f"--output={output}", "--overwrite", *options])
+    report = json.loads(output.read_text())
+    return status, report, stored_results(output)
+
+
+def test_labelled_images_say_what_the_names_do_not(run, images, support, capsys):
+    given = [f"--data={images}", f"--support={support}", "--methods=name,gda,tip_x,knn,examples"]
+    status, report, results = measured(run, *given)
+    assert status == 0
+    assert results["colours/name"] == 0.0
+    assert results["colours/gda"] == results["colours/tip_x"] == 1.0
+    assert {"colours/knn", "colours/examples"} <= results.keys()
+    printed = plain(capsys.readouterr().out)
+    assert "TIP-X (labelled images)" in printed
+    found = report["support"]
+    assert (found["images"], found["classes"], found["shots"]) == (18, 3, None)
+    assert found["folder"] == str(support)
+    _, other, _ = measured(run, *given, "--shots=4")
+    _, again, _ = measured(run, *given, "--shots=4")
+    _, reseeded, _ = measured(run, *given, "--shots=4", "--support_seed=1")
+    assert other["support"] == again["support"]
+    assert (other["support"]["images"], other["support"]["seed"]) == (12, 0)
+    one_input = {one["inputs_sha256"] for one in (report, other, again, reseeded)}
+    drawn = {one["support"]["sha256"] for one in (report, other, again, reseeded)}
+    assert len(one_input) == len(drawn) == 3
+    _, plain_report, _ = measured(run, f"--data={images}", "--methods=name")
+    assert "support" not in plain_report
+
+
+def test_images_are_drawn_by_seed_and_class_alone(images, support):
+    def drawn(folder: Path, seed: int) -> dict[str, list[str]]:
+        found = load_support(folder, load_zero_shot(images), shots=2, seed=seed)
+        ids = [found.source[i].id for i in range(len(found.labels))]
+        return {
+            name: [one for one, label in zip(ids, found.labels, strict=True) if label == k]
+            for k, name in enumerate(load_zero_shot(images).class_names)
+        }
+
+    first = drawn(support, 0)
+    assert all(
+        len(ids) == 2 and {one.split("/")[0] for one in ids} == {name}
+        for name, ids in first.items()
+    )
+    assert drawn(support, 0) == first
+    assert any(drawn(support, seed) != first for seed in (1, 2))
+    shutil.rmtree(support / "blue")
+    assert drawn(support, 0) == first | {"blue": []}
+
+
+def test_labels_are_bound_by_the_class_names_of_the_set(run, images, support, tmp_path, capsys):
+    """Labels that are codes, named by a file beside the tested images, in any order."""
+    names = {"red": "n3", "green": "n1", "blue": "n2"}
+    for root in (images, support):
+        for name, code in names.items():
+            (root / name).rename(root / code)
+    (images / "classes.json").write_text(json.dumps({code: name for name, code in names.items()}))
+    given = [f"--data={images}", f"--support={support}", "--methods=gda"]
+    assert measured(run, *given)[2]["colours/gda"] == 1.0
+    for name, code in names.items():  # names are understood too, in other spelling
+        (support / code).rename(support / name.upper())
+    assert measured(run, *given)[2]["colours/gda"] == 1.0
+    # Other classes are left out, and said.
+    shutil.copytree(support / "RED", support / "purple")
+    capsys.readouterr()
+    _, report, results = measured(run, *given)
+    assert results["colours/gda"] == 1.0
+    assert report["support"]["images"] == 18
+    assert "1 of its 4 classes are none of 'colours' ('purple' first)" in plain(
+        capsys.readouterr().err
+    )
+
+
+def test_classes_without_labelled_images_leave_only_what_can_do_without(
+    run, images, support, capsys
+):
+    shutil.rmtree(support / "blue")
+    given = [f"--data={images}", f"--support={support}"]
+    status, report, results = measured(run, *given, "--methods=gda,icis")
+    assert status == 0
+    printed = plain(capsys.readouterr().err)
+    assert "support: 1 of 3 classes have no labelled images ('blue' first)" in printed
+    assert "gda is left out: it needs two labelled images or more of a class" in printed
+    assert "colours/icis" in results
+    assert "colours/gda" not in results
+    assert report["support"]["classes"] == 2
+    output = f"--output={run / 'other.json'}"
+    assert evaluate.main([f"--checkpoint={run}", *given, "--methods=gda,knn", output]) == 2
+    assert "No method can be measured" in plain(capsys.readouterr().err)
+
+
+def test_captions_of_labelled_images_are_read_beside_them(run, images, support, capsys):
+    given = [f"--data={images}", f"--support={support}", "--methods=tip_x,caps_adapter"]
+    captions = {
+        f"{label}/{i}.png": f"a {colour} thing" for label, colour in LOOKS.items() for i in range(6)
+    }
+    (support / "captions.json").write_text(json.dumps(captions))
+    _, report, results = measured(run, *given)
+    assert results["colours/caps_adapter"] == 1.0
+    assert report["support"]["captions_sha256"]
+    assert "CapS-Adapter (labelled images, their captions)" in plain(capsys.readouterr().out)
+    del captions["red/2.png"]
+    (support / "captions.json").write_text(json.dumps(captions))
+    _, report, results = measured(run, *given)
+    assert "colours/caps_adapter" not in results
+    assert report["support"]["captions_sha256"] is None
+    printed = plain(capsys.readouterr().err)
+    assert "1 of 18 labelled images have no caption in 'captions.json' ('red/2.png' first)" in (
+        printed
+    )
+    assert "caps_adapter is left out: it needs a caption of every labelled image" in printed
+    (support / "captions.json").write_text("[]")
+    output = f"--output={run / 'other.json'}"
+    assert evaluate.main([f"--checkpoint={run}", *given, output]) == 2
+    assert "must hold an object {image: caption}" in plain(capsys.readouterr().err)
+
+
+def test_captions_of_other_images_come_from_prepared_records(run, images, bank, capsys):
+    given = [f"--data={images}", f"--bank={bank}", "--methods=x_more,cased"]
+    status, report, results = measured(run, *given)
+    assert status == 0
+    assert {"colours/x_more", "colours/cased"} <= results.keys()
+    found = report["bank"]
+    assert (found["split"], found["size"], found["captions"]) == ("train", 20_000, 12)
+    captured = capsys.readouterr()
+    assert "bank: 3 of 15 images have no caption and are left out" in plain(captured.err)
+    assert "X-MoRe (captions of other images)" in plain(captured.out)
+    _, fewer, _ = measured(run, *given, "--bank_size=3")
+    assert fewer["bank"]["captions"] == 2  # of the middle and the last image; the first has none
+    assert fewer["inputs_sha256"] != report["inputs_sha256"]
+
+
+def test_a_bank_has_one_caption_of_each_image_an_original_one_first(bank):
+    found = load_bank(bank, DataConfig(), split="train", size=3, image_size=4)
+    assert found.captions == ("a green thing", "a blue thing")
+    assert [found.source[i].id for i in range(2)] == ["image7", "image14"]
+    whole = load_bank(bank, DataConfig(), split="train", size=100, image_size=4)
+    assert whole.captions[:3] == ("a green thing", "a blue thing", "a red thing")
+    assert len(whole.captions) == len(whole.source) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--support={support}"], "looked at by none of the methods name, description"),
+        (["--bank={bank}", "--methods=gda"], "looked at by none of the methods gda"),
+        (["--shots=2"], "--shots goes with --support"),
+        (["--support={support}", "--methods=gda", "--support_seed=1"], "goes with --shots"),
+        (
+            ["--support={support}", "--methods=gda", "--shots=1", "--support_seed=-1"],
+            "--support_seed=-1 should be 0 or more",
+        ),
+        (["--support={support}", "--methods=gda", "--shots=0"], "whole number of at least 1"),
+        (["--bank_split=train"], "--bank_split goes with --bank"),
+        (["--support={images}", "--methods=gda"], "is the folder of --data"),
+        (["--support={images}/nowhere", "--methods=gda"], "There is no folder"),
+        (["--support={support}", "--methods=gda", "--shots=1"], "No method can be measured"),
+        (["--bank={bank}", "--methods=cased", "--bank_split=bare"], "has a caption. Give prepared"),
+        (["--bank={bank}", "--methods=cased", "--bank_split=other"], "other"),
+        (["--bank={images}", "--methods=cased"], "dataset_info.json"),
+        (["--methods=gda"], "it needs two labelled images or more of a class (--support, --shots)"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options, message, run, images, support, bank, capsys):
+    given = [text.format(support=support, bank=bank, images=images) for text in options]
+    assert evaluate.main([f"--checkpoint={run}", f"--data={images}", *given]) == 2
+    assert message in plain(capsys.readouterr().err)
+    assert not list(run.glob("*.json"))
+
+
+def test_support_goes_with_labelled_images_only(run, support, bank, capsys):
+    given = [f"--checkpoint={run}", f"--support={support}"]
+    for data in ([], [f"--data={bank}"]):
+        assert evaluate.main([*given, *data]) == 2
+        assert "--support goes with labelled images" in plain(capsys.readouterr().err)
+
+
+def test_tested_images_are_not_among_the_labelled_ones(run, images, support, capsys):
+    shutil.copy(images / "red" / "1.png", support / "green" / "5.png")
+    given = [f"--checkpoint={run}", f"--data={images}", f"--support={support}", "--methods=gda"]
+    assert evaluate.main(given) == 2
+    printed = plain(capsys.readouterr().err)
+    assert "1 of 9 images of --data are among the labelled images of --support" in printed
+    assert "('red/1.png', there 'green/5.png', first)" in printed
+
+
+def test_labelled_images_of_other_classes_are_refused(run, images, tmp_path, capsys):
+    other = write_images(tmp_path / "other", 2, start=5, looks={"owl": "red", "wren": "blue"})
+    given = [f"--checkpoint={run}", f"--data={images}", f"--support={other}", "--methods=gda"]
+    assert evaluate.main(given) == 2
+    printed = plain(capsys.readouterr().err)
+    assert "--support has images of classes like 'owl', and none of the 3 classes" in printed
