@@ -124,11 +124,11 @@ def _report(options: Options) -> str:
     check_place("output", options.output, overwrite=options.overwrite)
     check_output(options.output)
     if not options.predictions:
-        for name in ("images", "against"):
+        for name in ("images", "against", "seed"):
             if getattr(options, name):
                 raise ValueError(f"--{name} goes with --predictions; give them too.")
     if options.output.suffix == ".csv":
-        for name in ("predictions", "images", "against"):
+        for name in ("predictions", "images", "against", "seed"):
             if getattr(options, name):
                 raise ValueError(f"--{name} changes nothing of a .csv; leave it out.")
     evaluations = read_evaluations(options.results, options.predictions)

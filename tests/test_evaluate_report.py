@@ -107,6 +107,7 @@ def test_predictions_as_csv_give_the_same_page(given):
         (("a.json", "--output=nowhere/report.html"), "There is no folder 'nowhere'"),
         (("a.json", "--images=val=photos"), "--images goes with --predictions"),
         (("a.json", "--against=name"), "--against goes with --predictions"),
+        (("a.json", "--seed=1"), "--seed goes with --predictions"),
         (("a.json", "--predictions=a.jsonl", "--output=a.csv"), "changes nothing of a .csv"),
         (
             ("a.json", "--predictions=a.jsonl", "--against=x"),
