@@ -84,7 +84,8 @@ from grain_jax.evaluate_several import OF_ONE, one_a_checkpoint
 from grain_jax.evaluate_support import SupportOptions
 from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch, watch
 from grain_jax.evaluation import results_file
-from grain_jax.evaluation.details import ResultDetails, sha256_of
+from grain_jax.evaluation.details import ResultDetails
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (

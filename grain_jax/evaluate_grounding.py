@@ -41,7 +41,7 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
 from grain_jax.evaluation import results_file
-from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding_benchmark import Measured, measure_grounding
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.evaluation.grounding_tables import grounding_tables, left_out_notes

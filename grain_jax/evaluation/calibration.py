@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grain_jax.zero_shot.calibration import LabelSets, SetRule, softmax, strangeness
+from grain_jax.zero_shot.arithmetic import softmax
+from grain_jax.zero_shot.calibration import LabelSets, SetRule, strangeness
 from grain_jax.zero_shot.scorers import TextBank
 
 LOG_TEMPERATURES = (math.log(1e-4), math.log(1e4))  # looked between

@@ -27,22 +27,22 @@ from grain_jax.evaluation.calibration import (
 from grain_jax.evaluation.calibration_metrics import (
     measure,
     predictions,
-    reliability,
     separation,
 )
 from grain_jax.evaluation.ranking import wilson_interval
+from grain_jax.evaluation.reliability import reliability_bins
 from grain_jax.evaluation.zero_shot import label_indices
 from grain_jax.inference.calibrated import scored_method, witness
 from grain_jax.inference.encoder import ImageFeatures
 from grain_jax.inference.fingerprints import params_sha256
 from grain_jax.models.bundle import ModelBundle
+from grain_jax.zero_shot.arithmetic import softmax
 from grain_jax.zero_shot.calibration import (
     Calibration,
     NoneOfThese,
     SetRule,
     joined_witness,
     sets_of_labels,
-    softmax,
     texts_sha256,
 )
 from grain_jax.zero_shot.method import ClassBanks, Images
@@ -280,7 +280,8 @@ def _fit_labelled(
     ):
         said = predictions(probabilities, inside, truth)
         report[when] = {name: vars(value) for name, value in measure(said).items()}
-        pages.append((when, reliability(said)))
+        bins = reliability_bins(said.confidence, said.correct)
+        pages.append((when, [(one.probability, one.accuracy, one.answers) for one in bins]))
     return dataclasses.replace(fitted, temperature=temperature, label_sets=sets), pages
 
 

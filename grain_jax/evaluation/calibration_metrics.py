@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-NUM_BINS = 15
+from grain_jax.evaluation.reliability import BINS, equal_mass_bins, equal_width_bins
+
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 MAX_CELLS = 1 << 22  # of a block of resamples: bounds the memory
@@ -41,29 +42,6 @@ def predictions(
     )
 
 
-def equal_width_bins(confidence: Float[np.ndarray, "N"], num_bins: int) -> Int[np.ndarray, "N"]:
-    """Bin of each confidence: ((i / B, (i + 1) / B], as Guo et al. 2017; 0 lies in the first."""
-    return np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-
-
-def equal_mass_bins(confidence: Float[np.ndarray, "N"], num_bins: int) -> Int[np.ndarray, "N"]:
-    """Bin of each confidence, with as many images in each as ties allow (the adaptive error)."""
-    edges = np.quantile(confidence, np.arange(1, num_bins) / num_bins)
-    return np.searchsorted(edges, confidence, side="left")
-
-
-def calibration_error(
-    confidence: Float[np.ndarray, "N"],
-    correct: Float[np.ndarray, "N"],
-    bins: Int[np.ndarray, "N"],
-) -> float:
-    """Expected calibration error in [0, 1]: over bins the fraction of images in one x the distance
-    of their accuracy from their mean confidence.
-    """
-    gaps = np.bincount(bins, weights=correct - confidence)
-    return float(np.abs(gaps).sum() / len(bins))
-
-
 @dataclass(frozen=True)
 class Value:
     """A metric with its 95 % interval."""
@@ -90,14 +68,14 @@ def measure(found: Predictions, *, seed: int = 0, resamples: int = RESAMPLES) ->
         "set_size": found.set_size,
     }
     binned = {
-        "ece": equal_width_bins(found.confidence, NUM_BINS),
-        "adaptive_ece": equal_mass_bins(found.confidence, NUM_BINS),
+        "ece": equal_width_bins(found.confidence),
+        "adaptive_ece": equal_mass_bins(found.confidence),
     }
     # Every metric is of sums over images: of a value, or of the gap of those in each bin.
     columns = np.concatenate(
         [
             np.stack(list(means.values()), axis=1).astype(np.float64),
-            *(gap[:, None] * (bins[:, None] == np.arange(NUM_BINS)) for bins in binned.values()),
+            *(gap[:, None] * (bins[:, None] == np.arange(BINS)) for bins in binned.values()),
         ],
         axis=1,
     )
@@ -105,7 +83,7 @@ def measure(found: Predictions, *, seed: int = 0, resamples: int = RESAMPLES) ->
     def metrics(times: np.ndarray) -> np.ndarray:
         """The metrics of each row of [R, N] numbers of times that each image counts."""
         sums = times @ columns / count
-        errors = np.abs(sums[:, len(means) :]).reshape(len(sums), len(binned), NUM_BINS).sum(axis=2)
+        errors = np.abs(sums[:, len(means) :]).reshape(len(sums), len(binned), BINS).sum(axis=2)
         return np.concatenate([sums[:, : len(means)], errors], axis=1)
 
     generator = np.random.default_rng(seed)
@@ -121,22 +99,6 @@ def measure(found: Predictions, *, seed: int = 0, resamples: int = RESAMPLES) ->
         name: Value(float(values[i]), float(low[i]), float(high[i]))
         for i, name in enumerate((*means, *binned))
     }
-
-
-def reliability(found: Predictions) -> list[tuple[float, float, int]]:
-    """Mean confidence, accuracy and number of images of each equal-width bin that has any."""
-    bins = equal_width_bins(found.confidence, NUM_BINS)
-    points = []
-    for each in np.unique(bins):
-        inside = bins == each
-        points.append(
-            (
-                float(found.confidence[inside].mean()),
-                float(found.correct[inside].mean()),
-                int(inside.sum()),
-            )
-        )
-    return points
 
 
 def separation(inside: Float[np.ndarray, "N"], outside: Float[np.ndarray, "M"]) -> float:

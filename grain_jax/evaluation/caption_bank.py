@@ -10,7 +10,7 @@ from typing import Any
 from grain_jax.config import DataConfig
 from grain_jax.data.records import Record, Selection, Source, evenly_spaced
 from grain_jax.data.source import open_source
-from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import CaptionBank
 

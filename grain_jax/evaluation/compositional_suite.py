@@ -13,7 +13,7 @@ from grain_jax.data.compositional.questions import (
     Pairings,
 )
 from grain_jax.evaluation.compositional import caption_choices, group_mean, pairing_scores
-from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.tables import Table

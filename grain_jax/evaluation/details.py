@@ -1,7 +1,6 @@
 """What a result says beside its metrics: which texts and images they were measured on."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from grain_jax.data.classification.class_counts import FREQUENCIES, frequency_groups
 from grain_jax.data.records import Labelled, Source, ZeroShotSet
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile
 
 
@@ -104,12 +104,6 @@ def _counts(dataset: ZeroShotSet) -> dict[str, Any]:
         **_file(dataset, "counts"),
         "sha256": sha256_of(dataset.counts),
     }
-
-
-def sha256_of(content: Any) -> str:
-    """Hexadecimal SHA-256 of what JSON can hold, its keys in order."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _has_description(dataset: ZeroShotSet, name: str) -> bool:

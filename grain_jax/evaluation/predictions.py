@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from grain_jax.boxes import pairwise_iou
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.disk import whole_file
 from grain_jax.evaluation.box_features import BoxAnswers
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding import Phrase, phrase_hits
 from grain_jax.evaluation.grounding_protocol import Protocol
 from grain_jax.evaluation.ranking import expected_recall
@@ -254,8 +254,7 @@ def _box(xyxy: Float[np.ndarray, "4"]) -> list[float]:
 
 
 def _digest(names: Sequence[str]) -> str:
-    text = json.dumps(sorted(names))
-    return hashlib.sha256(text.encode()).hexdigest()[:SHORT]
+    return sha256_of(sorted(names))[:SHORT]
 
 
 def _rounded(value: Any) -> float:

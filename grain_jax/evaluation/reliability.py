@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 BINS = 15  # as Guo et al. 2017 (arXiv 1706.04599) have
 
@@ -19,6 +19,27 @@ class ReliabilityBin:
     accuracy: float  # mean
 
 
+def equal_width_bins(probability: Float[np.ndarray, "N"], bins: int = BINS) -> Int[np.ndarray, "N"]:
+    """Bin of each: (i / B, (i + 1) / B], as Guo et al. 2017; 0 lies in the first."""
+    return np.clip(np.ceil(probability * bins).astype(int) - 1, 0, bins - 1)
+
+
+def equal_mass_bins(probability: Float[np.ndarray, "N"], bins: int = BINS) -> Int[np.ndarray, "N"]:
+    """Bin of each, with as many answers in each as ties allow (the adaptive error)."""
+    edges = np.quantile(probability, np.arange(1, bins) / bins)
+    return np.searchsorted(edges, probability, side="left")
+
+
+def calibration_error(
+    probability: Float[np.ndarray, "N"],
+    correct: Float[np.ndarray, "N"],
+    bins: Int[np.ndarray, "N"],
+) -> float:
+    """Mean over answers of |accuracy - mean probability| of their bin, in [0, 1]."""
+    gaps = np.bincount(bins, weights=correct - probability)
+    return float(np.abs(gaps).sum() / len(bins))
+
+
 def reliability_bins(
     probability: Float[np.ndarray, "N"], correct: Float[np.ndarray, "N"], *, bins: int = BINS
 ) -> list[ReliabilityBin]:
@@ -32,7 +53,7 @@ def reliability_bins(
     """
     if len(probability) == 0 or not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("Reliability needs one or more probabilities, each in [0, 1].")
-    place = np.clip(np.ceil(probability * bins).astype(int) - 1, 0, bins - 1)
+    place = equal_width_bins(probability, bins)
     counts, probabilities, hits = (
         np.bincount(place, weights=weights, minlength=bins)
         for weights in (np.ones(len(place)), probability, correct)
@@ -52,10 +73,5 @@ def reliability_bins(
 def expected_calibration_error(
     probability: Float[np.ndarray, "N"], correct: Float[np.ndarray, "N"], *, bins: int = BINS
 ) -> float:
-    """Mean over answers of |accuracy - probability| of their bin (Guo et al. 2017), in [0, 1].
-
-    Raises ValueError as `reliability_bins`.
-    """
-    found = reliability_bins(probability, correct, bins=bins)
-    gaps = sum(one.answers * abs(one.accuracy - one.probability) for one in found)
-    return gaps / len(probability)
+    """`calibration_error` over bins of equal width (Guo et al. 2017)."""
+    return calibration_error(probability, correct, equal_width_bins(probability, bins))

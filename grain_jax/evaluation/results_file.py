@@ -12,7 +12,7 @@ from typing import Any
 from grain_jax.buckets import in_bucket
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.disk import write_whole
-from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.results import from_json, logged
 from grain_jax.training import run_folder
 from grain_jax.training.run_folder import is_run

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grain_jax.data.classification.class_counts import published_counts
-from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.paths import user_path
 from grain_jax.zero_shot.methods import check_methods
 

@@ -17,7 +17,7 @@ from grain_jax.data.classification.class_names import name_key
 from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
 from grain_jax.data.records import Labelled, Record, Selection, Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
-from grain_jax.evaluation.details import sha256_of
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import Support
 

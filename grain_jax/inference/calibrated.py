@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from grain_jax.inference.fingerprints import params_sha256
 from grain_jax.inference.results import Calibrated, GroundedText
 from grain_jax.models.bundle import ModelBundle
+from grain_jax.zero_shot.arithmetic import softmax
 from grain_jax.zero_shot.by_text import kind_scores, name_scores
 from grain_jax.zero_shot.calibration import (
     Calibration,
     class_vectors,
     joined_witness,
     sets_of_labels,
-    softmax,
     texts_sha256,
     witness_scores,
 )

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
+from grain_jax.zero_shot.arithmetic import softmax
 from grain_jax.zero_shot.method import ClassBanks
 from grain_jax.zero_shot.scorers import ClassTexts
 from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, NAMES, REGIONS
@@ -84,12 +85,6 @@ class Calibration:
             )
         if self.class_shift is not None and set(self.class_shift) != set(self.classes):
             raise ValueError("class_shift is not of the classes.")
-
-
-def softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
-    """Probabilities of each row."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def witness_scores(

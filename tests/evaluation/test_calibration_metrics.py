@@ -5,14 +5,15 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from grain_jax.evaluation.calibration_metrics import (
-    NUM_BINS,
+    measure,
+    predictions,
+    separation,
+)
+from grain_jax.evaluation.reliability import (
+    BINS,
     calibration_error,
     equal_mass_bins,
     equal_width_bins,
-    measure,
-    predictions,
-    reliability,
-    separation,
 )
 
 GENERATOR = np.random.default_rng(3)
@@ -20,8 +21,8 @@ GENERATOR = np.random.default_rng(3)
 
 def error_of_a_loop(confidence, correct):
     total = 0.0
-    for b in range(NUM_BINS):
-        low, high = b / NUM_BINS, (b + 1) / NUM_BINS
+    for b in range(BINS):
+        low, high = b / BINS, (b + 1) / BINS
         inside = [i for i, c in enumerate(confidence) if low < c <= high or (b == 0 and c == 0)]
         if inside:
             accuracy = sum(correct[i] for i in inside) / len(inside)
@@ -33,7 +34,7 @@ def error_of_a_loop(confidence, correct):
 def test_the_error_is_that_of_a_loop():
     confidence = GENERATOR.random(300)
     correct = (GENERATOR.random(300) < 0.5).astype(np.float64)
-    bins = equal_width_bins(confidence, NUM_BINS)
+    bins = equal_width_bins(confidence, BINS)
     expected = error_of_a_loop(confidence.tolist(), correct.tolist())
     assert calibration_error(confidence, correct, bins) == pytest.approx(expected, rel=1e-12)
     rows = np.stack([confidence, 1 - confidence], axis=1)
@@ -43,7 +44,7 @@ def test_the_error_is_that_of_a_loop():
     values = measure(predictions(rows, rows > 0.5, labels), resamples=10)
     expected = error_of_a_loop(chosen.tolist(), right.tolist())
     assert values["ece"].value == pytest.approx(expected, rel=1e-9)
-    bins = equal_mass_bins(chosen, NUM_BINS)
+    bins = equal_mass_bins(chosen, BINS)
     adaptive = calibration_error(chosen, right, bins)
     assert values["adaptive_ece"].value == pytest.approx(adaptive, rel=1e-9)
 
@@ -62,17 +63,17 @@ def test_intervals_are_those_of_resampled_images():
 
 
 def error_of_arrays(confidence, correct):
-    return calibration_error(confidence, correct, equal_width_bins(confidence, NUM_BINS))
+    return calibration_error(confidence, correct, equal_width_bins(confidence, BINS))
 
 
 @pytest.mark.parametrize("make_bins", [equal_width_bins, equal_mass_bins])
 def test_the_error_of_what_is_calibrated_is_near_0_and_of_what_is_not_its_distance(make_bins):
     confidence = GENERATOR.random(200_000)
     right = (GENERATOR.random(200_000) < confidence).astype(np.float64)
-    assert calibration_error(confidence, right, make_bins(confidence, NUM_BINS)) < 0.01
+    assert calibration_error(confidence, right, make_bins(confidence, BINS)) < 0.01
     surer = np.full(200_000, 0.9)
     wrong = (GENERATOR.random(200_000) < 0.6).astype(np.float64)
-    error = calibration_error(surer, wrong, make_bins(surer, NUM_BINS))
+    error = calibration_error(surer, wrong, make_bins(surer, BINS))
     assert error == pytest.approx(0.3, abs=0.01)
 
 
@@ -108,12 +109,6 @@ def test_intervals_hold_their_values_and_shrink_with_more_images():
     empty = predictions(np.zeros((0, 2)), np.zeros((0, 2), bool), np.zeros(0, int))
     with pytest.raises(ValueError, match="no held-out images"):
         measure(empty)
-
-
-def test_reliability_has_a_point_for_every_bin_with_images():
-    rows = np.array([[0.9, 0.1], [0.92, 0.08], [0.55, 0.45]])
-    points = reliability(predictions(rows, rows > 0, np.array([0, 1, 0])))
-    assert points == [(0.55, 1.0, 1), (pytest.approx(0.91), 0.5, 2)]
 
 
 def test_separation_is_the_statistic_of_mann_and_whitney():

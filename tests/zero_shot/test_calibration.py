@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grain_jax.zero_shot import calibration
+from grain_jax.zero_shot.arithmetic import softmax
 from grain_jax.zero_shot.calibration import (
     Calibration,
     LabelSets,
@@ -15,7 +16,6 @@ from grain_jax.zero_shot.calibration import (
     joined_witness,
     read_calibration,
     sets_of_labels,
-    softmax,
     strangeness,
     texts_sha256,
     to_json,
