@@ -154,7 +154,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         )
     count = f"{len(rows)} comparisons" if len(rows) > 1 else "1 comparison"
     return Table(
-        f"Each method (B) against {comparisons[0].first} (A): accuracy or R@1, %"
+        f"Each method (B) against {_baseline(comparisons)} (A): accuracy or R@1, %"
         if by_method
         else "B against A on the same images: accuracy or R@1, %",
         ("set", "method", "images", "A", "B", "B - A", "95 %", "p"),
@@ -162,6 +162,13 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         f"B - A in percentage points with its 95 % interval, and p corrected by Holm for {count}: "
         f"{_statistics(comparisons[0].seeds)} Captions and phrases of an image stay together.",
     )
+
+
+def _baseline(comparisons: Sequence[Comparison]) -> str:
+    names = list(dict.fromkeys(one.first for one in comparisons))
+    if len(names) == 1:
+        return names[0]
+    return f"{names[0].partition('/')[0]} at the same alpha"
 
 
 def _statistics(seeds: tuple[int, int]) -> str:

@@ -164,15 +164,23 @@ def left_out(first: Sequence[Predictions], second: Sequence[Predictions]) -> lis
 def compare_methods(
     predictions: Sequence[Predictions], *, against: str, seed: int = 0
 ) -> list[Comparison]:
-    """Every other method against one, on the same images, of one or several trainings."""
+    """Every other method against one, on the same images, of one or several trainings.
+
+    `against` is "METHOD/alpha0.5", or "METHOD" alone: a method that was measured at several alphas
+    is then compared with others at the same alpha.
+    """
     everywhere = set.intersection(*(set(one) for one in predictions))
-    pairs = [
-        (baseline, measure)
-        for baseline in predictions[0]
-        if baseline in everywhere and baseline.method == against
-        for measure in predictions[0]
-        if measure in everywhere and measure.on == baseline.on and measure != baseline
-    ]
+    measures = [measure for measure in predictions[0] if measure in everywhere]
+    exact = any(measure.method == against for measure in measures)
+    pairs = []
+    for baseline in measures:
+        name, slash, alpha = baseline.method.partition("/")
+        if (baseline.method if exact else name) != against:
+            continue
+        for measure in measures:
+            alike = exact or measure.method.endswith(slash + alpha)
+            if measure.on == baseline.on and measure != baseline and alike:
+                pairs.append((baseline, measure))
     if not pairs:
         methods = sorted({measure.method for measure in everywhere})
         raise ValueError(

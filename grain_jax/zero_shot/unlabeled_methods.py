@@ -22,14 +22,14 @@ BY_NAME, UNLABELED = frozenset({NAMES}), frozenset({"unlabeled"})
 
 UNLABELED_METHODS: Mapping[str, Method] = {
     "zpe": Method(
-        "ZPE (test images)",
+        "ZPE",
         "Allingham et al. 2023, arXiv 2302.06235",
         BY_NAME,
         prompt_weights.zpe,
         needs=UNLABELED,
     ),
     "prior_matching": Method(
-        "prior matching (test images)",
+        "prior matching",
         WORD_BIAS,
         BY_NAME,
         priors.prior_matching,
@@ -43,7 +43,7 @@ UNLABELED_METHODS: Mapping[str, Method] = {
         needs=frozenset({"bank"}),
     ),
     "zlap": Method(
-        "ZLaP (test images)",
+        "ZLaP",
         "Stojnic et al. 2024, arXiv 2404.04072",
         BY_NAME,
         propagation.zlap,
@@ -53,49 +53,49 @@ UNLABELED_METHODS: Mapping[str, Method] = {
         "ReCLIP projection", RECLIP, BY_NAME, propagation.reclip_projection
     ),
     "reclip_propagation": Method(
-        "ReCLIP propagation (test images)",
+        "ReCLIP propagation",
         RECLIP,
         BY_NAME,
         propagation.reclip_propagation,
         needs=UNLABELED,
     ),
     "transclip": Method(
-        "TransCLIP (test images)",
+        "TransCLIP",
         "Zanella et al. 2024, arXiv 2406.01837",
         BY_NAME,
         transclip.transclip,
         needs=UNLABELED,
     ),
     "inmap": Method(
-        "InMaP (test images)",
+        "InMaP",
         "Qian et al. 2023, arXiv 2310.19752",
         BY_NAME,
         learned_vectors.inmap,
         needs=UNLABELED,
     ),
     "dpa": Method(
-        "DPA pseudo-labels (test images)",
+        "DPA pseudo-labels",
         "Ali et al. 2025, arXiv 2408.08855",
         BY_NAME,
         pseudo_labels.dpa,
         needs=UNLABELED,
     ),
     "top16": Method(
-        "top-16 prototypes (test images)",
+        "top-16 prototypes",
         "as GRIP, Menghini et al. 2023, arXiv 2306.01669",
         BY_NAME,
         pseudo_labels.top_prototypes,
         needs=UNLABELED,
     ),
     "cluster_vote": Method(
-        "cluster vote (test images)",
+        "cluster vote",
         "as S3A, Zhang et al. 2024, arXiv 2308.12960",
         BY_NAME,
         pseudo_labels.cluster_vote,
         needs=UNLABELED,
     ),
     "head": Method(
-        "head (test images)",
+        "head",
         "with the objective of POUF, Tanwisuth et al. 2023, arXiv 2305.00350",
         BY_NAME,
         learned_vectors.head,

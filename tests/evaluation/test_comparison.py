@@ -80,6 +80,23 @@ def test_methods_of_one_file_are_compared_with_one_of_them(two):
         compare_methods([read_predictions(two[1])], against="names")
 
 
+def test_methods_at_several_alphas_are_compared_at_the_same(tmp_path):
+    right, wrong = [1, 1, 0, 1], [0, 0, 1, 0]
+    lines = [
+        zero_shot(correct, method=method, alpha=alpha)
+        for method, correct in (("description", right), ("swapped_description", wrong))
+        for alpha in (1.0, 0.0)
+    ]
+    path = write(tmp_path / "a.jsonl", *lines, zero_shot(right))
+    found = compare_methods([read_predictions(path)], against="swapped_description")
+    assert [(one.first, one.second) for one in found] == [
+        ("swapped_description/alpha1", "description/alpha1"),
+        ("swapped_description/alpha0", "description/alpha0"),
+    ]
+    exact = compare_methods([read_predictions(path)], against="swapped_description/alpha0")
+    assert len(exact) == 4
+
+
 def test_captions_of_an_image_count_as_one_image(tmp_path):
     line = {"task": "retrieval", "set": "dev", "method": "text_to_image", "score": 0}
     for name, correct in (("a", 0.0), ("b", 1.0)):
