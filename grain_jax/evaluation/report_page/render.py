@@ -22,7 +22,7 @@ from grain_jax.evaluation.report_page.evaluations import Evaluation
 from grain_jax.evaluation.report_page.gallery import galleries
 from grain_jax.evaluation.report_page.plots import accuracy_plots, reliability
 from grain_jax.evaluation.report_page.tables import (
-    facts_table,
+    facts_tables,
     grounding_grid,
     other_grid,
     retrieval_grid,
@@ -65,8 +65,9 @@ def report_sections(
     shown, missing = galleries(evaluations, images)
     of_answers = [*differences, *class_grids(evaluations)]
     answered = any(one.answers for one in evaluations)
+    what, how = facts_tables(evaluations)
     sections = [
-        Section("What was measured", _given(facts_table(evaluations), texts_table(evaluations))),
+        Section("What was measured", _given(what, texts_table(evaluations), how)),
         Section(
             "Zero-shot classification",
             (*zero_shot_grids(evaluations), *accuracy_plots(evaluations)),

@@ -72,18 +72,34 @@ def named(evaluations: Sequence[Evaluation], one: Evaluation) -> str:
     return one.letter if len(evaluations) > 1 else ""
 
 
-def facts_table(evaluations: Sequence[Evaluation]) -> Grid:
-    """What was measured, a column for each result file; "≠" where they differ."""
+def facts_tables(evaluations: Sequence[Evaluation]) -> tuple[Grid, Grid]:
+    """What was measured, and how, a column for each result file; "≠" where they differ."""
     columns = [dict(_facts(one)) for one in evaluations]
     keys = list(dict.fromkeys(key for column in columns for key in column))
-    keys.sort(key=lambda key: GROUPS.index(key.partition(": ")[0]) if ": " in key else -1)
+    how = [key for key in keys if ": " in key]
+    how.sort(key=lambda key: GROUPS.index(key.partition(": ")[0]))
+    what = [key for key in keys if key not in how]
+    return (
+        _facts_grid("Models and data", evaluations, columns, what),
+        replace(
+            _facts_grid("Settings, versions and hardware", evaluations, columns, how), folded=True
+        ),
+    )
+
+
+def _facts_grid(
+    title: str,
+    evaluations: Sequence[Evaluation],
+    columns: Sequence[Mapping[str, str]],
+    keys: Sequence[str],
+) -> Grid:
     rows = []
     for key in keys:
         values = [column.get(key, NOT_RECORDED) for column in columns]
         differs = "≠ " if len(set(values)) > 1 else ""
         rows.append(texts(f"{differs}{key}", *values))
     return Grid(
-        "Models, data and settings",
+        title,
         ("", *(f"{one.letter}: {one.name}" for one in evaluations)),
         tuple(rows),
         "≠ marks what differs." if len(evaluations) > 1 else "",
