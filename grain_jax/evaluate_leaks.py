@@ -84,9 +84,8 @@ class Options:
     checkpoint: Annotated[RunPath | None, arg(metavar="RUN", help_behavior_hint="")] = None
     step: Step = None  # checkpoint of this step
     best: Best = False  # the checkpoint that keep_best kept
-    score_threshold: Annotated[float, one_word(fraction, "F")] = (
-        0.95  # of embeddings, with --checkpoint
-    )
+    # cosine of two embeddings, with --checkpoint
+    score_threshold: Annotated[float, one_word(fraction, "F")] = 0.95
     # what `evaluate --predictions` wrote of --test: its metrics without the images that leaked
     predictions: OptionalPath = None
     output: Annotated[OptionalPath, OUT, arg(metavar="FILE")] = None  # all pairs as .csv
