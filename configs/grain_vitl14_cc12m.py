@@ -3,7 +3,7 @@ r"""GRAIN ViT-L/14 on CC12M: the largest published size, scanned layers, sharded
     python -m grain_jax.train --config=configs/grain_vitl14_cc12m.py \
         --data.data_dir=DIR --workdir=RUN
 
-Hardware: sized for a v5p-64 or 32 GPUs of 80 GB. Shape-tested, not yet run.
+Hardware: sized for a v5p-64 or 32 GPUs of 80 GB. Shape-tested, compiled for TPUs, not yet run.
 Expected: no result of grain_jax's yet.
 Published by others for CLIP ViT-B/16 on CC12M, with other recipes: ImageNet 37.4 %, CIFAR-10 67.9,
 SUN397 41.8, R@1 on COCO 32.8 to text and 22.5 to image (github.com/bethgelab/
