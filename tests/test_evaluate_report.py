@@ -1,6 +1,5 @@
 """`python -m grain_jax.evaluate report`: what it writes, and what it refuses in clear words."""
 
-import builtins
 import csv
 import json
 import re
@@ -140,20 +139,6 @@ def test_a_mistake_is_named(given, capsys, words, said):
     # tyro frames what it says
     assert said in re.sub(r"[\s│]+", " ", printed)
     assert not (given / "report.html").exists()
-
-
-def test_without_jinja2_the_extra_is_named(given, monkeypatch, capsys):
-    imported = builtins.__import__
-
-    def missing(name, *rest, **more):
-        if name == "jinja2":
-            raise ModuleNotFoundError("No module named 'jinja2'")
-        return imported(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    assert report("a.json") == ExitStatus.MISTAKE
-    assert "[report]" in capsys.readouterr().err
-    assert report("a.json", "--output=report.md") == ExitStatus.DONE
 
 
 def test_names_with_commas_are_kept_whole(given):

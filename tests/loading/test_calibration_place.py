@@ -5,10 +5,10 @@ import json
 
 import jax
 import pytest
-from grain_jax.models.weights_hash import weights_sha256
 from tiny_model import LABELS, STEP, TEMPLATES, tiny_model, write_run
 
 from grain_jax.formats.parity import rounded
+from grain_jax.inference.fingerprints import params_sha256
 from grain_jax.loading.calibration import (
     calibration_of_copy,
     calibration_place,
@@ -25,7 +25,7 @@ def calibration_by_name(params) -> Calibration:
         method="name",
         alpha=None,
         scoring={"prompt_ensembling": "embedding", "region_aggregation": "max_over_queries"},
-        weights_sha256=weights_sha256(params),
+        weights_sha256=params_sha256(params),
         step=STEP,
         classes=tuple(LABELS),
         texts_sha256=texts_sha256(LABELS, texts, {"names"}),
@@ -72,7 +72,7 @@ def test_a_copy_with_rounded_weights_has_a_file_of_its_own(tmp_path):
     assert text is not None
     assert json.loads(text)["report"] == {"kept": 1}
     found = read_calibration(text, "")
-    assert found.weights_sha256 == weights_sha256(copy.params) != fitted.weights_sha256
+    assert found.weights_sha256 == params_sha256(copy.params) != fitted.weights_sha256
     assert dataclasses.replace(found, weights_sha256=fitted.weights_sha256) == fitted
     other = dataclasses.replace(loaded, params=jax.tree.map(lambda leaf: leaf + 1, loaded.params))
     notes: list[str] = []

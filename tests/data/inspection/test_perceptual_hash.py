@@ -2,7 +2,6 @@
 
 import itertools
 
-import imagehash
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from grain_jax.data.inspection.perceptual_hash import HashIndex, perceptual_hash
 
 
 def test_hashes_are_those_of_imagehash():
+    imagehash = pytest.importorskip("imagehash")
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (20, 9, 9, 3)).astype(np.uint8)
     pixels = np.stack([np.asarray(Image.fromarray(one).resize((64, 64))) for one in noise])
