@@ -27,7 +27,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -67,7 +67,6 @@ from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
-from grain_jax.data.records import ZeroShotSet
 from grain_jax.data.source import data_source
 from grain_jax.evaluate_files import finish
 from grain_jax.evaluate_notes import (
@@ -86,6 +85,7 @@ from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch, watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.left_out import note_left_out
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
@@ -107,8 +107,7 @@ from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import local_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
-from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods, lacking
-from grain_jax.zero_shot.scorers import class_texts
+from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
 # Commands of their own behind a word: each takes the arguments that follow it.
@@ -531,7 +530,14 @@ def _images(
         note=note,
     )
     details.given |= given.described
-    _note_left_out(options, dataset, note, has_regions=has_regions, given=given.fulfilled)
+    note_left_out(
+        options.methods or (),
+        dataset,
+        has_regions=has_regions,
+        note=note,
+        given=given.fulfilled,
+        required=True,
+    )
     return score_zero_shot(
         encoder,
         dataset,
@@ -541,26 +547,6 @@ def _images(
         methods=options.methods or DEFAULT_METHODS,
         **given.encode(encoder),
     )
-
-
-def _note_left_out(
-    options: Options,
-    dataset: ZeroShotSet,
-    note: Callable[[str], None],
-    *,
-    has_regions: bool,
-    given: Collection[str],
-) -> None:
-    """Says which of the methods that were asked for cannot be measured; ValueError for all."""
-    texts, left_out = class_texts(dataset), {}
-    for name in options.methods or ():
-        needs = lacking(name, texts, has_regions=has_regions, given=given)
-        if needs:
-            left_out[name] = f"{name} is left out: it needs {' and '.join(needs)}."
-    if options.methods and len(left_out) == len(options.methods):
-        raise ValueError(f"No method can be measured: {' '.join(left_out.values())}")
-    for text in left_out.values():
-        note(text)
 
 
 if __name__ == "__main__":

@@ -726,7 +726,8 @@ def test_a_method_that_lacks_something_says_what(run, images, capsys):
     (images / "descriptions.json").unlink()
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main([*given, "--methods=name,description"]) == 0
-    assert "description is left out: it needs descriptions" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "colours: 1 method is left out: description needs descriptions" in said
     assert evaluate.main([*given, "--methods=description", "--overwrite"]) == 2
     assert "needs descriptions" in capsys.readouterr().err
     assert evaluate.main([*given, "--methods=nearest"]) == 2

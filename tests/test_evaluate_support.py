@@ -190,7 +190,7 @@ def test_classes_without_labelled_images_leave_only_what_can_do_without(
     assert status == 0
     printed = plain(capsys.readouterr().err)
     assert "support: 1 of 3 classes have no labelled images ('blue' first)" in printed
-    assert "gda is left out: it needs two labelled images or more of a class" in printed
+    assert "left out: gda needs two labelled images or more of a class" in printed
     assert "colours/icis" in results
     assert "colours/gda" not in results
     assert report["support"]["classes"] == 2
@@ -218,7 +218,7 @@ def test_captions_of_labelled_images_are_read_beside_them(run, images, support, 
     assert "1 of 18 labelled images have no caption in 'captions.json' ('red/2.png' first)" in (
         printed
     )
-    assert "caps_adapter is left out: it needs a caption of every labelled image" in printed
+    assert "left out: caps_adapter needs a caption of every labelled image" in printed
     (support / "captions.json").write_text("[]")
     output = f"--output={run / 'other.json'}"
     assert evaluate.main([f"--checkpoint={run}", *given, output]) == 2
@@ -268,7 +268,10 @@ def test_a_bank_has_one_caption_of_each_image_an_original_one_first(bank):
         (["--bank={bank}", "--methods=cased", "--bank_split=bare"], "has a caption. Give prepared"),
         (["--bank={bank}", "--methods=cased", "--bank_split=other"], "other"),
         (["--bank={images}", "--methods=cased"], "dataset_info.json"),
-        (["--methods=gda"], "it needs two labelled images or more of a class (--support, --shots)"),
+        (
+            ["--methods=gda"],
+            "gda needs two labelled images or more of a class (--support, --shots)",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options, message, run, images, support, bank, capsys):

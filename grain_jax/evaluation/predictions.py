@@ -21,6 +21,7 @@ from grain_jax.evaluation.grounding_protocol import Protocol
 from grain_jax.evaluation.ranking import expected_recall
 from grain_jax.evaluation.retrieval import ranked
 from grain_jax.evaluation.zero_shot import OnScores
+from grain_jax.zero_shot.methods import METHODS
 
 SUFFIXES = (".jsonl", ".csv")
 TOP = 5  # best classes that a line of zero-shot classification lists
@@ -96,7 +97,9 @@ class PredictionsFile:
             right = labels[:, None] == np.arange(len(names))[None]
             hits = expected_recall(scores, right, (1,))[1]
             best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-            sure = {} if logit_scale is None else {"probability": highest(logit_scale * scores)}
+            sure = {}
+            if (probability := best_probability(method, scores, logit_scale)) is not None:
+                sure["probability"] = probability
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
                 top = [[names[k], _rounded(scores[row, k])] for k in order]
                 self.write(
@@ -241,6 +244,20 @@ def highest(logits: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n"]:
     """The largest probability of each row's softmax."""
     logits = logits.astype(np.float64)
     return 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+
+
+def best_probability(
+    method: str, scores: Float[np.ndarray, "n K"], logit_scale: float | None
+) -> Float[np.ndarray, "n"] | None:
+    """Of the predicted class, by the unit of the method's scores; None where they have none."""
+    match METHODS[method].unit if method in METHODS else "other":
+        case "cosine" if logit_scale is not None:
+            return highest(logit_scale * scores)
+        case "log_probability":
+            return highest(scores)
+        case "probability":
+            return scores.max(axis=1)
+    return None
 
 
 def record_ids(source: Source) -> list[str]:

@@ -25,6 +25,7 @@ from grain_jax.evaluation.baselines import (
 from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hits
 from grain_jax.evaluation.grounding_protocol import make_protocol
+from grain_jax.evaluation.left_out import note_left_out
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
@@ -62,7 +63,10 @@ def evaluate(
     if final:
         training = TrainingBoxes(data.training_records, encoder, groups=data.box_groups)
     results: list[Result] = []
+    has_regions = config.model.type == "grain" and encoder.learned.regions
     for held_out in data.evaluation_sets(limit=None if final else limit):
+        if methods and held_out.zero_shot is not None:
+            note_left_out(methods, held_out.zero_shot, has_regions=has_regions, note=note)
         results += evaluate_set(
             encoder,
             held_out,
@@ -79,6 +83,8 @@ def evaluate(
             dataset = load_zero_shot(folder, name=name, note=note)
         else:
             dataset = interval_folder(folder, name, limit)
+        if methods:
+            note_left_out(methods, dataset, has_regions=has_regions, note=note)
         results += score_zero_shot(
             encoder,
             dataset,
@@ -298,8 +304,7 @@ def score_zero_shot(
     if details is not None:
         details.zero_shot_sets[dataset.name] = describe_set(dataset)
         if details.predictions is not None:
-            scale = _logit_scale(encoder, config)
-            on_scores = details.predictions.of_set(dataset, logit_scale=scale)
+            on_scores = details.predictions.of_set(dataset, logit_scale=encoder.logit_scale)
     return evaluate_zero_shot(
         encoder,
         dataset,
@@ -313,11 +318,3 @@ def score_zero_shot(
         bank=bank,
         support=support,
     )
-
-
-def _logit_scale(encoder: Encoder, config: TrainConfig) -> float | None:
-    """What cosines were multiplied by in training; None for a model without such a parameter."""
-    if "logit_scale" not in encoder.params:
-        return None
-    scale = float(np.exp(encoder.params["logit_scale"]))
-    return min(max(scale, 1.0), config.model.max_logit_scale)

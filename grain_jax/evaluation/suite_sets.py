@@ -12,6 +12,7 @@ from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet
 from grain_jax.data.source import open_source
 from grain_jax.evaluation.details import ResultDetails
+from grain_jax.evaluation.left_out import note_left_out
 from grain_jax.evaluation.suite import TrainingBoxes, evaluate_set, score_zero_shot
 from grain_jax.evaluation.suite_file import ImageSet, RecordSet, Suite
 from grain_jax.evaluation.unknown_words import unknown_words_note
@@ -151,18 +152,22 @@ def evaluate_suite(
     suite.
     """
     results: list[Result] = []
+    has_regions = config.model.type == "grain" and encoder.learned.regions
     for one, loaded in opened.images:
         own = "templates" in loaded.text_files
         dataset = loaded if own else dataclasses.replace(loaded, templates=tuple(templates))
         if unknown := unknown_words_note(encoder.tokenizer, dataset):
             note(f"{one.name}: {unknown}")
+        asked = methods or one.methods or opened.suite.methods
+        if asked:
+            note_left_out(asked, dataset, has_regions=has_regions, note=note)
         results += score_zero_shot(
             encoder,
             dataset,
             config,
             final=True,
             details=details,
-            methods=methods or one.methods or opened.suite.methods or DEFAULT_METHODS,
+            methods=asked or DEFAULT_METHODS,
         )
     for each, place, source in opened.records:
         results += evaluate_set(

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from grain_jax.disk import is_partial, sync, whole_folder
 ENTRY = "entry.json"
 MAX_BYTES = 8 << 30
 LEFT_OVER_SECONDS = 24 * 3600  # after which half of an entry is taken for that of a killed process
+MAX_READ = 1 << 24  # bytes of an array that is read rather than mapped
 KEY = re.compile(r"[\w-]{8,200}")
 
 
@@ -45,8 +47,8 @@ class ArrayStore:
         )
 
     def read(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of an entry, memory-mapped and read-only; None where there is none, or a
-        damaged one, which is removed.
+        """The arrays of an entry, read-only, large ones memory-mapped; None where there is none, or
+        a damaged one, which is removed.
         """
         entry = self._entry(key)
         try:
@@ -55,10 +57,10 @@ class ArrayStore:
             if (entry / ENTRY).is_file():
                 self._remove(entry)
             return None
-        except PermissionError:
-            return None
-        except (OSError, ValueError):
+        except ValueError:
             self._remove(entry)
+            return None
+        except OSError:  # not readable now, as with too many open files: no sign of damage
             return None
         with contextlib.suppress(OSError):  # another user's, in a folder of several
             os.utime(entry / ENTRY)  # used now
@@ -143,8 +145,11 @@ def _read(entry: Path) -> dict[str, np.ndarray]:
         path = entry / f"{name}.npy"
         if _sha256(path) != expected:
             raise ValueError(f"{path} has changed.")
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays[name] = np.asarray(mapped)  # still mapped, but results of it are plain arrays
+        # A mapped file stays open, and a process may have only so many.
+        mode: Literal["r"] | None = "r" if path.stat().st_size > MAX_READ else None
+        found = np.load(path, mmap_mode=mode, allow_pickle=False)
+        arrays[name] = np.asarray(found)  # still mapped, but results of it are plain arrays
+        arrays[name].flags.writeable = False
     return arrays
 
 

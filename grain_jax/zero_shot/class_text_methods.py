@@ -86,6 +86,7 @@ CLASS_TEXT_METHODS: Mapping[str, Method] = {
         "An et al. 2024, arXiv 2308.01313",
         frozenset({CONTEXTS}),
         weighted.by_name_in_contexts,
+        unit="log_probability",
     ),
     "wca_regions": Method(
         "WCA on regions",
@@ -99,18 +100,21 @@ CLASS_TEXT_METHODS: Mapping[str, Method] = {
         "Novack et al. 2023, arXiv 2302.02551",
         frozenset({NAMES, SUBCLASSES}),
         label_sets.by_subclasses,
+        unit="other",
     ),
     "fudd": Method(
         "FuDD",
         "Esfandiarpoor & Bach 2024, arXiv 2311.07593",
         frozenset({NAMES, PAIRS}),
         label_sets.by_pairs,
+        unit="other",
     ),
     "loki": Method(
         "Loki",
         "Roberts et al. 2023, arXiv 2307.12226",
         frozenset({NAMES}),
         label_sets.by_label_distance,
+        unit="other",
     ),
     "conse": Method(
         "ConSE",

@@ -7,7 +7,7 @@ all of them.
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from grain_jax.zero_shot.scorers import ClassTexts, TextBank
 
 Made = TypeVar("Made")
+Unit = Literal["cosine", "log_probability", "probability", "other"]
 Score = Callable[["Images", float | None], Float[np.ndarray, "n K"]]  # higher is more similar
 
 
@@ -160,6 +161,9 @@ class Method:
         regions: whether it needs region embeddings.
         needs: what else `fit` takes: "bank", "unlabeled", and of labelled images "support",
             "several_shots", "support_captions", "classes_without_images" (`NEEDS`).
+        unit: of scores: "cosine", also where something is added that was divided by the logit
+            scale; "log_probability"; "probability", with a sum of 1 over the classes; or "other",
+            which says nothing but the order.
         passes: how often the images go through the model; more than once where it looks at crops.
     """
 
@@ -171,4 +175,5 @@ class Method:
     optional_texts: frozenset[str] = frozenset()
     regions: bool = False
     needs: frozenset[str] = frozenset()
+    unit: Unit = "cosine"
     passes: int = 1

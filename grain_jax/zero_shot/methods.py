@@ -73,6 +73,7 @@ METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         by_support.by_neighbours,
         needs=frozenset({"support"}),
+        unit="probability",
     ),
     "gda": Method(
         "GDA + name",
@@ -109,6 +110,7 @@ METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         by_captions.by_x_more,
         needs=frozenset({"bank"}),
+        unit="probability",
     ),
     "cased": Method(
         "CaSED over the classes",
@@ -116,6 +118,7 @@ METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         by_captions.by_cased,
         needs=frozenset({"bank"}),
+        unit="probability",
     ),
     **UNLABELED_METHODS,
 }

@@ -48,6 +48,7 @@ UNLABELED_METHODS: Mapping[str, Method] = {
         BY_NAME,
         propagation.zlap,
         needs=UNLABELED,
+        unit="other",
     ),
     "reclip_projection": Method(
         "ReCLIP projection", RECLIP, BY_NAME, propagation.reclip_projection
@@ -58,6 +59,7 @@ UNLABELED_METHODS: Mapping[str, Method] = {
         BY_NAME,
         propagation.reclip_propagation,
         needs=UNLABELED,
+        unit="other",
     ),
     "transclip": Method(
         "TransCLIP",

@@ -85,6 +85,30 @@ def test_a_damaged_or_foreign_entry_is_noticed_and_made_again(tmp_path, damage):
     assert_equal(store.read(KEY), numbers())
 
 
+def test_an_entry_that_cannot_be_opened_now_stays(tmp_path, monkeypatch):
+    store = ArrayStore(tmp_path)
+    store.write(KEY, numbers())
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as few:
+        few.setattr(np, "load", refuse)
+        assert store.read(KEY) is None
+    assert_equal(store.read(KEY), numbers())
+
+
+@pytest.mark.parametrize("max_read", [0, 1 << 24])
+def test_arrays_are_read_or_mapped_by_size_and_cannot_be_changed(tmp_path, monkeypatch, max_read):
+    monkeypatch.setattr(array_store, "MAX_READ", max_read)
+    store = ArrayStore(tmp_path)
+    store.write(KEY, numbers())
+    found = store.read(KEY)
+    assert_equal(found, numbers())
+    with pytest.raises(ValueError, match="read-only"):
+        next(iter(found.values()))[:] = 0
+
+
 def test_what_was_not_used_for_longest_makes_room(tmp_path):
     size = sum(array.nbytes for array in numbers().values())
     store = ArrayStore(tmp_path, max_bytes=int(2.5 * size))

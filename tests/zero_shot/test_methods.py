@@ -96,6 +96,12 @@ def test_every_method_scores_every_class_or_leaves_itself_out(name, regions, des
         assert np.isfinite(values).all()
         part = Images(images.image[2:4], None if images.regions is None else images.regions[2:4])
         np.testing.assert_allclose(fitted(part)[name, alpha], values[2:4], atol=2e-6)
+        if method.unit == "probability":
+            np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
+        elif method.unit == "log_probability":
+            np.testing.assert_allclose(np.exp(values).sum(axis=1), 1, atol=1e-5)
+        elif method.unit == "cosine":
+            assert np.abs(values).max() < 5
     has = method.texts <= banks.banks.keys() and (regions or not method.regions)
     assert bool(found) == has
 

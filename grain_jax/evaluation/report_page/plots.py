@@ -145,9 +145,9 @@ def reliability(evaluations: Sequence[Evaluation]) -> list[Grid | ReliabilityPlo
         ("set", "method", "of", "error", "mean probability", "accuracy", "images"),
         tuple(rows),
         "The mean distance, over 15 bins of equal width, of the accuracy of answers from their "
-        "mean probability: the softmax of the scores times the scale that the model was trained "
-        "with. In the plots, across: probability, up: accuracy, both from 0 to 100 %; a mark is a "
-        "bin, and on the dashed line both are equal.",
+        "mean probability: the softmax of cosines times the scale that the model was trained "
+        "with, or a method's own. In the plots, across: probability, up: accuracy, both from 0 to "
+        "100 %; a mark is a bin, and on the dashed line both are equal.",
         num_texts=3,
     )
     return [table, *plots]
