@@ -29,7 +29,8 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_an_entry_is_read_as_it_was_written_and_mapped(tmp_path):
+def test_an_entry_is_read_as_it_was_written_and_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_store, "MAX_READ", 0)
     store = ArrayStore(tmp_path / "new" / "cache")
     assert store.read(KEY) is None
     assert store.write(KEY, numbers())
