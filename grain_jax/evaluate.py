@@ -335,8 +335,14 @@ def _check(options: Options) -> None:
         raise ValueError("--suite and --data both say what to measure; give one of them.")
     if kind != "records":
         _refuse(options, OF_RECORDS, "prepared records")
+    of_images = (*OF_IMAGES, *OF_STORED)
+    if kind == "suite" and (given := [name for name in of_images if getattr(options, name)]):
+        raise ValueError(
+            f"--{given[0]} is of one set; write it under the set in the suite's file, as "
+            f'{given[0]} = "...".'
+        )
     if kind != "images":
-        _refuse(options, (*OF_IMAGES, *OF_STORED), "labelled images")
+        _refuse(options, of_images, "labelled images")
     if kind in ("own", "suite"):
         _refuse(options, ("split",), "prepared records or labelled images")
     if kind == "records":

@@ -11,6 +11,7 @@ from grain_jax.command_line import OptionalCount, OptionalText, default_is, inte
 from grain_jax.config import DataConfig
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.caption_bank import CaptionedImages, encode_bank, load_bank
+from grain_jax.evaluation.shared_images import refuse_shared
 from grain_jax.evaluation.support import LabelledImages, encode_support, load_support
 from grain_jax.inference.encoder import Encoder
 from grain_jax.paths import local_path
@@ -149,5 +150,7 @@ def read(
             image_size=image_size,
             note=note,
         )
+        records = (bank.source[index] for index in range(len(bank.source)))
+        refuse_shared(records, dataset, where="captioned images of --bank")
         fulfilled |= {"bank"}
     return Given(support, bank, fulfilled)

@@ -682,7 +682,7 @@ def test_a_suite_is_measured_with_what_it_has(run, suite, capsys):
     ("arguments", "message"),
     [
         (["--data=."], "--suite and --data both say what to measure"),
-        (["--templates=a.txt"], "--templates goes with labelled images"),
+        (["--templates=a.txt"], "--templates is of one set; write it under the set"),
         (["--tasks=retrieval"], "--tasks goes with prepared records"),
         (["--suite_data=nowhere"], "2 of the 2 sets of suite 'mine' are missing"),
     ],

@@ -90,7 +90,7 @@ def bank(tmp_path):
     own = [
         Record(
             id=f"image{i}",
-            image=png(colour, i),
+            image=png(colour, 5000 + i),
             captions=(Caption("a blue thing", "synthetic"), Caption(f"a {colour} thing"))
             if i % 5
             else (),
@@ -303,3 +303,12 @@ def test_labelled_images_of_other_classes_are_refused(run, images, tmp_path, cap
     assert evaluate.main(given) == 2
     printed = plain(capsys.readouterr().err)
     assert "--support has images of classes like 'owl', and none of the 3 classes" in printed
+
+
+def test_captions_of_tested_images_are_refused(run, images, bank, capsys):
+    found = load_bank(bank, DataConfig(), split="train", size=100, image_size=4)
+    (images / "green" / "copy.png").write_bytes(found.source[0].image)
+    given = [f"--checkpoint={run}", f"--data={images}", f"--bank={bank}"]
+    assert evaluate.main([*given, "--methods=cased"]) == 2
+    said = plain(capsys.readouterr().err)
+    assert "1 of 10 images of --data are among the captioned images of --bank" in said

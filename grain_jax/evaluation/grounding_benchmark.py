@@ -120,6 +120,7 @@ def measure_grounding(
                     [query.text for query in data.queries],
                     protocol=protocol,
                     answers=answers,
+                    truths=truths,
                     iou=ranking.iou[np.arange(len(images)), answers.rows],
                     correct=right.recall[1],
                 )

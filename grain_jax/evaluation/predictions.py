@@ -198,12 +198,14 @@ class PredictionsFile:
         *,
         protocol: Protocol,
         answers: BoxAnswers,
+        truths: Sequence[Float[np.ndarray, "_ 4"]],
         iou: Float[np.ndarray, "T"],
         correct: Float[np.ndarray, "T"],
     ) -> None:
         """A line for every query of a benchmark, numbered: the same words are asked more than once.
 
-        Boxes are in [0, 1] of the whole image, `ids` those of the queries' images.
+        Boxes, also the true ones in `truths`, are in [0, 1] of the whole image, `ids` those of the
+        queries' images.
         """
         for row, (image, text) in enumerate(zip(ids, texts, strict=True)):
             line: dict[str, Any] = (
@@ -220,6 +222,7 @@ class PredictionsFile:
                 correct=_rounded(correct[row]),
                 iou=_rounded(iou[row]),
                 box_xyxy=_box(answers.boxes_xyxy[row]),
+                true_xyxy=[_box(box) for box in truths[row]],
                 protocol=protocol.text,
                 **line,
             )

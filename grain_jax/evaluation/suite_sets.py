@@ -70,7 +70,8 @@ def open_suite(
         listed = "".join(f"\n  {name}: no folder {str(places[name])!r}" for name in missing)
         raise ValueError(
             f"{len(missing)} of the {len(places)} sets of suite {suite.name!r} are missing:{listed}"
-            "\nGive another --suite_data, or --allow_missing to leave them out."
+            f"\nGive another --suite_data{'' if allow_missing else ', or --allow_missing'}; its "
+            "folders are named after the sets."
         )
     if missing:
         note(

@@ -4,7 +4,6 @@ Their labels are bound to the classes of the set by name, so many of each class 
 each time, and none of them may be an image of the set.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 from jaxtyping import Int
 
 from grain_jax.data.classification.class_names import name_key
-from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
-from grain_jax.data.records import Labelled, Record, Selection, Source, ZeroShotSet
+from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.records import Labelled, Selection, Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.shared_images import refuse_shared
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import Support
 
@@ -101,8 +101,7 @@ def load_support(
     chosen = [index for k in drawn for index in drawn[k]]
     labels = np.array([k for k in drawn for _ in drawn[k]], int)
     records = [found.source[index] for index in chosen]
-    digests = [_sha256(record) for record in records]
-    _refuse_shared(records, digests, dataset)
+    digests = refuse_shared(records, dataset, where="labelled images of --support")
     captions = _captions(folder, [record.id for record in records], note)
     named = [dataset.class_names[k] for k in labels]
     described = {
@@ -175,35 +174,6 @@ def _drawn(rows: Sequence[int], shots: int | None, seed: int, name: str) -> list
         return list(rows)
     generator = np.random.default_rng([seed, *name.encode()])
     return np.sort(generator.choice(rows, shots, replace=False)).tolist()
-
-
-def _sha256(record: Record) -> str:
-    image = record.image if isinstance(record.image, bytes) else record.image.tobytes()
-    return hashlib.sha256(image).hexdigest()
-
-
-def _refuse_shared(records: Sequence[Record], digests: Sequence[str], dataset: ZeroShotSet) -> None:
-    """ValueError where an image of the set has the bytes of one of the labelled images.
-
-    Files of other sizes are not read.
-    """
-    support = {digest: record.id for digest, record in zip(digests, records, strict=True)}
-    sizes = {len(record.image) for record in records if isinstance(record.image, bytes)}
-    source, shared = dataset.source, []
-    for index in range(len(source)):
-        if isinstance(source, ImageFiles):
-            path = source.root / source.files[index]
-            if path.exists() and path.stat().st_size not in sizes:
-                continue
-        record = source[index]
-        if (digest := _sha256(record)) in support:
-            shared.append((support[digest], record.id))
-    if shared:
-        raise ValueError(
-            f"{len(shared)} of {len(source)} images of --data are among the labelled images of "
-            f"--support, byte for byte ({shared[0][1]!r}, there {shared[0][0]!r}, first): a method "
-            "would be told their answers. Give images that are not tested."
-        )
 
 
 def _captions(

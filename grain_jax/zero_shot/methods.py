@@ -4,6 +4,7 @@ A method is an entry of `METHODS`; `method.py` says what it consists of. A contr
 every entry (`tests/zero_shot/test_methods.py`).
 """
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -144,7 +145,9 @@ DEFAULT_METHODS = ("name", "description", "name_and_regions")
 def check_methods(names: Collection[str]) -> None:
     """Raises ValueError for a method that there is not."""
     if unknown := sorted(set(names) - set(METHODS)):
-        raise ValueError(f"Unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.")
+        near = difflib.get_close_matches(unknown[0], METHODS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Unknown method {unknown[0]!r}; choose among {', '.join(METHODS)}.{hint}")
 
 
 def lacking(

@@ -239,13 +239,13 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
     ]
     return Grid(
         f"{found.dataset}, {pair.title()}: classes won {len(won)}, lost {len(lost)}, equal {equal}",
-        ("", "class", "images", "value, %", "against, %", "points", "only one right", "p"),
+        ("", "class", "images", "value, %", "against, %", "points", "more right", "p"),
         tuple(rows),
         " ".join(
             [
-                "Won by what is named first. 'Only one right': images that only the one named "
-                "first gets right : only the other. p of the sign test on these, corrected by Holm "
-                "for the classes; above 0.05 a difference may be chance.",
+                "Won by what is named first. 'More right': images that it gets more right than the "
+                "other : less; of tied classes an answer is right in part. p of the sign test on "
+                "these, corrected by Holm for the classes; above 0.05 a difference may be luck.",
                 *shown,
             ]
         ),
