@@ -28,13 +28,10 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any
 
 import jax
 from rich.console import Console
-from tyro.conf import arg
 
 from grain_jax import (
     evaluate_compare,
@@ -47,25 +44,14 @@ from grain_jax import (
     slow_compile,
 )
 from grain_jax.command_line import (
-    OUT,
-    Best,
     ExitStatus,
     NotParsed,
-    OptionalCount,
-    OptionalText,
-    RunPath,
-    Step,
-    default_is,
     end,
-    fractions,
-    one_of,
-    one_word,
     parse,
     status_of,
 )
 from grain_jax.config import MeshConfig, TrainConfig
-from grain_jax.config.schema import PromptEnsembling, RegionAggregation
-from grain_jax.data.classification.class_names import BINDINGS, Binding
+from grain_jax.data.classification.class_names import BINDINGS
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.source import data_source
 from grain_jax.evaluate_files import finish
@@ -74,27 +60,36 @@ from grain_jax.evaluate_notes import (
     note_choice,
     print_line,
     print_side_by_side,
-    same_place,
     say_error,
     say_note,
 )
+from grain_jax.evaluate_options import (
+    MEASURED,
+    OF_DESCRIPTIONS,
+    OF_IMAGES,
+    OF_NAMES,
+    OF_STORED,
+    ZERO_SHOT,
+    Options,
+    check_all,
+    kind_of,
+    refuse,
+)
 from grain_jax.evaluate_records import chosen_tasks, evaluate_records
-from grain_jax.evaluate_several import OF_ONE, one_a_checkpoint
-from grain_jax.evaluate_support import SupportOptions
-from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch, watch
+from grain_jax.evaluate_several import one_a_checkpoint
+from grain_jax.evaluate_watch import watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.left_out import note_left_out
-from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
+from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
     evaluate,
     named_folders,
     score_zero_shot,
 )
-from grain_jax.evaluation.suite_file import read_suite
-from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite, open_suite
+from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.unknown_words import unknown_words_note
 from grain_jax.inference.cached_encoder import AUTO, NO_CACHE, NONE, CachedEncoder, open_cache
@@ -102,13 +97,10 @@ from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.models.learned import what_lacks
 from grain_jax.parallel import processes
-from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
-from grain_jax.paths import local_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
-from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods
-from grain_jax.zero_shot.text_kinds import FROM_FILES
+from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 # Commands of their own behind a word: each takes the arguments that follow it.
 WORDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -118,107 +110,6 @@ WORDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "leaks": evaluate_leaks.main,
     "report": evaluate_report.main,
 }
-# Options that only one kind of figures looks at.
-ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
-OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
-OF_STORED = ("image_column", "label_column")  # of images that are not files of a folder
-OF_IMAGES = (
-    *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
-    *OF_NAMES,
-)
-OF_ONE_STEP = ("step", "best", "output", "predictions")
-MEASURED = ("data", "split", "tasks", "suite", "suite_data", "allow_missing", "methods")
-OF_SUITE = ("suite_data", "allow_missing")
-OF_RECORDS = ("tasks",)
-OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
-
-
-_OptionalPath = Annotated[Path | None, one_word(local_path, "PATH")]
-_OptionalFile = Annotated[_OptionalPath, arg(metavar="FILE", help_behavior_hint="")]
-_own = default_is("the run's")
-
-
-def _methods(text: str) -> tuple[str, ...]:
-    names = tuple(METHODS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
-    check_methods(names)
-    return names
-
-
-def _text_files(text: str) -> dict[str, str]:
-    files = {}
-    for part in text.split(","):
-        kind, _, file = part.partition("=")
-        if kind not in FROM_FILES or not file or kind in files:
-            raise ValueError(f"{part!r} should be KIND=FILE, a kind once: {', '.join(FROM_FILES)}")
-        files[kind] = file
-    return files
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `evaluate` takes."""
-
-    checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model (above)
-    step: Step = None  # checkpoint of this step
-    best: Best = False  # the checkpoint that keep_best kept
-    watch: bool = False  # every checkpoint, as the run writes it; ends with the run
-    # after which a run that writes nothing has stopped
-    idle_minutes: Annotated[OptionalCount, default_is(f"{IDLE_MINUTES}")] = None
-    # labelled images, or prepared records
-    data: Annotated[_OptionalPath, default_is("the run's own")] = None
-    # sets that are measured together: a name, or a .toml or .json file (docs/evaluation.md)
-    suite: Annotated[OptionalText, arg(metavar="NAME")] = None
-    # one folder a set of the suite
-    suite_data: Annotated[_OptionalPath, default_is("beside the suite's file")] = None
-    allow_missing: bool = False  # leave out sets of the suite that are not there
-    # of prepared records, and of images in tars, tables or TFDS
-    split: Annotated[OptionalText, default_is("the run's evaluation split, or test")] = None
-    # of prepared records: retrieval,grounding
-    tasks: Annotated[OptionalText, default_is("both")] = None
-    # names: .json {label: name}, or a list in .json, .txt, .md#heading
-    classes: Annotated[OptionalText, arg(metavar="FILE")] = None
-    # prompts with one "{}": .txt, .json or .md; file.json#key
-    templates: Annotated[OptionalText, arg(metavar="FILE")] = None
-    # .json {class: [description, ...]}
-    descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
-    # what the image is compared with, e.g. "a photo of a {name}, which has {}"
-    description_template: Annotated[OptionalText, default_is('"{}"')] = None
-    # training captions of each class: .json {class: number}, or published ones as cub:cc12m_text
-    counts: Annotated[OptionalText, arg(metavar="FILE")] = None
-    # texts that some methods take: KIND=.json {class: [text, ...]}, with commas between several
-    texts: Annotated[dict[str, str] | None, one_word(_text_files, "KIND=FILE,...")] = None
-    # of zero-shot classification: keys of docs/zero-shot.md with commas between them, or all
-    methods: Annotated[
-        tuple[str, ...] | None, one_word(_methods, "A,B,..."), default_is(",".join(DEFAULT_METHODS))
-    ] = None
-    # of images in tables or TFDS: which column holds them, and which their class
-    image_column: Annotated[OptionalText, default_is("found")] = None
-    label_column: Annotated[OptionalText, default_is("found")] = None
-    given: Annotated[SupportOptions, arg(name="")] = field(default_factory=SupportOptions)
-    keep_names: bool = False  # leave underscores in names
-    # how a list of names is bound to labels
-    classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
-    allow_equal_names: bool = False  # classes may have the same name; their scores by name tie
-    # weights of the whole image, e.g. 1,0.5,0
-    alphas: Annotated[tuple[float, ...] | None, one_word(fractions, "A,B,..."), _own] = None
-    # score of a class by its descriptions, see `docs/evaluation.md`
-    region_aggregation: Annotated[
-        RegionAggregation | None, one_of(get_args(RegionAggregation)), _own
-    ] = None
-    # what is averaged over templates: embeddings, or scores
-    prompt_ensembling: Annotated[
-        PromptEnsembling | None, one_of(get_args(PromptEnsembling)), _own
-    ] = None
-    batch_size: Annotated[OptionalCount, _own] = None  # images at once
-    # file of the results, JSON
-    output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
-    predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
-    overwrite: bool = False  # replace files of an earlier evaluation
-    # embeddings for the next evaluation: a folder, auto (in the user's cache) or none
-    cache: Annotated[OptionalText, arg(metavar="DIR"), default_is("auto")] = None
-    # the most that the folder may take; what was not used for longest goes
-    cache_gib: Annotated[OptionalCount, default_is("8")] = None
-    processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -256,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with processes.errors_in_all():
-            suite = _check_all(every, note=note)
+            suite = check_all(every, note=note)
         if every[0].watch:
             _watch(every[0], suite, measure, note)
         else:
@@ -302,86 +193,6 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
     return parse(Options, arguments, command="evaluate", description=__doc__)
 
 
-def _check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> OpenedSuite | None:
-    """Refuses what does not apply, before anything is loaded; opens the suite, if one is given."""
-    first = every[0]
-    if len(every) > 1 and (given := [name for name in OF_ONE if getattr(first, name) is not None]):
-        raise ValueError(
-            f"--{given[0]} names one file, and {len(every)} checkpoints are given; leave it out, "
-            "or run the command once for each."
-        )
-    for options in every:
-        _check(options)
-    if first.watch:
-        given = [name for name in OF_ONE_STEP if getattr(first, name) not in (None, False)]
-        check_watch(first.checkpoint, checkpoints=len(every), given=given)
-    elif first.idle_minutes is not None:
-        raise ValueError("--idle_minutes goes with --watch; leave it out.")
-    if first.suite is None:
-        _refuse(first, OF_SUITE, "--suite")
-        return None
-    suite = read_suite(first.suite)
-    if not suite.images:
-        _refuse(first, ZERO_SHOT, "labelled images, which this suite has not")
-    return open_suite(
-        suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
-    )
-
-
-def _check(options: Options) -> None:
-    """Refuses what does not apply to one model."""
-    kind = _kind(options)
-    if kind == "suite" and options.data is not None:
-        raise ValueError("--suite and --data both say what to measure; give one of them.")
-    if kind != "records":
-        _refuse(options, OF_RECORDS, "prepared records")
-    of_images = (*OF_IMAGES, *OF_STORED)
-    if kind == "suite" and (given := [name for name in of_images if getattr(options, name)]):
-        raise ValueError(
-            f"--{given[0]} is of one set; write it under the set in the suite's file, as "
-            f'{given[0]} = "...".'
-        )
-    if kind != "images":
-        _refuse(options, of_images, "labelled images")
-    if kind in ("own", "suite"):
-        _refuse(options, ("split",), "prepared records or labelled images")
-    if kind == "records":
-        _refuse(options, (*ZERO_SHOT, "methods"), "zero-shot classification")
-    evaluate_support.check(
-        options.given,
-        data=options.data,
-        is_labelled=kind == "images",
-        methods=options.methods or DEFAULT_METHODS,
-    )
-    for name in ("output", "predictions"):
-        if (path := getattr(options, name)) is not None:
-            results_file.check_place(name, path, overwrite=options.overwrite)
-    if options.predictions is not None:
-        check_suffix(options.predictions)
-    if kind == "records":
-        chosen_tasks(options.tasks)
-    if options.output is None:
-        results_file.default_folder(options.checkpoint)
-    elif options.predictions is not None and same_place(options.predictions, options.output):
-        raise ValueError("--output and --predictions name one file; give each its own.")
-
-
-def _kind(options: Options) -> str:
-    """What is measured: the run's "own" sets, a "suite", or what --data names: "records" or
-    "images".
-    """
-    if options.suite is not None:
-        return "suite"
-    if options.data is None:
-        return "own"
-    return "records" if (options.data / "dataset_info.json").exists() else "images"
-
-
-def _refuse(options: Options, names: Sequence[str], needs: str) -> None:
-    if given := [name for name in names if getattr(options, name) not in (None, False)]:
-        raise ValueError(f"--{given[0]} goes with {needs}; leave it out or change --data.")
-
-
 def _evaluate(
     options: Options, suite: OpenedSuite | None, messages: Console
 ) -> tuple[dict[str, Any], str, OSError | None, str]:
@@ -403,7 +214,7 @@ def _evaluate(
     config = dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, **(of_suite | settings))
     )
-    kind, split = _kind(options), options.split
+    kind, split = kind_of(options), options.split
     labelled = named_folders(config, final=True)
     if kind == "own" and config.data.dataset == "tfds" and not labelled:
         if not config.data.data_dir:
@@ -411,7 +222,7 @@ def _evaluate(
                 f"{options.checkpoint} says nothing of data to evaluate it on; give some with "
                 "--data."
             )
-        _refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
+        refuse(options, ZERO_SHOT, "zero-shot classification, which this run has no images for")
     if kind == "records":
         split = split or config.data.eval_split or "validation"
     is_clip = config.model.type == "clip"
@@ -522,7 +333,7 @@ def _images(
         note=note,
     )
     if not any(dataset.descriptions.values()):
-        _refuse(options, OF_DESCRIPTIONS, "descriptions, which these images lack (--descriptions)")
+        refuse(options, OF_DESCRIPTIONS, "descriptions, which these images lack (--descriptions)")
     if unknown := unknown_words_note(encoder.tokenizer, dataset):
         note(unknown)
     has_regions = config.model.type == "grain" and encoder.learned.regions

@@ -29,6 +29,7 @@ ROWS = (
         "evaluate_compare",
         "evaluate_files",
         "evaluate_notes",
+        "evaluate_options",
         "evaluate_report",
         "evaluate_compositional",
         "calibrate",

@@ -1,0 +1,220 @@
+"""What `python -m grain_jax.evaluate` takes, and what of it goes together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, get_args
+
+from tyro.conf import arg
+
+from grain_jax import evaluate_support
+from grain_jax.command_line import (
+    OUT,
+    Best,
+    OptionalCount,
+    OptionalText,
+    RunPath,
+    Step,
+    default_is,
+    fractions,
+    one_of,
+    one_word,
+)
+from grain_jax.config.schema import PromptEnsembling, RegionAggregation
+from grain_jax.data.classification.class_names import BINDINGS, Binding
+from grain_jax.evaluate_notes import same_place
+from grain_jax.evaluate_records import chosen_tasks
+from grain_jax.evaluate_several import OF_ONE
+from grain_jax.evaluate_support import SupportOptions
+from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch
+from grain_jax.evaluation import results_file
+from grain_jax.evaluation.predictions import check_suffix
+from grain_jax.evaluation.suite_file import read_suite
+from grain_jax.evaluation.suite_sets import OpenedSuite, open_suite
+from grain_jax.parallel.processes import ProcessOptions
+from grain_jax.paths import local_path
+from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods
+from grain_jax.zero_shot.text_kinds import FROM_FILES
+
+# Options that only one kind of figures looks at.
+ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
+OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
+OF_STORED = ("image_column", "label_column")  # of images that are not files of a folder
+OF_IMAGES = (
+    *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
+    *OF_NAMES,
+)
+OF_ONE_STEP = ("step", "best", "output", "predictions")
+MEASURED = ("data", "split", "tasks", "suite", "suite_data", "allow_missing", "methods")
+OF_SUITE = ("suite_data", "allow_missing")
+OF_RECORDS = ("tasks",)
+OF_DESCRIPTIONS = ("description_template", "alphas", "region_aggregation")
+
+
+_OptionalPath = Annotated[Path | None, one_word(local_path, "PATH")]
+_OptionalFile = Annotated[_OptionalPath, arg(metavar="FILE", help_behavior_hint="")]
+_own = default_is("the run's")
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(METHODS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    check_methods(names)
+    return names
+
+
+def _text_files(text: str) -> dict[str, str]:
+    files = {}
+    for part in text.split(","):
+        kind, _, file = part.partition("=")
+        if kind not in FROM_FILES or not file or kind in files:
+            raise ValueError(f"{part!r} should be KIND=FILE, a kind once: {', '.join(FROM_FILES)}")
+        files[kind] = file
+    return files
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `evaluate` takes."""
+
+    checkpoint: Annotated[RunPath, arg(metavar="RUN")]  # run folder, or another model (above)
+    step: Step = None  # checkpoint of this step
+    best: Best = False  # the checkpoint that keep_best kept
+    watch: bool = False  # every checkpoint, as the run writes it; ends with the run
+    # after which a run that writes nothing has stopped
+    idle_minutes: Annotated[OptionalCount, default_is(f"{IDLE_MINUTES}")] = None
+    # labelled images, or prepared records
+    data: Annotated[_OptionalPath, default_is("the run's own")] = None
+    # sets that are measured together: a name, or a .toml or .json file (docs/evaluation.md)
+    suite: Annotated[OptionalText, arg(metavar="NAME")] = None
+    # one folder a set of the suite
+    suite_data: Annotated[_OptionalPath, default_is("beside the suite's file")] = None
+    allow_missing: bool = False  # leave out sets of the suite that are not there
+    # of prepared records, and of images in tars, tables or TFDS
+    split: Annotated[OptionalText, default_is("the run's evaluation split, or test")] = None
+    # of prepared records: retrieval,grounding
+    tasks: Annotated[OptionalText, default_is("both")] = None
+    # names: .json {label: name}, or a list in .json, .txt, .md#heading
+    classes: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # prompts with one "{}": .txt, .json or .md; file.json#key
+    templates: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # .json {class: [description, ...]}
+    descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # what the image is compared with, e.g. "a photo of a {name}, which has {}"
+    description_template: Annotated[OptionalText, default_is('"{}"')] = None
+    # training captions of each class: .json {class: number}, or published ones as cub:cc12m_text
+    counts: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # texts that some methods take: KIND=.json {class: [text, ...]}, with commas between several
+    texts: Annotated[dict[str, str] | None, one_word(_text_files, "KIND=FILE,...")] = None
+    # of zero-shot classification: keys of docs/zero-shot.md with commas between them, or all
+    methods: Annotated[
+        tuple[str, ...] | None, one_word(_methods, "A,B,..."), default_is(",".join(DEFAULT_METHODS))
+    ] = None
+    # of images in tables or TFDS: which column holds them, and which their class
+    image_column: Annotated[OptionalText, default_is("found")] = None
+    label_column: Annotated[OptionalText, default_is("found")] = None
+    given: Annotated[SupportOptions, arg(name="")] = field(default_factory=SupportOptions)
+    keep_names: bool = False  # leave underscores in names
+    # how a list of names is bound to labels
+    classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
+    allow_equal_names: bool = False  # classes may have the same name; their scores by name tie
+    # weights of the whole image, e.g. 1,0.5,0
+    alphas: Annotated[tuple[float, ...] | None, one_word(fractions, "A,B,..."), _own] = None
+    # score of a class by its descriptions, see `docs/evaluation.md`
+    region_aggregation: Annotated[
+        RegionAggregation | None, one_of(get_args(RegionAggregation)), _own
+    ] = None
+    # what is averaged over templates: embeddings, or scores
+    prompt_ensembling: Annotated[
+        PromptEnsembling | None, one_of(get_args(PromptEnsembling)), _own
+    ] = None
+    batch_size: Annotated[OptionalCount, _own] = None  # images at once
+    # file of the results, JSON
+    output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
+    predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
+    overwrite: bool = False  # replace files of an earlier evaluation
+    # embeddings for the next evaluation: a folder, auto (in the user's cache) or none
+    cache: Annotated[OptionalText, arg(metavar="DIR"), default_is("auto")] = None
+    # the most that the folder may take; what was not used for longest goes
+    cache_gib: Annotated[OptionalCount, default_is("8")] = None
+    processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
+
+
+def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> OpenedSuite | None:
+    """Refuses what does not apply, before anything is loaded; opens the suite, if one is given."""
+    first = every[0]
+    if len(every) > 1 and (given := [name for name in OF_ONE if getattr(first, name) is not None]):
+        raise ValueError(
+            f"--{given[0]} names one file, and {len(every)} checkpoints are given; leave it out, "
+            "or run the command once for each."
+        )
+    for options in every:
+        check(options)
+    if first.watch:
+        given = [name for name in OF_ONE_STEP if getattr(first, name) not in (None, False)]
+        check_watch(first.checkpoint, checkpoints=len(every), given=given)
+    elif first.idle_minutes is not None:
+        raise ValueError("--idle_minutes goes with --watch; leave it out.")
+    if first.suite is None:
+        refuse(first, OF_SUITE, "--suite")
+        return None
+    suite = read_suite(first.suite)
+    if not suite.images:
+        refuse(first, ZERO_SHOT, "labelled images, which this suite has not")
+    return open_suite(
+        suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
+    )
+
+
+def check(options: Options) -> None:
+    """Refuses what does not apply to one model."""
+    kind = kind_of(options)
+    if kind == "suite" and options.data is not None:
+        raise ValueError("--suite and --data both say what to measure; give one of them.")
+    if kind != "records":
+        refuse(options, OF_RECORDS, "prepared records")
+    of_images = (*OF_IMAGES, *OF_STORED)
+    if kind == "suite" and (given := [name for name in of_images if getattr(options, name)]):
+        raise ValueError(
+            f"--{given[0]} is of one set; write it under the set in the suite's file, as "
+            f'{given[0]} = "...".'
+        )
+    if kind != "images":
+        refuse(options, of_images, "labelled images")
+    if kind in ("own", "suite"):
+        refuse(options, ("split",), "prepared records or labelled images")
+    if kind == "records":
+        refuse(options, (*ZERO_SHOT, "methods"), "zero-shot classification")
+    evaluate_support.check(
+        options.given,
+        data=options.data,
+        is_labelled=kind == "images",
+        methods=options.methods or DEFAULT_METHODS,
+    )
+    for name in ("output", "predictions"):
+        if (path := getattr(options, name)) is not None:
+            results_file.check_place(name, path, overwrite=options.overwrite)
+    if options.predictions is not None:
+        check_suffix(options.predictions)
+    if kind == "records":
+        chosen_tasks(options.tasks)
+    if options.output is None:
+        results_file.default_folder(options.checkpoint)
+    elif options.predictions is not None and same_place(options.predictions, options.output):
+        raise ValueError("--output and --predictions name one file; give each its own.")
+
+
+def kind_of(options: Options) -> str:
+    """What is measured: the run's "own" sets, a "suite", or what --data names: "records" or
+    "images".
+    """
+    if options.suite is not None:
+        return "suite"
+    if options.data is None:
+        return "own"
+    return "records" if (options.data / "dataset_info.json").exists() else "images"
+
+
+def refuse(options: Options, names: Sequence[str], needs: str) -> None:
+    """Raises ValueError where one of the options is given, which goes with what it `needs`."""
+    if given := [name for name in names if getattr(options, name) not in (None, False)]:
+        raise ValueError(f"--{given[0]} goes with {needs}; leave it out or change --data.")
