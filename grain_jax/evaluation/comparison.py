@@ -146,18 +146,23 @@ def compare_models(
 
 
 def left_out(first: Sequence[Predictions], second: Sequence[Predictions]) -> list[str]:
-    """A sentence for every set and method that only some of the files have, sorted."""
+    """A sentence for the methods on a set that the same files lack, sorted."""
     files = {f"A{i}": one for i, one in enumerate(first)} | {
         f"B{i}": one for i, one in enumerate(second)
     }
     known = {measure for one in files.values() for measure in one}
-    sentences = []
+    methods: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for measure in sorted(known):
-        if lacking := [name for name, one in files.items() if measure not in one]:
-            sentences.append(
-                f"{measure.method} on {measure.dataset!r} is left out: "
-                f"{', '.join(lacking)} of {len(files)} files lack it"
-            )
+        if lacking := tuple(name for name, one in files.items() if measure not in one):
+            methods.setdefault((measure.dataset, lacking), []).append(measure.method)
+    sentences = []
+    for (dataset, lacking), names in methods.items():
+        few, them = ("is", "it") if len(names) == 1 else ("are", "them")
+        lack = "lacks" if len(lacking) == 1 else "lack"
+        sentences.append(
+            f"{', '.join(names)} on {dataset!r} {few} left out: {', '.join(lacking)} of "
+            f"{len(files)} files {lack} {them}"
+        )
     return sentences
 
 
