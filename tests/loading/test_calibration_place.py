@@ -5,16 +5,22 @@ import json
 
 import jax
 import pytest
-from grain_jax.models.weights_hash import weights_sha256
 from tiny_model import LABELS, STEP, TEMPLATES, tiny_model, write_run
 
 from grain_jax.formats.parity import rounded
+from grain_jax.inference.fingerprints import params_sha256
 from grain_jax.loading.calibration import (
     calibration_of_copy,
     calibration_place,
     find_calibration,
 )
-from grain_jax.zero_shot.calibration import Calibration, read_calibration, texts_sha256, to_json
+from grain_jax.zero_shot.calibration import (
+    MAX_BYTES,
+    Calibration,
+    read_calibration,
+    texts_sha256,
+    to_json,
+)
 from grain_jax.zero_shot.scorers import make_class_texts
 
 
@@ -25,7 +31,7 @@ def calibration_by_name(params) -> Calibration:
         method="name",
         alpha=None,
         scoring={"prompt_ensembling": "embedding", "region_aggregation": "max_over_queries"},
-        weights_sha256=weights_sha256(params),
+        weights_sha256=params_sha256(params),
         step=STEP,
         classes=tuple(LABELS),
         texts_sha256=texts_sha256(LABELS, texts, {"names"}),
@@ -60,6 +66,10 @@ def test_it_is_found_there_unless_another_or_none_is_asked_for(tmp_path):
     named.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="not UTF-8"):
         find_calibration(tmp_path, loaded, named, note=notes.append)
+    with named.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ValueError, match=r"named\.json is not a calibration: it is larger than"):
+        find_calibration(tmp_path, loaded, named, note=notes.append)
 
 
 def test_a_copy_with_rounded_weights_has_a_file_of_its_own(tmp_path):
@@ -72,7 +82,7 @@ def test_a_copy_with_rounded_weights_has_a_file_of_its_own(tmp_path):
     assert text is not None
     assert json.loads(text)["report"] == {"kept": 1}
     found = read_calibration(text, "")
-    assert found.weights_sha256 == weights_sha256(copy.params) != fitted.weights_sha256
+    assert found.weights_sha256 == params_sha256(copy.params) != fitted.weights_sha256
     assert dataclasses.replace(found, weights_sha256=fitted.weights_sha256) == fitted
     other = dataclasses.replace(loaded, params=jax.tree.map(lambda leaf: leaf + 1, loaded.params))
     notes: list[str] = []
