@@ -40,7 +40,7 @@ class LabelSets:
     """Conformal sets: the labels whose `strangeness` is at most `quantile`, and the best one."""
 
     rule: SetRule
-    coverage: float  # 1 - alpha: the fraction of images whose set holds the true label, at least
+    coverage: float  # 1 - alpha: the fraction of images whose set holds the true label
     quantile: float | None  # None: too few images for this coverage, so every label
 
 

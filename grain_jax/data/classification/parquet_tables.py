@@ -42,6 +42,8 @@ class ParquetImages:
     image that is larger than `MAX_IMAGE_BYTES`.
     """
 
+    read_in_order = True  # threads far apart would read each row group again and again
+
     def __init__(self, groups: Sequence[_Group], rows: Sequence[int], column: str) -> None:
         self._groups, self._column = tuple(groups), column
         self._bounds = np.cumsum([0, *rows])
