@@ -1,6 +1,6 @@
 """Fit what the scores of a model mean: probabilities, "none of these", sets of labels.
 
-  python -m grain_jax.calibrate --checkpoint=RUN --data=IMAGES     (labels.csv, or a folder a class)
+  python -m grain_jax.calibrate --checkpoint=RUN --data=IMAGES     (labelled, as for evaluate)
   python -m grain_jax.calibrate --checkpoint=RUN --data=IMAGES --unlabelled --labels="cat,dog"
 
 Writes calibration.json beside the checkpoint, which `python -m grain_jax.predict` and
@@ -46,12 +46,14 @@ from grain_jax.data.classification.class_texts import bind_descriptions, check_t
 from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
 from grain_jax.data.classification.image_folder import IMAGE_SUFFIXES, read_folder
 from grain_jax.data.classification.set_names import folder_name
-from grain_jax.data.records import ZeroShotSet
+from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.disk import whole_file, write_whole
+from grain_jax.evaluate_notes import named
 from grain_jax.evaluation.calibration_fit import FitSettings, Fitted, encode_classes, fit
 from grain_jax.evaluation.details import describe_set
+from grain_jax.evaluation.predictions import record_ids
 from grain_jax.evaluation.report import versions
 from grain_jax.evaluation.results_file import check_place
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
@@ -65,7 +67,8 @@ from grain_jax.visualize.reliability import Diagram, draw_reliability
 from grain_jax.zero_shot.calibration import SetRule, to_json
 
 METHODS = (*DESCRIPTION_METHODS, "name")
-OF_LABELLED = ("classes", "keep_names", "classes_by", "allow_equal_names")
+OF_STORED = ("split", "image_column", "label_column")  # of tars, tables and TFDS
+OF_LABELLED = ("classes", "keep_names", "classes_by", "allow_equal_names", *OF_STORED)
 TRANSFER = (
     "The temperature often holds for other classes and images and is not certain to; the "
     "threshold, the sets, class_shift and seen_cosine hold for these classes by these texts, and "
@@ -132,6 +135,9 @@ class Options:
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
+    split: Annotated[OptionalText, default_is("test, or the only one")] = None  # not of a folder
+    image_column: OptionalText = None  # of tables and TFDS, where several hold images
+    label_column: OptionalText = None  # likewise of classes
     allow_equal_names: bool = False  # classes may have the same name; their scores by name tie
     # the method to calibrate: as it is used later
     method: Annotated[
@@ -269,14 +275,12 @@ def _calibrate(
             note(encoder.tokenizer.unknown_words_note(list(words)))
     classes = encode_classes(loaded, dataset, settings, encoder.texts)
     others = None if options.outliers is None else _image_files(options.outliers)
-    source = dataset.source
-    assert isinstance(source, ImageFiles)
     fitted = fit(
         loaded,
         classes,
-        _features(encoder, source, messages, str(options.data)),
+        _features(encoder, dataset.source, messages, str(options.data)),
         settings,
-        names=source.files,
+        names=record_ids(dataset.source),
         labelled=not options.unlabelled,
         outliers=None
         if others is None
@@ -286,7 +290,8 @@ def _calibrate(
     )
     report = {
         "checkpoint": str(options.checkpoint),
-        "data": str(options.data.absolute()),
+        "data": named(options.data),
+        "split": options.split,
         "set": describe_set(dataset),
         "outliers": options.outliers and str(options.outliers.absolute()),
         **fitted.report,
@@ -306,6 +311,9 @@ def _set(options: Options, loaded: ModelBundle, note: Callable[[str], None]) -> 
         keep_names=options.keep_names,
         classes_by=options.classes_by or BINDINGS[0],
         allow_equal_names=options.allow_equal_names,
+        split=options.split,
+        image_column=options.image_column,
+        label_column=options.label_column,
         note=note,
     )
 
@@ -344,7 +352,7 @@ def _image_files(folder: Path) -> ImageFiles:
     return ImageFiles(folder, files, ("",) * len(files))
 
 
-def _features(encoder: Encoder, source: ImageFiles, messages: Console, name: str) -> ImageFeatures:
+def _features(encoder: Encoder, source: Source, messages: Console, name: str) -> ImageFeatures:
     with (
         progress_bar(messages, "images", state="compiling") as advance,
         errors_about(repr(name)),

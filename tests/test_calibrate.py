@@ -1,13 +1,19 @@
 """python -m grain_jax.calibrate, and predictions with what it writes."""
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import tensorflow_datasets as tfds
+from labelled_tars import write_webdataset
 from PIL import Image
+from tiny_tfds import build
 from toy_encoder import make_image, toy_model
 
 from grain_jax import calibrate, predict
@@ -104,6 +110,54 @@ def test_by_name_all_of_it_is_what_the_accuracy_says(files, capsys):
         assert plot.width > plot.height
 
 
+def encoded(i: int) -> bytes:
+    seen = COLOURS[(i + 1) % 3] if i % WRONG == 0 else COLOURS[i % 3]
+    file = io.BytesIO()
+    Image.fromarray(make_image(seen, seen, "red")).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("layout", ["tars", "parquet", "tfds"])
+def test_images_in_tars_tables_and_tfds_are_fitted_to_as_files_are(files, capsys, layout):
+    images = [encoded(i) for i in range(NUM_IMAGES)]
+    options = []
+    if layout == "tars":
+        members = {
+            f"{i}.{suffix}": value
+            for i, image in enumerate(images)
+            for suffix, value in (("png", image), ("cls", str(i % 3).encode()))
+        }
+        write_webdataset(files / "stored", [members], list(COLOURS))
+        place, names = "stored", [f"test/0.tar/{i}.png" for i in range(NUM_IMAGES)]
+        options = ["--split=test"]
+    elif layout == "parquet":
+        labels = [COLOURS[i % 3] for i in range(NUM_IMAGES)]
+        table = pyarrow.table({"image": images, "other": images, "label": labels})
+        pyarrow.parquet.write_table(table, files / "set.parquet")
+        place, names = "set.parquet", [f"set.parquet:{i}" for i in range(NUM_IMAGES)]
+        options = ["--image_column=image", "--label_column=label"]
+    else:
+        label = tfds.features.ClassLabel(names=COLOURS)
+        features = {"image": tfds.features.Image(encoding_format="png"), "label": label}
+        rows = [{"image": io.BytesIO(x), "label": i % 3} for i, x in enumerate(images)]
+        folder = build(files / "prepared", features, {"val": rows})
+        place, names = f"tfds:{folder}", [f"val/{i}" for i in range(NUM_IMAGES)]
+        options = ["--split=val"]
+    arguments = [*options, "--output=fitted.json"]
+    assert calibrate.main(["--checkpoint=run", f"--data={place}", *arguments]) == ExitStatus.DONE
+    report = content("fitted.json")["report"]
+    count = int(split_by_name(names, 0.5).sum())
+    assert report["images"] == {"fitted": count, "held_out": NUM_IMAGES - count}
+    right = (np.arange(NUM_IMAGES) % WRONG != 0)[~split_by_name(names, 0.5)]
+    if layout != "tfds":  # which shuffles what it writes
+        assert report["before"]["accuracy"]["value"] == pytest.approx(right.mean())
+    assert report["split"] == (None if layout == "parquet" else options[0].partition("=")[2])
+    assert report["data"] == (place if layout == "tfds" else str(files / place))
+    again = ["--overwrite", "--output=fitted.json", *options, "--split=none"]
+    assert calibrate.main(["--checkpoint=run", f"--data={place}", *again]) == ExitStatus.MISTAKE
+    assert "split" in capsys.readouterr().err
+
+
 def test_predictions_use_what_was_fitted(files, capsys):
     assert call("--descriptions=descriptions.json", "--alpha=0.5") == ExitStatus.DONE
     question = ["set/1.png", "--checkpoint=run", "--descriptions=descriptions.json"]
@@ -171,6 +225,8 @@ def test_without_labels_the_frequencies_of_classes_are_matched(files, capsys):
         (["--unlabelled"], "give --labels or --descriptions"),
         (["--labels=a,b"], "--labels goes with --unlabelled"),
         (["--unlabelled", "--labels=a,b", "--keep_names"], "--keep_names goes with labelled"),
+        (["--unlabelled", "--labels=a,b", "--split=test"], "--split goes with labelled"),
+        (["--split=test"], "without splits; leave --split out"),
         (["--unlabelled", "--labels=red"], "1 class"),
         (["--false_accept=0.1"], "--outliers"),
         (["--method=name", "--alpha=0.5"], "leave it out"),

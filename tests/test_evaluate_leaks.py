@@ -5,7 +5,10 @@ import io
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from labelled_tars import write_tar
 from PIL import Image
 
 from grain_jax import evaluate, evaluate_leaks
@@ -91,6 +94,51 @@ def test_records_are_training_images_too(test_images, tmp_path, capsys):
     out = tmp_path / "pairs.csv"
     assert check(root, test_images, f"--output={out}", "--max_distance=0") == 0
     assert out.read_text() == "test,train,bits,cosine\nnewt/d.png,r3,0,\n"
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar", "parquet"])
+def test_training_data_with_captions_needs_no_labels(test_images, tmp_path, layout):
+    images = {f"{seed:03d}": encoded(smooth_image(seed)) for seed in (30, 3)}
+    place = tmp_path / "train"
+    place.mkdir()
+    if layout == "parquet":
+        cells = [{"bytes": image, "path": None} for image in images.values()]
+        table = pyarrow.table({"image": cells, "caption": ["one", "two"]})
+        place = place / "0000.parquet"
+        pyarrow.parquet.write_table(table, place)
+        name = "0000.parquet:1"
+    else:
+        members = {"lost.txt": b"without an image"}
+        for key, image in images.items():
+            members |= {f"{key}.png": image, f"{key}.txt": b"a caption"}
+        write_tar(place / "00000.tar", members)
+        place = place / "00000.tar" if layout == "tar" else place
+        name = "00000.tar/003.png"
+    out = tmp_path / "pairs.csv"
+    assert check(place, test_images, f"--output={out}", "--max_distance=0") == 0
+    assert out.read_text() == f"test,train,bits,cosine\nnewt/d.png,{name},0,\n"
+
+
+def test_training_images_are_of_the_split_train(test_images, tmp_path, capsys):
+    root = tmp_path / "set"
+    root.mkdir()
+    for split, seeds in (("train", (30, 3, 31)), ("test", (2,))):
+        table = pyarrow.table({"image": [encoded(smooth_image(seed)) for seed in seeds]})
+        pyarrow.parquet.write_table(table, root / f"{split}-00000-of-00001.parquet")
+    assert check(root, test_images, "--max_distance=0") == 0
+    assert "1 of 4 evaluation images have a training image (of 3)" in capsys.readouterr().out
+    assert check(root, root, "--train_split=train", "--max_distance=0") == 0
+    assert "0 of 1 evaluation images" in capsys.readouterr().out
+
+
+def test_tables_and_tars_without_images_are_refused(test_images, tmp_path, capsys):
+    for kind in ("tables", "tars"):
+        (tmp_path / kind).mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"caption": ["a"]}), tmp_path / "tables/a.parquet")
+    write_tar(tmp_path / "tars/0.tar", {"a.txt": b"a caption"})
+    for kind, message in (("tables", "0 columns with the bytes"), ("tars", "hold no image")):
+        assert check(tmp_path / kind, test_images) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ class Source(Protocol):
     """Random access to records.
 
     A source whose images are drawn may say what they are by `fingerprint`, JSON or None: embeddings
-    are cached by it (`inference/fingerprints.py`), and else by the content of every image.
+    are cached by it (`inference/fingerprints.py`), and else by the content of every image. One that
+    holds records in groups, each read as a whole, may say so by `read_in_order`: it is then read by
+    one thread where all of it is read.
     """
 
     def __len__(self) -> int: ...
@@ -135,6 +137,11 @@ class Selection:
     def in_memory(self) -> bool:
         """Whether the records are kept in the memory of this process."""
         return getattr(self.source, "in_memory", False)
+
+    @property
+    def read_in_order(self) -> bool:
+        """Whether one thread should read them."""
+        return getattr(self.source, "read_in_order", False)
 
     @property
     def fingerprint(self) -> Any:

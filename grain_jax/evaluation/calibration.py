@@ -1,18 +1,22 @@
-"""Fit what `zero_shot/calibration.py` applies: pure functions of scores and labels."""
+"""Fit what `zero_shot/calibration.py` applies: pure functions of scores and labels.
+
+Whatever has a number for each image and class is looked at in blocks of images.
+"""
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grain_jax.zero_shot.arithmetic import softmax
+from grain_jax.zero_shot.arithmetic import log_softmax, softmax
 from grain_jax.zero_shot.calibration import LabelSets, SetRule, strangeness
 from grain_jax.zero_shot.scorers import TextBank
 
 LOG_TEMPERATURES = (math.log(1e-4), math.log(1e4))  # looked between
 MAX_CELLS = 1 << 22  # similarities held at once
+BLOCK_CELLS = 1 << 20  # logits of a block, of which several float64 copies are made
 COSINE_BINS = 20_000
 MAX_ROUNDS, MAX_DEPARTURE = 20_000, 1e-6  # of prior matching
 
@@ -26,6 +30,16 @@ def split_by_name(names: Sequence[str], fraction: float) -> Bool[np.ndarray, "N"
     return np.array([int.from_bytes(digest[:8], "big") < limit for digest in digests], bool)
 
 
+def blocks(
+    logits: Float[np.ndarray, "N K"], temperature: float = 1.0
+) -> Iterator[tuple[slice, Float[np.ndarray, "n K"]]]:
+    """Rows, and float64 logits / temperature of them, of at most about `BLOCK_CELLS`."""
+    step = max(1, BLOCK_CELLS // max(1, logits.shape[1]))
+    for start in range(0, len(logits), step):
+        rows = slice(start, start + step)
+        yield rows, logits[rows].astype(np.float64) / temperature
+
+
 def check_logits(logits: Float[np.ndarray, "N K"]) -> None:
     """Raises ValueError for what nothing can be fitted to."""
     if logits.shape[0] == 0:
@@ -34,7 +48,7 @@ def check_logits(logits: Float[np.ndarray, "N K"]) -> None:
         raise ValueError(
             f"There is {logits.shape[1]} class, whose probability is always 1; give two or more."
         )
-    if not np.isfinite(logits).all():
+    if not all(np.isfinite(block).all() for _, block in blocks(logits)):
         raise ValueError("The scores hold NaN or infinity; calibrate an earlier checkpoint.")
 
 
@@ -42,10 +56,11 @@ def negative_log_likelihood(
     logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"], temperature: float
 ) -> float:
     """Mean over images of - log softmax(logits / temperature) of the true label."""
-    scaled = logits / temperature
-    top = scaled.max(axis=1)
-    normalizers = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-    return float((normalizers - scaled[np.arange(len(labels)), labels]).mean())
+    total = 0.0
+    for rows, block in blocks(logits, temperature):
+        true = log_softmax(block)[np.arange(len(block)), labels[rows]]
+        total -= float(true.sum())
+    return total / len(labels)
 
 
 def fit_temperature(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> float | None:
@@ -60,9 +75,8 @@ def fit_temperature(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N
 
     check_logits(logits)
     true = logits[np.arange(len(labels)), labels]
-    if ((logits >= true[:, None]).sum(axis=1) == 1).all():
+    if all((block >= true[rows, None]).sum() == len(block) for rows, block in blocks(logits)):
         return None
-    logits = logits.astype(np.float64)
     found = minimize_scalar(
         lambda log: negative_log_likelihood(logits, labels, math.exp(log)),
         bounds=LOG_TEMPERATURES,
@@ -86,11 +100,10 @@ def match_prior(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "K"]:
     comes near.
     """
     check_logits(logits)
-    logits = logits.astype(np.float64)
     num_classes = logits.shape[1]
     shift = np.zeros(num_classes)
     for _ in range(MAX_ROUNDS):
-        frequency = num_classes * softmax(logits + shift[None, :]).mean(axis=0)
+        frequency = num_classes * mean_probabilities(logits, shift)
         if np.abs(frequency - 1).max() < MAX_DEPARTURE:
             return shift - shift.mean()
         if frequency.min() <= 0:
@@ -102,10 +115,19 @@ def match_prior(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "K"]:
     )
 
 
-def prior_departure(probabilities: Float[np.ndarray, "N K"]) -> float:
+def mean_probabilities(
+    logits: Float[np.ndarray, "N K"], shift: Float[np.ndarray, "K"]
+) -> Float[np.ndarray, "K"]:
+    """Mean over images of softmax(logits + shift)."""
+    total = np.zeros(logits.shape[1])
+    for _, block in blocks(logits):
+        total += softmax(block + shift[None, :]).sum(axis=0)
+    return total / len(logits)
+
+
+def prior_departure(means: Float[np.ndarray, "K"]) -> float:
     """The largest distance of K x the mean probability of a class from 1."""
-    frequency = probabilities.shape[1] * probabilities.mean(axis=0)
-    return float(np.abs(frequency - 1).max())
+    return float(np.abs(len(means) * means - 1).max())
 
 
 def false_reject_threshold(scores: Float[np.ndarray, "N"], rate: float) -> float:
@@ -142,22 +164,29 @@ def false_accept_threshold(outliers: Float[np.ndarray, "M"], rate: float) -> flo
 
 
 def fit_label_sets(
-    probabilities: Float[np.ndarray, "N K"],
+    logits: Float[np.ndarray, "N K"],
     labels: Int[np.ndarray, "N"],
     *,
+    temperature: float = 1.0,
     coverage: float,
     rule: SetRule,
 ) -> LabelSets:
     """Split conformal sets: the quantile of the strangeness of true labels, corrected for N.
 
-    The ceil((N + 1) coverage)-th smallest (Vovk et al. 2005), with which sets of new images,
-    exchangeable with these, hold the true label with at least this probability. Where N is too
-    small for that the quantile is None, and the sets hold every label.
+    The ceil((N + 1) coverage)-th smallest (Vovk et al. 2005). With a temperature that was chosen
+    without these images, sets of new images, exchangeable with these, hold the true label with at
+    least this probability; with one that was fitted to the same images, approximately. Where N is
+    too small for that the quantile is None, and the sets hold every label.
     """
-    check_logits(probabilities)
+    check_logits(logits)
     if not 0 < coverage < 1:
         raise ValueError(f"coverage is {coverage:g}; expected a number between 0 and 1.")
-    true = strangeness(probabilities, rule)[np.arange(len(labels)), labels]
+    true = np.concatenate(
+        [
+            strangeness(softmax(block), rule)[np.arange(len(block)), labels[rows]]
+            for rows, block in blocks(logits, temperature)
+        ]
+    )
     rank = math.ceil((len(true) + 1) * coverage - 1e-9)
     quantile = None if rank > len(true) else float(np.sort(true)[rank - 1])
     return LabelSets(rule, coverage, quantile)

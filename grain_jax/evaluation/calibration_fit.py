@@ -10,12 +10,14 @@ from jaxtyping import Bool, Float, Int
 
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.calibration import (
+    blocks,
     check_logits,
     false_accept_threshold,
     false_reject_threshold,
     fit_label_sets,
     fit_temperature,
     match_prior,
+    mean_probabilities,
     prior_departure,
     says_nothing,
     seen_histogram,
@@ -25,6 +27,7 @@ from grain_jax.evaluation.calibration import (
     summed_sets,
 )
 from grain_jax.evaluation.calibration_metrics import (
+    joined,
     measure,
     predictions,
     separation,
@@ -82,7 +85,8 @@ class Fitted:
 class Scores:
     """What a method says of N images."""
 
-    logits: Float[np.ndarray, "N K"]  # of the model's own temperature
+    fitted: Float[np.ndarray, "F K"]  # logits of those to fit to, of the model's own temperature
+    held_out: Float[np.ndarray, "H K"]  # of the others
     image: Float[np.ndarray, "N"]  # the two terms of `witness_scores`
     region: Float[np.ndarray, "N"] | None
 
@@ -134,23 +138,33 @@ def encode_classes(
 
 
 def score(
-    loaded: ModelBundle, texts: Texts, features: ImageFeatures, *, temperature: float
+    loaded: ModelBundle,
+    texts: Texts,
+    features: ImageFeatures,
+    fitting: Bool[np.ndarray, "N"],
+    *,
+    temperature: float,
 ) -> Scores:
-    """Logits and witness scores of all images."""
-    logits, image, region = [], [], []
+    """Logits and witness scores of all images; these logits are the only ones that are kept."""
+    image, region = [], []
     method = METHODS[texts.method].fit(texts.banks)
+    num_classes = len(texts.dataset.class_names)
+    fitted = np.empty((int(fitting.sum()), num_classes))
+    held_out = np.empty((len(fitting) - len(fitted), num_classes))
+    place = np.where(fitting, fitting.cumsum(), (~fitting).cumsum()) - 1
     for start in range(0, len(features.image), CHUNK_ROWS):
         block = features.rows(start, start + CHUNK_ROWS)
         images = Images(block.image, block.regions)
         scores = method(images, texts.alpha)
-        logits.append(loaded.logit_scale * scores.astype(np.float64))
+        logits = loaded.logit_scale * scores.astype(np.float64)
+        chosen, rows = fitting[start : start + CHUNK_ROWS], place[start : start + CHUNK_ROWS]
+        fitted[rows[chosen]] = logits[chosen]
+        held_out[rows[~chosen]] = logits[~chosen]
         whole, best = witness(images, texts.banks, method=texts.method, temperature=temperature)
         image.append(whole)
         region.append(best)
     parts = [part for part in region if part is not None]
-    return Scores(
-        np.concatenate(logits), np.concatenate(image), np.concatenate(parts) if parts else None
-    )
+    return Scores(fitted, held_out, np.concatenate(image), np.concatenate(parts) if parts else None)
 
 
 def fit(
@@ -182,8 +196,9 @@ def fit(
 
     fitting = split_by_name(names, settings.fit_fraction)
     _check_parts(fitting, "images", tell)
-    found = score(loaded, texts, features, temperature=settings.none_temperature)
-    check_logits(found.logits)
+    found = score(loaded, texts, features, fitting, temperature=settings.none_temperature)
+    check_logits(found.fitted)
+    check_logits(found.held_out)
     fitted = Calibration(
         method=texts.method,
         alpha=texts.alpha,
@@ -207,18 +222,18 @@ def fit(
     if labelled:
         position = {name: k for k, name in enumerate(texts.dataset.class_names)}
         labels = label_indices(texts.dataset, position)
-        fitted, pages = _fit_labelled(fitted, settings, found.logits, labels, fitting, report, tell)
+        fitted, pages = _fit_labelled(fitted, settings, found, labels, fitting, report, tell)
         if features.regions is not None and texts.banks.get(REGIONS) is not None:
             fitted = _fit_seen(fitted, features, texts, labels, fitting, report)
     else:
-        shift = match_prior(found.logits[fitting])
+        shift = match_prior(found.fitted)
         fitted = dataclasses.replace(
             fitted,
             class_shift=dict(zip(texts.dataset.class_names, shift.tolist(), strict=True)),
         )
-        held = found.logits[~fitting]
-        report["before"] = {"prior_departure": prior_departure(softmax(held))}
-        report["after"] = {"prior_departure": prior_departure(softmax(held + shift[None, :]))}
+        for when, added in (("before", 0 * shift), ("after", shift)):
+            means = mean_probabilities(found.held_out, added)
+            report[when] = {"prior_departure": prior_departure(means)}
         tell(
             "without labels there is no temperature and no set of labels: each class is shifted so "
             "that it is as probable as any other over these images, which takes images of all "
@@ -244,14 +259,14 @@ def _check_parts(fitting: Bool[np.ndarray, "N"], what: str, tell: Callable[[str]
 def _fit_labelled(
     fitted: Calibration,
     settings: FitSettings,
-    logits: Float[np.ndarray, "N K"],
+    found: Scores,
     labels: Int[np.ndarray, "N"],
     fitting: Bool[np.ndarray, "N"],
     report: dict[str, Any],
     tell: Callable[[str], None],
 ) -> tuple[Calibration, list[tuple[str, list[tuple[float, float, int]]]]]:
     """Temperature and sets; the report has metrics of the held-out part before and after."""
-    temperature = fit_temperature(logits[fitting], labels[fitting])
+    temperature = fit_temperature(found.fitted, labels[fitting])
     if temperature is None:
         tell(
             f"all {int(fitting.sum())} images that are fitted to are right, so no temperature can "
@@ -261,8 +276,9 @@ def _fit_labelled(
     elif says_nothing(temperature):
         tell("the scores say nothing about the labels, so every label is as probable as another.")
     sets = fit_label_sets(
-        softmax(logits[fitting] / temperature),
+        found.fitted,
         labels[fitting],
+        temperature=temperature,
         coverage=settings.coverage,
         rule=settings.set_rule,
     )
@@ -271,14 +287,17 @@ def _fit_labelled(
             f"{int(fitting.sum())} images are too few for sets of {settings.coverage:.1%} "
             "coverage, so each holds every label."
         )
-    held, truth = logits[~fitting], labels[~fitting]
-    own, scaled = softmax(held), softmax(held / temperature)
+    truth = labels[~fitting]
     pages = []
-    for when, probabilities, inside in (
-        ("before", own, summed_sets(own, settings.coverage)),
-        ("after", scaled, sets_of_labels(scaled, sets)),
+    for when, divisor, choose in (
+        ("before", 1.0, lambda own: summed_sets(own, settings.coverage)),
+        ("after", temperature, lambda own: sets_of_labels(own, sets)),
     ):
-        said = predictions(probabilities, inside, truth)
+        parts = []
+        for rows, block in blocks(found.held_out, divisor):
+            probabilities = softmax(block)
+            parts.append(predictions(probabilities, choose(probabilities), truth[rows]))
+        said = joined(parts)
         report[when] = {name: vars(value) for name, value in measure(said).items()}
         bins = reliability_bins(said.confidence, said.correct)
         pages.append((when, [(one.probability, one.accuracy, one.answers) for one in bins]))
@@ -334,7 +353,7 @@ def _fit_none(
     else:
         chosen = split_by_name(outlier_names, settings.fit_fraction)
         _check_parts(chosen, "outliers", tell)
-        outside = score(loaded, texts, outliers, temperature=settings.none_temperature)
+        outside = score(loaded, texts, outliers, chosen, temperature=settings.none_temperature)
         others = outside.joined(weight)
         if settings.false_accept is None:
             threshold = false_reject_threshold(scores[fitting], settings.false_reject)

@@ -1,5 +1,7 @@
 """Whether probabilities hold: calibration error, likelihood, coverage of sets, with intervals."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +41,14 @@ def predictions(
         nll=-np.log(np.maximum(true, np.finfo(np.float64).tiny)),
         in_set=sets[rows, labels],
         set_size=sets.sum(axis=1),
+    )
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of all blocks of images, in their order."""
+    names = [field.name for field in dataclasses.fields(Predictions)]
+    return Predictions(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     )
 
 

@@ -111,7 +111,7 @@ def images_sha256(source: Source) -> str:
         return b"".join(map(_image_digest, read_records(source, block)))
 
     found = hashlib.sha256()
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(1 if getattr(source, "read_in_order", False) else THREADS) as threads:
         for digests in threads.map(hash_block, starts):
             found.update(digests)
     return found.hexdigest()

@@ -12,7 +12,7 @@ from grain_jax.models.bundle import ModelBundle
 from grain_jax.paths import AnyPath, run_path, user_path
 from grain_jax.training import run_folder
 from grain_jax.training.run_folder import is_run
-from grain_jax.zero_shot.calibration import FILE, Calibration, read_calibration
+from grain_jax.zero_shot.calibration import FILE, MAX_BYTES, Calibration, read_calibration
 
 AUTO, NONE = "auto", "none"  # the file beside the model, if there is one; no file at all
 
@@ -57,8 +57,12 @@ def find_calibration(
             f"There is no calibration {str(place)!r}; write one with python -m "
             "grain_jax.calibrate, or leave it out."
         )
+    with place.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{place} is not a calibration: it is larger than {MAX_BYTES} bytes.")
     try:
-        text = place.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not a calibration: not UTF-8 ({error}).") from error
     calibration = read_calibration(text, str(place))

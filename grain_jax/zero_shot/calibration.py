@@ -21,6 +21,7 @@ from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, NAMES, REGIONS
 
 FILE = "calibration.json"  # beside a model
 VERSION = 1
+MAX_BYTES = 64 * 2**20  # of the file, which has names of classes and at most a number for each
 SetRule = Literal["lac", "aps"]
 MAX_CELLS = 1 << 24  # similarities held at once
 
@@ -39,7 +40,7 @@ class LabelSets:
     """Conformal sets: the labels whose `strangeness` is at most `quantile`, and the best one."""
 
     rule: SetRule
-    coverage: float  # 1 - alpha: the fraction of images whose set holds the true label, at least
+    coverage: float  # 1 - alpha: the fraction of images whose set holds the true label
     quantile: float | None  # None: too few images for this coverage, so every label
 
 
@@ -232,7 +233,7 @@ def from_json(content: Any, where: str) -> Calibration:
             label_sets=sets and LabelSets(**sets),
             seen_cosine=None if seen is None else float(seen),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{where} is not a calibration: {what}. Write it with python -m grain_jax.calibrate."
@@ -243,6 +244,8 @@ def read_calibration(text: str, where: str) -> Calibration:
     """`from_json` of the text of a file."""
     try:
         content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where} is not a calibration: its JSON is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{where} is not a calibration: not JSON ({error}).") from error
     return from_json(content, where)

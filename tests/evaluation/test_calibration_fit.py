@@ -1,18 +1,21 @@
 """Fitting (`evaluation/calibration.py`) against loops and by its guarantees."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grain_jax.evaluation import calibration
 from grain_jax.evaluation.calibration import (
     false_accept_threshold,
     false_reject_threshold,
     fit_label_sets,
     fit_temperature,
     match_prior,
+    mean_probabilities,
     negative_log_likelihood,
     prior_departure,
     says_nothing,
@@ -91,7 +94,7 @@ def test_nothing_is_fitted_to_nothing(logits, labels, message):
 def test_prior_matching_makes_every_class_as_probable_on_average(classes):
     logits = np.random.default_rng(1).normal(size=(200, classes))
     biased = logits + np.arange(classes)[None, :]
-    assert prior_departure(softmax(biased)) > 0.3
+    assert prior_departure(mean_probabilities(biased, np.zeros(classes))) > 0.3
     shift = match_prior(biased)
     means = [
         sum(math.exp(row[k] + shift[k]) / sum(np.exp(row + shift)) for row in biased) / 200
@@ -141,7 +144,7 @@ def test_sets_of_exchangeable_draws_hold_the_label_as_often_as_said(rule, count)
         # Probabilities that are wrong: the guarantee needs none of them to be right.
         logits, labels = drawn(count + test, 6, temperature=2.5, seed=seed)
         probabilities = softmax(logits)
-        sets = fit_label_sets(probabilities[:count], labels[:count], coverage=coverage, rule=rule)
+        sets = fit_label_sets(logits[:count], labels[:count], coverage=coverage, rule=rule)
         held = sets_of_labels(probabilities[count:], sets)
         covered.append(held[np.arange(test), labels[count:]].mean())
     spread = 3 * np.std(covered) / math.sqrt(rounds)
@@ -155,11 +158,11 @@ def test_the_quantile_is_corrected_for_the_number_of_images():
     probabilities = softmax(logits)
     true = sorted(strangeness(probabilities, "lac")[np.arange(9), labels])
     for coverage, rank in ((0.9, 9), (0.8, 8), (0.5, 5)):
-        sets = fit_label_sets(probabilities, labels, coverage=coverage, rule="lac")
+        sets = fit_label_sets(logits, labels, coverage=coverage, rule="lac")
         assert sets.quantile == true[rank - 1]
-    assert fit_label_sets(probabilities, labels, coverage=0.95, rule="lac").quantile is None
+    assert fit_label_sets(logits, labels, coverage=0.95, rule="lac").quantile is None
     with pytest.raises(ValueError, match="between 0 and 1"):
-        fit_label_sets(probabilities, labels, coverage=1.0, rule="lac")
+        fit_label_sets(logits, labels, coverage=1.0, rule="lac")
 
 
 def test_summed_sets_are_the_shortest_whose_probabilities_reach_the_coverage():
@@ -194,3 +197,27 @@ def test_the_cosine_from_which_descriptions_are_seen_tells_own_from_others():
     assert seen_rate(others, cosine) == 0
     assert seen_threshold(others, own) is None or seen_rate(others, 0.5) == 0
     assert seen_threshold(own, 0 * own) is None
+
+
+def test_blocks_of_images_change_nothing_and_bound_the_memory(monkeypatch):
+    logits, labels = drawn(4000, 50, temperature=2.0)
+    logits = logits.astype(np.float32)
+
+    def fitted():
+        shift = match_prior(logits)
+        means = mean_probabilities(logits, shift)
+        sets = [
+            fit_label_sets(logits, labels, temperature=2.0, coverage=0.9, rule=rule).quantile
+            for rule in ("lac", "aps")
+        ]
+        return [fit_temperature(logits, labels), prior_departure(means), *sets, *shift]
+
+    whole = fitted()
+    monkeypatch.setattr(calibration, "BLOCK_CELLS", 50 * 64)
+    tracemalloc.start()
+    try:
+        assert fitted() == pytest.approx(whole, rel=1e-6, abs=1e-9)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < logits.size * 8 / 2  # half of one float64 copy

@@ -5,11 +5,13 @@ import errno
 
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from toy_encoder import SIZE, ToySource, bird_set, make_image, record, toy_encoder
 
 from grain_jax.config import SyntheticBirdsConfig
-from grain_jax.data.classification.folders import ImageFiles
+from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
 from grain_jax.data.records import Record, evenly_spaced
 from grain_jax.data.synthetic_birds.source import SyntheticBirdSource
 from grain_jax.data.transforms import Preprocessing
@@ -158,6 +160,26 @@ def test_files_are_known_by_their_content(tmp_path, store):
     (tmp_path / "b.png").unlink()
     with pytest.raises(ValueError, match=r"b\.png"):
         images_sha256(source)
+
+
+@pytest.mark.parametrize("limit", [2000, 1000])
+def test_each_row_group_of_a_table_is_read_once(tmp_path, monkeypatch, limit):
+    images = [str(i).encode() for i in range(2000)]
+    table = pyarrow.table({"image": images, "label": ["a", "b"] * 1000})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=100)
+    source = load_zero_shot(tmp_path / "t.parquet").source
+    read: list[int] = []
+    read_row_group = pyarrow.parquet.ParquetFile.read_row_group
+
+    def counted(self, number, **options):
+        read.append(number)
+        return read_row_group(self, number, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", counted)
+    chosen = evenly_spaced(source, limit)
+    found = images_sha256(chosen)
+    assert read == list(range(20))
+    assert found == images_sha256(ToySource(*(chosen[i] for i in range(len(chosen)))))
 
 
 def test_drawn_images_are_known_by_their_settings_and_not_drawn():

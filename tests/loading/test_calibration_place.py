@@ -14,7 +14,13 @@ from grain_jax.loading.calibration import (
     calibration_place,
     find_calibration,
 )
-from grain_jax.zero_shot.calibration import Calibration, read_calibration, texts_sha256, to_json
+from grain_jax.zero_shot.calibration import (
+    MAX_BYTES,
+    Calibration,
+    read_calibration,
+    texts_sha256,
+    to_json,
+)
 from grain_jax.zero_shot.scorers import make_class_texts
 
 
@@ -59,6 +65,10 @@ def test_it_is_found_there_unless_another_or_none_is_asked_for(tmp_path):
     assert notes == []
     named.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="not UTF-8"):
+        find_calibration(tmp_path, loaded, named, note=notes.append)
+    with named.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ValueError, match=r"named\.json is not a calibration: it is larger than"):
         find_calibration(tmp_path, loaded, named, note=notes.append)
 
 

@@ -134,6 +134,8 @@ def test_the_file_holds_all_of_it():
         ({"label_sets": {"rule": "other", "coverage": 0.9, "quantile": 0.5}}, "'other'"),
         ({"label_sets": {"rule": "lac", "coverage": 2.0, "quantile": 0.5}}, "between 0 and 1"),
         ({"none_of_these": {"threshold": 1}}, "missing"),
+        ({"fitted_for": to_json(FITTED, {})["fitted_for"] | {"step": math.inf}}, "infinity"),
+        ({"temperature": 10**400}, "too large"),
     ],
 )
 def test_a_damaged_file_names_itself(change, message):
@@ -142,7 +144,7 @@ def test_a_damaged_file_names_itself(change, message):
     assert "some/file.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", "nonsense"])
+@pytest.mark.parametrize("text", ["", "[1]", "{}", "nonsense", "[" * 500_000, '{"a":' * 500_000])
 def test_another_file_is_not_a_calibration(text):
     with pytest.raises(ValueError, match="some/file is not a calibration"):
         read_calibration(text, "some/file")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from grain_jax.data.classification.stored_classes import StoredImages, choose_split
+from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT, StoredImages, choose_split
 from grain_jax.data.image_files import MAX_IMAGE_BYTES
 from grain_jax.data.importers.columns import LABEL_NAMES
 from grain_jax.data.importers.input_files import part_of
@@ -41,6 +41,8 @@ class ParquetImages:
     `__getitem__` raises ValueError for a row without the bytes of an image, a damaged file, and an
     image that is larger than `MAX_IMAGE_BYTES`.
     """
+
+    read_in_order = True  # threads far apart would read each row group again and again
 
     def __init__(self, groups: Sequence[_Group], rows: Sequence[int], column: str) -> None:
         self._groups, self._column = tuple(groups), column
@@ -139,17 +141,7 @@ def open_parquet(
                 first = first or (image, label, names)
                 if (image, label, names) != first:
                     raise ValueError(f"its columns or class names differ from {files[0].name!r}'s")
-                start = 0
-                for number in range(opened.num_row_groups):
-                    meta = opened.metadata.row_group(number)
-                    if meta.total_byte_size > MAX_GROUP_BYTES:
-                        raise ValueError(
-                            f"a row group has {meta.total_byte_size} bytes, of {MAX_GROUP_BYTES} "
-                            "that are read at once; write it with a smaller row_group_size"
-                        )
-                    groups.append(_Group(file, name, number, start))
-                    rows.append(meta.num_rows)
-                    start += meta.num_rows
+                _add_groups(opened, file, name, groups, rows)
                 classes += opened.read(columns=[label]).column(label).to_pylist()
         except (ValueError, OSError) as error:
             raise ValueError(f"{str(file)!r}: {error}.") from None
@@ -172,6 +164,33 @@ def open_parquet(
     )
 
 
+def open_table_images(path: Path, split: str | None, *, default: str) -> ParquetImages:
+    """The images of tables whose other columns are not looked at, such as captions.
+
+    `default`: the split where none is given. Raises ValueError as `open_parquet`, but for labels.
+    """
+    parquet = pyarrow_parquet()
+    root = path if path.is_dir() else path.parent
+    groups: list[_Group] = []
+    rows: list[int] = []
+    columns: set[str] = set()
+    for file in _files(path, split, default):
+        try:
+            with parquet.ParquetFile(file) as opened:
+                columns.add(_image_column(opened.schema_arrow, None, str(file)))
+                _add_groups(opened, file, file.relative_to(root).as_posix(), groups, rows)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{str(file)!r}: {error}.") from None
+    if len(columns) > 1:
+        raise ValueError(
+            f"The tables of {str(path)!r} have their images in {', '.join(sorted(columns))}; give "
+            "those of one column at a time."
+        )
+    if not sum(rows):
+        raise ValueError(f"{str(path)!r} has no rows.")
+    return ParquetImages(groups, rows, columns.pop()).with_labels(("",) * sum(rows))
+
+
 def pyarrow_parquet() -> Any:
     """The module `pyarrow.parquet`. Raises ValueError that says how to install it."""
     try:
@@ -183,7 +202,22 @@ def pyarrow_parquet() -> Any:
     return pyarrow.parquet
 
 
-def _files(path: Path, split: str | None) -> list[Path]:
+def _add_groups(opened: Any, file: Path, name: str, groups: list[_Group], rows: list[int]) -> None:
+    """Adds the row groups of a file, and the number of rows of each."""
+    start = 0
+    for number in range(opened.num_row_groups):
+        meta = opened.metadata.row_group(number)
+        if meta.total_byte_size > MAX_GROUP_BYTES:
+            raise ValueError(
+                f"a row group has {meta.total_byte_size} bytes, of {MAX_GROUP_BYTES} that are read "
+                "at once; write it with a smaller row_group_size"
+            )
+        groups.append(_Group(file, name, number, start))
+        rows.append(meta.num_rows)
+        start += meta.num_rows
+
+
+def _files(path: Path, split: str | None, default: str = DEFAULT_SPLIT) -> list[Path]:
     if path.is_file():
         if split is not None:
             raise ValueError(f"{str(path)!r} is one file; leave --split out.")
@@ -192,7 +226,7 @@ def _files(path: Path, split: str | None) -> list[Path]:
     parts: dict[str, list[Path]] = {}
     for file in found:
         parts.setdefault(part_of(file, file.parent), []).append(file)
-    return parts[choose_split(list(parts), split, repr(str(path)))]
+    return parts[choose_split(list(parts), split, repr(str(path)), default=default)]
 
 
 def _image_column(schema: Any, wanted: str | None, where: str) -> str:

@@ -98,13 +98,15 @@ def _check_numbers(numbers: Sequence[int], count: int, images: StoredImages) -> 
     )
 
 
-def choose_split(splits: Sequence[str], wanted: str | None, where: str) -> str:
-    """`wanted`, or "test", or the only split there is. Raises ValueError where none is meant."""
+def choose_split(
+    splits: Sequence[str], wanted: str | None, where: str, *, default: str = DEFAULT_SPLIT
+) -> str:
+    """`wanted`, or `default`, or the only split there is. Raises ValueError where none is meant."""
     listed = ", ".join(sorted(splits))
     if wanted is not None:
         if wanted in splits:
             return wanted
         raise ValueError(f"{where} has no split {wanted!r}; it has {listed}.")
-    if DEFAULT_SPLIT in splits or len(splits) == 1:
-        return DEFAULT_SPLIT if DEFAULT_SPLIT in splits else splits[0]
+    if default in splits or len(splits) == 1:
+        return default if default in splits else splits[0]
     raise ValueError(f"{where} has several splits ({listed}); choose one with --split.")

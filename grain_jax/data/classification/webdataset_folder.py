@@ -9,14 +9,15 @@ Images are read at their places in the tars; nothing is unpacked. Only local fil
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from grain_jax.data.classification.stored_classes import StoredImages, choose_split
+from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT, StoredImages, choose_split
 from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.importers.webdataset import IMAGE_SUFFIXES, index_tar
 from grain_jax.data.records import Record
@@ -68,12 +69,7 @@ def open_webdataset(root: Path, split: str | None) -> StoredImages:
     """
     where = repr(str(root))
     _check_kind(root, where)
-    splits = sorted({tar.parent.name for tar in root.glob("*/*.tar")})
-    if splits:
-        split = choose_split(splits, split, where)
-    elif split is not None:
-        raise ValueError(f"{where} has tars and no splits; leave --split out.")
-    folder = root / split if split else root
+    folder = _folder_of_split(root, split)
     tars = _tars(folder)
     places: list[tuple[int, int, int]] = []
     files: list[str] = []
@@ -101,6 +97,42 @@ def open_webdataset(root: Path, split: str | None) -> StoredImages:
         templates_file=str(root / TEMPLATES) if (root / TEMPLATES).is_file() else "",
         beside=root,
     )
+
+
+def open_tar_images(root: Path, split: str | None, *, default: str) -> TarImages:
+    """The images of tars, whose other members are not looked at, such as captions.
+
+    `root` and `split` as in `open_webdataset`, or a tar; `default`: the split where none is given.
+    Raises ValueError as it does, but for labels; a sample without an image is left out.
+    """
+    if root.is_file():
+        if split is not None:
+            raise ValueError(f"{str(root)!r} is one file; leave the split out.")
+        folder, tars, root = root, [root], root.parent
+    else:
+        folder = _folder_of_split(root, split, default)
+        tars = _tars(folder)
+    places: list[tuple[int, int, int]] = []
+    files: list[str] = []
+    for number, tar in enumerate(tars):
+        name = tar.relative_to(root).as_posix()
+        for sample in _sound_samples(tar, name):
+            for suffix in IMAGE_SUFFIXES:
+                if suffix in sample.members:
+                    places.append((number, *sample.members[suffix]))
+                    files.append(f"{name}/{sample.key}.{suffix}")
+    if not files:
+        raise ValueError(f"The tars of {str(folder)!r} hold no image.")
+    return TarImages(tuple(tars), np.array(places, np.int64), tuple(files), ("",) * len(files))
+
+
+def _folder_of_split(root: Path, split: str | None, default: str = DEFAULT_SPLIT) -> Path:
+    splits = sorted({tar.parent.name for tar in root.glob("*/*.tar")})
+    if splits:
+        return root / choose_split(splits, split, repr(str(root)), default=default)
+    if split is not None:
+        raise ValueError(f"{str(root)!r} has tars and no splits; leave --split out.")
+    return root
 
 
 def _check_kind(root: Path, where: str) -> None:
@@ -134,11 +166,17 @@ def _by_number(path: Path) -> tuple[int, str]:
     return (int(path.stem) if path.stem.isascii() and path.stem.isdigit() else -1, path.name)
 
 
-def _samples(tar: Path, name: str) -> Iterator[tuple[str, str, tuple[int, int], int]]:
-    """Key, suffix, place (offset and size) and class number of each image of a tar."""
+def _sound_samples(tar: Path, name: str) -> Sequence[Any]:
+    """The samples of a tar. Raises ValueError where one of them cannot be read."""
     samples = index_tar(tar, name).samples
     if problem := next((sample.problem for sample in samples if sample.problem), None):
         raise ValueError(f"{problem[1]} Download the tar again, or repair it.")
+    return samples
+
+
+def _samples(tar: Path, name: str) -> Iterator[tuple[str, str, tuple[int, int], int]]:
+    """Key, suffix, place (offset and size) and class number of each image of a tar."""
+    samples = _sound_samples(tar, name)
     with tar.open("rb") as file:
         for sample in samples:
             where = f"{name}/{sample.key}"

@@ -44,6 +44,7 @@ class CocoFile:
     annotations: dict[Any, list[Annotation]] = field(default_factory=dict)
     categories: dict[Any, str] = field(default_factory=dict)
     crowds: Counter[Any] = field(default_factory=Counter)  # crowd regions, by category
+    crowd_ids: set[Any] = field(default_factory=set)  # of their annotations
 
     def boxes(self, image_id: Any) -> tuple[Box, ...]:
         """Every annotated box of an image."""
@@ -101,6 +102,8 @@ def _add_image(found: CocoFile, value: dict[str, Any], where: str) -> None:
 def _add_annotation(found: CocoFile, value: dict[str, Any]) -> None:
     if value.get("iscrowd"):
         found.crowds[value.get("category_id")] += 1
+        if type(value.get("id")) in (int, str):
+            found.crowd_ids.add(value["id"])
         return
     negatives = value.get("neg_category_ids")
     found.annotations.setdefault(value["image_id"], []).append(

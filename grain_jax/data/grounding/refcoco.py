@@ -38,6 +38,7 @@ from grain_jax.data.importers.json_stream import members
 from grain_jax.data.importers.json_values import image_size, parse_object, shown
 from grain_jax.data.importers.refcoco import INSTANCES, sentence_texts
 
+CROWD = "of a crowd region"  # why a sentence is left out
 SAME_SPLIT = {"validation": "val", "val": "validation"}
 
 
@@ -61,12 +62,17 @@ def read_refcoco(
         raise ValueError("--split_file lists images of Flickr30k Entities; leave it out.")
     path = _find(data, split)
     instances = path.parent / INSTANCES
+    left_out: Counter[str] = Counter()
     every = read_coco_file(instances) if instances.is_file() and instances != path else None
     if path.suffix == ".jsonl":
-        images = _of_refs(path, _lines(path), every, split)
+        images = _of_refs(path, _lines(path), every, split, left_out)
     elif next(members(path)).key == "":  # a list
         images = _of_refs(
-            path, ((m.value, f"{path}, byte {m.start}") for m in members(path)), every, split
+            path,
+            ((m.value, f"{path}, byte {m.start}") for m in members(path)),
+            every,
+            split,
+            left_out,
         )
     else:
         if split is not None and not path.stem.endswith(f"_{split}"):
@@ -90,7 +96,7 @@ def read_refcoco(
         images=given,
         queries_are=EXPRESSION,
         boxes_are=OF_QUERIES if every is None else EVERY_BOX,
-        left_out=Counter(),
+        left_out=left_out,
         name="_".join(dict.fromkeys(p for p in (path.stem, split) if p and p not in path.stem))
         or path.stem,
         images_in=(folder / "images", folder / "train2014", folder.parent / "train2014"),
@@ -133,7 +139,9 @@ def _of_refs(
     rows: Iterable[tuple[Any, str]],
     every: CocoFile | None,
     split: str | None,
+    left_out: Counter[str],
 ) -> dict[Any, _Image]:
+    """Images with their queries; sentences about a crowd region are counted in `left_out`."""
     by_id = {} if every is None else {a.id: a for own in every.annotations.values() for a in own}
     images: dict[Any, _Image] = {}
     splits: set[str] = set()
@@ -144,16 +152,19 @@ def _of_refs(
         if split is not None and row.get("split") not in (split, SAME_SPLIT.get(split)):
             continue
         image_id = row["image_id"]
-        if every is not None and row.get("ann_id") in by_id:
-            box = by_id[row["ann_id"]].box
-        else:
-            box = _own_box(row, where)
         try:
             texts = list(sentence_texts(row.get("sentences")))
             if image_id not in images:
                 images[image_id] = _image(row, every, where)
         except InvalidRecordError as error:
             raise ValueError(f"{where}: {error}") from None
+        if every is not None and row.get("ann_id") in every.crowd_ids:
+            left_out[CROWD] += len(texts)
+            continue
+        if every is not None and row.get("ann_id") in by_id:
+            box = by_id[row["ann_id"]].box
+        else:
+            box = _own_box(row, where, listed=every is not None)
         boxes = () if box is None else (box,)
         images[image_id].queries += [GivenQuery(text, boxes) for text in texts]
     if not images:
@@ -178,14 +189,17 @@ def _image(row: dict[str, Any], every: CocoFile | None, where: str) -> _Image:
     return _Image(file, None if size == (None, None) else image_size(*size))
 
 
-def _own_box(row: dict[str, Any], where: str) -> Box | None:
+def _own_box(row: dict[str, Any], where: str, *, listed: bool) -> Box | None:
+    """The box of `raw_anns`; `listed`: whether there is an `instances.json`, which lacks it."""
     box = corners(_embedded(row, "raw_anns", where).get("bbox"))
     if box is None:
-        raise ValueError(
-            f"{where}: no box of annotation {row.get('ann_id')!r}. Put instances.json beside the "
-            "file; 'bbox' of a row is not read, as it has corners in some releases and width and "
-            "height in others."
+        hint = (
+            f"{INSTANCES} beside the file does not list it; give the one of this release."
+            if listed
+            else f"Put {INSTANCES} beside the file; 'bbox' of a row is not read, as it has corners "
+            "in some releases and width and height in others."
         )
+        raise ValueError(f"{where}: no box of annotation {row.get('ann_id')!r}. {hint}")
     return box
 
 

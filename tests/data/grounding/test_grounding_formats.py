@@ -60,6 +60,22 @@ def test_expressions_of_a_list_take_boxes_from_the_instances(folder):
         load_grounding("refcoco", folder)
 
 
+def test_an_expression_of_a_crowd_is_counted_and_left_out(folder):
+    write_json(folder / "instances.json", INSTANCES)
+    crowd = {"image_id": 5, "ann_id": 53, "ref_id": 3, "split": "val",
+             "sentences": [{"sent": "all plants"}, {"sent": "plants"}]}  # fmt: skip
+    write_json(folder / "refs(unc).json", [crowd, *REFS])
+    data = load_grounding("refcoco", folder, split="val")
+    assert asked(data) == EXPECTED
+    assert data.left_out == {"of a crowd region": 2}
+    gone = [REFS[0] | {"ann_id": 99}]
+    write_json(folder / "refs(unc).json", gone)
+    with pytest.raises(
+        ValueError, match=r"no box of annotation 99\. instances\.json beside the file does not"
+    ):
+        load_grounding("refcoco", folder)
+
+
 def test_rows_with_their_own_annotation_ignore_the_ambiguous_bbox(folder):
     info = json.dumps(coco_image(5, "a.jpg"))
     rows = [
