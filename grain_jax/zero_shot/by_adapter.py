@@ -15,7 +15,15 @@ from jaxtyping import Float, Int
 from grain_jax.zero_shot.arithmetic import in_blocks, softmax
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    labelled_images,
+    required,
+)
 from grain_jax.zero_shot.scorers import MAX_CELLS
 
 SIGNATURE_TEMPERATURE = 0.5
@@ -53,7 +61,7 @@ def by_tip_x(
     affinities exp(...), both of the labelled images to each other: the paper takes the range over
     all test images, by which the score of one image would depend on others.
     """
-    assert support is not None
+    support = labelled_images(support)
     return _score(texts, support, start=DEFAULTS, deltas=())
 
 
@@ -67,7 +75,7 @@ def by_caps_adapter(
     """TIP-X with (1 - delta) x.F + delta x.T in place of x.F, T the captions of the labelled
     images.
     """
-    assert support is not None
+    support = labelled_images(support)
     return _score(texts, support, start=replace(DEFAULTS, delta=DEFAULT_DELTA), deltas=DELTAS)
 
 
@@ -96,8 +104,12 @@ class Cache:
         """What an image's product with is its affinity to each labelled image."""
         if delta == 0:
             return self.image
-        assert support.captions is not None
-        return (1 - delta) * self.image + delta * support.captions[order]
+        captions = required(
+            support.captions,
+            what="captions of the labelled images",
+            option="support= with captions",
+        )
+        return (1 - delta) * self.image + delta * captions[order]
 
     @functools.cached_property
     def _log_signatures(self) -> Float[np.ndarray, "S K"]:

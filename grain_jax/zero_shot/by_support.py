@@ -10,7 +10,14 @@ from jaxtyping import Float, Int
 from grain_jax.zero_shot.arithmetic import in_blocks, mean_vectors, softmax, unit
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    labelled_images,
+)
 from grain_jax.zero_shot.text_kinds import NAMES
 
 MIXING_WEIGHT = 0.5  # `by_examples`: of the images against the names
@@ -32,7 +39,7 @@ def by_examples(
 
     Images are compared by the cosine, after the mean image is taken from them too.
     """
-    assert support is not None
+    support = labelled_images(support)
     means = class_means(support.image, support.labels, texts.num_classes)
     named = mean_vectors(texts[NAMES])
     centre = means.mean(axis=0)
@@ -54,7 +61,7 @@ def by_neighbours(
 
     The `NEIGHBOURS` nearest vote with exp(cosine / `TEMPERATURE`).
     """
-    assert support is not None
+    support = labelled_images(support)
     labels, num_classes = support.labels, texts.num_classes
     count = min(NEIGHBOURS, len(labels))
 
@@ -87,7 +94,7 @@ def by_gaussians(
 
     Where a class has fewer than `GDA_HELD_OUT_FROM` images the weight is `DEFAULT_GDA_WEIGHT`.
     """
-    assert support is not None
+    support = labelled_images(support)
     num_classes = texts.num_classes
     weight = DEFAULT_GDA_WEIGHT
     parts = held_out(support.labels, at_least=GDA_HELD_OUT_FROM)

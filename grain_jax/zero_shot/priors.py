@@ -8,7 +8,14 @@ prompts of language models, whose word bias this is.
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    caption_bank,
+)
 from grain_jax.zero_shot.unlabeled import blocks, class_vectors, images_to_fit
 
 _LARGEST = 60.0  # of a log weight: its exponential is still a float32
@@ -44,10 +51,9 @@ def without_generic(
     """The cosine less its mean over the images of the caption bank: what a class gets from an
     image that says nothing about it. Published with an empty text as the input.
     """
-    if bank is None:
-        raise ValueError("This method takes images of a caption bank and was given none; bank=.")
+    generic = caption_bank(bank).image
     classes = class_vectors(texts)
-    shift = bank.image.mean(axis=0, dtype=np.float64).astype(np.float32) @ classes.vectors.T
+    shift = generic.mean(axis=0, dtype=np.float64).astype(np.float32) @ classes.vectors.T
     return lambda images, alpha: classes.expand(images.image @ classes.vectors.T - shift)
 
 

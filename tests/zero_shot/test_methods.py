@@ -116,6 +116,30 @@ def test_a_method_without_what_it_needs_is_left_out(name):
     )
 
 
+NEEDS_IMAGES = [name for name, one in METHODS.items() if one.needs & {"bank", "support"}]
+
+
+@pytest.mark.parametrize("name", [*NEEDS_IMAGES, "icis"])
+def test_a_method_that_is_fitted_without_what_it_needs_says_so(name):
+    """As a library: `FittedMethods` would have left it out."""
+    texts = make_class_texts(NAMES, templates=("a {}",), descriptions={})
+    banks = encode_banks(encode, texts, methods=[name], has_regions=False)
+    needs = r"labelled images of the classes and was given none; pass support="
+    if "bank" in METHODS[name].needs:
+        needs = r"images of a caption bank and was given none; pass bank="
+    with pytest.raises(ValueError, match=needs):
+        METHODS[name].fit(banks)
+
+
+def test_caps_adapter_says_that_it_needs_captions():
+    texts = make_class_texts(NAMES, templates=("a {}",), descriptions={})
+    banks = encode_banks(encode, texts, methods=["caps_adapter"], has_regions=False)
+    support = Support(some_images(6).image, np.arange(6) % 3)
+    fit = METHODS["caps_adapter"].fit
+    with pytest.raises(ValueError, match="captions of the labelled images and was given none"):
+        fit(banks, support=support)
+
+
 def test_alpha_weighs_the_image_against_its_regions():
     banks, fitted = fitted_to(methods=DEFAULT_METHODS)
     images = some_images()
