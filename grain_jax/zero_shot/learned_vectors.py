@@ -32,7 +32,7 @@ def inmap(
     from CLIP's predictions with all classes made equally frequent (Sinkhorn), those over 0.6 made
     certain.
 
-    Fitted to evenly spaced images, images times classes at most `STEP_CELLS`. Temperatures are
+    Fitted to drawn images, images times classes at most `STEP_CELLS`. Temperatures are
     1 and 4 over the logit scale: the published 0.01 and 0.04 for CLIP's.
     """
     classes = class_vectors(texts)

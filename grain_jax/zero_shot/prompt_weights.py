@@ -25,7 +25,7 @@ def zpe(
     """The ensemble of all templates, each by its weight: `template_weights`.
 
     Published with pretraining images beside the test images: those of the caption bank, where there
-    is one. The best class is looked for in `MAX_IMAGES` evenly spaced images at most.
+    is one. The best class is looked for in `MAX_IMAGES` drawn images at most.
     """
     names = texts[NAMES]
     prompts = by_template(names)
