@@ -102,7 +102,8 @@ class ClassBanks:
 
     texts: ClassTexts
     banks: Mapping[str, TextBank]
-    prompt_ensembling: str = "embedding"  # see `scorers.global_scores`
+    # See `scorers.global_scores`; of methods that score the names' prompts (`docs/zero-shot.md`)
+    prompt_ensembling: str = "embedding"
     region_aggregation: str = "max_over_queries"  # see `scorers.region_scores`
     logit_scale: float = 100.0  # what cosines are multiplied by where a method takes a softmax
 

@@ -46,7 +46,9 @@ class ClassVectors:
 
 
 def class_vectors(texts: ClassBanks) -> ClassVectors:
-    """Mean embedding of the names in their templates, of unit length."""
+    """Mean embedding of the names in their templates, of unit length whatever the
+    `prompt_ensembling`.
+    """
     bank = texts[NAMES]
     return ClassVectors(unit(bank.mean_embed), bank.distinct[1])
 

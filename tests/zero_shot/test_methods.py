@@ -1,5 +1,7 @@
 """What every zero-shot method keeps to, and what each of them is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -50,11 +52,15 @@ def some_images(count: int = 5, *, regions: bool = True) -> Images:
     return Images(image, queries if regions else None)
 
 
-def fitted_to(descriptions=DESCRIPTIONS, *, methods=METHODS, regions: bool = True):
+def fitted_to(
+    descriptions=DESCRIPTIONS, *, methods=METHODS, regions: bool = True, ensembling="embedding"
+):
     """The methods with all that any of them needs, and the texts that they were fitted to."""
     templates = ("a {}", "the {}")
     texts = make_class_texts(NAMES, templates=templates, descriptions=descriptions, **FROM_FILES)
-    banks = encode_banks(encode, texts, methods=methods, has_regions=regions)
+    banks = encode_banks(
+        encode, texts, methods=methods, has_regions=regions, prompt_ensembling=ensembling
+    )
     rng = np.random.default_rng(1)
     unseen = any("classes_without_images" in METHODS[name].needs for name in methods)
     labels = np.arange(12) % (2 if unseen and len(methods) == 1 else 3)
@@ -114,6 +120,20 @@ def test_a_method_without_what_it_needs_is_left_out(name):
     assert bool(lacking.scores) == (
         not METHODS[name].needs and name in fitted_to(methods=(name,))[1].scores
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_prompt_ensembling_concerns_the_methods_that_the_page_lists(name):
+    """Not `fudd` here, whose candidates it chooses among more than 10 classes."""
+    page = (Path(__file__).parents[2] / "docs" / "zero-shot.md").read_text()
+    listed = page.split("`--prompt_ensembling=score` concerns")[1].split(";")[0]
+    images = some_images()
+    by_embedding, by_score = (
+        fitted_to(methods=(name,), ensembling=one)[1](images) for one in ("embedding", "score")
+    )
+    assert by_embedding
+    concerned = any((by_score[key] != values).any() for key, values in by_embedding.items())
+    assert concerned == (f"`{name}`" in listed)
 
 
 NEEDS_IMAGES = [name for name, one in METHODS.items() if one.needs & {"bank", "support"}]
