@@ -123,7 +123,7 @@ class Options:
     region_aggregation: Annotated[
         RegionAggregation | None, one_of(get_args(RegionAggregation)), _own
     ] = None
-    # what is averaged over templates: embeddings, or scores
+    # what is averaged over templates: embeddings, or scores; docs/zero-shot.md lists the methods
     prompt_ensembling: Annotated[
         PromptEnsembling | None, one_of(get_args(PromptEnsembling)), _own
     ] = None

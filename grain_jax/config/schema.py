@@ -335,7 +335,8 @@ class EvaluationConfig(Settings):
     # Score of a class by its descriptions. "max_over_queries": mean over descriptions of the best
     # query's cosine | "max_over_descriptions" (official): over queries, of the best description's
     region_aggregation: RegionAggregation = "max_over_queries"
-    # Over templates. "embedding": mean embedding of unit length | "score" (official): mean cosine
+    # Over templates. "embedding": mean embedding of unit length | "score" (official): mean cosine.
+    # Of some methods; `docs/zero-shot.md` lists them
     prompt_ensembling: PromptEnsembling = "embedding"
     zero_shot: tuple[str, ...] = ()  # folders of labelled images to classify, at the end
     # Folders to classify every `eval_interval_steps` too: test sets seen while the model is made

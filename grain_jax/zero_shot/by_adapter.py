@@ -1,6 +1,12 @@
 """Scores by a cache of labelled images and by how alike their class distributions are: TIP-X of
 SuS-X, and CapS-Adapter, which looks at captions of the labelled images too. Neither is zero-shot.
 
+Both papers sum over the labelled images of a class. Here these are means: with a sum, a class that
+has more images gets more of every image's score, and the sums of half of the images, on which the
+weights are searched, are half of those that the weights are used with. The searched alphas and
+gammas are the papers' times the mean number of images of a class, so that with as many images of
+every class they are weights of the papers' sums.
+
 Hyper-parameters are searched on every second labelled image of each class; with one image of a
 class alone they are `DEFAULTS`. One parameter after another is searched, not the whole grid.
 """
@@ -15,7 +21,15 @@ from jaxtyping import Float, Int
 from grain_jax.zero_shot.arithmetic import in_blocks, softmax
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    labelled_images,
+    required,
+)
 from grain_jax.zero_shot.scorers import MAX_CELLS
 
 SIGNATURE_TEMPERATURE = 0.5
@@ -33,9 +47,9 @@ class Weights:
 
 DEFAULTS = Weights()
 DEFAULT_DELTA = 0.5  # where captions are looked at
-ALPHAS = tuple(np.linspace(0.1, 50, 20).tolist())
+ALPHAS = (0.0, *np.linspace(0.1, 50, 20).tolist())  # 0: names alone
 BETAS = tuple(np.linspace(1, 50, 20).tolist())
-GAMMAS = tuple(np.linspace(0.1, 30, 20).tolist())
+GAMMAS = (0.0, *np.linspace(0.1, 30, 20).tolist())
 DELTAS = tuple(np.linspace(0, 1, 11).tolist())
 
 
@@ -48,12 +62,13 @@ def by_tip_x(
 ) -> Score:
     """s x.w + alpha exp(-beta (1 - x.F)) L + gamma (-KL, scaled) L, divided by s.
 
-    F are the labelled images with one-hot labels L. KL is from the image's distribution over the
+    F are the labelled images. L has their one-hot labels, each divided by the number of images of
+    its class (the paper: undivided). KL is from the image's distribution over the
     classes, softmax(x.w / 0.5), to that of the labelled image. It is scaled to the range of the
     affinities exp(...), both of the labelled images to each other: the paper takes the range over
     all test images, by which the score of one image would depend on others.
     """
-    assert support is not None
+    support = labelled_images(support)
     return _score(texts, support, start=DEFAULTS, deltas=())
 
 
@@ -67,7 +82,7 @@ def by_caps_adapter(
     """TIP-X with (1 - delta) x.F + delta x.T in place of x.F, T the captions of the labelled
     images.
     """
-    assert support is not None
+    support = labelled_images(support)
     return _score(texts, support, start=replace(DEFAULTS, delta=DEFAULT_DELTA), deltas=DELTAS)
 
 
@@ -96,17 +111,21 @@ class Cache:
         """What an image's product with is its affinity to each labelled image."""
         if delta == 0:
             return self.image
-        assert support.captions is not None
-        return (1 - delta) * self.image + delta * support.captions[order]
+        captions = required(
+            support.captions,
+            what="captions of the labelled images",
+            option="support= with captions",
+        )
+        return (1 - delta) * self.image + delta * captions[order]
 
     @functools.cached_property
     def _log_signatures(self) -> Float[np.ndarray, "S K"]:
         return np.log(self.signatures(Images(self.image)))
 
     @functools.cached_property
-    def _summed_logs(self) -> Float[np.ndarray, "K K"]:
-        """Of the labelled images of each class."""
-        return np.add.reduceat(self._log_signatures, self._starts, axis=0)
+    def _mean_logs(self) -> Float[np.ndarray, "K K"]:
+        """Over the labelled images of each class."""
+        return self.of_classes(self._log_signatures.T).T
 
     def signatures(self, images: Images) -> Float[np.ndarray, "n K"]:
         """Distribution over the classes of each image."""
@@ -122,8 +141,8 @@ class Cache:
         return own - signatures @ self._log_signatures.T
 
     def of_classes(self, weights: Float[np.ndarray, "n S"]) -> Float[np.ndarray, "n K"]:
-        """Sums over the labelled images of each class."""
-        return np.add.reduceat(weights, self._starts, axis=1)
+        """Means over the labelled images of each class."""
+        return np.add.reduceat(weights, self._starts, axis=1) / self._counts
 
     @functools.cached_property
     def _range(self) -> tuple[float, float]:
@@ -142,7 +161,7 @@ class Cache:
         return (min(low) - max(near)) / max(most), max(near)  # KL is 0 at the least: of itself
 
     def votes(self, images: Images) -> Float[np.ndarray, "n K"]:
-        """Affinities, summed over each class."""
+        """Mean affinity to the labelled images of each class."""
         return in_blocks(
             lambda image: self.of_classes(self.affinities(image, self.weights.beta)),
             images.image,
@@ -150,18 +169,18 @@ class Cache:
         )
 
     def likeness(self, images: Images) -> Float[np.ndarray, "n K"]:
-        """Scaled negative divergences, summed over each class.
+        """Mean scaled negative divergence from the labelled images of each class.
 
-        A divergence is linear in the labelled image's log distribution, so these are summed first.
+        A divergence is linear in the labelled image's log distribution, so these are averaged
+        first.
         """
         slope, offset = self._range
         signatures = self.signatures(images)
         own = (signatures * np.log(signatures)).sum(axis=1, keepdims=True)
-        summed = self._counts * own - signatures @ self._summed_logs.T
-        return slope * summed + offset * self._counts
+        return slope * (own - signatures @ self._mean_logs.T) + offset
 
     def scores(self, images: Images) -> Float[np.ndarray, "n K"]:
-        """The published sum, divided by the logit scale."""
+        """Names, votes and likeness added up, divided by the logit scale."""
         added = self.weights.alpha * self.votes(images) + self.weights.gamma * self.likeness(images)
         return name_scores(images, self.texts) + added / self.texts.logit_scale
 
@@ -172,7 +191,8 @@ def search(
     """Hyper-parameters that classify held-out labelled images best, the first of equal ones;
     `start` where a class has a single image.
 
-    First delta with alpha, then beta with alpha, without the likeness of distributions, then gamma.
+    Alphas and gammas are `ALPHAS` and `GAMMAS` times the mean number of images of a class. First
+    delta with alpha, then beta with alpha, without the likeness of distributions, then gamma.
     """
     parts = held_out(support.labels, at_least=2)
     if parts is None:
@@ -182,12 +202,14 @@ def search(
     known = Support(support.image[fitted], support.labels[fitted], captions)
     images, labels = Images(support.image[held]), support.labels[held]
     named = texts.logit_scale * name_scores(images, texts)
+    shots = len(support.labels) / texts.num_classes
+    alphas, gammas = ([shots * one for one in grid] for grid in (ALPHAS, GAMMAS))
 
     def best_votes(candidates: Sequence[Weights]) -> Weights:
         found, highest = start, -1.0
         for candidate in candidates:
             votes = Cache(texts, known, candidate).votes(images)
-            for alpha in ALPHAS:
+            for alpha in alphas:
                 rate = hit_rate(named + alpha * votes, labels)
                 if rate > highest:
                     found, highest = replace(candidate, alpha=alpha), rate
@@ -197,5 +219,5 @@ def search(
     found = best_votes([replace(found, beta=beta) for beta in BETAS])
     cache = Cache(texts, known, found)
     so_far, likeness = named + found.alpha * cache.votes(images), cache.likeness(images)
-    gamma = best_of(GAMMAS, lambda one: hit_rate(so_far + one * likeness, labels))
+    gamma = best_of(gammas, lambda one: hit_rate(so_far + one * likeness, labels))
     return replace(found, gamma=gamma)

@@ -7,7 +7,14 @@ from jaxtyping import Float
 
 from grain_jax.zero_shot.arithmetic import in_blocks, softmax, unit
 from grain_jax.zero_shot.by_text import name_scores
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    caption_bank,
+)
 from grain_jax.zero_shot.scorers import global_scores
 from grain_jax.zero_shot.text_kinds import NAMES
 
@@ -27,11 +34,11 @@ def by_x_more(
 
     Weights are scaled to a sum of 1 for each image; two without any confidence are equal.
     """
-    assert bank is not None
+    captions = caption_bank(bank)
     num_classes = texts.num_classes
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        centroids = caption_centroids(images.image, bank, X_MORE_CAPTIONS)
+        centroids = caption_centroids(images.image, captions, X_MORE_CAPTIONS)
         both = [_probabilities(images, texts), _text_probabilities(centroids, texts)]
         weights = np.stack([_confidence(one, num_classes) for one in both])  # [2, n]
         total = weights.sum(axis=0)
@@ -51,10 +58,10 @@ def by_cased(
     """0.7 times the probabilities by the image plus 0.3 times those by the mean of its
     `CASED_CAPTIONS` nearest captions, over the classes in place of words out of the captions.
     """
-    assert bank is not None
+    captions = caption_bank(bank)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        centroids = caption_centroids(images.image, bank, CASED_CAPTIONS)
+        centroids = caption_centroids(images.image, captions, CASED_CAPTIONS)
         by_caption = _text_probabilities(centroids, texts)
         by_image = _probabilities(images, texts)
         return (1 - CASED_CAPTION_WEIGHT) * by_image + CASED_CAPTION_WEIGHT * by_caption

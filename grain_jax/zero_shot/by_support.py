@@ -10,7 +10,14 @@ from jaxtyping import Float, Int
 from grain_jax.zero_shot.arithmetic import in_blocks, mean_vectors, softmax, unit
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    labelled_images,
+)
 from grain_jax.zero_shot.text_kinds import NAMES
 
 MIXING_WEIGHT = 0.5  # `by_examples`: of the images against the names
@@ -32,7 +39,7 @@ def by_examples(
 
     Images are compared by the cosine, after the mean image is taken from them too.
     """
-    assert support is not None
+    support = labelled_images(support)
     means = class_means(support.image, support.labels, texts.num_classes)
     named = mean_vectors(texts[NAMES])
     centre = means.mean(axis=0)
@@ -54,7 +61,7 @@ def by_neighbours(
 
     The `NEIGHBOURS` nearest vote with exp(cosine / `TEMPERATURE`).
     """
-    assert support is not None
+    support = labelled_images(support)
     labels, num_classes = support.labels, texts.num_classes
     count = min(NEIGHBOURS, len(labels))
 
@@ -85,28 +92,46 @@ def by_gaussians(
     """The name's score plus that of Gaussian discriminant analysis, weighted by the one of
     `GDA_WEIGHTS` that classifies held-out labelled images best, the least of equal ones.
 
-    Where a class has fewer than `GDA_HELD_OUT_FROM` images the weight is `DEFAULT_GDA_WEIGHT`.
+    The weight is chosen by the fit to the other half, whose slopes are up to twice as long as those
+    of the fit to all: it is multiplied by the ratio of the `spread` of both over all labelled
+    images. Where a class has fewer than `GDA_HELD_OUT_FROM` images it is `DEFAULT_GDA_WEIGHT`.
     """
-    assert support is not None
+    support = labelled_images(support)
     num_classes = texts.num_classes
+    fit = discriminant(support.image, support.labels, num_classes)
     weight = DEFAULT_GDA_WEIGHT
     parts = held_out(support.labels, at_least=GDA_HELD_OUT_FROM)
     if parts is not None:
         fitted, held = parts
         images = Images(support.image[held])
         named = texts.logit_scale * name_scores(images, texts)
-        slopes, offsets = discriminant(support.image[fitted], support.labels[fitted], num_classes)
-        added = images.image.astype(float) @ slopes.T + offsets
+        half = discriminant(support.image[fitted], support.labels[fitted], num_classes)
+        added = discriminant_logits(images.image, half)
         weight = best_of(
             GDA_WEIGHTS, lambda one: hit_rate(named + one * added, support.labels[held])
         )
-    slopes, offsets = discriminant(support.image, support.labels, num_classes)
+        halves, whole = (spread(discriminant_logits(support.image, one)) for one in (half, fit))
+        weight *= halves / whole if whole > 0 else 1.0
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        added = images.image.astype(float) @ slopes.T + offsets
+        added = discriminant_logits(images.image, fit)
         return name_scores(images, texts) + weight / texts.logit_scale * added
 
     return score
+
+
+def discriminant_logits(
+    image: Float[np.ndarray, "n E"],
+    fit: tuple[Float[np.ndarray, "K E"], Float[np.ndarray, "K"]],
+) -> Float[np.ndarray, "n K"]:
+    """xW + b of the slopes and offsets that `discriminant` gave."""
+    slopes, offsets = fit
+    return image.astype(float) @ slopes.T + offsets
+
+
+def spread(logits: Float[np.ndarray, "n K"]) -> float:
+    """Root mean square distance of an image's logits from their mean over the classes."""
+    return float(np.sqrt(logits.var(axis=1).mean()))
 
 
 def discriminant(
@@ -121,8 +146,8 @@ def discriminant(
     centred = image - means[labels]
     scatter = centred.T @ centred  # (S - 1) Sigma
     width = scatter.shape[0]
-    spread = np.trace(scatter) / max(len(image) - 1, 1)
-    inverse = width * np.linalg.pinv(scatter + spread * np.eye(width), hermitian=True)
+    ridge = np.trace(scatter) / max(len(image) - 1, 1)
+    inverse = width * np.linalg.pinv(scatter + ridge * np.eye(width), hermitian=True)
     slopes = means @ inverse
     return slopes, -np.log(num_classes) - 0.5 * (slopes * means).sum(axis=1)
 

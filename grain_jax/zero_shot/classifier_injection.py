@@ -12,7 +12,14 @@ from jaxtyping import Array, Float
 
 from grain_jax.zero_shot.arithmetic import mean_vectors, unit
 from grain_jax.zero_shot.by_support import class_means
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    labelled_images,
+)
 from grain_jax.zero_shot.text_kinds import NAMES
 
 STEPS, LEARNING_RATE, HIDDEN = 300, 1e-3, 512
@@ -30,7 +37,7 @@ def by_classifier_injection(
     """The cosine with a class's weights: the mean of its images where it has any, else what
     `injected_weights` makes of the class names.
     """
-    assert support is not None
+    support = labelled_images(support)
     counts = np.bincount(support.labels, minlength=texts.num_classes)
     weights = unit(class_means(support.image, support.labels, texts.num_classes))
     names, known = mean_vectors(texts[NAMES]), counts > 0

@@ -32,7 +32,7 @@ def inmap(
     from CLIP's predictions with all classes made equally frequent (Sinkhorn), those over 0.6 made
     certain.
 
-    Fitted to evenly spaced images, images times classes at most `STEP_CELLS`. Temperatures are
+    Fitted to drawn images, images times classes at most `STEP_CELLS`. Temperatures are
     1 and 4 over the logit scale: the published 0.01 and 0.04 for CLIP's.
     """
     classes = class_vectors(texts)
@@ -68,7 +68,8 @@ def balanced_labels(
     fractions: Float[np.ndarray, "D"],
 ) -> Float[np.ndarray, "N D"]:
     """CLIP's probabilities with the mean of each class its fraction; certain ones are 0 and 1."""
-    shift = matched_log_weights(similarities(images, vectors), scale, fractions)
+    matched = matched_log_weights(similarities(images, vectors), scale, fractions)
+    shift = matched.logs.astype(np.float32)
     labels = np.empty((len(images), len(vectors)), np.float32)
     for rows in blocks(*labels.shape):
         labels[rows] = np.exp(log_softmax(np.float32(scale) * (images[rows] @ vectors.T) + shift))

@@ -78,13 +78,33 @@ class CaptionBank:
     encode: Callable[[Sequence[str]], Float[np.ndarray, "T E"]]  # further texts, as captions
 
 
+def required(given: Made | None, *, what: str, option: str) -> Made:
+    """What a method was given. Raises ValueError for None, with `what` it takes and by which
+    `option` of `Fit`.
+    """
+    if given is None:
+        raise ValueError(f"This method takes {what} and was given none; pass {option}.")
+    return given
+
+
+def labelled_images(support: Support | None) -> Support:
+    """The labelled images of a method that takes some; ValueError where it was given none."""
+    return required(support, what="labelled images of the classes", option="support=")
+
+
+def caption_bank(bank: CaptionBank | None) -> CaptionBank:
+    """The captions of a method that takes some; ValueError where it was given none."""
+    return required(bank, what="images of a caption bank", option="bank=")
+
+
 @dataclass(frozen=True)
 class ClassBanks:
     """The encoded texts of K classes by their kind (`TEXT_KINDS`), and how they are combined."""
 
     texts: ClassTexts
     banks: Mapping[str, TextBank]
-    prompt_ensembling: str = "embedding"  # see `scorers.global_scores`
+    # See `scorers.global_scores`; of methods that score the names' prompts (`docs/zero-shot.md`)
+    prompt_ensembling: str = "embedding"
     region_aggregation: str = "max_over_queries"  # see `scorers.region_scores`
     logit_scale: float = 100.0  # what cosines are multiplied by where a method takes a softmax
 

@@ -5,13 +5,23 @@ Both add a number to the score of each class. Liusie et al. 2023, arXiv 2309.049
 prompts of language models, whose word bias this is.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.method import (
+    CaptionBank,
+    ClassBanks,
+    Images,
+    Score,
+    Support,
+    caption_bank,
+)
 from grain_jax.zero_shot.unlabeled import blocks, class_vectors, images_to_fit
 
-_LARGEST = 60.0  # of a log weight: its exponential is still a float32
+_LARGEST = 300.0  # of a log weight: products of its exponential are still a float64
+_SMALLEST = 1e-300  # mean probability whose logarithm is taken
 
 
 def prior_matching(
@@ -24,13 +34,14 @@ def prior_matching(
     """Weights a_c such that p_a(c|x), in proportion to a_c p(c|x), has the same mean over the
     unlabeled images for every class; the score is the cosine + log(a_c) / scale.
 
-    Published with a grid search over few classes; here the fixed point, whose solution is the same.
+    Published with a grid search over few classes; here the fixed point, whose solution is the same;
+    where 200 iterations do not reach it, the last weights.
     """
     classes = class_vectors(texts)
     images = images_to_fit(unlabeled, len(classes.vectors))
     cosines = similarities(images, classes.vectors)
     weights = matched_log_weights(cosines, texts.logit_scale, classes.fractions)
-    shift = (weights / texts.logit_scale).astype(np.float32)
+    shift = (weights.logs / texts.logit_scale).astype(np.float32)
     return lambda images, alpha: classes.expand(images.image @ classes.vectors.T + shift)
 
 
@@ -44,10 +55,9 @@ def without_generic(
     """The cosine less its mean over the images of the caption bank: what a class gets from an
     image that says nothing about it. Published with an empty text as the input.
     """
-    if bank is None:
-        raise ValueError("This method takes images of a caption bank and was given none; bank=.")
+    generic = caption_bank(bank).image
     classes = class_vectors(texts)
-    shift = bank.image.mean(axis=0, dtype=np.float64).astype(np.float32) @ classes.vectors.T
+    shift = generic.mean(axis=0, dtype=np.float64).astype(np.float32) @ classes.vectors.T
     return lambda images, alpha: classes.expand(images.image @ classes.vectors.T - shift)
 
 
@@ -58,6 +68,14 @@ def similarities(
     return images @ vectors.T
 
 
+@dataclass(frozen=True)
+class MatchedWeights:
+    """What `matched_log_weights` found, and whether the means are as they should be."""
+
+    logs: Float[np.ndarray, "D"]  # of mean 0
+    converged: bool
+
+
 def matched_log_weights(
     cosines: Float[np.ndarray, "N D"],
     scale: float,
@@ -65,12 +83,15 @@ def matched_log_weights(
     *,
     iterations: int = 200,
     tolerance: float = 1e-3,
-) -> Float[np.ndarray, "D"]:
+) -> MatchedWeights:
     """Logs of the weights with which the mean probability of each class over the images is its
-    fraction: Sinkhorn's iteration, every row a distribution.
+    fraction: Sinkhorn's iteration, every row a distribution. Sums are in float64.
+
+    A class whose probability is 0 in every image, to the precision of `cosines`, cannot be matched:
+    the others are, among themselves, and it gets the least weight that could be too small.
 
     Args:
-        cosines: overwritten.
+        cosines: overwritten; the precision of probabilities is theirs.
         scale: of the softmax.
         fractions: sum to 1.
         iterations: at most.
@@ -79,17 +100,30 @@ def matched_log_weights(
     for rows in blocks(*cosines.shape):
         part = cosines[rows]
         part -= part.max(axis=1, keepdims=True)
-        part *= np.float32(scale)
+        part *= scale
         np.exp(part, out=part)
-    logs = np.zeros(cosines.shape[1])
+    there = cosines.max(axis=0) > 0
+    wanted = np.where(there, fractions, 0.0).astype(np.float64)
+    wanted /= wanted.sum()
+    logs, near = np.zeros(cosines.shape[1]), False
     for _ in range(iterations):
-        weights = np.exp(logs).astype(np.float32)
-        total = cosines @ weights
-        mean = weights * ((1.0 / total) @ cosines) / np.float32(len(cosines))
-        mean = np.maximum(mean.astype(np.float64), 1e-30)
-        if np.abs(mean / fractions - 1.0).max() < tolerance:
+        mean = _mean_probabilities(cosines, np.where(there, np.exp(logs), 0.0))
+        near = bool(np.abs(mean[there] / wanted[there] - 1.0).max() < tolerance)
+        if near:
             break
-        logs += np.log(fractions / mean)
-        logs -= logs.mean()
+        logs[there] += np.log(wanted[there] / np.maximum(mean[there], _SMALLEST))
+        logs[there] -= logs[there].mean()
         np.clip(logs, -_LARGEST, _LARGEST, out=logs)
-    return logs.astype(np.float32)
+    logs[~there] = logs[there].min() - np.log(np.finfo(cosines.dtype).tiny)
+    return MatchedWeights(logs - logs.mean(), near and bool(there.all()))
+
+
+def _mean_probabilities(
+    powers: Float[np.ndarray, "N D"], weights: Float[np.ndarray, "D"]
+) -> Float[np.ndarray, "D"]:
+    """Mean over the rows of `weights` times `powers`, each row scaled to a sum of 1."""
+    total = np.zeros(len(weights))
+    for rows in blocks(*powers.shape):
+        part = powers[rows].astype(np.float64)
+        total += (1.0 / (part @ weights)) @ part
+    return weights * total / len(powers)

@@ -59,8 +59,8 @@ def top_prototypes(
     support: Support | None = None,
     unlabeled: Images | None = None,
 ) -> Score:
-    """Cosine with the mean of the 16 images that are most likely of a class: the pseudo-labels of
-    GRIP, Menghini et al. 2023, arXiv 2306.01669, which trains prompts with them.
+    """Cosine with the mean of the 16 images that are most likely of a class (`top_means`): the
+    pseudo-labels of GRIP, Menghini et al. 2023, arXiv 2306.01669, which trains prompts with them.
     """
     classes = class_vectors(texts)
     images = images_to_fit(unlabeled, len(classes.vectors))
@@ -80,7 +80,7 @@ def cluster_vote(
     cluster's images for names, one name a cluster. S3A's, Zhang et al. 2024, arXiv 2308.12960.
 
     Published over a vocabulary of 21,000 names, with texts written for confused ones; here over the
-    classes. k-means starts at the mean of the 16 likeliest images of each class, nothing random.
+    classes. k-means starts at `top_means`, nothing random.
     """
     classes = class_vectors(texts)
     images = images_to_fit(unlabeled, len(classes.vectors))
@@ -106,8 +106,10 @@ def class_means(
 def top_means(
     images: Float[np.ndarray, "N E"], logs: Float[np.ndarray, "N D"]
 ) -> Float[np.ndarray, "D E"]:
-    """Unit mean of the `TOP_IMAGES` images that are most likely of each class."""
-    best = best_images(logs, TOP_IMAGES)
+    """Unit mean of the `TOP_IMAGES` images that are most likely of each class; of fewer, N / D and
+    at least 1, where there are not as many for each: of all images, all means would be the same.
+    """
+    best = best_images(logs, min(TOP_IMAGES, max(1, len(logs) // logs.shape[1])))
     total = np.zeros((logs.shape[1], images.shape[1]))
     for rows in best:
         total += images[rows]

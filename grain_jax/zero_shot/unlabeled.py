@@ -2,7 +2,8 @@
 similarities and nearest neighbours.
 
 All of it is blocked: nothing of images by images is held, and of images by classes at most
-`MAX_CELLS`. More images than that allows are fitted to evenly spaced ones.
+`MAX_CELLS`. More images than that allows are fitted to a random draw of
+them, the same each time.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from grain_jax.zero_shot.text_kinds import NAMES
 
 MAX_CELLS = 1 << 26  # images x classes that a fit holds: 67,000 images of 1,000 classes
 BLOCK_CELLS = 1 << 22  # of a temporary array
+DRAW_SEED = 0  # of the images that are fitted to where all are too many
 MOST_NEIGHBOURS = 20  # the most that a method takes; those of each image are searched once
 _GROUP = 64  # columns whose maximum bounds the k-th best from below
 
@@ -44,7 +46,9 @@ class ClassVectors:
 
 
 def class_vectors(texts: ClassBanks) -> ClassVectors:
-    """Mean embedding of the names in their templates, of unit length."""
+    """Mean embedding of the names in their templates, of unit length whatever the
+    `prompt_ensembling`.
+    """
     bank = texts[NAMES]
     return ClassVectors(unit(bank.mean_embed), bank.distinct[1])
 
@@ -52,8 +56,11 @@ def class_vectors(texts: ClassBanks) -> ClassVectors:
 def images_to_fit(
     unlabeled: Images | None, num_classes: int, *, max_cells: int = MAX_CELLS
 ) -> Float[np.ndarray, "N E"]:
-    """Embeddings that a method is fitted to: all, or evenly spaced ones where N times the number of
-    classes would be more than `max_cells`.
+    """Embeddings that a method is fitted to: all, or where N times the number of classes would be
+    more than `max_cells`, a random draw in the order of the images, the same each time.
+
+    Evenly spaced images would look at the labels: sources list one class after another, and each
+    class would have its share.
 
     Raises ValueError where there are no images.
     """
@@ -64,8 +71,8 @@ def images_to_fit(
     most = max(1, max_cells // max(1, num_classes))
     if len(unlabeled) <= most:
         return unlabeled.image
-    spaced = np.arange(most) * len(unlabeled) // most
-    return unlabeled.once(("spaced", most), lambda: unlabeled.image[spaced])
+    drawn = np.random.default_rng(DRAW_SEED).permutation(len(unlabeled))[:most]
+    return unlabeled.once(("drawn", most), lambda: unlabeled.image[np.sort(drawn)])
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:

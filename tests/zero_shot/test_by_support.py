@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clustered_images import make_clusters
 
 from grain_jax.zero_shot import by_adapter, by_support, classifier_injection
 from grain_jax.zero_shot.held_out import held_out
@@ -29,6 +30,13 @@ def encode(texts: list[str]) -> np.ndarray:
 def banks() -> ClassBanks:
     texts = make_class_texts(CLASSES, templates=("a {}", "one {}"), descriptions={})
     return ClassBanks(texts, {"names": text_bank(encode, texts.names)}, logit_scale=SCALE)
+
+
+def repeated(support: Support, times: list[int]) -> Support:
+    """Each image as often as `times` has it for its class."""
+    rows = np.repeat(np.arange(len(support.labels)), np.array(times)[support.labels])
+    assert support.captions is not None
+    return Support(support.image[rows], support.labels[rows], support.captions[rows])
 
 
 def labelled(shots: int, *, spread: float = 0.5, seed: int = 3) -> Support:
@@ -163,7 +171,13 @@ def test_the_weight_of_gda_is_chosen_by_held_out_images():
             hits += scores.index(max(scores)) == support.labels[i]
         rates.append((hits, -weight))
     assert max(rates)[0] > rates[0][0]  # the choice matters
-    weight = -max(rates)[1]
+    spreads = []  # of both fits over the labelled images, each image's about its mean
+    for known in (part, support):
+        added = np.array([gaussian_logits(known, x) for x in exact(support.image)])
+        spreads.append(math.sqrt(((added - added.mean(axis=1, keepdims=True)) ** 2).mean()))
+    assert spreads[0] > 1.1 * spreads[1]
+    chosen = -max(rates)[1]
+    weight = chosen * spreads[0] / spreads[1]
     expected = [
         [
             (SCALE * (x @ w) + weight * a) / SCALE
@@ -172,11 +186,11 @@ def test_the_weight_of_gda_is_chosen_by_held_out_images():
         for x in exact(images.image)
     ]
     np.testing.assert_allclose(sharp, expected, rtol=1e-5)
-    assert weight != by_support.DEFAULT_GDA_WEIGHT
+    assert chosen != by_support.DEFAULT_GDA_WEIGHT
 
 
 def adapter_logits(support: Support, images: Images, weights, delta: float) -> list[list[float]]:
-    """The formula of TIP-X, with the affinity of CapS-Adapter."""
+    """The formula of TIP-X, with the affinity of CapS-Adapter, and means over each class."""
     rows, captions, count = exact(support.image), None, len(support.image)
     if support.captions is not None:
         captions = exact(support.captions)
@@ -202,9 +216,61 @@ def adapter_logits(support: Support, images: Images, weights, delta: float) -> l
         logits = [SCALE * (x @ w) for w in name_vectors()]
         for j in range(count):
             likeness = high + (low - high) * divergence(x, j) / furthest
-            logits[support.labels[j]] += weights.alpha * near(x, j) + weights.gamma * likeness
+            added = weights.alpha * near(x, j) + weights.gamma * likeness
+            logits[support.labels[j]] += added / sum(support.labels == support.labels[j])
         found.append([logit / SCALE for logit in logits])
     return found
+
+
+@pytest.mark.parametrize("times", [[5, 1, 2], [2, 2, 2]])
+def test_copies_of_labelled_images_change_no_vote_and_no_likeness(times):
+    """Neither a class with more images, nor more images of all, has more of the score."""
+    support, images = labelled(3), some_images()
+    weights = by_adapter.Weights(alpha=1.5, beta=4.0, gamma=0.7, delta=0.3)
+    expected = by_adapter.Cache(banks(), support, weights).scores(images)
+    found = by_adapter.Cache(banks(), repeated(support, times), weights).scores(images)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_class_with_most_of_the_labelled_images_does_not_get_the_others_answers():
+    clusters = make_clusters(
+        num_classes=10, per_class=60, width=32, spread=1.0, text_error=1.0, scale=100.0, seed=2
+    )
+    rows = [np.nonzero(clusters.labels == k)[0][: 40 if k == 0 else 4] for k in range(10)]
+    given = np.concatenate(rows)
+    tested = np.setdiff1d(np.arange(len(clusters.labels)), given)
+    image, labels = clusters.images.image, clusters.labels
+    score = by_adapter.by_tip_x(clusters.banks, support=Support(image[given], labels[given]))
+    answers = score(Images(image[tested]), None).argmax(axis=1)
+    named = (image[tested] @ clusters.vectors.T).argmax(axis=1)
+    assert (answers == labels[tested]).mean() > (named == labels[tested]).mean()
+    assert (answers == 0).sum() < 1.5 * (labels[tested] == 0).sum()
+
+
+def test_weights_that_were_chosen_on_half_of_the_images_fit_all_of_them():
+    """What is added to the names' scores varies over classes as much with both."""
+    support, images = labelled(24), some_images(60)
+    fitted, _ = held_out(support.labels, at_least=2) or (None, None)
+    half = Support(support.image[fitted], support.labels[fitted])
+    weights = by_adapter.Weights(alpha=1.5, beta=4.0)
+    for part in ("votes", "likeness"):
+        spreads = [
+            getattr(by_adapter.Cache(banks(), known, weights), part)(images).std(axis=1).mean()
+            for known in (half, support)
+        ]
+        assert 0.85 < spreads[0] / spreads[1] < 1.15, part
+
+
+def test_images_that_say_nothing_leave_the_names_alone():
+    rng = np.random.default_rng(0)
+    names = np.stack(name_vectors())
+    labels = np.arange(30) % 3
+    image = unit(names[labels] + 0.2 * rng.normal(size=(30, WIDTH)))
+    support = Support(image, labels)  # the names are right about all of them
+    scores = SCALE * image @ names.T
+    assert (scores.argmax(axis=1) == labels).all()
+    found = by_adapter.search(banks(), support, start=by_adapter.DEFAULTS, deltas=())
+    assert (found.alpha, found.gamma) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("delta", [0.0, 0.3])
@@ -241,7 +307,7 @@ def test_weights_are_searched_on_held_out_images():
         texts, support, start=by_adapter.Weights(delta=0.0), deltas=by_adapter.DELTAS
     )
     assert found.delta > 0
-    assert found.alpha in by_adapter.ALPHAS
+    assert found.alpha in [8 * alpha for alpha in by_adapter.ALPHAS]  # of 8 images of a class
     assert found.beta in by_adapter.BETAS
     held = held_out(labels, at_least=2)
     assert held is not None

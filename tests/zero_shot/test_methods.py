@@ -1,5 +1,7 @@
 """What every zero-shot method keeps to, and what each of them is."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -50,11 +52,15 @@ def some_images(count: int = 5, *, regions: bool = True) -> Images:
     return Images(image, queries if regions else None)
 
 
-def fitted_to(descriptions=DESCRIPTIONS, *, methods=METHODS, regions: bool = True):
+def fitted_to(
+    descriptions=DESCRIPTIONS, *, methods=METHODS, regions: bool = True, ensembling="embedding"
+):
     """The methods with all that any of them needs, and the texts that they were fitted to."""
     templates = ("a {}", "the {}")
     texts = make_class_texts(NAMES, templates=templates, descriptions=descriptions, **FROM_FILES)
-    banks = encode_banks(encode, texts, methods=methods, has_regions=regions)
+    banks = encode_banks(
+        encode, texts, methods=methods, has_regions=regions, prompt_ensembling=ensembling
+    )
     rng = np.random.default_rng(1)
     unseen = any("classes_without_images" in METHODS[name].needs for name in methods)
     labels = np.arange(12) % (2 if unseen and len(methods) == 1 else 3)
@@ -100,8 +106,6 @@ def test_every_method_scores_every_class_or_leaves_itself_out(name, regions, des
             np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)
         elif method.unit == "log_probability":
             np.testing.assert_allclose(np.exp(values).sum(axis=1), 1, atol=1e-5)
-        elif method.unit == "cosine":
-            assert np.abs(values).max() < 5
     has = method.texts <= banks.banks.keys() and (regions or not method.regions)
     assert bool(found) == has
 
@@ -120,6 +124,44 @@ def test_a_method_without_what_it_needs_is_left_out(name):
     assert bool(lacking.scores) == (
         not METHODS[name].needs and name in fitted_to(methods=(name,))[1].scores
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_prompt_ensembling_concerns_the_methods_that_the_page_lists(name):
+    """Not `fudd` here, whose candidates it chooses among more than 10 classes."""
+    page = (Path(__file__).parents[2] / "docs" / "zero-shot.md").read_text()
+    listed = page.split("`--prompt_ensembling=score` concerns")[1].split(";")[0]
+    images = some_images()
+    by_embedding, by_score = (
+        fitted_to(methods=(name,), ensembling=one)[1](images) for one in ("embedding", "score")
+    )
+    assert by_embedding
+    concerned = any((by_score[key] != values).any() for key, values in by_embedding.items())
+    assert concerned == (f"`{name}`" in listed)
+
+
+NEEDS_IMAGES = [name for name, one in METHODS.items() if one.needs & {"bank", "support"}]
+
+
+@pytest.mark.parametrize("name", [*NEEDS_IMAGES, "icis"])
+def test_a_method_that_is_fitted_without_what_it_needs_says_so(name):
+    """As a library: `FittedMethods` would have left it out."""
+    texts = make_class_texts(NAMES, templates=("a {}",), descriptions={})
+    banks = encode_banks(encode, texts, methods=[name], has_regions=False)
+    needs = r"labelled images of the classes and was given none; pass support="
+    if "bank" in METHODS[name].needs:
+        needs = r"images of a caption bank and was given none; pass bank="
+    with pytest.raises(ValueError, match=needs):
+        METHODS[name].fit(banks)
+
+
+def test_caps_adapter_says_that_it_needs_captions():
+    texts = make_class_texts(NAMES, templates=("a {}",), descriptions={})
+    banks = encode_banks(encode, texts, methods=["caps_adapter"], has_regions=False)
+    support = Support(some_images(6).image, np.arange(6) % 3)
+    fit = METHODS["caps_adapter"].fit
+    with pytest.raises(ValueError, match="captions of the labelled images and was given none"):
+        fit(banks, support=support)
 
 
 def test_alpha_weighs_the_image_against_its_regions():

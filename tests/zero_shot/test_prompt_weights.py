@@ -1,13 +1,14 @@
 """ZPE against a plain loop over templates, classes and images."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 from clustered_images import make_clusters, unit64
 
-from grain_jax.zero_shot.method import CaptionBank
-from grain_jax.zero_shot.prompt_weights import by_template, template_weights, zpe
+from grain_jax.zero_shot.method import CaptionBank, Images
+from grain_jax.zero_shot.prompt_weights import template_weights, zpe
 from grain_jax.zero_shot.scorers import TextBank
 
 
@@ -43,8 +44,8 @@ def test_weights_and_scores_are_those_of_a_plain_loop(with_bank):
     mean = image.mean(axis=0)
     if with_bank:
         mean = (mean + generic.mean(axis=0)) / 2
-    prompts = by_template(clusters.banks["names"])
-    found = template_weights(image, prompts, mean, clusters.banks.logit_scale)
+    names = clusters.banks["names"]
+    found = template_weights(image, names, mean, clusters.banks.logit_scale)
     np.testing.assert_allclose(found, weights, atol=1e-5)
     assert weights.max() > 1.05 * weights.min()
     scores = zpe(clusters.banks, bank=given, unlabeled=clusters.images)(clusters.images, None)
@@ -56,10 +57,23 @@ def test_a_template_that_tells_nothing_apart_gets_less_weight():
     bank = clusters.banks["names"]
     embed = bank.embed.copy()
     embed[[rows[1] for rows in bank.members]] = embed[bank.members[0][1]]  # one text for all
-    prompts = by_template(TextBank(embed, bank.members))
     image = clusters.images.image
-    weights = template_weights(image, prompts, image.mean(axis=0), 100.0)
+    weights = template_weights(image, TextBank(embed, bank.members), image.mean(axis=0), 100.0)
     assert weights[1] < 0.01 < min(weights[0], weights[2])
+
+
+def test_texts_are_not_copied_for_all_templates_at_once():
+    clusters = make_clusters(num_classes=40, templates=50, width=64, per_class=1)
+    texts = clusters.banks["names"]
+    assert texts.distinct[0]  # made before it is measured
+    one = Images(clusters.images.image[:1])
+    tracemalloc.start()
+    try:
+        zpe(clusters.banks, unlabeled=one)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < texts.embed.nbytes / 2
 
 
 def test_classes_with_different_numbers_of_prompts_are_refused():

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from clustered_images import make_clusters, softmax64, unit64
 
 from grain_jax.zero_shot.method import Images
@@ -13,8 +14,10 @@ from grain_jax.zero_shot.pseudo_labels import (
     k_means,
     named_clusters,
     nearest_centre,
+    top_means,
     top_prototypes,
 )
+from grain_jax.zero_shot.unlabeled import log_probabilities
 
 
 def clip_probabilities(clusters) -> np.ndarray:
@@ -52,6 +55,19 @@ def test_top_prototypes_are_means_of_the_likeliest_images():
         expected.append(sum(image[i] for i in likeliest))
     found = top_prototypes(clusters.banks, unlabeled=clusters.images)(clusters.images, None)
     np.testing.assert_allclose(found, image @ unit64(np.array(expected)).T, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_images", "count"), [(4, 1), (14, 2), (60, 10), (200, 16)])
+def test_few_images_are_shared_among_the_classes(num_images, count):
+    """Of N images a class has no more than N / 6: with all of them, prototypes would be equal."""
+    clusters = make_clusters(per_class=40)
+    image = clusters.images.image[:num_images]
+    logs = log_probabilities(image, clusters.vectors.astype(np.float32), 20.0)
+    likeliest = np.argsort(-logs, axis=0)[:count]
+    expected = unit64(image.astype(np.float64)[likeliest].sum(axis=0))
+    found = top_means(image, logs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - found[0]).max() > 0.1
 
 
 def test_k_means_stops_where_each_centre_is_the_mean_of_its_images():

@@ -77,12 +77,19 @@ def test_best_images_of_a_class_have_its_largest_values(count):
     np.testing.assert_array_equal(np.sort(best_images(values, count), axis=0), expected)
 
 
-def test_more_images_than_may_be_held_are_fitted_to_evenly_spaced_ones():
-    image = np.arange(10, dtype=np.float32)[:, None]
+def test_of_more_images_than_may_be_held_some_are_drawn_whatever_their_class():
+    image = np.arange(1000, dtype=np.float32)[:, None]  # 10 classes of 100, one after another
     images = Images(image)
-    assert images_to_fit(images, 5, max_cells=50) is image
-    np.testing.assert_array_equal(images_to_fit(images, 10, max_cells=50).ravel(), [0, 2, 4, 6, 8])
-    np.testing.assert_array_equal(images_to_fit(images, 99, max_cells=50).ravel(), [0])
+    assert images_to_fit(images, 5, max_cells=5000) is image
+    drawn = images_to_fit(images, 10, max_cells=5000).ravel()
+    assert len(set(drawn)) == 500
+    assert set(drawn) <= set(range(1000))
+    assert (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(images_to_fit(Images(image), 10, max_cells=5000).ravel(), drawn)
+    counts = np.bincount(drawn.astype(int) // 100)
+    assert counts.max() - counts.min() > 5  # stratified, they would be 50 each
+    assert abs(drawn.mean() - 499.5) < 50
+    assert len(images_to_fit(images, 9999, max_cells=50)) == 1
 
 
 def test_fractions_count_classes_that_have_the_same_texts():

@@ -14,7 +14,7 @@ from grain_jax.data.importers.flickr30k_entities import (
     NOT_VISUAL,
     mentions,
     parse_annotation,
-    read_text,
+    published_text,
 )
 
 
@@ -80,11 +80,11 @@ def _ids(data: Path, split: str | None, split_file: Path | None) -> list[str]:
 def _image(data: Path, name: str, left_out: Counter[str]) -> GivenImage:
     place = data / "Annotations" / f"{name}.xml"
     try:
-        size, boxes = parse_annotation(read_text(place))
+        size, boxes = parse_annotation(published_text(place))
     except (ElementTree.ParseError, AttributeError) as error:
         raise ValueError(f"{place}: not an annotation of Flickr30k Entities ({error}).") from None
     queries = []
-    for line in read_text(data / "Sentences" / f"{name}.txt").splitlines():
+    for line in published_text(data / "Sentences" / f"{name}.txt").splitlines():
         for chain, phrase in mentions(line):
             if chain == NOT_VISUAL:
                 left_out["not visual"] += 1

@@ -51,11 +51,11 @@ class Flickr30kEntities:
 
     def __getitem__(self, index: int) -> ImportedImage:
         name = self._ids[index]
-        sentences = read_text(self._folder / "Sentences" / f"{name}.txt")
+        sentences = published_text(self._folder / "Sentences" / f"{name}.txt")
         captions, phrases = parse_sentences(sentences)
         place = self._folder / "Annotations" / f"{name}.xml"
         try:
-            size, boxes = parse_annotation(read_text(place))
+            size, boxes = parse_annotation(published_text(place))
         except (ElementTree.ParseError, ValueError, AttributeError) as error:
             if isinstance(error, InvalidRecordError):
                 raise
@@ -90,7 +90,7 @@ class Flickr30kEntities:
         return digest.hexdigest()
 
 
-def read_text(path: Path) -> str:
+def published_text(path: Path) -> str:
     """The text of a file. Raises `InvalidRecordError` where it is missing or too large."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
