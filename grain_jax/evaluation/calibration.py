@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 
 from grain_jax.zero_shot.arithmetic import log_softmax, softmax
 from grain_jax.zero_shot.calibration import LabelSets, SetRule, strangeness
-from grain_jax.zero_shot.priors import matched_log_weights
 from grain_jax.zero_shot.scorers import TextBank
 
 LOG_TEMPERATURES = (math.log(1e-4), math.log(1e4))  # looked between
@@ -95,21 +94,21 @@ def says_nothing(temperature: float) -> bool:
 def match_prior(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "K"]:
     """The shift of each class, of mean 0, with which its mean probability over the images is 1 / K.
 
-    Prior matching (`zero_shot/priors.py`), in float64. Its premise is that the classes are about
+    Prior matching, in float64 and in blocks of images (`zero_shot/priors.py` has them all at once).
+    Its premise is that the classes are about
     equally frequent among the images. Raises ValueError where it does not converge: a class that no
     image comes near.
     """
     check_logits(logits)
     num_classes = logits.shape[1]
-    found = matched_log_weights(
-        logits.astype(np.float64),
-        1.0,
-        np.full(num_classes, 1 / num_classes),
-        iterations=MAX_ROUNDS,
-        tolerance=MAX_DEPARTURE,
-    )
-    if found.converged:
-        return found.logs
+    shift = np.zeros(num_classes)
+    for _ in range(MAX_ROUNDS):
+        frequency = num_classes * mean_probabilities(logits, shift)
+        if np.abs(frequency - 1).max() < MAX_DEPARTURE:
+            return shift - shift.mean()
+        if frequency.min() <= 0:
+            break
+        shift -= np.log(frequency)
     raise ValueError(
         "Prior matching does not converge: the scores of some class are far below the others' in "
         "every image. Give images of all the classes, or fewer classes."
