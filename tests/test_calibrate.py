@@ -295,3 +295,18 @@ def test_a_file_of_another_checkpoint_is_refused_or_left_aside(files, capsys):
     Path("bad.json").write_text('{"grain_jax_calibration": 1}')
     assert predict.main([*question, "--calibration=bad.json"]) == ExitStatus.MISTAKE
     assert "bad.json is not a calibration" in capsys.readouterr().err
+
+
+def test_scores_that_say_nothing_of_the_labels_are_refused(files, tmp_path, capsys):
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    rows = [("file", "label")]
+    for i in range(60):
+        draw(wrong, f"{i}.png", COLOURS[(i + 1) % 3], "red", "red")
+        rows.append((f"{i}.png", COLOURS[i % 3]))
+    with (wrong / "labels.csv").open("w", newline="") as table:
+        csv.writer(table).writerows(rows)
+    assert calibrate.main(["--checkpoint=run", "--data=wrong"]) == ExitStatus.MISTAKE
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The scores say nothing about the labels" in said
+    assert list(Path("run").iterdir()) == []

@@ -274,7 +274,12 @@ def _fit_labelled(
         )
         temperature = 1.0
     elif says_nothing(temperature):
-        tell("the scores say nothing about the labels, so every label is as probable as another.")
+        raise ValueError(
+            "The scores say nothing about the labels: at no temperature is a right label more "
+            "probable than another, so no calibration is written. Check that the classes are "
+            "named as their images show them; else give descriptions or a method that the model "
+            "was trained for, or a trained checkpoint."
+        )
     sets = fit_label_sets(
         found.fitted,
         labels[fitting],
