@@ -48,6 +48,7 @@ from grain_jax.evaluation.compositional_suite import (
 )
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.tables import print_results, print_table
+from grain_jax.evaluation.unknown_words import unknown_words_in
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
@@ -124,6 +125,9 @@ def _evaluate(options: Options, messages: Console) -> dict[str, Any]:
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
+    texts = (text for test in tests for text in test.texts)
+    if unknown := unknown_words_in(encoder.tokenizer, texts):
+        messages.print(f"Note: {unknown}", markup=False, highlight=False, soft_wrap=True)
     results: list[Result] = []
     for test in tests:
         with errors_about(test.name):

@@ -48,6 +48,7 @@ from grain_jax.evaluation.grounding_tables import grounding_tables, left_out_not
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.tables import print_table
+from grain_jax.evaluation.unknown_words import unknown_words_in
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.parallel import processes
@@ -194,6 +195,8 @@ def evaluate(
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
+    if unknown := unknown_words_in(encoder.tokenizer, (query.text for query in data.queries)):
+        note(unknown)
     with contextlib.ExitStack() as stack:
         predictions = None
         if options.predictions is not None and jax.process_index() == 0:

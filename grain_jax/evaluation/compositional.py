@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.statistics import CONFIDENCE
 
 RESAMPLES = 2_000
@@ -81,7 +82,8 @@ def group_mean(
     """The mean over `counted` groups of the mean of each, with a bootstrap of images.
 
     The interval is the percentile one: images are drawn with replacement, with all their questions,
-    and a group that was not drawn is left out of that draw. Raises ValueError without a group.
+    and a group that was not drawn is left out of that draw. Where all images agree, it is Wilson's
+    over images. Raises ValueError without a group.
     """
     kept = np.isin(groups, list(counted))
     if not kept.any():
@@ -104,6 +106,8 @@ def group_mean(
         drawn.append(rates.sum(axis=1) / (seen > 0).sum(axis=1))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
+    if low == high:  # all images agree, so that drawing them says nothing of others
+        low, high = wilson_interval(value, shape[0])
     return GroupMean(value, float(low), float(high), shape[1])
 
 

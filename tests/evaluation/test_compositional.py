@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from grain_jax.evaluation.compositional import caption_choices, group_mean, pairing_scores
+from grain_jax.evaluation.ranking import wilson_interval
 
 
 def test_a_caption_is_chosen_by_its_cosine_and_a_tie_is_half():
@@ -82,3 +83,10 @@ def test_every_group_has_the_same_weight_and_images_are_drawn():
     assert again == found  # the draws are of the seed
     with pytest.raises(ValueError, match="No group is counted"):
         group_mean(values, groups, images, counted=[])
+
+
+def test_images_that_all_agree_have_wilsons_interval():
+    values, groups = np.full(3, 0.5), np.zeros(3, int)
+    found = group_mean(values, groups, np.arange(3), counted={0})
+    assert found.value == 0.5
+    assert (found.low, found.high) == pytest.approx(wilson_interval(0.5, 3))

@@ -114,6 +114,11 @@ class CaptionChoices:
     left_out: frozenset[str] = frozenset()  # groups that the average leaves out
     min_questions: int = 1  # of a group that the average counts
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every caption, right or wrong."""
+        return tuple(text for one in self.questions for text in (one.caption, one.wrong))
+
 
 @dataclass(frozen=True)
 class Pairing:
@@ -131,6 +136,11 @@ class Pairings:
     questions: tuple[Pairing, ...]
     images: CroppedImages
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every caption."""
+        return tuple(text for one in self.questions for text in one.captions)
+
 
 @dataclass(frozen=True)
 class CaptionedImages:
@@ -139,6 +149,11 @@ class CaptionedImages:
     name: str
     captions: tuple[tuple[str, ...], ...]  # of each image
     images: CroppedImages
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every caption."""
+        return tuple(text for captions in self.captions for text in captions)
 
 
 def pixel_box(sides: Sequence[float], where: str) -> PixelBox:
