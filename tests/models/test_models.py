@@ -121,6 +121,7 @@ def test_scanned_layers_and_recomputation_are_the_same_model(params, plain):
     assert_close(unstack_layers(gradient), plain[1], relative=1e-4)
 
 
+@pytest.mark.slow
 def test_what_recomputation_keeps_for_the_backward_pass():
 
     def saved(remat):
@@ -212,6 +213,7 @@ def test_sharded_over_8_devices_it_is_the_same_model(params, plain):
     assert_close(gradient, plain[1], relative=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only(params, plain):
     decoder = replace(CONFIG.decoder, dropout=0.3)
 
@@ -254,6 +256,7 @@ def test_a_built_model_does_not_follow_its_config():
     assert model.config.decoder.num_queries == 5
 
 
+@pytest.mark.slow
 def test_initial_values():
     """Spread of every kind of parameter, as the official code draws it."""
     vision = replace(CONFIG.vision, width=128, depth=1, patch_size=8)

@@ -126,9 +126,8 @@ def test_attention_in_a_stream_is_that_of_each_text_alone():
     assert start == 48
 
 
-@pytest.mark.parametrize(
-    ("scan", "remat"), [pytest.param(False, "none", marks=pytest.mark.slow), (True, "full")]
-)
+@pytest.mark.parametrize(("scan", "remat"), [(False, "none"), (True, "full")])
+@pytest.mark.slow
 def test_embeddings_and_gradients_are_those_of_padded_rows(scan, remat):
     rows = np.stack([texts(10, 4, 0, 10, 3, 7), texts(3, 9, 9, 5, 3, 10, seed=1)])
     tower = TextTransformer(TOWER, 8, scan_layers=scan, remat=remat)
