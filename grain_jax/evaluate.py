@@ -56,6 +56,7 @@ from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.source import data_source
 from grain_jax.evaluate_files import finish
 from grain_jax.evaluate_notes import (
+    PIPE_WIDTH,
     named,
     note_choice,
     print_line,
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
     note = functools.partial(say_note, messages)
     if not output.is_terminal:
-        output.width = evaluate_compare.PIPE_WIDTH
+        output.width = PIPE_WIDTH
     statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
     several = len(every) > 1
 

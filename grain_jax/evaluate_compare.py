@@ -27,9 +27,9 @@ from grain_jax.command_line import (
     integer,
     one_word,
     parse,
-    status_of,
 )
 from grain_jax.disk import write_whole
+from grain_jax.evaluate_notes import PIPE_WIDTH, say_end
 from grain_jax.evaluation.comparison import (
     Comparison,
     Predictions,
@@ -43,7 +43,6 @@ from grain_jax.evaluation.tables import Table, print_table
 from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
 
-PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 TITLES = {"zero_shot": "", "retrieval": ", retrieval", "grounding": ", grounding"}
 
 
@@ -88,13 +87,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.output is not None:
             write_whole(options.output, json.dumps(_report(options, comparisons), indent=2) + "\n")
             screen.print(f"Written to {options.output}", markup=False, highlight=False)
-    except (ValueError, OSError) as error:
-        message = f"Error: {error}"
-        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return status_of(error)
-    except KeyboardInterrupt:
-        messages.print("Stopped; nothing was written.")
-        return ExitStatus.INTERRUPTED
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        return say_end(error, messages)
     return ExitStatus.DONE
 
 

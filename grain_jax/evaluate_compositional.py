@@ -36,10 +36,10 @@ from grain_jax.command_line import (
     one_of,
     one_word,
     parse,
-    status_of,
 )
 from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
+from grain_jax.evaluate_notes import PIPE_WIDTH, say_end
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.compositional_suite import (
     compositional_table,
@@ -56,7 +56,6 @@ from grain_jax.paths import absolute, local_path
 from grain_jax.results import Result
 from grain_jax.terminal import escape_unprintable
 
-PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 _LocalPath = Annotated[Path, one_word(local_path, "PATH")]
 
 
@@ -102,13 +101,8 @@ def main(arguments: Sequence[str]) -> int:
                 options.checkpoint, report, data=options.data, tasks=options.format
             )
         path, new = results_file.write_results(report, path, overwrite=options.overwrite)
-    except (ValueError, OSError) as error:
-        message = f"Error: {error}"
-        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return status_of(error)
-    except KeyboardInterrupt:
-        messages.print("Stopped; nothing was written.")
-        return ExitStatus.INTERRUPTED
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        return say_end(error, messages)
     said = f"Written to {path}" if new else f"{path} holds these results already."
     screen.print(said, markup=False, highlight=False, soft_wrap=True)
     return ExitStatus.DONE

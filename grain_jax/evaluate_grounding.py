@@ -40,6 +40,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
+from grain_jax.evaluate_notes import PIPE_WIDTH
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding_benchmark import Measured, measure_grounding
@@ -58,7 +59,6 @@ from grain_jax.paths import absolute, local_path
 from grain_jax.terminal import escape_unprintable
 
 COMMAND = "evaluate grounding"
-PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 
 
 def features(text: str) -> tuple[str, ...]:

@@ -35,13 +35,13 @@ from grain_jax.command_line import (
     one_word,
     parse,
     progress_bar,
-    status_of,
 )
 from grain_jax.config import MeshConfig
 from grain_jax.data.image_sets import open_images
 from grain_jax.data.inspection.near_duplicates import MAX_DISTANCE
 from grain_jax.data.records import Source
 from grain_jax.disk import write_whole
+from grain_jax.evaluate_notes import PIPE_WIDTH, say_end
 from grain_jax.evaluation.comparison import Predictions, read_predictions
 from grain_jax.evaluation.leaks import (
     KEPT,
@@ -64,7 +64,6 @@ from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import local_path
 from grain_jax.terminal import escape_unprintable
 
-PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 SHOWN = 20  # pairs that are printed
 COLUMNS = ("test", "train", "bits", "cosine")
 _LocalPath = Annotated[Path, one_word(local_path, "PATH")]
@@ -104,13 +103,8 @@ def main(arguments: Sequence[str]) -> int:
         return parsed.status
     try:
         _check(options, messages, screen)
-    except (ValueError, OSError) as error:
-        message = f"Error: {error}"
-        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return status_of(error)
-    except KeyboardInterrupt:
-        messages.print("Stopped; nothing was written.")
-        return ExitStatus.INTERRUPTED
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        return say_end(error, messages)
     return ExitStatus.DONE
 
 

@@ -1,10 +1,11 @@
-"""What `python -m grain_jax.evaluate` says about the places that it was given."""
+"""What the commands of `python -m grain_jax.evaluate` say in the same words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from grain_jax.command_line import ExitStatus, status_of
 from grain_jax.config import TrainConfig
 from grain_jax.evaluation.side_by_side import column_titles, side_by_side
 from grain_jax.evaluation.suite import best_metric_name
@@ -12,6 +13,8 @@ from grain_jax.evaluation.suite_sets import OpenedSuite
 from grain_jax.evaluation.tables import print_table
 from grain_jax.paths import absolute, user_path
 from grain_jax.results import Result
+
+PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 
 
 def same_place(first: Path, second: Path) -> bool:
@@ -60,6 +63,15 @@ def say_note(messages: Console, text: str) -> None:
 def say_error(messages: Console, text: str) -> None:
     """What ends the command, or what it could not write."""
     messages.print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def say_end(error: ValueError | OSError | KeyboardInterrupt, messages: Console) -> int:
+    """Says what ended a command that writes at its end; returns the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        messages.print("Stopped; nothing was written.")
+        return ExitStatus.INTERRUPTED
+    say_error(messages, str(error))
+    return status_of(error)
 
 
 def print_line(output: Console, text: str) -> None:

@@ -26,9 +26,9 @@ from grain_jax.command_line import (
     integer,
     one_word,
     parse,
-    status_of,
 )
 from grain_jax.disk import write_whole
+from grain_jax.evaluate_notes import say_end
 from grain_jax.evaluation.report_page.evaluations import Evaluation, read_evaluations
 from grain_jax.evaluation.report_page.render import (
     check_output,
@@ -110,13 +110,8 @@ def main(arguments: Sequence[str]) -> int:
         text = _report(options)
         write_whole(options.output, text, errors="backslashreplace")
         screen.print(f"Written to {options.output}", markup=False, highlight=False, soft_wrap=True)
-    except (ValueError, OSError) as error:
-        message = f"Error: {error}"
-        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return status_of(error)
-    except KeyboardInterrupt:
-        messages.print("Stopped; nothing was written.")
-        return ExitStatus.INTERRUPTED
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        return say_end(error, messages)
     return ExitStatus.DONE
 
 

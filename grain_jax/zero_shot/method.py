@@ -184,7 +184,6 @@ class Method:
         unit: of scores: "cosine", also where something is added that was divided by the logit
             scale; "log_probability"; "probability", with a sum of 1 over the classes; or "other",
             which says nothing but the order.
-        passes: how often the images go through the model; more than once where it looks at crops.
     """
 
     title: str
@@ -196,4 +195,3 @@ class Method:
     regions: bool = False
     needs: frozenset[str] = frozenset()
     unit: Unit = "cosine"
-    passes: int = 1
