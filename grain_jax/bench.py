@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -30,7 +31,7 @@ from rich.table import Table
 from tyro.conf import arg
 
 from grain_jax import runtime
-from grain_jax.benchmarking import report
+from grain_jax.benchmarking import official, open_clip_step, report
 from grain_jax.benchmarking.candidates import Candidate
 from grain_jax.benchmarking.checkpoints import time_checkpoint
 from grain_jax.benchmarking.compiled_step import OutOfMemoryError, refusal
@@ -39,11 +40,11 @@ from grain_jax.benchmarking.evaluation import random_set, time_evaluation
 from grain_jax.benchmarking.loading import time_full, time_loader
 from grain_jax.benchmarking.official import OfficialStep
 from grain_jax.benchmarking.open_clip_step import OpenClipStep
+from grain_jax.benchmarking.peer_process import peer_process
 from grain_jax.benchmarking.profile import PAGE
 from grain_jax.benchmarking.step import open_step, time_open_step
 from grain_jax.benchmarking.sweep import FIRST, best, sweep
 from grain_jax.benchmarking.synthetic_batch import validate_without_data
-from grain_jax.benchmarking.torch_peer import memory_named
 from grain_jax.benchmarking.turns import Peer, time_in_turns
 from grain_jax.command_line import (
     Count,
@@ -253,28 +254,31 @@ def measure_step(options: StepOptions) -> Measured:
         # JAX would take most of a GPU's memory for itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     mesh = _open_mesh(config, batch_sizes=[config.batch_size])
-    peers: list[Peer] = []  # first: what they need may be missing
+    builders: dict[str, Callable[[], Peer]] = {}
     if options.official is not None:
-        with memory_named(OfficialStep.name):
-            peers.append(OfficialStep(options.official, config))
+        official.check_settings(config)
+        builders[OfficialStep.name] = partial(OfficialStep, options.official, config)
     if options.open_clip:
-        with memory_named(OpenClipStep.name):
-            peers.append(OpenClipStep(config))
-    if peers and mesh.size > 1:
+        open_clip_step.check_settings(config)
+        builders[OpenClipStep.name] = partial(OpenClipStep, config)
+    if builders and mesh.size > 1:
         raise ValueError(
             f"--official and --open_clip compare one device with one, and there are {mesh.size}; "
             "leave one, as with --mesh.cpu_devices=1 or CUDA_VISIBLE_DEVICES=0."
         )
-    step = open_step(config, mesh)
-    timing = time_open_step(step, num_steps=options.timed_steps, profile=options.profile)
-    rows, figures = report.step_rows(timing), report.step_figures(timing)
-    if options.profile is not None:
-        rows["profile"] = str(options.profile / PAGE)
-    for peer in peers:
-        with memory_named(peer.name):
+    with contextlib.ExitStack() as processes:
+        peers = [  # first: what they need may be missing
+            processes.enter_context(peer_process(name, build)) for name, build in builders.items()
+        ]
+        step = open_step(config, mesh)
+        timing = time_open_step(step, num_steps=options.timed_steps, profile=options.profile)
+        rows, figures = report.step_rows(timing), report.step_figures(timing)
+        if options.profile is not None:
+            rows["profile"] = str(options.profile / PAGE)
+        for peer in peers:
             turns = time_in_turns(step, peer, num_turns=options.turns)
-        rows |= report.turns_rows(turns)
-        figures[peer.name] = report.turns_figures(turns)
+            rows |= report.turns_rows(turns)
+            figures[peer.name] = report.turns_figures(turns)
     return Measured(rows, figures)
 
 

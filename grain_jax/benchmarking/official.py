@@ -64,6 +64,15 @@ def problems(config: TrainConfig) -> list[str]:
     return found
 
 
+def check_settings(config: TrainConfig) -> None:
+    """Raises ValueError for settings that describe another model than the official code can be."""
+    if found := problems(config):
+        raise ValueError(
+            f"--official: its modules cannot be this model: {'; '.join(found)}. Change these "
+            "settings, or leave --official out."
+        )
+
+
 class OfficialStep(TorchStep):
     """The step of a checkout; of `turns.Peer`.
 
@@ -74,11 +83,7 @@ class OfficialStep(TorchStep):
     name = "official"
 
     def __init__(self, checkout: Path, config: TrainConfig) -> None:
-        if found := problems(config):
-            raise ValueError(
-                f"--official: its modules cannot be this model: {'; '.join(found)}. Change these "
-                "settings, or leave --official out."
-            )
+        check_settings(config)
         torch = import_torch("--official")
         modules = load_modules(checkout)
         if (most := modules["configs/cc_config.py"].max_boxes) != config.data.max_regions:

@@ -31,6 +31,15 @@ def problems(config: TrainConfig) -> list[str]:
     return found
 
 
+def check_settings(config: TrainConfig) -> None:
+    """Raises ValueError for settings that describe another model than open_clip's CLIP can be."""
+    if found := problems(config):
+        raise ValueError(
+            f"--open_clip: its CLIP cannot be this model: {'; '.join(found)}. Change these "
+            "settings (as in configs/clip_vitb16_cc12m.py), or leave --open_clip out."
+        )
+
+
 class OpenClipStep(TorchStep):
     """Its CLIP, contrastive loss, and AdamW; of `turns.Peer`.
 
@@ -40,11 +49,7 @@ class OpenClipStep(TorchStep):
     name = "open_clip"
 
     def __init__(self, config: TrainConfig) -> None:
-        if found := problems(config):
-            raise ValueError(
-                f"--open_clip: its CLIP cannot be this model: {'; '.join(found)}. Change these "
-                "settings (as in configs/clip_vitb16_cc12m.py), or leave --open_clip out."
-            )
+        check_settings(config)
         torch = import_torch("--open_clip")
         try:
             # Not the package's factory: of its parts these need least of what it imports.

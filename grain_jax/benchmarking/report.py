@@ -84,8 +84,11 @@ def turns_rows(turns: Turns) -> dict[str, str]:
         "parameters": f"{turns.own_parameters:,} and {turns.their_parameters:,}",
         "other than the same": "\n".join(turns.differences) or "nothing",
     }
-    if turns.their_peak_bytes is not None:
-        rows[f"peak memory of {turns.peer}"] = f"{turns.their_peak_bytes / GIB:.2f} GiB"
+    if turns.own_peak_bytes is not None and turns.their_peak_bytes is not None:
+        rows["peak memory"] = (
+            f"{turns.own_peak_bytes / GIB:.2f} GiB grain_jax, "
+            f"{turns.their_peak_bytes / GIB:.2f} GiB {turns.peer}; each of a process of its own"
+        )
     return rows
 
 

@@ -120,6 +120,10 @@ class OpenStep:
         memory = self.compiled.memory_analysis()
         return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
+    def peak_bytes(self) -> int | None:
+        """Most memory that one device has held; None where its allocator does not say."""
+        return (self.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+
     def timing(
         self,
         seconds: Sequence[float],
@@ -153,7 +157,7 @@ class OpenStep:
             frozen=bool(split_frozen(self.abstract.params, config.optim)[1]),
             argument_bytes=arguments,
             temporary_bytes=temporary,
-            peak_bytes=(device.memory_stats() or {}).get("peak_bytes_in_use"),
+            peak_bytes=self.peak_bytes(),
             data_wait=data_wait,
         )
 

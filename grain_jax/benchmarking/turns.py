@@ -1,4 +1,4 @@
-"""Times a training step and the same step of another code in turns, in one process."""
+"""Times a training step and the same step of another code in turns."""
 
 import statistics
 import time
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 
+from grain_jax.benchmarking.memory import peak_bytes_of_process
 from grain_jax.benchmarking.step import OpenStep
 
 REST = 0.5  # seconds before each turn, so that no thread of the other still spins for work
@@ -47,6 +48,7 @@ class Turns:
     their_parameters: int
     their_loss: float
     their_peak_bytes: int | None
+    own_peak_bytes: int | None  # as theirs: of the device, on a CPU of the process
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -85,6 +87,7 @@ def time_in_turns(step: OpenStep, peer: Peer, *, num_turns: int) -> Turns:
         their_parameters=peer.parameters,
         their_loss=peer.wait(),
         their_peak_bytes=peer.peak_bytes(),
+        own_peak_bytes=step.peak_bytes() or peak_bytes_of_process(),
     )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from grain_jax.benchmarking import turns
+from grain_jax.benchmarking.report import turns_rows
 from grain_jax.benchmarking.step import OpenStep
 
 
@@ -25,8 +26,8 @@ class Sleeping:
     def wait(self) -> float:
         return 2.5
 
-    def peak_bytes(self) -> None:
-        return None
+    def peak_bytes(self) -> int | None:
+        return 3 * 2**30
 
 
 class Own(Sleeping):
@@ -50,3 +51,5 @@ def test_turns_alternate_and_give_the_ratio_of_the_seconds(monkeypatch):
     assert found.ratio == pytest.approx(4, rel=0.5)
     assert min(found.ratios) > 1
     assert (found.own_parameters, found.their_parameters, found.their_loss) == (6, 7, 2.5)
+    assert (found.own_peak_bytes, found.their_peak_bytes) == (3 * 2**30, 3 * 2**30)
+    assert turns_rows(found)["peak memory"].startswith("3.00 GiB grain_jax, 3.00 GiB other")
