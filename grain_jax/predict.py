@@ -3,6 +3,7 @@
   python -m grain_jax.predict bird.jpg --checkpoint=RUN --labels="cardinal,blue jay"
   python -m grain_jax.predict IMAGES --checkpoint=RUN --descriptions=birds.json --csv=FILE
   python -m grain_jax.predict a.jpg --checkpoint=RUN --phrases="a crest;a beak" --output=DIR
+  python -m grain_jax.predict a.jpg --checkpoint=RUN --labels="robin,wren" --examples=LABELLED
 
 IMAGES is any number of files, folders (with their subfolders) and quoted globs.
 What is scored how, and the exit status: `docs/use.md`.
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tyro.conf import Positional, arg
 
 from grain_jax import runtime
+from grain_jax.answers.examples import read_examples
 from grain_jax.answers.files import Target, check_outputs, find_images
 from grain_jax.answers.outputs import Answer, Outcome, draw_answer, write_csv, write_json
 from grain_jax.answers.screen import print_answers
@@ -42,12 +44,15 @@ from grain_jax.command_line import (
 )
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
+from grain_jax.inference.examples import EmbeddedExamples
+from grain_jax.inference.inputs import ImageInput
 from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
 from grain_jax.loading.calibration import AUTO
 from grain_jax.loading.predictor import load
 from grain_jax.terminal import escape_unprintable
 from grain_jax.zero_shot.calibration import Calibration, to_json
+from grain_jax.zero_shot.examples import EXAMPLE_WEIGHT
 
 LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
@@ -67,6 +72,15 @@ class Options:
     labels: OptionalText = None  # "a,b,c", or a file: .txt (one a line), .json, .md; file.json#key
     # .json {label: [description, ...]}; alone, its keys are the labels
     descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
+    # labelled images, in a layout of evaluate --data: examples of labels; alone, its classes are
+    # the labels
+    examples: Annotated[OptionalPath, arg(metavar="FOLDER")] = None
+    # weight of examples against texts, 0 to 1, in labels that have both
+    example_weight: Annotated[
+        float | None, one_word(fraction, "W"), default_is(str(EXAMPLE_WEIGHT))
+    ] = None
+    # labels whose texts are not used: "a,b", or a file as for --labels
+    examples_only: OptionalText = None
     phrases: OptionalText = None  # what to find: "a;b", or a file as for --labels
     # prompts with one "{}" for the label: .txt or .json
     templates: Annotated[OptionalText, arg(metavar="FILE")] = None
@@ -97,6 +111,13 @@ class Question:
     descriptions: dict[str, tuple[str, ...]] | None
     templates: tuple[str, ...] | None
     phrases: tuple[str, ...]
+    examples: dict[str, list[ImageInput]] | None = None
+    example_weight: float | None = None
+    examples_only: tuple[str, ...] = ()
+
+    def embedded_by(self, model: Model) -> EmbeddedExamples | None:
+        """The examples as `Model.classify` takes them."""
+        return None if self.examples is None else model.embed_examples(self.examples)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,9 +206,16 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
             labels = tuple(given)
         names = {label: label for label in labels}
         described = bind_descriptions(given, names, options.descriptions, "labels", note)
+    examples = None
+    if options.examples is not None:
+        examples = read_examples(options.examples, labels, note=note)
+        labels = labels or tuple(examples)
+    elif options.example_weight is not None or options.examples_only is not None:
+        name = "example_weight" if options.example_weight is not None else "examples_only"
+        raise ValueError(f"--{name} goes with --examples; give them or leave it out.")
     if not labels and not phrases:
         raise ValueError(
-            "There is nothing to look for: give --labels, --descriptions or --phrases."
+            "There is nothing to look for: give --labels, --descriptions, --examples or --phrases."
         )
     if options.alpha is not None and described is None:
         raise ValueError(
@@ -204,7 +232,9 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
     if options.templates is not None:
         given = read_texts(options.templates, "templates")
         templates = check_templates(given, options.templates)
-    return Question(labels, described, templates, phrases)
+    examples_only = texts_of_option(options.examples_only, ",", "--examples_only")
+    weight = options.example_weight
+    return Question(labels, described, templates, phrases, examples, weight, examples_only)
 
 
 def texts_of_option(given: str | None, separator: str, option: str) -> tuple[str, ...]:
@@ -256,6 +286,7 @@ def _look(
     messages: Console,
 ) -> None:
     """Fills `outcome`, one batch of images after the other; draws the visualizations."""
+    examples = question.embedded_by(model)
     columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     quiet = not messages.is_terminal
     with Progress(*columns, console=messages, transient=True, disable=quiet) as progress:
@@ -273,7 +304,7 @@ def _look(
                     progress.advance(task)
                 left_out = {one.position for one in embedded.skipped}
                 kept = [target for i, target in enumerate(batch) if i not in left_out]
-                for answer in _answers(model, embedded, kept, question, options):
+                for answer in _answers(model, embedded, kept, question, examples, options):
                     if options.output is not None:
                         draw_answer(answer, options.output, score_threshold=options.score_threshold)
                     outcome.answers.append(answer)
@@ -287,6 +318,7 @@ def _answers(
     embedded: ImageEmbeddings,
     targets: Sequence[Target],
     question: Question,
+    examples: EmbeddedExamples | None,
     options: Options,
 ) -> Iterator[Answer]:
     classified: Sequence[Classification | None] = [None] * len(targets)
@@ -298,6 +330,9 @@ def _answers(
             embedded,
             question.labels,
             question.descriptions,
+            examples=examples,
+            example_weight=question.example_weight,
+            examples_only=question.examples_only,
             alpha=options.alpha,
             top_k=options.top_k,
             method=options.method,
@@ -323,7 +358,7 @@ def _write(options: Options, model: Model, question: Question, outcome: Outcome)
             visualizations=visualizations,
         )
     if options.json is not None:
-        request: dict[str, Any] = dataclasses.asdict(question)
+        request: dict[str, Any] = dataclasses.asdict(question) | _examples_entry(question)
         request |= {
             name: getattr(options, name) for name in ("alpha", "method", "top_k", "score_threshold")
         }
@@ -342,6 +377,15 @@ def _write(options: Options, model: Model, question: Question, outcome: Outcome)
             score_threshold=score_threshold,
             visualizations=visualizations,
         )
+
+
+def _examples_entry(question: Question) -> dict[str, Any]:
+    """Number of examples of each class, and the weight that they had."""
+    if question.examples is None:
+        return {"examples": None}
+    weight = EXAMPLE_WEIGHT if question.example_weight is None else question.example_weight
+    counts = {label: len(images) for label, images in question.examples.items()}
+    return {"examples": counts, "example_weight": weight}
 
 
 def _calibration_entry(calibration: Calibration) -> dict[str, Any]:

@@ -37,6 +37,8 @@ COLUMNS = (
     *("x0", "y0", "x1", "y1"),
     "visualization",
 )
+# Of labels, where examples were given.
+DEFINED = ("defined_by", "num_examples")
 # Of labels, where a model is calibrated.
 CALIBRATED = ("in_set", "none_of_these", "num_seen")
 # Of file names that are not UTF-8: `\\udcff` for the byte ff, which JSON reads back as the name.
@@ -136,7 +138,11 @@ def write_csv(
     """A line for every label and phrase of each image."""
     lines = io.StringIO(newline="")
     calibrated = any(answer.labels and answer.labels.calibrated for answer in answers)
-    writer = csv.DictWriter(lines, COLUMNS + CALIBRATED * calibrated, restval="")
+    defined = any(
+        one.defined_by for answer in answers if answer.labels for one in answer.labels.ranked
+    )
+    columns = COLUMNS + DEFINED * defined + CALIBRATED * calibrated
+    writer = csv.DictWriter(lines, columns, restval="")
     writer.writeheader()
     for answer in answers:
         visualization = str(answer.target.visualization) if visualizations else ""
@@ -171,6 +177,8 @@ def _rows(answer: Answer, score_threshold: float) -> Iterator[dict[str, Any]]:
     for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
         row = {"kind": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
         row["probability"] = f"{one.probability:.6f}"
+        if one.defined_by is not None:
+            row |= {"defined_by": one.defined_by, "num_examples": str(one.num_examples)}
         if answer.labels is not None:
             row |= _calibrated_row(answer.labels, one)
         yield row | (_grounded_row(one.grounded[0], score_threshold) if one.grounded else {})

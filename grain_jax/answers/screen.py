@@ -29,12 +29,15 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
         for column in ("probability", "score"):
             table.add_column(column, justify="right")
         described = any(one.grounded for _, labels in labelled for one in labels.ranked)
+        defined = any(one.defined_by for _, labels in labelled for one in labels.ranked)
         counted = any(one.num_seen is not None for _, found in labelled for one in found.ranked)
         coverage = next((c.coverage for _, f in labelled if (c := f.calibrated) and c.coverage), 0)
         if coverage:
             table.add_column(f"in {coverage:.0%} set")
         if counted:
             table.add_column("seen", justify="right")
+        if defined:
+            table.add_column("defined by")
         if described:
             table.add_column("best-matching description")
         for name, labels in labelled:
@@ -51,6 +54,8 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
                     cells.append("yes" if inside else "")
                 if counted:
                     cells.append(seen_of(one))
+                if defined:
+                    cells.append(definition_of(one))
                 if described:
                     best = one.grounded[0] if one.grounded else None
                     cells.append(f"{best.text} ({best.cosine:.2f})" if best else "")
@@ -81,6 +86,14 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
 def seen_of(label: RankedLabel) -> str:
     """How many of its descriptions are seen, "4 of 6"; "" where that is not known."""
     return "" if label.num_seen is None else f"{label.num_seen} of {len(label.grounded)}"
+
+
+def definition_of(label: RankedLabel) -> str:
+    """ "texts", "4 examples" or "texts and 4 examples"."""
+    count = label.num_examples or 0
+    examples = f"{count} example{'s' * (count != 1)}"
+    known = {"texts": "texts", "examples": examples, "both": f"texts and {examples}"}
+    return known.get(label.defined_by or "", "")
 
 
 def short_names(files: Sequence[Path]) -> list[str]:

@@ -118,7 +118,11 @@ def images_sha256(source: Source) -> str:
 
 
 def _image_digest(record: Record) -> bytes:
-    image = record.image
+    return content_digest(record.image)
+
+
+def content_digest(image: bytes | np.ndarray) -> bytes:
+    """SHA-256 of the bytes of a file, or of type, shape and pixels."""
     if isinstance(image, bytes):
         return hashlib.sha256(image).digest()
     found = hashlib.sha256(f"{image.dtype} {image.shape}\n".encode())

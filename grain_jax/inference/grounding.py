@@ -6,7 +6,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.data.transforms import Window
-from grain_jax.inference.results import Box, GroundedText
+from grain_jax.inference.results import Box, GroundedText, ImageEmbeddings
+from grain_jax.zero_shot.method import ClassBanks
+from grain_jax.zero_shot.scorers import ClassTexts
+from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
 
 
 def best_regions(
@@ -45,3 +48,27 @@ def to_pixels(
         scale = np.array([width, height, width, height], np.float32)
         boxes[n] = window.to_image(squares_xyxy[n]) * scale
     return boxes
+
+
+def grounded_texts(
+    embedded: ImageEmbeddings,
+    n: int,
+    texts: ClassTexts,
+    banks: ClassBanks,
+    k: int,
+    *,
+    alpha: float,
+) -> tuple[GroundedText, ...]:
+    """The texts of class k in image n, highest-scoring first."""
+    if alpha == 1 or embedded.regions is None:
+        whole = banks[DESCRIPTIONS].of_class(k) @ embedded.image[n]
+        view = pixel_box(embedded.crop_xyxy[n])
+        seen = [
+            GroundedText(text, float(cosine), None, view)
+            for text, cosine in zip(texts.descriptions[k], whole, strict=True)
+        ]
+    else:
+        cosines = embedded.regions[n] @ banks[REGIONS].of_class(k).T
+        boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
+        seen = best_regions(texts.regions[k], cosines, boxes)
+    return tuple(sorted(seen, key=lambda one: -one.cosine))

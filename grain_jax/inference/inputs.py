@@ -20,6 +20,7 @@ from grain_jax.data.transforms import (
     image_shape,
     upright_rgb,
 )
+from grain_jax.inference.fingerprints import content_digest
 from grain_jax.paths import user_path
 
 ImageInput = Image.Image | np.ndarray | str | Path | bytes
@@ -29,11 +30,20 @@ ACCEPTED_IMAGES = "a file's path, its bytes, a PIL image or a uint8 array [H, W,
 class ImageInputs:
     """Images as squares of the model, and what happened to each on the way there."""
 
-    def __init__(self, images: Sequence[ImageInput], preprocessing: Preprocessing, *, skip: bool):
+    def __init__(
+        self,
+        images: Sequence[ImageInput],
+        preprocessing: Preprocessing,
+        *,
+        skip: bool,
+        names: Sequence[str] | None = None,
+    ):
+        """`names`: what to call the images; None: their file or position."""
         self.shapes: dict[int, tuple[int, int]] = {}  # height, width
         self.windows: dict[int, Window] = {}
         self.failed: dict[int, str] = {}
         self._images, self._preprocessing, self._skip = images, preprocessing, skip
+        self._names = names
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -56,8 +66,27 @@ class ImageInputs:
 
     def name(self, index: int) -> str:
         """The file, or the position among those given."""
+        if self._names is not None:
+            return self._names[index]
         image = self._images[index]
         return str(image) if isinstance(image, str | Path) else f"image {index}"
+
+    def sha256(self, index: int) -> bytes:
+        """Of the content of an image, as it was given; `ImageError` for one that is not read."""
+        try:
+            image = self._read(self._images[index])
+        except (ImageError, SkippedSample) as error:
+            raise ImageError(f"Image {self.name(index)!r}: {error}") from None
+        return content_digest(image)
+
+    def part(self, indices: Sequence[int]) -> "ImageInputs":
+        """Some of the images, with their names."""
+        return ImageInputs(
+            [self._images[i] for i in indices],
+            self._preprocessing,
+            skip=self._skip,
+            names=[self.name(i) for i in indices],
+        )
 
     def _read(self, image: ImageInput) -> bytes | Pixels:
         """Raises `ImageError` or `SkippedSample`."""

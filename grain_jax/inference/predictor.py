@@ -23,13 +23,21 @@ from grain_jax.inference.calibrated import (
     scored_method,
 )
 from grain_jax.inference.encoder import Encoder
-from grain_jax.inference.grounding import best_regions, pixel_box, to_pixels
+from grain_jax.inference.examples import (
+    EXAMPLES,
+    EmbeddedExamples,
+    ExampleCache,
+    ExampleImages,
+    checked_examples,
+    define,
+    labels_of,
+)
+from grain_jax.inference.grounding import best_regions, grounded_texts, to_pixels
 from grain_jax.inference.inputs import (
     ACCEPTED_IMAGES,
     ImageInput,
     ImageInputs,
     checked_descriptions,
-    checked_mapping,
     checked_texts,
 )
 from grain_jax.inference.notes import warn_caller
@@ -49,7 +57,6 @@ from grain_jax.zero_shot.calibration import Calibration
 from grain_jax.zero_shot.method import ClassBanks, Images
 from grain_jax.zero_shot.methods import METHODS, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
-from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
 
 BATCH_SIZE = 64  # images or texts at once
 ALPHA = 0.5  # weight of the global score where there are regions and descriptions
@@ -82,6 +89,7 @@ class Model:
         )
         self._note = note
         self._text_cache, self._class_cache = TextCache(self._encode_texts), ClassCache()
+        self._example_cache = ExampleCache(self._encode_examples, loaded.preprocessing)
         self._said: set[str] = set()  # notes, and unknown words
         if loaded.config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
             drawn = "no box is shown" if not loaded.has_boxes else "boxes have no text"
@@ -113,6 +121,9 @@ class Model:
         labels: Sequence[str] | None = None,
         descriptions: Mapping[str, Sequence[str]] | None = None,
         *,
+        examples: ExampleImages | EmbeddedExamples | None = None,
+        example_weight: float | None = None,
+        examples_only: Sequence[str] = (),
         alpha: float | None = None,
         top_k: int | None = 5,
         method: str = "description",
@@ -122,60 +133,79 @@ class Model:
     ) -> list[Classification]:
         """The `top_k` best labels (None: all) of each image, as `grain_jax.evaluate` scores them.
 
-        `labels` may be left out where `descriptions` has them all. Without `descriptions`: by name,
-        in every one of `templates` ("{}" takes the name; None: the model's own). With them the
-        score is alpha x global score + (1 - alpha) x region score. The image embedding is compared
-        with the descriptions, or with `method="name_and_regions"` with the name (the official
-        protocol). `alpha` is 0.5 if not given, and 1 for a model without (trained) regions. Raises
-        ValueError.
+        `labels` may be left out where `descriptions` or `examples` have them all. Without
+        `descriptions`: by name, in every one of `templates` ("{}" takes the name; None: the model's
+        own). With them the score is alpha x global score + (1 - alpha) x region score. The image
+        embedding is compared with the descriptions, or with `method="name_and_regions"` with the
+        name (the official protocol). `alpha` is 0.5 if not given, and 1 for a model without
+        (trained) regions.
+
+        `examples` are images of labels, {label: [image, ...]}, or what `embed_examples` returned; a
+        label may have none. A label with examples is scored by its texts and by them
+        (`docs/use.md`), which weigh `example_weight`, 0 to 1 (0.5); one of `examples_only` by its
+        examples alone. Raises ValueError.
         """
         if labels is None:
-            labels = tuple(checked_mapping(descriptions))
+            labels = labels_of(descriptions, examples)
         described = self._described(labels, descriptions, templates)
         self._check_method(method, description_template, described=descriptions is not None)
         alpha = self._alpha(alpha, described=descriptions is not None)
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1; None for all labels.")
+        if examples is not None:
+            examples = self.embed_examples(examples)
+        defined = define(
+            labels, described, examples, weight=example_weight, examples_only=examples_only
+        )
         embedded = self._embedded(images, progress=progress)
         scored, used_alpha = scored_method(method, alpha, described=descriptions is not None)
-        texts, banks = self._banks(labels, described, templates, description_template, scored)
+        named = defined.named
+        texts, banks = self._banks(named, described, templates, description_template, scored)
         block = Images(embedded.image, embedded.regions)
-        scores = METHODS[scored].fit(banks)(block, alpha)
+        scores = defined.scores(
+            METHODS[scored].fit(banks) if named else None,
+            block,
+            alpha,
+            self._example_cache,
+            key=(banks, scored, alpha),
+            logit_scale=self.logit_scale,
+        )
+        if defined.with_examples and self.calibration is not None:
+            self._say(
+                "The calibration is not used: it was fitted without examples, and these labels "
+                "have some."
+            )
         meaning = interpret(
             scores,
             Question(labels, banks, scored, used_alpha),
             block,
             logit_scale=self.logit_scale,
-            calibration=self.calibration,
+            calibration=None if defined.with_examples else self.calibration,
             note=self._say,
         )
+        row = {label: k for k, label in enumerate(named)}
+
+        def ranked(n: int, k: int) -> RankedLabel:
+            grounded: tuple[GroundedText, ...] = ()
+            if scored != "name" and defined.defined_by(k) != EXAMPLES:
+                of_texts = row[labels[k]]
+                grounded = grounded_texts(embedded, n, texts, banks, of_texts, alpha=alpha)
+            return RankedLabel(
+                labels[k],
+                float(scores[n, k]),
+                float(meaning.probabilities[n, k]),
+                grounded,
+                meaning.num_seen(grounded),
+                defined.defined_by(k),
+                None if examples is None else defined.num_examples[k],
+            )
+
         results = []
         for n, name in enumerate(embedded.names):
-            ranked = []
-            for k in np.argsort(-meaning.rank_by[n], kind="stable")[:top_k].tolist():
-                grounded: tuple[GroundedText, ...] = ()
-                if scored != "name":
-                    grounded = self._grounded(embedded, n, texts, banks, k, alpha=alpha)
-                ranked.append(
-                    RankedLabel(
-                        label=labels[k],
-                        score=float(scores[n, k]),
-                        probability=float(meaning.probabilities[n, k]),
-                        grounded=grounded,
-                        num_seen=meaning.num_seen(grounded),
-                    )
-                )
+            best = np.argsort(-meaning.rank_by[n], kind="stable")[:top_k].tolist()
             height, width = embedded.sizes[n].tolist()
-            results.append(
-                Classification(
-                    name,
-                    height,
-                    width,
-                    tuple(ranked),
-                    len(labels),
-                    meaning.of_image(n, labels),
-                )
-            )
+            shown, calibrated = tuple(ranked(n, k) for k in best), meaning.of_image(n, labels)
+            results.append(Classification(name, height, width, shown, len(labels), calibrated))
         return results
 
     def ground(
@@ -263,11 +293,30 @@ class Model:
         """
         return self._text_cache.embed(checked_texts(texts, "texts"), kind=kind)
 
+    def embed_examples(self, examples: ExampleImages | EmbeddedExamples) -> EmbeddedExamples:
+        """Example images of labels, {label: [image, ...]}, for `classify`; those of a label may be
+        what `embed_images` returned. Kept by their content, as texts are. Raises ValueError.
+        """
+        if isinstance(examples, EmbeddedExamples):
+            self._check_own(examples)
+            return examples
+        for group in checked_examples(examples).values():
+            if isinstance(group, ImageEmbeddings):
+                self._check_own(group)
+        found = self._example_cache.embed(examples)
+        if (shared := found.shared()) is not None:
+            self._say(f"{shared[0]!r} and {shared[1]!r} have an example in common.")
+        return found
+
     def _embedded(
         self, images: ImageInput | Sequence[ImageInput] | ImageEmbeddings, *, progress: bool
     ) -> ImageEmbeddings:
         """As `embed_images`; raises ValueError for embeddings that cannot be of this model."""
         embedded = self.embed_images(images, progress=progress)
+        self._check_own(embedded)
+        return embedded
+
+    def _check_own(self, embedded: ImageEmbeddings | EmbeddedExamples) -> None:
         regions, size = embedded.regions is not None, embedded.image.shape[1]
         wanted = self.loaded.config.model.embed_dim
         if regions != self.has_regions or size != wanted:
@@ -276,7 +325,6 @@ class Model:
                 f"{'with' if regions else 'without'} regions and in {size} dimensions; this one "
                 f"has {'regions' if self.has_regions else 'none'} and {wanted}. Embed them with it."
             )
-        return embedded
 
     def _described(
         self,
@@ -304,6 +352,9 @@ class Model:
     ) -> tuple[ClassTexts, ClassBanks]:
         """The texts of the labels, and what the method compares images with."""
         prompts = tuple(self.loaded.templates if templates is None else templates)
+        if not labels:  # examples alone define all of them
+            texts = ClassTexts((), (), (), ())
+            return texts, ClassBanks(texts, {})
 
         def make() -> tuple[ClassTexts, ClassBanks]:
             texts = make_class_texts(
@@ -363,29 +414,11 @@ class Model:
             )
         return self.default_alpha if alpha is None else alpha
 
-    def _grounded(
-        self,
-        embedded: ImageEmbeddings,
-        n: int,
-        texts: ClassTexts,
-        banks: ClassBanks,
-        k: int,
-        *,
-        alpha: float,
-    ) -> tuple[GroundedText, ...]:
-        """The texts of class k in image n, highest-scoring first."""
-        if alpha == 1 or embedded.regions is None:
-            whole = banks[DESCRIPTIONS].of_class(k) @ embedded.image[n]
-            view = pixel_box(embedded.crop_xyxy[n])
-            seen = [
-                GroundedText(text, float(cosine), None, view)
-                for text, cosine in zip(texts.descriptions[k], whole, strict=True)
-            ]
-        else:
-            cosines = embedded.regions[n] @ banks[REGIONS].of_class(k).T
-            boxes = None if embedded.boxes_xyxy is None else embedded.boxes_xyxy[n]
-            seen = best_regions(texts.regions[k], cosines, boxes)
-        return tuple(sorted(seen, key=lambda one: -one.cosine))
+    def _encode_examples(
+        self, inputs: ImageInputs
+    ) -> tuple[Float[np.ndarray, "S E"], Float[np.ndarray, "S Q E"] | None]:
+        features = self._encoder.images(inputs)
+        return features.image, features.regions
 
     def _encode_texts(self, texts: Sequence[str], kind: str) -> Float[np.ndarray, "T E"]:
         """As `Encoder.texts`; says which are cut or unknown."""

@@ -50,7 +50,8 @@ class RankedLabel:
     highest-scoring first.
 
     Where the whole image alone decides (alpha 1, a CLIP model) they are as it met them, in their
-    template. A label without descriptions has its name there, or its prompts.
+    template. A label without descriptions has its name there, or its prompts; one that is defined
+    by examples alone has nothing.
     """
 
     label: str
@@ -60,6 +61,9 @@ class RankedLabel:
     probability: float
     grounded: tuple[GroundedText, ...]  # () by name alone
     num_seen: int | None = None  # descriptions that a region shows; None where not calibrated
+    # "texts", "examples" or "both"; None where no examples were given
+    defined_by: str | None = None
+    num_examples: int | None = None  # different ones of the label, likewise
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Embeddings of texts, kept from one call to the next."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -13,33 +13,54 @@ MAX_CACHED_TEXTS = 100_000  # embeddings kept for the next call
 MAX_CACHED_CLASSES = 8  # sets of classes kept, with the embeddings of all their texts
 
 
-class TextCache:
-    """Embeddings of single texts. Once it is full, those of the earliest calls make room."""
+class RowCache:
+    """Arrays by key. Once it is full, those of the earliest calls make room."""
 
-    def __init__(self, encode: Callable[[Sequence[str], str], Float[np.ndarray, "T E"]]):
-        """`encode` embeds different texts of a kind."""
-        self._encode = encode
-        self._kept: dict[tuple[str, str], np.ndarray] = {}  # (kind, text) -> [E]
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, np.ndarray] = {}
 
-    def embed(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
-        """Those of the texts; only what was not kept is encoded."""
-        keys = [(kind, text) for text in texts]
+    def get(
+        self,
+        keys: Sequence[Hashable],
+        make: Callable[[Sequence[Hashable]], Iterable[np.ndarray]],
+        *,
+        limit: int,
+    ) -> list[np.ndarray]:
+        """The array of each key; `make` is asked once for those that were not kept, each once."""
         used = {key: self._kept[key] for key in keys if key in self._kept}
-        missing = [text for text in dict.fromkeys(texts) if (kind, text) not in used]
+        missing = [key for key in dict.fromkeys(keys) if key not in used]
         if missing:
-            rows = self._encode(missing, kind)
-            used |= {(kind, text): row.copy() for text, row in zip(missing, rows, strict=True)}
-            self._keep(used)
-        return np.stack([used[key] for key in keys])
+            made = zip(missing, make(missing), strict=True)
+            used |= {key: row.copy() for key, row in made}
+            self._keep(used, limit)
+        return [used[key] for key in keys]
 
-    def _keep(self, used: dict[tuple[str, str], np.ndarray]) -> None:
+    def _keep(self, used: dict[Hashable, np.ndarray], limit: int) -> None:
         """Keeps what a call used before anything of earlier calls, as far as there is room."""
-        room = max(0, MAX_CACHED_TEXTS - len(used))
+        room = max(0, limit - len(used))
         earlier = [key for key in self._kept if key not in used]
         for key in earlier[: max(0, len(earlier) - room)]:
             del self._kept[key]
-        for key in list(used)[:MAX_CACHED_TEXTS]:
+        for key in list(used)[:limit]:
             self._kept[key] = used[key]
+
+
+class TextCache:
+    """Embeddings of single texts."""
+
+    def __init__(self, encode: Callable[[Sequence[str], str], Float[np.ndarray, "T E"]]):
+        """`encode` embeds different texts of a kind."""
+        self._encode, self._rows = encode, RowCache()
+
+    def embed(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
+        """Those of the texts; only what was not kept is encoded."""
+
+        def make(missing: Sequence[Hashable]) -> Iterable[np.ndarray]:
+            return self._encode([text_of[key] for key in missing], kind)
+
+        keys = [(kind, text) for text in texts]
+        text_of: dict[Hashable, str] = dict(zip(keys, texts, strict=True))
+        return np.stack(self._rows.get(keys, make, limit=MAX_CACHED_TEXTS))
 
 
 class ClassCache:

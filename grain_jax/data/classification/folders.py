@@ -78,6 +78,7 @@ def load_zero_shot(
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    single_class: bool = False,
     note: Callable[[str], None] = print,
 ) -> ZeroShotSet:
     """The zero-shot set in `folder`, with a `labels.csv` (columns file,label) or class subfolders.
@@ -108,6 +109,7 @@ def load_zero_shot(
         split: of tars, tables and TFDS: "test" by default, else the only one.
         image_column: of tables and TFDS, where several hold images.
         label_column: of tables and TFDS, where several hold classes.
+        single_class: one class is enough, as nothing is measured on these images.
         note: called with sentences that a reader of the metrics should know.
 
     Raises ValueError where a metric would be wrong or misleading: see `docs/evaluation.md`.
@@ -127,7 +129,7 @@ def load_zero_shot(
     given = read_texts(source, "classes") if source else None
     hint, open_images = "", None
     if stored is None:
-        folders = _labelled_images(root, title, note, named=bool(source))
+        folders = _labelled_images(root, title, note, named=bool(source) or single_class)
         hint = layout_hint(root, folders)
         labels = Labels(folders.labels, folders.classes)
     else:
@@ -142,7 +144,7 @@ def load_zero_shot(
         raise ValueError(f"{error}{hint}") from error
     cleaned = clean_names(names, note, keep=keep_names)
     names, name_texts = _distinct_classes(cleaned, title, note, allow_equal=allow_equal_names)
-    if len(names) < 2:
+    if len(names) < 2 and not single_class:
         raise ValueError(
             f"{str(root)!r} has only one class, {next(iter(names))!r}, so every metric would be "
             f"100 %. {LAYOUTS}"
