@@ -43,6 +43,7 @@ from grain_jax import (
     runtime,
     slow_compile,
 )
+from grain_jax.cache_options import embeddings_line, open_store, over_store
 from grain_jax.command_line import (
     ExitStatus,
     NotParsed,
@@ -93,7 +94,7 @@ from grain_jax.evaluation.suite import (
 from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.unknown_words import unknown_words_note
-from grain_jax.inference.cached_encoder import AUTO, NO_CACHE, NONE, CachedEncoder, open_cache
+from grain_jax.inference.cached_encoder import NONE
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.models.learned import what_lacks
@@ -179,7 +180,8 @@ def _watch(
     names = (*MEASURED, *ZERO_SHOT, *OF_IMAGES, *OF_STORED)
     asked = {name: getattr(options, name) for name in names}
     watched = sha256_of([asked, None if suite is None else suite.suite.sha256])
-    options = dataclasses.replace(options, cache=options.cache or NONE)
+    kept = dataclasses.replace(options.embeddings, cache=options.embeddings.cache or NONE)
+    options = dataclasses.replace(options, embeddings=kept)
     watch(
         options.checkpoint,
         lambda step: measure(dataclasses.replace(options, step=step)),
@@ -201,8 +203,7 @@ def _evaluate(
     what of the embeddings was cached.
     """
     note = functools.partial(say_note, messages)
-    with processes.errors_in_all():
-        store = open_cache(options.cache or AUTO, max_gib=options.cache_gib)
+    store = open_store(options.embeddings)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     config = loaded.config
@@ -236,8 +237,7 @@ def _evaluate(
         for data, part in measured:
             note_choice(loaded.config, data=data, split=part, labelled=labelled, note=note)
     encoder = Encoder.from_bundle(dataclasses.replace(loaded, config=config), mesh=mesh)
-    if store is not None:
-        encoder = CachedEncoder.of(encoder, store, note=note)
+    encoder = over_store(encoder, store, note=note)
     if config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
@@ -300,8 +300,7 @@ def _evaluate(
     }
     of_run = data_source(config.data, image_size=encoder.preprocessing.image_size)
     failure = details.predictions.failure if details.predictions else None
-    embedded = encoder.summary() if isinstance(encoder, CachedEncoder) else NO_CACHE
-    return report, of_run.headline(results), failure, embedded
+    return report, of_run.headline(results), failure, embeddings_line(encoder)
 
 
 def _images(

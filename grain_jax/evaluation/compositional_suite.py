@@ -35,7 +35,7 @@ def score_test(encoder: Encoder, test: CaptionChoices | Pairings | CaptionedImag
     (Wilson). Of captioned images: recalls, as `retrieval`. Raises ValueError for an image that
     cannot be decoded, and embeddings that are not finite.
     """
-    image = encoder.images(test.images).image
+    image = encoder.whole_images(test.images)
     if isinstance(test, CaptionChoices):
         return _caption_choices(encoder, test, image)
     if isinstance(test, Pairings):
