@@ -61,6 +61,7 @@ from grain_jax.evaluate_notes import (
     named,
     note_choice,
     print_line,
+    print_protocols,
     print_side_by_side,
     say_error,
     say_note,
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not output.is_terminal:
         output.width = PIPE_WIDTH
     statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
+    splits: list[dict[str, Any]] = []
     several = len(every) > 1
 
     def measure(options: Options) -> list[Result]:
@@ -141,10 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shown = functools.partial(print_results, report["results"], headline=headline)
             tables = None if several or suite is not None else shown
             statuses.append(finish(options, report, unwritten, tables, output, messages))
-            print_line(output, embedded)
             if suite is not None and not several:
                 print_side_by_side([options.checkpoint], [report["results"]], suite, output)
+                print_protocols([report["splits"]], output)
+            print_line(output, embedded)
         found.append(report["results"])
+        splits.append(report["splits"])
         return report["results"]
 
     try:
@@ -167,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     if processes.speaks() and several:
         print_side_by_side([options.checkpoint for options in every], found, suite, output)
+        print_protocols(splits, output)
     return max(statuses)
 
 
@@ -259,6 +264,7 @@ def _evaluate(
                 config,
                 templates=loaded.templates,
                 methods=options.methods,
+                alphas=options.alphas,
                 note=note,
                 details=details,
             )
@@ -294,6 +300,7 @@ def _evaluate(
     report |= {
         "inputs_sha256": results_file.inputs_sha256(report),
         "results": results,
+        **({"query_usage": details.query_usage} if details.query_usage else {}),
         "preprocessing": encoder.preprocessing.spec(),
         "versions": versions(),
         "hardware": hardware(),

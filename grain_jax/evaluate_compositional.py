@@ -43,15 +43,12 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
 from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
-from grain_jax.evaluation.compositional_suite import (
-    compositional_table,
-    describe_test,
-    score_test,
-)
+from grain_jax.evaluation.compositional_suite import compositional_table
+from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.report import hardware, versions
+from grain_jax.evaluation.suite_tests import measure_compositional_test
 from grain_jax.evaluation.tables import print_results, print_table
-from grain_jax.evaluation.unknown_words import unknown_words_in
-from grain_jax.inference.encoder import Encoder, errors_about
+from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import absolute, local_path
@@ -126,13 +123,9 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
     encoder = over_store(encoder, store, note=note)
-    texts = (text for test in tests for text in test.texts)
-    if unknown := unknown_words_in(encoder.tokenizer, texts):
-        note(unknown)
-    results: list[Result] = []
+    results, details = list[Result](), ResultDetails()
     for test in tests:
-        with errors_about(test.name):
-            results += score_test(encoder, test)
+        results += measure_compositional_test(encoder, test, note=note, details=details)
     if encoder.truncated_texts:
         length = loaded.config.data.caption_length
         note(
@@ -146,7 +139,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]
         "split": None,
         "settings": {"format": options.format, "images": str(absolute(options.images))},
         "zero_shot_sets": {},
-        "splits": {test.name: describe_test(test) for test in tests},
+        "splits": details.splits,
     }
     report |= {
         "inputs_sha256": results_file.inputs_sha256(report),

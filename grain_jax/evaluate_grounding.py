@@ -43,8 +43,11 @@ from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
 from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
-from grain_jax.evaluation.digests import sha256_of
-from grain_jax.evaluation.grounding_benchmark import Measured, measure_grounding
+from grain_jax.evaluation.grounding_benchmark import (
+    Measured,
+    describe_grounding,
+    measure_grounding,
+)
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.evaluation.grounding_tables import grounding_tables, left_out_notes
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
@@ -234,10 +237,6 @@ def make_report(
     options: Options, data: GroundingSet, measured: Measured, *, step: int | None
 ) -> dict[str, Any]:
     """What the result file has: figures with the protocol and the data they are of."""
-    queries = [
-        (data.images.ids[query.image], query.text, query.boxes_xyxy.tolist(), query.negatives)
-        for query in data.queries
-    ]
     protocols = {name: dataclasses.asdict(one) for name, one in measured.protocols.items()}
     report = {
         "checkpoint": named(options.checkpoint),
@@ -246,15 +245,7 @@ def make_report(
         "split": options.split,
         "settings": {"format": options.format, "protocols": protocols},
         "zero_shot_sets": {},
-        "splits": {
-            data.name: {
-                "images": len(data.images),
-                "queries": len(data.queries),
-                "boxes": sum(map(len, data.boxes)),
-                "left_out": data.left_out,
-                "queries_sha256": sha256_of(queries),
-            }
-        },
+        "splits": {data.name: describe_grounding(data)},
     }
     usage = {name: one.counts.tolist() for name, one in measured.usage.items()}
     return report | {

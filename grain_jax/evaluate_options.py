@@ -156,8 +156,8 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
         refuse(first, OF_SUITE, "--suite")
         return None
     suite = read_suite(first.suite)
-    if not suite.images:
-        refuse(first, ZERO_SHOT, "labelled images, which this suite has not")
+    if not any(part.images for part in suite.every):
+        refuse(first, (*ZERO_SHOT, "methods"), "labelled images, which this suite has not")
     return open_suite(
         suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
     )

@@ -6,7 +6,8 @@ import re
 import pytest
 from plain_text import plain
 from stored_results import stored_results
-from toy_evaluations import written
+from toy_encoder import half
+from toy_evaluations import png, written
 
 from grain_jax import evaluate
 
@@ -100,3 +101,51 @@ def test_a_run_is_watched_to_its_end(run, images, capsys):
     assert len(run.asked) == 2
     assert evaluate.main([*given, "--best"]) == 2
     assert evaluate.main([*given[:2], "--idle_minutes=3"]) == 2
+
+
+@pytest.fixture
+def tests_of_captions(tmp_path):
+    """A suite of phrases and of captions, which another one includes."""
+    for name, whole in (("a.png", "blue"), ("b.png", "red")):
+        (tmp_path / name).write_bytes(png(whole, "red", "green"))
+    asked = [{"text": "red", "boxes": [half(0)]}, {"text": "green", "boxes": [half(1)]}]
+    lines = [json.dumps({"image": name, "queries": asked}) for name in ("a.png", "b.png")]
+    (tmp_path / "seen.jsonl").write_text("\n".join(lines))
+    long = {"a.png": "a blue thing", "b.png": "a red thing"}
+    lines = [json.dumps({"image": name, "text": text}) for name, text in long.items()]
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    (tmp_path / "inner.toml").write_text(
+        '[[grounding]]\nname = "seen"\nformat = "jsonl"\ndata = "seen.jsonl"\n'
+        '[[compositional]]\nname = "long"\nformat = "retrieval"\ndata = "long.jsonl"\n'
+        'images = "."\n'
+    )
+    path = tmp_path / "outer.toml"
+    path.write_text('include = ["inner.toml"]\n')
+    return path
+
+
+def test_phrases_and_captions_are_sets_of_a_suite(two_runs, tests_of_captions, tmp_path, capsys):
+    run = two_runs[0]
+    given = [f"--checkpoint={run}", f"--suite={tests_of_captions}", f"--cache={tmp_path / 'kept'}"]
+    lines = tmp_path / "all.jsonl"
+    assert evaluate.main([*given, f"--predictions={lines}"]) == 0
+    printed = capsys.readouterr().out
+    assert "seen: Protocol: boxes predicted (the boxes that the model predicts)" in printed
+    assert "images of 32 pixels, squash, bicubic" in printed
+    last = printed.splitlines()[-1]  # the images of both tests are the same
+    assert last.startswith("Embeddings: 2 images and 0 texts read")
+    path = written(run, "evaluation_outer_step7_")
+    results = stored_results(path)
+    assert results["seen/region/R@1"] == results["long/retrieval/mean_R@1"] == 1.0
+    report = json.loads(path.read_text())
+    assert report["splits"]["seen"]["protocols"]["region"]["image_size"] == 32
+    assert report["query_usage"] == {"seen": {"region": [2, 2]}}
+    answers = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert {one["set"] for one in answers} == {"seen", "long"}
+    both = [f"--checkpoint={two_runs[0]},{two_runs[1]}", *given[1:], "--overwrite"]
+    assert evaluate.main(both) == 0
+    shown = plain(capsys.readouterr().out)
+    assert re.search(r"seen region feature R@1 \(Acc@0.5\) 100.0 \S+ \S+ 100.0", shown)
+    assert re.search(r"long both ways mean R@1 100.0", shown)
+    assert evaluate.main([*given, "--alphas=1"]) == 2
+    assert "--alphas goes with labelled images" in capsys.readouterr().err
