@@ -11,7 +11,7 @@ for which classes: `docs/evaluation.md`.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -21,6 +21,7 @@ from tyro.conf import arg
 
 from grain_jax import runtime, slow_compile
 from grain_jax.buckets import in_bucket
+from grain_jax.cache_options import CacheOptions, embeddings_line, open_store, over_store
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -166,6 +167,7 @@ class Options:
         OptionalPath, OUT, arg(metavar="FILE"), default_is("calibration.json beside the checkpoint")
     ] = None
     overwrite: bool = False  # replace an earlier one
+    embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime.open_devices()
         _check(options)
         path = _place(options)
-        fitted, content = _calibrate(options, messages, note)
+        fitted, content, embedded = _calibrate(options, messages, note)
         plot = _write(path, fitted, content)
     except (ValueError, OSError) as error:
         say(f"Error: {error}", style="red")
@@ -201,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitStatus.INTERRUPTED
     _print(content, Console())
     print(f"Written to {path}{f'; reliability: {plot}' if plot else ''}")
+    print(embedded)
     return ExitStatus.DONE
 
 
@@ -243,9 +246,12 @@ def _plot(path: Path) -> Path:
 
 def _calibrate(
     options: Options, messages: Console, note: Callable[[str], None]
-) -> tuple[Fitted, dict[str, Any]]:
+) -> tuple[Fitted, dict[str, Any], str]:
+    """What was fitted, the content of the file, and what of the embeddings was cached."""
+    store = open_store(options.embeddings)
     loaded = read_model(options.checkpoint, step=options.step, best=options.best)
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size)
+    encoder = over_store(encoder, store, note=note)
     dataset = (
         _unlabelled(options, loaded, note) if options.unlabelled else _set(options, loaded, note)
     )
@@ -298,7 +304,7 @@ def _calibrate(
         "transfer": TRANSFER,
         "versions": versions(),
     }
-    return fitted, to_json(fitted.calibration, report)
+    return fitted, to_json(fitted.calibration, report), embeddings_line(encoder)
 
 
 def _set(options: Options, loaded: ModelBundle, note: Callable[[str], None]) -> ZeroShotSet:

@@ -43,6 +43,7 @@ from grain_jax import (
     runtime,
     slow_compile,
 )
+from grain_jax.cache_options import embeddings_line, open_store, over_store
 from grain_jax.command_line import (
     ExitStatus,
     NotParsed,
@@ -60,6 +61,7 @@ from grain_jax.evaluate_notes import (
     named,
     note_choice,
     print_line,
+    print_protocols,
     print_side_by_side,
     say_error,
     say_note,
@@ -93,7 +95,7 @@ from grain_jax.evaluation.suite import (
 from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.unknown_words import unknown_words_note
-from grain_jax.inference.cached_encoder import AUTO, NO_CACHE, NONE, CachedEncoder, open_cache
+from grain_jax.inference.cached_encoder import NONE
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.models.learned import what_lacks
@@ -132,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not output.is_terminal:
         output.width = PIPE_WIDTH
     statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
+    splits: list[dict[str, Any]] = []
     several = len(every) > 1
 
     def measure(options: Options) -> list[Result]:
@@ -140,10 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shown = functools.partial(print_results, report["results"], headline=headline)
             tables = None if several or suite is not None else shown
             statuses.append(finish(options, report, unwritten, tables, output, messages))
-            print_line(output, embedded)
             if suite is not None and not several:
                 print_side_by_side([options.checkpoint], [report["results"]], suite, output)
+                print_protocols([report["splits"]], output)
+            print_line(output, embedded)
         found.append(report["results"])
+        splits.append(report["splits"])
         return report["results"]
 
     try:
@@ -166,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     if processes.speaks() and several:
         print_side_by_side([options.checkpoint for options in every], found, suite, output)
+        print_protocols(splits, output)
     return max(statuses)
 
 
@@ -179,7 +185,8 @@ def _watch(
     names = (*MEASURED, *ZERO_SHOT, *OF_IMAGES, *OF_STORED)
     asked = {name: getattr(options, name) for name in names}
     watched = sha256_of([asked, None if suite is None else suite.suite.sha256])
-    options = dataclasses.replace(options, cache=options.cache or NONE)
+    kept = dataclasses.replace(options.embeddings, cache=options.embeddings.cache or NONE)
+    options = dataclasses.replace(options, embeddings=kept)
     watch(
         options.checkpoint,
         lambda step: measure(dataclasses.replace(options, step=step)),
@@ -201,8 +208,7 @@ def _evaluate(
     what of the embeddings was cached.
     """
     note = functools.partial(say_note, messages)
-    with processes.errors_in_all():
-        store = open_cache(options.cache or AUTO, max_gib=options.cache_gib)
+    store = open_store(options.embeddings)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     config = loaded.config
@@ -236,8 +242,7 @@ def _evaluate(
         for data, part in measured:
             note_choice(loaded.config, data=data, split=part, labelled=labelled, note=note)
     encoder = Encoder.from_bundle(dataclasses.replace(loaded, config=config), mesh=mesh)
-    if store is not None:
-        encoder = CachedEncoder.of(encoder, store, note=note)
+    encoder = over_store(encoder, store, note=note)
     if config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
@@ -259,6 +264,7 @@ def _evaluate(
                 config,
                 templates=loaded.templates,
                 methods=options.methods,
+                alphas=options.alphas,
                 note=note,
                 details=details,
             )
@@ -294,14 +300,14 @@ def _evaluate(
     report |= {
         "inputs_sha256": results_file.inputs_sha256(report),
         "results": results,
+        **({"query_usage": details.query_usage} if details.query_usage else {}),
         "preprocessing": encoder.preprocessing.spec(),
         "versions": versions(),
         "hardware": hardware(),
     }
     of_run = data_source(config.data, image_size=encoder.preprocessing.image_size)
     failure = details.predictions.failure if details.predictions else None
-    embedded = encoder.summary() if isinstance(encoder, CachedEncoder) else NO_CACHE
-    return report, of_run.headline(results), failure, embedded
+    return report, of_run.headline(results), failure, embeddings_line(encoder)
 
 
 def _images(

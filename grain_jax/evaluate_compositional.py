@@ -13,8 +13,9 @@ RUN is what `python -m grain_jax.evaluate` takes. What is scored is the cosine o
 and the caption. See `docs/evaluation.md`.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from grain_jax import runtime
+from grain_jax.cache_options import CacheOptions, embeddings_line, open_store, over_store
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -39,17 +41,14 @@ from grain_jax.command_line import (
 )
 from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
-from grain_jax.evaluate_notes import PIPE_WIDTH, say_end
+from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
-from grain_jax.evaluation.compositional_suite import (
-    compositional_table,
-    describe_test,
-    score_test,
-)
+from grain_jax.evaluation.compositional_suite import compositional_table
+from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.report import hardware, versions
+from grain_jax.evaluation.suite_tests import measure_compositional_test
 from grain_jax.evaluation.tables import print_results, print_table
-from grain_jax.evaluation.unknown_words import unknown_words_in
-from grain_jax.inference.encoder import Encoder, errors_about
+from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import absolute, local_path
@@ -75,6 +74,7 @@ class Options:
         OptionalPath, OUT, arg(metavar="FILE"), default_is("one in the run's folder")
     ] = None
     overwrite: bool = False  # replace results of an earlier evaluation
+    embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     except NotParsed as parsed:
         return parsed.status
     try:
-        report = _evaluate(options, messages)
+        report, embedded = _evaluate(options, messages)
         if options.format == "retrieval":
             print_results(report["results"], screen)
         else:
@@ -104,11 +104,13 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError, KeyboardInterrupt) as error:
         return say_end(error, messages)
     said = f"Written to {path}" if new else f"{path} holds these results already."
-    screen.print(said, markup=False, highlight=False, soft_wrap=True)
+    print_line(screen, said)
+    print_line(screen, embedded)
     return ExitStatus.DONE
 
 
-def _evaluate(options: Options, messages: Console) -> dict[str, Any]:
+def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]:
+    """The report, and what of the embeddings was cached."""
     if options.output is not None:
         results_file.check_place("output", options.output, overwrite=options.overwrite)
     else:
@@ -116,42 +118,34 @@ def _evaluate(options: Options, messages: Console) -> dict[str, Any]:
     if not options.data.exists():
         raise ValueError(f"There is no file {str(options.data)!r} for --data.")
     tests = READERS[options.format](options.data, options.images)
+    note, store = functools.partial(say_note, messages), open_store(options.embeddings)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
-    texts = (text for test in tests for text in test.texts)
-    if unknown := unknown_words_in(encoder.tokenizer, texts):
-        messages.print(f"Note: {unknown}", markup=False, highlight=False, soft_wrap=True)
-    results: list[Result] = []
+    encoder = over_store(encoder, store, note=note)
+    results, details = list[Result](), ResultDetails()
     for test in tests:
-        with errors_about(test.name):
-            results += score_test(encoder, test)
+        results += measure_compositional_test(encoder, test, note=note, details=details)
     if encoder.truncated_texts:
         length = loaded.config.data.caption_length
-        messages.print(
-            f"Note: {encoder.truncated_texts} texts were longer than the {length} tokens of the "
-            "run, and cut; what tells captions apart may lie behind the cut.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        note(
+            f"{encoder.truncated_texts} texts were longer than the {length} tokens of the "
+            "run, and cut; what tells captions apart may lie behind the cut."
         )
     report: dict[str, Any] = {
-        "checkpoint": _named(options.checkpoint),
+        "checkpoint": named(options.checkpoint),
         "step": loaded.step,
         "data": str(absolute(options.data)),
         "split": None,
         "settings": {"format": options.format, "images": str(absolute(options.images))},
         "zero_shot_sets": {},
-        "splits": {test.name: describe_test(test) for test in tests},
+        "splits": details.splits,
     }
-    return report | {
+    report |= {
         "inputs_sha256": results_file.inputs_sha256(report),
         "truncated_texts": encoder.truncated_texts,
         "results": results,
         "versions": versions(),
         "hardware": hardware(),
     }
-
-
-def _named(path: Path) -> str:
-    return str(absolute(path)) if path.exists() else str(path)
+    return report, embeddings_line(encoder)

@@ -21,6 +21,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from grain_jax import runtime
+from grain_jax.cache_options import CacheOptions, embeddings_line, open_store, over_store
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -40,10 +41,13 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
-from grain_jax.evaluate_notes import PIPE_WIDTH
+from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
-from grain_jax.evaluation.digests import sha256_of
-from grain_jax.evaluation.grounding_benchmark import Measured, measure_grounding
+from grain_jax.evaluation.grounding_benchmark import (
+    Measured,
+    describe_grounding,
+    measure_grounding,
+)
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.evaluation.grounding_tables import grounding_tables, left_out_notes
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
@@ -55,7 +59,7 @@ from grain_jax.loading.load import read_model
 from grain_jax.parallel import processes
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
-from grain_jax.paths import absolute, local_path
+from grain_jax.paths import local_path
 from grain_jax.terminal import escape_unprintable
 
 COMMAND = "evaluate grounding"
@@ -105,6 +109,7 @@ class Options:
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
     predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
     overwrite: bool = False  # replace files of an earlier evaluation
+    embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
     processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
 
 
@@ -126,9 +131,9 @@ def main(arguments: Sequence[str]) -> int:
         with processes.errors_in_all():
             check(options)
             data = load(options)
-        report, measured, unwritten = evaluate(options, data, messages)
+        report, measured, unwritten, embedded = evaluate(options, data, messages)
     except (ValueError, OSError) as error:
-        say = functools.partial(_say_error, Console(stderr=True))
+        say = functools.partial(say_error, Console(stderr=True))
         return processes.refused(error, status=status_of(error), say=say)
     except KeyboardInterrupt:
         messages.print("Stopped; nothing was written.")
@@ -142,11 +147,11 @@ def main(arguments: Sequence[str]) -> int:
         print_table(table, output)
     said = _write(options, report, messages)
     if unwritten is not None:
-        _say_error(messages, f"the predictions could not be written: {unwritten}.")
+        say_error(messages, f"the predictions could not be written: {unwritten}.")
     elif options.predictions is not None:
         said.append(f"Predictions: {options.predictions}")
-    for line in said:
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in (*said, embedded):
+        print_line(output, line)
     return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 
 
@@ -184,17 +189,17 @@ def load(options: Options) -> GroundingSet:
 
 def evaluate(
     options: Options, data: GroundingSet, messages: Console
-) -> tuple[dict[str, Any], Measured, OSError | None]:
-    """The report, the figures, and why the predictions could not be written if they could not."""
-
-    def note(text: str) -> None:
-        messages.print(f"Note: {text}", markup=False, highlight=False, soft_wrap=True)
-
+) -> tuple[dict[str, Any], Measured, OSError | None, str]:
+    """The report, the figures, why the predictions could not be written if they could not, and
+    what of the embeddings was cached.
+    """
+    note, store = functools.partial(say_note, messages), open_store(options.embeddings)
     for sentence in left_out_notes(data.left_out):
         note(sentence)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
+    encoder = over_store(encoder, store, note=note)
     if unknown := unknown_words_in(encoder.tokenizer, (query.text for query in data.queries)):
         note(unknown)
     with contextlib.ExitStack() as stack:
@@ -223,7 +228,8 @@ def evaluate(
     return (
         make_report(options, data, measured, step=loaded.step),
         measured,
-        (None if predictions is None else predictions.failure),
+        None if predictions is None else predictions.failure,
+        embeddings_line(encoder),
     )
 
 
@@ -231,27 +237,15 @@ def make_report(
     options: Options, data: GroundingSet, measured: Measured, *, step: int | None
 ) -> dict[str, Any]:
     """What the result file has: figures with the protocol and the data they are of."""
-    queries = [
-        (data.images.ids[query.image], query.text, query.boxes_xyxy.tolist(), query.negatives)
-        for query in data.queries
-    ]
     protocols = {name: dataclasses.asdict(one) for name, one in measured.protocols.items()}
     report = {
-        "checkpoint": _named(options.checkpoint),
+        "checkpoint": named(options.checkpoint),
         "step": step,
-        "data": _named(options.data),
+        "data": named(options.data),
         "split": options.split,
         "settings": {"format": options.format, "protocols": protocols},
         "zero_shot_sets": {},
-        "splits": {
-            data.name: {
-                "images": len(data.images),
-                "queries": len(data.queries),
-                "boxes": sum(map(len, data.boxes)),
-                "left_out": data.left_out,
-                "queries_sha256": sha256_of(queries),
-            }
-        },
+        "splits": {data.name: describe_grounding(data)},
     }
     usage = {name: one.counts.tolist() for name, one in measured.usage.items()}
     return report | {
@@ -274,15 +268,6 @@ def _write(options: Options, report: dict[str, Any], messages: Console) -> list[
             )
         path, new = results_file.write_results(report, path, overwrite=options.overwrite)
     except (OSError, ValueError) as error:
-        _say_error(messages, f"the results could not be written: {error}. Give another --output.")
+        say_error(messages, f"the results could not be written: {error}. Give another --output.")
         return []
     return [f"Written to {path}" if new else f"{path} holds these results already."]
-
-
-def _named(path: Path) -> str:
-    """In full, so that it can be found from elsewhere; a name on the hub as it is."""
-    return str(absolute(path)) if path.exists() else str(path)
-
-
-def _say_error(messages: Console, text: str) -> None:
-    messages.print(f"Error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)

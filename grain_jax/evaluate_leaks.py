@@ -9,9 +9,10 @@ See `docs/evaluation.md`.
 """
 
 import csv
+import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from grain_jax import runtime
+from grain_jax.cache_options import CacheOptions, embeddings_line, open_store, over_store
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -41,7 +43,7 @@ from grain_jax.data.image_sets import open_images
 from grain_jax.data.inspection.near_duplicates import MAX_DISTANCE
 from grain_jax.data.records import Source
 from grain_jax.disk import write_whole
-from grain_jax.evaluate_notes import PIPE_WIDTH, say_end
+from grain_jax.evaluate_notes import PIPE_WIDTH, print_line, say_end, say_note
 from grain_jax.evaluation.comparison import Predictions, read_predictions
 from grain_jax.evaluation.leaks import (
     KEPT,
@@ -89,6 +91,7 @@ class Options:
     predictions: OptionalPath = None
     output: Annotated[OptionalPath, OUT, arg(metavar="FILE")] = None  # all pairs as .csv
     overwrite: bool = False  # replace --output of an earlier check
+    embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,9 +120,9 @@ def _check(options: Options, messages: Console, screen: Console) -> None:
         _hashes(train, "Training images", messages),
         options.max_distance,
     )
-    by_embedding = None
+    by_embedding, embedded = None, ""
     if options.checkpoint is not None:
-        by_embedding = _by_embedding(options, test, train, messages)
+        by_embedding, embedded = _by_embedding(options, test, train, messages)
     found = leaks(by_hash, by_embedding)
     names = record_ids(test)
     screen.print(_summary(options, test, train, by_hash, by_embedding), soft_wrap=True)
@@ -130,8 +133,9 @@ def _check(options: Options, messages: Console, screen: Console) -> None:
         print_table(_metrics_table(told), screen)
     if options.output is not None:
         write_whole(options.output, _csv(found, names, train), errors="backslashreplace")
-        said = f"Written to {options.output}"
-        screen.print(said, markup=False, highlight=False, soft_wrap=True)
+        print_line(screen, f"Written to {options.output}")
+    if embedded:
+        print_line(screen, embedded)
 
 
 def _checked(options: Options) -> Predictions | None:
@@ -150,6 +154,9 @@ def _checked(options: Options) -> Predictions | None:
         )
     if options.checkpoint is None and (options.step is not None or options.best):
         raise ValueError("--step and --best go with --checkpoint; give a model, or leave them out.")
+    kept = options.embeddings
+    if options.checkpoint is None and (kept.cache is not None or kept.cache_gib is not None):
+        raise ValueError("--cache keeps embeddings of --checkpoint; give both, or leave it out.")
     if options.predictions is None:
         return None
     if not options.predictions.is_file():
@@ -166,21 +173,27 @@ def _hashes(source: Source, title: str, messages: Console):
         )
 
 
-def _by_embedding(options: Options, test: Source, train: Source, messages: Console) -> Closest:
+def _by_embedding(
+    options: Options, test: Source, train: Source, messages: Console
+) -> tuple[Closest, str]:
+    """The pairs, and what of the embeddings was cached."""
     assert options.checkpoint is not None
     runtime.open_devices()
+    store = open_store(options.embeddings)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     encoder = Encoder.from_bundle(loaded, mesh=mesh)
+    encoder = over_store(encoder, store, note=functools.partial(say_note, messages))
     title = "Training images"
     with errors_about("Images"), progress_bar(messages, title, state="embedding") as advance:
-        return close_by_embedding(
+        found = close_by_embedding(
             encoder,
             test,
             train,
             options.score_threshold,
             on_images=lambda done: advance(done, len(train), "embedding"),
         )
+    return found, embeddings_line(encoder)
 
 
 def _summary(

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from grain_jax.command_line import ExitStatus, status_of
 from grain_jax.config import TrainConfig
+from grain_jax.evaluation.grounding_protocol import Protocol
 from grain_jax.evaluation.side_by_side import column_titles, side_by_side
 from grain_jax.evaluation.suite import best_metric_name
 from grain_jax.evaluation.suite_sets import OpenedSuite
@@ -87,6 +89,20 @@ def print_side_by_side(
 ) -> None:
     """One table of several models, or of a suite."""
     titles = column_titles(models)
-    metrics, note = (None, "") if suite is None else (suite.metrics, suite.suite.note)
+    metrics, note = (None, "") if suite is None else (suite.metrics, suite.note)
     by_model = dict(zip(titles, results, strict=True))
     print_table(side_by_side(by_model, metrics=metrics, note=note), output)
+
+
+def print_protocols(splits: Sequence[Mapping[str, Any]], output: Console) -> None:
+    """By which protocol each grounding test was measured; a line for those of one protocol.
+
+    `splits`: of each model, what `ResultDetails` has of its splits.
+    """
+    sets: dict[str, dict[str, None]] = {}
+    for of_model in splits:
+        for name, split in of_model.items():
+            for protocol in split.get("protocols", {}).values():
+                sets.setdefault(Protocol(**protocol).sentence, {})[name] = None
+    for sentence, names in sets.items():
+        print_line(output, f"{', '.join(names)}: {sentence}")

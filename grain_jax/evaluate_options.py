@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 from tyro.conf import arg
 
 from grain_jax import evaluate_support
+from grain_jax.cache_options import CacheOptions
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -132,10 +133,7 @@ class Options:
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
     predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
     overwrite: bool = False  # replace files of an earlier evaluation
-    # embeddings for the next evaluation: a folder, auto (in the user's cache) or none
-    cache: Annotated[OptionalText, arg(metavar="DIR"), default_is("auto")] = None
-    # the most that the folder may take; what was not used for longest goes
-    cache_gib: Annotated[OptionalCount, default_is("8")] = None
+    embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
     processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
 
 
@@ -158,8 +156,8 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
         refuse(first, OF_SUITE, "--suite")
         return None
     suite = read_suite(first.suite)
-    if not suite.images:
-        refuse(first, ZERO_SHOT, "labelled images, which this suite has not")
+    if not any(part.images for part in suite.every):
+        refuse(first, (*ZERO_SHOT, "methods"), "labelled images, which this suite has not")
     return open_suite(
         suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
     )

@@ -4,6 +4,7 @@ A shell leaves the "~" of `--output=~/sets` and of a string in Python alone. A f
 an address, "gs://bucket/name"; where one is taken, `run_path` reads it.
 """
 
+import difflib
 import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -58,6 +59,24 @@ def run_path(text: str | os.PathLike[str], *, option: str = "") -> AnyPath:
     """
     text = os.fspath(text)
     return buckets.folder(text) if buckets.in_bucket(text) else local_path(text, option=option)
+
+
+def nearest_hint(path: Path) -> str:
+    """ "; did you mean 'PATH'?" with the path that exists and whose name is nearest; "" without.
+
+    The first part that does not exist is taken for one that is misspelled.
+    """
+    known = path
+    while not known.parent.exists():
+        known = known.parent
+    try:
+        names = sorted(os.listdir(known.parent))
+    except OSError:
+        return ""
+    rest = path.relative_to(known)
+    near = difflib.get_close_matches(known.name, names, n=3, cutoff=0.7)
+    found = next((p for name in near if (p := known.parent / name / rest).exists()), None)
+    return "" if found is None or found == path else f"; did you mean {str(found)!r}?"
 
 
 def absolute(path: AnyPath) -> AnyPath:

@@ -103,7 +103,7 @@ LONGEST_FIRST = (
     "parallel/test_sharding.py",
     "parallel/test_partition.py",
     "training/test_step.py",
-    "test_evaluate.py",
+    "evaluate/test_evaluate.py",
     "data/importers/test_every_importer.py",
     "trainer/test_resume.py",  # after what it waits for: the run that test_train makes
     "loading/test_initialize.py",

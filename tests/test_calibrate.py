@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_tfds import build
 from toy_encoder import make_image, toy_model
 
-from grain_jax import calibrate, predict
+from grain_jax import calibrate, evaluate, predict
 from grain_jax.command_line import ExitStatus
 from grain_jax.evaluation.calibration import split_by_name
 from grain_jax.inference.predictor import Model
@@ -310,3 +310,14 @@ def test_scores_that_say_nothing_of_the_labels_are_refused(files, tmp_path, caps
     said = " ".join(capsys.readouterr().err.split())
     assert "The scores say nothing about the labels" in said
     assert list(Path("run").iterdir()) == []
+
+
+def test_what_evaluate_encoded_is_read(files, monkeypatch, capsys):
+    """The cache is one for all commands: of images with regions, and texts one by one."""
+    monkeypatch.setattr(evaluate, "read_model", lambda path, **_: toy_model().loaded)
+    given = ["--checkpoint=run", "--data=set", "--cache=kept"]
+    assert evaluate.main([*given, "--methods=name", "--output=a.json"]) == ExitStatus.DONE
+    capsys.readouterr()
+    assert calibrate.main([*given, "--method=name"]) == ExitStatus.DONE
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"Embeddings: {NUM_IMAGES} images and 3 texts read from kept, 0 and 0 encoded."

@@ -77,7 +77,10 @@ def test_sugarcrepe_is_scored_by_category(run, images, tmp_path, capsys):
     assert "add_obj" in printed
     assert "62.5" in printed
     assert evaluated(run, folder, images, "sugarcrepe") == 0
-    assert "holds these results already" in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert "holds these results already" in again
+    assert " 2 images and 3 texts read from" in again.splitlines()[-1]
+    assert again.splitlines()[-1].endswith(", 0 and 0 encoded.")
     assert evaluated(run, folder, images, "sugarcrepe", f"--output={path}") == 2
 
 

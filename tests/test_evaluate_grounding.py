@@ -257,3 +257,26 @@ def test_coco_boxes_by_class_name(run, tmp_path):
         report = json.load(file)
     values = {(r["method"], r["metric"]): r["value"] for r in report["results"]}
     assert (values["crop", "R@1"], values["random", "R@1"]) == (1.0, 0.5)
+
+
+def test_embeddings_of_images_crops_and_texts_are_kept(run, queries, monkeypatch, capsys):
+    more = ("--boxes=given", "--feature=region,crop", "--cache=kept")
+    assert command(run, queries, *more, "--out=a.json") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "Embeddings: 0 images and 0 texts read from kept, 6 and 2 encoded."
+
+    def called(*arguments, **options):
+        raise AssertionError("the model was called")
+
+    monkeypatch.setattr(ToyModel, "encode_images", called)
+    monkeypatch.setattr(ToyModel, "encode_texts", called)
+    assert command(run, queries, *more, "--out=b.json") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "Embeddings: 6 images and 2 texts read from kept, 0 and 0 encoded."
+    results = []
+    for name in ("a.json", "b.json"):
+        with open(name, encoding="utf-8") as file:
+            results.append(json.load(file)["results"])
+    assert results[0] == results[1]
+    assert command(run, queries, "--cache=none", "--cache_gib=1", "--out=c.json") == 2
+    assert "--cache=none keeps none" in capsys.readouterr().err

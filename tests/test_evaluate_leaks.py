@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from labelled_tars import write_tar
 from PIL import Image
+from toy_encoder import toy_model
 
 from grain_jax import evaluate, evaluate_leaks
 from grain_jax.data.records import Record
@@ -147,6 +148,7 @@ def test_tables_and_tars_without_images_are_refused(test_images, tmp_path, capsy
         (["--max_distance=8"], "is not from 0 to 7"),
         (["--output=pairs.txt"], "end it in .csv"),
         (["--step=3"], "go with --checkpoint"),
+        (["--cache=none"], "--cache keeps embeddings of --checkpoint"),
         (["--predictions=none.jsonl"], "There is no file 'none.jsonl'"),
         (["--test_split=dev"], "leave --split out"),
         (["--score_threshold=2"], "from 0 to 1"),
@@ -168,3 +170,17 @@ def test_unreadable_images_and_the_same_folder_are_refused(train_images, test_im
     told = " ".join(capsys.readouterr().err.split())
     assert "Training images: " in told
     assert "10.png" in told
+
+
+def test_embeddings_are_read_the_second_time(
+    train_images, test_images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate_leaks, "read_model", lambda path, **_: toy_model().loaded)
+    given = ("--checkpoint=run", f"--cache={tmp_path / 'kept'}", f"--output={tmp_path / 'a.csv'}")
+    assert check(train_images, test_images, *given) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(", 12 and 0 encoded.")
+    first = (tmp_path / "a.csv").read_text()
+    assert check(train_images, test_images, *given, "--overwrite") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "Embeddings: 12 images and 0 texts read" in said
+    assert (tmp_path / "a.csv").read_text() == first

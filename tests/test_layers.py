@@ -39,6 +39,7 @@ ROWS = (
         "evaluate_leaks",
         "evaluate_watch",
         "evaluate_support",
+        "cache_options",
         "predict",
         "prepare",
         "prepare_inspect",

@@ -4,7 +4,7 @@ Contract: a source is a random-access sequence. `source[i]` is a pure function o
 a pure function of the step and a restart needs no loader state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -59,7 +59,8 @@ class Source(Protocol):
     """Random access to records.
 
     A source whose images are drawn may say what they are by `fingerprint`, JSON or None: embeddings
-    are cached by it (`inference/fingerprints.py`), and else by the content of every image. One that
+    are cached by it (`inference/fingerprints.py`), and else by the content of every image, or by
+    what `image_digests` says of images that are made from others (`data/image_digest.py`). One that
     holds records in groups, each read as a whole, may say so by `read_in_order`: it is then read by
     one thread where all of it is read.
     """
@@ -148,6 +149,14 @@ class Selection:
         """JSON that says what the images are, where the source has one; else None."""
         drawn = getattr(self.source, "fingerprint", None)
         return None if drawn is None else [[int(index) for index in self.indices], drawn]
+
+    @property
+    def image_digests(self) -> Callable[[Sequence[int]], list[bytes]] | None:
+        """What stands for images in keys, where the source says so (`data/image_digest.py`)."""
+        of_source = getattr(self.source, "image_digests", None)
+        if of_source is None:
+            return None
+        return lambda rows: of_source([int(self.indices[row]) for row in rows])
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,18 @@
 """An embedding for every box that a text may choose: the model's region, or the encoded crop."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from grain_jax.boxes import cxcywh_to_xyxy, pairwise_iou
-from grain_jax.data.records import Record, Selection, Source
-from grain_jax.data.transforms import Preprocessing, decode_image
+from grain_jax.data.grounding.crops import Crops
+from grain_jax.data.records import Selection, Source
+from grain_jax.data.transforms import Preprocessing
 from grain_jax.inference.encoder import Encoder
 
 BLOCK = 16  # batches of crops whose features are held at once
-ROUNDING = 1e-3  # pixels by which a box in float32 may miss the edge of one
 
 
 @dataclass(frozen=True)
@@ -85,41 +84,6 @@ def nearest_queries(
     return distance.argmin(axis=1)
 
 
-class Crops:
-    """A source of crops of images: record k is the part `boxes[k]` of image `rows[k]`."""
-
-    def __init__(
-        self, images: Source, rows: Int[np.ndarray, "K"], boxes: Float[np.ndarray, "K 4"]
-    ) -> None:
-        self._images, self._rows, self._boxes = images, rows, boxes
-        self._last: tuple[int, str, np.ndarray] | None = None  # the image decoded last
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int, /) -> Record:
-        row, last = int(self._rows[index]), self._last
-        if last is None or last[0] != row:
-            record = self._images[row]
-            self._last = last = row, record.id, decode_image(record.image)
-        return Record(id=last[1], image=crop(last[2], self._boxes[index]))
-
-
-def crop(
-    pixels: UInt8[np.ndarray, "H W 3"], box_xyxy: Float[np.ndarray, "4"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Every pixel that the box touches, at least one."""
-    height, width = pixels.shape[:2]
-    x0, x1 = _span(float(box_xyxy[0]) * width, float(box_xyxy[2]) * width, width)
-    y0, y1 = _span(float(box_xyxy[1]) * height, float(box_xyxy[3]) * height, height)
-    return pixels[y0:y1, x0:x1]
-
-
-def _span(low: float, high: float, size: int) -> tuple[int, int]:
-    start = min(max(math.floor(low + ROUNDING), 0), size - 1)
-    return start, min(max(math.ceil(high - ROUNDING), start + 1), size)
-
-
 def cropped(
     encoder: Encoder,
     images: Source,
@@ -138,7 +102,7 @@ def cropped(
     step, parts = BLOCK * encoder.batch_size, []
     for start in range(0, len(crops), step):  # a block at once: regions of crops are large
         part = Selection(crops, range(start, min(start + step, len(crops))))
-        parts.append(encoder.images(part).image)
+        parts.append(encoder.whole_images(part))
         on_block(min(start + step, len(crops)), len(crops))
     embed = np.split(np.concatenate(parts), np.cumsum(counts)[:-1])
     return BoxFeatures(tuple(boxes), tuple(embed), queries)

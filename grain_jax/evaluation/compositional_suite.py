@@ -14,6 +14,7 @@ from grain_jax.data.compositional.questions import (
 )
 from grain_jax.evaluation.compositional import caption_choices, group_mean, pairing_scores
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.tables import Table
@@ -27,22 +28,31 @@ TITLES = {ACCURACY: "all questions", MEAN: "mean over groups"}
 PAIRING_CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 
 
-def score_test(encoder: Encoder, test: CaptionChoices | Pairings | CaptionedImages) -> list[Result]:
-    """The results of a test, from cosines of whole images and captions.
+def score_test(
+    encoder: Encoder,
+    test: CaptionChoices | Pairings | CaptionedImages,
+    *,
+    predictions: PredictionsFile | None = None,
+) -> list[Result]:
+    """The results of a test, from cosines of whole images and captions; each answer goes to
+    `predictions`, if given.
 
     Of captions to choose from: the accuracy of each group and of all questions (Wilson, counting
     images), and its mean over groups (bootstrap of images). Of pairs: Winoground's three scores
     (Wilson). Of captioned images: recalls, as `retrieval`. Raises ValueError for an image that
     cannot be decoded, and embeddings that are not finite.
     """
-    image = encoder.images(test.images).image
+    image = encoder.whole_images(test.images)
     if isinstance(test, CaptionChoices):
-        return _caption_choices(encoder, test, image)
+        return _caption_choices(encoder, test, image, predictions)
     if isinstance(test, Pairings):
-        return _pairings(encoder, test, image)
+        return _pairings(encoder, test, image, predictions)
     texts, text_rows, image_rows = unique_texts(test.captions)
     embed = encoder.texts(texts, kind="caption")
     pairs = {"text_rows": text_rows, "image_rows": image_rows}
+    if predictions is not None:
+        files = list(test.images.files)
+        predictions.retrieval(test.name, image, embed, ids=files, texts=texts, **pairs)
     return retrieval(image, embed, **pairs, dataset=test.name)
 
 
@@ -59,7 +69,10 @@ def describe_test(test: CaptionChoices | Pairings | CaptionedImages) -> dict[str
 
 
 def _caption_choices(
-    encoder: Encoder, test: CaptionChoices, image: Float[np.ndarray, "N E"]
+    encoder: Encoder,
+    test: CaptionChoices,
+    image: Float[np.ndarray, "N E"],
+    predictions: PredictionsFile | None,
 ) -> list[Result]:
     asked = test.questions
     rows = np.array([question.image for question in asked], int)
@@ -68,6 +81,18 @@ def _caption_choices(
         for texts in ([q.caption for q in asked], [q.wrong for q in asked])
     )
     values = caption_choices(right, wrong)
+    if predictions is not None:
+        for number, (one, value) in enumerate(zip(asked, values.tolist(), strict=True)):
+            predictions.question(
+                test.name,
+                MODEL,
+                number,
+                image=test.images.files[one.image],
+                text=one.caption,
+                predicted=one.wrong if value == 0 else one.caption,
+                score=float(right[number]),
+                correct=value,
+            )
     names, groups = np.unique([question.group for question in asked], return_inverse=True)
     files = _file_numbers(test.images)[rows]
     sizes = np.bincount(groups)
@@ -92,11 +117,29 @@ def _caption_choices(
     return [*results, Result(test.name, RANDOM, None, ACCURACY, 0.5)]
 
 
-def _pairings(encoder: Encoder, test: Pairings, image: Float[np.ndarray, "N E"]) -> list[Result]:
+def _pairings(
+    encoder: Encoder,
+    test: Pairings,
+    image: Float[np.ndarray, "N E"],
+    predictions: PredictionsFile | None,
+) -> list[Result]:
     captions = [text for question in test.questions for text in question.captions]
     texts = encoder.texts(captions, kind="caption").reshape(len(test.questions), 2, -1)
     images = image[np.array([question.images for question in test.questions])]  # [N, 2, E]
     scores = pairing_scores(np.einsum("nie,nte->nit", images, texts))
+    if predictions is not None:
+        for metric in PAIRING_CHANCE:
+            for number, value in enumerate(getattr(scores, metric).tolist()):
+                one = test.questions[number]
+                predictions.question(
+                    test.name,
+                    metric,
+                    number,
+                    image=test.images.files[one.images[0]],
+                    text=one.captions[0],
+                    score=float(images[number, 0] @ texts[number, 0]),
+                    correct=value,
+                )
     files = _file_numbers(test.images)[[question.images[0] for question in test.questions]]
     results = [
         _accuracy(test.name, metric, getattr(scores, metric), files) for metric in PAIRING_CHANCE

@@ -14,11 +14,14 @@ from grain_jax.evaluation.predictions import PredictionsFile
 
 @dataclass
 class ResultDetails:
-    """Filled while a model is evaluated; both may stay empty."""
+    """Filled while a model is evaluated; any of it may stay empty."""
 
     predictions: PredictionsFile | None = None  # where every single answer goes, if anywhere
     zero_shot_sets: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `describe_set`
-    splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> number of images
+    # name of a split or test -> number of images, and what was asked, by which protocol
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # name of a grounding test -> feature -> how often each decoder query is chosen
+    query_usage: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     # what methods looked at beside: "support" (labelled images), "bank" (captions of others)
     given: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from grain_jax.evaluation.box_features import (
     predicted_regions,
 )
 from grain_jax.evaluation.caption_choice import caption_choice, caption_scores
+from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding import box_scores
 from grain_jax.evaluation.grounding_protocol import (
     BoxesOf,
@@ -44,6 +46,21 @@ from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
 
 CONSTANT, WHOLE, RANDOM, MODEL = "fitted_box", "whole_image", "random", "decoder"
+
+
+def describe_grounding(data: GroundingSet) -> dict[str, Any]:
+    """What was asked: numbers of images, texts and boxes, and the SHA-256 of the queries."""
+    queries = [
+        (data.images.ids[query.image], query.text, query.boxes_xyxy.tolist(), query.negatives)
+        for query in data.queries
+    ]
+    return {
+        "images": len(data.images),
+        "queries": len(data.queries),
+        "boxes": sum(map(len, data.boxes)),
+        "left_out": data.left_out,
+        "queries_sha256": sha256_of(queries),
+    }
 
 
 @dataclass

@@ -96,11 +96,11 @@ def close_by_embedding(
 
     Training images are embedded block by block, and none of their embeddings kept.
     """
-    own = encoder.images(tests).image
+    own = encoder.whole_images(tests)
     closest = Closest(np.zeros(len(own), np.int64))
     for start in range(0, len(trainings), BLOCK_IMAGES):
         stop = min(start + BLOCK_IMAGES, len(trainings))
-        block = encoder.images(Selection(trainings, range(start, stop))).image
+        block = encoder.whole_images(Selection(trainings, range(start, stop)))
         for test, training, cosine in cosine_pairs(own, block, score_threshold):
             closest.add(test, training + start, 1.0 - cosine)
         on_images(stop)

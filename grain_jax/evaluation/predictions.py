@@ -227,6 +227,36 @@ class PredictionsFile:
                 **line,
             )
 
+    def question(
+        self,
+        name: str,
+        method: str,
+        number: int,
+        *,
+        image: str,
+        text: str,
+        score: float,
+        correct: float,
+        predicted: str | None = None,
+    ) -> None:
+        """A line for a question of a compositional test, numbered: some are asked twice.
+
+        `text` is the right caption, `score` its cosine with the image, `predicted` the caption that
+        was chosen, where one is.
+        """
+        chosen = {} if predicted is None else {"predicted": predicted}
+        self.write(
+            task="compositional",
+            set=name,
+            method=method,
+            image=image,
+            text=text,
+            label=str(number),
+            score=_rounded(score),
+            correct=_rounded(correct),
+            **chosen,
+        )
+
     def write(self, **line: Any) -> None:
         """One line of these columns; an error of the disk goes to `failure`."""
         if self.failure is not None:

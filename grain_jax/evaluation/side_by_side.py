@@ -15,8 +15,20 @@ TITLES = {
     "mean_R@1": "mean R@1",
     "phrase_accuracy": "Acc@0.5",
     "box_recall": "recall@0.5",
+    "R@1": "R@1 (Acc@0.5)",
+    "caption_top1": "caption top-1",
+    "mean_over_groups": "mean over groups",
 }
-OTHER_METHODS = {"retrieval": "both ways", "model": "model", "constant_boxes": "constant boxes"}
+OTHER_METHODS = {
+    "retrieval": "both ways",
+    "model": "model",
+    "constant_boxes": "constant boxes",
+    "region": "region feature",
+    "crop": "crop, encoded",
+    "whole_image": "whole image",
+    "fitted_box": "best constant box",
+}
+CHANCE = ("top1", "accuracy")  # what the random baseline has of other metrics of the same answers
 
 
 def column_titles(models: Sequence[Path]) -> list[str]:
@@ -77,8 +89,8 @@ def _is_shown(result: Result, metrics: Mapping[str, str] | None) -> bool:
         return True
     if metrics is None:
         return result.metric in SHOWN
-    if result.method == "random":
-        return result.metric == "top1" and result.dataset in metrics
+    if result.method == "random" and result.metric in CHANCE:
+        return result.dataset in metrics
     return metrics.get(result.dataset) == result.metric
 
 

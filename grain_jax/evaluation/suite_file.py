@@ -1,7 +1,8 @@
 """Suites of evaluation sets, as files in TOML or JSON that a person can write.
 
-A file names sets of labelled images and prepared records, their texts, what is expected of them,
-and which metric of each is averaged. It holds data only. Those in `suites/` go by their name.
+A file names sets of labelled images, prepared records, grounding and compositional tests, their
+texts, what is expected of them, and which metric of each is averaged; it may include other suites.
+It holds data only. Those in `suites/` go by their name.
 """
 
 import dataclasses
@@ -11,20 +12,31 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from grain_jax.data.classification.class_counts import published_counts
+from grain_jax.data.classification.set_names import TFDS
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.paths import user_path
 from grain_jax.zero_shot.methods import check_methods
 
 PACKAGED = Path(__file__).parent / "suites"
+QUESTIONS = (".json", ".jsonl")  # a file of questions, not a folder with it
+VERSION = re.compile(r":\d+\.\d+\.\d+$")
 SUFFIXES = (".toml", ".json")
 NAME = re.compile(r"[^/\s][^/]*")  # of a set: the first part of its metrics' keys
 Binding = Literal["name", "order", "elimination"]
+# Format of a compositional test -> its metrics, the published one first.
+METRICS_OF = {
+    "sugarcrepe": ("mean_over_groups", "accuracy"),
+    "winoground": ("group", "text", "image"),
+    "aro": ("mean_over_groups", "accuracy"),
+    "retrieval": ("mean_R@1",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +44,11 @@ class ImageSet:
     """Labelled images, as `python -m grain_jax.evaluate --data` takes them."""
 
     name: str
-    data: str = ""  # the folder; "": the name, in --suite_data or beside the file
+    # folder, Parquet file or tfds:NAME:VERSION; "": the name, in --suite_data or beside the file
+    data: str = ""
+    split: str = ""  # of tars, tables and TFDS
+    image_column: str = ""  # of tables and TFDS
+    label_column: str = ""
     metric: Literal["top1", "per_class"] = "top1"  # what is shown and averaged
     in_average: bool = True
     num_classes: int | None = None  # expected, images of any number of them
@@ -47,6 +63,11 @@ class ImageSet:
     classes_by: Binding = "name"
     allow_equal_names: bool = False
 
+    @property
+    def averaged_with(self) -> str:
+        """Sets of one word are averaged together: figures of unlike kinds say nothing as a mean."""
+        return "images"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSet:
@@ -60,6 +81,60 @@ class RecordSet:
     in_average: bool = True
     num_images: int | None = None
 
+    @property
+    def averaged_with(self) -> str:
+        """As of images."""
+        return "records"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingTest:
+    """Phrase grounding by a published protocol, as `evaluate grounding` measures it."""
+
+    name: str
+    format: Literal["flickr30k_entities", "refcoco", "coco", "fg_ovd", "jsonl"]
+    data: str = ""  # file or folder of annotations; "": the name, as of images
+    images: str = ""  # folder of the images; "": where the format has them
+    split: str = ""
+    split_file: str = ""
+    boxes: BoxesOf = "predicted"
+    protocol: Truth = "any"
+    feature: tuple[Feature, ...] = ("region",)
+    prompt: str = "{}"
+    negatives: int | None = None
+    metric: Literal["R@1", "R@5", "R@10", "pointing", "caption_top1"] = "R@1"
+    in_average: bool = True
+    num_images: int | None = None  # expected, with a query
+    num_texts: int | None = None  # expected, those without a box too
+
+    @property
+    def averaged_with(self) -> str:
+        """As of records; figures of unlike protocols are not averaged."""
+        return f"grounding/{self.boxes}_{self.protocol}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionalTest:
+    """Captions that differ in a word, or long ones, as `evaluate compositional` measures them."""
+
+    name: str
+    format: Literal["sugarcrepe", "winoground", "aro", "retrieval"]
+    data: str = ""  # file of the questions, or a folder with it; "": the name, as of images
+    images: str = ""  # folder of the images; "": `images` in that folder
+    # "": the published one of the format
+    metric: Literal["", "mean_over_groups", "accuracy", "group", "text", "image", "mean_R@1"] = ""
+    in_average: bool = True
+    num_images: int | None = None  # expected
+    num_questions: int | None = None
+
+    @property
+    def averaged_with(self) -> str:
+        """As of records; long captions are retrieved as those of records are."""
+        return "records" if self.format == "retrieval" else "compositional"
+
+
+AnySet = ImageSet | RecordSet | GroundingTest | CompositionalTest
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -67,28 +142,47 @@ class Suite:
 
     name: str
     note: str = ""  # printed with the results
+    # suites that are measured too: packaged ones, or files relative to this one
+    include: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()  # (): the default ones
     alphas: tuple[float, ...] = ()  # (): those of the run
     images: tuple[ImageSet, ...] = ()
     records: tuple[RecordSet, ...] = ()
+    grounding: tuple[GroundingTest, ...] = ()
+    compositional: tuple[CompositionalTest, ...] = ()
+    included: tuple["Suite", ...] = ()
     folder: Path = field(default_factory=Path)  # what its paths are relative to
     packaged: bool = False
 
     @property
-    def sets(self) -> tuple[ImageSet | RecordSet, ...]:
-        """All of them."""
-        return (*self.images, *self.records)
+    def sets(self) -> tuple[AnySet, ...]:
+        """Its own, without those of the suites that it includes."""
+        return (*self.images, *self.records, *self.grounding, *self.compositional)
+
+    @property
+    def every(self) -> tuple["Suite", ...]:
+        """The suite itself, and all that it includes."""
+        return (self, *(one for part in self.included for one in part.every))
 
     @property
     def sha256(self) -> str:
-        """Of what the file says, without where it lies."""
-        said = {name: getattr(self, name) for name in _fields(Suite)}
+        """Of what the file and those that it includes say, without where they lie."""
+        said = {name: getattr(self, name) for name in _fields(Suite) if name != "include"}
         sets = {key: [dataclasses.asdict(one) for one in said.pop(key)] for key in TABLES}
-        return sha256_of(said | sets)
+        told = {
+            key: listed for key, listed in sets.items() if listed or key in ("images", "records")
+        }
+        parts = {"included": [one.sha256 for one in self.included]} if self.included else {}
+        return sha256_of(said | told | parts)
 
-    def place(self, one: ImageSet | RecordSet, suite_data: Path | None) -> Path:
-        """The folder of a set. Raises ValueError where a packaged suite needs `suite_data`."""
-        if one.data:
+    def place(self, one: AnySet, suite_data: Path | None) -> Path:
+        """Where a set is: of a packaged suite in `suite_data`, else where the file says, or in
+        `suite_data` or beside the file by its name. Raises ValueError where a packaged suite needs
+        `suite_data`.
+        """
+        if isinstance(one, ImageSet) and one.data.startswith(TFDS):
+            return Path(one.data)
+        if one.data and not self.packaged:
             return self.folder / user_path(one.data)
         if suite_data is None and self.packaged:
             raise ValueError(
@@ -96,7 +190,21 @@ class Suite:
                 f"--suite_data=FOLDER, a folder that holds one folder a set, named "
                 f"{', '.join(repr(known.name) for known in self.sets[:3])}, ..."
             )
-        return (self.folder if suite_data is None else suite_data) / one.name
+        return (self.folder if suite_data is None else suite_data) / (one.data or one.name)
+
+    def images_of(
+        self, one: GroundingTest | CompositionalTest, suite_data: Path | None
+    ) -> Path | None:
+        """The folder of images that a test names, as `place`; of a compositional test that names
+        none, `images` beside its questions. None: where the format has them.
+        """
+        if one.images:
+            root = suite_data if self.packaged and suite_data is not None else self.folder
+            return root / user_path(one.images)
+        if isinstance(one, GroundingTest):
+            return None
+        place = self.place(one, suite_data)
+        return (place.parent if place.suffix in QUESTIONS else place) / "images"
 
     def text(self, given: str) -> str:
         """A text file of a set, relative to the suite's; published counts go by their name."""
@@ -105,8 +213,21 @@ class Suite:
         return str(self.folder / user_path(given))
 
 
-TABLES: Mapping[str, type[ImageSet] | type[RecordSet]] = {"images": ImageSet, "records": RecordSet}
-_NOT_WRITTEN = ("folder", "packaged")
+def shown_metric(one: AnySet) -> str:
+    """The metric of a set that is shown and averaged."""
+    if isinstance(one, CompositionalTest) and not one.metric:
+        return METRICS_OF[one.format][0]
+    return one.metric
+
+
+TABLES: Mapping[str, type[AnySet]] = {
+    "images": ImageSet,
+    "records": RecordSet,
+    "grounding": GroundingTest,
+    "compositional": CompositionalTest,
+}
+COUNTS = ("num_classes", "num_images", "num_texts", "num_questions", "negatives")
+_NOT_WRITTEN = ("folder", "packaged", "included")
 
 
 def packaged_suites() -> list[str]:
@@ -121,8 +242,11 @@ def read_suite(given: str) -> Suite:
     values of another type, sets of one name, no sets.
     """
     if given in packaged_suites():
-        return _parse(PACKAGED / f"{given}.toml", packaged=True)
-    path = user_path(given)
+        return _parse(PACKAGED / f"{given}.toml", packaged=True, within=())
+    return _read_file(given, user_path(given), within=())
+
+
+def _read_file(given: str, path: Path, *, within: Sequence[Path]) -> Suite:
     if path.suffix not in SUFFIXES or not path.is_file():
         near = difflib.get_close_matches(given, packaged_suites(), n=1)
         raise ValueError(
@@ -130,10 +254,11 @@ def read_suite(given: str) -> Suite:
             + (f"; did you mean {near[0]!r}?" if near else ".")
             + f" Expected {', '.join(packaged_suites())}, or a file that ends in .toml or .json."
         )
-    return _parse(path, packaged=False)
+    return _parse(path, packaged=False, within=within)
 
 
-def _parse(path: Path, *, packaged: bool) -> Suite:
+def _parse(path: Path, *, packaged: bool, within: Sequence[Path]) -> Suite:
+    """The suite of a file; `within`: the files that include it."""
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -155,18 +280,47 @@ def _parse(path: Path, *, packaged: bool) -> Suite:
     suite = Suite(
         **_checked(content, Suite, title), **sets, folder=path.parent.absolute(), packaged=packaged
     )
+    included = tuple(
+        _under(suite, _included(name, path, title, within=(*within, path.resolve())))
+        for name in suite.include
+    )
+    suite = dataclasses.replace(suite, included=included)
     _check(suite, title)
     return suite
 
 
+def _included(name: str, path: Path, title: str, *, within: Sequence[Path]) -> Suite:
+    if name in packaged_suites():
+        other, packaged = PACKAGED / f"{name}.toml", True
+    else:
+        other, packaged = path.parent / user_path(name), False
+    if other.resolve() in within:
+        raise ValueError(f"{title} includes {name!r}, which includes it; take one of them out.")
+    if packaged:
+        return _parse(other, packaged=True, within=within)
+    return _read_file(name, other, within=within)
+
+
+def _under(outer: Suite, suite: Suite) -> Suite:
+    """A suite as it is measured in another, whose methods and alphas go before its own."""
+    return dataclasses.replace(
+        suite,
+        methods=outer.methods or suite.methods,
+        alphas=outer.alphas or suite.alphas,
+        included=tuple(_under(outer, one) for one in suite.included),
+    )
+
+
 def _check(suite: Suite, title: str) -> None:
-    names = [one.name for one in suite.sets]
-    if not names:
-        raise ValueError(f"{title} has no sets; give [[images]] or [[records]].")
-    for name in (suite.name, *names):
+    names = [part.name for part in suite.every]
+    names += [one.name for part in suite.every for one in part.sets]
+    if not suite.sets and not suite.included:
+        tables = " or ".join(f"[[{key}]]" for key in TABLES)
+        raise ValueError(f"{title} has no sets; give {tables}, or include other suites.")
+    for name in names:
         if not NAME.fullmatch(name):
             raise ValueError(f"{title}: {name!r} is not a name of a set: no '/', no space first.")
-    if twice := [name for i, name in enumerate(names) if name in (suite.name, *names[:i])]:
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"{title}: {twice[0]!r} is the name of two; give each its own.")
     for methods in (suite.methods, *(one.methods for one in suite.images)):
         try:
@@ -176,10 +330,45 @@ def _check(suite: Suite, title: str) -> None:
     if any(not 0 <= alpha <= 1 for alpha in suite.alphas):
         raise ValueError(f"{title}: alphas are numbers from 0 to 1, not {list(suite.alphas)}.")
     for one in suite.sets:
-        for what in ("num_classes", "num_images"):
+        for what in COUNTS:
             expected = getattr(one, what, None)
             if expected is not None and expected < 1:
                 raise ValueError(f"{title}: {what} of {one.name!r} should be at least 1.")
+    for one in suite.images:
+        _check_images(one, title)
+    for test in suite.grounding:
+        _check_grounding(test, title)
+    for each in suite.compositional:
+        metrics = METRICS_OF[each.format]
+        if each.metric and each.metric not in metrics:
+            raise ValueError(
+                f"{title}: {each.name!r} in the format {each.format} has the metrics "
+                f"{', '.join(metrics)}, not {each.metric!r}."
+            )
+
+
+def _check_images(one: ImageSet, title: str) -> None:
+    """A set of TFDS is one version of it, with so many classes: others are other measurements."""
+    address = one.data.removeprefix(TFDS)
+    if one.data == address or address.startswith(("/", ".", "~")):
+        return
+    if not VERSION.search(address) or one.num_classes is None:
+        raise ValueError(
+            f"{title}: {one.name!r} is of TFDS; give its version and num_classes, as in "
+            f'data = "{TFDS}eurosat/rgb:2.0.0" and num_classes = 10.'
+        )
+
+
+def _check_grounding(one: GroundingTest, title: str) -> None:
+    where = f"{title}: {one.name!r}"
+    if one.prompt.count("{}") != 1:
+        raise ValueError(f'{where} needs one "{{}}" in its prompt, where the text goes.')
+    if not one.feature or len(set(one.feature)) < len(one.feature):
+        raise ValueError(f"{where} needs one feature or two different ones, not {one.feature}.")
+    if one.negatives is not None and one.format != "fg_ovd":
+        raise ValueError(f"{where} has negatives, which only the format fg_ovd has.")
+    if one.metric == "caption_top1" and one.format not in ("fg_ovd", "jsonl"):
+        raise ValueError(f"{where} has no wrong captions to take caption_top1 of.")
 
 
 def _fields(kind: type) -> dict[str, Any]:
@@ -198,8 +387,9 @@ def _checked(given: Mapping[str, Any], kind: type, title: str) -> dict[str, Any]
                 f"{title}: unknown key {key!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; expected {', '.join(known)}.")
             )
-    if "name" not in given:
-        raise ValueError(f"{title} has no name; give it one.")
+    for required in ("name", "format"):
+        if required in known and required not in given:
+            raise ValueError(f"{title} has no {required}; give it one.")
     return {key: _value(value, known[key], f"{title}: {key}") for key, value in given.items()}
 
 

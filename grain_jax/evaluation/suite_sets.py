@@ -1,45 +1,88 @@
-"""The sets of a `Suite`: opened and checked before a model is loaded, measured, averaged."""
+"""The sets of a `Suite` and of those that it includes: opened and checked before a model is loaded,
+measured, averaged.
+"""
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grain_jax.config import TrainConfig
 from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.classification.set_names import TFDS
+from grain_jax.data.compositional.readers import Test
+from grain_jax.data.grounding.queries import GroundingSet
 from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet
 from grain_jax.data.source import open_source
+from grain_jax.evaluation.compositional_suite import describe_test
 from grain_jax.evaluation.details import ResultDetails
+from grain_jax.evaluation.grounding_benchmark import CONSTANT, WHOLE
 from grain_jax.evaluation.left_out import note_left_out
 from grain_jax.evaluation.suite import TrainingBoxes, evaluate_set, score_zero_shot
-from grain_jax.evaluation.suite_file import ImageSet, RecordSet, Suite
+from grain_jax.evaluation.suite_file import (
+    AnySet,
+    CompositionalTest,
+    GroundingTest,
+    ImageSet,
+    RecordSet,
+    Suite,
+    shown_metric,
+)
+from grain_jax.evaluation.suite_tests import (
+    Trained,
+    measure_compositional_test,
+    measure_grounding_test,
+    open_compositional,
+    open_grounding,
+)
 from grain_jax.evaluation.unknown_words import unknown_words_note
-from grain_jax.inference.encoder import Encoder
+from grain_jax.inference.encoder import Encoder, errors_about
+from grain_jax.paths import nearest_hint
 from grain_jax.results import Result
 from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 AVERAGE, EXPECTED = "average", "average_expected_sets"  # metrics of the suite as a whole
 RECORDS_INFO = "dataset_info.json"  # which a folder of prepared records has
+BLIND = ("random", WHOLE, CONSTANT)  # methods that read no text: their mean says nothing
 
 
 @dataclass(frozen=True)
 class OpenedSuite:
-    """A suite with its sets of labelled images loaded; of records, the folders are known."""
+    """A suite with its sets loaded; of records, the folders are known."""
 
     suite: Suite
     images: tuple[tuple[ImageSet, ZeroShotSet], ...]
     records: tuple[tuple[RecordSet, Path, Source], ...]
-    missing: tuple[str, ...]  # sets that are not there
-    # folders of the sets that are there; of records with their split
-    places: tuple[tuple[Path, str | None], ...] = ()
+    grounding: tuple[tuple[GroundingTest, GroundingSet], ...]
+    compositional: tuple[tuple[CompositionalTest, Test], ...]
+    included: tuple["OpenedSuite", ...]
+    missing: tuple[str, ...]  # sets that are not there, also of suites that are included
+    # folders of its own sets that are there; of records with their split
+    own_places: tuple[tuple[Path, str | None], ...] = ()
+
+    @property
+    def places(self) -> tuple[tuple[Path, str | None], ...]:
+        """Folders of all sets that are there; of records with their split."""
+        return (*self.own_places, *(place for part in self.included for place in part.places))
 
     @property
     def metrics(self) -> dict[str, str]:
         """Set -> the metric that is shown of it, and averaged."""
-        present = [one for one, _ in self.images] + [one for one, *_ in self.records]
-        return {one.name: one.metric for one in present}
+        found: dict[str, str] = {}
+        for part in self.included:
+            found |= part.metrics
+        found |= {one.name: shown_metric(one) for one, _ in self.images}
+        found |= {one.name: shown_metric(one) for one, *_ in self.records}
+        found |= {one.name: shown_metric(one) for one, _ in self.grounding}
+        return found | {one.name: shown_metric(one) for one, _ in self.compositional}
+
+    @property
+    def note(self) -> str:
+        """What is printed below the results."""
+        notes = [f"{part.suite.name}: {part.note}" for part in self.included if part.note]
+        return " ".join([*([self.suite.note] if self.suite.note else []), *notes])
 
     def described(self) -> dict[str, Any]:
         """For the file of results."""
@@ -54,7 +97,7 @@ def open_suite(
     allow_missing: bool = False,
     note: Callable[[str], None] = print,
 ) -> OpenedSuite:
-    """Finds and loads the sets; no image is read.
+    """Finds and loads the sets; no image is decoded.
 
     Args:
         suite_data: a folder that holds one folder a set, for sets whose `data` is not given.
@@ -62,12 +105,19 @@ def open_suite(
         note: called with sentences that a reader of the metrics should know.
 
     Raises ValueError where sets are missing, all of them named at once; where one has another
-    number of classes or images than expected; and as `load_zero_shot` does.
+    number of classes, images, texts or questions than expected; and as `load_zero_shot`,
+    `load_grounding` and the readers of compositional tests do.
     """
-    places = {one.name: suite.place(one, suite_data) for one in suite.sets}
-    missing = tuple(name for name, place in places.items() if not place.is_dir())
+    places = {one.name: part.place(one, suite_data) for part in suite.every for one in part.sets}
+    lacking = {
+        one.name: what
+        for part in suite.every
+        for one in part.sets
+        if (what := _what_lacks(part, one, places[one.name], suite_data))
+    }
+    missing = tuple(lacking)
     if missing and (not allow_missing or len(missing) == len(places)):
-        listed = "".join(f"\n  {name}: no folder {str(places[name])!r}" for name in missing)
+        listed = "".join(f"\n  {name}: {what}" for name, what in lacking.items())
         raise ValueError(
             f"{len(missing)} of the {len(places)} sets of suite {suite.name!r} are missing:{listed}"
             f"\nGive another --suite_data{'' if allow_missing else ', or --allow_missing'}; its "
@@ -78,16 +128,92 @@ def open_suite(
             f"{len(missing)} of the {len(places)} sets of suite {suite.name!r} are missing and "
             f"left out: {', '.join(missing)}."
         )
-    images, records = [], []
+    return _opened(suite, suite_data, places, missing, note)
+
+
+def _what_lacks(suite: Suite, one: AnySet, place: Path, suite_data: Path | None) -> str:
+    """Which folder or file of a set is not there; "" for none."""
+    if str(place).startswith(TFDS):
+        from grain_jax.data.classification.tfds_set import is_prepared  # TFDS is slow to import
+
+        return "" if is_prepared(place) else f"no prepared data set {str(place)!r}"
+    if isinstance(one, RecordSet) and not place.is_dir():
+        return f"no folder {str(place)!r}"
+    if not place.exists():
+        kind = "file" if place.suffix else "folder"
+        return f"no {kind} {str(place)!r}{nearest_hint(place)}"
+    if isinstance(one, GroundingTest | CompositionalTest):
+        images = suite.images_of(one, suite_data)
+        if images is not None and not images.is_dir():
+            return f"no folder {str(images)!r} of its images{nearest_hint(images)}"
+    return ""
+
+
+def _opened(
+    suite: Suite,
+    suite_data: Path | None,
+    places: Mapping[str, Path],
+    missing: Collection[str],
+    note: Callable[[str], None],
+) -> OpenedSuite:
+    """The sets of a suite that are there, and the suites that it includes."""
+    included = tuple(_opened(part, suite_data, places, missing, note) for part in suite.included)
+    images, records, compositional = [], [], []
     for one in suite.images:
         if one.name not in missing:
             images.append((one, _open_images(suite, one, places[one.name], note)))
     for each in suite.records:
         if each.name not in missing:
             records.append((each, places[each.name], _open_records(suite, each, places[each.name])))
+    for test in suite.compositional:
+        if test.name not in missing:
+            place, folder = places[test.name], suite.images_of(test, suite_data)
+            assert folder is not None
+            with errors_about(_title(suite, test)):
+                asked = open_compositional(test, place, folder)
+            described = describe_test(asked)
+            for what in ("images", "questions"):
+                _expect(suite, test.name, what, getattr(test, f"num_{what}"), described[what])
+            compositional.append((test, asked))
     known: list[tuple[Path, str | None]] = [(places[one.name], None) for one, _ in images]
     known += [(place, each.split) for each, place, _ in records]
-    return OpenedSuite(suite, tuple(images), tuple(records), missing, tuple(known))
+    return OpenedSuite(
+        suite,
+        tuple(images),
+        tuple(records),
+        tuple(_open_phrases(suite, suite_data, places, missing)),
+        tuple(compositional),
+        included,
+        tuple(name for part in suite.every for name in _names(part) if name in missing),
+        tuple(known),
+    )
+
+
+def _names(suite: Suite) -> list[str]:
+    return [one.name for one in suite.sets]
+
+
+def _title(suite: Suite, one: AnySet) -> str:
+    return f"Set {one.name!r} of suite {suite.name!r}"
+
+
+def _open_phrases(
+    suite: Suite, suite_data: Path | None, places: Mapping[str, Path], missing: Collection[str]
+) -> Iterator[tuple[GroundingTest, GroundingSet]]:
+    """The grounding tests; queries that several ask by other protocols are read once."""
+    read: dict[tuple[Any, ...], GroundingSet] = {}
+    for one in suite.grounding:
+        if one.name in missing:
+            continue
+        place, images = places[one.name], suite.images_of(one, suite_data)
+        key = one.format, place, images, one.split, one.split_file, one.negatives
+        with errors_about(_title(suite, one)):
+            found = read.get(key) or open_grounding(one, place, images)
+        read[key] = found
+        _expect(suite, one.name, "images", one.num_images, len(found.images))
+        texts = len(found.queries) + sum(found.left_out.values())
+        _expect(suite, one.name, "texts", one.num_texts, texts)
+        yield one, dataclasses.replace(found, name=one.name)
 
 
 def _open_images(
@@ -109,6 +235,9 @@ def _open_images(
         keep_names=one.keep_names,
         classes_by=one.classes_by,
         allow_equal_names=one.allow_equal_names,
+        split=one.split or None,
+        image_column=one.image_column or None,
+        label_column=one.label_column or None,
         note=note,
     )
     _expect(suite, one.name, "classes", one.num_classes, len(dataset.class_names))
@@ -145,24 +274,42 @@ def evaluate_suite(
     note: Callable[[str], None] = print,
     details: ResultDetails | None = None,
     methods: Sequence[str] | None = None,
+    alphas: Sequence[float] | None = None,
 ) -> list[Result]:
-    """The results of every set, and their averages.
+    """The results of every set, and their averages, of suites that are included first.
 
     `config` has the alphas and the settings of scores; `templates` are the model's, for sets
-    without any of their own. `note` is called as by `open_suite`. `methods`: None, those of the
-    suite.
+    without any of their own. `note` is called as by `open_suite`. `methods` and `alphas`: None,
+    those of the suite.
     """
+    details = ResultDetails() if details is None else details
     results: list[Result] = []
-    has_regions = config.model.type == "grain" and encoder.learned.regions
+    for part in opened.included:
+        results += evaluate_suite(
+            encoder,
+            part,
+            config,
+            templates=templates,
+            note=note,
+            details=details,
+            methods=methods,
+            alphas=alphas,
+        )
+    if weights := alphas or opened.suite.alphas:
+        evaluation = dataclasses.replace(config.evaluation, alphas=tuple(weights))
+        config = dataclasses.replace(config, evaluation=evaluation)
+    trained = Trained.of(encoder, config)
+    own: list[Result] = []
     for one, loaded in opened.images:
-        own = "templates" in loaded.text_files
-        dataset = loaded if own else dataclasses.replace(loaded, templates=tuple(templates))
+        dataset = loaded
+        if "templates" not in loaded.text_files:
+            dataset = dataclasses.replace(loaded, templates=tuple(templates))
         if unknown := unknown_words_note(encoder.tokenizer, dataset):
             note(f"{one.name}: {unknown}")
         asked = methods or one.methods or opened.suite.methods
         if asked:
-            note_left_out(asked, dataset, has_regions=has_regions, note=note)
-        results += score_zero_shot(
+            note_left_out(asked, dataset, has_regions=trained.regions, note=note)
+        own += score_zero_shot(
             encoder,
             dataset,
             config,
@@ -171,7 +318,7 @@ def evaluate_suite(
             methods=asked or DEFAULT_METHODS,
         )
     for each, place, source in opened.records:
-        results += evaluate_set(
+        own += evaluate_set(
             encoder,
             EvaluationSet(each.name, f"Set {each.name!r}", source),
             config,
@@ -180,7 +327,13 @@ def evaluate_suite(
             training=_training_boxes(encoder, config, place),
             details=details,
         )
-    return [*results, *averages(opened, results)]
+    for test, data in opened.grounding:
+        own += measure_grounding_test(
+            encoder, test, data, trained=trained, note=note, details=details
+        )
+    for _, asked_of in opened.compositional:
+        own += measure_compositional_test(encoder, asked_of, note=note, details=details)
+    return [*results, *own, *averages(opened, own)]
 
 
 def _training_boxes(encoder: Encoder, config: TrainConfig, place: Path) -> TrainingBoxes | None:
@@ -198,19 +351,26 @@ def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
     """Of each method and alpha, the mean over the sets of the suite that it was measured on, each
     by its own metric; `n` is their number. Beside it stands how many the suite has.
 
-    None where a suite has fewer than two sets of a kind.
+    Of grounding, sets of one protocol are averaged, and the data set of the mean names it, as in
+    "mine/predicted_any". Sets of suites that are included are averaged there. None where a suite
+    has fewer than two sets of a kind.
     """
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in opened.suite.sets:
+        if one.in_average:
+            groups[one.averaged_with][one.name] = shown_metric(one)
     found: list[Result] = []
-    for sets in (opened.suite.images, opened.suite.records):
-        averaged = {one.name: one.metric for one in sets if one.in_average}
+    for group, averaged in groups.items():
         if len(averaged) < 2:
             continue
+        _, _, protocol = group.partition("/")
+        dataset = "/".join(filter(None, (opened.suite.name, protocol)))
         values: dict[tuple[str, float | None], list[float]] = defaultdict(list)
         for result in results:
-            if averaged.get(result.dataset) == result.metric and result.method != "random":
+            if averaged.get(result.dataset) == result.metric and result.method not in BLIND:
                 values[result.method, result.alpha].append(result.value)
         for key, each in values.items():
             mean = sum(each) / len(each)
-            found.append(Result(opened.suite.name, *key, AVERAGE, mean, n=len(each)))
-            found.append(Result(opened.suite.name, *key, EXPECTED, float(len(averaged))))
+            found.append(Result(dataset, *key, AVERAGE, mean, n=len(each)))
+            found.append(Result(dataset, *key, EXPECTED, float(len(averaged))))
     return found

@@ -32,6 +32,7 @@ NONE, AUTO = "none", "auto"
 FOLDER = "embeddings"  # in the user's cache
 NO_CACHE = "Embeddings: none were cached."
 PARTS = ("image", "regions", "boxes")
+IMAGES, WHOLE_IMAGES = "images-", "whole-"  # keys of entries begin so
 
 
 def open_cache(setting: str, *, max_gib: int | None = None) -> ArrayStore | None:
@@ -112,21 +113,45 @@ class CachedEncoder(Encoder):
         """As `Encoder.images`."""
         if len(source) == 0:
             return super().images(source, on_batch=on_batch)
-        with errors_in_all():
-            own = images_sha256(source) if jax.process_index() == 0 else ""
-        key = f"images-{sha256_of_json([self._of_images, from_first(own)])}"
-        found = self._store.read(key)
-        whole = found is not None and len(found.get("image", ())) == len(source)
-        if same_in_all(str(whole)) and whole and found is not None:
-            self.read_images += len(source)
+        key = self._key(source)
+        if (found := self._read(IMAGES + key, source)) is not None:
             if on_batch is not None:
                 on_batch(len(source))
             return ImageFeatures(found["image"], found.get("regions"), found.get("boxes"))
         features = super().images(source, on_batch=on_batch)
         self.encoded_images += len(source)
         parts = {name: getattr(features, name) for name in PARTS}
-        self._keep(key, {name: part for name, part in parts.items() if part is not None})
+        self._keep(IMAGES + key, {name: part for name, part in parts.items() if part is not None})
         return features
+
+    def whole_images(self, source: Source) -> Float[np.ndarray, "N E"]:
+        """As `Encoder.whole_images`; regions and boxes, which are many times larger, are not kept,
+        and are read where `images` has kept them.
+        """
+        if len(source) == 0:
+            return super().whole_images(source)
+        key = self._key(source)
+        for kind in (IMAGES, WHOLE_IMAGES):
+            if (found := self._read(kind + key, source)) is not None:
+                return found["image"]
+        image = Encoder.images(self, source).image
+        self.encoded_images += len(source)
+        self._keep(WHOLE_IMAGES + key, {"image": image})
+        return image
+
+    def _key(self, source: Source) -> str:
+        with errors_in_all():
+            own = images_sha256(source) if jax.process_index() == 0 else ""
+        return sha256_of_json([self._of_images, from_first(own)])
+
+    def _read(self, key: str, source: Source) -> dict[str, np.ndarray] | None:
+        """An entry of all images of the source, where every host finds one."""
+        found = self._store.read(key)
+        whole = found is not None and len(found.get("image", ())) == len(source)
+        if not same_in_all(str(whole)) or not whole:
+            return None
+        self.read_images += len(source)
+        return found
 
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
         """As `Encoder.texts`."""

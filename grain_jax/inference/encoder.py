@@ -207,6 +207,10 @@ class Encoder:
         raise_in_all(failure)
         return features
 
+    def whole_images(self, source: Source) -> Float[np.ndarray, "N E"]:
+        """The embedding of every image as a whole. Raises ValueError as `images`."""
+        return self.images(source).image
+
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
         """Embeddings of texts, each different one encoded once; `kind` "caption" or "description"
         sets the length. Raises ValueError where one is not finite.

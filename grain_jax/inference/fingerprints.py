@@ -16,7 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import grain_jax
-from grain_jax.data.records import Record, Source, read_records
+from grain_jax.data.image_digest import image_digest
+from grain_jax.data.records import Source, read_records
 
 CODE = ("models", "data", "inference/encoder.py", "inference/length_groups.py")
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
@@ -99,35 +100,26 @@ def code_sha256() -> str:
 def images_sha256(source: Source) -> str:
     """Of the content of all images of a source, in their order; each is read once and not decoded.
 
-    A source whose images are drawn may have a `fingerprint`, JSON that says what they are.
+    A source whose images are drawn may have a `fingerprint`, JSON that says what they are; one
+    whose images are made from others `image_digests` (`data/image_digest.py`).
     """
     drawn = getattr(source, "fingerprint", None)
     if drawn is not None:
         return sha256_of_json([len(source), drawn])
     starts = range(0, len(source), RECORDS_AT_ONCE)
+    digests_of = getattr(source, "image_digests", None)
 
     def hash_block(start: int) -> bytes:
         block = range(start, min(start + RECORDS_AT_ONCE, len(source)))
-        return b"".join(map(_image_digest, read_records(source, block)))
+        if digests_of is not None:
+            return b"".join(digests_of(block))
+        return b"".join(image_digest(record.image) for record in read_records(source, block))
 
     found = hashlib.sha256()
     with ThreadPoolExecutor(1 if getattr(source, "read_in_order", False) else THREADS) as threads:
         for digests in threads.map(hash_block, starts):
             found.update(digests)
     return found.hexdigest()
-
-
-def _image_digest(record: Record) -> bytes:
-    return content_digest(record.image)
-
-
-def content_digest(image: bytes | np.ndarray) -> bytes:
-    """SHA-256 of the bytes of a file, or of type, shape and pixels."""
-    if isinstance(image, bytes):
-        return hashlib.sha256(image).digest()
-    found = hashlib.sha256(f"{image.dtype} {image.shape}\n".encode())
-    found.update(np.ascontiguousarray(image).data)
-    return found.digest()
 
 
 def text_digests(texts: Sequence[str]) -> list[bytes]:

@@ -20,7 +20,7 @@ from grain_jax.data.transforms import (
     image_shape,
     upright_rgb,
 )
-from grain_jax.inference.fingerprints import content_digest
+from grain_jax.data.image_digest import image_digest
 from grain_jax.paths import user_path
 
 ImageInput = Image.Image | np.ndarray | str | Path | bytes
@@ -77,7 +77,7 @@ class ImageInputs:
             image = self._read(self._images[index])
         except (ImageError, SkippedSample) as error:
             raise ImageError(f"Image {self.name(index)!r}: {error}") from None
-        return content_digest(image)
+        return image_digest(image)
 
     def part(self, indices: Sequence[int]) -> "ImageInputs":
         """Some of the images, with their names."""

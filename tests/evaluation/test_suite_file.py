@@ -29,6 +29,9 @@ tasks = ["retrieval"]
 """
 
 
+G = "[[grounding]]\nname = 'a'\nformat = 'coco'\n"
+
+
 @pytest.fixture
 def write(tmp_path):
     def written(text: str, name: str = "mine.toml") -> str:
@@ -92,6 +95,30 @@ def test_paths_are_relative_to_the_file(write, tmp_path):
         ("[[images]]\nname = 'a'\nnum_classes = 2.5", "num_classes is a whole number, not 2.5"),
         ("[[images]]\nname = 'a'\nnum_images = true", "num_images is a whole number, not True"),
         ("[[images]]\nname = 'a'\nnum_images = 0", "num_images of 'a' should be at least 1"),
+        ("[[grounding]]\nname = 'a'", r"grounding\[0\] has no format"),
+        (G + "box = 'given'", "unknown key 'box'; did you mean 'boxes'"),
+        (G + "boxes = 'mine'", "boxes is one of predicted, given, not 'mine'"),
+        (G + "feature = ['region', 'box']", "feature is one of region, crop, not 'box'"),
+        (G + "feature = ['crop', 'crop']", "one feature or two different ones"),
+        (G + "prompt = 'a photo'", 'needs one "{}" in its prompt'),
+        (G + "negatives = 3", "'a' has negatives, which only the format fg_ovd has"),
+        (G + "metric = 'caption_top1'", "no wrong captions"),
+        (G + "num_texts = 0", "num_texts of 'a' should be at least 1"),
+        ("[[compositional]]\nname = 'a'\nformat = 'vl'", "format is one of sugarcrepe, winoground"),
+        (
+            "[[compositional]]\nname = 'a'\nformat = 'winoground'\nmetric = 'accuracy'",
+            "the metrics group, text, image, not 'accuracy'",
+        ),
+        ("include = ['grain12']", "no suite 'grain12'; did you mean 'grain11'"),
+        ("include = ['mine.toml']", "includes 'mine.toml', which includes it"),
+        ("include = ['novel', 'novel']", "'novel' is the name of two"),
+        ("include = ['novel']\n[[images]]\nname = 'let_it_wag'", "'let_it_wag' is the name of two"),
+        ("include = 'novel'", "include is a list"),
+        (
+            "[[images]]\nname = 'a'\ndata = 'tfds:eurosat/rgb'",
+            "is of TFDS; give its version",
+        ),
+        ("[[images]]\nname = 'a'\ndata = 'tfds:dtd:3.0.1'", "is of TFDS; give its version"),
         ("[[images]]\nname = 'a'\nkeep_names = 1", "keep_names is true or false, not 1"),
         ("[[images]]\nname = 'a'\nmetric = 'top3'", "metric is one of top1, per_class, not 'top3'"),
         ("[[records]]\nname = 'a'\ntasks = ['names']", "tasks is one of retrieval, grounding"),
@@ -125,11 +152,51 @@ def test_other_files_are_not_suites(write, tmp_path):
 def test_suites_of_the_package_are_read(name, tmp_path):
     suite = read_suite(name)
     assert suite.name == name
-    assert all(not one.data for one in suite.sets)
-    first = suite.sets[0]
-    assert suite.place(first, tmp_path) == tmp_path / first.name
+    part = next(part for part in suite.every if part.sets)
+    first = part.sets[0]
+    assert part.place(first, tmp_path) == tmp_path / first.name
     with pytest.raises(ValueError, match=f"give --suite_data=FOLDER.*{first.name!r}"):
-        suite.place(first, None)
+        part.place(first, None)
+    for one in part.sets:
+        assert part.place(one, tmp_path).is_relative_to(tmp_path)
+
+
+def test_all_of_the_package_are_one_suite():
+    every = read_suite("all").every
+    assert {part.name for part in every} == set(packaged_suites())
+    names = [one.name for part in every for one in part.sets]
+    assert len(set(names)) == len(names)
+    assert {"eurosat", "let_it_wag", "objectnet", "docci", "refcoco+_testA"} <= set(names)
+
+
+def test_classes_of_every_packaged_set_are_counted():
+    """But of products, of which everybody has others."""
+    sets = [one for part in read_suite("all").every for one in part.images]
+    assert [one.name for one in sets if one.num_classes is None] == ["products2023"]
+
+
+def test_sentences_of_the_splits_of_refcoco_are_the_published_ones():
+    asked = {one.name: one.num_texts for one in read_suite("grounding").grounding}
+    of_split = {name: n for name, n in asked.items() if "_given" not in name and n is not None}
+    # Of 142,210 and 141,564 expressions, those that are not in the training splits.
+    assert sum(n for name, n in of_split.items() if "refcoco_" in name) == 142_210 - 120_624
+    assert sum(n for name, n in of_split.items() if "refcoco+" in name) == 141_564 - 120_191
+    assert all(asked[f"{name}_given"] == n for name, n in of_split.items())
+
+
+def test_a_suite_in_another_has_its_methods_and_its_own_paths(write, tmp_path):
+    (tmp_path / "sub").mkdir()
+    write("methods = ['name']\nalphas = [0.5]\n[[images]]\nname = 'a'\ndata = 'x'", "sub/one.toml")
+    write("include = ['one.toml']\n[[images]]\nname = 'b'\nmethods = ['name']", "sub/two.toml")
+    suite = read_suite(write("methods = ['description']\ninclude = ['sub/two.toml']", "o.toml"))
+    _, two, one = suite.every
+    assert (one.name, two.name) == ("one", "two")
+    assert one.methods == two.methods == ("description",)
+    assert (one.alphas, two.images[0].methods) == ((0.5,), ("name",))
+    assert one.place(one.images[0], None) == tmp_path / "sub" / "x"
+    before = suite.sha256
+    write("[[images]]\nname = 'a'\ndata = 'y'", "sub/one.toml")
+    assert read_suite(str(tmp_path / "o.toml")).sha256 != before
 
 
 def test_the_official_average_is_over_eleven_of_twelve_sets():

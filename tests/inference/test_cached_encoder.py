@@ -8,11 +8,14 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image as ImageModule
 from toy_encoder import SIZE, ToySource, bird_set, make_image, record, toy_encoder
 
 from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
-from grain_jax.data.records import Record, evenly_spaced
+from grain_jax.data.compositional.questions import CroppedImages
+from grain_jax.data.grounding.crops import Crops
+from grain_jax.data.records import Record, Selection, evenly_spaced
 from grain_jax.data.synthetic_birds.source import SyntheticBirdSource
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
@@ -279,3 +282,49 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
         open_cache(str(tmp_path / "file"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert open_cache("auto") is None
+
+
+BOXES = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1], [0, 0, 0.5, 1]], np.float32)
+
+
+def crops(boxes=BOXES) -> Crops:
+    source = ToySource(record("a", "red", "green", "blue"), record("b", "blue", "green", "red"))
+    return Crops(source, np.array([0, 0, 1]), boxes)
+
+
+def test_crops_are_known_by_their_image_and_box(store, monkeypatch):
+    first = over(store).whole_images(crops())
+    np.testing.assert_array_equal(first, toy_encoder().images(crops()).image)
+    monkeypatch.setattr(Crops, "__getitem__", lambda self, index: pytest.fail("a crop was made"))
+    again = mute(over(store))
+    np.testing.assert_array_equal(again.whole_images(crops()), first)
+    assert again.read_images == 3
+    keys = {images_sha256(Selection(crops(), [row])) for row in range(3)}
+    assert len(keys) == 3  # another box, another image
+    moved = BOXES.copy()
+    moved[1, 0] = np.nextafter(moved[1, 0], np.float32(1))
+    assert images_sha256(crops(moved)) != images_sha256(crops())
+    assert images_sha256(Selection(crops(moved), [0])) in keys
+
+
+def test_questions_with_a_box_are_known_by_it(tmp_path):
+    ImageModule.fromarray(make_image("red", "green")).save(tmp_path / "a.png")
+    found = [
+        images_sha256(CroppedImages(tmp_path, ("a.png",), (box,)))
+        for box in (None, (0, 0, 2, 2), (0, 0, 2, 3))
+    ]
+    assert len(set(found)) == 3
+    assert found[0] == images_sha256(ImageFiles(tmp_path, ("a.png",), ("",)))
+
+
+def test_regions_are_not_kept_where_only_whole_images_are_asked_for(store):
+    whole = over(store).whole_images(bird_set().source)
+    np.testing.assert_array_equal(mute(over(store)).whole_images(bird_set().source), whole)
+    (key,) = store.keys("whole-")
+    assert set(store.read(key)) == {"image"}
+    encoder = over(store)
+    assert encoder.images(bird_set().source).regions is not None
+    assert encoder.encoded_images == 3  # the regions were not there
+    other = evenly_spaced(bird_set().source, 2)
+    features = over(store).images(other)
+    np.testing.assert_array_equal(mute(over(store)).whole_images(other), features.image)

@@ -23,6 +23,7 @@ from grain_jax.data.tfds_records import foreign_features
 from grain_jax.paths import expand_home, user_path
 
 INFO = "dataset_info.json"
+DATA_DIR = "TFDS_DATA_DIR"  # the variable that names the folder of data sets
 ADDRESS = re.compile(r"(?P<name>\w+)(/(?P<config>[\w-][\w.-]*))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -135,7 +136,7 @@ def _find(address: str) -> tuple[Path, str]:
             f"'{TFDS}{address}' should be {TFDS}NAME, {TFDS}NAME/CONFIG or "
             f"{TFDS}NAME/CONFIG:VERSION, such as {TFDS}eurosat/rgb:2.0.0."
         )
-    root = Path(expand_home(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
+    root = Path(expand_home(os.environ.get(DATA_DIR, "~/tensorflow_datasets")))
     folder = root / parts["name"] / (parts["config"] or "")
     name = "-".join(filter(None, (parts["name"], parts["config"])))
     if parts["version"]:
@@ -158,6 +159,22 @@ def _find(address: str) -> tuple[Path, str]:
             f"{TFDS}{address}/{configs[0]}."
         )
     raise ValueError(_not_prepared(address, folder, parts["name"]))
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether the version of a data set that `tfds:NAME:VERSION`, or the folder of one, names is
+    there. Raises ValueError for an address of another form.
+    """
+    address = str(path).removeprefix(TFDS)
+    if address.startswith(("/", ".", "~")):
+        return (user_path(address) / INFO).is_file()
+    parts = ADDRESS.fullmatch(address)
+    if parts is None or parts["version"] is None:
+        raise ValueError(
+            f"{str(path)!r} should be {TFDS}NAME:VERSION or {TFDS}NAME/CONFIG:VERSION."
+        )
+    root = Path(expand_home(os.environ.get(DATA_DIR, "~/tensorflow_datasets")))
+    return (root / parts["name"] / (parts["config"] or "") / parts["version"] / INFO).is_file()
 
 
 def _not_prepared(address: str, folder: Path, name: str) -> str:

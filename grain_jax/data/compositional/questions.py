@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from grain_jax.data.image_digest import crop_digest, image_digest
 from grain_jax.data.image_files import SkippedSample, read_image_bytes
 from grain_jax.data.image_paths import path_inside
 from grain_jax.data.records import Record
@@ -36,10 +37,7 @@ class CroppedImages:
 
     def __getitem__(self, index: int, /) -> Record:
         name, box = self.files[index], self.boxes[index]
-        try:
-            image = read_image_bytes(self.root / name, name=name)
-        except SkippedSample as error:
-            raise ValueError(f"Image {error}") from error
+        image = self._bytes(name)
         if box is None:
             return Record(id=name, image=image)
         try:
@@ -55,6 +53,20 @@ class CroppedImages:
             )
         cropped = np.asarray(Image.fromarray(pixels).crop(box))
         return Record(id=f"{name}@{','.join(map(str, box))}", image=cropped)
+
+    def image_digests(self, indices: Sequence[int]) -> list[bytes]:
+        """What stands for the images in keys: their bytes, and their boxes where they have any."""
+        digests = []
+        for index in indices:
+            whole, box = image_digest(self._bytes(self.files[index])), self.boxes[index]
+            digests.append(whole if box is None else crop_digest(whole, box))
+        return digests
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return read_image_bytes(self.root / name, name=name)
+        except SkippedSample as error:
+            raise ValueError(f"Image {error}") from error
 
 
 class ImageIndex:

@@ -1,0 +1,151 @@
+"""`python -m grain_jax.evaluate`: several checkpoints, suites, and a run that trains."""
+
+import json
+import re
+
+import pytest
+from plain_text import plain
+from stored_results import stored_results
+from toy_encoder import half
+from toy_evaluations import png, written
+
+from grain_jax import evaluate
+
+
+def test_several_checkpoints_are_one_table_and_a_file_each(two_runs, images, capsys):
+    first, other = two_runs
+    given = [f"--checkpoint={first}", f"--checkpoint={other}", f"--data={images}"]
+    assert evaluate.main(given) == 0
+    printed = plain(capsys.readouterr().out)
+    assert re.search(r"colours name top-1 100.0 ± \S+ 61.1 ± ", printed)
+    assert printed.count("Written to") == 2
+    assert stored_results(written(first))["colours/name"] == 1.0
+    mistaken = (1 / 3 + 1 / 2 + 1) / 3  # red is nothing to it, green is red as well
+    assert stored_results(written(other))["colours/name"] == pytest.approx(mistaken)
+
+
+def test_a_file_of_one_model_is_refused_for_several(two_runs, images, tmp_path, capsys, run):
+    given = [f"--checkpoint={two_runs[0]},{two_runs[1]}", f"--data={images}"]
+    assert evaluate.main([*given, f"--output={tmp_path / 'a.json'}"]) == 2
+    assert "--output names one file, and 2 checkpoints" in capsys.readouterr().err
+    assert run.asked == []
+
+
+@pytest.fixture
+def suite(images):
+    path = images.parent / "mine.toml"
+    path.write_text(
+        'note = "Of colours."\nalphas = [0.25]\n[[images]]\nname = "colours"\nnum_images = 3\n'
+        '[[images]]\nname = "absent"\n'
+    )
+    return path
+
+
+def test_a_suite_is_measured_with_what_it_has(run, suite, capsys):
+    given = [f"--checkpoint={run.folder}", f"--suite={suite}"]
+    assert evaluate.main(given) == 2
+    assert f"absent: no folder '{suite.parent / 'absent'}'" in capsys.readouterr().err
+    assert run.asked == []
+    assert evaluate.main([*given, "--allow_missing"]) == 0
+    printed = plain(capsys.readouterr().out)
+    assert "average over 1 of 2 sets" in printed
+    assert "Of colours." in printed
+    path = written(run.folder, "evaluation_mine_step7_")
+    results = stored_results(path)
+    assert results["colours/description/alpha0.25"] == 1.0
+    assert results["mine/name/average"] == 1.0
+    report = json.loads(path.read_text())
+    assert report["settings"]["suite"]["missing"] == ["absent"]
+    assert report["settings"]["alphas"] == [0.25]
+    assert evaluate.main([*given, "--allow_missing", "--alphas=0.75"]) == 0  # the user's go first
+    assert "alpha 0.75" in plain(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=."], "--suite and --data both say what to measure"),
+        (["--templates=a.txt"], "--templates is of one set; write it under the set"),
+        (["--tasks=retrieval"], "--tasks goes with prepared records"),
+        (["--suite_data=nowhere"], "2 of the 2 sets of suite 'mine' are missing"),
+    ],
+)
+def test_what_does_not_go_with_a_suite_is_refused(run, suite, arguments, message, capsys):
+    assert evaluate.main([f"--checkpoint={run.folder}", f"--suite={suite}", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert run.asked == []
+
+
+def test_options_of_suites_need_one(run, capsys):
+    assert evaluate.main([f"--checkpoint={run.folder}", "--allow_missing"]) == 2
+    assert "--allow_missing goes with --suite" in capsys.readouterr().err
+    assert evaluate.main([f"--checkpoint={run.folder}", "--suite=grain12"]) == 2
+    assert "did you mean 'grain11'" in capsys.readouterr().err
+
+
+def test_a_run_is_watched_to_its_end(run, images, capsys):
+    for step in (3, 7):
+        place = run.folder / "checkpoints" / str(step)
+        (place / "metadata").mkdir(parents=True)
+        (place / "metadata" / "metadata").write_text('{"config": {"steps": 7}}')
+        (place / "_CHECKPOINT_METADATA").touch()
+    given = [f"--checkpoint={run.folder}", f"--data={images}", "--watch"]
+    assert evaluate.main(given) == 0
+    assert [step for _, step, _ in run.asked] == [3, 7]
+    lines = (run.folder / "watch_results.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    top1 = [one for one in found if (one["method"], one["metric"]) == ("name", "top1")]
+    assert [(one["step"], one["value"]) for one in top1] == [(3, 1.0), (7, 1.0)]
+    assert "the run has ended at step 7" in capsys.readouterr().err
+    assert evaluate.main(given) == 0
+    assert len(run.asked) == 2
+    assert evaluate.main([*given, "--best"]) == 2
+    assert evaluate.main([*given[:2], "--idle_minutes=3"]) == 2
+
+
+@pytest.fixture
+def tests_of_captions(tmp_path):
+    """A suite of phrases and of captions, which another one includes."""
+    for name, whole in (("a.png", "blue"), ("b.png", "red")):
+        (tmp_path / name).write_bytes(png(whole, "red", "green"))
+    asked = [{"text": "red", "boxes": [half(0)]}, {"text": "green", "boxes": [half(1)]}]
+    lines = [json.dumps({"image": name, "queries": asked}) for name in ("a.png", "b.png")]
+    (tmp_path / "seen.jsonl").write_text("\n".join(lines))
+    long = {"a.png": "a blue thing", "b.png": "a red thing"}
+    lines = [json.dumps({"image": name, "text": text}) for name, text in long.items()]
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    (tmp_path / "inner.toml").write_text(
+        '[[grounding]]\nname = "seen"\nformat = "jsonl"\ndata = "seen.jsonl"\n'
+        '[[compositional]]\nname = "long"\nformat = "retrieval"\ndata = "long.jsonl"\n'
+        'images = "."\n'
+    )
+    path = tmp_path / "outer.toml"
+    path.write_text('include = ["inner.toml"]\n')
+    return path
+
+
+def test_phrases_and_captions_are_sets_of_a_suite(two_runs, tests_of_captions, tmp_path, capsys):
+    run = two_runs[0]
+    given = [f"--checkpoint={run}", f"--suite={tests_of_captions}", f"--cache={tmp_path / 'kept'}"]
+    lines = tmp_path / "all.jsonl"
+    assert evaluate.main([*given, f"--predictions={lines}"]) == 0
+    printed = capsys.readouterr().out
+    assert "seen: Protocol: boxes predicted (the boxes that the model predicts)" in printed
+    assert "images of 32 pixels, squash, bicubic" in printed
+    last = printed.splitlines()[-1]  # the images of both tests are the same
+    assert last.startswith("Embeddings: 2 images and 0 texts read")
+    path = written(run, "evaluation_outer_step7_")
+    results = stored_results(path)
+    assert results["seen/region/R@1"] == results["long/retrieval/mean_R@1"] == 1.0
+    report = json.loads(path.read_text())
+    assert report["splits"]["seen"]["protocols"]["region"]["image_size"] == 32
+    assert report["query_usage"] == {"seen": {"region": [2, 2]}}
+    answers = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert {one["set"] for one in answers} == {"seen", "long"}
+    both = [f"--checkpoint={two_runs[0]},{two_runs[1]}", *given[1:], "--overwrite"]
+    assert evaluate.main(both) == 0
+    shown = plain(capsys.readouterr().out)
+    assert re.search(r"seen region feature R@1 \(Acc@0.5\) 100.0 \S+ \S+ 100.0", shown)
+    assert re.search(r"long both ways mean R@1 100.0", shown)
+    assert evaluate.main([*given, "--alphas=1"]) == 2
+    assert "--alphas goes with labelled images" in capsys.readouterr().err
