@@ -55,6 +55,7 @@ from grain_jax.evaluation.leaks import (
     leaks,
     without_leaks,
 )
+from grain_jax.evaluation.percentages import percent, with_interval
 from grain_jax.evaluation.predictions import record_ids
 from grain_jax.evaluation.results_file import check_place
 from grain_jax.evaluation.tables import Table, print_table
@@ -239,17 +240,14 @@ def _metrics_table(told: Sequence[WithoutLeaks]) -> Table:
             one.measure.dataset,
             one.measure.method,
             f"{one.leaked_images:,} of {one.images:,}",
-            *(_percent(value) for value in (one.value, one.leaked, one.rest, one.low, one.high)),
+            *map(percent, (one.value, one.leaked)),
+            with_interval(one.rest, one.low, one.high),
         )
         for one in told
     )
     return Table(
         "The metrics without the images that leaked, %",
-        ("set", "method", "leaked", "all", "on leaked", "without", "low", "high"),
+        ("set", "method", "leaked", "all", "on leaked", "without"),
         rows,
-        "Low and high are of Wilson's 95 % interval of the metric without them, counting images.",
+        "In brackets Wilson's 95 % interval, counting images.",
     )
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

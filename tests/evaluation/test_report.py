@@ -60,7 +60,7 @@ def test_tables_hold_every_kind_of_result():
     assert zero_shot.columns == ("set", "method", "alpha = 1", "alpha = 0", "random")
     assert zero_shot.rows == (
         ("seen (200 classes)", "name", "25.0", "-", "0.5"),
-        ("seen (200 classes)", "description", "10.0 ± 2.0", "90.0", "0.5"),
+        ("seen (200 classes)", "description", "10.0 (8.0-12.0)", "90.0", "0.5"),
         ("unseen", "description", "-", "87.5", "2.0"),
     )
     assert grounding.rows == (

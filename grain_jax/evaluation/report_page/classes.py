@@ -18,13 +18,16 @@ from grain_jax.evaluation.comparison import (
     compare_methods,
     compare_models,
 )
+from grain_jax.evaluation.percentages import (
+    interval_text,
+    percent,
+    signed,
+    signed_interval,
+)
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.report_page.content import (
     Cell,
     Grid,
-    interval_text,
-    percent,
-    signed,
     texts,
 )
 from grain_jax.evaluation.report_page.evaluations import Evaluation
@@ -190,7 +193,7 @@ def paired_grids(pairs: Sequence[Pairing], *, seed: int) -> tuple[list[Grid], li
                 *texts(percent(difference.second), percent(difference.first)),
                 Cell(
                     signed(difference.value),
-                    f"{signed(difference.low)} to {signed(difference.high)}",
+                    signed_interval(difference.low, difference.high),
                 ),
                 Cell(f"{p_value:.2g}"),
             )
