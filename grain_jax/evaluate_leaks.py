@@ -127,8 +127,8 @@ def _check(options: Options, messages: Console, screen: Console) -> None:
     if found:
         print_table(_pairs_table(found, names, train), screen)
     if predictions is not None:
-        told = without_leaks(predictions, leaked_names(found, names), known=names)
-        print_table(_metrics_table(told), screen)
+        measured = without_leaks(predictions, leaked_names(found, names), known=names)
+        print_table(_metrics_table(measured), screen)
     if options.output is not None:
         write_whole(options.output, _csv(found, names, train), errors="backslashreplace")
         said = f"Written to {options.output}"
@@ -187,16 +187,18 @@ def _by_embedding(options: Options, test: Source, train: Source, messages: Conso
 def _summary(
     options: Options, test: Source, train: Source, by_hash: Closest, by_embedding: Closest | None
 ) -> str:
-    def told(closest: Closest, how: str) -> str:
+    def sentence(closest: Closest, how: str) -> str:
         images, pairs = int((closest.counts > 0).sum()), int(closest.counts.sum())
         return (
             f"{images:,} of {len(test):,} evaluation images have a training image (of "
             f"{len(train):,}) {how}: {pairs:,} pairs."
         )
 
-    lines = [told(by_hash, f"that differs in at most {options.max_distance} of 64 bits")]
+    lines = [sentence(by_hash, f"that differs in at most {options.max_distance} of 64 bits")]
     if by_embedding is not None:
-        lines.append(told(by_embedding, f"with a cosine of at least {options.score_threshold:g}"))
+        lines.append(
+            sentence(by_embedding, f"with a cosine of at least {options.score_threshold:g}")
+        )
     return "\n".join(lines)
 
 
@@ -234,7 +236,7 @@ def _csv(found: Sequence[Leak], names: Sequence[str], train: Source) -> str:
     return text.getvalue()
 
 
-def _metrics_table(told: Sequence[WithoutLeaks]) -> Table:
+def _metrics_table(measured: Sequence[WithoutLeaks]) -> Table:
     rows = tuple(
         (
             one.measure.dataset,
@@ -243,7 +245,7 @@ def _metrics_table(told: Sequence[WithoutLeaks]) -> Table:
             *map(percent, (one.value, one.leaked)),
             with_interval(one.rest, one.low, one.high),
         )
-        for one in told
+        for one in measured
     )
     return Table(
         "The metrics without the images that leaked, %",

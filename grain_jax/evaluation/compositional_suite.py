@@ -51,11 +51,11 @@ def describe_test(test: CaptionChoices | Pairings | CaptionedImages) -> dict[str
     """What was asked: how many images and questions, and the SHA-256 of both."""
     asked: Sequence[Any] = test.captions if isinstance(test, CaptionedImages) else test.questions
     count = sum(map(len, asked)) if isinstance(test, CaptionedImages) else len(asked)
-    told = [repr(question) for question in asked]
+    questions = [repr(question) for question in asked]
     return {
         "images": len(test.images),
         "questions": count,
-        "sha256": sha256_of([told, list(test.images.files), list(test.images.boxes)]),
+        "sha256": sha256_of([questions, list(test.images.files), list(test.images.boxes)]),
     }
 
 
@@ -149,6 +149,6 @@ def compositional_table(results: Sequence[Result]) -> Table:
         ("test", "score", "questions", "value", "random"),
         tuple(rows),
         "In brackets the 95 % interval: Wilson's, which counts images, of a mean over groups the "
-        "bootstrap of images. An exact tie counts as its chance. Groups of a test with "
+        "bootstrap of images. An exact tie counts as its expectation. Groups of a test with "
         f"more than {MAX_GROUPS_SHOWN} are in the file only.",
     )

@@ -248,7 +248,7 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
             [
                 "Won by what is named first. 'More right': images that it gets more right than the "
                 "other : less; of tied classes an answer is right in part. p of the sign test on "
-                "these, corrected by Holm for the classes; above 0.05 a difference may be luck.",
+                "these, corrected by Holm for the classes; above 0.05 it is not significant.",
                 *shown,
             ]
         ),
