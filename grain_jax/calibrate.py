@@ -394,7 +394,7 @@ def _print(content: dict[str, Any], output: Console) -> None:
         for name, (shown, percent) in SHOWN.items():
             style = "{:.1%}" if percent else "{:.3f}"
             before, after = report["before"][name], report["after"][name]
-            interval = " to ".join(style.format(after[end]) for end in ("low", "high"))
+            interval = "-".join(style.format(after[end]) for end in ("low", "high"))
             table.add_row(
                 shown, style.format(before["value"]), style.format(after["value"]), interval
             )
@@ -408,7 +408,7 @@ def _print(content: dict[str, Any], output: Console) -> None:
     ):
         if name in none:
             low, high = (f"{none[name][end]:.1%}" for end in ("low", "high"))
-            table.add_row(shown, "", f"{none[name]['value']:.1%}", f"{low} to {high}")
+            table.add_row(shown, "", f"{none[name]['value']:.1%}", f"{low}-{high}")
     if "auroc" in none:
         alone, joined = f"{none['auroc_image_alone']:.3f}", f"{none['auroc']:.3f}"
         table.add_row("AUROC, the image alone and with regions", alone, joined, "")

@@ -38,6 +38,7 @@ from grain_jax.evaluation.comparison import (
     left_out,
     read_predictions,
 )
+from grain_jax.evaluation.percentages import percent, signed_with_interval
 from grain_jax.evaluation.results_file import check_place
 from grain_jax.evaluation.tables import Table, print_table
 from grain_jax.paths import user_path
@@ -140,9 +141,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         rows.append(
             (
                 *(f"{one.dataset}{TITLES[one.task]}", one.second, images),
-                *(f"{100 * value:.1f}" for value in (found.first, found.second)),
-                f"{100 * found.value:+.1f}",
-                f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+                *map(percent, (found.first, found.second)),
+                signed_with_interval(found.value, found.low, found.high),
                 f"{one.adjusted_p_value:.2g}",
             )
         )
@@ -151,10 +151,11 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         f"Each method (B) against {_baseline(comparisons)} (A): accuracy or R@1, %"
         if by_method
         else "B against A on the same images: accuracy or R@1, %",
-        ("set", "method", "images", "A", "B", "B - A", "95 %", "p"),
+        ("set", "method", "images", "A", "B", "B - A", "p"),
         tuple(rows),
-        f"B - A in percentage points with its 95 % interval, and p corrected by Holm for {count}: "
-        f"{_statistics(comparisons[0].seeds)} Captions and phrases of an image stay together.",
+        "B - A in percentage points, in brackets its 95 % interval, and p corrected by Holm for "
+        f"{count}: {_statistics(comparisons[0].seeds)} Captions and phrases of an image stay "
+        "together.",
     )
 
 

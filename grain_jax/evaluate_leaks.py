@@ -57,6 +57,7 @@ from grain_jax.evaluation.leaks import (
     leaks,
     without_leaks,
 )
+from grain_jax.evaluation.percentages import percent, with_interval
 from grain_jax.evaluation.predictions import record_ids
 from grain_jax.evaluation.results_file import check_place
 from grain_jax.evaluation.tables import Table, print_table
@@ -129,8 +130,8 @@ def _check(options: Options, messages: Console, screen: Console) -> None:
     if found:
         print_table(_pairs_table(found, names, train), screen)
     if predictions is not None:
-        told = without_leaks(predictions, leaked_names(found, names), known=names)
-        print_table(_metrics_table(told), screen)
+        measured = without_leaks(predictions, leaked_names(found, names), known=names)
+        print_table(_metrics_table(measured), screen)
     if options.output is not None:
         write_whole(options.output, _csv(found, names, train), errors="backslashreplace")
         print_line(screen, f"Written to {options.output}")
@@ -199,16 +200,18 @@ def _by_embedding(
 def _summary(
     options: Options, test: Source, train: Source, by_hash: Closest, by_embedding: Closest | None
 ) -> str:
-    def told(closest: Closest, how: str) -> str:
+    def sentence(closest: Closest, how: str) -> str:
         images, pairs = int((closest.counts > 0).sum()), int(closest.counts.sum())
         return (
             f"{images:,} of {len(test):,} evaluation images have a training image (of "
             f"{len(train):,}) {how}: {pairs:,} pairs."
         )
 
-    lines = [told(by_hash, f"that differs in at most {options.max_distance} of 64 bits")]
+    lines = [sentence(by_hash, f"that differs in at most {options.max_distance} of 64 bits")]
     if by_embedding is not None:
-        lines.append(told(by_embedding, f"with a cosine of at least {options.score_threshold:g}"))
+        lines.append(
+            sentence(by_embedding, f"with a cosine of at least {options.score_threshold:g}")
+        )
     return "\n".join(lines)
 
 
@@ -246,23 +249,20 @@ def _csv(found: Sequence[Leak], names: Sequence[str], train: Source) -> str:
     return text.getvalue()
 
 
-def _metrics_table(told: Sequence[WithoutLeaks]) -> Table:
+def _metrics_table(measured: Sequence[WithoutLeaks]) -> Table:
     rows = tuple(
         (
             one.measure.dataset,
             one.measure.method,
             f"{one.leaked_images:,} of {one.images:,}",
-            *(_percent(value) for value in (one.value, one.leaked, one.rest, one.low, one.high)),
+            *map(percent, (one.value, one.leaked)),
+            with_interval(one.rest, one.low, one.high),
         )
-        for one in told
+        for one in measured
     )
     return Table(
         "The metrics without the images that leaked, %",
-        ("set", "method", "leaked", "all", "on leaked", "without", "low", "high"),
+        ("set", "method", "leaked", "all", "on leaked", "without"),
         rows,
-        "Low and high are of Wilson's 95 % interval of the metric without them, counting images.",
+        "In brackets Wilson's 95 % interval, counting images.",
     )
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -81,7 +81,7 @@ def check(
             )
     if options.support and data and options.support.resolve() == data.resolve():
         raise ValueError(
-            f"--support={options.support} is the folder of --data: a method would be told the "
+            f"--support={options.support} is the folder of --data: a method would be given the "
             "answers. Give labelled images that are not tested."
         )
 

@@ -167,9 +167,9 @@ def test_unreadable_images_and_the_same_folder_are_refused(train_images, test_im
     assert "There is no folder" in capsys.readouterr().err
     (train_images / "10.png").write_bytes(b"<html>not found</html>")
     assert check(train_images, test_images) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "Training images: " in told
-    assert "10.png" in told
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Training images: " in said
+    assert "10.png" in said
 
 
 def test_embeddings_are_read_the_second_time(

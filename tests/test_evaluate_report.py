@@ -50,10 +50,10 @@ def test_html_markdown_and_csv_are_written(given, capsys):
     page = (given / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().startswith("<!DOCTYPE html>")
     assert "75.0" in page
-    assert "30.0 to 95.0" in page
+    assert "30.0-95.0" in page
     assert "Written to report.html" in capsys.readouterr().out
     assert report("a.json", "--output=report.md") == ExitStatus.DONE
-    assert "| name | 75.0 (30.0 to 95.0) |" in (given / "report.md").read_text(encoding="utf-8")
+    assert "| name | 75.0 (30.0-95.0) |" in (given / "report.md").read_text(encoding="utf-8")
     assert report("a.json", "--output=all.csv") == ExitStatus.DONE
     with (given / "all.csv").open(encoding="utf-8") as table:
         rows = list(csv.DictReader(table))

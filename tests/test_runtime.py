@@ -158,9 +158,9 @@ def test_every_command_says_that_no_device_is_there(
 
 def test_gpus_that_are_named_and_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    for value, told in (("7", True), ("", False), ("-1", False)):
+    for value, noted in (("7", True), ("", False), ("-1", False)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        assert bool(runtime.missing_gpu_notes()) == told
+        assert bool(runtime.missing_gpu_notes()) == noted
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # meant
     assert runtime.missing_gpu_notes() == []

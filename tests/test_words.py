@@ -19,8 +19,8 @@ HISTORY = {
     "tests/test_older_files.py",
     "tests/test_words.py",
 }
-# Captions of a data set: every result rests on them.
-DATA = {'"my {} picture",', '"a picture of one {} today",'}
+# Captions of a data set, on which every result rests, and a key of older runs.
+DATA = {'"my {} picture",', '"a picture of one {} today",', '"pets/chance": 0.1,'}
 # What is never written -> what is.
 WORDS = {
     r"pictures?\b": "image",
@@ -48,6 +48,10 @@ WORDS = {
     r"\bgo(es)? on with\b": "continues, resumes",
     r"\bwhat is needed\b": "expected",
     r"\bshares? of\b": "fraction of",
+    r"witness|strangeness": "in-distribution score, nonconformity score",
+    r"(?<!by )\bchance\b": "random baseline, expected value, probability",
+    r"\btold *(=(?!=)|:|\.\w)|\bin told\b|\(told\b": "what it is: found, noted, described",
+    r" ± {|half width of": "the bounds of the interval",
 }
 
 

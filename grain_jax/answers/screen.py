@@ -44,8 +44,8 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
             found = labels.calibrated
             none = found is not None and found.none_of_these
             if found is not None and none:
-                witness = f"{found.witness:.3f} < {found.threshold:.3f}"
-                table.add_row(*map(escape, (name, "none of these", "", witness)), style="bold")
+                score = f"{found.in_distribution_score:.3f} < {found.threshold:.3f}"
+                table.add_row(*map(escape, (name, "none of these", "", score)), style="bold")
             for rank, one in enumerate(labels.ranked):
                 cells = ["" if rank or none else name, one.label]
                 cells += [f"{one.probability:.1%}", f"{one.score:.3f}"]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from grain_jax.zero_shot.arithmetic import log_softmax, softmax
-from grain_jax.zero_shot.calibration import LabelSets, SetRule, strangeness
+from grain_jax.zero_shot.calibration import LabelSets, SetRule, nonconformity
 from grain_jax.zero_shot.scorers import TextBank
 
 LOG_TEMPERATURES = (math.log(1e-4), math.log(1e4))  # looked between
@@ -171,7 +171,7 @@ def fit_label_sets(
     coverage: float,
     rule: SetRule,
 ) -> LabelSets:
-    """Split conformal sets: the quantile of the strangeness of true labels, corrected for N.
+    """Split conformal sets: the quantile of the nonconformity of true labels, corrected for N.
 
     The ceil((N + 1) coverage)-th smallest (Vovk et al. 2005). With a temperature that was chosen
     without these images, sets of new images, exchangeable with these, hold the true label with at
@@ -183,7 +183,7 @@ def fit_label_sets(
         raise ValueError(f"coverage is {coverage:g}; expected a number between 0 and 1.")
     true = np.concatenate(
         [
-            strangeness(softmax(block), rule)[np.arange(len(block)), labels[rows]]
+            nonconformity(softmax(block), rule)[np.arange(len(block)), labels[rows]]
             for rows, block in blocks(logits, temperature)
         ]
     )
@@ -198,7 +198,7 @@ def summed_sets(
     """The most probable labels whose probabilities sum to `coverage`: right if they could be
     believed.
     """
-    enough = strangeness(probabilities, "aps") >= coverage
+    enough = nonconformity(probabilities, "aps") >= coverage
     least = np.where(enough, probabilities, 0.0).max(axis=1, keepdims=True)
     return probabilities >= least
 

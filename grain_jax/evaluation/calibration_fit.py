@@ -35,7 +35,7 @@ from grain_jax.evaluation.calibration_metrics import (
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.reliability import reliability_bins
 from grain_jax.evaluation.zero_shot import label_indices
-from grain_jax.inference.calibrated import scored_method, witness
+from grain_jax.inference.calibrated import in_distribution_scores, scored_method
 from grain_jax.inference.encoder import ImageFeatures
 from grain_jax.inference.fingerprints import params_sha256
 from grain_jax.models.bundle import ModelBundle
@@ -44,7 +44,7 @@ from grain_jax.zero_shot.calibration import (
     Calibration,
     NoneOfThese,
     SetRule,
-    joined_witness,
+    gl_mcm_score,
     sets_of_labels,
     texts_sha256,
 )
@@ -87,12 +87,12 @@ class Scores:
 
     fitted: Float[np.ndarray, "F K"]  # logits of those to fit to, of the model's own temperature
     held_out: Float[np.ndarray, "H K"]  # of the others
-    image: Float[np.ndarray, "N"]  # the two terms of `witness_scores`
+    image: Float[np.ndarray, "N"]  # the two terms of `mcm_scores`
     region: Float[np.ndarray, "N"] | None
 
     def joined(self, region_weight: float) -> Float[np.ndarray, "N"]:
-        """The witness scores."""
-        return joined_witness(self.image, self.region, region_weight)
+        """The in-distribution scores."""
+        return gl_mcm_score(self.image, self.region, region_weight)
 
 
 @dataclass
@@ -145,7 +145,7 @@ def score(
     *,
     temperature: float,
 ) -> Scores:
-    """Logits and witness scores of all images; these logits are the only ones that are kept."""
+    """Logits and in-distribution scores of all images; no other logits are kept."""
     image, region = [], []
     method = METHODS[texts.method].fit(texts.banks)
     num_classes = len(texts.dataset.class_names)
@@ -160,7 +160,9 @@ def score(
         chosen, rows = fitting[start : start + CHUNK_ROWS], place[start : start + CHUNK_ROWS]
         fitted[rows[chosen]] = logits[chosen]
         held_out[rows[~chosen]] = logits[~chosen]
-        whole, best = witness(images, texts.banks, method=texts.method, temperature=temperature)
+        whole, best = in_distribution_scores(
+            images, texts.banks, method=texts.method, temperature=temperature
+        )
         image.append(whole)
         region.append(best)
     parts = [part for part in region if part is not None]
@@ -270,7 +272,7 @@ def _fit_labelled(
     if temperature is None:
         tell(
             f"all {int(fitting.sum())} images that are fitted to are right, so no temperature can "
-            "be told from them, and it stays 1; give more images, or harder ones."
+            "be fitted to them, and it stays 1; give more images, or harder ones."
         )
         temperature = 1.0
     elif says_nothing(temperature):

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from grain_jax.evaluation.bootstrap import bootstrap_interval
 from grain_jax.evaluation.reliability import BINS, equal_mass_bins, equal_width_bins
 
 RESAMPLES = 1000
-CONFIDENCE = 0.95
-MAX_CELLS = 1 << 22  # of a block of resamples: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -90,21 +89,15 @@ def measure(found: Predictions, *, seed: int = 0, resamples: int = RESAMPLES) ->
         axis=1,
     )
 
-    def metrics(times: np.ndarray) -> np.ndarray:
-        """The metrics of each row of [R, N] numbers of times that each image counts."""
-        sums = times @ columns / count
+    def metrics(totals: Float[np.ndarray, "R C"]) -> Float[np.ndarray, "R M"]:
+        sums = totals / count
         errors = np.abs(sums[:, len(means) :]).reshape(len(sums), len(binned), BINS).sum(axis=2)
         return np.concatenate([sums[:, : len(means)], errors], axis=1)
 
-    generator = np.random.default_rng(seed)
-    step = max(1, MAX_CELLS // count)
-    drawn = [
-        metrics(generator.multinomial(count, np.full(count, 1 / count), size=size))
-        for size in (min(step, resamples - start) for start in range(0, resamples, step))
-    ]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
-    values = metrics(np.ones((1, count)))[0]
+    low, high = bootstrap_interval(
+        columns, metrics, generator=np.random.default_rng(seed), resamples=resamples
+    )
+    values = metrics(columns.sum(axis=0, keepdims=True))[0]
     return {
         name: Value(float(values[i]), float(low[i]), float(high[i]))
         for i, name in enumerate((*means, *binned))
@@ -112,7 +105,7 @@ def measure(found: Predictions, *, seed: int = 0, resamples: int = RESAMPLES) ->
 
 
 def separation(inside: Float[np.ndarray, "N"], outside: Float[np.ndarray, "M"]) -> float:
-    """AUROC: chance that a score of `inside` is above one of `outside`, a tie counting half."""
+    """AUROC: how probably a score of `inside` is above one of `outside`, ties counting half."""
     from scipy.stats import rankdata
 
     ranks = rankdata(np.concatenate([inside, outside]))[: len(inside)].sum()

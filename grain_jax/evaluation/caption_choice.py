@@ -13,7 +13,7 @@ from grain_jax.evaluation.ranking import expected_recall
 class CaptionChoice:
     """Of each annotated object."""
 
-    top1: Float[np.ndarray, "K"]  # the true caption has the highest score; ties by their chance
+    top1: Float[np.ndarray, "K"]  # the true caption has the highest score; ties by expectation
     rank: Float[np.ndarray, "K"]  # of the true caption, from 1; of equals the last, as published
 
 

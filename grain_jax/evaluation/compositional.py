@@ -1,8 +1,8 @@
-"""Scores of tests of composition: pure functions of cosines, with exact ties at their chance.
+"""Scores of tests of composition: pure functions of cosines, exact ties at their expectation.
 
 A question with several images or captions is answered in full or not at all; where cosines tie
 exactly, the value is the probability of a right answer with ties broken at random, as a model that
-says the same of everything should get chance.
+says the same of everything should be at the random baseline.
 """
 
 import itertools
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.evaluation.bootstrap import bootstrap_interval
 from grain_jax.evaluation.ranking import wilson_interval
-from grain_jax.evaluation.statistics import CONFIDENCE
 
 RESAMPLES = 2_000
-MAX_CELLS = 1 << 24  # of a block of resamples: bounds the memory
 
 
 def caption_choices(
@@ -95,20 +94,22 @@ def group_mean(
     np.add.at(sums, (images, groups), values[kept])
     np.add.at(counts, (images, groups), 1.0)
     value = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
-    generator = np.random.default_rng(seed)
-    step = max(1, MAX_CELLS // shape[0])
-    drawn = []
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        times = generator.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=size)
-        hits, seen = times @ sums, times @ counts  # [R, groups]
+
+    def mean(totals: Float[np.ndarray, "R C"]) -> Float[np.ndarray, "R 1"]:
+        hits, seen = np.split(totals, 2, axis=1)  # [R, groups]
         rates = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-        drawn.append(rates.sum(axis=1) / (seen > 0).sum(axis=1))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
+        return rates.sum(axis=1, keepdims=True) / (seen > 0).sum(axis=1, keepdims=True)
+
+    lows, highs = bootstrap_interval(
+        np.concatenate([sums, counts], axis=1),
+        mean,
+        generator=np.random.default_rng(seed),
+        resamples=resamples,
+    )
+    low, high = float(lows[0]), float(highs[0])
     if low == high:  # all images agree, so that drawing them says nothing of others
         low, high = wilson_interval(value, shape[0])
-    return GroupMean(value, float(low), float(high), shape[1])
+    return GroupMean(value, low, high, shape[1])
 
 
 def _check_finite(*scores: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from grain_jax.data.compositional.questions import (
 from grain_jax.evaluation.compositional import caption_choices, group_mean, pairing_scores
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile
+from grain_jax.evaluation.percentages import MISSING, percent, result_text
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.tables import Table
@@ -25,7 +26,7 @@ MODEL, RANDOM = "model", "random"
 ACCURACY, MEAN = "accuracy", "mean_over_groups"
 MAX_GROUPS_SHOWN = 12
 TITLES = {ACCURACY: "all questions", MEAN: "mean over groups"}
-PAIRING_CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
+PAIRING_RANDOM = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 
 
 def score_test(
@@ -60,11 +61,11 @@ def describe_test(test: CaptionChoices | Pairings | CaptionedImages) -> dict[str
     """What was asked: how many images and questions, and the SHA-256 of both."""
     asked: Sequence[Any] = test.captions if isinstance(test, CaptionedImages) else test.questions
     count = sum(map(len, asked)) if isinstance(test, CaptionedImages) else len(asked)
-    told = [repr(question) for question in asked]
+    questions = [repr(question) for question in asked]
     return {
         "images": len(test.images),
         "questions": count,
-        "sha256": sha256_of([told, list(test.images.files), list(test.images.boxes)]),
+        "sha256": sha256_of([questions, list(test.images.files), list(test.images.boxes)]),
     }
 
 
@@ -128,7 +129,7 @@ def _pairings(
     images = image[np.array([question.images for question in test.questions])]  # [N, 2, E]
     scores = pairing_scores(np.einsum("nie,nte->nit", images, texts))
     if predictions is not None:
-        for metric in PAIRING_CHANCE:
+        for metric in PAIRING_RANDOM:
             for number, value in enumerate(getattr(scores, metric).tolist()):
                 one = test.questions[number]
                 predictions.question(
@@ -142,10 +143,10 @@ def _pairings(
                 )
     files = _file_numbers(test.images)[[question.images[0] for question in test.questions]]
     results = [
-        _accuracy(test.name, metric, getattr(scores, metric), files) for metric in PAIRING_CHANCE
+        _accuracy(test.name, metric, getattr(scores, metric), files) for metric in PAIRING_RANDOM
     ]
-    chance = PAIRING_CHANCE.items()
-    return [*results, *(Result(test.name, RANDOM, None, *metric) for metric in chance)]
+    baseline = PAIRING_RANDOM.items()
+    return [*results, *(Result(test.name, RANDOM, None, *metric) for metric in baseline)]
 
 
 def _accuracy(
@@ -176,25 +177,21 @@ def compositional_table(results: Sequence[Result]) -> Table:
         if group and of_test[test] > MAX_GROUPS_SHOWN:
             continue
         metric = ACCURACY if result.metric == MEAN else result.metric
-        chance = found.get((test, RANDOM, None, metric))
+        baseline = found.get((test, RANDOM, None, metric))
         rows.append(
             (
                 test,
                 group or TITLES.get(result.metric, result.metric),
-                f"{result.n:,}",
-                *(_percent(value) for value in (result.value, result.low, result.high)),
-                "-" if chance is None else _percent(chance.value),
+                MISSING if result.n is None else f"{result.n:,}",
+                result_text(result),
+                percent(None if baseline is None else baseline.value),
             )
         )
     return Table(
         "Captions that differ in a word or its place, %",
-        ("test", "score", "questions", "value", "low", "high", "random"),
+        ("test", "score", "questions", "value", "random"),
         tuple(rows),
-        "Low and high are of the 95 % interval: Wilson's, which counts images, of a mean over "
-        "groups the bootstrap of images. An exact tie counts as its chance. Groups of a test with "
+        "In brackets the 95 % interval: Wilson's, which counts images, of a mean over groups the "
+        "bootstrap of images. An exact tie counts as its expectation. Groups of a test with "
         f"more than {MAX_GROUPS_SHOWN} are in the file only.",
     )
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -93,7 +93,7 @@ def measure_grounding(
         features: what a box is compared with a text by, one or several on the same boxes.
         prompt: what each text is put into, at its "{}".
         predictions: where a line for every query and feature goes, if anywhere.
-        on_crops: told how many of how many crops are encoded.
+        on_crops: called with how many of how many crops are encoded.
 
     Raises ValueError where the model lacks the boxes or regions that are asked for, an image cannot
     be decoded, or an embedding is not finite.
@@ -257,11 +257,11 @@ def _captions(
             counts.append(len(own))
             images.append(query.image)
     found, owners = caption_choice(scores, counts), np.array(images, int)
-    method, chance = protocol.feature, float((1 / np.array(counts)).mean())
+    method, random = protocol.feature, float((1 / np.array(counts)).mean())
     return [
         _mean(data.name, method, "caption_top1", found.top1, owners),
         Result(data.name, method, None, "caption_rank", float(found.rank.mean()), n=len(counts)),
-        Result(data.name, method, None, "caption_random_top1", chance, n=len(counts)),
+        Result(data.name, method, None, "caption_random_top1", random, n=len(counts)),
     ]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from grain_jax.evaluation.grounding_benchmark import CONSTANT, MODEL, RANDOM, WHOLE, Measured
 from grain_jax.evaluation.grounding_ranking import KS
+from grain_jax.evaluation.percentages import percent, result_text
 from grain_jax.evaluation.tables import Table
 from grain_jax.results import Result
 
@@ -14,7 +15,6 @@ TITLES = {
     WHOLE: "whole image",
     RANDOM: "random box",
 }
-DASH = "-"
 
 
 def grounding_tables(measured: Measured) -> list[Table]:
@@ -32,9 +32,9 @@ def grounding_tables(measured: Measured) -> list[Table]:
                 for method, title in TITLES.items()
                 if (method, "R@1") in results
             ),
-            f"At most {_percent(results[MODEL, 'upper_bound'])} (a right box is among those that "
-            "may be chosen). R@1 is Acc@0.5. Pointing: the centre of the chosen box is in a true "
-            "one. With the half width of the 95 % interval (bootstrap over images). The best "
+            f"At most {percent(results[MODEL, 'upper_bound'].value)} % (a right box is among those "
+            "that may be chosen). R@1 is Acc@0.5. Pointing: the centre of the chosen box is in a "
+            "true one. In brackets the 95 % interval (bootstrap over images). The best "
             "constant box is fitted to the answers of the other half of the images. "
             + protocol.sentence,
         ),
@@ -48,7 +48,7 @@ def _accuracy_row(
     results: dict[tuple[str, str], Result], method: str, title: str
 ) -> tuple[str, ...]:
     metrics = (*(f"R@{k}" for k in KS), "pointing")
-    return (title, *(_with_interval(results.get((method, metric))) for metric in metrics))
+    return (title, *(result_text(results.get((method, metric))) for metric in metrics))
 
 
 def _captions(results: dict[tuple[str, str], Result], dataset: str) -> Table:
@@ -56,8 +56,8 @@ def _captions(results: dict[tuple[str, str], Result], dataset: str) -> Table:
     for method, title in TITLES.items():
         if (one := results.get((method, "caption_top1"))) is not None:
             rank = f"{results[method, 'caption_rank'].value:.2f}"
-            chance = _percent(results[method, "caption_random_top1"])
-            rows.append((title, f"{one.n:,}", _with_interval(one), rank, chance))
+            random = percent(results[method, "caption_random_top1"].value)
+            rows.append((title, f"{one.n:,}", result_text(one), rank, random))
     return Table(
         f"True captions against nearly right ones on {dataset}, %",
         ("box by", "objects", "top-1", "mean rank", "random"),
@@ -70,15 +70,15 @@ def _captions(results: dict[tuple[str, str], Result], dataset: str) -> Table:
 def _decoder(results: dict[tuple[str, str], Result], measured: Measured, dataset: str) -> Table:
     rows: list[tuple[str, str]] = []
 
-    def add(title: str, metric: str, *, percent: bool = True) -> None:
+    def add(title: str, metric: str, *, fraction: bool = True) -> None:
         if (one := results.get((MODEL, metric))) is not None:
-            rows.append((title, _percent(one) if percent else f"{one.value:.3f}"))
+            rows.append((title, f"{percent(one.value)} %" if fraction else f"{one.value:.3f}"))
 
     add("mean IoU of annotated boxes, matched one-to-one", "box_iou")
     add("box recall at IoU 0.5", "box_recall")
     add("recall upper bound, with so many queries", "box_recall_upper_bound")
-    add("cosine of two regions of an image", "region_cosine", percent=False)
-    add("IoU of two predicted boxes of an image", "box_overlap", percent=False)
+    add("cosine of two regions of an image", "region_cosine", fraction=False)
+    add("IoU of two predicted boxes of an image", "box_overlap", fraction=False)
     for feature, usage in measured.usage.items():
         title = TITLES[feature]
         rows.append(
@@ -92,18 +92,6 @@ def _decoder(results: dict[tuple[str, str], Result], measured: Measured, dataset
         "Percentages, and cosines, IoU and entropy in [0, 1]. A collapsed decoder has a cosine and "
         "an IoU near 1, and few queries that are chosen.",
     )
-
-
-def _with_interval(result: Result | None) -> str:
-    if result is None:
-        return DASH
-    if result.low is None or result.high is None:
-        return f"{100 * result.value:.1f}"
-    return f"{100 * result.value:.1f} ± {50 * (result.high - result.low):.1f}"
-
-
-def _percent(result: Result) -> str:
-    return f"{100 * result.value:.1f} %"
 
 
 def left_out_notes(left_out: dict[str, int]) -> Sequence[str]:

@@ -43,7 +43,7 @@ class PredictionsFile:
     """Writes lines beside `path`, which gets them at the end of a block: all of them, or none.
 
     The mean of "correct" over the lines of one task, set, method and alpha is the metric: exact
-    ties are worth their chance. Raises ValueError for another suffix than .jsonl or .csv, OSError
+    ties count as expected. Raises ValueError for another suffix than .jsonl or .csv, OSError
     where it cannot be opened. An error of the disk after that is kept in `failure`, and `path`
     stays as it was: the metrics do not depend on this file.
     """
@@ -97,9 +97,9 @@ class PredictionsFile:
             right = labels[:, None] == np.arange(len(names))[None]
             hits = expected_recall(scores, right, (1,))[1]
             best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-            sure = {}
+            probabilities = {}
             if (probability := best_probability(method, scores, logit_scale)) is not None:
-                sure["probability"] = probability
+                probabilities["probability"] = probability
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
                 top = [[names[k], _rounded(scores[row, k])] for k in order]
                 self.write(
@@ -112,7 +112,7 @@ class PredictionsFile:
                     predicted=top[0][0],
                     score=top[0][1],
                     correct=_rounded(hits[row]),
-                    **{name: _rounded(values[row]) for name, values in sure.items()},
+                    **{name: _rounded(values[row]) for name, values in probabilities.items()},
                     top5=top,
                     choices=choices,
                 )

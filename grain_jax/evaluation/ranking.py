@@ -1,7 +1,7 @@
 """Top-k hits with exact ties in random order, and the interval of a proportion.
 
-A tie is worth its expected value, so a model that gives every class the same score gets exactly
-chance, whatever the order of the classes.
+A tie is worth its expected value, so a model that gives every class the same score is exactly
+at the random baseline, whatever the order of the classes.
 """
 
 import math

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 BINS = 15  # as Guo et al. 2017 (arXiv 1706.04599) have
+TIED_DIGITS = 6  # as many as float32 has
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,13 @@ def equal_width_bins(probability: Float[np.ndarray, "N"], bins: int = BINS) -> I
 
 
 def equal_mass_bins(probability: Float[np.ndarray, "N"], bins: int = BINS) -> Int[np.ndarray, "N"]:
-    """Bin of each, with as many answers in each as ties allow (the adaptive error)."""
+    """Bin of each, with as many answers in each as ties allow (the adaptive error).
+
+    Probabilities that are equal in `TIED_DIGITS` decimals tie, and lie in one bin. By their last
+    bits they would be split at random among bins, whose errors of opposite sign no longer cancel:
+    the more ties, as where a model is sure of everything, the larger and noisier the error.
+    """
+    probability = np.round(probability, TIED_DIGITS)
     edges = np.quantile(probability, np.arange(1, bins) / bins)
     return np.searchsorted(edges, probability, side="left")
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from grain_jax.evaluation.percentages import result_text
 from grain_jax.evaluation.suite_sets import AVERAGE, EXPECTED
 from grain_jax.evaluation.tables import RETRIEVED, Table, method_title
 from grain_jax.results import Result
@@ -71,11 +72,11 @@ def side_by_side(
                 dataset,
                 _method(method, alpha),
                 what,
-                *(_cell(found.get(title)) for title in models),
+                *(result_text(found.get(title)) for title in models),
             )
         )
     meaning = (
-        "In percent; ± is half of the 95 % interval over images. -: the model or the set lacks "
+        "In percent; in brackets the 95 % interval over images. -: the model or the set lacks "
         "what the method needs." + (f" {note}" if note else "")
     )
     columns = ("set", "method", "metric", *models)
@@ -97,12 +98,3 @@ def _is_shown(result: Result, metrics: Mapping[str, str] | None) -> bool:
 def _method(method: str, alpha: float | None) -> str:
     title = OTHER_METHODS.get(method) or method_title(method)
     return title if alpha is None else f"{title}, alpha {alpha:g}"
-
-
-def _cell(result: Result | None) -> str:
-    if result is None:
-        return "-"
-    half = ""
-    if result.low is not None and result.high is not None:
-        half = f" ± {50 * (result.high - result.low):.1f}"
-    return f"{100 * result.value:.1f}{half}"

@@ -1,21 +1,20 @@
-"""How much of a difference between two evaluations of the same images chance alone would make.
+"""Differences between two evaluations of the same images: intervals and significance.
 
 Images are what is drawn: the phrases or captions of one image are kept together, as they are not
 independent. Trainings that differ in their seed are drawn too, where there are several.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.evaluation.bootstrap import CONFIDENCE, blocks, bootstrap_interval
 from grain_jax.evaluation.ranking import wilson_interval
 
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
-MAX_CELLS = 1 << 22  # of a block of resamples: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def paired_difference(
     )
     if len(first) == len(second) == 1:
         generator = np.random.default_rng(seed)
-        low, high = _bootstrap(after - before, sizes, generator=generator, resamples=resamples)
+        low, high = _ratio_interval(after - before, sizes, generator=generator, resamples=resamples)
         p_value = sign_flip_p_value(after - before, generator=generator, resamples=resamples)
     else:
         of_trainings = _variance_of_trainings(first, second, same_trainings=same_trainings)
@@ -106,29 +105,24 @@ def mean_interval(
         return None
     if np.ptp(sums / sizes) < 1e-12:
         return wilson_interval(float(sums.sum() / sizes.sum()), len(sizes))
-    return _bootstrap(sums, sizes, generator=np.random.default_rng(seed), resamples=resamples)
+    return _ratio_interval(sums, sizes, generator=np.random.default_rng(seed), resamples=resamples)
 
 
-def _bootstrap(
-    differences: Float[np.ndarray, "G"],
+def _ratio_interval(
+    sums: Float[np.ndarray, "G"],
     sizes: Float[np.ndarray, "G"],
     *,
     generator: np.random.Generator,
     resamples: int,
 ) -> tuple[float, float]:
-    """The interval of the mean difference.
-
-    Groups with the same difference and size are drawn as one, by how often it comes: most are right
-    in both or wrong in both, so that 50,000 images are a handful of kinds.
-    """
-    kinds, counts = np.unique(np.stack([differences, sizes], axis=1), axis=0, return_counts=True)
-    drawn = []
-    for size in _blocks(resamples, len(kinds)):
-        times = generator.multinomial(len(sizes), counts / len(sizes), size=size)
-        drawn.append((times @ kinds[:, 0]) / (times @ kinds[:, 1]))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return float(low), float(high)
+    """The interval of a mean over answers, of groups with these sums and numbers of answers."""
+    low, high = bootstrap_interval(
+        np.stack([sums, sizes], axis=1),
+        lambda totals: totals[:, :1] / totals[:, 1:],
+        generator=generator,
+        resamples=resamples,
+    )
+    return float(low[0]), float(high[0])
 
 
 def _variance_of_trainings(
@@ -189,21 +183,15 @@ def sign_flip_p_value(
         return float((np.abs(signs @ nonzero) >= observed).mean())
     sizes, counts = np.unique(np.abs(nonzero), return_counts=True)
     reached = 1  # the signs as they are
-    for size in _blocks(resamples, len(sizes)):
+    for size in blocks(resamples, len(sizes)):
         kept = generator.binomial(counts, 0.5, size=(size, len(sizes)))
         reached += int((np.abs((2 * kept - counts) @ sizes) >= observed).sum())
     return reached / (resamples + 1)
 
 
-def _blocks(resamples: int, width: int) -> Iterator[int]:
-    step = max(1, MAX_CELLS // max(1, width))
-    for start in range(0, resamples, step):
-        yield min(step, resamples - start)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): with all below 0.05 called real, the chance
-    of any false one is at most 0.05.
+    """p-values corrected for their number (Holm 1979): with all below 0.05 called real, the
+    probability of any false one is at most 0.05.
     """
     order = np.argsort(p_values, kind="stable")
     adjusted, largest = [0.0] * len(p_values), 0.0

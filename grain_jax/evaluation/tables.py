@@ -1,7 +1,7 @@
 """Results as tables that say what they mean, for the terminal and for the report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import rich.console
@@ -9,6 +9,7 @@ import rich.markup
 import rich.table
 from rich.measure import Measurement
 
+from grain_jax.evaluation.percentages import percent, result_text
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
 from grain_jax.results import BY_FREQUENCY, Result, read_results
 from grain_jax.zero_shot.methods import METHODS, titled
@@ -16,6 +17,8 @@ from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
 UNBROKEN = 10_000  # columns: more than any table has
+TEXT_COLUMNS = 2  # the first ones of a table; the others are numbers
+FOLDED = 12  # columns that a text can be folded to and still be read
 PREDICTORS = {
     "model": "model",
     "constant_boxes": "constant boxes",
@@ -79,22 +82,63 @@ def print_results(
 
 
 def print_table(content: Table, console: rich.console.Console) -> None:
-    """A table and what it means."""
+    """A table and what it means.
+
+    On a terminal too narrow for it, intervals stand below their values; where that is not enough,
+    each number has a line.
+    """
+    wide = console.options.update(max_width=UNBROKEN)
+    table = _drawn(content)
+    if not console.is_terminal:
+        table.width = Measurement.get(console, wide, table).maximum
+        console.print(table, crop=False)
+    elif Measurement.get(console, wide, table).maximum <= console.width:
+        console.print(table)
+    elif _narrowest(stacked := _stacked(content)) <= console.width:
+        console.print(_drawn(stacked))
+    else:
+        console.print(_drawn(_a_line_each(content)))
+    console.print(content.meaning + "\n", style="dim", markup=False, highlight=False)
+
+
+def _drawn(content: Table) -> rich.table.Table:
     table = rich.table.Table(title=content.title, title_justify="left")
     for number, column in enumerate(content.columns):
-        if number < 2:
+        if number < TEXT_COLUMNS:
             table.add_column(column, overflow="fold")
         else:
             table.add_column(column, justify="right", no_wrap=True)
     for row in content.rows:
         table.add_row(*(rich.markup.escape(cell) for cell in row))
-    if console.is_terminal:
-        console.print(table)
-    else:
-        wide = console.options.update(max_width=UNBROKEN)
-        table.width = Measurement.get(console, wide, table).maximum
-        console.print(table, crop=False)
-    console.print(content.meaning + "\n", style="dim", markup=False, highlight=False)
+    return table
+
+
+def _stacked(content: Table) -> Table:
+    rows = tuple(
+        (*row[:TEXT_COLUMNS], *(cell.replace(" (", "\n(", 1) for cell in row[TEXT_COLUMNS:]))
+        for row in content.rows
+    )
+    return replace(content, rows=rows)
+
+
+def _narrowest(content: Table) -> int:
+    """Columns of a terminal that it needs, with folded texts."""
+    width = 1
+    for number, cells in enumerate(zip(content.columns, *content.rows, strict=True)):
+        longest = max(len(line) for cell in cells for line in cell.split("\n"))
+        width += 3 + (min(longest, FOLDED) if number < TEXT_COLUMNS else longest)
+    return width
+
+
+def _a_line_each(content: Table) -> Table:
+    rows = []
+    for row in content.rows:
+        text = " / ".join(row[:TEXT_COLUMNS])
+        for number in range(TEXT_COLUMNS, len(row)):
+            rows.append((text, content.columns[number], row[number]))
+            text = ""
+    columns = (" / ".join(content.columns[:TEXT_COLUMNS]), "", "")
+    return replace(content, columns=columns, rows=tuple(rows))
 
 
 class _Index:
@@ -110,7 +154,7 @@ class _Index:
 
     def percent(self, dataset: str, method: str, metric: str) -> str:
         found = self.get(dataset, method, metric)
-        return "-" if found is None else _percent(found.value)
+        return percent(None if found is None else found.value)
 
     def datasets(self, method: str, metric: str) -> list[str]:
         """Those with a result of the kind, in order."""
@@ -131,7 +175,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
                 described = METHODS[method].texts & OF_DESCRIPTIONS
                 title = method_title(method)
                 title += _described(index, name) if described else ""
-                cells = ["-" if result is None else _accuracy(result) for result in found]
+                cells = [result_text(result) for result in found]
                 random = index.percent(name, "random", "top1")
                 rows.append((_set_title(index, name), title, *cells, random))
     return Table(
@@ -140,7 +184,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
         tuple(rows),
         "Alpha is the weight of the global score: at 1 the image embedding decides alone, as in "
         "CLIP, at 0 the regions do. By description means without the name. "
-        "With the half width of the 95 % interval (Wilson, over images)."
+        "In brackets the 95 % interval (Wilson, over images)."
         + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
     )
 
@@ -152,14 +196,14 @@ def _by_frequency(results: Sequence[Result]) -> Table:
         cells = [index.get(name, method, metric, alpha) for metric in BY_FREQUENCY]
         title = method_title(method)
         title += "" if alpha is None else f", alpha = {alpha:g}"
-        shown = ["-" if one is None else f"{_accuracy(one)} of {one.n:,}" for one in cells]
+        shown = ["-" if one is None else f"{result_text(one)} of {one.n:,}" for one in cells]
         rows.append((_set_title(index, name), title, *shown))
     return Table(
         "Zero-shot classification by how often a class occurs in training captions: top-1, %",
         ("set", "method", "unseen", "rare", "frequent"),
         tuple(rows),
-        "Unseen classes occur in no caption; of the others the rarer half is rare. With the half "
-        "width of the 95 % interval, and the number of images. All classes can be chosen.",
+        "Unseen classes occur in no caption; of the others the rarer half is rare. In brackets "
+        "the 95 % interval, then the number of images. All classes can be chosen.",
     )
 
 
@@ -180,12 +224,6 @@ def _described(index: _Index, name: str) -> str:
     if without is None or classes is None or not without.value:
         return ""
     return f" ({classes.value - without.value:g} of {classes.value:g} described)"
-
-
-def _accuracy(result: Result) -> str:
-    if result.low is None or result.high is None:
-        return _percent(result.value)
-    return f"{_percent(result.value)} ± {_percent((result.high - result.low) / 2)}"
 
 
 def _grounding(results: Sequence[Result]) -> Table:
@@ -232,7 +270,3 @@ def _retrieval(results: Sequence[Result]) -> Table:
         "An image has found its text when any of its captions is among the k best of all texts; a "
         "text its image, when an image that carries it is. Equal texts count as one.",
     )
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"

@@ -56,7 +56,7 @@ def accuracy(scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> 
 
 
 class _Hits:
-    """Chances of a hit, gathered block by block of images, so that no N x K scores are kept."""
+    """Expected hits, gathered block by block of images, so that no N x K scores are kept."""
 
     def __init__(self, labels: Int[np.ndarray, "N"], num_classes: int):
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:

@@ -11,15 +11,15 @@ from jaxtyping import Bool, Float
 from grain_jax.inference.fingerprints import params_sha256
 from grain_jax.inference.results import Calibrated, GroundedText
 from grain_jax.models.bundle import ModelBundle
-from grain_jax.zero_shot.arithmetic import softmax
+from grain_jax.zero_shot.arithmetic import mean_vectors, softmax
 from grain_jax.zero_shot.by_text import kind_scores, name_scores
 from grain_jax.zero_shot.calibration import (
     Calibration,
-    class_vectors,
-    joined_witness,
+    bank_of_regions,
+    gl_mcm_score,
+    mcm_scores,
     sets_of_labels,
     texts_sha256,
-    witness_scores,
 )
 from grain_jax.zero_shot.method import ClassBanks, Images
 from grain_jax.zero_shot.methods import METHODS
@@ -43,8 +43,8 @@ class Meaning:
     rank_by: Float[np.ndarray, "N K"]  # higher is better
     probabilities: Float[np.ndarray, "N K"]
     calibrated: bool = False
-    witness: Float[np.ndarray, "N"] | None = None
-    threshold: float | None = None  # of `witness`
+    in_distribution_score: Float[np.ndarray, "N"] | None = None
+    threshold: float | None = None  # of `in_distribution_score`
     in_set: Bool[np.ndarray, "N K"] | None = None
     coverage: float | None = None
     seen_cosine: float | None = None
@@ -57,7 +57,9 @@ class Meaning:
         if self.in_set is not None:
             order = np.argsort(-self.rank_by[n], kind="stable").tolist()
             inside = tuple(labels[k] for k in order if self.in_set[n, k])
-        found = None if self.witness is None else float(self.witness[n])
+        found = None
+        if self.in_distribution_score is not None:
+            found = float(self.in_distribution_score[n])
         return Calibrated(found, self.threshold, inside, self.coverage)
 
     def num_seen(self, grounded: Sequence[GroundedText]) -> int | None:
@@ -68,15 +70,16 @@ class Meaning:
         return sum(cosine >= self.seen_cosine for cosine in found)
 
 
-def witness(
+def in_distribution_scores(
     images: Images, banks: ClassBanks, *, method: str, temperature: float
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"] | None]:
-    """`witness_scores` of images by the texts that the method compares the whole image with."""
+    """`mcm_scores` of images by the texts that the method compares the whole image with."""
     if NAMES in METHODS[method].texts:
         whole = name_scores(images, banks)
     else:
         whole = kind_scores(images, banks, DESCRIPTIONS)
-    return witness_scores(whole, images.regions, class_vectors(banks), temperature=temperature)
+    classes = mean_vectors(bank_of_regions(banks))
+    return mcm_scores(whole, images.regions, classes, temperature=temperature)
 
 
 def scored_method(method: str, alpha: float, *, described: bool) -> tuple[str, float | None]:
@@ -137,15 +140,15 @@ def interpret(
     none, sets = calibration.none_of_these, calibration.label_sets
     found = None
     if none is not None:
-        parts = witness(
+        parts = in_distribution_scores(
             images, question.banks, method=question.method, temperature=none.temperature
         )
-        found = joined_witness(*parts, none.region_weight)
+        found = gl_mcm_score(*parts, none.region_weight)
     return Meaning(
         rank_by,
         probabilities,
         calibrated=True,
-        witness=found,
+        in_distribution_score=found,
         threshold=None if none is None else none.threshold,
         in_set=None if sets is None else sets_of_labels(probabilities, sets),
         coverage=None if sets is None else sets.coverage,

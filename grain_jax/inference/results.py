@@ -70,17 +70,17 @@ class RankedLabel:
 class Calibrated:
     """What a calibration says of an image; None where it was not fitted to these labels."""
 
-    witness: float | None = None  # how much it looks like one label in particular
-    threshold: float | None = None  # of `witness`
+    in_distribution_score: float | None = None  # of GL-MCM; low where it looks like no label
+    threshold: float | None = None  # of `in_distribution_score`
     label_set: tuple[str, ...] | None = None  # holds the true label at the rate `coverage`
     coverage: float | None = None
 
     @property
     def none_of_these(self) -> bool | None:
         """Whether it looks like none of the labels."""
-        if self.witness is None or self.threshold is None:
+        if self.in_distribution_score is None or self.threshold is None:
             return None
-        return self.witness < self.threshold
+        return self.in_distribution_score < self.threshold
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def find_calibration(
     Args:
         model: what `loaded` was read from.
         given: "auto" for the file beside the model, "none", or a file.
-        note: told where the file beside the model is of other weights, and so is not used.
+        note: called where the file beside the model is of other weights, and so is not used.
 
     Raises ValueError where the `given` file is not there or of other weights, and for any that is
     damaged.

@@ -90,7 +90,7 @@ class RunFiles:
         """Writes what is left, if it may and can be, and removes the folder of this machine."""
         if self._local is None:
             return
-        with contextlib.suppress(OSError, ValueError):  # whoever had to hear of it has been told
+        with contextlib.suppress(OSError, ValueError):  # it was said before
             self.publish(wait=True)
         self._thread.shutdown()
         self._local.cleanup()

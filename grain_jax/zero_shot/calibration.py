@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from grain_jax.zero_shot.arithmetic import softmax
 from grain_jax.zero_shot.method import ClassBanks
-from grain_jax.zero_shot.scorers import ClassTexts
+from grain_jax.zero_shot.scorers import ClassTexts, TextBank
 from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, NAMES, REGIONS
 
 FILE = "calibration.json"  # beside a model
@@ -28,7 +28,7 @@ MAX_CELLS = 1 << 24  # similarities held at once
 
 @dataclass(frozen=True)
 class NoneOfThese:
-    """An image whose witness score is below `threshold` is none of the classes."""
+    """An image whose in-distribution score is below `threshold` is none of the classes."""
 
     threshold: float
     region_weight: float  # lambda of GL-MCM; 0 without regions
@@ -37,7 +37,7 @@ class NoneOfThese:
 
 @dataclass(frozen=True)
 class LabelSets:
-    """Conformal sets: the labels whose `strangeness` is at most `quantile`, and the best one."""
+    """Conformal sets: the labels whose `nonconformity` is at most `quantile`, and the best one."""
 
     rule: SetRule
     coverage: float  # 1 - alpha: the fraction of images whose set holds the true label
@@ -88,14 +88,15 @@ class Calibration:
             raise ValueError("class_shift is not of the classes.")
 
 
-def witness_scores(
+def mcm_scores(
     whole: Float[np.ndarray, "N K"],
     regions: Float[np.ndarray, "N Q E"] | None,
     classes: Float[np.ndarray, "K E"],
     *,
     temperature: float,
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"] | None]:
-    """How much an image, and the best of its regions, look like one of the classes in particular.
+    """In-distribution scores of images and of the best of their regions: high where they look like
+    one of the classes in particular, low where they look like none.
 
     The two terms of GL-MCM (Miyai et al., IJCV 2025): the largest softmax over classes of the
     image's cosines / temperature, and the largest of those of its regions, which stand for the
@@ -120,26 +121,25 @@ def witness_scores(
     return image, best
 
 
-def joined_witness(
+def gl_mcm_score(
     image: Float[np.ndarray, "N"], region: Float[np.ndarray, "N"] | None, region_weight: float
 ) -> Float[np.ndarray, "N"]:
-    """The two terms as one score (lambda of GL-MCM); the first where there are no regions."""
+    """The in-distribution score of GL-MCM, `region_weight` its lambda; MCM's without regions."""
     return image if region is None else image + region_weight * region
 
 
-def class_vectors(banks: ClassBanks) -> Float[np.ndarray, "K E"]:
-    """The unit vector of each class that regions are compared with: the mean of its descriptions of
-    regions, or where there are none of the texts that the image is compared with, as published.
+def bank_of_regions(banks: ClassBanks) -> TextBank:
+    """The texts that regions are compared with: descriptions of regions, or where there are none
+    the texts that the image is compared with, as published.
     """
     kinds = (REGIONS, NAMES, DESCRIPTIONS)
-    bank = next(found for kind in kinds if (found := banks.get(kind)) is not None)
-    vectors = bank.mean_embed
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors[bank.distinct[1]]
+    return next(found for kind in kinds if (found := banks.get(kind)) is not None)
 
 
-def strangeness(probabilities: Float[np.ndarray, "N K"], rule: SetRule) -> Float[np.ndarray, "N K"]:
-    """How unlike the prediction each label is, in [0, 1]; the nonconformity score.
+def nonconformity(
+    probabilities: Float[np.ndarray, "N K"], rule: SetRule
+) -> Float[np.ndarray, "N K"]:
+    """The nonconformity score of each label, in [0, 1]: how unlike the prediction it is.
 
     - "lac": 1 - its probability (Sadinle et al. 2019): the smallest sets on average;
     - "aps": the sum of all probabilities that are at least its own (Romano et al. 2020, without
@@ -165,7 +165,7 @@ def sets_of_labels(
     """Which labels are in the set of each image."""
     if sets.quantile is None:
         return np.ones(probabilities.shape, bool)
-    inside = strangeness(probabilities, sets.rule) <= sets.quantile
+    inside = nonconformity(probabilities, sets.rule) <= sets.quantile
     return inside | (probabilities == probabilities.max(axis=1, keepdims=True))
 
 

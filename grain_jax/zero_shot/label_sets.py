@@ -17,7 +17,7 @@ from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, S
 from grain_jax.zero_shot.scorers import ClassTexts, global_scores
 from grain_jax.zero_shot.text_kinds import NAMES, PAIRS, SUBCLASSES
 
-CANDIDATES = 10  # FuDD: classes nearest by name that are told apart
+CANDIDATES = 10  # FuDD: classes nearest by name that are distinguished
 BELOW = 3.0  # more than two cosines differ by
 COMBINED = 10  # ConSE: most probable classes that are combined
 
@@ -56,12 +56,13 @@ def by_pairs(
     tell a class from the other candidates, scaled to unit length; other classes come after them, by
     name. A candidate without such texts is compared by name.
     """
-    told, names = texts[PAIRS], mean_vectors(texts[NAMES])
+    of_pairs, names = texts[PAIRS], mean_vectors(texts[NAMES])
     num_classes = texts.num_classes
-    width = told.embed.shape[1]
+    width = of_pairs.embed.shape[1]
     # Sums over texts, as a mean is scaled to unit length; the last row stands for no text.
     sums = np.stack(
-        [told.embed[rows].sum(axis=0) for rows in told.members] + [np.zeros(width, np.float32)]
+        [of_pairs.embed[rows].sum(axis=0) for rows in of_pairs.members]
+        + [np.zeros(width, np.float32)]
     )
     place = _places(texts.texts, num_classes)
 

@@ -123,8 +123,8 @@ def make_class_texts(
     for name in names:
         called = name_texts.get(name, name)
         prompts = tuple(fill(template, called, called) for template in templates)
-        described = _told(descriptions.get(name, ()))
-        whole = _told(global_texts.get(name, ()))
+        described = _by_pair(descriptions.get(name, ()))
+        whole = _by_pair(global_texts.get(name, ()))
         if not described and not whole:
             undescribed.append(name)
         filled = tuple(fill(description_template, text, called) for text in described)
@@ -142,25 +142,25 @@ def make_class_texts(
         described=tuple(bare),
         templates=tuple(templates),
         further={
-            kind: tuple(_told(of_class.get(name, ())) for name in names)
+            kind: tuple(_by_pair(of_class.get(name, ())) for name in names)
             for kind, of_class in further.items()
         },
         shared={kind: tuple(map(tuple, groups)) for kind, groups in (shared or {}).items()},
-        pairs=_told_pairs(pairs, names),
+        pairs=_by_pair_pairs(pairs, names),
         description_template=description_template,
     )
 
 
-def _told_pairs(
+def _by_pair_pairs(
     pairs: Mapping[str, Mapping[str, Sequence[str]]], names: Sequence[str]
 ) -> dict[tuple[int, int], tuple[str, ...]]:
     position = {name: k for k, name in enumerate(names)}
-    told = {
-        (position[name], position[other]): _told(texts)
+    by_pair = {
+        (position[name], position[other]): _by_pair(texts)
         for name, others in pairs.items()
         for other, texts in others.items()
     }
-    return {pair: texts for pair, texts in sorted(told.items()) if texts}
+    return {pair: texts for pair, texts in sorted(by_pair.items()) if texts}
 
 
 @dataclass(frozen=True, eq=False)  # so that it can be a key, which keeps it
@@ -297,7 +297,7 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _told(texts: Iterable[str]) -> tuple[str, ...]:
+def _by_pair(texts: Iterable[str]) -> tuple[str, ...]:
     return _unique(text for text in texts if text.strip())
 
 

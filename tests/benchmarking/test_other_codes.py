@@ -226,19 +226,19 @@ def test_open_clip_s_model_gets_the_sizes_of_the_settings(monkeypatch):
 
 
 def test_float32_is_computed_alike_on_a_gpu(monkeypatch):
-    """By a stand-in for torch that keeps what it is told: JAX takes TF32 there by default."""
-    told: list[str] = []
+    """By a stand-in for torch that keeps what it is given: JAX takes TF32 there by default."""
+    given: list[str] = []
     torch: Any = SimpleNamespace(
         from_numpy=lambda array: SimpleNamespace(to=lambda device: array),
-        set_float32_matmul_precision=told.append,
+        set_float32_matmul_precision=given.append,
     )
     TorchStep(torch, small())
-    assert told == []  # on a CPU neither has TF32
+    assert given == []  # on a CPU neither has TF32
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     TorchStep(torch, small())
     with jax.default_matmul_precision("highest"):
         TorchStep(torch, small())
-    assert told == ["high", "highest"]
+    assert given == ["high", "highest"]
 
 
 def test_a_lack_of_memory_in_torch_is_told_from_other_errors():

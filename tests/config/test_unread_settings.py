@@ -58,7 +58,7 @@ REFUSED = [
     ({}, "evaluation.zero_shot_during_training", ("pets",)),
 ]
 INIT = {"pretrained": "RUN"}
-TOLD = [
+NOTED = [
     ({"model__dtype": "float32"}, "model.gradient_dtype", "float32"),
     (CLIP, "model.decoder.depth", 3),
     (CLIP, "model.decoder.dropout", 0.5),
@@ -76,7 +76,7 @@ TOLD = [
     (CLIP, "evaluation.num_visualized", 3),
     ({"data__eval_split": ""}, "evaluation.num_visualized", 3),
 ]
-# Told with the number of steps, or the devices, that are known only later.
+# Noted with the number of steps, or the devices, that are known only later.
 LATER = {"max_steps_this_run", "logging.profile_step", "mesh.cpu_devices"}
 ALWAYS_READ = {
     *("name", "seed", "batch_size", "steps", "pretrained", "model.type", "model.image_size"),
@@ -121,14 +121,14 @@ def set_path(config: TrainConfig, path: str, value: object) -> TrainConfig:
 
 def test_every_setting_has_been_thought_of():
     """A new setting is to be put into one of the tables above."""
-    ruled = {path for _, path, _ in (*REFUSED, *TOLD)} | LATER
+    ruled = {path for _, path, _ in (*REFUSED, *NOTED)} | LATER
     ruled |= {pattern for rule in UNREAD for pattern in rule.settings}
     for path in leaves(TrainConfig()):
         known = [pattern for pattern in ruled | ALWAYS_READ if fnmatch.fnmatch(path, pattern)]
         assert known, path
     for rule in UNREAD:  # each has its case
         for pattern in rule.settings:
-            cases = REFUSED if rule.refused else TOLD
+            cases = REFUSED if rule.refused else NOTED
             assert any(fnmatch.fnmatch(path, pattern) for _, path, _ in cases), pattern
 
 
@@ -140,7 +140,7 @@ def test_what_nothing_reads_is_refused(because, path, value):
     assert found.startswith(path) or path in found
 
 
-@pytest.mark.parametrize(("because", "path", "value"), TOLD)
+@pytest.mark.parametrize(("because", "path", "value"), NOTED)
 def test_what_plainly_asks_for_nothing_is_told(because, path, value):
     base = changed(records_config(), **because)
     assert unread_notes(base) == []
@@ -192,7 +192,7 @@ def test_steps_and_devices_that_do_not_come_are_told():
     assert "mesh.cpu_devices" in cpu_devices_notes(config)[0]
 
 
-@pytest.mark.parametrize(("because", "path", "value"), [*REFUSED, *TOLD])
+@pytest.mark.parametrize(("because", "path", "value"), [*REFUSED, *NOTED])
 def test_a_stored_model_with_such_settings_is_still_built(because, path, value):
     config = set_path(changed(records_config(), **because), path, value)
     config = config_from_json(config_to_json(config))
@@ -202,7 +202,7 @@ def test_a_stored_model_with_such_settings_is_still_built(because, path, value):
 def test_a_stored_run_with_such_settings_is_still_read(tmp_path):
     """All of CLIP's at once, through the folder that evaluate, export and predict read."""
     config = tiny_config()
-    for because, path, value in (*REFUSED, *TOLD):
+    for because, path, value in (*REFUSED, *NOTED):
         if because in (CLIP, {}):
             set_path(config, path, value)
     config.model.type, config.data.description_length = "clip", 4  # the tower has 8 positions

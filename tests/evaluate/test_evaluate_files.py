@@ -85,9 +85,9 @@ def test_other_texts_and_images_get_a_file_of_their_own(run, images, tmp_path, c
     sets = [report["zero_shot_sets"]["colours"] for report in found]
     files = {one["descriptions"]["file"]: one for one in sets}
     assert files.keys() == {str(images / "descriptions.json"), str(other)}
-    told = files[str(other)]["descriptions"]
-    assert told["file_sha256"] == hashlib.sha256(other.read_bytes()).hexdigest()
-    assert (told["count"], told["classes_with_any"]) == (1, 1)
+    described = files[str(other)]["descriptions"]
+    assert described["file_sha256"] == hashlib.sha256(other.read_bytes()).hexdigest()
+    assert (described["count"], described["classes_with_any"]) == (1, 1)
     assert {one["templates"]["file"] for one in sets} == {None, str(templates)}
     assert {tuple(one["templates"]["texts"]) for one in sets} == {("a {} thing",), ("one {}",)}
     assert "description (1 of 3 described)" in capsys.readouterr().out

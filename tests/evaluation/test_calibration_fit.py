@@ -25,7 +25,7 @@ from grain_jax.evaluation.calibration import (
     split_by_name,
     summed_sets,
 )
-from grain_jax.zero_shot.calibration import sets_of_labels, softmax, strangeness
+from grain_jax.zero_shot.calibration import nonconformity, sets_of_labels, softmax
 from grain_jax.zero_shot.scorers import TextBank
 
 
@@ -156,7 +156,7 @@ def test_sets_of_exchangeable_draws_hold_the_label_as_often_as_said(rule, count)
 def test_the_quantile_is_corrected_for_the_number_of_images():
     logits, labels = drawn(9, 4)
     probabilities = softmax(logits)
-    true = sorted(strangeness(probabilities, "lac")[np.arange(9), labels])
+    true = sorted(nonconformity(probabilities, "lac")[np.arange(9), labels])
     for coverage, rank in ((0.9, 9), (0.8, 8), (0.5, 5)):
         sets = fit_label_sets(logits, labels, coverage=coverage, rule="lac")
         assert sets.quantile == true[rank - 1]

@@ -115,3 +115,15 @@ def test_separation_is_the_statistic_of_mann_and_whitney():
     inside, outside = GENERATOR.normal(1, 1, 40).round(1), GENERATOR.normal(0, 1, 30).round(1)
     expected = mannwhitneyu(inside, outside).statistic / (40 * 30)
     assert separation(inside, outside) == pytest.approx(expected)
+
+
+def test_probabilities_that_differ_in_rounding_alone_lie_in_one_bin():
+    generator = np.random.default_rng(4)
+    tied = np.repeat([0.6, 0.7, 0.9999], 500)
+    correct = (generator.random(1500) < tied).astype(np.float64)
+    exact = equal_mass_bins(tied, 15)
+    noisy = equal_mass_bins(tied + generator.normal(0, 1e-9, 1500), 15)
+    assert np.array_equal(exact, noisy)
+    assert len(np.unique(exact)) == 3
+    by_group = sum(abs((correct - tied)[tied == value].sum()) for value in (0.6, 0.7, 0.9999))
+    assert calibration_error(tied, correct, noisy) == pytest.approx(by_group / 1500)

@@ -27,11 +27,11 @@ def broken(cosines):
             if cosines[a] < cosines[b]
         )
     ]
-    told = []
+    scored = []
     for c00, c01, c10, c11 in fitting:
         text, image = c00 > c01 and c11 > c10, c00 > c10 and c11 > c01
-        told.append((text, image, text and image))
-    return np.mean(told, axis=0)
+        scored.append((text, image, text and image))
+    return np.mean(scored, axis=0)
 
 
 def test_pairings_are_worth_their_chance_under_ties():

@@ -58,8 +58,8 @@ def test_both_searches_are_joined(monkeypatch):
     assert by_embedding.counts.tolist() == [2, 0]
     hashes = np.array([0, 1 << 20], np.uint64), np.array([7 << 20, 1, (1 << 20) + 1], np.uint64)
     found = leaks(close_by_hash(*hashes, 2), by_embedding)
-    told = [(leak.test, leak.training, leak.bits, leak.cosine) for leak in found]
-    assert told == [
+    measured = [(leak.test, leak.training, leak.bits, leak.cosine) for leak in found]
+    assert measured == [
         (0, 1, 1, pytest.approx(1.0)),
         (0, 2, 2, pytest.approx(1.0)),
         (1, 2, 1, None),
@@ -71,13 +71,13 @@ def test_both_searches_are_joined(monkeypatch):
 def test_metrics_without_leaked_images():
     measure = Measure("zero_shot", "birds", "name")
     answers = Answers([(name, "", "wren") for name in "abcd"], [1.0, 1.0, 0.0, 0.5])
-    (told,) = without_leaks({measure: answers}, ["a", "c"], known="abcd")
-    assert (told.images, told.leaked_images) == (4, 2)
-    assert (told.value, told.leaked, told.rest) == (0.625, 0.5, 0.75)
-    assert told.low < 0.75 < told.high
-    (told,) = without_leaks({measure: answers}, "abcd", known="abcd")
-    assert (told.leaked, told.rest, told.low) == (0.625, None, None)
-    (told,) = without_leaks({measure: answers}, [], known="abcd")
-    assert (told.leaked, told.rest) == (None, 0.625)
+    (measured,) = without_leaks({measure: answers}, ["a", "c"], known="abcd")
+    assert (measured.images, measured.leaked_images) == (4, 2)
+    assert (measured.value, measured.leaked, measured.rest) == (0.625, 0.5, 0.75)
+    assert measured.low < 0.75 < measured.high
+    (measured,) = without_leaks({measure: answers}, "abcd", known="abcd")
+    assert (measured.leaked, measured.rest, measured.low) == (0.625, None, None)
+    (measured,) = without_leaks({measure: answers}, [], known="abcd")
+    assert (measured.leaked, measured.rest) == (None, 0.625)
     with pytest.raises(ValueError, match="the image 'b' of 'birds', which is not among"):
         without_leaks({measure: answers}, [], known="acd")

@@ -60,7 +60,7 @@ def test_tables_hold_every_kind_of_result():
     assert zero_shot.columns == ("set", "method", "alpha = 1", "alpha = 0", "random")
     assert zero_shot.rows == (
         ("seen (200 classes)", "name", "25.0", "-", "0.5"),
-        ("seen (200 classes)", "description", "10.0 ± 2.0", "90.0", "0.5"),
+        ("seen (200 classes)", "description", "10.0 (8.0-12.0)", "90.0", "0.5"),
         ("unseen", "description", "-", "87.5", "2.0"),
     )
     assert grounding.rows == (
@@ -224,7 +224,7 @@ def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp
     config.evaluation.eval_interval_steps, config.evaluation.max_images = 500, 2_000
     config.evaluation.zero_shot_during_training = ("some/pets",)
     config.evaluation.best_metric = "pets/name"
-    texts = tmp_path / "told.json"
+    texts = tmp_path / "described.json"
     texts.write_text("{}")
     dataset = ZeroShotSet(
         "pets",
@@ -237,7 +237,7 @@ def test_the_report_names_what_was_looked_at_and_the_files_of_the_texts(run, tmp
     report.write_report(folder, config, [], encoder=toy_encoder(), details=details)
     page = (folder / "report.md").read_text()
     short = hashlib.sha256(b"{}").hexdigest()[:8]
-    assert f"| pets | 1 | 2 | 1 | 2: `told.json` ({short}) |" in page
+    assert f"| pets | 1 | 2 | 1 | 2: `described.json` ({short}) |" in page
     looked = "dev, pets: every 500 steps, at most 2,000 images of each"
     assert f"| measured during training | {looked} |" in page
     assert "| best checkpoint by | pets/name |" in page

@@ -247,7 +247,7 @@ def test_a_cell_in_which_classes_fell_back_to_their_names_says_so(two):
     expected = evaluations[0].get("birds", "description", "top1", 1.0).value
     cell = rows["description, alpha = 1"][0]
     assert cell.text == f"{100 * expected:.1f}"
-    assert cell.interval == f"{100 * expected - 5:.1f} to {100 * expected + 4:.1f}"
+    assert cell.interval == f"{100 * expected - 5:.1f}-{100 * expected + 4:.1f}"
 
 
 def test_sets_of_one_name_with_other_images_stand_apart(two, tmp_path):
@@ -334,7 +334,7 @@ def test_recall_and_phrases_get_intervals_from_their_answers(two):
         np.array([line["correct"] for line in lines]),
         np.array([int(line["image"][5:]) for line in lines]),
     )
-    assert cell.interval == f"{100 * low:.1f} to {100 * high:.1f}"
+    assert cell.interval == f"{100 * low:.1f}-{100 * high:.1f}"
     _, without = sections_of(two[0])
     grid = next(one for one in all_grids(without) if one.title == "Grounding, %")
     assert grid.rows[0][grid.columns.index("Acc@0.5")].interval == ""
@@ -358,7 +358,7 @@ def test_a_file_of_an_older_version_is_read(tmp_path):
     evaluations, sections = sections_of([path])
     page = Page(html_page(page_title(evaluations), sections))
     assert "50.0" in page.texts
-    assert "40.0 to 60.0" in page.texts
+    assert "40.0-60.0" in page.texts
     assert "needs --predictions" in page.text
 
 

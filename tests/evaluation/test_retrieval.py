@@ -58,14 +58,14 @@ def test_perfect_embeddings_find_everything():
     texts, text_rows, image_rows = unique_texts([[f"a {i}", f"b {i}"] for i in range(12)])
     text = np.eye(12, dtype=np.float32)[[int(t.split()[1]) for t in texts]]
     results = recalls(image, text, text_rows=text_rows, image_rows=image_rows)
-    chance = {name: value for name, value in results.items() if "random" in name}
-    assert chance == {
+    baselines = {name: value for name, value in results.items() if "random" in name}
+    assert baselines == {
         "image_to_text/random_R@1": pytest.approx(2 / 24),
         "text_to_image/random_R@1": pytest.approx(1 / 12),
     }
     counted = {"images": 12, "texts": 24}
     assert {name: results.pop(name) for name in counted} == counted
-    assert {value for name, value in results.items() if name not in chance} == {1.0}
+    assert {value for name, value in results.items() if name not in baselines} == {1.0}
 
 
 def test_random_embeddings_are_at_chance():

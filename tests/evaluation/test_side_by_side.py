@@ -25,7 +25,7 @@ def test_each_model_has_a_column_and_averages_are_last():
     assert table.columns == ("set", "method", "metric", "a", "b")
     assert table.rows == (
         ("birds", "random", "top-1", "10.0", "10.0"),
-        ("birds", "name", "top-1", "50.0 ± 2.0", "75.0 ± 2.0"),
+        ("birds", "name", "top-1", "50.0 (48.0-52.0)", "75.0 (73.0-77.0)"),
         ("photographs", "both ways", "mean R@1", "25.0", "25.0"),
         ("photographs", "model", "Acc@0.5", "40.0", "40.0"),
         ("birds", "description, alpha 0.5", "top-1", "90.0", "-"),

@@ -6,6 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grain_jax.evaluation.bootstrap import bootstrap_interval
 from grain_jax.evaluation.statistics import holm, paired_difference, sign_flip_p_value
 
 
@@ -170,3 +171,29 @@ def test_holm_is_that_of_its_definition(p_values):
         steps = [(count - j) * p_values[order[j]] for j in range(rank + 1)]
         assert adjusted[index] == pytest.approx(min(1.0, max(steps)))
     assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
+
+
+def test_the_bootstrap_of_several_sums_is_that_of_scipy():
+    """Of a ratio and of a mean, from the same resamples, with units that come more than once."""
+    generator = np.random.default_rng(1)
+    units = generator.integers(1, 4, (150, 2)).astype(float)
+
+    def statistics(totals):
+        return np.stack([totals[:, 0] / totals[:, 1], totals[:, 0] / len(units)], axis=1)
+
+    low, high = bootstrap_interval(
+        units, statistics, generator=np.random.default_rng(2), resamples=20_000
+    )
+    for k, statistic in enumerate((lambda x, y: x.sum() / y.sum(), lambda x, y: x.mean())):
+        theirs = scipy.stats.bootstrap(
+            (units[:, 0], units[:, 1]),
+            statistic,
+            paired=True,
+            vectorized=False,
+            n_resamples=4_000,
+            method="percentile",
+            rng=np.random.default_rng(3),
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert low[k] == pytest.approx(theirs.low, abs=0.05 * width)
+        assert high[k] == pytest.approx(theirs.high, abs=0.05 * width)

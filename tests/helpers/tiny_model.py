@@ -38,7 +38,7 @@ def tokenizer() -> WordTokenizer:
 
 
 def model_config(**changes: Any) -> ModelConfig:
-    """Two layers of everything, sizes that differ, so that nothing fits by chance."""
+    """Two layers of everything, sizes that differ, so that nothing fits by accident."""
     config = ModelConfig(
         image_size=32,
         embed_dim=24,

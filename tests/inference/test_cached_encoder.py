@@ -234,10 +234,10 @@ def test_with_other_parameters_nothing_is_kept(store):
 
 
 def test_progress_is_told_of_images_that_are_read(store):
-    told = []
+    counts = []
     over(store).images(bird_set().source)
-    mute(over(store)).images(bird_set().source, on_batch=told.append)
-    assert told == [3]
+    mute(over(store)).images(bird_set().source, on_batch=counts.append)
+    assert counts == [3]
 
 
 def test_a_full_disk_does_not_end_an_evaluation(store, monkeypatch):

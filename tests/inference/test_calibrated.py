@@ -51,9 +51,9 @@ def model_with(fitted: Calibration | None, notes: list[str]) -> Model:
 
 
 def answer_of(fitted, described=None, *, image=None, notes=None, **options):
-    told: list[str] = [] if notes is None else notes
+    said: list[str] = [] if notes is None else notes
     image = make_image("red", "red", "blue") if image is None else image
-    (found,) = model_with(fitted, told).classify(
+    (found,) = model_with(fitted, said).classify(
         image, descriptions=described or DESCRIBED, **options
     )
     return found
@@ -84,10 +84,10 @@ def test_sets_evidence_and_none_of_these():
     inside = [one.label for one in found.ranked if one.probability >= 0.4]
     assert list(found.calibrated.label_set or ()) == inside
     # Cosines of the image with the classes: 1/2 and 0; of its best region 1 / sqrt(2) and 0, or 1.
-    witness = 1 / (1 + math.exp(-0.5)) + 1 / (1 + math.exp(-1.0))
-    assert found.calibrated.witness == pytest.approx(witness, rel=1e-6)
+    score = 1 / (1 + math.exp(-0.5)) + 1 / (1 + math.exp(-1.0))
+    assert found.calibrated.in_distribution_score == pytest.approx(score, rel=1e-6)
     assert found.calibrated.none_of_these is False
-    strict = calibration(none_of_these=NoneOfThese(2 * witness, 1.0, 1.0))
+    strict = calibration(none_of_these=NoneOfThese(2 * score, 1.0, 1.0))
     assert answer_of(strict).calibrated.none_of_these is True
     assert answer_of(strict).label == found.label
 
@@ -153,7 +153,7 @@ def test_weights_have_another_name_where_one_value_differs():
     assert params_sha256({"a": {"x": [1.0, 2.0]}, "c": 3.0}) != own
 
 
-def test_a_clip_model_has_the_image_alone_as_witness():
+def test_a_clip_model_has_the_image_alone_as_score():
     loaded = toy_model(regions=False).loaded
     texts = make_class_texts(("red", "blue"), templates=("a {} thing",), descriptions={})
     fitted = Calibration(
@@ -172,5 +172,5 @@ def test_a_clip_model_has_the_image_alone_as_witness():
         model = Model(loaded, calibration=fitted)
     (found,) = model.classify(make_image("red"), ["red", "blue"])
     assert found.calibrated is not None
-    assert found.calibrated.witness == pytest.approx(1 / (1 + math.exp(-1.0)))
+    assert found.calibrated.in_distribution_score == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert found.calibrated.none_of_these is False

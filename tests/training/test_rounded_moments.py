@@ -262,8 +262,8 @@ def test_a_checkpoint_of_the_other_type_is_converted(runs, tmp_path, before, now
 
 def test_a_changed_type_is_told_where_a_run_resumes(runs, tmp_path):
     saved = json.loads(config_to_json(runs["float32"].config))
-    told = changed_settings(saved, runs["bfloat16"].config, tmp_path)
-    assert told == [
+    sentences = changed_settings(saved, runs["bfloat16"].config, tmp_path)
+    assert sentences == [
         "optim.moments_dtype: float32 -> bfloat16, to which the stored moments are converted"
     ]
 

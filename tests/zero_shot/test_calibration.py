@@ -13,13 +13,13 @@ from grain_jax.zero_shot.calibration import (
     Calibration,
     LabelSets,
     NoneOfThese,
-    joined_witness,
+    gl_mcm_score,
+    mcm_scores,
+    nonconformity,
     read_calibration,
     sets_of_labels,
-    strangeness,
     texts_sha256,
     to_json,
-    witness_scores,
 )
 from grain_jax.zero_shot.scorers import make_class_texts
 
@@ -50,10 +50,10 @@ def probabilities_of(logits: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 @pytest.mark.parametrize("cells", [1 << 24, 7])
-def test_witness_scores_are_those_of_a_loop(temperature, cells, monkeypatch):
+def test_mcm_scores_are_those_of_a_loop(temperature, cells, monkeypatch):
     monkeypatch.setattr(calibration, "MAX_CELLS", cells)
     image, regions, classes = unit(5, 6), unit(5, 3, 6), unit(4, 6)
-    whole, best = witness_scores(image @ classes.T, regions, classes, temperature=temperature)
+    whole, best = mcm_scores(image @ classes.T, regions, classes, temperature=temperature)
     assert best is not None
     for n in range(5):
 
@@ -67,34 +67,34 @@ def test_witness_scores_are_those_of_a_loop(temperature, cells, monkeypatch):
         assert whole[n] == pytest.approx(largest(image[n]), rel=1e-6)
         expected = max(largest(region) for region in regions[n])
         assert best[n] == pytest.approx(expected, rel=1e-6)
-        joined = joined_witness(whole, best, 0.5)[n]
+        joined = gl_mcm_score(whole, best, 0.5)[n]
         assert joined == pytest.approx(largest(image[n]) + 0.5 * expected, rel=1e-6)
 
 
-def test_without_regions_the_image_alone_is_the_witness():
+def test_without_regions_the_image_alone_is_the_score():
     image, classes = unit(2, 6), unit(4, 6)
-    whole, best = witness_scores(image @ classes.T, None, classes, temperature=1.0)
+    whole, best = mcm_scores(image @ classes.T, None, classes, temperature=1.0)
     assert best is None
-    assert joined_witness(whole, best, 1.0) is whole
+    assert gl_mcm_score(whole, best, 1.0) is whole
 
 
 ROWS = np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [1 / 3, 1 / 3, 1 / 3], [0.1, 0.2, 0.7]])
 
 
-def test_strangeness_of_aps_is_the_sum_of_what_is_at_least_as_probable():
-    found = strangeness(ROWS, "aps")
+def test_nonconformity_of_aps_is_the_sum_of_what_is_at_least_as_probable():
+    found = nonconformity(ROWS, "aps")
     for row, values in zip(ROWS, found, strict=True):
         for k, value in enumerate(values):
             expected = sum(p for p in row if p >= row[k])
             assert value == pytest.approx(min(expected, 1.0))
-    np.testing.assert_allclose(strangeness(ROWS, "lac"), 1 - ROWS)
+    np.testing.assert_allclose(nonconformity(ROWS, "lac"), 1 - ROWS)
 
 
-def test_sets_hold_what_is_not_too_strange_and_always_the_best():
+def test_sets_hold_what_is_not_too_unlike_the_prediction_and_always_the_best():
     assert sets_of_labels(ROWS, LabelSets("lac", 0.9, 0.65)).tolist() == [
         [True, False, False],
         [True, True, False],
-        [True, True, True],  # all too strange, and all the best
+        [True, True, True],  # all too unlike the prediction, and all the best
         [False, False, True],
     ]
     assert sets_of_labels(ROWS, LabelSets("aps", 0.9, 0.85))[0].tolist() == [True, True, False]

@@ -135,8 +135,10 @@ def test_wca_weighs_regions_by_the_image_and_descriptions_by_the_name():
             called = np.mean(prompts, axis=0, dtype=np.float64)
             called /= np.linalg.norm(called)
             texts = [embedding(text, "description") for text in described.get(name, [name])]
-            told = sum(np.exp(np.e**2 * float(t @ called)) * t.astype(np.float64) for t in texts)
-            expected[i, k] = seen @ told / np.linalg.norm(seen) / np.linalg.norm(told)
+            weighted = sum(
+                np.exp(np.e**2 * float(t @ called)) * t.astype(np.float64) for t in texts
+            )
+            expected[i, k] = seen @ weighted / np.linalg.norm(seen) / np.linalg.norm(weighted)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

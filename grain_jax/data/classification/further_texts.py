@@ -177,10 +177,10 @@ def _nested(given: Any, source: str) -> dict[str, dict[str, list[str]]]:
         return given
     nested: dict[str, dict[str, list[str]]] = {}
     for key, one in given.items():
-        classes, told = one.get("classes"), one.get("prompt_pairs")
+        classes, listed = one.get("classes"), one.get("prompt_pairs")
         pairs: list[Any] = [
             item.get("prompt_pair") if isinstance(item, dict) else None
-            for item in (told if isinstance(told, list) else [None])
+            for item in (listed if isinstance(listed, list) else [None])
         ]
         if (
             not isinstance(classes, list)

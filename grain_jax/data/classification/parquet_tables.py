@@ -121,7 +121,7 @@ def open_parquet(
     """The labelled images of a table: a file, or those files of a folder that are of the split.
 
     Raises ValueError without pyarrow, for a damaged file, files of unlike columns or class names,
-    columns that are not given and cannot be told, and labels that are missing.
+    columns that are not given and cannot be found, and labels that are missing.
     """
     parquet = pyarrow_parquet()
     files = _files(path, split)

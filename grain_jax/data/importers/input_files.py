@@ -100,14 +100,14 @@ def part_of(file: Path, root: Path) -> str:
     It is the name of the file without the numbers and hashes of shards, behind those of its
     folders. A folder that has the name of a split has files of that part only.
     """
-    told: list[str] = []
+    kept_names: list[str] = []
     for name in (*file.relative_to(root).parts[:-1], file.stem):
         kept = COUNTERS.sub("", name).lstrip("-_.")
         if tells_split(name):
-            told.append(kept)
+            kept_names.append(kept)
             break
-        told.append(kept.rstrip("0123456789"))  # part7, but not the year of train2017
-    return "/".join(name for name in told if name) or UNNAMED
+        kept_names.append(kept.rstrip("0123456789"))  # part7, but not the year of train2017
+    return "/".join(name for name in kept_names if name) or UNNAMED
 
 
 def tells_split(name: str) -> bool:

@@ -68,7 +68,7 @@ class HashIndex:
                 differ = self._hashes[found] ^ others[other]
                 bits = np.bitwise_count(differ)
                 near = bits <= self._max_distance
-                for earlier in self._masks[:band]:  # which have told of the pair
+                for earlier in self._masks[:band]:  # which have found the pair
                     near &= (differ & earlier) != 0
                 if near.any():
                     yield found[near], other[near], bits[near].astype(np.int64)

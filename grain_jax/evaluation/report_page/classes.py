@@ -18,13 +18,16 @@ from grain_jax.evaluation.comparison import (
     compare_methods,
     compare_models,
 )
+from grain_jax.evaluation.percentages import (
+    interval_text,
+    percent,
+    signed,
+    signed_interval,
+)
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.report_page.content import (
     Cell,
     Grid,
-    interval_text,
-    percent,
-    signed,
     texts,
 )
 from grain_jax.evaluation.report_page.evaluations import Evaluation
@@ -195,7 +198,7 @@ def paired_grids(pairs: Sequence[Pairing], *, seed: int) -> tuple[list[Grid], li
                 *texts(percent(difference.second), percent(difference.first)),
                 Cell(
                     signed(difference.value),
-                    f"{signed(difference.low)} to {signed(difference.high)}",
+                    signed_interval(difference.low, difference.high),
                 ),
                 Cell(f"{p_value:.2g}"),
             )
@@ -250,7 +253,7 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
             [
                 "Won by what is named first. 'More right': images that it gets more right than the "
                 "other : less; of tied classes an answer is right in part. p of the sign test on "
-                "these, corrected by Holm for the classes; above 0.05 a difference may be luck.",
+                "these, corrected by Holm for the classes; above 0.05 it is not significant.",
                 *shown,
             ]
         ),

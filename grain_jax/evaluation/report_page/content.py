@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 
+from grain_jax.evaluation.percentages import interval_text, percent
 from grain_jax.results import Result
-
-NOT_A_NUMBER = "not a number"
 
 
 @dataclass(frozen=True)
@@ -111,18 +109,6 @@ class Section:
     notes: tuple[str, ...] = field(default=())
 
 
-def percent(value: float) -> str:
-    """A fraction in percent with one decimal, or `NOT_A_NUMBER`."""
-    return f"{100 * value:.1f}" if isfinite(value) else NOT_A_NUMBER
-
-
-def interval_text(low: float | None, high: float | None) -> str:
-    """ "58.1 to 64.2"; "" without one."""
-    if low is None or high is None or not (isfinite(low) and isfinite(high)):
-        return ""
-    return f"{percent(low)} to {percent(high)}"
-
-
 def accuracy_cell(result: Result | None, *, mark: str = "") -> Cell:
     """A fraction in percent with its interval; "-" without a result."""
     if result is None:
@@ -133,11 +119,6 @@ def accuracy_cell(result: Result | None, *, mark: str = "") -> Cell:
 def texts(*values: str) -> tuple[Cell, ...]:
     """Cells of these texts."""
     return tuple(Cell(value) for value in values)
-
-
-def signed(value: float) -> str:
-    """A difference in percentage points."""
-    return f"{100 * value:+.1f}" if isfinite(value) else NOT_A_NUMBER
 
 
 def all_grids(sections: Sequence[Section]) -> list[Grid]:

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from grain_jax.evaluation.comparison import Measure
+from grain_jax.evaluation.percentages import interval_text, percent, with_interval
 from grain_jax.evaluation.reliability import expected_calibration_error, reliability_bins
 from grain_jax.evaluation.report_page.content import (
     Grid,
     Mark,
     Plot,
     ReliabilityPlot,
-    interval_text,
-    percent,
     texts,
 )
 from grain_jax.evaluation.report_page.evaluations import AnswerDetails, Evaluation
@@ -77,7 +76,7 @@ def _plot(
                 place=place(result.value),
                 low=place(low) if known and low is not None else None,
                 high=place(high) if known and high is not None else None,
-                text=percent(result.value) + (f" ({known})" if known else ""),
+                text=with_interval(result.value, low, high),
             )
         )
     meaning = "Top-1 accuracy in percent, with its 95 % interval."

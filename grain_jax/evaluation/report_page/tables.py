@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from grain_jax.evaluation.comparison import Measure, image_numbers
+from grain_jax.evaluation.percentages import interval_text
 from grain_jax.evaluation.report_page.content import (
     Cell,
     Grid,
     accuracy_cell,
-    interval_text,
     texts,
 )
 from grain_jax.evaluation.report_page.evaluations import Evaluation
@@ -409,4 +409,4 @@ def _in_another_table(result: Result) -> bool:
 def _plain_interval(result: Result) -> str:
     if not interval_text(result.low, result.high):
         return ""
-    return f"{result.low:.6g} to {result.high:.6g}"
+    return f"{result.low:.6g}-{result.high:.6g}"

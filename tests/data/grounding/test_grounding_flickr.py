@@ -114,7 +114,7 @@ def test_the_published_sample_has_348_queries_and_training_117_descriptions(tmp_
     # The importer of training data keeps one phrase of each chain: no other reason takes any.
     importer = Flickr30kEntities(root)
     regions = [region for i in range(len(importer)) for region in importer[i].regions]
-    told = {(i, r.description) for i in range(len(importer)) for r in importer[i].regions}
-    assert (len(regions), len(told)) == (160, 117)
+    kept = {(i, r.description) for i in range(len(importer)) for r in importer[i].regions}
+    assert (len(regions), len(kept)) == (160, 117)
     asked = {(data.images.ids[query.image], query.text) for query in data.queries}
-    assert {(importer[i].id, text) for i, text in told} <= asked
+    assert {(importer[i].id, text) for i, text in kept} <= asked
