@@ -1,19 +1,18 @@
 """An embedding for every box that a text may choose: the model's region, or the encoded crop."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from grain_jax.boxes import cxcywh_to_xyxy, pairwise_iou
+from grain_jax.data.image_variants import crop
 from grain_jax.data.records import Record, Selection, Source
 from grain_jax.data.transforms import Preprocessing, decode_image
 from grain_jax.inference.encoder import Encoder
 
 BLOCK = 16  # batches of crops whose features are held at once
-ROUNDING = 1e-3  # pixels by which a box in float32 may miss the edge of one
 
 
 @dataclass(frozen=True)
@@ -103,21 +102,6 @@ class Crops:
             record = self._images[row]
             self._last = last = row, record.id, decode_image(record.image)
         return Record(id=last[1], image=crop(last[2], self._boxes[index]))
-
-
-def crop(
-    pixels: UInt8[np.ndarray, "H W 3"], box_xyxy: Float[np.ndarray, "4"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Every pixel that the box touches, at least one."""
-    height, width = pixels.shape[:2]
-    x0, x1 = _span(float(box_xyxy[0]) * width, float(box_xyxy[2]) * width, width)
-    y0, y1 = _span(float(box_xyxy[1]) * height, float(box_xyxy[3]) * height, height)
-    return pixels[y0:y1, x0:x1]
-
-
-def _span(low: float, high: float, size: int) -> tuple[int, int]:
-    start = min(max(math.floor(low + ROUNDING), 0), size - 1)
-    return start, min(max(math.ceil(high - ROUNDING), start + 1), size)
 
 
 def cropped(
