@@ -24,6 +24,7 @@ from grain_jax.data.tfds_records import encode_record, shard_path, write_metadat
 from grain_jax.data.transforms import Preprocessing
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import EVERYTHING, NOTHING
+from grain_jax.zero_shot.methods import ONE_PASS
 
 
 @pytest.fixture
@@ -709,6 +710,15 @@ def test_a_checkpoint_chosen_on_labelled_images_is_flattered_by_them(run, images
     run.config.evaluation.best_metric = "validation/box_recall"
     assert evaluate.main([*given, "--best"]) == 0
     assert "flatter" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("all", ONE_PASS), ("all,wca", (*ONE_PASS, "wca")), ("fgvp,name,fgvp", ("fgvp", "name"))],
+)
+def test_all_methods_are_those_that_encode_an_image_once(given, expected):
+    options = evaluate.parse_options(["--checkpoint=run", f"--methods={given}"])
+    assert options.methods == expected
 
 
 @pytest.mark.parametrize("given", ["name", "description,name"])

@@ -16,6 +16,7 @@ from grain_jax.evaluation.left_out import note_left_out
 from grain_jax.evaluation.suite import TrainingBoxes, evaluate_set, score_zero_shot
 from grain_jax.evaluation.suite_file import ImageSet, RecordSet, Suite
 from grain_jax.evaluation.unknown_words import unknown_words_note
+from grain_jax.evaluation.variants import predicted_boxes
 from grain_jax.inference.encoder import Encoder
 from grain_jax.results import Result
 from grain_jax.zero_shot.methods import DEFAULT_METHODS
@@ -154,6 +155,7 @@ def evaluate_suite(
     """
     results: list[Result] = []
     has_regions = config.model.type == "grain" and encoder.learned.regions
+    num_boxes = predicted_boxes(config, encoder.learned)
     for one, loaded in opened.images:
         own = "templates" in loaded.text_files
         dataset = loaded if own else dataclasses.replace(loaded, templates=tuple(templates))
@@ -161,7 +163,7 @@ def evaluate_suite(
             note(f"{one.name}: {unknown}")
         asked = methods or one.methods or opened.suite.methods
         if asked:
-            note_left_out(asked, dataset, has_regions=has_regions, note=note)
+            note_left_out(asked, dataset, has_regions=has_regions, num_boxes=num_boxes, note=note)
         results += score_zero_shot(
             encoder,
             dataset,
