@@ -95,6 +95,7 @@ from grain_jax.evaluation.suite import (
 from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.unknown_words import unknown_words_note
+from grain_jax.evaluation.variants import predicted_boxes
 from grain_jax.inference.cached_encoder import NONE
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
@@ -358,6 +359,7 @@ def _images(
         options.methods or (),
         dataset,
         has_regions=has_regions,
+        num_boxes=predicted_boxes(config, encoder.learned),
         note=note,
         given=given.fulfilled,
         required=True,

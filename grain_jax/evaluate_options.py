@@ -34,7 +34,7 @@ from grain_jax.evaluation.suite_file import read_suite
 from grain_jax.evaluation.suite_sets import OpenedSuite, open_suite
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.paths import local_path
-from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, check_methods
+from grain_jax.zero_shot.methods import DEFAULT_METHODS, ONE_PASS, check_methods
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
 # Options that only one kind of figures looks at.
@@ -58,9 +58,9 @@ _own = default_is("the run's")
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    names = tuple(METHODS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    names = [each for name in text.split(",") for each in (ONE_PASS if name == "all" else (name,))]
     check_methods(names)
-    return names
+    return tuple(dict.fromkeys(names))
 
 
 def _text_files(text: str) -> dict[str, str]:
@@ -106,7 +106,8 @@ class Options:
     counts: Annotated[OptionalText, arg(metavar="FILE")] = None
     # texts that some methods take: KIND=.json {class: [text, ...]}, with commas between several
     texts: Annotated[dict[str, str] | None, one_word(_text_files, "KIND=FILE,...")] = None
-    # of zero-shot classification: keys of docs/zero-shot.md with commas between them, or all
+    # of zero-shot classification: keys of docs/zero-shot.md with commas between them; all: those
+    # that encode an image once
     methods: Annotated[
         tuple[str, ...] | None, one_word(_methods, "A,B,..."), default_is(",".join(DEFAULT_METHODS))
     ] = None

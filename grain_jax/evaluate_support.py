@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from grain_jax.command_line import OptionalCount, OptionalText, default_is, integer, one_word
 from grain_jax.config import DataConfig
+from grain_jax.data.image_variants import VARIANTS
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.caption_bank import CaptionedImages, encode_bank, load_bank
 from grain_jax.evaluation.shared_images import refuse_shared
@@ -20,7 +21,10 @@ from grain_jax.zero_shot.methods import METHODS, NEEDS
 
 BANK_SPLIT, BANK_SIZE = "train", 20_000
 # Option -> the needs of methods that it fulfils.
-FULFILS = {"support": frozenset(NEEDS) - {"bank", "unlabeled"}, "bank": frozenset({"bank"})}
+FULFILS = {
+    "support": frozenset(NEEDS) - {"bank", "unlabeled"} - VARIANTS.keys(),
+    "bank": frozenset({"bank"}),
+}
 # Option -> the one without which it says nothing.
 GOES_WITH = {
     "shots": "support",

@@ -15,7 +15,7 @@ FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one 
 METRICS_FILE = "metrics.jsonl"  # likewise: what training logged, and results by their keys
 # Beside the top-1 accuracy of a method: those by how often classes occur in training captions too.
 BY_FREQUENCY = ("top1_unseen", "top1_rare", "top1_frequent")
-DETAILS = ("top5", "per_class", "expected_distance", *BY_FREQUENCY)
+DETAILS = ("top5", "per_class", "expected_distance", "passes", *BY_FREQUENCY)
 # What the keys of a method's metrics begin with, after the data set; others begin with the method.
 STARTS = {
     "model": "",
@@ -45,7 +45,7 @@ class Result:
         metric: "top1", "top5", "per_class", "top1_unseen", "R@1", "box_iou", "phrase_accuracy",
             "classes", ...
         value: a fraction in [0, 1], a count, or the squared distance of names in [0, 4]
-            ("expected_distance").
+            ("expected_distance"), or how often an image goes through the encoder ("passes").
         low: lower bound of the 95 % interval; None where there is none.
         high: its upper bound.
         n: how many images, captions, boxes or phrases the value is a mean over; None for counts,

@@ -14,8 +14,8 @@ from grain_jax.data.compositional.questions import (
 )
 from grain_jax.evaluation.compositional import caption_choices, group_mean, pairing_scores
 from grain_jax.evaluation.digests import sha256_of
-from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.percentages import MISSING, percent, result_text
+from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.tables import Table

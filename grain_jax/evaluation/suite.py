@@ -27,6 +27,7 @@ from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hi
 from grain_jax.evaluation.grounding_protocol import make_protocol
 from grain_jax.evaluation.left_out import note_left_out
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
+from grain_jax.evaluation.variants import predicted_boxes
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
@@ -64,9 +65,12 @@ def evaluate(
         training = TrainingBoxes(data.training_records, encoder, groups=data.box_groups)
     results: list[Result] = []
     has_regions = config.model.type == "grain" and encoder.learned.regions
+    num_boxes = predicted_boxes(config, encoder.learned)
     for held_out in data.evaluation_sets(limit=None if final else limit):
         if methods and held_out.zero_shot is not None:
-            note_left_out(methods, held_out.zero_shot, has_regions=has_regions, note=note)
+            note_left_out(
+                methods, held_out.zero_shot, has_regions=has_regions, num_boxes=num_boxes, note=note
+            )
         results += evaluate_set(
             encoder,
             held_out,
@@ -84,7 +88,7 @@ def evaluate(
         else:
             dataset = interval_folder(folder, name, limit)
         if methods:
-            note_left_out(methods, dataset, has_regions=has_regions, note=note)
+            note_left_out(methods, dataset, has_regions=has_regions, num_boxes=num_boxes, note=note)
         results += score_zero_shot(
             encoder,
             dataset,

@@ -38,6 +38,7 @@ from grain_jax.evaluation.suite_tests import (
     open_grounding,
 )
 from grain_jax.evaluation.unknown_words import unknown_words_note
+from grain_jax.evaluation.variants import predicted_boxes
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.paths import nearest_hint
 from grain_jax.results import Result
@@ -299,6 +300,7 @@ def evaluate_suite(
         evaluation = dataclasses.replace(config.evaluation, alphas=tuple(weights))
         config = dataclasses.replace(config, evaluation=evaluation)
     trained = Trained.of(encoder, config)
+    num_boxes = predicted_boxes(config, encoder.learned)
     own: list[Result] = []
     for one, loaded in opened.images:
         dataset = loaded
@@ -308,7 +310,9 @@ def evaluate_suite(
             note(f"{one.name}: {unknown}")
         asked = methods or one.methods or opened.suite.methods
         if asked:
-            note_left_out(asked, dataset, has_regions=trained.regions, note=note)
+            note_left_out(
+                asked, dataset, has_regions=trained.regions, num_boxes=num_boxes, note=note
+            )
         own += score_zero_shot(
             encoder,
             dataset,

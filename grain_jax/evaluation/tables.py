@@ -175,6 +175,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
                 described = METHODS[method].texts & OF_DESCRIPTIONS
                 title = method_title(method)
                 title += _described(index, name) if described else ""
+                title += _passes(index, name, method)
                 cells = [result_text(result) for result in found]
                 random = index.percent(name, "random", "top1")
                 rows.append((_set_title(index, name), title, *cells, random))
@@ -224,6 +225,12 @@ def _described(index: _Index, name: str) -> str:
     if without is None or classes is None or not without.value:
         return ""
     return f" ({classes.value - without.value:g} of {classes.value:g} described)"
+
+
+def _passes(index: _Index, name: str, method: str) -> str:
+    """What a method with a second pass costs; "" for those that see an image's embedding."""
+    found = index.get(name, method, "passes")
+    return "" if found is None else f", encodes each image {found.value:g} times"
 
 
 def _grounding(results: Sequence[Result]) -> Table:

@@ -16,12 +16,14 @@ from grain_jax.data.classification.class_counts import (
 )
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
+from grain_jax.evaluation.variants import BLOCK_IMAGES, VariantEmbeddings, possible_variants
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
 from grain_jax.zero_shot.arithmetic import mean_vectors
 from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import (
     DEFAULT_METHODS,
+    METHODS,
     FittedMethods,
     check_methods,
     encode_banks,
@@ -106,7 +108,8 @@ def evaluate_zero_shot(
     """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
 
     A model without regions, and a set without descriptions, report what they have: alpha = 1, or
-    names only. Methods that need images without labels get those of the set.
+    names only. Methods that need images without labels get those of the set, and those that look at
+    variants of an image get them encoded, which takes the `passes` among the results.
 
     Args:
         features: those of the images, where they are encoded already.
@@ -143,14 +146,20 @@ def evaluate_zero_shot(
         bank=bank,
         support=support,
         unlabeled=Images(features.image, features.regions),
+        variants=possible_variants(has_boxes=features.boxes is not None),
     )
+    needed = fitted.variants_needed
+    variants = VariantEmbeddings(encoder, dataset.source, features.boxes, needed)
     hits: dict[tuple[str, float | None], _Hits] = {}
     names = mean_vectors(banks[NAMES]) if details and LOKI in fitted.scores else None
     distances: dict[tuple[str, float | None], list[float]] = {}
     rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
+    rows = min(rows, BLOCK_IMAGES) if needed else rows
     for start in range(0, len(labels), rows):
         block = features.rows(start, start + rows)
-        scores = fitted(Images(block.image, block.regions))
+        with errors_about(f"Zero-shot set {dataset.name!r}"):
+            again = variants.rows(start, start + rows)
+        scores = fitted(Images(block.image, block.regions, again))
         for method, values in scores.items():
             hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
             if names is not None:
@@ -167,6 +176,9 @@ def evaluate_zero_shot(
         if details:
             results.append(Result(name, *method, "top5", measured.top5, n=count))
             results.append(Result(name, *method, "per_class", measured.per_class, n=count))
+            if kinds := METHODS[method[0]].variants:
+                passes = float(variants.passes(kinds))
+                results.append(Result(name, *method, "passes", passes, n=count))
             results += _by_frequency(counted, dataset, method)
         if method in distances:
             mean = float(np.mean(distances[method]))

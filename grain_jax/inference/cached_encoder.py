@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from grain_jax.data.image_variants import ImageVariants
 from grain_jax.data.records import Source
 from grain_jax.inference.array_store import MAX_BYTES, ArrayStore
 from grain_jax.inference.encoder import Encoder, ImageFeatures
@@ -75,8 +76,10 @@ class CachedEncoder(Encoder):
 
     encoded_images: int  # by the model, not read from the store
     encoded_texts: int
+    encoded_variants: int
     read_images: int
     read_texts: int
+    read_variants: int
 
     @classmethod
     def of(
@@ -86,7 +89,8 @@ class CachedEncoder(Encoder):
         made = object.__new__(cls)
         made.__dict__.update(encoder.__dict__)
         made.encoded_images = made.encoded_texts = made.read_images = made.read_texts = 0
-        made._store, made._note = store, note
+        made.encoded_variants = made.read_variants = 0
+        made._store, made._note, made._variant_bytes = store, note, 0
         shared = {
             **environment(),
             "model": model_settings(encoder.model),
@@ -105,6 +109,7 @@ class CachedEncoder(Encoder):
     _note: Callable[[str], None]
     _of_images: str
     _of_texts: str
+    _variant_bytes: int  # that this encoder wrote or read
     _rows: dict[str, dict[bytes, _Row]]  # of a kind of text
 
     def images(
@@ -152,6 +157,37 @@ class CachedEncoder(Encoder):
             return None
         self.read_images += len(source)
         return found
+
+    def variants(self, source: ImageVariants) -> Float[np.ndarray, "N V E"]:
+        """As `Encoder.variants`; kept by the content of the images, the kind of variant with its
+        numbers, and the boxes. They take at most half of the store, so that they do not push out
+        what is read more often.
+        """
+        if len(source) == 0:
+            return super().variants(source)
+        with errors_in_all():
+            own = images_sha256(source.images) if jax.process_index() == 0 else ""
+        of = [self._of_images, source.described, from_first(own)]
+        key = f"variants-{sha256_of_json(of)}"
+        found = (self._store.read(key) or {}).get("embed")
+        whole = found is not None and found.shape[:2] == (len(source.images), source.of_each)
+        if same_in_all(str(whole)) and whole and found is not None:
+            self.read_variants += len(source)
+            self._variant_bytes += found.nbytes
+            return found
+        embed = super().variants(source)
+        self.encoded_variants += len(source)
+        room, before = self._store.max_bytes // 2, self._variant_bytes
+        self._variant_bytes += embed.nbytes
+        if self._variant_bytes <= room:
+            self._keep(key, {"embed": embed})
+        elif before <= room:
+            self._note(
+                "embeddings of crops and other variants of images are more than "
+                f"{room / 2**30:.1f} GiB, half of the cache, and the rest of them is not kept; "
+                "give more with --cache_gib."
+            )
+        return embed
 
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
         """As `Encoder.texts`."""
@@ -215,7 +251,13 @@ class CachedEncoder(Encoder):
 
     def summary(self) -> str:
         """One sentence on what was read and what was encoded."""
-        return (
+        said = (
             f"Embeddings: {self.read_images:,} images and {self.read_texts:,} texts read from "
             f"{self._store.folder}, {self.encoded_images:,} and {self.encoded_texts:,} encoded."
+        )
+        if not self.read_variants + self.encoded_variants:
+            return said
+        return (
+            f"{said} Of variants of images {self.read_variants:,} were read and "
+            f"{self.encoded_variants:,} encoded."
         )

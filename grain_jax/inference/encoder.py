@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from grain_jax.data.image_variants import ImageVariants
 from grain_jax.data.loader import evaluation_batches
 from grain_jax.data.records import Source
 from grain_jax.data.tokenizer import PaddedTokenizer, Tokenizer
@@ -112,6 +113,7 @@ class Encoder:
                 smaller *= 2
         whole = None if mesh is None else replicated(mesh)
         self._encode_images = jax.jit(self._image_outputs, out_shardings=whole)
+        self._embed_images = jax.jit(self._image_embed, out_shardings=whole)
         self._encode_texts = jax.jit(self._text_outputs, out_shardings=whole)
 
     @classmethod
@@ -176,14 +178,7 @@ class Encoder:
         """
         if len(source) == 0:
             raise ValueError("There are no images to encode: the split or folder is empty.")
-        failures: list[ValueError] = []
-        outputs, done = [], 0
-        for size, batch in self._image_batches(source, failures):
-            outputs.append(self._run(self._encode_images, self._place(batch, size)))
-            done += size
-            if on_batch is not None:
-                on_batch(min(done, len(source)))
-        raise_in_all(failures[0] if failures else None)
+        outputs = self._encoded(source, self._encode_images, on_batch)
 
         def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
             return np.concatenate(parts)[: len(source)]
@@ -210,6 +205,39 @@ class Encoder:
     def whole_images(self, source: Source) -> Float[np.ndarray, "N E"]:
         """The embedding of every image as a whole. Raises ValueError as `images`."""
         return self.images(source).image
+
+    def variants(self, source: ImageVariants) -> Float[np.ndarray, "N V E"]:
+        """Image embeddings, of unit length, of the V variants of each of N images; all embeddings
+        are held, and the pixels of a few batches. A decoder has no part in them.
+
+        Raises ValueError as `images`.
+        """
+        if len(source) == 0:
+            raise ValueError("There are no images to make variants of.")
+        found = np.concatenate(self._encoded(source, self._embed_images, None))[: len(source)]
+        odd = _rows_not_finite(found)
+        failure = None
+        if len(odd):
+            failure = ValueError(
+                f"The embedding of {source[int(odd[0])].id!r}, a variant of an image, is not "
+                f"finite ({len(odd)} of {len(source)}). {DIVERGED}"
+            )
+        raise_in_all(failure)
+        return found.reshape(len(source.images), source.of_each, -1)
+
+    def _encoded(
+        self, source: Source, encode: Callable[..., Any], on_batch: Callable[[int], None] | None
+    ) -> list[Any]:
+        """What `encode` makes of each batch; the last one is padded."""
+        failures: list[ValueError] = []
+        outputs, done = [], 0
+        for size, batch in self._image_batches(source, failures):
+            outputs.append(self._run(encode, self._place(batch, size)))
+            done += size
+            if on_batch is not None:
+                on_batch(min(done, len(source)))
+        raise_in_all(failures[0] if failures else None)
+        return outputs
 
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
         """Embeddings of texts, each different one encoded once; `kind` "caption" or "description"
@@ -277,13 +305,17 @@ class Encoder:
         with contextlib.nullcontext() if self._mesh is None else use_mesh(self._mesh):
             return jax.device_get(encode(self.params, batch))
 
-    def _image_outputs(self, params, pixels):
+    def _image_embed(self, params, pixels):
+        return _unit(self._apply_to_images(params, pixels).image_embed)
+
+    def _apply_to_images(self, params, pixels) -> Any:
         images = normalize_images(
             pixels, self.preprocessing.mean, self.preprocessing.std, jnp.float32
         )
-        output: Any = self.model.apply(
-            {"params": params}, images, train=False, method="encode_images"
-        )
+        return self.model.apply({"params": params}, images, train=False, method="encode_images")
+
+    def _image_outputs(self, params, pixels):
+        output = self._apply_to_images(params, pixels)
         if output.region_embed is None or output.boxes is None:
             return _unit(output.image_embed), None, None
         boxes = output.boxes.astype(jnp.float32)

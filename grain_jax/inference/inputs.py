@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from grain_jax.data.image_digest import image_digest
 from grain_jax.data.image_files import SkippedSample, read_image_bytes
 from grain_jax.data.records import Record
 from grain_jax.data.transforms import (
@@ -20,7 +21,6 @@ from grain_jax.data.transforms import (
     image_shape,
     upright_rgb,
 )
-from grain_jax.data.image_digest import image_digest
 from grain_jax.paths import user_path
 
 ImageInput = Image.Image | np.ndarray | str | Path | bytes

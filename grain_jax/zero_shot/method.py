@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
+from grain_jax.data.image_variants import VARIANTS
 from grain_jax.zero_shot.scorers import ClassTexts, TextBank
 
 Made = TypeVar("Made")
@@ -25,6 +26,8 @@ class Images:
 
     image: Float[np.ndarray, "n E"]
     regions: Float[np.ndarray, "n Q E"] | None = None  # None: the model has none
+    # by kind (`VARIANTS` of data/image_variants.py): of each image's V variants, those methods need
+    variants: Mapping[str, Float[np.ndarray, "n V E"]] = field(default_factory=dict)
     _made: dict[Hashable, object] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -90,6 +93,12 @@ def required(given: Made | None, *, what: str, option: str) -> Made:
 def labelled_images(support: Support | None) -> Support:
     """The labelled images of a method that takes some; ValueError where it was given none."""
     return required(support, what="labelled images of the classes", option="support=")
+
+
+def variants_of(images: Images, kind: str) -> Float[np.ndarray, "n V E"]:
+    """Embeddings of the images' variants of a kind; ValueError where there are none."""
+    given = images.variants.get(kind)
+    return required(given, what=f"embeddings of variants, {kind!r}", option="Images.variants")
 
 
 def caption_bank(bank: CaptionBank | None) -> CaptionBank:
@@ -180,7 +189,9 @@ class Method:
         optional_texts: kinds that it uses where there are any.
         regions: whether it needs region embeddings.
         needs: what else `fit` takes: "bank", "unlabeled", and of labelled images "support",
-            "several_shots", "support_captions", "classes_without_images" (`NEEDS`).
+            "several_shots", "support_captions", "classes_without_images" (`NEEDS`). Kinds of
+            `VARIANTS`: `Score` takes images with embeddings of such variants, each of which is a
+            further pass through the image encoder.
         unit: of scores: "cosine", also where something is added that was divided by the logit
             scale; "log_probability"; "probability", with a sum of 1 over the classes; or "other",
             which says nothing but the order.
@@ -195,3 +206,8 @@ class Method:
     regions: bool = False
     needs: frozenset[str] = frozenset()
     unit: Unit = "cosine"
+
+    @property
+    def variants(self) -> frozenset[str]:
+        """Kinds of variants of images that it needs; none: each image is encoded once."""
+        return frozenset(self.needs & VARIANTS.keys())

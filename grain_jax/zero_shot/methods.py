@@ -27,6 +27,7 @@ from grain_jax.zero_shot.method import (
     Support,
 )
 from grain_jax.zero_shot.scorers import ClassTexts
+from grain_jax.zero_shot.second_pass import SECOND_PASS_METHODS
 from grain_jax.zero_shot.text_kinds import (
     DESCRIPTIONS,
     NAMES,
@@ -122,6 +123,8 @@ METHODS: Mapping[str, Method] = {
         unit="probability",
     ),
     **UNLABELED_METHODS,
+    # With a second pass of the image encoder.
+    **SECOND_PASS_METHODS,
 }
 NEEDS = {
     "bank": "captions of other images (--bank)",
@@ -130,6 +133,9 @@ NEEDS = {
     "support_captions": "a caption of every labelled image (captions.json in --support)",
     "classes_without_images": "labelled images of some classes only, two or more (--support)",
     "unlabeled": "images without labels",
+    "random_crops": "images that can be encoded again",
+    "box_crops": "a model with trained boxes",
+    "box_blurs": "a model with trained boxes",
 }
 # What a method with such a need looks at beside the class texts, in words.
 USES = {
@@ -138,8 +144,15 @@ USES = {
     "support_captions": "their captions",
     "unlabeled": "all test images",
     "bank": "captions of other images",
+    "random_crops": "random crops",
+    "box_crops": "crops at its boxes",
+    "box_blurs": "blur outside its boxes",
 }
 DEFAULT_METHODS = ("name", "description", "name_and_regions")
+
+
+# Those of `--methods=all`: with the others every image is encoded again, some tens of times.
+ONE_PASS = tuple(name for name, method in METHODS.items() if not method.variants)
 
 
 def check_methods(names: Collection[str]) -> None:
@@ -163,7 +176,8 @@ def lacking(
         method.regions or any(TEXT_KINDS[kind].encoded_as == "description" for kind in method.texts)
     ):
         found.append("a model with trained regions")
-    return found + [NEEDS[need] for need in sorted(method.needs - set(given))]
+    found += [NEEDS[need] for need in sorted(method.needs - set(given))]
+    return list(dict.fromkeys(found))
 
 
 def given_needs(
@@ -172,10 +186,11 @@ def given_needs(
     bank: CaptionBank | None = None,
     support: Support | None = None,
     unlabeled: Images | None = None,
+    variants: Collection[str] = (),
 ) -> frozenset[str]:
     """Which of `NEEDS` are fulfilled where these are given for so many classes."""
     found = {"bank": bank, "unlabeled": unlabeled}
-    there = frozenset(need for need, what in found.items() if what is not None)
+    there = frozenset(need for need, what in found.items() if what is not None) | set(variants)
     return there if support is None else there | support.provides(num_classes)
 
 
@@ -220,6 +235,8 @@ class FittedMethods:
         alphas: weights of the global score against the region score, for methods that mix them.
         has_regions: whether the images have region embeddings.
         bank, support, unlabeled: see `Fit`.
+        variants: kinds of `VARIANTS` that images come with (`variants_needed` says which of them
+            the fitted methods look at).
     """
 
     def __init__(
@@ -232,8 +249,11 @@ class FittedMethods:
         bank: CaptionBank | None = None,
         support: Support | None = None,
         unlabeled: Images | None = None,
+        variants: Collection[str] = (),
     ):
-        there = given_needs(banks.num_classes, bank=bank, support=support, unlabeled=unlabeled)
+        there = given_needs(
+            banks.num_classes, bank=bank, support=support, unlabeled=unlabeled, variants=variants
+        )
         self.scores: dict[str, Score] = {}
         self.alphas: dict[str, Sequence[float | None]] = {}
         for name, method in METHODS.items():
@@ -250,6 +270,11 @@ class FittedMethods:
                 self.scores[name] = method.fit(
                     banks, bank=bank, support=support, unlabeled=unlabeled
                 )
+
+    @property
+    def variants_needed(self) -> frozenset[str]:
+        """Kinds of variants that images must come with."""
+        return frozenset().union(*(METHODS[name].variants for name in self.scores))
 
     def __call__(self, images: Images) -> dict[tuple[str, float | None], Float[np.ndarray, "n K"]]:
         """Scores of n images for K classes by method and alpha."""

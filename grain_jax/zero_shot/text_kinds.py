@@ -20,6 +20,7 @@ NAMES, DESCRIPTIONS, REGIONS = "names", "descriptions", "regions"
 NAMED_DESCRIPTIONS, WAFFLE, CUPL = "named_descriptions", "waffle", "cupl"
 SUBCLASSES, SYNONYMS, CONTEXTS, PAIRS = "subclasses", "synonyms", "contexts", "pairs"
 REJECT, ACCEPT = "reject", "accept"
+DETECTED = "detected"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ TEXT_KINDS: Mapping[str, TextKind] = {
     WAFFLE: TextKind(waffle.waffle_texts),
     **_control_kinds(),
     CUPL: TextKind(class_prompts.of_file(CUPL)),
+    # the bare name, as regions are compared with it
+    DETECTED: TextKind(lambda texts: tuple((name,) for name in texts.called), "description"),
     # a group for each subclass
     SUBCLASSES: TextKind(class_prompts.subclass_prompts),
     SYNONYMS: TextKind(class_prompts.most_frequent_synonyms),

@@ -1,4 +1,6 @@
-"""Methods that weigh a class's texts by the image: AutoCLIP, PerceptionCLIP, and WCA on regions."""
+"""Methods that weigh a class's texts, or parts of the image: AutoCLIP, PerceptionCLIP, and WCA on
+regions or on crops.
+"""
 
 import math
 
@@ -20,7 +22,7 @@ from grain_jax.zero_shot.text_kinds import CONTEXTS, NAMES, REGIONS
 
 ENTROPY_FRACTION = 0.85  # AutoCLIP's beta: entropy of the weights against that of equal ones
 CONTEXT_TEMPERATURE = 1.0  # PerceptionCLIP's, of the contexts
-REGION_SCALE, TEXT_SCALE = math.e**4, math.e**2  # WCA's, of cosines in the two softmaxes
+PART_SCALE, TEXT_SCALE = math.e**4, math.e**2  # WCA's, of cosines in the two softmaxes
 
 
 def by_weighted_templates(
@@ -122,20 +124,34 @@ def by_weighted_regions(
     """WCA with regions in place of crops: regions weigh by their cosine with the image,
     descriptions by theirs with the class name; cosine of the two weighted means.
     """
-    descriptions, names = texts[REGIONS], mean_vectors(texts[NAMES])
-    classes = np.stack([_weighted(descriptions, k, name) for k, name in enumerate(names)])
+    classes = weighted_texts(texts, REGIONS)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         regions = images.regions
         assert regions is not None
-        weights = softmax(REGION_SCALE * np.einsum("nqe,ne->nq", regions, images.image))
-        return cosines(unit(np.einsum("nq,nqe->ne", weights, regions)), classes).astype(np.float32)
+        return cosines(weighted_parts(regions, images.image), classes).astype(np.float32)
 
     return score
 
 
-def _weighted(
-    descriptions: TextBank, k: int, name: Float[np.ndarray, "E"]
-) -> Float[np.ndarray, "E"]:
-    embed = descriptions.of_class(k)
+def weighted_parts(
+    parts: Float[np.ndarray, "n V E"], image: Float[np.ndarray, "n E"]
+) -> Float[np.ndarray, "n E"]:
+    """WCA's image side: mean of an image's parts, weighted by softmax of their cosine with the
+    image, of unit length.
+    """
+    weights = softmax(PART_SCALE * np.einsum("nve,ne->nv", parts, image))
+    return unit(np.einsum("nv,nve->ne", weights, parts))
+
+
+def weighted_texts(texts: ClassBanks, kind: str) -> Float[np.ndarray, "K E"]:
+    """WCA's text side: mean of a class's texts of a `kind`, weighted by softmax of their cosine
+    with the class name, of unit length.
+    """
+    bank, names = texts[kind], mean_vectors(texts[NAMES])
+    return np.stack([_weighted(bank, k, name) for k, name in enumerate(names)])
+
+
+def _weighted(bank: TextBank, k: int, name: Float[np.ndarray, "E"]) -> Float[np.ndarray, "E"]:
+    embed = bank.of_class(k)
     return unit(softmax(TEXT_SCALE * (embed @ name)) @ embed)

@@ -12,6 +12,7 @@ from toy_evaluations import png, written
 from grain_jax import evaluate
 from grain_jax.data.loader import evaluation_batches
 from grain_jax.models.learned import NOTHING
+from grain_jax.zero_shot.methods import ONE_PASS
 
 
 def test_classes_are_grouped_by_how_often_captions_have_them(run, images, tmp_path, capsys):
@@ -170,6 +171,15 @@ def test_a_checkpoint_chosen_on_labelled_images_is_flattered_by_them(run, images
     run.config.evaluation.best_metric = "validation/box_recall"
     assert evaluate.main([*given, "--best"]) == 0
     assert "flatter" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("all", ONE_PASS), ("all,wca", (*ONE_PASS, "wca")), ("fgvp,name,fgvp", ("fgvp", "name"))],
+)
+def test_all_methods_are_those_that_encode_an_image_once(given, expected):
+    options = evaluate.parse_options(["--checkpoint=run", f"--methods={given}"])
+    assert options.methods == expected
 
 
 @pytest.mark.parametrize("given", ["name", "description,name"])

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from grain_jax.data.grounding.crops import crop
+from grain_jax.data.image_variants import crop
 from grain_jax.evaluation.box_features import nearest_queries
 from grain_jax.evaluation.caption_choice import caption_choice, caption_scores
 from grain_jax.evaluation.grounding_protocol import Protocol, unlike

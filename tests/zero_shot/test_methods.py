@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from grain_jax.data.image_variants import VARIANTS
 from grain_jax.results import STARTS
 from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import (
@@ -49,7 +50,16 @@ def encode(texts: list[str], *, kind: str) -> np.ndarray:
 def some_images(count: int = 5, *, regions: bool = True) -> Images:
     rng = np.random.default_rng(0)
     image, queries = unit(rng.normal(size=(count, 8))), unit(rng.normal(size=(count, 4, 8)))
-    return Images(image, queries if regions else None)
+    counts = {kind: one.count(4) for kind, one in VARIANTS.items()}
+    again = {kind: unit(rng.normal(size=(count, many, 8))) for kind, many in counts.items()}
+    return Images(image, queries if regions else None, again)
+
+
+def some_of(images: Images, rows: slice) -> Images:
+    """Those images of a block."""
+    regions = None if images.regions is None else images.regions[rows]
+    variants = {kind: embed[rows] for kind, embed in images.variants.items()}
+    return Images(images.image[rows], regions, variants)
 
 
 def fitted_to(
@@ -80,6 +90,7 @@ def fitted_to(
         bank=bank,
         support=support,
         unlabeled=some_images(regions=regions),
+        variants=VARIANTS,
     )
 
 
@@ -100,7 +111,7 @@ def test_every_method_scores_every_class_or_leaves_itself_out(name, regions, des
         assert scored == name
         assert values.shape == (5, len(NAMES))
         assert np.isfinite(values).all()
-        part = Images(images.image[2:4], None if images.regions is None else images.regions[2:4])
+        part = some_of(images, slice(2, 4))
         np.testing.assert_allclose(fitted(part)[name, alpha], values[2:4], atol=2e-6)
         if method.unit == "probability":
             np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-5)

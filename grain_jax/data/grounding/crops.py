@@ -1,16 +1,14 @@
 """Parts of images as images of their own."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from grain_jax.data.image_digest import crop_digest, image_digest
+from grain_jax.data.image_variants import crop
 from grain_jax.data.records import Record, Source
 from grain_jax.data.transforms import decode_image
-
-ROUNDING = 1e-3  # pixels by which a box in float32 may miss the edge of one
 
 
 class Crops:
@@ -44,18 +42,3 @@ class Crops:
         if row not in self._digests:
             self._digests[row] = image_digest(self._images[row].image)
         return self._digests[row]
-
-
-def crop(
-    pixels: UInt8[np.ndarray, "H W 3"], box_xyxy: Float[np.ndarray, "4"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Every pixel that the box touches, at least one."""
-    height, width = pixels.shape[:2]
-    x0, x1 = _span(float(box_xyxy[0]) * width, float(box_xyxy[2]) * width, width)
-    y0, y1 = _span(float(box_xyxy[1]) * height, float(box_xyxy[3]) * height, height)
-    return pixels[y0:y1, x0:x1]
-
-
-def _span(low: float, high: float, size: int) -> tuple[int, int]:
-    start = min(max(math.floor(low + ROUNDING), 0), size - 1)
-    return start, min(max(math.ceil(high - ROUNDING), start + 1), size)
