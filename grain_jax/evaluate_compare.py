@@ -43,6 +43,10 @@ from grain_jax.evaluation.tables import Table, print_table
 from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
 
+DRAWN = (
+    " Of random texts the mean over draws, with the standard deviation of B - A over them (sd) "
+    "behind it; the interval and p are over images."
+)
 TITLES = {"zero_shot": "", "retrieval": ", retrieval", "grounding": ", grounding"}
 
 
@@ -141,7 +145,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             (
                 *(f"{one.dataset}{TITLES[one.task]}", one.second, images),
                 *(f"{100 * value:.1f}" for value in (found.first, found.second)),
-                f"{100 * found.value:+.1f}",
+                f"{100 * found.value:+.1f}{_spread(one)}",
                 f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
                 f"{one.adjusted_p_value:.2g}",
             )
@@ -154,8 +158,14 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         ("set", "method", "images", "A", "B", "B - A", "95 %", "p"),
         tuple(rows),
         f"B - A in percentage points with its 95 % interval, and p corrected by Holm for {count}: "
-        f"{_statistics(comparisons[0].seeds)} Captions and phrases of an image stay together.",
+        f"{_statistics(comparisons[0].seeds)} Captions and phrases of an image stay together."
+        + (DRAWN if any(one.draws_sd is not None for one in comparisons) else ""),
     )
+
+
+def _spread(one: Comparison) -> str:
+    """The spread over draws of random texts, where there were several."""
+    return "" if one.draws_sd is None else f" (sd {100 * one.draws_sd:.1f}, {max(one.draws)} draws)"
 
 
 def _baseline(comparisons: Sequence[Comparison]) -> str:

@@ -1,5 +1,6 @@
 """Results as tables that say what they mean, for the terminal and for the report."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ import rich.table
 from rich.measure import Measurement
 
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
-from grain_jax.results import BY_FREQUENCY, Result, read_results
+from grain_jax.results import BY_FREQUENCY, DRAW, SPREAD_OF_DRAWS, Result, read_results
 from grain_jax.zero_shot.methods import METHODS, titled
 from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
+DRAWN = (
+    " Of random texts the mean over draws, with its standard deviation over them (sd) behind it."
+)
 UNBROKEN = 10_000  # columns: more than any table has
 PREDICTORS = {
     "model": "model",
@@ -131,7 +135,10 @@ def _zero_shot(results: Sequence[Result]) -> Table:
                 described = METHODS[method].texts & OF_DESCRIPTIONS
                 title = method_title(method)
                 title += _described(index, name) if described else ""
-                cells = ["-" if result is None else _accuracy(result) for result in found]
+                cells = [
+                    "-" if result is None else _accuracy(result) + _draws(index, result)
+                    for result in found
+                ]
                 random = index.percent(name, "random", "top1")
                 rows.append((_set_title(index, name), title, *cells, random))
     return Table(
@@ -141,7 +148,8 @@ def _zero_shot(results: Sequence[Result]) -> Table:
         "Alpha is the weight of the global score: at 1 the image embedding decides alone, as in "
         "CLIP, at 0 the regions do. By description means without the name. "
         "With the half width of the 95 % interval (Wilson, over images)."
-        + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
+        + (UNDESCRIBED if any("described)" in row[1] for row in rows) else "")
+        + (DRAWN if any("draws" in cell for row in rows for cell in row[2:]) else ""),
     )
 
 
@@ -186,6 +194,17 @@ def _accuracy(result: Result) -> str:
     if result.low is None or result.high is None:
         return _percent(result.value)
     return f"{_percent(result.value)} ± {_percent((result.high - result.low) / 2)}"
+
+
+def _draws(index: _Index, result: Result) -> str:
+    """The spread over draws of random texts, where there were several."""
+    of = result.dataset, result.method
+    spread = index.get(*of, SPREAD_OF_DRAWS, result.alpha)
+    if spread is None:
+        return ""
+    every = (index.get(*of, f"{DRAW}{draw}", result.alpha) for draw in itertools.count())
+    count = sum(1 for _ in itertools.takewhile(lambda one: one is not None, every))
+    return f" (sd {_percent(spread.value)}, {count} draws)"
 
 
 def _grounding(results: Sequence[Result]) -> Table:

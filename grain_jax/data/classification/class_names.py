@@ -155,8 +155,8 @@ def _bind_list(
     *,
     eliminate: bool,
 ) -> dict[str, str]:
-    """Binds by `name_key`, or where that finds none `equal_but_for_spaces`; else one to one by words,
-    and with `eliminate` the last pair so.
+    """Binds by `name_key`, or where that finds none `equal_but_for_spaces`; else one to one by
+    words, and with `eliminate` the last pair so.
     """
     found: dict[str, str] = {}
     for label in labels:
