@@ -285,6 +285,8 @@ def _evaluate(
             "and cut."
         )
     shown = {name: getattr(config.evaluation, name) for name in ZERO_SHOT}
+    if shown["text_draws"] == 1:  # as it was before there were several
+        del shown["text_draws"]
     given = (*OF_NAMES, *OF_STORED, "methods")
     shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
     shown |= {} if suite is None else {"suite": suite.described()}

@@ -44,6 +44,10 @@ from grain_jax.evaluation.tables import Table, print_table
 from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
 
+DRAWN = (
+    " Of random texts the mean over draws, with the standard deviation of B - A over them (sd) "
+    "behind it; the interval and p are over images."
+)
 TITLES = {"zero_shot": "", "retrieval": ", retrieval", "grounding": ", grounding"}
 
 
@@ -142,7 +146,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             (
                 *(f"{one.dataset}{TITLES[one.task]}", one.second, images),
                 *map(percent, (found.first, found.second)),
-                signed_with_interval(found.value, found.low, found.high),
+                signed_with_interval(found.value, found.low, found.high) + _spread(one),
                 f"{one.adjusted_p_value:.2g}",
             )
         )
@@ -155,8 +159,13 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         tuple(rows),
         "B - A in percentage points, in brackets its 95 % interval, and p corrected by Holm for "
         f"{count}: {_statistics(comparisons[0].seeds)} Captions and phrases of an image stay "
-        "together.",
+        "together." + (DRAWN if any(one.draws_sd is not None for one in comparisons) else ""),
     )
+
+
+def _spread(one: Comparison) -> str:
+    """The spread over draws of random texts, where there were several."""
+    return "" if one.draws_sd is None else f" (sd {100 * one.draws_sd:.1f}, {max(one.draws)} draws)"
 
 
 def _baseline(comparisons: Sequence[Comparison]) -> str:

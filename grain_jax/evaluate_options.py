@@ -1,6 +1,7 @@
 """What `python -m grain_jax.evaluate` takes, and what of it goes together."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, get_args
@@ -34,11 +35,17 @@ from grain_jax.evaluation.suite_file import read_suite
 from grain_jax.evaluation.suite_sets import OpenedSuite, open_suite
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.paths import local_path
-from grain_jax.zero_shot.methods import DEFAULT_METHODS, ONE_PASS, check_methods
+from grain_jax.zero_shot.methods import (
+    DEFAULT_METHODS,
+    METHODS,
+    ONE_PASS,
+    check_methods,
+    drawn_methods,
+)
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
 # Options that only one kind of figures looks at.
-ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling")
+ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling", "text_draws")
 OF_NAMES = ("keep_names", "classes_by", "allow_equal_names")
 OF_STORED = ("image_column", "label_column")  # of images that are not files of a folder
 OF_IMAGES = (
@@ -129,6 +136,8 @@ class Options:
     prompt_ensembling: Annotated[
         PromptEnsembling | None, one_of(get_args(PromptEnsembling)), _own
     ] = None
+    # how often random texts are drawn, of methods that have such (WaffleCLIP: 7 in its paper)
+    text_draws: Annotated[OptionalCount, _own] = None
     batch_size: Annotated[OptionalCount, _own] = None  # images at once
     # file of the results, JSON
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
@@ -155,9 +164,13 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
         raise ValueError("--idle_minutes goes with --watch; leave it out.")
     if first.suite is None:
         refuse(first, OF_SUITE, "--suite")
+        check_draws(first, first.methods or DEFAULT_METHODS)
         return None
     suite = read_suite(first.suite)
-    if not any(part.images for part in suite.every):
+    labelled = [(part, one) for part in suite.every for one in part.images]
+    of_sets = [one.methods or part.methods or DEFAULT_METHODS for part, one in labelled]
+    check_draws(first, first.methods or tuple(itertools.chain(*of_sets)))
+    if not labelled:
         refuse(first, (*ZERO_SHOT, "methods"), "labelled images, which this suite has not")
     return open_suite(
         suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
@@ -200,6 +213,16 @@ def check(options: Options) -> None:
         results_file.default_folder(options.checkpoint)
     elif options.predictions is not None and same_place(options.predictions, options.output):
         raise ValueError("--output and --predictions name one file; give each its own.")
+
+
+def check_draws(options: Options, methods: Collection[str]) -> None:
+    """Refuses several draws where none of the methods has random texts."""
+    if options.text_draws is not None and not drawn_methods(methods):
+        raise ValueError(
+            f"--text_draws={options.text_draws} is of methods with random texts, and none of those "
+            f"that are measured has any; name some of {', '.join(drawn_methods(METHODS))} with "
+            "--methods, or leave it out."
+        )
 
 
 def kind_of(options: Options) -> str:

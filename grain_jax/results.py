@@ -15,6 +15,9 @@ FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one 
 METRICS_FILE = "metrics.jsonl"  # likewise: what training logged, and results by their keys
 # Beside the top-1 accuracy of a method: those by how often classes occur in training captions too.
 BY_FREQUENCY = ("top1_unseen", "top1_rare", "top1_frequent")
+# Of a method whose texts are drawn at random, where they were drawn several times: the standard
+# deviation over draws, and with a number behind it the accuracy by that draw.
+SPREAD_OF_DRAWS, DRAW = "top1_draws_sd", "top1_draw"
 DETAILS = ("top5", "per_class", "expected_distance", "passes", *BY_FREQUENCY)
 # What the keys of a method's metrics begin with, after the data set; others begin with the method.
 STARTS = {
@@ -42,8 +45,8 @@ class Result:
             "constant_boxes" or "part_boxes"; of `evaluate grounding` the feature of a box, "region"
             or "crop", a baseline, or "decoder"; "dataset" for counts.
         alpha: weight of the global score against the region score; None where regions have no part.
-        metric: "top1", "top5", "per_class", "top1_unseen", "R@1", "box_iou", "phrase_accuracy",
-            "classes", ...
+        metric: "top1", "top5", "per_class", "top1_unseen", "top1_draw0", "R@1", "box_iou",
+            "phrase_accuracy", "classes", ...
         value: a fraction in [0, 1], a count, or the squared distance of names in [0, 4]
             ("expected_distance"), or how often an image goes through the encoder ("passes").
         low: lower bound of the 95 % interval; None where there is none.
@@ -137,7 +140,7 @@ def _from_key(key: str, value: float) -> Result | None:
         if rest.startswith(STARTS[method]) and metric in OF_BOXES:
             return Result(dataset, method, None, metric, value)
     named = re.fullmatch(r"(\w+)(?:/alpha([\d.e+-]+))?(?:/(\w+))?", rest)
-    if named is None or named[3] not in (None, *DETAILS):
+    if named is None or (named[3] not in (None, *DETAILS) and not named[3].startswith(DRAW)):
         return None
     alpha = None if named[2] is None else float(named[2])
     return Result(dataset, named[1], alpha, named[3] or "top1", value)

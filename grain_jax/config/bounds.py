@@ -33,6 +33,7 @@ AT_LEAST = {
     "checkpoint.max_to_keep": 1,
     "evaluation.batch_size": 1,
     "evaluation.max_images": 1,
+    "evaluation.text_draws": 1,
     "logging.log_interval_steps": 1,
     "logging.profile_step": -1,
 }

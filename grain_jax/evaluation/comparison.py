@@ -41,6 +41,13 @@ class Answers:
     correct: list[float] = field(default_factory=list)
     choices: set[str] = field(default_factory=set)  # hashes of what they were chosen from, if known
     protocols: set[str] = field(default_factory=set)  # of grounding, if known
+    # how right by each draw of the method's random texts, where there were several
+    by_draw: list[tuple[float, ...]] = field(default_factory=list)
+
+    @property
+    def num_draws(self) -> int:
+        """1 of a method without random texts, or with a single draw."""
+        return len(self.by_draw[0]) if self.by_draw else 1
 
 
 Predictions = Mapping[Measure, Answers]
@@ -59,6 +66,9 @@ class Comparison:
     seeds: tuple[int, int]  # trainings of A and of B
     difference: Difference
     adjusted_p_value: float  # by Holm, over all comparisons of the table
+    draws: tuple[int, int] = (1, 1)  # of random texts of A and of B
+    # standard deviation of B - A over draws, where the draws of both are equally many or one has 1
+    draws_sd: float | None = None
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -72,6 +82,19 @@ def read_predictions(path: Path) -> Predictions:
             answers.choices.add(str(chosen_from))
         if protocol := line.get("protocol"):
             answers.protocols.add(str(protocol))
+        if by_draw := line.get("correct_by_draw"):
+            answers.by_draw.append(_draws(by_draw, f"{path}: {question[0]!r}"))
+    return found
+
+
+def _draws(stored: Any, where: str) -> tuple[float, ...]:
+    """A list of numbers, of a .csv as JSON. Raises ValueError for anything else."""
+    try:
+        found = tuple(map(float, json.loads(stored) if isinstance(stored, str) else stored))
+    except (TypeError, ValueError):
+        found = ()
+    if not found:
+        raise ValueError(f"{where} has correct_by_draw {stored!r}; expected a list of numbers.")
     return found
 
 
@@ -216,8 +239,9 @@ def _compared(
         difference = paired_difference(
             before, after, groups, same_trainings=same_trainings, seed=seed
         )
-        found.append((one, other, groups, difference))
-    adjusted = holm([difference.p_value for *_, difference in found])
+        drawn = [_draw_means([p[m] for p in side]) for side, m in ((first, one), (second, other))]
+        found.append((one, other, groups, difference, drawn))
+    adjusted = holm([difference.p_value for *_, difference, _ in found])
     return [
         Comparison(
             task=one.task,
@@ -229,9 +253,33 @@ def _compared(
             seeds=(len(first), len(second)),
             difference=difference,
             adjusted_p_value=p_value,
+            draws=(len(drawn[0]), len(drawn[1])),
+            draws_sd=draws_sd(*drawn),
         )
-        for (one, other, groups, difference), p_value in zip(found, adjusted, strict=True)
+        for (one, other, groups, difference, drawn), p_value in zip(found, adjusted, strict=True)
     ]
+
+
+def _draw_means(answers: Sequence[Answers]) -> Float[np.ndarray, "D"]:
+    """The accuracy by each draw of random texts, the mean over trainings; one without draws."""
+    counts = {one.num_draws for one in answers}
+    if len(counts) > 1 or 1 in counts:
+        return np.array([np.mean([np.mean(one.correct) for one in answers])])
+    if any(len(one.by_draw) != len(one.correct) for one in answers):
+        raise ValueError("correct_by_draw is in some lines of a method and not in others.")
+    return np.mean([np.array(one.by_draw, float).mean(axis=0) for one in answers], axis=0)
+
+
+def draws_sd(first: Float[np.ndarray, "D"], second: Float[np.ndarray, "C"]) -> float | None:
+    """Standard deviation of second - first over draws of random texts, of which one side may have
+    none (a single value); with as many on both sides, the d-th of one goes with the d-th of the
+    other, as they are drawn by the same seed. None without draws, or with unlike numbers.
+    """
+    if len(first) == len(second) == 1 or (
+        len(first) != len(second) and 1 not in (len(first), len(second))
+    ):
+        return None
+    return float(np.std(second - first, ddof=1))
 
 
 def _check_choices(measure: Measure, answers: Sequence[Answers]) -> None:

@@ -20,7 +20,7 @@ from grain_jax.evaluation.grounding import Phrase, phrase_hits
 from grain_jax.evaluation.grounding_protocol import Protocol
 from grain_jax.evaluation.ranking import expected_recall
 from grain_jax.evaluation.retrieval import ranked
-from grain_jax.evaluation.zero_shot import OnScores
+from grain_jax.evaluation.zero_shot import OnDraws, OnScores
 from grain_jax.zero_shot.methods import METHODS
 
 SUFFIXES = (".jsonl", ".csv")
@@ -28,8 +28,11 @@ TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
     *("rank", "iou", "query", "box_xyxy", "true_xyxy", "top5", "choices"),
-    *("probability", "protocol"),
+    *("probability", "protocol", "correct_by_draw"),
 )
+OF_JSON = ("top5", "box_xyxy", "true_xyxy", "correct_by_draw")  # JSON in their cell of a .csv
+# Method and alpha -> of each draw and image, the chance that the answer is right.
+DrawnAnswers = dict[tuple[str, float | None], Float[np.ndarray, "D N"]]
 SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or images to choose from
 
 
@@ -78,9 +81,17 @@ class PredictionsFile:
         except OSError as failure:  # of the lines that were still in the buffer
             self.failure = self.failure or failure
 
-    def of_set(self, dataset: ZeroShotSet, *, logit_scale: float | None = None) -> OnScores:
+    def of_set(
+        self,
+        dataset: ZeroShotSet,
+        *,
+        logit_scale: float | None = None,
+        draws: DrawnAnswers | None = None,
+    ) -> OnScores:
         """What `evaluate_zero_shot` is to call: a line for every image and method.
 
+        draws: how right each draw's answers are, of methods whose texts were drawn several times,
+        filled before the first call (`note_draws`). "correct" is then their mean.
         logit_scale: of the model; the softmax of the scores times it is the "probability" of the
         predicted class, as `predict` has it. None: the lines have none.
         """
@@ -96,6 +107,10 @@ class PredictionsFile:
         ) -> None:
             right = labels[:, None] == np.arange(len(names))[None]
             hits = expected_recall(scores, right, (1,))[1]
+            by_draw = (draws or {}).get((method, alpha))
+            if by_draw is not None:
+                by_draw = by_draw[:, start : start + len(scores)]
+                hits = by_draw.mean(axis=0)
             best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
             probabilities = {}
             if (probability := best_probability(method, scores, logit_scale)) is not None:
@@ -113,6 +128,7 @@ class PredictionsFile:
                     score=top[0][1],
                     correct=_rounded(hits[row]),
                     **{name: _rounded(values[row]) for name, values in probabilities.items()},
+                    **({} if by_draw is None else {"correct_by_draw": _list(by_draw[:, row])}),
                     top5=top,
                     choices=choices,
                 )
@@ -265,7 +281,7 @@ class PredictionsFile:
             if self._table is None:
                 self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             else:
-                for name in ("top5", "box_xyxy", "true_xyxy"):  # JSON in their cell
+                for name in OF_JSON:
                     if name in line:
                         line[name] = json.dumps(line[name], ensure_ascii=False)
                 self._table.writerow(line)
@@ -297,6 +313,15 @@ def record_ids(source: Source) -> list[str]:
     """The name of every record; of image files without reading them."""
     files = getattr(source, "files", None)
     return [source[i].id for i in range(len(source))] if files is None else list(files)
+
+
+def note_draws(draws: DrawnAnswers) -> OnDraws:
+    """What `evaluate_zero_shot` is to call, to fill `draws`."""
+    return lambda method, alpha, hits: draws.update({(method, alpha): hits})
+
+
+def _list(values: Float[np.ndarray, "_"]) -> list[float]:
+    return [_rounded(value) for value in values]
 
 
 def _box(xyxy: Float[np.ndarray, "4"]) -> list[float]:

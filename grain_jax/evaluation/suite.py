@@ -26,6 +26,7 @@ from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hits
 from grain_jax.evaluation.grounding_protocol import make_protocol
 from grain_jax.evaluation.left_out import note_left_out
+from grain_jax.evaluation.predictions import DrawnAnswers, note_draws
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.variants import predicted_boxes
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
@@ -305,10 +306,13 @@ def score_zero_shot(
 ) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = None
+    draws: DrawnAnswers = {}
     if details is not None:
         details.zero_shot_sets[dataset.name] = describe_set(dataset)
         if details.predictions is not None:
-            on_scores = details.predictions.of_set(dataset, logit_scale=encoder.logit_scale)
+            on_scores = details.predictions.of_set(
+                dataset, logit_scale=encoder.logit_scale, draws=draws
+            )
     return evaluate_zero_shot(
         encoder,
         dataset,
@@ -316,9 +320,11 @@ def score_zero_shot(
         methods=methods,
         prompt_ensembling=config.evaluation.prompt_ensembling,
         region_aggregation=config.evaluation.region_aggregation,
+        text_draws=config.evaluation.text_draws,
         features=features,
         details=final,
         on_scores=on_scores,
+        on_draws=None if on_scores is None else note_draws(draws),
         bank=bank,
         support=support,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from grain_jax.data.classification.class_names import name_key
+from grain_jax.data.classification.class_names import equal_but_for_spaces, name_key
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import Labelled, Selection, Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
@@ -75,23 +75,22 @@ def load_support(
         )
         return found, notes
 
-    position = {name_key(name): k for k, name in enumerate(dataset.class_names)}
     found, notes = load("")
     file = classes or dataset.text_files.get("classes", "")
-    bound = len(_names_of(found) & position.keys())
-    if file and "classes" not in found.text_files and bound < len(found.class_names):
+    position = _positions(found, dataset)
+    if file and "classes" not in found.text_files and len(position) < len(found.class_names):
         try:
             by_file, notes_of_file = load(file)
         except ValueError:
-            if not bound:
+            if not position:
                 raise
         else:
-            if len(_names_of(by_file) & position.keys()) > bound:
-                found, notes = by_file, notes_of_file
+            if len(of_file := _positions(by_file, dataset)) > len(position):
+                found, notes, position = by_file, notes_of_file, of_file
     for text in notes:
         note(text)
     rows = _rows_by_class(found, position)
-    _note_unlike(found, dataset, rows, note)
+    _note_unlike(found, dataset, position, rows, note)
     drawn = {k: _drawn(rows[k], shots, seed, dataset.class_names[k]) for k in sorted(rows)}
     if shots is not None and (few := [k for k in drawn if len(rows[k]) < shots]):
         note(
@@ -125,16 +124,21 @@ def encode_support(encoder: Encoder, images: LabelledImages) -> Support:
         return Support(image, images.labels, encoder.texts(images.captions, kind="caption"))
 
 
-def _names_of(dataset: ZeroShotSet) -> set[str]:
-    return {name_key(name) for name in dataset.class_names}
+def _positions(found: ZeroShotSet, dataset: ZeroShotSet) -> dict[str, int]:
+    """Class of the folder -> that of the set, where the set has it."""
+    by_key = {name_key(name): k for k, name in enumerate(dataset.class_names)}
+    joined = equal_but_for_spaces(found.class_names, dataset.class_names)
+    keys = {name: name_key(name) for name in found.class_names}
+    keys |= {name: name_key(joined[name]) for name, key in keys.items() if name in joined}
+    return {name: by_key[key] for name, key in keys.items() if key in by_key}
 
 
 def _rows_by_class(found: ZeroShotSet, position: Mapping[str, int]) -> dict[int, list[int]]:
-    """Class of the set -> its images."""
+    """Class of the set -> its images; `position`: class of the folder -> that of the set."""
     source, rows = found.source, dict[int, list[int]]()
     assert isinstance(source, Labelled)
     for index, label in enumerate(source.labels):
-        if (k := position.get(name_key(label))) is not None:
+        if (k := position.get(label)) is not None:
             rows.setdefault(k, []).append(index)
     return rows
 
@@ -142,13 +146,14 @@ def _rows_by_class(found: ZeroShotSet, position: Mapping[str, int]) -> dict[int,
 def _note_unlike(
     found: ZeroShotSet,
     dataset: ZeroShotSet,
+    position: Mapping[str, int],
     rows: Mapping[int, Sequence[int]],
     note: Callable[[str], None],
 ) -> None:
     """Says which classes only one of the two has; ValueError where no class of the set has an
     image.
     """
-    others = [name for name in found.class_names if name_key(name) not in _names_of(dataset)]
+    others = [name for name in found.class_names if name not in position]
     if not rows:
         raise ValueError(
             f"--support has images of classes like {found.class_names[0]!r}, and none of the "

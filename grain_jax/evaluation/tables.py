@@ -1,5 +1,6 @@
 """Results as tables that say what they mean, for the terminal and for the report."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,14 @@ from rich.measure import Measurement
 
 from grain_jax.evaluation.percentages import percent, result_text
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
-from grain_jax.results import BY_FREQUENCY, Result, read_results
+from grain_jax.results import BY_FREQUENCY, DRAW, SPREAD_OF_DRAWS, Result, read_results
 from grain_jax.zero_shot.methods import METHODS, titled
 from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
+DRAWN = (
+    " Of random texts the mean over draws, with its standard deviation over them (sd) behind it."
+)
 UNBROKEN = 10_000  # columns: more than any table has
 TEXT_COLUMNS = 2  # the first ones of a table; the others are numbers
 FOLDED = 12  # columns that a text can be folded to and still be read
@@ -176,7 +180,10 @@ def _zero_shot(results: Sequence[Result]) -> Table:
                 title = method_title(method)
                 title += _described(index, name) if described else ""
                 title += _passes(index, name, method)
-                cells = [result_text(result) for result in found]
+                cells = [
+                    result_text(result) + ("" if result is None else _draws(index, result))
+                    for result in found
+                ]
                 random = index.percent(name, "random", "top1")
                 rows.append((_set_title(index, name), title, *cells, random))
     return Table(
@@ -186,7 +193,8 @@ def _zero_shot(results: Sequence[Result]) -> Table:
         "Alpha is the weight of the global score: at 1 the image embedding decides alone, as in "
         "CLIP, at 0 the regions do. By description means without the name. "
         "In brackets the 95 % interval (Wilson, over images)."
-        + (UNDESCRIBED if any("described)" in row[1] for row in rows) else ""),
+        + (UNDESCRIBED if any("described)" in row[1] for row in rows) else "")
+        + (DRAWN if any("draws" in cell for row in rows for cell in row[2:]) else ""),
     )
 
 
@@ -231,6 +239,17 @@ def _passes(index: _Index, name: str, method: str) -> str:
     """What a method with a second pass costs; "" for those that see an image's embedding."""
     found = index.get(name, method, "passes")
     return "" if found is None else f", encodes each image {found.value:g} times"
+
+
+def _draws(index: _Index, result: Result) -> str:
+    """The spread over draws of random texts, where there were several."""
+    of = result.dataset, result.method
+    spread = index.get(*of, SPREAD_OF_DRAWS, result.alpha)
+    if spread is None:
+        return ""
+    every = (index.get(*of, f"{DRAW}{draw}", result.alpha) for draw in itertools.count())
+    count = sum(1 for _ in itertools.takewhile(lambda one: one is not None, every))
+    return f" (sd {percent(spread.value)}, {count} draws)"
 
 
 def _grounding(results: Sequence[Result]) -> Table:

@@ -48,10 +48,6 @@ class VariantEmbeddings:
         self._kinds = sorted(kinds)
         self._held: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
-    def passes(self, kinds: Collection[str]) -> int:
-        """How often each image goes through the encoder for these kinds, the whole image too."""
-        return passes(kinds, 0 if self._boxes is None else self._boxes.shape[1])
-
     def rows(self, start: int, stop: int) -> dict[str, Float[np.ndarray, "n V E"]]:
         """By kind, of the images from `start` to `stop`."""
         stop = min(stop, len(self._images))

@@ -17,21 +17,26 @@ from grain_jax.data.classification.class_counts import (
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.evaluation.variants import BLOCK_IMAGES, VariantEmbeddings, possible_variants
+from grain_jax.evaluation.variants import passes as variant_passes
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
-from grain_jax.results import Result
+from grain_jax.results import DRAW, SPREAD_OF_DRAWS, Result
 from grain_jax.zero_shot.arithmetic import mean_vectors
-from grain_jax.zero_shot.method import CaptionBank, Images, Support
+from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Support
 from grain_jax.zero_shot.methods import (
     DEFAULT_METHODS,
     METHODS,
     FittedMethods,
     check_methods,
+    drawn_methods,
     encode_banks,
 )
-from grain_jax.zero_shot.scorers import class_texts
+from grain_jax.zero_shot.scorers import ClassTexts, class_texts
 from grain_jax.zero_shot.text_kinds import NAMES
 
 OnScores = Callable[[str, float | None, int, Float[np.ndarray, "n K"], Int[np.ndarray, "n"]], None]
+OnDraws = Callable[[str, float | None, Float[np.ndarray, "D N"]], None]
+Key = tuple[str, float | None]  # method and alpha
+Names = Float[np.ndarray, "K E"] | None
 MAX_SCORES = 1 << 22  # of one method, held at once
 LOKI = "loki"  # the method that is made for a small distance of its mistakes
 
@@ -73,6 +78,19 @@ class _Hits:
         hits = expected_recall(scores, correct, (1, 5))
         self._top1[rows], self._top5[rows] = hits[1], hits[5]
 
+    @property
+    def top1(self) -> Float[np.ndarray, "N"]:
+        """Of each image, the chance that its best-scored class is the true one."""
+        return self._top1
+
+    def mean_with(self, others: Sequence["_Hits"]) -> "_Hits":
+        """Of each image, the mean chances over these and `others`."""
+        mean = _Hits(self._labels, self._num_classes)
+        every = (self, *others)
+        mean._top1 = np.mean([one._top1 for one in every], axis=0)
+        mean._top5 = np.mean([one._top5 for one in every], axis=0)
+        return mean
+
     def of_group(self, groups: Int[np.ndarray, "K"], group: int) -> tuple[float, int]:
         """Top-1 accuracy of the images of a group of classes, and their number."""
         chosen = groups[self._labels] == group
@@ -99,9 +117,11 @@ def evaluate_zero_shot(
     methods: Sequence[str] = DEFAULT_METHODS,
     prompt_ensembling: str = "embedding",
     region_aggregation: str = "max_over_queries",
+    text_draws: int = 1,
     features: ImageFeatures | None = None,
     details: bool = False,
     on_scores: OnScores | None = None,
+    on_draws: OnDraws | None = None,
     bank: CaptionBank | None = None,
     support: Support | None = None,
 ) -> list[Result]:
@@ -112,86 +132,147 @@ def evaluate_zero_shot(
     variants of an image get them encoded, which takes the `passes` among the results.
 
     Args:
+        text_draws: how often texts that are random are drawn (`drawn_methods`). With several, the
+            metrics of such a method are means over the draws, and there are `top1_draw0`, ... of
+            each and their standard deviation, `top1_draws_sd`.
         features: those of the images, where they are encoded already.
         details: with 95 % intervals, top-5 and per-class accuracy, counts of the set, where it
             has counts of its classes accuracies of unseen, rare and frequent ones, and where Loki
             is measured the `expected_distance` of every method.
         on_scores: called with the method, alpha, the index of the first image of a block, the
-            block's scores [n, K] and its true classes [n].
+            block's scores [n, K] and its true classes [n]; of several draws with the first.
+        on_draws: called before that, where there are several, with the method, alpha, and of each
+            draw and image the chance that its best-scored class is the true one.
         bank: captions for methods that need them.
         support: labelled images, in the order of the set's classes, likewise.
     """
     check_methods(methods)
     texts = class_texts(dataset)
-    position = {name: k for k, name in enumerate(dataset.class_names)}
-    labels = label_indices(dataset, position)
+    labels = label_indices(dataset, {name: k for k, name in enumerate(dataset.class_names)})
     if features is None:
         with errors_about(f"Zero-shot set {dataset.name!r}"):
             features = encoder.images(dataset.source)
     has_regions = features.regions is not None
-    banks = encode_banks(
-        encoder.texts,
-        texts,
-        methods=methods,
-        has_regions=has_regions,
-        prompt_ensembling=prompt_ensembling,
-        region_aggregation=region_aggregation,
-        logit_scale=encoder.logit_scale,
-    )
-    fitted = FittedMethods(
-        banks,
-        methods=methods,
-        alphas=alphas,
-        has_regions=has_regions,
-        bank=bank,
-        support=support,
-        unlabeled=Images(features.image, features.regions),
-        variants=possible_variants(has_boxes=features.boxes is not None),
-    )
-    needed = fitted.variants_needed
-    variants = VariantEmbeddings(encoder, dataset.source, features.boxes, needed)
-    hits: dict[tuple[str, float | None], _Hits] = {}
+    unlabeled = Images(features.image, features.regions)
+
+    def fitted_to(texts: ClassTexts, methods: Sequence[str]) -> tuple[FittedMethods, ClassBanks]:
+        banks = encode_banks(
+            encoder.texts,
+            texts,
+            methods=methods,
+            has_regions=has_regions,
+            prompt_ensembling=prompt_ensembling,
+            region_aggregation=region_aggregation,
+            logit_scale=encoder.logit_scale,
+        )
+        fitted = FittedMethods(
+            banks,
+            methods=methods,
+            alphas=alphas,
+            has_regions=has_regions,
+            bank=bank,
+            support=support,
+            unlabeled=unlabeled,
+            variants=possible_variants(has_boxes=features.boxes is not None),
+        )
+        return fitted, banks
+
+    def measured(
+        fitted: FittedMethods, names: Names, on_scores: OnScores | None = None
+    ) -> dict[Key, _Measured]:
+        needed = fitted.variants_needed
+        variants = VariantEmbeddings(encoder, dataset.source, features.boxes, needed)
+
+        def rows(start: int, stop: int) -> dict[str, Float[np.ndarray, "n V E"]]:
+            with errors_about(f"Zero-shot set {dataset.name!r}"):
+                return variants.rows(start, stop)
+
+        return _measure(fitted, features, rows, labels, names, on_scores)
+
+    fitted, banks = fitted_to(texts, methods)
     names = mean_vectors(banks[NAMES]) if details and LOKI in fitted.scores else None
-    distances: dict[tuple[str, float | None], list[float]] = {}
-    rows = max(1, min(CHUNK_ROWS, MAX_SCORES // len(position)))
-    rows = min(rows, BLOCK_IMAGES) if needed else rows
-    for start in range(0, len(labels), rows):
-        block = features.rows(start, start + rows)
-        with errors_about(f"Zero-shot set {dataset.name!r}"):
-            again = variants.rows(start, start + rows)
-        scores = fitted(Images(block.image, block.regions, again))
-        for method, values in scores.items():
-            hits.setdefault(method, _Hits(labels, len(position))).add(start, values)
-            if names is not None:
-                found = answer_distances(values, labels[start : start + rows], names)
-                distances.setdefault(method, []).extend(found.tolist())
-            if on_scores is not None:
-                on_scores(*method, start, values, labels[start : start + rows])
+    draws: dict[Key, list[_Measured]] = {}
+    drawn = drawn_methods(fitted.scores)
+    for draw in range(1, text_draws) if drawn else ():
+        again, _ = fitted_to(dataclasses.replace(texts, draw=draw), drawn)
+        for key, one in measured(again, names).items():
+            draws.setdefault(key, []).append(one)
+    if on_draws is not None and draws:
+        first = measured(fitted_to(texts, drawn)[0], None)
+        for key, others in draws.items():
+            by_draw = [first[key].hits, *(other.hits for other in others)]
+            on_draws(*key, np.stack([one.top1 for one in by_draw]))
+    found = measured(fitted, names, on_scores)
+    num_classes = len(dataset.class_names)
     name, count = dataset.name, len(labels)
-    results = [Result(name, "random", None, "top1", 1.0 / len(position))]
-    for method, counted in hits.items():
-        measured = counted.accuracy()
-        low, high = (measured.low, measured.high) if details else (None, None)
-        results.append(Result(name, *method, "top1", measured.top1, low, high, count))
+    results = [Result(name, "random", None, "top1", 1.0 / num_classes)]
+    for key, own in found.items():
+        every = [own, *draws.get(key, ())]
+        hits = own.hits.mean_with([other.hits for other in every[1:]])
+        rates = hits.accuracy()
+        low, high = (rates.low, rates.high) if details else (None, None)
+        results.append(Result(name, *key, "top1", rates.top1, low, high, count))
         if details:
-            results.append(Result(name, *method, "top5", measured.top5, n=count))
-            results.append(Result(name, *method, "per_class", measured.per_class, n=count))
-            if kinds := METHODS[method[0]].variants:
-                passes = float(variants.passes(kinds))
-                results.append(Result(name, *method, "passes", passes, n=count))
-            results += _by_frequency(counted, dataset, method)
-        if method in distances:
-            mean = float(np.mean(distances[method]))
-            results.append(Result(name, *method, "expected_distance", mean, n=count))
+            results.append(Result(name, *key, "top5", rates.top5, n=count))
+            results.append(Result(name, *key, "per_class", rates.per_class, n=count))
+            if kinds := METHODS[key[0]].variants:
+                num_boxes = 0 if features.boxes is None else features.boxes.shape[1]
+                passes = float(variant_passes(kinds, num_boxes))
+                results.append(Result(name, *key, "passes", passes, n=count))
+            results += _by_frequency(hits, dataset, key)
+        if own.distances:
+            mean = float(np.mean([one.distances for one in every]))
+            results.append(Result(name, *key, "expected_distance", mean, n=count))
+        if len(every) > 1:
+            values = [float(one.hits.top1.mean()) for one in every]
+            results.append(Result(name, *key, SPREAD_OF_DRAWS, float(np.std(values, ddof=1))))
+            for draw, value in enumerate(values):
+                results.append(Result(name, *key, f"{DRAW}{draw}", value, n=count))
     if details:
         counts = {
             "images": count,
-            "classes": len(position),
+            "classes": num_classes,
             "undescribed_classes": len(texts.undescribed),
         }
         for what, number in counts.items():
             results.append(Result(name, "dataset", None, what, float(number)))
     return results
+
+
+@dataclass
+class _Measured:
+    """What a method's scores say of every image."""
+
+    hits: _Hits
+    distances: list[float]  # empty where they are not asked for
+
+
+def _measure(
+    fitted: FittedMethods,
+    features: ImageFeatures,
+    variants: Callable[[int, int], dict[str, Float[np.ndarray, "n V E"]]],
+    labels: Int[np.ndarray, "N"],
+    names: Names,
+    on_scores: OnScores | None,
+) -> dict[Key, _Measured]:
+    """Scores the images block by block; `variants` embeds those of a range of images, `names` are
+    embeddings to measure distances by.
+    """
+    found: dict[Key, _Measured] = {}
+    rows = max(1, min(CHUNK_ROWS, MAX_SCORES // fitted.num_classes))
+    rows = min(rows, BLOCK_IMAGES) if fitted.variants_needed else rows
+    for start in range(0, len(labels), rows):
+        block, truth = features.rows(start, start + rows), labels[start : start + rows]
+        again = variants(start, start + rows)
+        for key, values in fitted(Images(block.image, block.regions, again)).items():
+            if key not in found:
+                found[key] = _Measured(_Hits(labels, fitted.num_classes), [])
+            found[key].hits.add(start, values)
+            if names is not None:
+                found[key].distances.extend(answer_distances(values, truth, names).tolist())
+            if on_scores is not None:
+                on_scores(*key, start, values, truth)
+    return found
 
 
 def answer_distances(
@@ -207,9 +288,7 @@ def answer_distances(
     return np.maximum(2 - 2 * np.einsum("ne,ne->n", answers, names[labels]), 0.0)
 
 
-def _by_frequency(
-    hits: _Hits, dataset: ZeroShotSet, method: tuple[str, float | None]
-) -> Iterator[Result]:
+def _by_frequency(hits: _Hits, dataset: ZeroShotSet, method: Key) -> Iterator[Result]:
     """Accuracies of unseen, rare and frequent classes, where they have images and are counted."""
     if not dataset.counts:
         return

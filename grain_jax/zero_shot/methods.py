@@ -30,6 +30,7 @@ from grain_jax.zero_shot.scorers import ClassTexts
 from grain_jax.zero_shot.second_pass import SECOND_PASS_METHODS
 from grain_jax.zero_shot.text_kinds import (
     DESCRIPTIONS,
+    DRAWN,
     NAMES,
     REGIONS,
     TEXT_KINDS,
@@ -207,6 +208,11 @@ def kinds_of(methods: Collection[str]) -> frozenset[str]:
     return frozenset().union(*(one.texts | one.optional_texts for one in chosen))
 
 
+def drawn_methods(names: Collection[str]) -> tuple[str, ...]:
+    """Those of the methods whose texts are drawn at random."""
+    return tuple(name for name in names if METHODS[name].texts & DRAWN)
+
+
 def encode_banks(
     encode_texts: EncodeTexts,
     texts: ClassTexts,
@@ -254,6 +260,7 @@ class FittedMethods:
         there = given_needs(
             banks.num_classes, bank=bank, support=support, unlabeled=unlabeled, variants=variants
         )
+        self.num_classes = banks.num_classes
         self.scores: dict[str, Score] = {}
         self.alphas: dict[str, Sequence[float | None]] = {}
         for name, method in METHODS.items():

@@ -40,6 +40,7 @@ class ClassTexts:
     # a class and another -> texts that tell the first from the second
     pairs: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
     description_template: str = "{}"  # "{}" takes a description, "{name}" what the class is called
+    draw: int = 0  # the seed of texts that are drawn at random (`text_kinds.DRAWN`)
 
 
 def class_texts(dataset: ZeroShotSet) -> ClassTexts:

@@ -1,7 +1,7 @@
 """WaffleCLIP's texts, which describe nothing, and four ways of giving classes wrong descriptions.
 
-Roth et al. 2023, arXiv 2306.07282. All are drawn with a fixed seed and depend on the names and
-descriptions alone, not on the order of the classes.
+Roth et al. 2023, arXiv 2306.07282. All depend on the seed, which is the number of the draw, and on
+the names and descriptions alone, not on the order of the classes.
 """
 
 import string
@@ -15,12 +15,11 @@ from grain_jax.zero_shot.random_words import WORDS
 from grain_jax.zero_shot.scorers import ClassTexts, fill
 
 PAIRS = 15  # of random words and random characters
-SEED = 0
 Lists = Sequence[tuple[str, ...]]
-Control = Callable[[Lists, Sequence[str]], Lists]  # descriptions and names of the classes
+Control = Callable[[Lists, Sequence[str], int], Lists]  # descriptions, names, and the seed
 
 
-def waffle_descriptions(names: Sequence[str]) -> tuple[str, ...]:
+def waffle_descriptions(names: Sequence[str], seed: int = 0) -> tuple[str, ...]:
     """Random words, then random characters, `PAIRS` times: as many words as names have on average,
     and those of characters as long as words of names.
     """
@@ -28,7 +27,7 @@ def waffle_descriptions(names: Sequence[str]) -> tuple[str, ...]:
     count = max(1, round(float(np.mean([len(one) for one in words]))))
     lengths = [len(word) for one in words for word in one]
     length = max(1, round(float(np.mean(lengths)))) if lengths else 1
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     letters = list(string.ascii_letters + string.digits)
     found: list[str] = []
     while len(found) < 2 * PAIRS:
@@ -41,53 +40,53 @@ def waffle_descriptions(names: Sequence[str]) -> tuple[str, ...]:
 
 def waffle_texts(texts: ClassTexts) -> Groups | None:
     """The name with each of the `waffle_descriptions`, the same for all classes."""
-    shared = waffle_descriptions(texts.called)
+    shared = waffle_descriptions(texts.called, texts.draw)
     return [
         tuple(f"A photo of a {name}, which has {one}." for one in shared) for name in texts.called
     ]
 
 
-def shared_random(descriptions: Lists, names: Sequence[str]) -> Lists:
+def shared_random(descriptions: Lists, names: Sequence[str], seed: int = 0) -> Lists:
     """Descriptions drawn from those of all classes, the same for every class that has any; as many
     as classes have on average.
     """
     pool = _pool(descriptions)
     counts = [len(one) for one in descriptions if one]
     count = min(len(pool), max(1, round(float(np.mean(counts)))))
-    drawn = _draw(np.random.default_rng(SEED), pool, count)
+    drawn = _draw(np.random.default_rng(seed), pool, count)
     return [drawn if one else () for one in descriptions]
 
 
-def scrambled(descriptions: Lists, names: Sequence[str]) -> Lists:
+def scrambled(descriptions: Lists, names: Sequence[str], seed: int = 0) -> Lists:
     """The words of a class's descriptions in random order over them, each as long as it was."""
     return [
-        _scramble(one, _generator(name)) if one else ()
+        _scramble(one, _generator(name, seed)) if one else ()
         for one, name in zip(descriptions, names, strict=True)
     ]
 
 
-def random_per_class(descriptions: Lists, names: Sequence[str]) -> Lists:
+def random_per_class(descriptions: Lists, names: Sequence[str], seed: int = 0) -> Lists:
     """Descriptions drawn from those of all classes, for each class others, as many as it has."""
     pool = _pool(descriptions)
     return [
-        _draw(_generator(name), pool, len(one))
+        _draw(_generator(name, seed), pool, len(one))
         for one, name in zip(descriptions, names, strict=True)
     ]
 
 
-def swapped(descriptions: Lists, names: Sequence[str]) -> Lists:
+def swapped(descriptions: Lists, names: Sequence[str], seed: int = 0) -> Lists:
     """Every class with the descriptions of another: `swapped_with`."""
-    source = swapped_with([bool(one) for one in descriptions], names)
+    source = swapped_with([bool(one) for one in descriptions], names, seed)
     return [descriptions[k] for k in source]
 
 
-def swapped_with(described: Sequence[bool], names: Sequence[str]) -> list[int]:
+def swapped_with(described: Sequence[bool], names: Sequence[str], seed: int = 0) -> list[int]:
     """Whose descriptions each class gets: a random cycle through the described classes, so that
     none keeps its own; the others keep their place. A class that is described alone keeps its own.
     """
     source = list(range(len(names)))
     chosen = sorted((k for k in source if described[k]), key=lambda k: (names[k], k))
-    order = [chosen[i] for i in np.random.default_rng(SEED).permutation(len(chosen))]
+    order = [chosen[i] for i in np.random.default_rng(seed).permutation(len(chosen))]
     for k, other in zip(order, order[1:] + order[:1], strict=True):
         source[k] = other
     return source
@@ -107,7 +106,7 @@ def named_control(control: Control) -> Callable[[ClassTexts], Groups | None]:
     def make(texts: ClassTexts) -> Groups | None:
         if not _several(texts.described):
             return None
-        return named_descriptions(texts, control(texts.described, texts.called))
+        return named_descriptions(texts, control(texts.described, texts.called, texts.draw))
 
     return make
 
@@ -127,13 +126,13 @@ def whole_control(control: Control) -> Callable[[ClassTexts], Groups | None]:
         if not _several(sentences):
             return None
         if sentences == filled:  # a template may have the name in it, which stays the class's
-            chosen = control(texts.described, texts.called)
+            chosen = control(texts.described, texts.called, texts.draw)
             sentences = [
                 tuple(fill(texts.description_template, one, name) for one in described)
                 for described, name in zip(chosen, texts.called, strict=True)
             ]
         else:
-            sentences = list(control(sentences, texts.called))
+            sentences = list(control(sentences, texts.called, texts.draw))
         return [own or prompts for own, prompts in zip(sentences, texts.names, strict=True)]
 
     return make
@@ -145,7 +144,7 @@ def region_control(control: Control) -> Callable[[ClassTexts], Groups | None]:
     def make(texts: ClassTexts) -> Groups | None:
         if not _several(texts.described):
             return None
-        chosen = control(texts.described, texts.called)
+        chosen = control(texts.described, texts.called, texts.draw)
         return [own or (name,) for own, name in zip(chosen, texts.called, strict=True)]
 
     return make
@@ -171,5 +170,5 @@ def _scramble(descriptions: Sequence[str], rng: np.random.Generator) -> tuple[st
     return tuple(dict.fromkeys(texts))
 
 
-def _generator(name: str) -> np.random.Generator:
-    return np.random.default_rng([SEED, zlib.crc32(name.encode())])
+def _generator(name: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])

@@ -109,7 +109,8 @@ ALWAYS_READ = {
         "evaluation.eval_interval_steps",
         "evaluation.batch_size",
     ),
-    *("evaluation.prompt_ensembling", "evaluation.zero_shot", "logging.log_interval_steps"),
+    *("evaluation.prompt_ensembling", "evaluation.text_draws", "evaluation.zero_shot"),
+    "logging.log_interval_steps",
     *("logging.plan", "logging.tensorboard", "logging.wandb", "logging.compilation_cache"),
     "logging.hang_timeout_seconds",
 }

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from grain_jax.data.text_files import entries_hint
@@ -32,7 +32,8 @@ def names_of_labels(
 ) -> dict[str, str]:
     """Label -> class name for every class, also those without an image.
 
-    Labels and names are compared by `name_key`.
+    Labels and names are compared by `name_key`, and where that finds no partner
+    `equal_but_for_spaces`.
 
     Args:
         labels: label of each image.
@@ -78,6 +79,24 @@ def name_key(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(folded.split()))
 
 
+def joined_key(text: str) -> str:
+    """`name_key` without its spaces: "chain saw" and "chainsaw" have the same."""
+    return name_key(text).replace(" ", "")
+
+
+def equal_but_for_spaces(left: Iterable[str], right: Iterable[str]) -> dict[str, str]:
+    """Text of `left` -> text of `right` with the same `joined_key`, where neither side has a second
+    one.
+    """
+    sides = []
+    for texts in (left, right):
+        alike: dict[str, list[str]] = defaultdict(list)
+        for text in dict.fromkeys(texts):
+            alike[joined_key(text)].append(text)
+        sides.append({key: found[0] for key, found in alike.items() if len(found) == 1})
+    return {text: sides[1][key] for key, text in sides[0].items() if key in sides[1]}
+
+
 def spaced_words(label: str) -> str:
     """A name in camel case with its words separated: "AnnualCrop" becomes "Annual Crop"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", label)
@@ -95,10 +114,13 @@ def _check_names(given: Mapping[str, Any], source: str, hint: str) -> None:
 
 
 def _bind_keys(labels: Sequence[str], given: dict[str, str], source: str) -> dict[str, str]:
-    """Binds labels to the keys that equal them, or else to those with the same `name_key`."""
+    """Binds labels to the keys that equal them, or else to those with the same `name_key`, or else
+    to those that are `equal_but_for_spaces`.
+    """
     by_key: dict[str, list[str]] = defaultdict(list)
     for key in given:
         by_key[name_key(key)].append(key)
+    joined = equal_but_for_spaces(labels, given)
     key_of: dict[str, str] = {}
     for label in labels:
         alike = by_key[name_key(label)] or by_key[name_key(spaced_words(label))]
@@ -111,6 +133,8 @@ def _bind_keys(labels: Sequence[str], given: dict[str, str], source: str) -> dic
             )
         elif alike:
             key_of[label] = alike[0]
+        elif label in joined:
+            key_of[label] = joined[label]
     for key in set(key_of.values()):
         if len(same := [label for label in labels if key_of.get(label) == key]) > 1:
             raise ValueError(
@@ -131,12 +155,16 @@ def _bind_list(
     *,
     eliminate: bool,
 ) -> dict[str, str]:
-    """Binds by `name_key`; else one to one by words, and with `eliminate` the last pair so."""
+    """Binds by `name_key`, or where that finds none `equal_but_for_spaces`; else one to one by
+    words, and with `eliminate` the last pair so.
+    """
     found: dict[str, str] = {}
     for label in labels:
         for key in (name_key(label), name_key(spaced_words(label))):
             if key in by_key:
                 found.setdefault(label, by_key[key])
+    joined = equal_but_for_spaces(labels, by_key.values())
+    found |= {label: name for label, name in joined.items() if label not in found}
     _refuse_shared(found, source)
     if len(found) == len(labels):
         return found | {name: name for name in by_key.values() if name not in found.values()}
@@ -212,9 +240,10 @@ def _bind_by_order(
     ordered = sorted(labels, key=int) if numbers else sorted(labels)
     bound = dict(zip(ordered, names, strict=True))
     by_key = {name_key(name): name for name in names}
+    joined = equal_but_for_spaces(labels, names)
     rest = []
     for label in ordered:
-        keys = {name_key(label), name_key(spaced_words(label))}
+        keys = {name_key(label), name_key(spaced_words(label)), name_key(joined.get(label, label))}
         if name_key(bound[label]) in keys:
             by_key.pop(name_key(bound[label]), None)
         elif alike := next((by_key[key] for key in keys if key in by_key), ""):

@@ -1,10 +1,15 @@
 """Check templates and descriptions of classes, and bind descriptions to classes by name."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from grain_jax.data.classification.class_names import name_key, nearest_name, spaced_words
+from grain_jax.data.classification.class_names import (
+    joined_key,
+    name_key,
+    nearest_name,
+    spaced_words,
+)
 from grain_jax.data.text_files import entries_hint
 
 # What evaluation does with classes without descriptions.
@@ -99,7 +104,9 @@ def classes_of_keys(
     """Each key of a file about classes, and the class names that it means, [] for other classes.
 
     A key is a label or a class name, compared by `name_key`, or the name of several classes in
-    `name_texts`. `names`: label -> class name. Raises ValueError for a key that is ambiguous.
+    `name_texts`. One that equals none may have spaces in other places, as "chainsaw" for "chain
+    saw", where no second key and no second class has its letters. `names`: label -> class name.
+    Raises ValueError for a key that is ambiguous.
     """
     shared = {name: name_key(text) for name, text in name_texts.items()}
     by_key: dict[str, list[str]] = defaultdict(list)
@@ -107,8 +114,16 @@ def classes_of_keys(
         meant = {name_key(text) for text in (label, name, spaced_words(label))}
         for key in meant | ({shared[name]} if name in shared else set()):
             by_key[key].append(name)
+    by_letters: dict[str, dict[str, None]] = defaultdict(dict)
+    for key, classes in by_key.items():
+        by_letters[joined_key(key)] |= dict.fromkeys(classes)
+    keys = list(keys)
+    times = Counter(map(joined_key, keys))
     for key in keys:
         classes = list(dict.fromkeys(by_key.get(name_key(key), ())))
+        alike = list(by_letters.get(joined_key(key), ()))
+        if not classes and len(alike) == times[joined_key(key)] == 1:
+            classes = alike
         if len(classes) > 1 and any(shared.get(name) != name_key(key) for name in classes):
             raise ValueError(
                 f"{key!r} of {source!r} could be class {classes[0]!r} or {classes[1]!r}, as it "
