@@ -31,7 +31,7 @@ COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does 
     *("probability", "protocol", "correct_by_draw"),
 )
 OF_JSON = ("top5", "box_xyxy", "true_xyxy", "correct_by_draw")  # JSON in their cell of a .csv
-# Method and alpha -> of each draw and image, the chance that the answer is right.
+# Method and alpha -> of each draw and image, the probability that the answer is right.
 DrawnAnswers = dict[tuple[str, float | None], Float[np.ndarray, "D N"]]
 SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or images to choose from
 

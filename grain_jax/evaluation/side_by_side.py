@@ -29,7 +29,10 @@ OTHER_METHODS = {
     "whole_image": "whole image",
     "fitted_box": "best constant box",
 }
-CHANCE = ("top1", "accuracy")  # what the random baseline has of other metrics of the same answers
+RANDOM_METRICS = (
+    "top1",
+    "accuracy",
+)  # what the random baseline has of other metrics of the same answers
 
 
 def column_titles(models: Sequence[Path]) -> list[str]:
@@ -90,7 +93,7 @@ def _is_shown(result: Result, metrics: Mapping[str, str] | None) -> bool:
         return True
     if metrics is None:
         return result.metric in SHOWN
-    if result.method == "random" and result.metric in CHANCE:
+    if result.method == "random" and result.metric in RANDOM_METRICS:
         return result.dataset in metrics
     return metrics.get(result.dataset) == result.metric
 

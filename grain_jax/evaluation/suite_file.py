@@ -169,11 +169,11 @@ class Suite:
         """Of what the file and those that it includes say, without where they lie."""
         said = {name: getattr(self, name) for name in _fields(Suite) if name != "include"}
         sets = {key: [dataclasses.asdict(one) for one in said.pop(key)] for key in TABLES}
-        told = {
+        written = {
             key: listed for key, listed in sets.items() if listed or key in ("images", "records")
         }
         parts = {"included": [one.sha256 for one in self.included]} if self.included else {}
-        return sha256_of(said | told | parts)
+        return sha256_of(said | written | parts)
 
     def place(self, one: AnySet, suite_data: Path | None) -> Path:
         """Where a set is: of a packaged suite in `suite_data`, else where the file says, or in

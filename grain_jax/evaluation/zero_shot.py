@@ -80,11 +80,11 @@ class _Hits:
 
     @property
     def top1(self) -> Float[np.ndarray, "N"]:
-        """Of each image, the chance that its best-scored class is the true one."""
+        """Of each image, the probability that its best-scored class is the true one."""
         return self._top1
 
     def mean_with(self, others: Sequence["_Hits"]) -> "_Hits":
-        """Of each image, the mean chances over these and `others`."""
+        """Of each image, the mean probabilities over these and `others`."""
         mean = _Hits(self._labels, self._num_classes)
         every = (self, *others)
         mean._top1 = np.mean([one._top1 for one in every], axis=0)
@@ -142,7 +142,7 @@ def evaluate_zero_shot(
         on_scores: called with the method, alpha, the index of the first image of a block, the
             block's scores [n, K] and its true classes [n]; of several draws with the first.
         on_draws: called before that, where there are several, with the method, alpha, and of each
-            draw and image the chance that its best-scored class is the true one.
+            draw and image the probability that its best-scored class is the true one.
         bank: captions for methods that need them.
         support: labelled images, in the order of the set's classes, likewise.
     """
