@@ -1,11 +1,12 @@
 """Top-1 by texts and examples, by weight of the examples and by which classes have what.
 
-    python tests/benchmarks/example_weight.py --checkpoint=RUN,RUN [--data=IMAGES ...]
+    python tests/benchmarks/example_weight.py --checkpoint=RUN,RUN [--split=seen | --data=IMAGES]
 
-Without --data: the unseen species of the drawn birds. Each draw takes so many examples of each
+Without --data: drawn birds of the --split. Each draw takes so many examples of each
 class and tests on the rest, at most 100 images a class. A line is the mean over checkpoints and
 draws. `rest by texts`, `rest by examples`: half of the classes, drawn anew, have texts and
-examples or examples alone, the others texts alone; accuracy of all, of the first and of the second.
+examples or examples alone, the others texts alone; accuracy by texts alone and so, of all, of the
+first and of the second.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ class Options:
     checkpoint: str  # commas between several
     data: Path | None = None
     descriptions: str = ""
+    split: str = "unseen"  # of the drawn birds: unseen or seen
     images: int = 1600  # of the drawn birds
     draws: int = 5
 
@@ -65,14 +67,14 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndar
 def measure(
     options: Options, checkpoint: str
 ) -> tuple[dict[tuple[str, int], np.ndarray], dict[tuple[str, int, str], np.ndarray]]:
-    """Accuracies by texts and shots, [draws, weights], and of mixed classes, [draws, 3]."""
+    """Accuracies by texts and shots, [draws, weights], and of mixed classes, [draws, 6]."""
     loaded = grain_jax.load(checkpoint, calibration="none").loaded
     settings = loaded.config.evaluation
     if options.data is None:
         birds = dataclasses.replace(
             loaded.config.data.synthetic_birds, num_eval_images=options.images
         )
-        dataset = bird_zero_shot_sets(birds, loaded.config.model.image_size)["unseen"]
+        dataset = bird_zero_shot_sets(birds, loaded.config.model.image_size)[options.split]
     else:
         dataset = load_zero_shot(options.data, descriptions=options.descriptions)
     encoder = Encoder.from_bundle(loaded)
@@ -118,7 +120,9 @@ def measure(
                 rows, inside = shown[half[labels[shown]]], half[labels[tested]]
                 for name, has_texts in (("rest by texts", everything), ("rest by examples", ~half)):
                     right = top1(rows, has_texts, EXAMPLE_WEIGHT)
-                    parts = right, right[inside], right[~inside]
+                    before = scores[tested].argmax(axis=1) == labels[tested]
+                    chosen_rows = np.ones(len(inside), bool), inside, ~inside
+                    parts = [one[some] for some in chosen_rows for one in (before, right)]
                     of_halves[name].append([part.mean() for part in parts])
             weights[kind, shots] = np.array(found)
             for name, values in of_halves.items():
