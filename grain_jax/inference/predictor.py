@@ -142,7 +142,7 @@ class Model:
 
         `examples` are images of labels, {label: [image, ...]}, or what `embed_examples` returned; a
         label may have none. A label with examples is scored by its texts and by them
-        (`docs/use.md`), which weigh `example_weight`, 0 to 1 (0.5); one of `examples_only` by its
+        (`docs/use.md`), which weigh `example_weight`, 0 to 1 (0.75); one of `examples_only` by its
         examples alone. Raises ValueError.
         """
         if labels is None:

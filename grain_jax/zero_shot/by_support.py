@@ -7,8 +7,9 @@ logit scale here, so that scores have the size of a cosine; the order of the cla
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.zero_shot.arithmetic import in_blocks, mean_vectors, softmax, unit
+from grain_jax.zero_shot.arithmetic import in_blocks, softmax
 from grain_jax.zero_shot.by_text import name_scores
+from grain_jax.zero_shot.examples import EXAMPLE_WEIGHT, fit_examples
 from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
 from grain_jax.zero_shot.method import (
     CaptionBank,
@@ -18,9 +19,7 @@ from grain_jax.zero_shot.method import (
     Support,
     labelled_images,
 )
-from grain_jax.zero_shot.text_kinds import NAMES
 
-MIXING_WEIGHT = 0.5  # `by_examples`: of the images against the names
 NEIGHBOURS, TEMPERATURE, INTERPOLATION = 20, 0.07, 0.5  # `by_neighbours`
 GDA_WEIGHTS = tuple(10.0**power for power in range(-4, 3))  # 1e-4 to 100
 DEFAULT_GDA_WEIGHT = 1.0  # where there are too few images to hold some out
@@ -34,20 +33,16 @@ def by_examples(
     support: Support | None = None,
     unlabeled: Images | None = None,
 ) -> Score:
-    """A class is the mixture of its name's embedding and of the mean of its images, each without
-    the mean over all classes, which is what sets texts and images apart.
-
-    Images are compared by the cosine, after the mean image is taken from them too.
-    """
+    """As `Model.classify` scores labels by name and examples, at its own weight."""
     support = labelled_images(support)
-    means = class_means(support.image, support.labels, texts.num_classes)
-    named = mean_vectors(texts[NAMES])
-    centre = means.mean(axis=0)
-    classes = unit(
-        (1 - MIXING_WEIGHT) * unit(named - named.mean(axis=0))
-        + MIXING_WEIGHT * unit(means - centre)
+    fitted = fit_examples(
+        name_scores(Images(support.image), texts),
+        support,
+        np.ones(texts.num_classes, bool),
+        weight=EXAMPLE_WEIGHT,
+        logit_scale=texts.logit_scale,
     )
-    return lambda images, alpha: unit(images.image - centre) @ classes.T
+    return lambda images, alpha: fitted(name_scores(images, texts), images.image)
 
 
 def by_neighbours(

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from grain_jax.zero_shot.arithmetic import cosines, unit
 from grain_jax.zero_shot.method import Support
 
-EXAMPLE_WEIGHT = 0.5  # of examples against texts; measured: docs/experiments.md
+EXAMPLE_WEIGHT = 0.75  # of examples against texts; measured: docs/experiments.md
 # Spreads between the scores of an image's own class and of others, of texts none of whose classes
 # has an example: what was measured of texts that classify well (docs/experiments.md).
 USUAL_SEPARATION = 3.0
@@ -205,8 +205,10 @@ def _mixed(
     text_scores: Float[np.ndarray, "*n K"],
     similarity: Float[np.ndarray, "*n K"],
 ) -> Float[np.ndarray, "*n K"]:
-    """The logarithm of the odds of a class by texts plus that by examples, were scores normal and
-    independent, each times its weight.
+    """Both standardized scores, each times its weight and the square of its separation.
+
+    Were they normal and independent, the odds of the class would have the separations themselves;
+    squared was better (docs/experiments.md), as the weaker score is wrong where the other is too.
     """
     of_texts, of_examples = _weights(texts, examples, weight)
     by_texts = of_texts * texts.standardized(text_scores)
@@ -215,8 +217,8 @@ def _mixed(
 
 def _weights(texts: Level, examples: Level, weight: float) -> tuple[float, float]:
     return (
-        (1 - weight) * max(texts.separation, LEAST_WEIGHT),
-        weight * max(examples.separation, LEAST_WEIGHT),
+        (1 - weight) * max(texts.separation**2, LEAST_WEIGHT),
+        weight * max(examples.separation**2, LEAST_WEIGHT),
     )
 
 

@@ -65,7 +65,7 @@ METHODS: Mapping[str, Method] = {
     # With labelled images, so not zero-shot.
     "examples": Method(
         "names and examples",
-        "class means of images and of names, without what sets both apart",
+        "mean images and names on one scale, measured on the examples",
         frozenset({NAMES}),
         by_support.by_examples,
         needs=frozenset({"support"}),

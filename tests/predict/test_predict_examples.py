@@ -73,7 +73,7 @@ def test_without_labels_the_classes_of_the_folder_are_they(loaded_with, folder):
     assert call(*ARGUMENTS, "--examples=labelled") == 0
     table = rows(folder.parent / "out.csv")
     assert {row["text"] for row in table} == {"Green Bird", "odd one"}
-    assert json.loads((folder.parent / "out.json").read_text())["request"]["example_weight"] == 0.5
+    assert json.loads((folder.parent / "out.json").read_text())["request"]["example_weight"] == 0.75
 
 
 def test_a_folder_of_one_class_is_enough(loaded_with, folder):

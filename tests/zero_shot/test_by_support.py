@@ -10,6 +10,7 @@ import pytest
 from clustered_images import make_clusters
 
 from grain_jax.zero_shot import by_adapter, by_support, classifier_injection
+from grain_jax.zero_shot.examples import EXAMPLE_WEIGHT, fit_examples
 from grain_jax.zero_shot.held_out import held_out
 from grain_jax.zero_shot.method import ClassBanks, Images, Support
 from grain_jax.zero_shot.scorers import make_class_texts, text_bank
@@ -74,17 +75,18 @@ def softmax(logits: list[float]) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def test_examples_are_mixed_with_names_without_what_sets_both_apart():
+def test_examples_and_names_are_mixed_as_the_predictor_mixes_them():
+    """`test_examples.py` has the formula."""
     support, images = labelled(4), some_images()
-    rows = exact(support.image)
-    means = [sum(rows[i] for i in range(12) if support.labels[i] == k) / 4 for k in range(3)]
-    names = name_vectors()
-    centre, text_centre = sum(means) / 3, sum(names) / 3
-    classes = [
-        normal(0.5 * normal(names[k] - text_centre) + 0.5 * normal(means[k] - centre))
-        for k in range(3)
-    ]
-    expected = [[normal(x - centre) @ w for w in classes] for x in exact(images.image)]
+    names = np.stack(name_vectors())
+    fitted = fit_examples(
+        support.image @ names.T,
+        support,
+        np.ones(3, bool),
+        weight=EXAMPLE_WEIGHT,
+        logit_scale=SCALE,
+    )
+    expected = fitted(images.image @ names.T, images.image)
     found = by_support.by_examples(banks(), support=support)(images, None)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

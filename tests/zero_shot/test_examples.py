@@ -107,8 +107,8 @@ def by_hand(world: World, has_texts: tuple[bool, ...], weight: float) -> list[li
         return (score - n_example) / s_example - max(d_example, LEAST_SEPARATION) / 2
 
     def mixed(of_texts, of_examples):
-        one = (1 - weight) * max(d_text, 1e-3) * z_text(of_texts)
-        return one + weight * max(d_example, 1e-3) * z_example(of_examples)
+        one = (1 - weight) * max(d_text**2, 1e-3) * z_text(of_texts)
+        return one + weight * max(d_example**2, 1e-3) * z_example(of_examples)
 
     both = [c for c in range(CLASSES) if has_texts[c] and members[c]]
     odds = [
@@ -117,7 +117,8 @@ def by_hand(world: World, has_texts: tuple[bool, ...], weight: float) -> list[li
         for c in both
         if c != k
     ]
-    independent = math.hypot((1 - weight) * max(d_text, 1e-3), weight * max(d_example, 1e-3))
+    weights = (1 - weight) * max(d_text**2, 1e-3), weight * max(d_example**2, 1e-3)
+    independent = math.hypot(*weights)
     s_both = max(weighted(odds)[1] if odds else 0.0, independent)
     n_both, m_both = mixed(n_text, n_example), mixed(m_text, m_example)
     d_both = max(m_both - n_both, 0) / s_both
