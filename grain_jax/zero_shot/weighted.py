@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.zero_shot.arithmetic import (
-    cosines,
+    cosines_with,
     in_blocks,
     log_softmax,
     logsumexp,
@@ -38,14 +38,14 @@ def by_weighted_templates(
     members, of_class = names.distinct
     rows = np.stack(members)  # [D, P]: every class has the same templates
     vectors = names.embed[rows.T.reshape(-1)]  # [P * D, E]
-    counts = np.bincount(of_class)
+    counts = np.log(np.bincount(of_class)).astype(np.float32)
 
     def block(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
         found = (image @ vectors.T).reshape(len(image), rows.shape[1], rows.shape[0])  # [n, P, D]
-        of_classes = softmax(found.mean(axis=1) + np.log(counts))
-        gradient = np.einsum("npd,nd->np", found, of_classes)
-        weights = _weights_of_entropy(gradient, ENTROPY_FRACTION)
-        return np.einsum("np,npd->nd", weights, found)[:, of_class]
+        of_classes = softmax(found.mean(axis=1) + counts)
+        gradient = (found @ of_classes[:, :, None])[:, :, 0]
+        weights = _weights_of_entropy(gradient, ENTROPY_FRACTION).astype(np.float32)
+        return (weights[:, None] @ found)[:, 0, of_class]
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         scores = in_blocks(block, images.image, cells=len(vectors))
@@ -97,17 +97,24 @@ def by_name_in_contexts(
     prompts, scale = texts[CONTEXTS], texts.logit_scale
     members, of_class = prompts.distinct
     rows: Int[np.ndarray, "D Z"] = np.stack(members)
-    counts = np.log(np.bincount(of_class))  # classes of the same texts count each
+    # Classes of the same texts count each.
+    counts = np.log(np.bincount(of_class)).astype(np.float32)
+    vectors = prompts.embed[rows.T.reshape(-1)]  # [Z * D, E]
+
+    def block(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
+        logits = scale * (image @ vectors.T).reshape(len(image), rows.shape[1], rows.shape[0])
+        whole = logsumexp(logits + counts)  # [n, Z, 1]
+        context = whole
+        if CONTEXT_TEMPERATURE != 1:
+            context = logsumexp(logits / CONTEXT_TEMPERATURE + counts)
+        logits += context - whole
+        top = logits.max(axis=1, keepdims=True)
+        logits -= top
+        joint = np.log(np.exp(logits, out=logits).sum(axis=1)) + top[:, 0]
+        return (joint - logsumexp(context[:, :, 0]))[:, of_class]
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        joint = np.full((len(images), len(rows)), -np.inf, np.float32)
-        contexts = np.full((len(images), 1), -np.inf, np.float32)
-        for of_context in rows.T:
-            logits = scale * (images.image @ prompts.embed[of_context].T)
-            context = logsumexp(logits / CONTEXT_TEMPERATURE + counts)
-            contexts = np.logaddexp(contexts, context)
-            joint = np.logaddexp(joint, context + logits - logsumexp(logits + counts))
-        return (joint - contexts).astype(np.float32)[:, of_class]
+        return in_blocks(block, images.image, cells=len(vectors)).astype(np.float32)
 
     return score
 
@@ -124,12 +131,14 @@ def by_weighted_regions(
     """
     descriptions, names = texts[REGIONS], mean_vectors(texts[NAMES])
     classes = np.stack([_weighted(descriptions, k, name) for k, name in enumerate(names)])
+    cosines = cosines_with(classes)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         regions = images.regions
         assert regions is not None
-        weights = softmax(REGION_SCALE * np.einsum("nqe,ne->nq", regions, images.image))
-        return cosines(unit(np.einsum("nq,nqe->ne", weights, regions)), classes).astype(np.float32)
+        alike = (regions @ images.image[:, :, None])[:, :, 0]
+        weights = softmax(REGION_SCALE * alike)[:, None]
+        return cosines(unit((weights @ regions)[:, 0])).astype(np.float32)
 
     return score
 
