@@ -231,9 +231,16 @@ class Encoder:
         """What `encode` makes of each batch; the last one is padded."""
         failures: list[ValueError] = []
         outputs, done = [], 0
-        for size, batch in self._image_batches(source, failures):
-            outputs.append(self._run(encode, self._place(batch, size)))
-            done += size
+        sizes: list[int] = []
+
+        def batches() -> Iterator[np.ndarray | jax.Array]:
+            for size, batch in self._image_batches(source, failures):
+                sizes.append(size)
+                yield self._place(batch, size)
+
+        for number, output in enumerate(self._one_ahead(encode, batches())):
+            outputs.append(output)
+            done += sizes[number]
             if on_batch is not None:
                 on_batch(min(done, len(source)))
         raise_in_all(failures[0] if failures else None)
@@ -251,13 +258,21 @@ class Encoder:
         tokens, truncated = self._tokens(tuple(row), kind)
         self.truncated_texts += int(truncated.sum())
         lengths = None if isinstance(self.tokenizer, PaddedTokenizer) else used_lengths(tokens)
-        rows: list[np.ndarray] = []
-        parts: list[np.ndarray] = []
-        for group in length_groups(lengths, tokens.shape, padded_size=self._padded_texts):
-            rows.append(group.rows)
-            parts += self._text_batches(tokens[group.rows, : group.length])
+        groups = length_groups(lengths, tokens.shape, padded_size=self._padded_texts)
+        rows = [
+            group.rows[start : start + self.batch_size]
+            for group in groups
+            for start in range(0, len(group.rows), self.batch_size)
+        ]
+        batches = (
+            batch
+            for group in groups
+            for batch in self._text_batches(tokens[group.rows, : group.length])
+        )
+        parts = list(self._one_ahead(self._encode_texts, batches))
         embed = np.empty((len(tokens), parts[0].shape[1]), np.float32)
-        embed[np.concatenate(rows)] = np.concatenate(parts)
+        for chosen, part in zip(rows, parts, strict=True):
+            embed[chosen] = part[: len(chosen)]
         odd = _rows_not_finite(embed)
         failure = None
         if len(odd):
@@ -268,14 +283,14 @@ class Encoder:
         raise_in_all(failure)
         return embed[[row[text] for text in texts]]
 
-    def _text_batches(self, tokens: Int[np.ndarray, "T L"]) -> Iterator[Float[np.ndarray, "T E"]]:
+    def _text_batches(self, tokens: Int[np.ndarray, "T L"]) -> Iterator[np.ndarray | jax.Array]:
         for start in range(0, len(tokens), self.batch_size):
             block = tokens[start : start + self.batch_size]
             size = self._padded_size(len(block))
             padded = np.zeros((size, tokens.shape[1]), tokens.dtype)
             padded[: len(block)] = block
             local = padded[list(self._local_rows(size))]
-            yield self._run(self._encode_texts, self._place(local, size))[: len(block)]
+            yield self._place(local, size)
 
     def _padded_texts(self, count: int) -> int:
         """Rows that are computed for so many texts of one length."""
@@ -301,9 +316,17 @@ class Encoder:
             self._kept_tokens[kind, texts] = made
         return made
 
-    def _run(self, encode: Callable[..., Any], batch: Any) -> Any:
-        with contextlib.nullcontext() if self._mesh is None else use_mesh(self._mesh):
-            return jax.device_get(encode(self.params, batch))
+    def _one_ahead(self, encode: Callable[..., Any], batches: Iterator[Any]) -> Iterator[Any]:
+        """What the model says about each batch, in order; one is computed while the next one is
+        made.
+        """
+        before: list[Any] = []
+        for batch in batches:
+            with contextlib.nullcontext() if self._mesh is None else use_mesh(self._mesh):
+                before.append(encode(self.params, batch))
+            if len(before) > 1:
+                yield jax.device_get(before.pop(0))
+        yield from map(jax.device_get, before)
 
     def _image_embed(self, params, pixels):
         return _unit(self._apply_to_images(params, pixels).image_embed)

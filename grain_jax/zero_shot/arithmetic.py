@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from grain_jax.zero_shot.scorers import MAX_CELLS, TextBank
 
@@ -36,12 +36,30 @@ def mean_vectors(bank: TextBank) -> Float[np.ndarray, "K E"]:
     return unit(bank.mean_embed)[bank.distinct[1]]
 
 
-def cosines(
-    vectors: Float[np.ndarray, "n E"], classes: Float[np.ndarray, "K E"]
-) -> Float[np.ndarray, "n K"]:
+def cosines_with(
+    classes: Float[np.ndarray, "K E"],
+) -> Callable[[Float[np.ndarray, "n E"]], Float[np.ndarray, "n K"]]:
     """Products with the vectors of classes, equal ones computed once, so that they tie exactly."""
     distinct, of_class = np.unique(classes, axis=0, return_inverse=True)
-    return (vectors @ distinct.T)[:, of_class.reshape(-1)]
+    if len(distinct) == len(classes):
+        return lambda vectors: vectors @ classes.T
+    return lambda vectors: (vectors @ distinct.T)[:, of_class.reshape(-1)]
+
+
+def best_columns(values: Float[np.ndarray, "n K"], count: int) -> Int[np.ndarray, "n k"]:
+    """Columns of the `count` largest values of each row, or of all where there are fewer; best
+    first, the first of equal ones first.
+    """
+    if count >= values.shape[1]:
+        return np.argsort(-values, axis=1, kind="stable")
+    found = np.argpartition(-values, count - 1, axis=1)[:, :count]
+    held = np.take_along_axis(values, found, axis=1)
+    found = np.take_along_axis(found, np.lexsort((found, -held), axis=1), axis=1)
+    # Which of several that tie for the last place were taken is not said.
+    least = held.min(axis=1, keepdims=True)
+    tied = np.nonzero(np.count_nonzero(values >= least, axis=1) > count)[0]
+    found[tied] = np.argsort(-values[tied], axis=1, kind="stable")[:, :count]
+    return found
 
 
 def in_blocks(

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from grain_jax.zero_shot.arithmetic import in_blocks, softmax
 from grain_jax.zero_shot.by_text import name_scores
-from grain_jax.zero_shot.held_out import best_of, held_out, hit_rate
+from grain_jax.zero_shot.held_out import best_of, held_out, hit_count, hit_rate
 from grain_jax.zero_shot.method import (
     CaptionBank,
     ClassBanks,
@@ -102,8 +102,8 @@ class Cache:
         self.texts, self.weights = texts, weights
         self.image = support.image[order]
         self.keys = self._keys(support, order, weights.delta)
-        self._counts = np.bincount(support.labels, minlength=texts.num_classes)
-        self._starts = np.cumsum(self._counts) - self._counts
+        counts = np.bincount(support.labels, minlength=texts.num_classes)
+        self._counts, self._starts = counts.astype(np.float32), np.cumsum(counts) - counts
 
     def _keys(
         self, support: Support, order: Int[np.ndarray, "S"], delta: float
@@ -131,9 +131,9 @@ class Cache:
         """Distribution over the classes of each image."""
         return softmax(name_scores(images, self.texts).astype(float) / SIGNATURE_TEMPERATURE)
 
-    def affinities(self, image: Float[np.ndarray, "n E"], beta: float) -> Float[np.ndarray, "n S"]:
-        """exp(-beta (1 - similarity))."""
-        return np.exp(-beta * (1.0 - image @ self.keys.T))
+    def affinities(self, similarities: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+        """exp(-beta (1 - similarity)) of products with `keys`."""
+        return np.exp(-self.weights.beta * (1.0 - similarities))
 
     def divergences(self, signatures: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n S"]:
         """KL divergence of each image's distribution from each labelled image's."""
@@ -151,22 +151,25 @@ class Cache:
         rows = max(1, MAX_CELLS // len(self.image))
         for start in range(0, len(self.image), rows):
             block = self.image[start : start + rows]
-            affinities = self.affinities(block, self.weights.beta)
-            near.append(float(affinities.max()))
-            low.append(float(affinities.min()))
+            similarities = block @ self.keys.T
+            near.append(similarities.max())
+            low.append(similarities.min())
             signatures = np.exp(self._log_signatures[start : start + rows])
             most.append(float(self.divergences(signatures).max()))
+        lowest, highest = self.affinities(np.array([min(low), max(near)])).tolist()
         if max(most) <= 0:
-            return 0.0, max(near)
-        return (min(low) - max(near)) / max(most), max(near)  # KL is 0 at the least: of itself
+            return 0.0, highest
+        return (lowest - highest) / max(most), highest  # KL is 0 at the least: of itself
 
     def votes(self, images: Images) -> Float[np.ndarray, "n K"]:
         """Mean affinity to the labelled images of each class."""
         return in_blocks(
-            lambda image: self.of_classes(self.affinities(image, self.weights.beta)),
-            images.image,
-            cells=len(self.image),
+            lambda image: self.votes_of(image @ self.keys.T), images.image, cells=len(self.image)
         )
+
+    def votes_of(self, similarities: Float[np.ndarray, "n S"]) -> Float[np.ndarray, "n K"]:
+        """`votes` of images by their products with `keys`."""
+        return self.of_classes(self.affinities(similarities))
 
     def likeness(self, images: Images) -> Float[np.ndarray, "n K"]:
         """Mean scaled negative divergence from the labelled images of each class.
@@ -201,19 +204,27 @@ def search(
     captions = None if support.captions is None else support.captions[fitted]
     known = Support(support.image[fitted], support.labels[fitted], captions)
     images, labels = Images(support.image[held]), support.labels[held]
-    named = texts.logit_scale * name_scores(images, texts)
+    named = np.float32(texts.logit_scale) * name_scores(images, texts)
     shots = len(support.labels) / texts.num_classes
     alphas, gammas = ([shots * one for one in grid] for grid in (ALPHAS, GAMMAS))
 
     def best_votes(candidates: Sequence[Weights]) -> Weights:
-        found, highest = start, -1.0
-        for candidate in candidates:
-            votes = Cache(texts, known, candidate).votes(images)
-            for alpha in alphas:
-                rate = hit_rate(named + alpha * votes, labels)
-                if rate > highest:
-                    found, highest = replace(candidate, alpha=alpha), rate
-        return found
+        hits = np.zeros((len(candidates), len(alphas)), int)
+        rows = max(1, MAX_CELLS // len(known.image))
+        for first in range(0, len(labels), rows):
+            part = slice(first, first + rows)
+            delta, similarities = None, np.zeros((0, 0))
+            for number, candidate in enumerate(candidates):
+                cache = Cache(texts, known, candidate)
+                if candidate.delta != delta:  # the same products for all that differ in beta
+                    delta, similarities = candidate.delta, images.image[part] @ cache.keys.T
+                votes = cache.votes_of(similarities)
+                hits[number] += [
+                    hit_count(named[part] + np.float32(alpha) * votes, labels[part])
+                    for alpha in alphas
+                ]
+        number, place = divmod(int(hits.argmax()), len(alphas))
+        return replace(candidates[number], alpha=alphas[place])
 
     found = best_votes([replace(start, delta=delta) for delta in deltas or (start.delta,)])
     found = best_votes([replace(found, beta=beta) for beta in BETAS])

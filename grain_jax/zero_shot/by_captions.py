@@ -5,7 +5,7 @@ classes.
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.arithmetic import in_blocks, softmax, unit
+from grain_jax.zero_shot.arithmetic import softmax, unit
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.method import (
     CaptionBank,
@@ -15,11 +15,13 @@ from grain_jax.zero_shot.method import (
     Support,
     caption_bank,
 )
+from grain_jax.zero_shot.neighbours import nearest
 from grain_jax.zero_shot.scorers import global_scores
 from grain_jax.zero_shot.text_kinds import NAMES
 
 X_MORE_CAPTIONS = 16
 CASED_CAPTIONS, CASED_CAPTION_WEIGHT = 10, 0.3
+MOST_CAPTIONS = max(X_MORE_CAPTIONS, CASED_CAPTIONS)
 
 
 def by_x_more(
@@ -38,7 +40,7 @@ def by_x_more(
     num_classes = texts.num_classes
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        centroids = caption_centroids(images.image, captions, X_MORE_CAPTIONS)
+        centroids = caption_centroids(images, captions, X_MORE_CAPTIONS)
         both = [_probabilities(images, texts), _text_probabilities(centroids, texts)]
         weights = np.stack([_confidence(one, num_classes) for one in both])  # [2, n]
         total = weights.sum(axis=0)
@@ -61,7 +63,7 @@ def by_cased(
     captions = caption_bank(bank)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        centroids = caption_centroids(images.image, captions, CASED_CAPTIONS)
+        centroids = caption_centroids(images, captions, CASED_CAPTIONS)
         by_caption = _text_probabilities(centroids, texts)
         by_image = _probabilities(images, texts)
         return (1 - CASED_CAPTION_WEIGHT) * by_image + CASED_CAPTION_WEIGHT * by_caption
@@ -69,17 +71,17 @@ def by_cased(
     return score
 
 
-def caption_centroids(
-    image: Float[np.ndarray, "n E"], bank: CaptionBank, count: int
-) -> Float[np.ndarray, "n E"]:
-    """The mean embedding, of unit length, of the `count` captions most similar to each image."""
-    count = min(count, len(bank.text))
-
-    def centroid(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
-        nearest = np.argpartition(-(image @ bank.text.T), count - 1, axis=1)[:, :count]
-        return unit(bank.text[nearest].astype(float).mean(axis=1))
-
-    return in_blocks(centroid, image, cells=len(bank.text) + count * image.shape[1])
+def caption_centroids(images: Images, bank: CaptionBank, count: int) -> Float[np.ndarray, "n E"]:
+    """The mean embedding, of unit length, of the `count` captions most similar to each image;
+    captions are searched once for both methods.
+    """
+    found, _ = images.once(
+        ("captions", bank), lambda: nearest(images.image, bank.text, MOST_CAPTIONS)
+    )
+    sums = np.zeros((len(images), bank.text.shape[1]))
+    for captions in found[:, :count].T:
+        sums += bank.text[captions]
+    return unit(sums).astype(np.float32)
 
 
 def _probabilities(images: Images, texts: ClassBanks) -> Float[np.ndarray, "n K"]:
@@ -90,7 +92,7 @@ def _text_probabilities(
     centroids: Float[np.ndarray, "n E"], texts: ClassBanks
 ) -> Float[np.ndarray, "n K"]:
     named = global_scores(centroids, texts[NAMES], ensembling=texts.prompt_ensembling)
-    return softmax(texts.logit_scale * named)
+    return softmax(texts.logit_scale * named.astype(float))
 
 
 def _confidence(

@@ -19,6 +19,7 @@ from grain_jax.zero_shot.method import (
     Support,
     labelled_images,
 )
+from grain_jax.zero_shot.neighbours import nearest
 
 NEIGHBOURS, TEMPERATURE, INTERPOLATION = 20, 0.07, 0.5  # `by_neighbours`
 GDA_WEIGHTS = tuple(10.0**power for power in range(-4, 3))  # 1e-4 to 100
@@ -57,22 +58,16 @@ def by_neighbours(
     The `NEIGHBOURS` nearest vote with exp(cosine / `TEMPERATURE`).
     """
     support = labelled_images(support)
-    labels, num_classes = support.labels, texts.num_classes
-    count = min(NEIGHBOURS, len(labels))
-
-    def votes(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
-        cosine = image @ support.image.T
-        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-        near = np.take_along_axis(cosine, nearest, axis=1).astype(float)
-        weights = np.exp((near - near.max(axis=1, keepdims=True)) / TEMPERATURE)
-        found = np.zeros((len(image), num_classes))
-        np.add.at(found, (np.arange(len(image))[:, None], labels[nearest]), weights)
-        return found / weights.sum(axis=1, keepdims=True)
+    labels = support.labels
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        named = softmax(texts.logit_scale * name_scores(images, texts).astype(float))
-        near = in_blocks(votes, images.image, cells=len(labels))
-        return INTERPOLATION * near + (1 - INTERPOLATION) * named
+        found, cosine = nearest(images.image, support.image, NEIGHBOURS)
+        weights = softmax(cosine.astype(float) / TEMPERATURE)
+        scores = softmax(texts.logit_scale * name_scores(images, texts).astype(float))
+        scores *= 1 - INTERPOLATION
+        rows = np.arange(len(images))[:, None]
+        np.add.at(scores, (rows, labels[found]), INTERPOLATION * weights)
+        return scores
 
     return score
 
@@ -105,7 +100,7 @@ def by_gaussians(
         weight = best_of(
             GDA_WEIGHTS, lambda one: hit_rate(named + one * added, support.labels[held])
         )
-        halves, whole = (spread(discriminant_logits(support.image, one)) for one in (half, fit))
+        halves, whole = (spread(support.image, one) for one in (half, fit))
         weight *= halves / whole if whole > 0 else 1.0
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
@@ -124,9 +119,19 @@ def discriminant_logits(
     return image.astype(float) @ slopes.T + offsets
 
 
-def spread(logits: Float[np.ndarray, "n K"]) -> float:
-    """Root mean square distance of an image's logits from their mean over the classes."""
-    return float(np.sqrt(logits.var(axis=1).mean()))
+def spread(
+    image: Float[np.ndarray, "S E"],
+    fit: tuple[Float[np.ndarray, "K E"], Float[np.ndarray, "K"]],
+) -> float:
+    """Root mean square distance of an image's `discriminant_logits` from their mean over the
+    classes.
+    """
+    variances = in_blocks(
+        lambda block: discriminant_logits(block, fit).var(axis=1, keepdims=True),
+        image,
+        cells=len(fit[1]),
+    )
+    return float(np.sqrt(variances.mean()))
 
 
 def discriminant(

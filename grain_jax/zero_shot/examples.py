@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grain_jax.zero_shot.arithmetic import cosines, unit
+from grain_jax.zero_shot.arithmetic import cosines_with, unit
 from grain_jax.zero_shot.method import Support
 
 EXAMPLE_WEIGHT = 0.75  # of examples against texts; measured: docs/experiments.md
@@ -73,7 +73,7 @@ class ExampleClasses:
         """
         if self.examples is None:
             return text_scores
-        similarity = cosines(image, self.means)
+        similarity = cosines_with(self.means)(image)
         if self.texts is None:
             return np.where(self.has_examples, similarity, text_scores)
         found = self.examples.standardized(similarity)
@@ -113,7 +113,7 @@ def fit_examples(
     sums = np.zeros((num_classes, support.image.shape[1]))
     np.add.at(sums, support.labels, support.image)
     means = unit(sums)
-    similarity = cosines(support.image, means)
+    similarity = cosines_with(means)(support.image)
     rows = _Rows(support.labels, counts)
     least = 1.0 / logit_scale
     texts = _text_level(text_scores, rows, has_texts, least)

@@ -29,7 +29,12 @@ def held_out(
 
 def hit_rate(scores: Float[np.ndarray, "n K"], labels: Int[np.ndarray, "n"]) -> float:
     """Fraction of images whose best-scored class is theirs."""
-    return float((scores.argmax(axis=1) == labels).mean())
+    return hit_count(scores, labels) / len(labels)
+
+
+def hit_count(scores: Float[np.ndarray, "n K"], labels: Int[np.ndarray, "n"]) -> int:
+    """Images whose best-scored class is theirs."""
+    return int(np.count_nonzero(scores.argmax(axis=1) == labels))
 
 
 def best_of(values: Sequence[float], rate: Callable[[float], float]) -> float:

@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.zero_shot.arithmetic import (
-    cosines,
+    best_columns,
+    cosines_with,
     in_blocks,
     log_softmax,
     mean_vectors,
@@ -14,7 +15,7 @@ from grain_jax.zero_shot.arithmetic import (
 from grain_jax.zero_shot.by_text import name_scores
 from grain_jax.zero_shot.class_prompts import subclass_parents
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
-from grain_jax.zero_shot.scorers import ClassTexts, global_scores
+from grain_jax.zero_shot.scorers import MAX_CELLS, ClassTexts, TextBank, global_scores
 from grain_jax.zero_shot.text_kinds import NAMES, PAIRS, SUBCLASSES
 
 CANDIDATES = 10  # FuDD: classes nearest by name that are distinguished
@@ -59,16 +60,12 @@ def by_pairs(
     of_pairs, names = texts[PAIRS], mean_vectors(texts[NAMES])
     num_classes = texts.num_classes
     width = of_pairs.embed.shape[1]
-    # Sums over texts, as a mean is scaled to unit length; the last row stands for no text.
-    sums = np.stack(
-        [of_pairs.embed[rows].sum(axis=0) for rows in of_pairs.members]
-        + [np.zeros(width, np.float32)]
-    )
+    sums = _sums(of_pairs)
     place = _places(texts.texts, num_classes)
 
     def block(packed: Float[np.ndarray, "n both"]) -> Float[np.ndarray, "n K"]:
         image, by_name = packed[:, :width], packed[:, width:]
-        nearest = np.argsort(-by_name, axis=1, kind="stable")[:, :CANDIDATES]
+        nearest = best_columns(by_name, CANDIDATES)
         vectors = np.zeros((*nearest.shape, width), np.float32)
         for other in nearest.T:
             vectors += sums[place[nearest, other[:, None]]]
@@ -81,7 +78,7 @@ def by_pairs(
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         if num_classes <= CANDIDATES:
-            return cosines(images.image, every).astype(np.float32)
+            return cosines_every(images.image).astype(np.float32)
         packed = np.concatenate([images.image, name_scores(images, texts)], axis=1)
         return in_blocks(block, packed, cells=4 * CANDIDATES * width)
 
@@ -90,7 +87,28 @@ def by_pairs(
         together = sums[place].sum(axis=1)
         length = np.linalg.norm(together, axis=-1, keepdims=True)
         every = np.where(length > 0, unit(together), names)
+    cosines_every = cosines_with(every)
     return score
+
+
+def _sums(of_pairs: TextBank) -> Float[np.ndarray, "rows E"]:
+    """Of the texts of each pair, as a mean is scaled to unit length; the last row, of zeros, stands
+    for no text.
+    """
+    rows = np.concatenate(of_pairs.members)
+    ends = np.cumsum([len(one) for one in of_pairs.members])
+    sums = np.zeros((len(ends) + 1, of_pairs.embed.shape[1]), of_pairs.embed.dtype)
+    step = max(1, MAX_CELLS // of_pairs.embed.shape[1])
+    first = 0
+    while first < len(ends):
+        start = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, start + step, side="right")))
+        starts = np.concatenate([[0], ends[first : last - 1] - start])
+        sums[first:last] = np.add.reduceat(
+            of_pairs.embed[rows[start : ends[last - 1]]], starts, axis=0
+        )
+        first = last
+    return sums
 
 
 def _places(texts: ClassTexts, num_classes: int) -> Int[np.ndarray, "K K"]:
@@ -113,11 +131,12 @@ def by_label_distance(
     Euclidean distance of the names' embeddings, of unit length.
     """
     names, scale = mean_vectors(texts[NAMES]), texts.logit_scale
+    cosines = cosines_with(names)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         # sum_k p_k (2 - 2 <w_k, w_c>), without an array of classes by classes
         expected = softmax(scale * name_scores(images, texts)) @ names
-        return (2 * cosines(expected, names) - 2).astype(np.float32)
+        return (2 * cosines(expected) - 2).astype(np.float32)
 
     return score
 
@@ -133,11 +152,13 @@ def by_combined_names(
     weighted by probability.
     """
     names, scale = mean_vectors(texts[NAMES]), texts.logit_scale
+    cosines = cosines_with(names)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         probability = softmax(scale * name_scores(images, texts))
-        order = np.argsort(-probability, axis=1, kind="stable")[:, COMBINED:]
-        np.put_along_axis(probability, order, 0.0, axis=1)
-        return cosines(unit(probability @ names), names).astype(np.float32)
+        best = best_columns(probability, COMBINED)
+        kept = np.zeros_like(probability)
+        np.put_along_axis(kept, best, np.take_along_axis(probability, best, axis=1), axis=1)
+        return cosines(unit(kept @ names)).astype(np.float32)
 
     return score

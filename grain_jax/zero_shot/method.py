@@ -71,7 +71,7 @@ def support_provides(
     return frozenset(need for need, there in found.items() if there)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that it can be a key, which keeps it
 class CaptionBank:
     """Captions of images that have nothing to do with the classes, such as training images."""
 

@@ -21,6 +21,8 @@ from grain_jax.zero_shot.method import (
 from grain_jax.zero_shot.unlabeled import blocks, class_vectors, images_to_fit
 
 _LARGEST = 300.0  # of a log weight: products of its exponential are still a float64
+_LEAST_FLOAT32 = 1e-20  # weight relative to the largest with which float32 is precise
+_LEAST_TOLERANCE = 1e-5  # that sums in float32 can tell
 _SMALLEST = 1e-300  # mean probability whose logarithm is taken
 
 
@@ -85,7 +87,8 @@ def matched_log_weights(
     tolerance: float = 1e-3,
 ) -> MatchedWeights:
     """Logs of the weights with which the mean probability of each class over the images is its
-    fraction: Sinkhorn's iteration, every row a distribution. Sums are in float64.
+    fraction: Sinkhorn's iteration, every row a distribution. Sums over all
+    images are in float64.
 
     A class whose probability is 0 in every image, to the precision of `cosines`, cannot be matched:
     the others are, among themselves, and it gets the least weight that could be too small.
@@ -107,7 +110,8 @@ def matched_log_weights(
     wanted /= wanted.sum()
     logs, near = np.zeros(cosines.shape[1]), False
     for _ in range(iterations):
-        mean = _mean_probabilities(cosines, np.where(there, np.exp(logs), 0.0))
+        weights = np.where(there, np.exp(logs), 0.0)
+        mean = _mean_probabilities(cosines, weights, exact=tolerance < _LEAST_TOLERANCE)
         near = bool(np.abs(mean[there] / wanted[there] - 1.0).max() < tolerance)
         if near:
             break
@@ -119,11 +123,20 @@ def matched_log_weights(
 
 
 def _mean_probabilities(
-    powers: Float[np.ndarray, "N D"], weights: Float[np.ndarray, "D"]
+    powers: Float[np.ndarray, "N D"], weights: Float[np.ndarray, "D"], *, exact: bool
 ) -> Float[np.ndarray, "D"]:
-    """Mean over the rows of `weights` times `powers`, each row scaled to a sum of 1."""
+    """Mean over the rows of `weights` times `powers`, each row scaled to a sum of 1.
+
+    Args:
+        exact: in float64; otherwise in that of `powers` within blocks of rows, if it holds them.
+    """
+    weights = weights / weights.max()
+    # The largest of a row is 1: its sum is at least the least weight.
+    narrow = not exact and weights[weights > 0].min() > _LEAST_FLOAT32
+    precision = powers.dtype if narrow else np.dtype(np.float64)
+    factors = weights.astype(precision)
     total = np.zeros(len(weights))
     for rows in blocks(*powers.shape):
-        part = powers[rows].astype(np.float64)
-        total += (1.0 / (part @ weights)) @ part
+        part = powers[rows].astype(precision, copy=False)
+        total += (1 / (part @ factors)) @ part
     return weights * total / len(powers)

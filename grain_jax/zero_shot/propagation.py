@@ -14,17 +14,18 @@ from jaxtyping import Float, Int
 
 from grain_jax.zero_shot.arithmetic import unit
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
-from grain_jax.zero_shot.unlabeled import (
-    BLOCK_CELLS,
-    class_vectors,
-    images_to_fit,
+from grain_jax.zero_shot.neighbours import (
     nearest,
+    nearest_or_known,
     neighbours_among,
     neighbours_within,
+    rows_of,
 )
+from grain_jax.zero_shot.unlabeled import BLOCK_CELLS, class_vectors, images_to_fit
 
 ZLAP_NEIGHBOURS, ZLAP_ALPHA, ZLAP_POWER = 5, 0.3, 5
 RECLIP_NEIGHBOURS, RECLIP_ALPHA, RECLIP_ITERATIONS = 20, 0.99, 20
+COLUMN_BLOCK = 32  # classes that are solved for at once: what a step reads stays in the cache
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,20 @@ def reclip_propagation(
     """
     classes = class_vectors(texts)
     basis = projection(classes.vectors)
-    images = images_to_fit(unlabeled, len(classes.vectors))
-    nodes = np.concatenate([unit(classes.vectors @ basis), unit(images @ basis)])
-    joined = Edges(*nearest(nodes, nodes, RECLIP_NEIGHBOURS, others=True), len(nodes))
+    keys = images_to_fit(unlabeled, len(classes.vectors))
+    assert unlabeled is not None
+    nodes = np.concatenate([unit(classes.vectors @ basis), unit(keys @ basis)])
+    within = nearest(nodes, nodes, RECLIP_NEIGHBOURS, others=True)
+    joined = Edges(*within, len(nodes))
     solved = propagate(
         joined, len(classes.vectors), alpha=RECLIP_ALPHA, iterations=RECLIP_ITERATIONS
     )
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        near = nearest(unit(images.image @ basis), nodes, RECLIP_NEIGHBOURS)
+        own = rows_of(images, unlabeled, keys)
+        own[own >= 0] += len(classes.vectors)
+        queries = unit(images.image @ basis)
+        near = nearest_or_known(queries, nodes, within, own, RECLIP_NEIGHBOURS)
         return classes.expand(Edges(*near, len(nodes)) @ solved)
 
     return score
@@ -144,7 +150,7 @@ def propagate(
     iterations: int = 50,
     tolerance: float = 1e-6,
 ) -> Float[np.ndarray, "nodes D"]:
-    """Z of (I - alpha W) Z = Y by conjugate gradients, a block of classes at a time.
+    """Z of (I - alpha W) Z = Y by conjugate gradients in float32, a block of classes at a time.
 
     Args:
         edges: from all nodes, or from the last ones; the first `num_classes` nodes are class texts.
@@ -160,12 +166,12 @@ def propagate(
     graph = (one_way + one_way.T).tocsr()
     degree = graph.sum(axis=1)
     halved = sparse.diags_array(1.0 / np.sqrt(np.where(degree > 0, degree, 1.0)))
-    graph = (halved @ graph @ halved).tocsr()
+    graph = (halved @ graph @ halved).tocsr().astype(np.float32)
     solved = np.empty((size, num_classes), np.float32)
-    step = max(1, BLOCK_CELLS // size)
+    step = max(1, min(COLUMN_BLOCK, BLOCK_CELLS // size))
     for start in range(0, num_classes, step):
         columns = np.arange(start, min(num_classes, start + step))
-        target = np.zeros((size, len(columns)))
+        target = np.zeros((size, len(columns)), np.float32)
         target[columns, columns - start] = 1.0
         solved[:, columns] = _conjugate_gradients(graph, target, alpha, iterations, tolerance)
     return solved
@@ -180,12 +186,14 @@ def _conjugate_gradients(
     for _ in range(iterations):
         if np.sqrt(size.max()) <= tolerance:
             break
-        moved = direction - alpha * (graph @ direction)
+        moved = graph @ direction
+        moved *= -np.float32(alpha)
+        moved += direction
         curvature = np.einsum("ij,ij->j", direction, moved)
-        step = size / np.maximum(curvature, 1e-300)
+        step = size / np.maximum(curvature, 1e-30)
         solution += step * direction
         residual -= step * moved
         before, size = size, np.einsum("ij,ij->j", residual, residual)
-        direction *= size / np.maximum(before, 1e-300)
+        direction *= size / np.maximum(before, 1e-30)
         direction += residual
     return solution

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.zero_shot.arithmetic import cosines, mean_vectors
+from grain_jax.zero_shot.arithmetic import cosines_with, mean_vectors
 from grain_jax.zero_shot.method import (
     CaptionBank,
     ClassBanks,
@@ -38,11 +38,11 @@ def by_weighted_crops(kind: str) -> Fit:
         support: Support | None = None,
         unlabeled: Images | None = None,
     ) -> Score:
-        classes = weighted_texts(texts, kind)
+        cosines = cosines_with(weighted_texts(texts, kind))
 
         def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
             crops = variants_of(images, "random_crops")
-            return cosines(weighted_parts(crops, images.image), classes).astype(np.float32)
+            return cosines(weighted_parts(crops, images.image)).astype(np.float32)
 
         return score
 
@@ -61,16 +61,17 @@ def by_box_crops(
     with all margins, and with the whole image.
     """
     names, detected = mean_vectors(texts[NAMES]), mean_vectors(texts[DETECTED])
+    cosines = cosines_with(names)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         crops, regions = variants_of(images, "box_crops"), images.regions
         assert regions is not None
-        whole = cosines(images.image, names)
+        whole = cosines(images.image)
         chosen = detected_regions(regions, whole, detected)
         by_box = crops.reshape(*regions.shape[:2], -1, crops.shape[-1])  # [n, Q, margins, E]
         own = by_box[np.arange(len(by_box)), chosen]
         looked_at = np.concatenate([own, images.image[:, None]], axis=1)
-        return cosines(looked_at.mean(axis=1), names).astype(np.float32)
+        return cosines(looked_at.mean(axis=1)).astype(np.float32)
 
     return score
 
@@ -97,13 +98,13 @@ def by_blurred_surroundings(
     """FGVP: the image is blurred outside each of its boxes; a class has the largest cosine of its
     name with any of these images.
     """
-    names = mean_vectors(texts[NAMES])
+    cosines = cosines_with(mean_vectors(texts[NAMES]))
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         blurred = variants_of(images, "box_blurs")
-        best = cosines(blurred[:, 0], names)
+        best = cosines(blurred[:, 0])
         for one in np.moveaxis(blurred, 1, 0)[1:]:  # one at a time: never all of them by all names
-            best = np.maximum(best, cosines(one, names))
+            best = np.maximum(best, cosines(one))
         return best.astype(np.float32)
 
     return score

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from grain_jax.zero_shot.arithmetic import log_softmax
+from grain_jax.zero_shot.arithmetic import log_softmax, softmax
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
+from grain_jax.zero_shot.neighbours import neighbours_among, neighbours_within
 from grain_jax.zero_shot.propagation import Edges
 from grain_jax.zero_shot.unlabeled import (
     best_images,
@@ -21,8 +22,6 @@ from grain_jax.zero_shot.unlabeled import (
     class_vectors,
     images_to_fit,
     log_probabilities,
-    neighbours_among,
-    neighbours_within,
 )
 
 NEIGHBOURS, SEEDS, ITERATIONS, INNER_ITERATIONS, TEXT_WEIGHT = 3, 8, 10, 5, 1.0
@@ -90,6 +89,7 @@ def fit_mixture(
     means = images[seeds].mean(axis=0, dtype=np.float64)
     mixture = Mixture(means, np.full(width, 1.0 / width), np.exp(prior))
     graph = joined.matrix()
+    parts = [(rows, graph[rows]) for rows in blocks(*prior.shape)]
     squares = np.einsum("ij,ij->j", images, images, dtype=np.float64)
     logits, following = np.empty_like(prior), np.empty_like(prior)
     for _ in range(iterations):
@@ -97,8 +97,8 @@ def fit_mixture(
             logits[rows] = TEXT_WEIGHT * prior[rows] + log_densities(images[rows], mixture)
         assigned = mixture.assigned
         for _ in range(inner_iterations):
-            for rows in blocks(*prior.shape):
-                following[rows] = np.exp(log_softmax(logits[rows] + graph[rows] @ assigned))
+            for rows, part in parts:
+                following[rows] = softmax(logits[rows] + part @ assigned)
             assigned, following = following, assigned
         mixture = _gaussians(images, assigned, squares, mixture.means)
     return mixture

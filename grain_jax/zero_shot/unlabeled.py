@@ -1,5 +1,5 @@
-"""What methods that are fitted to images without labels share: class vectors, blocks of
-similarities and nearest neighbours.
+"""What methods that are fitted to images without labels share: class vectors and blocks of
+similarities.
 
 All of it is blocked: nothing of images by images is held, and of images by classes at most
 `MAX_CELLS`. More images than that allows are fitted to a random draw of
@@ -19,8 +19,6 @@ from grain_jax.zero_shot.text_kinds import NAMES
 MAX_CELLS = 1 << 26  # images x classes that a fit holds: 67,000 images of 1,000 classes
 BLOCK_CELLS = 1 << 22  # of a temporary array
 DRAW_SEED = 0  # of the images that are fitted to where all are too many
-MOST_NEIGHBOURS = 20  # the most that a method takes; those of each image are searched once
-_GROUP = 64  # columns whose maximum bounds the k-th best from below
 
 
 @dataclass(frozen=True)
@@ -102,89 +100,3 @@ def best_images(values: Float[np.ndarray, "N D"], count: int) -> Int[np.ndarray,
         order = np.argpartition(-values[:, columns], count - 1, axis=0)
         best[:, columns] = order[:count]
     return best
-
-
-def nearest(
-    queries: Float[np.ndarray, "n E"],
-    keys: Float[np.ndarray, "M E"],
-    count: int,
-    *,
-    others: bool = False,
-) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The `count` keys of largest dot product with each query, best first, the first of equal ones
-    first; fewer where there are not as many.
-
-    Args:
-        others: query i is key i, and not a neighbour of itself.
-
-    Returns: indices, products.
-    """
-    width = min(len(keys), 4096)
-    count = max(0, min(count, len(keys) - others))
-    found = np.zeros((len(queries), count), int)
-    products = np.zeros((len(queries), count), np.float32)
-    for rows in blocks(len(queries), width) if count else ():
-        block = queries[rows]
-        numbers = np.full((len(block), count), -1)
-        best = np.full((len(block), count), -np.inf, np.float32)
-        for start in range(0, len(keys), width):
-            similarity = block @ keys[start : start + width].T
-            if others:
-                own = np.arange(rows.start, rows.stop) - start
-                there = (own >= 0) & (own < similarity.shape[1])
-                similarity[there, own[there]] = -np.inf
-            best, numbers = _merged(best, numbers, similarity, start)
-        found[rows], products[rows] = numbers, best
-    return found, products
-
-
-def _merged(
-    best: Float[np.ndarray, "n k"],
-    numbers: Int[np.ndarray, "n k"],
-    similarity: Float[np.ndarray, "n m"],
-    start: int,
-) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
-    """The best so far with further columns, whose first is key `start`.
-
-    Only what exceeds the last of the best is sorted: after the first columns, few do.
-    """
-    num_rows, count = best.shape
-    bound, whole = best[:, -1], similarity.shape[1] // _GROUP * _GROUP
-    if start == 0 and whole // _GROUP > count:
-        tops = similarity[:, :whole].reshape(num_rows, -1, _GROUP).max(axis=2)
-        lowest = np.partition(tops, -count, axis=1)[:, -count]
-        row, column = np.nonzero(similarity >= lowest[:, None])
-    else:
-        row, column = np.nonzero(similarity > bound[:, None])
-    row = np.concatenate([np.repeat(np.arange(num_rows), count), row])
-    values = np.concatenate([best.ravel(), similarity[row[best.size :], column]])
-    keys = np.concatenate([numbers.ravel(), column + start])
-    order = np.lexsort((keys, -values, row))
-    row = row[order]
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    order = order[place < count]
-    return values[order].reshape(best.shape), keys[order].reshape(best.shape)
-
-
-def neighbours_within(
-    unlabeled: Images, keys: Float[np.ndarray, "N E"], count: int
-) -> tuple[Int[np.ndarray, "N k"], Float[np.ndarray, "N k"]]:
-    """Other images that each of `keys` (`images_to_fit`) is most like, and the cosines; searched
-    once for all methods.
-    """
-    found, cosines = unlabeled.once(
-        ("within", len(keys)), lambda: nearest(keys, keys, MOST_NEIGHBOURS, others=True)
-    )
-    return found[:, :count], cosines[:, :count]
-
-
-def neighbours_among(
-    images: Images, unlabeled: Images, keys: Float[np.ndarray, "N E"], count: int
-) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """Those of `keys` that each image is most like, itself where it is one of them, and the
-    cosines; searched once for all methods.
-    """
-    found, cosines = images.once(
-        ("among", unlabeled, len(keys)), lambda: nearest(images.image, keys, MOST_NEIGHBOURS)
-    )
-    return found[:, :count], cosines[:, :count]

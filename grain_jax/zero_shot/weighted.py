@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.zero_shot.arithmetic import (
-    cosines,
+    cosines_with,
     in_blocks,
     log_softmax,
     logsumexp,
@@ -40,14 +40,14 @@ def by_weighted_templates(
     members, of_class = names.distinct
     rows = np.stack(members)  # [D, P]: every class has the same templates
     vectors = names.embed[rows.T.reshape(-1)]  # [P * D, E]
-    counts = np.bincount(of_class)
+    counts = np.log(np.bincount(of_class)).astype(np.float32)
 
     def block(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
         found = (image @ vectors.T).reshape(len(image), rows.shape[1], rows.shape[0])  # [n, P, D]
-        of_classes = softmax(found.mean(axis=1) + np.log(counts))
-        gradient = np.einsum("npd,nd->np", found, of_classes)
-        weights = _weights_of_entropy(gradient, ENTROPY_FRACTION)
-        return np.einsum("np,npd->nd", weights, found)[:, of_class]
+        of_classes = softmax(found.mean(axis=1) + counts)
+        gradient = (found @ of_classes[:, :, None])[:, :, 0]
+        weights = _weights_of_entropy(gradient, ENTROPY_FRACTION).astype(np.float32)
+        return (weights[:, None] @ found)[:, 0, of_class]
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         scores = in_blocks(block, images.image, cells=len(vectors))
@@ -99,17 +99,24 @@ def by_name_in_contexts(
     prompts, scale = texts[CONTEXTS], texts.logit_scale
     members, of_class = prompts.distinct
     rows: Int[np.ndarray, "D Z"] = np.stack(members)
-    counts = np.log(np.bincount(of_class))  # classes of the same texts count each
+    # Classes of the same texts count each.
+    counts = np.log(np.bincount(of_class)).astype(np.float32)
+    vectors = prompts.embed[rows.T.reshape(-1)]  # [Z * D, E]
+
+    def block(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
+        logits = scale * (image @ vectors.T).reshape(len(image), rows.shape[1], rows.shape[0])
+        whole = logsumexp(logits + counts)  # [n, Z, 1]
+        context = whole
+        if CONTEXT_TEMPERATURE != 1:
+            context = logsumexp(logits / CONTEXT_TEMPERATURE + counts)
+        logits += context - whole
+        top = logits.max(axis=1, keepdims=True)
+        logits -= top
+        joint = np.log(np.exp(logits, out=logits).sum(axis=1)) + top[:, 0]
+        return (joint - logsumexp(context[:, :, 0]))[:, of_class]
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        joint = np.full((len(images), len(rows)), -np.inf, np.float32)
-        contexts = np.full((len(images), 1), -np.inf, np.float32)
-        for of_context in rows.T:
-            logits = scale * (images.image @ prompts.embed[of_context].T)
-            context = logsumexp(logits / CONTEXT_TEMPERATURE + counts)
-            contexts = np.logaddexp(contexts, context)
-            joint = np.logaddexp(joint, context + logits - logsumexp(logits + counts))
-        return (joint - contexts).astype(np.float32)[:, of_class]
+        return in_blocks(block, images.image, cells=len(vectors)).astype(np.float32)
 
     return score
 
@@ -124,12 +131,12 @@ def by_weighted_regions(
     """WCA with regions in place of crops: regions weigh by their cosine with the image,
     descriptions by theirs with the class name; cosine of the two weighted means.
     """
-    classes = weighted_texts(texts, REGIONS)
+    cosines = cosines_with(weighted_texts(texts, REGIONS))
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         regions = images.regions
         assert regions is not None
-        return cosines(weighted_parts(regions, images.image), classes).astype(np.float32)
+        return cosines(weighted_parts(regions, images.image)).astype(np.float32)
 
     return score
 
@@ -140,8 +147,9 @@ def weighted_parts(
     """WCA's image side: mean of an image's parts, weighted by softmax of their cosine with the
     image, of unit length.
     """
-    weights = softmax(PART_SCALE * np.einsum("nve,ne->nv", parts, image))
-    return unit(np.einsum("nv,nve->ne", weights, parts))
+    alike = (parts @ image[:, :, None])[:, :, 0]
+    weights = softmax(PART_SCALE * alike)[:, None]
+    return unit((weights @ parts)[:, 0])
 
 
 def weighted_texts(texts: ClassBanks, kind: str) -> Float[np.ndarray, "K E"]:

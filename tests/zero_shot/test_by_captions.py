@@ -79,6 +79,8 @@ def test_cased_mixes_the_image_with_the_captions_nearest_to_it():
 
 def test_captions_are_retrieved_block_by_block(monkeypatch):
     bank, image = captions(40), some_images(12)
-    whole = by_captions.caption_centroids(image, bank, 4)
-    monkeypatch.setattr("grain_jax.zero_shot.arithmetic.MAX_CELLS", 200)
-    np.testing.assert_allclose(by_captions.caption_centroids(image, bank, 4), whole, atol=1e-6)
+    whole = by_captions.caption_centroids(Images(image), bank, 4)
+    monkeypatch.setattr("grain_jax.zero_shot.unlabeled.BLOCK_CELLS", 75)  # 5 images, 15 captions
+    monkeypatch.setattr("grain_jax.zero_shot.neighbours.KEY_BLOCK", 15)
+    found = by_captions.caption_centroids(Images(image), bank, 4)
+    np.testing.assert_allclose(found, whole, atol=1e-6)

@@ -8,15 +8,13 @@ from clustered_images import make_clusters, softmax64, unit64
 
 from grain_jax.zero_shot.method import Images
 from grain_jax.zero_shot.methods import METHODS
+from grain_jax.zero_shot.neighbours import nearest, neighbours_among, neighbours_within, rows_of
 from grain_jax.zero_shot.scorers import TextBank
 from grain_jax.zero_shot.unlabeled import (
     ClassVectors,
     best_images,
     images_to_fit,
     log_probabilities,
-    nearest,
-    neighbours_among,
-    neighbours_within,
 )
 
 FITTED = [name for name, method in METHODS.items() if method.needs == {"unlabeled"}]
@@ -140,3 +138,19 @@ def test_a_single_image_is_enough_to_be_fitted_to(name):
     found = METHODS[name].fit(clusters.banks, unlabeled=one)(clusters.images, None)
     assert found.shape == (3, 3)
     assert np.isfinite(found).all()
+
+
+def test_neighbours_of_an_image_that_is_a_key_are_looked_up_as_they_would_be_found():
+    """Some images are keys, two of them the same, others are new."""
+    rng = np.random.default_rng(0)
+    keys = unit64(rng.normal(size=(60, 6))).astype(np.float32)
+    keys[41] = keys[7]
+    image = np.concatenate([keys[[41, 3, 59]], unit64(rng.normal(size=(5, 6))).astype(np.float32)])
+    unlabeled = Images(keys)
+    found, cosines = neighbours_among(Images(image), unlabeled, keys, 9)
+    expected, products = nearest(image, keys, 9)
+    np.testing.assert_allclose(cosines, products, atol=1e-6)
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+    np.testing.assert_array_equal(
+        rows_of(Images(image), unlabeled, keys), [41, 3, 59, -1, -1, -1, -1, -1]
+    )
