@@ -26,6 +26,10 @@ from grain_jax.paths import user_path
 from grain_jax.results import Result
 
 SOURCE = "open_clip's result tables"
+PROTOCOL = (
+    ", by class name in CLIP_benchmark's prompts for each set, and recalls of the 5,000 and 1,000 "
+    "test images of COCO and Flickr30k"
+)
 GOLDEN_SET, GOLDEN_METRIC = "imagenet", "top1"
 TOLERANCE = 0.2  # percentage points: 100 of ImageNet's 50,000 images
 
@@ -44,7 +48,7 @@ SETS: Mapping[str, PublishedSet] = {
     "imagenet": PublishedSet(
         "ImageNet 1k", "top1", 50_000, ("imagenet1k", "imagenetval", "ilsvrc2012", "imagenet2012")
     ),
-    "imagenetv2": PublishedSet("ImageNet v2", "top1", 10_000),
+    "imagenetv2": PublishedSet("ImageNet v2", "top1", 10_000, ("imagenetv2matchedfrequency",)),
     "imagenet_r": PublishedSet("ImageNet-R", "top1", 30_000),
     "imagenet_a": PublishedSet("ImageNet-A", "top1", 7_500),
     "imagenet_sketch": PublishedSet("ImageNet Sketch", "top1", 50_889),
@@ -52,7 +56,7 @@ SETS: Mapping[str, PublishedSet] = {
     "cifar10": PublishedSet("CIFAR-10", "top1", 10_000),
     "cifar100": PublishedSet("CIFAR-100", "top1", 10_000),
     "sun397": PublishedSet("SUN397", "top1", 108_754),
-    "stanford_cars": PublishedSet("Stanford Cars", "top1", 8_041, ("cars",)),
+    "stanford_cars": PublishedSet("Stanford Cars", "top1", 8_041, ("cars", "cars196")),
     "dtd": PublishedSet("Describable Textures", "top1", 1_880),
     "oxford_pets": PublishedSet("Oxford-IIIT Pet", "per_class", 3_669, ("pets", "oxfordiiitpet")),
     "caltech101": PublishedSet("Caltech-101", "per_class", 6_085),
@@ -66,7 +70,7 @@ SETS: Mapping[str, PublishedSet] = {
     "resisc45": PublishedSet("RESISC45", "top1", 6_300),
     "gtsrb": PublishedSet("GTSRB", "top1", 12_630),
     "mnist": PublishedSet("MNIST", "top1", 10_000),
-    "svhn": PublishedSet("SVHN", "top1", 26_032),
+    "svhn": PublishedSet("SVHN", "top1", 26_032, ("svhncropped",)),
     "stl10": PublishedSet("STL-10", "top1", 8_000),
     "patch_camelyon": PublishedSet("PatchCamelyon", "top1", 32_768, ("pcam",)),
     "rendered_sst2": PublishedSet("Rendered SST2", "top1", 1_821),
@@ -90,6 +94,7 @@ class PublishedModel:
 
     name: str
     values: Mapping[Key, float]
+    source: str = SOURCE
 
 
 class Beside(NamedTuple):
@@ -112,7 +117,7 @@ class Beside(NamedTuple):
 
 def known_set(dataset: str) -> str | None:
     """The key of `SETS` that a set of this name is, None for another set."""
-    plain = _plain(dataset).removeprefix("wds")
+    plain = _plain(re.sub(r"-\d+(\.\d+)+$", "", dataset)).removeprefix("wds")  # TFDS's version
     for key, one in SETS.items():
         if plain in (_plain(key), *one.other_names):
             return key
@@ -201,7 +206,7 @@ def read_published(given: str) -> PublishedModel:
         tables, place = _read_file(path), repr(file)
     name = HUB_NAMES.get(name, name)
     if name in tables:
-        return PublishedModel(name, tables[name])
+        return PublishedModel(name, tables[name], place)
     near = nearest_models(name, list(tables))
     known = f"; the nearest: {', '.join(near)}" if near else ""
     raise ValueError(
@@ -269,9 +274,8 @@ def published_table(found: Sequence[Beside], model: PublishedModel) -> Table:
         f"Beside the published results of {model.name}, %",
         ("set", "measured", "images", "ours", "published", "difference"),
         tuple(rows),
-        f"Published: {SOURCE}, by class name in CLIP_benchmark's prompts for each set, and recalls "
-        "of the 5,000 and 1,000 test images of COCO and Flickr30k. Other names, prompts or images "
-        "are another measurement.",
+        f"Published: {model.source}{PROTOCOL if model.source == SOURCE else ''}. Other names, "
+        "prompts or images are another measurement.",
     )
 
 

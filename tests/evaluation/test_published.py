@@ -60,6 +60,9 @@ def test_a_model_of_a_table_of_ones_own_is_found(tmp_path):
     (tmp_path / "mine.csv").write_text(TABLE)
     model = read_published(f"{tmp_path / 'mine.csv'}#Small/seen")
     assert (model.name, len(model.values)) == ("Small/seen", 3)
+    meaning = published_table([], model).meaning
+    assert "mine.csv" in meaning
+    assert "CLIP_benchmark" not in meaning
     with pytest.raises(ValueError, match="the nearest: Small/seen"):
         read_published(f"{tmp_path / 'mine.csv'}#Smal/sen")
     with pytest.raises(ValueError, match=r"no file 'none\.csv'"):
@@ -113,6 +116,8 @@ def test_the_stored_tables_are_the_published_ones():
         ("imagenet_r", "imagenet_r"),
         ("imagenet-r", "imagenet_r"),
         ("cars", "stanford_cars"),
+        ("imagenet2012-5.1.0", "imagenet"),
+        ("cifar10-3.0.2", "cifar10"),
         ("imagenette", None),
         ("birds", None),
     ],

@@ -278,7 +278,7 @@ def command_line_of_harness(monkeypatch):
 
 
 @pytest.mark.usefixtures("command_line_of_harness")
-@pytest.mark.filterwarnings("ignore:WebDataset")  # of what the harness leaves unsaid to it
+@pytest.mark.filterwarnings("ignore")  # the harness leaves files open and classes without answers
 def test_the_command_measures_what_evaluate_does(tmp_path, monkeypatch, capsys):
     from labelled_tars import write_webdataset
 
