@@ -12,6 +12,7 @@
   python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
   python -m grain_jax.evaluate grounding --checkpoint=RUN ...   (phrases, by published protocols)
   python -m grain_jax.evaluate leaks ...                        (training images in the test set)
+  python -m grain_jax.evaluate clip_benchmark --checkpoint=RUN -- ...   (by another harness)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -34,10 +35,12 @@ import jax
 from rich.console import Console
 
 from grain_jax import (
+    evaluate_clip_benchmark,
     evaluate_compare,
     evaluate_compositional,
     evaluate_grounding,
     evaluate_leaks,
+    evaluate_published,
     evaluate_report,
     evaluate_support,
     runtime,
@@ -108,6 +111,7 @@ from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 # Commands of their own behind a word: each takes the arguments that follow it.
 WORDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "clip_benchmark": evaluate_clip_benchmark.main,
     "compare": evaluate_compare.main,
     "compositional": evaluate_compositional.main,
     "grounding": evaluate_grounding.main,
@@ -147,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if suite is not None and not several:
                 print_side_by_side([options.checkpoint], [report["results"]], suite, output)
                 print_protocols([report["splits"]], output)
+            shown_beside = functools.partial(evaluate_published.show, options.beside)
+            statuses.append(shown_beside(report["results"], output, messages, note))
             print_line(output, embedded)
         found.append(report["results"])
         splits.append(report["splits"])

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 
 from tyro.conf import arg
 
-from grain_jax import evaluate_support
+from grain_jax import evaluate_published, evaluate_support
 from grain_jax.cache_options import CacheOptions
 from grain_jax.command_line import (
     OUT,
@@ -24,14 +24,16 @@ from grain_jax.command_line import (
 )
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS, Binding
+from grain_jax.data.classification.set_names import folder_name
 from grain_jax.evaluate_notes import same_place
+from grain_jax.evaluate_published import PublishedOptions
 from grain_jax.evaluate_records import chosen_tasks
 from grain_jax.evaluate_several import OF_ONE
 from grain_jax.evaluate_support import SupportOptions
 from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.predictions import check_suffix
-from grain_jax.evaluation.suite_file import read_suite
+from grain_jax.evaluation.suite_file import Suite, read_suite
 from grain_jax.evaluation.suite_sets import OpenedSuite, open_suite
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.paths import local_path
@@ -122,6 +124,7 @@ class Options:
     image_column: Annotated[OptionalText, default_is("found")] = None
     label_column: Annotated[OptionalText, default_is("found")] = None
     given: Annotated[SupportOptions, arg(name="")] = field(default_factory=SupportOptions)
+    beside: Annotated[PublishedOptions, arg(name="")] = field(default_factory=PublishedOptions)
     keep_names: bool = False  # leave underscores in names
     # how a list of names is bound to labels
     classes_by: Annotated[Binding | None, one_of(BINDINGS), default_is(BINDINGS[0])] = None
@@ -162,11 +165,17 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
         check_watch(first.checkpoint, checkpoints=len(every), given=given)
     elif first.idle_minutes is not None:
         raise ValueError("--idle_minutes goes with --watch; leave it out.")
-    if first.suite is None:
+    suite = None if first.suite is None else read_suite(first.suite)
+    evaluate_published.check(
+        first.beside,
+        sets=_names_of_sets(first, suite),
+        methods=first.methods or DEFAULT_METHODS,
+        one_model=len(every) == 1 and not first.watch,
+    )
+    if suite is None:
         refuse(first, OF_SUITE, "--suite")
         check_draws(first, first.methods or DEFAULT_METHODS)
         return None
-    suite = read_suite(first.suite)
     labelled = [(part, one) for part in suite.every for one in part.images]
     of_sets = [one.methods or part.methods or DEFAULT_METHODS for part, one in labelled]
     check_draws(first, first.methods or tuple(itertools.chain(*of_sets)))
@@ -175,6 +184,13 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
     return open_suite(
         suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
     )
+
+
+def _names_of_sets(options: Options, suite: Suite | None) -> list[str] | None:
+    """What the results will be called; None for those that the run itself names."""
+    if suite is not None:
+        return [one.name for part in suite.every for one in part.sets]
+    return None if options.data is None else [folder_name(options.data)]
 
 
 def check(options: Options) -> None:

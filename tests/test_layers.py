@@ -20,12 +20,13 @@ ROWS = (
     ("models", "parallel", "zero_shot"),
     ("training", "inference", "formats", "visualize"),
     ("loading", "answers", "annotation", "inspection_report"),
-    ("evaluation",),
+    ("evaluation", "harnesses"),
     ("trainer", "benchmarking"),
     # Commands: the only ones that know arguments and exit statuses.
     (
         "train",
         "evaluate",
+        "evaluate_clip_benchmark",
         "evaluate_compare",
         "evaluate_files",
         "evaluate_notes",
@@ -34,6 +35,7 @@ ROWS = (
         "evaluate_compositional",
         "calibrate",
         "evaluate_grounding",
+        "evaluate_published",
         "evaluate_records",
         "evaluate_several",
         "evaluate_leaks",
