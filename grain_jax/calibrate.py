@@ -44,15 +44,22 @@ from grain_jax.command_line import (
 )
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
-from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
-from grain_jax.data.classification.image_folder import IMAGE_SUFFIXES, read_folder
+from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT
+from grain_jax.data.image_sets import open_images
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
 from grain_jax.data.tokenizer import WordTokenizer
 from grain_jax.disk import whole_file, write_whole
 from grain_jax.evaluate_notes import named
-from grain_jax.evaluation.calibration_fit import FitSettings, Fitted, encode_classes, fit
+from grain_jax.evaluation.calibration_fit import (
+    FitSettings,
+    Fitted,
+    check_counts,
+    encode_classes,
+    fit,
+)
 from grain_jax.evaluation.details import describe_set
 from grain_jax.evaluation.predictions import record_ids
 from grain_jax.evaluation.report import versions
@@ -68,7 +75,7 @@ from grain_jax.visualize.reliability import Diagram, draw_reliability
 from grain_jax.zero_shot.calibration import SetRule, to_json
 
 METHODS = (*DESCRIPTION_METHODS, "name")
-OF_STORED = ("split", "image_column", "label_column")  # of tars, tables and TFDS
+OF_STORED = ("image_column", "label_column")  # of tables and TFDS
 OF_LABELLED = ("classes", "keep_names", "classes_by", "allow_equal_names", *OF_STORED)
 TRANSFER = (
     "The temperature often holds for other classes and images and is not certain to; the "
@@ -124,7 +131,7 @@ class Options:
     data: Annotated[RequiredPath, arg(metavar="IMAGES")]  # labelled images, or see --unlabelled
     step: Step = None  # checkpoint of this step
     best: Best = False  # the checkpoint that keep_best kept
-    unlabelled: bool = False  # --data is any folder of images: match the classes' frequencies
+    unlabelled: bool = False  # --data is any images: match the classes' frequencies
     # with --unlabelled: "a,b,c", or a file as of predict; without, the keys of --descriptions
     labels: OptionalText = None
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
@@ -148,8 +155,10 @@ class Options:
     alpha: Annotated[float | None, one_word(fraction, "A"), default_is("0.5 with regions")] = None
     # images of the classes that "none of these" may be said of
     false_reject: Annotated[float, one_word(inner_fraction, "R")] = 0.05
-    # images of none of the classes, for the false-accept rate
+    # images of none of the classes, for the false-accept rate: what --data takes, without labels
     outliers: Annotated[OptionalPath, arg(metavar="IMAGES")] = None
+    # of --outliers in tars, tables, TFDS or records
+    outliers_split: Annotated[OptionalText, default_is("test, or the only one")] = None
     # of --outliers those that may be accepted; chooses the threshold in place of --false_reject
     false_accept: Annotated[
         float | None, one_word(inner_fraction, "R"), arg(help_behavior_hint="")
@@ -221,6 +230,8 @@ def _check(options: Options) -> None:
         raise ValueError(
             "--false_accept is of images of none of the classes; give some with --outliers."
         )
+    if options.outliers_split is not None and options.outliers is None:
+        raise ValueError("--outliers_split goes with --outliers; give both, or leave it out.")
     if options.method == "name" and options.alpha is not None:
         raise ValueError("--alpha weighs descriptions; leave it out with --method=name.")
 
@@ -279,19 +290,22 @@ def _calibrate(
         words = dict.fromkeys(w for text in texts for w in encoder.tokenizer.unknown_words(text))
         if words:
             note(encoder.tokenizer.unknown_words_note(list(words)))
+    others = None if options.outliers is None else _outliers(options)
+    names = record_ids(dataset.source)
+    outlier_names = None if others is None else record_ids(others)
+    check_counts(settings, names, outlier_names)
     classes = encode_classes(loaded, dataset, settings, encoder.texts)
-    others = None if options.outliers is None else _image_files(options.outliers)
     fitted = fit(
         loaded,
         classes,
         _features(encoder, dataset.source, messages, str(options.data)),
         settings,
-        names=record_ids(dataset.source),
+        names=names,
         labelled=not options.unlabelled,
         outliers=None
         if others is None
         else _features(encoder, others, messages, str(options.outliers)),
-        outlier_names=() if others is None else others.files,
+        outlier_names=outlier_names or (),
         note=note,
     )
     report = {
@@ -299,7 +313,8 @@ def _calibrate(
         "data": named(options.data),
         "split": options.split,
         "set": describe_set(dataset),
-        "outliers": options.outliers and str(options.outliers.absolute()),
+        "outliers": options.outliers and named(options.outliers),
+        "outliers_split": options.outliers_split,
         **fitted.report,
         "transfer": TRANSFER,
         "versions": versions(),
@@ -334,28 +349,33 @@ def _unlabelled(options: Options, loaded: ModelBundle, note: Callable[[str], Non
             labels = tuple(given)
         names = {label: label for label in labels}
         described = bind_descriptions(given, names, options.descriptions, "labels", note)
+    if len(labels) < 2:
+        raise ValueError(
+            f"There is {len(labels)} class, whose probability is always 1; give two or more with "
+            "--labels or --descriptions."
+        )
     templates = tuple(loaded.templates)
     if options.templates is not None:
         templates = check_templates(read_texts(options.templates, "templates"), options.templates)
     return ZeroShotSet(
         name=folder_name(options.data),
-        source=_image_files(options.data),
+        source=open_images(options.data, options.split, default_split=DEFAULT_SPLIT),
         class_names=labels,
         templates=templates,
         descriptions=described,
     )
 
 
-def _image_files(folder: Path) -> ImageFiles:
-    """All images of a folder and its subfolders, without labels."""
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {str(folder)!r}; give a folder of images.")
-    files = tuple(read_folder(folder).images)
-    if not files:
-        raise ValueError(
-            f"{str(folder)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); give some."
+def _outliers(options: Options) -> Source:
+    """The images of none of the classes, any labels unread."""
+    assert options.outliers is not None
+    with errors_about("--outliers"):
+        return open_images(
+            options.outliers,
+            options.outliers_split,
+            default_split=DEFAULT_SPLIT,
+            option="--outliers_split",
         )
-    return ImageFiles(folder, files, ("",) * len(files))
 
 
 def _features(encoder: Encoder, source: Source, messages: Console, name: str) -> ImageFeatures:

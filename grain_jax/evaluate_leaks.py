@@ -114,8 +114,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(options: Options, messages: Console, screen: Console) -> None:
     predictions = _checked(options)
-    train = open_images(options.train, options.train_split, default_split="train")
-    test = open_images(options.test, options.test_split, default_split="validation")
+    train = open_images(
+        options.train, options.train_split, default_split="train", option="--train_split"
+    )
+    test = open_images(
+        options.test, options.test_split, default_split="validation", option="--test_split"
+    )
     by_hash = close_by_hash(
         _hashes(test, "Evaluation images", messages),
         _hashes(train, "Training images", messages),

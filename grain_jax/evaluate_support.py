@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from grain_jax.command_line import OptionalCount, OptionalText, default_is, integer, one_word
 from grain_jax.config import DataConfig
+from grain_jax.data.classification.stored import is_stored
 from grain_jax.data.image_variants import VARIANTS
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.caption_bank import CaptionedImages, encode_bank, load_bank
@@ -27,6 +28,7 @@ FULFILS = {
 }
 # Option -> the one without which it says nothing.
 GOES_WITH = {
+    "support_split": "support",
     "shots": "support",
     "support_seed": "shots",
     "bank_split": "bank",
@@ -43,6 +45,8 @@ class SupportOptions:
 
     # labelled images that are not tested, for methods that look at some
     support: _Folder = None
+    # of --support in tars, tables or TFDS
+    support_split: Annotated[OptionalText, default_is("train, or test")] = None
     # of --support, images of each class
     shots: Annotated[OptionalCount, default_is("all")] = None
     # of --shots, which images are drawn
@@ -83,7 +87,9 @@ def check(
                 f"--{name} is looked at by none of the methods {', '.join(methods)}; name some of "
                 f"{', '.join(takers)} with --methods, or leave it out."
             )
-    if options.support and data and options.support.resolve() == data.resolve():
+    same = options.support and data and options.support.resolve() == data.resolve()
+    # Of tars, tables and TFDS, other splits are other images.
+    if same and options.support and not is_stored(options.support):
         raise ValueError(
             f"--support={options.support} is the folder of --data: a method would be given the "
             "answers. Give labelled images that are not tested."
@@ -138,6 +144,7 @@ def read(
             options.support,
             dataset,
             shots=options.shots,
+            split=options.support_split,
             seed=options.support_seed or 0,
             classes=classes,
             **naming,

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from labelled_tars import write_webdataset
 from PIL import Image
 from tiny_tfds import build
-from toy_encoder import make_image, toy_model
+from toy_encoder import ToyModel, make_image, toy_model
 
 from grain_jax import calibrate, evaluate, predict
 from grain_jax.command_line import ExitStatus
@@ -225,7 +225,10 @@ def test_without_labels_the_frequencies_of_classes_are_matched(files, capsys):
         (["--unlabelled"], "give --labels or --descriptions"),
         (["--labels=a,b"], "--labels goes with --unlabelled"),
         (["--unlabelled", "--labels=a,b", "--keep_names"], "--keep_names goes with labelled"),
-        (["--unlabelled", "--labels=a,b", "--split=test"], "--split goes with labelled"),
+        (["--unlabelled", "--labels=a,b", "--split=test"], "without splits; leave --split out"),
+        (["--outliers_split=test"], "--outliers_split goes with --outliers"),
+        (["--outliers=set", "--outliers_split=test"], "leave --outliers_split out"),
+        (["--outliers=sett"], "There is no folder 'sett'; did you mean 'set'?"),
         (["--split=test"], "without splits; leave --split out"),
         (["--unlabelled", "--labels=red"], "1 class"),
         (["--false_accept=0.1"], "--outliers"),
@@ -235,10 +238,16 @@ def test_without_labels_the_frequencies_of_classes_are_matched(files, capsys):
         (["--output=out.txt"], "end in .json"),
         (["--false_reject=0"], "between 0 and 1"),
         (["--fit_fraction=0.0001"], "both take some"),
-        (["--false_reject=0.001"], "at least 999"),
+        (["--fit_fraction=0.0001"], "Of the 160 images of --data 0 are to fit to"),
+        (["--false_reject=0.001"], "--false_reject=0.001 takes at least 999 images of --data"),
+        (
+            ["--outliers=set", "--false_accept=0.001"],
+            "--false_accept=0.001 takes at least 999 images of --outliers",
+        ),
     ],
 )
-def test_a_mistake_is_named(files, capsys, options, message):
+def test_a_mistake_is_named(files, capsys, options, message, monkeypatch):
+    monkeypatch.setattr(ToyModel, "encode_images", None)  # before an image is encoded
     assert call(*options) == ExitStatus.MISTAKE
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("run/calibration.json").exists()
@@ -321,3 +330,31 @@ def test_what_evaluate_encoded_is_read(files, monkeypatch, capsys):
     assert calibrate.main([*given, "--method=name"]) == ExitStatus.DONE
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == f"Embeddings: {NUM_IMAGES} images and 3 texts read from kept, 0 and 0 encoded."
+
+
+@pytest.mark.parametrize("layout", ["tars", "parquet", "tfds"])
+def test_outliers_are_what_data_takes(files, capsys, layout):
+    """Their labels, if any, are not looked at."""
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(file, "PNG")
+    images, place = [file.getvalue()] * 60, "others"
+    if layout == "tars":
+        members = {f"{i}.png": image for i, image in enumerate(images)}
+        write_webdataset(files / "others", [members], list(COLOURS))
+    elif layout == "parquet":
+        (files / "others").mkdir()
+        for split, own in (("train", images[:2]), ("test", images)):
+            table = pyarrow.table({"image": own, "caption": ["none"] * len(own)})
+            pyarrow.parquet.write_table(table, files / f"others/{split}-00000-of-00001.parquet")
+    else:
+        label = tfds.features.ClassLabel(names=["dark", "light"])
+        features = {"image": tfds.features.Image(encoding_format="png"), "label": label}
+        rows = [{"image": io.BytesIO(image), "label": 0} for image in images]
+        place = f"tfds:{build(files / 'prepared', features, {'test': rows, 'val': rows[:2]})}"
+    given = (f"--outliers={place}", "--false_accept=0.1")
+    assert call(*given) == ExitStatus.DONE
+    report = content("run/calibration.json")["report"]
+    assert report["none_of_these"]["auroc"] == 1.0
+    assert report["outliers"] == (place if layout == "tfds" else str(files / place))
+    assert call(*given, "--overwrite", "--outliers_split=dev") == ExitStatus.MISTAKE
+    assert "(--outliers_split)" in " ".join(capsys.readouterr().err.split())

@@ -95,6 +95,10 @@ def test_records_are_training_images_too(test_images, tmp_path, capsys):
     out = tmp_path / "pairs.csv"
     assert check(root, test_images, f"--output={out}", "--max_distance=0") == 0
     assert out.read_text() == "test,train,bits,cosine\nnewt/d.png,r3,0,\n"
+    assert check(root, test_images, "--train_split=dev") == 2
+    assert "has no split 'dev'; it has ['train']. Choose one with --train_split." in (
+        " ".join(capsys.readouterr().err.split())
+    )
 
 
 @pytest.mark.parametrize("layout", ["folder", "tar", "parquet"])
@@ -130,6 +134,8 @@ def test_training_images_are_of_the_split_train(test_images, tmp_path, capsys):
     assert "1 of 4 evaluation images have a training image (of 3)" in capsys.readouterr().out
     assert check(root, root, "--train_split=train", "--max_distance=0") == 0
     assert "0 of 1 evaluation images" in capsys.readouterr().out
+    assert check(root, test_images, "--train_split=dev") == 2
+    assert "has no split 'dev'; it has test, train (--train_split)" in capsys.readouterr().err
 
 
 def test_tables_and_tars_without_images_are_refused(test_images, tmp_path, capsys):
@@ -150,7 +156,7 @@ def test_tables_and_tars_without_images_are_refused(test_images, tmp_path, capsy
         (["--step=3"], "go with --checkpoint"),
         (["--cache=none"], "--cache keeps embeddings of --checkpoint"),
         (["--predictions=none.jsonl"], "There is no file 'none.jsonl'"),
-        (["--test_split=dev"], "leave --split out"),
+        (["--test_split=dev"], "leave --test_split out"),
         (["--score_threshold=2"], "from 0 to 1"),
     ],
 )
@@ -165,6 +171,8 @@ def test_unreadable_images_and_the_same_folder_are_refused(train_images, test_im
     assert "are the same images" in capsys.readouterr().err
     assert check(train_images / "nowhere", test_images) == 2
     assert "There is no folder" in capsys.readouterr().err
+    assert check(train_images.parent / "trian", test_images) == 2
+    assert f"did you mean '{train_images}'?" in capsys.readouterr().err
     (train_images / "10.png").write_bytes(b"<html>not found</html>")
     assert check(train_images, test_images) == 2
     said = " ".join(capsys.readouterr().err.split())

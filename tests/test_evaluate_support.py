@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from plain_text import plain
@@ -264,6 +266,8 @@ def test_a_bank_has_one_caption_of_each_image_an_original_one_first(bank):
         (["--bank_split=train"], "--bank_split goes with --bank"),
         (["--support={images}", "--methods=gda"], "is the folder of --data"),
         (["--support={images}/nowhere", "--methods=gda"], "There is no folder"),
+        (["--support={images}s", "--methods=gda"], "did you mean '/"),
+        (["--support_split=train"], "--support_split goes with --support"),
         (["--support={support}", "--methods=gda", "--shots=1"], "No method can be measured"),
         (["--bank={bank}", "--methods=cased", "--bank_split=bare"], "has a caption. Give prepared"),
         (["--bank={bank}", "--methods=cased", "--bank_split=other"], "other"),
@@ -312,3 +316,27 @@ def test_captions_of_tested_images_are_refused(run, images, bank, capsys):
     assert evaluate.main([*given, "--methods=cased"]) == 2
     said = plain(capsys.readouterr().err)
     assert "1 of 10 images of --data are among the captioned images of --bank" in said
+
+
+def test_labelled_images_are_of_the_split_train(run, tmp_path, capsys):
+    """Of one folder of tables: what is tested is of another split than what is looked at."""
+    root = tmp_path / "tables"
+    root.mkdir()
+    for split, seed, count in (("test", 0, 2), ("train", 1000, 4), ("val", 2000, 1)):
+        names = [name for name in LOOKS for _ in range(count)]
+        shown = [png(LOOKS[name], seed + i) for i, name in enumerate(names)]
+        table = pyarrow.table({"image": shown, "label": names})
+        pyarrow.parquet.write_table(table, root / f"{split}-00000-of-00001.parquet")
+    given = [f"--data={root}", f"--support={root}", "--methods=gda"]
+    status, report, results = measured(run, *given)
+    assert status == 0
+    assert results["tables/gda"] == 1.0
+    assert (report["support"]["images"], report["support"]["split"]) == (12, "train")
+    assert "labelled images are those of split 'train'" in plain(capsys.readouterr().err)
+    knn = [*given[:2], "--methods=knn", "--support_split=val"]
+    assert measured(run, *knn)[1]["support"]["images"] == 3
+    capsys.readouterr()
+    for split, message in (("test", "are among the labelled"), ("dev", "(--support_split)")):
+        failing = [f"--checkpoint={run}", *given, f"--support_split={split}", "--cache=none"]
+        assert evaluate.main([*failing, f"--output={tmp_path / 'b.json'}"]) == 2
+        assert message in plain(capsys.readouterr().err)

@@ -101,6 +101,7 @@ class ZeroShotSet:
     text_files: dict[str, str] = field(default_factory=dict)
     # class name -> its name in prompts, for classes that have the same name in prompts as another
     name_texts: dict[str, str] = field(default_factory=dict)
+    split: str = ""  # of the images; "" for files that have none
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,9 @@ def _to_xyxy(stored: Float[np.ndarray, "4"]) -> Box:
     return xmin, ymin, xmax, ymax
 
 
+SPLIT_ADVICE = 'Prepare it, or name another; without held-out data, set --data.eval_split="".'
+
+
 class RecordSource:
     """The records of one split of a prepared folder, or of a TFDS sub-split ("train[:1%]").
 
@@ -149,7 +152,10 @@ class RecordSource:
     set; OSError where a bucket cannot be reached. Opening a folder does not run code that it names.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], split: str) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], split: str, *, advice: str = SPLIT_ADVICE
+    ) -> None:
+        """`advice` ends the error about a split that is not there."""
         self._directory, self._split = expand_home(os.fspath(directory)), split
         if not self._directory:
             raise ValueError(
@@ -181,8 +187,7 @@ class RecordSource:
         if absent := [name for name in names if name not in builder.info.splits]:
             raise ValueError(
                 f"{self._directory!r} has no split {absent[0]!r}; it has "
-                f"{sorted(builder.info.splits)}. Prepare it, or name another; without held-out "
-                'data, set --data.eval_split="".'
+                f"{sorted(builder.info.splits)}. {advice}"
             )
         if not builder.info.splits[split].num_examples:
             raise ValueError(

@@ -1,6 +1,7 @@
 """A calibration of a model on a set of images: fitted to a part of them, measured on the rest."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -242,6 +243,36 @@ def fit(
             "classes in about equal numbers."
         )
     return Fitted(fitted, report | {"notes": notes}, pages)
+
+
+def check_counts(
+    settings: FitSettings, names: Sequence[str], outlier_names: Sequence[str] | None
+) -> None:
+    """Raises ValueError, with the option to change, for fewer images than the settings take.
+
+    `names` are those of the images, `outlier_names` of images of none of the classes, None without.
+    """
+    parts = {"--data": names} | ({} if outlier_names is None else {"--outliers": outlier_names})
+    fitted = {
+        option: int(split_by_name(of, settings.fit_fraction).sum()) for option, of in parts.items()
+    }
+    for option, of in parts.items():
+        if not 0 < fitted[option] < len(of):
+            raise ValueError(
+                f"Of the {len(of)} images of {option} {fitted[option]} are to fit to and "
+                f"{len(of) - fitted[option]} to measure on, and both take some; give more images, "
+                "or another --fit_fraction."
+            )
+    if settings.false_accept is None or outlier_names is None:
+        option, rate, limit = "--data", settings.false_reject, "--false_reject"
+    else:
+        option, rate, limit = "--outliers", settings.false_accept, "--false_accept"
+    if math.floor((fitted[option] + 1) * rate + 1e-9) < 1:
+        raise ValueError(
+            f"{limit}={rate:g} takes at least {math.ceil(1 / rate) - 1} images of {option} to fit "
+            f"to, and of its {len(parts[option])} there are {fitted[option]}; give more, a higher "
+            f"{limit}, or another --fit_fraction."
+        )
 
 
 def _check_parts(fitting: Bool[np.ndarray, "N"], what: str, tell: Callable[[str], None]) -> None:

@@ -14,6 +14,8 @@ from jaxtyping import Int
 
 from grain_jax.data.classification.class_names import equal_but_for_spaces, name_key
 from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.classification.set_names import TFDS
+from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT, SplitChoice
 from grain_jax.data.records import Labelled, Selection, Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
 from grain_jax.evaluation.digests import sha256_of
@@ -23,6 +25,7 @@ from grain_jax.zero_shot.method import Support
 
 CAPTIONS = "captions.json"  # in the folder: {image: caption}
 TITLE = "support"  # in notes
+TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def load_support(
     *,
     shots: int | None = None,
     seed: int = 0,
+    split: str | None = None,
     classes: str = "",
     keep_names: bool = False,
     classes_by: str = "name",
@@ -56,6 +60,7 @@ def load_support(
 
     Args:
         shots: images of each class, drawn by `seed` and the name of the class alone; None: all.
+        split: of tars, tables and TFDS; None: "train", else "test", else the only one.
         note: called with sentences that a reader of the metrics should know.
 
     The other arguments are those of `load_zero_shot`. Raises ValueError where no class has an image
@@ -71,10 +76,12 @@ def load_support(
             keep_names=keep_names,
             classes_by=classes_by,
             allow_equal_names=allow_equal_names,
+            split=choice,
             note=notes.append,
         )
         return found, notes
 
+    choice = SplitChoice(split, (TRAIN, DEFAULT_SPLIT), "--support_split")
     found, notes = load("")
     file = classes or dataset.text_files.get("classes", "")
     position = _positions(found, dataset)
@@ -89,6 +96,8 @@ def load_support(
                 found, notes, position = by_file, notes_of_file, of_file
     for text in notes:
         note(text)
+    if found.split:
+        note(f"{TITLE}: labelled images are those of split {found.split!r} (--support_split).")
     rows = _rows_by_class(found, position)
     _note_unlike(found, dataset, position, rows, note)
     drawn = {k: _drawn(rows[k], shots, seed, dataset.class_names[k]) for k in sorted(rows)}
@@ -104,7 +113,8 @@ def load_support(
     captions = _captions(folder, [record.id for record in records], note)
     named = [dataset.class_names[k] for k in labels]
     described = {
-        "folder": str(folder.absolute()),
+        "folder": str(folder) if str(folder).startswith(TFDS) else str(folder.absolute()),
+        "split": found.split or None,
         "images": len(chosen),
         "classes": len(drawn),
         "shots": shots,

@@ -3,8 +3,13 @@
 import io
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import tensorflow_datasets as tfds
+from labelled_tars import write_webdataset
 from PIL import Image
+from tiny_tfds import build
 from toy_encoder import half, make_image, toy_encoder
 
 from grain_jax.config import EvaluationConfig, TrainConfig
@@ -155,3 +160,72 @@ def test_methods_of_a_set_go_before_those_of_the_suite(folder):
     results = evaluate_suite(encoder, opened, CONFIG, templates=("{}",))
     assert {key[0] for key in values(results, "right")} == {"random", "dataset", "name"}
     assert {key[0] for key in values(results, "apart")} == {"random", "dataset"}
+
+
+STORED = """
+[[images]]
+name = "land"
+data = "tfds:land/rgb:1.0.0"
+num_classes = 3
+num_images = 2
+
+[[images]]
+name = "tables"
+data = "tables.parquet"
+image_column = "image"
+label_column = "label"
+num_classes = 2
+
+[[images]]
+name = "tars"
+split = "dev"
+num_classes = 3
+"""
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Two images each: red and green, as TFDS prepares them, in a table and in tars."""
+    label = tfds.features.ClassLabel(names=["red", "green", "blue"])
+    features = {"image": tfds.features.Image(encoding_format="png"), "label": label}
+    rows = [{"image": io.BytesIO(png(name)), "label": name} for name in ("red", "green")]
+    version = build(tmp_path / "build", features, {"test": rows})
+    (tmp_path / "prepared" / "land").mkdir(parents=True)
+    version.parent.rename(tmp_path / "prepared" / "land" / "rgb")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    images = [png(name) for name in ("red", "green")]
+    table = pyarrow.table({"image": images, "other": images, "label": ["red", "green"]})
+    pyarrow.parquet.write_table(table, tmp_path / "tables.parquet")
+    members = {"0.png": images[0], "0.cls": b"0", "1.png": images[1], "1.cls": b"1"}
+    write_webdataset(tmp_path / "tars", [members], ["red", "green", "blue"])
+    (tmp_path / "tars" / "test").rename(tmp_path / "tars" / "dev")
+    members = {"0.png": images[0], "0.cls": b"2"}
+    write_webdataset(tmp_path / "tars", [members], ["red", "green", "blue"])
+    (tmp_path / "stored.toml").write_text(STORED, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_set_may_be_of_tfds_a_table_or_tars(stored):
+    opened = open_suite(read_suite(str(stored / "stored.toml")))
+    results = evaluate_suite(toy_encoder(), opened, CONFIG, templates=("a {} thing",))
+    for name in ("land", "tables", "tars"):
+        assert values(results, name)["name", None, "top1"] == 1.0
+        assert values(results, name)["dataset", None, "images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("rgb:1.0.0", "rgb:2.0.0", "land: no prepared data set 'tfds:land/rgb:2.0.0'"),
+        ("rgb:1.0.0", "rgb:1", "'land' is of TFDS; give its version"),
+        ("num_classes = 3", "num_classes = 10", "'land' .* has 3 classes, and 10 were expected"),
+        ("num_classes = 2", "num_classes = 3", "'tables' .* has 2 classes, and 3 were expected"),
+        ("tables.parquet", "table.parquet", "tables: no file .*did you mean .*tables.parquet'"),
+        ('image_column = "image"', "", "choose with --image_column"),
+        ('split = "dev"', 'split = "train"', "has no split 'train'; it has dev, test"),
+    ],
+)
+def test_another_version_or_table_is_refused(stored, before, after, message):
+    (stored / "stored.toml").write_text(STORED.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        open_suite(read_suite(str(stored / "stored.toml")))

@@ -31,11 +31,11 @@ from grain_jax.data.classification.image_folder import printable
 from grain_jax.data.classification.labels_table import NAME, FilesOnDisk, read_labels_table
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.data.classification.stored import open_stored
-from grain_jax.data.classification.stored_classes import Labels, labels_of
+from grain_jax.data.classification.stored_classes import Labels, SplitChoice, labels_of
 from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
 from grain_jax.data.text_files import read_texts, split_entry
-from grain_jax.paths import user_path
+from grain_jax.paths import nearest_hint, user_path
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def load_zero_shot(
     keep_names: bool = False,
     classes_by: str = "name",
     allow_equal_names: bool = False,
-    split: str | None = None,
+    split: str | SplitChoice | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     single_class: bool = False,
@@ -106,7 +106,8 @@ def load_zero_shot(
             labels), or "elimination" (by name, and the last pair by elimination).
         allow_equal_names: several classes may have the same name; they remain distinct classes,
             and their scores by name tie.
-        split: of tars, tables and TFDS: "test" by default, else the only one.
+        split: of tars, tables and TFDS: "test" by default, else the only one; a `SplitChoice`
+            has other defaults.
         image_column: of tables and TFDS, where several hold images.
         label_column: of tables and TFDS, where several hold classes.
         single_class: one class is enough, as nothing is measured on these images.
@@ -115,9 +116,13 @@ def load_zero_shot(
     Raises ValueError where a metric would be wrong or misleading: see `docs/evaluation.md`.
     """
     root = user_path(folder)
-    stored = open_stored(root, split, image_column=image_column, label_column=label_column)
+    choice = split if isinstance(split, SplitChoice) else SplitChoice(split)
+    stored = open_stored(root, choice, image_column=image_column, label_column=label_column)
     if stored is None and not root.is_dir():
-        raise ValueError(f"There is no folder {str(root)!r}; give a folder of labelled images.")
+        raise ValueError(
+            f"There is no folder {str(root)!r}{nearest_hint(root) or '.'} Give a folder of "
+            "labelled images."
+        )
     title = name or (stored.title if stored else "") or folder_name(root)
     beside = root if stored is None else stored.beside
     text_files = {"labels": _beside(beside, NAME) if stored is None else ""}
@@ -182,6 +187,7 @@ def load_zero_shot(
         descriptions=described,
         description_template=description_template,
         name_texts=name_texts,
+        split=stored.split if stored else "",
         counts=counted,
         further=more.of_classes,
         shared=more.shared,

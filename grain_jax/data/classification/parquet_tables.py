@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT, StoredImages, choose_split
+from grain_jax.data.classification.stored_classes import SplitChoice, StoredImages
 from grain_jax.data.image_files import MAX_IMAGE_BYTES
 from grain_jax.data.importers.columns import LABEL_NAMES
 from grain_jax.data.importers.input_files import part_of
@@ -116,7 +116,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def open_parquet(
-    path: Path, split: str | None, *, image_column: str | None, label_column: str | None
+    path: Path, split: SplitChoice, *, image_column: str | None, label_column: str | None
 ) -> StoredImages:
     """The labelled images of a table: a file, or those files of a folder that are of the split.
 
@@ -124,7 +124,7 @@ def open_parquet(
     columns that are not given and cannot be found, and labels that are missing.
     """
     parquet = pyarrow_parquet()
-    files = _files(path, split)
+    files, chosen = _files(path, split)
     root = path if path.is_dir() else path.parent
     where = repr(str(path))
     groups: list[_Group] = []
@@ -161,20 +161,21 @@ def open_parquet(
         where=where,
         open_images=source.with_labels,
         beside=path if path.is_dir() else None,
+        split=chosen,
     )
 
 
-def open_table_images(path: Path, split: str | None, *, default: str) -> ParquetImages:
+def open_table_images(path: Path, split: SplitChoice) -> ParquetImages:
     """The images of tables whose other columns are not looked at, such as captions.
 
-    `default`: the split where none is given. Raises ValueError as `open_parquet`, but for labels.
+    Raises ValueError as `open_parquet`, but for labels.
     """
     parquet = pyarrow_parquet()
     root = path if path.is_dir() else path.parent
     groups: list[_Group] = []
     rows: list[int] = []
     columns: set[str] = set()
-    for file in _files(path, split, default):
+    for file in _files(path, split)[0]:
         try:
             with parquet.ParquetFile(file) as opened:
                 columns.add(_image_column(opened.schema_arrow, None, str(file)))
@@ -217,16 +218,17 @@ def _add_groups(opened: Any, file: Path, name: str, groups: list[_Group], rows: 
         start += meta.num_rows
 
 
-def _files(path: Path, split: str | None, default: str = DEFAULT_SPLIT) -> list[Path]:
+def _files(path: Path, split: SplitChoice) -> tuple[list[Path], str]:
+    """The files of a split, and its name; "" for a single file, which has none."""
     if path.is_file():
-        if split is not None:
-            raise ValueError(f"{str(path)!r} is one file; leave --split out.")
-        return [path]
+        split.refuse(f"{str(path)!r} is one file")
+        return [path], ""
     found = sorted(path.glob(f"*{SUFFIX}")) or sorted(path.glob(f"data/*{SUFFIX}"))
     parts: dict[str, list[Path]] = {}
     for file in found:
         parts.setdefault(part_of(file, file.parent), []).append(file)
-    return parts[choose_split(list(parts), split, repr(str(path)), default=default)]
+    chosen = split.among(list(parts), repr(str(path)))
+    return parts[chosen], chosen
 
 
 def _image_column(schema: Any, wanted: str | None, where: str) -> str:

@@ -4,12 +4,19 @@ from pathlib import Path
 
 from grain_jax.data.classification.parquet_tables import is_parquet, open_parquet
 from grain_jax.data.classification.set_names import TFDS
-from grain_jax.data.classification.stored_classes import StoredImages
+from grain_jax.data.classification.stored_classes import SplitChoice, StoredImages
 from grain_jax.data.classification.webdataset_folder import is_webdataset, open_webdataset
 
 
+def is_stored(path: Path) -> bool:
+    """Whether a path is tars, tables or a TFDS data set, which may have splits."""
+    if str(path).startswith(TFDS):
+        return True
+    return not (path / "labels.csv").exists() and (is_parquet(path) or is_webdataset(path))
+
+
 def open_stored(
-    path: Path, split: str | None, *, image_column: str | None, label_column: str | None
+    path: Path, split: SplitChoice, *, image_column: str | None, label_column: str | None
 ) -> StoredImages | None:
     """The images of tars, tables or a TFDS data set; None for a folder of image files.
 
@@ -26,9 +33,8 @@ def open_stored(
         raise ValueError(f"--{given[0]} is of tables and TFDS, and {str(path)!r} is neither.")
     if is_webdataset(path) and not (path / "labels.csv").exists():
         return open_webdataset(path, split)
-    if split is not None:
-        raise ValueError(
-            f"{str(path)!r} is a folder of image files, without splits; leave --split out, or give "
-            "the folder of one split."
-        )
+    split.refuse(
+        f"{str(path)!r} is a folder of image files, without splits",
+        instead=", or give the folder of one split",
+    )
     return None

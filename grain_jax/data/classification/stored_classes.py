@@ -23,6 +23,7 @@ class StoredImages:
         open_images: the source of the images, given the class name of each.
         title: name of the set; "" for that of its path.
         templates_file: prompts that come with the images; "" without.
+        split: the one that was read; "" where there is none.
         beside: folder whose `classes.json`, `descriptions.json` and the like are of these images;
             None where there is none.
     """
@@ -35,6 +36,7 @@ class StoredImages:
     title: str = ""
     templates_file: str = ""
     beside: Path | None = None
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,33 @@ def _check_numbers(numbers: Sequence[int], count: int, images: StoredImages) -> 
     )
 
 
-def choose_split(
-    splits: Sequence[str], wanted: str | None, where: str, *, default: str = DEFAULT_SPLIT
-) -> str:
-    """`wanted`, or `default`, or the only split there is. Raises ValueError where none is meant."""
-    listed = ", ".join(sorted(splits))
-    if wanted is not None:
-        if wanted in splits:
-            return wanted
-        raise ValueError(f"{where} has no split {wanted!r}; it has {listed}.")
-    if default in splits or len(splits) == 1:
-        return default if default in splits else splits[0]
-    raise ValueError(f"{where} has several splits ({listed}); choose one with --split.")
+@dataclass(frozen=True)
+class SplitChoice:
+    """Which split of tars, tables or TFDS is read."""
+
+    wanted: str | None = None
+    defaults: tuple[str, ...] = (DEFAULT_SPLIT,)  # where none is wanted: the first that is there
+    option: str = "--split"  # that a user chooses it with
+
+    def among(self, splits: Sequence[str], where: str) -> str:
+        """The one wanted, else a default, else the only one there is.
+
+        Raises ValueError where none is meant.
+        """
+        listed = ", ".join(sorted(splits))
+        if self.wanted is not None:
+            if self.wanted in splits:
+                return self.wanted
+            raise ValueError(
+                f"{where} has no split {self.wanted!r}; it has {listed} ({self.option})."
+            )
+        if found := [name for name in self.defaults if name in splits]:
+            return found[0]
+        if len(splits) == 1:
+            return splits[0]
+        raise ValueError(f"{where} has several splits ({listed}); choose one with {self.option}.")
+
+    def refuse(self, why: str, *, instead: str = "") -> None:
+        """Raises ValueError where one is wanted of what has none."""
+        if self.wanted is not None:
+            raise ValueError(f"{why}; leave {self.option} out{instead}.")

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from grain_jax.data.classification.set_names import TFDS
-from grain_jax.data.classification.stored_classes import StoredImages, choose_split
+from grain_jax.data.classification.stored_classes import SplitChoice, StoredImages
 from grain_jax.data.image_files import MAX_IMAGE_BYTES
 from grain_jax.data.records import Record
 from grain_jax.data.tfds_records import foreign_features
@@ -76,7 +76,7 @@ class TfdsImages:
 
 
 def open_tfds(
-    path: Path, split: str | None, *, image_column: str | None, label_column: str | None
+    path: Path, split: SplitChoice, *, image_column: str | None, label_column: str | None
 ) -> StoredImages:
     """The labelled images of a split of a TFDS data set; labels are read from every example.
 
@@ -87,17 +87,17 @@ def open_tfds(
     folder, name = _find(str(path).removeprefix(TFDS))
     where = repr(str(path))
     builder = _builder(folder)
-    split = choose_split(sorted(builder.info.splits), split, where)
+    chosen = split.among(sorted(builder.info.splits), where)
     features = dict(builder.info.features.items())
     image = _only(features, tfds.features.Image, image_column, "--image_column", where)
     label = _only(features, tfds.features.ClassLabel, label_column, "--label_column", where)
     names = tuple(features[label].names)
     if names == tuple(map(str, range(len(names)))):  # what TFDS says where it has no names
         names = ()
-    count = builder.info.splits[split].num_examples
+    count = builder.info.splits[chosen].num_examples
     if not count:
-        raise ValueError(f"Split {split!r} of {where} has no example.")
-    source = TfdsImages(str(folder), split, image, count)
+        raise ValueError(f"Split {chosen!r} of {where} has no example.")
+    source = TfdsImages(str(folder), chosen, image, count)
     classes = [_class_of(source, index, label) for index in range(count)]
     names_file = folder / f"{label}.labels.txt"
     return StoredImages(
@@ -105,7 +105,8 @@ def open_tfds(
         names=names,
         names_file=str(names_file) if names and names_file.is_file() else "",
         where=where,
-        open_images=lambda labels: TfdsImages(str(folder), split, image, count, labels),
+        open_images=lambda labels: TfdsImages(str(folder), chosen, image, count, labels),
+        split=chosen,
         title=name,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT, StoredImages, choose_split
+from grain_jax.data.classification.stored_classes import SplitChoice, StoredImages
 from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.importers.webdataset import IMAGE_SUFFIXES, index_tar
 from grain_jax.data.records import Record
@@ -60,7 +60,7 @@ def is_webdataset(root: Path) -> bool:
     return any(root.glob("*.tar")) or ((root / NAMES).is_file() and any(root.glob("*/*.tar")))
 
 
-def open_webdataset(root: Path, split: str | None) -> StoredImages:
+def open_webdataset(root: Path, split: SplitChoice) -> StoredImages:
     """The images of a split: a subfolder of tars, or the folder itself where it has the tars.
 
     Raises ValueError for tars that lack or are too many, a sample without an image or a label, a
@@ -96,21 +96,21 @@ def open_webdataset(root: Path, split: str | None) -> StoredImages:
         ),
         templates_file=str(root / TEMPLATES) if (root / TEMPLATES).is_file() else "",
         beside=root,
+        split="" if folder == root else folder.name,
     )
 
 
-def open_tar_images(root: Path, split: str | None, *, default: str) -> TarImages:
+def open_tar_images(root: Path, split: SplitChoice) -> TarImages:
     """The images of tars, whose other members are not looked at, such as captions.
 
-    `root` and `split` as in `open_webdataset`, or a tar; `default`: the split where none is given.
-    Raises ValueError as it does, but for labels; a sample without an image is left out.
+    `root` and `split` as in `open_webdataset`, or a tar. Raises ValueError as it does, but for
+    labels; a sample without an image is left out.
     """
     if root.is_file():
-        if split is not None:
-            raise ValueError(f"{str(root)!r} is one file; leave the split out.")
+        split.refuse(f"{str(root)!r} is one file")
         folder, tars, root = root, [root], root.parent
     else:
-        folder = _folder_of_split(root, split, default)
+        folder = _folder_of_split(root, split)
         tars = _tars(folder)
     places: list[tuple[int, int, int]] = []
     files: list[str] = []
@@ -126,12 +126,11 @@ def open_tar_images(root: Path, split: str | None, *, default: str) -> TarImages
     return TarImages(tuple(tars), np.array(places, np.int64), tuple(files), ("",) * len(files))
 
 
-def _folder_of_split(root: Path, split: str | None, default: str = DEFAULT_SPLIT) -> Path:
+def _folder_of_split(root: Path, split: SplitChoice) -> Path:
     splits = sorted({tar.parent.name for tar in root.glob("*/*.tar")})
     if splits:
-        return root / choose_split(splits, split, repr(str(root)), default=default)
-    if split is not None:
-        raise ValueError(f"{str(root)!r} has tars and no splits; leave --split out.")
+        return root / split.among(splits, repr(str(root)))
+    split.refuse(f"{str(root)!r} has tars and no splits")
     return root
 
 
