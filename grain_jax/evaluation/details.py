@@ -21,6 +21,8 @@ class ResultDetails:
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> number of images
     # what methods looked at beside: "support" (labelled images), "bank" (captions of others)
     given: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    # set -> methods that were asked for and not measured on it -> what they need
+    left_out: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def add_split(self, name: str, source: Source) -> None:
         """Notes a split of records that was measured."""

@@ -12,7 +12,7 @@ from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet
 from grain_jax.data.source import open_source
 from grain_jax.evaluation.details import ResultDetails
-from grain_jax.evaluation.left_out import note_left_out
+from grain_jax.evaluation.left_out import LeftOut, check_any_left, note_left_out
 from grain_jax.evaluation.suite import TrainingBoxes, evaluate_set, score_zero_shot
 from grain_jax.evaluation.suite_file import ImageSet, RecordSet, Suite
 from grain_jax.evaluation.unknown_words import unknown_words_note
@@ -150,18 +150,22 @@ def evaluate_suite(
 
     `config` has the alphas and the settings of scores; `templates` are the model's, for sets
     without any of their own. `note` is called as by `open_suite`. `methods`: None, those of the
-    suite.
+    suite. Raises ValueError where none of them can be measured.
     """
     results: list[Result] = []
     has_regions = config.model.type == "grain" and encoder.learned.regions
+    left_out = LeftOut() if details is None else details.left_out
+    for one, dataset in opened.images:
+        if asked := methods or one.methods or opened.suite.methods:
+            note_left_out(asked, dataset, has_regions=has_regions, note=note, left_out=left_out)
+    if methods:
+        check_any_left(methods, left_out)  # before anything is encoded
     for one, loaded in opened.images:
         own = "templates" in loaded.text_files
         dataset = loaded if own else dataclasses.replace(loaded, templates=tuple(templates))
         if unknown := unknown_words_note(encoder.tokenizer, dataset):
             note(f"{one.name}: {unknown}")
         asked = methods or one.methods or opened.suite.methods
-        if asked:
-            note_left_out(asked, dataset, has_regions=has_regions, note=note)
         results += score_zero_shot(
             encoder,
             dataset,

@@ -155,3 +155,14 @@ def test_methods_of_a_set_go_before_those_of_the_suite(folder):
     results = evaluate_suite(encoder, opened, CONFIG, templates=("{}",))
     assert {key[0] for key in values(results, "right")} == {"random", "dataset", "name"}
     assert {key[0] for key in values(results, "apart")} == {"random", "dataset"}
+
+
+def test_a_method_that_no_set_has_texts_for_ends_it_before_an_image_is_encoded(folder):
+    suite = open_suite(read_suite(str(folder / "mine.toml")))
+    encoder, noted = toy_encoder(), []
+    encoder.images = None  # called for nothing
+    with pytest.raises(ValueError, match=r"On 'right': cupl needs .* On 'wrong': cupl needs"):
+        evaluate_suite(
+            encoder, suite, CONFIG, templates=("{}",), note=noted.append, methods=["cupl"]
+        )
+    assert sum("1 method is left out: cupl needs" in sentence for sentence in noted) == 3
