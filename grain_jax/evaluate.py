@@ -87,7 +87,12 @@ from grain_jax.evaluate_watch import watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
-from grain_jax.evaluation.left_out import note_left_out
+from grain_jax.evaluation.left_out import (
+    check_any_left,
+    left_out_sentence,
+    note_left_out,
+)
+from grain_jax.evaluation.one_line import one_line
 from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
@@ -99,7 +104,7 @@ from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.unknown_words import unknown_words_note
 from grain_jax.evaluation.variants import predicted_boxes
-from grain_jax.inference.cached_encoder import NONE
+from grain_jax.inference.cached_encoder import NO_CACHE, NONE
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
 from grain_jax.models.learned import what_lacks
@@ -140,20 +145,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.width = PIPE_WIDTH
     statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
     splits: list[dict[str, Any]] = []
-    several = len(every) > 1
+    several, left_out = len(every) > 1, dict[str, None]()
 
     def measure(options: Options) -> list[Result]:
         report, headline, unwritten, embedded = _evaluate(options, suite, messages)
         if processes.speaks():
             shown = functools.partial(print_results, report["results"], headline=headline)
-            tables = None if several or suite is not None else shown
-            statuses.append(finish(options, report, unwritten, tables, output, messages))
-            if suite is not None and not several:
+            in_a_line = options.watch and not options.tables
+            tables = None if several or suite is not None or in_a_line else shown
+            line = f"Step {options.step}: {one_line(report['results'])}" if in_a_line else ""
+            statuses.append(finish(options, report, unwritten, tables, output, messages, line=line))
+            missing = report.get("left_out", {}).items()
+            left_out.update(dict.fromkeys(left_out_sentence(*each) for each in missing))
+            if suite is not None and not several and not in_a_line:
                 print_side_by_side([options.checkpoint], [report["results"]], suite, output)
                 print_protocols([report["splits"]], output)
             shown_beside = functools.partial(evaluate_published.show, options.beside)
             statuses.append(shown_beside(report["results"], output, messages, note))
-            print_line(output, embedded)
+            if not in_a_line or embedded != NO_CACHE:
+                print_line(output, embedded)
         found.append(report["results"])
         splits.append(report["splits"])
         return report["results"]
@@ -179,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if processes.speaks() and several:
         print_side_by_side([options.checkpoint for options in every], found, suite, output)
         print_protocols(splits, output)
+    for sentence in left_out:  # again, where it is seen
+        note(sentence)
     return max(statuses)
 
 
@@ -264,6 +276,7 @@ def _evaluate(
                 raise ValueError(
                     "This run has no evaluation split or images of its own; give --data."
                 )
+            check_any_left(options.methods or (), details.left_out)
         elif suite is not None:
             results = evaluate_suite(
                 encoder,
@@ -314,6 +327,8 @@ def _evaluate(
         "versions": versions(),
         "hardware": hardware(),
     }
+    if left_out := {name: missing for name, missing in details.left_out.items() if missing}:
+        report["left_out"] = left_out
     of_run = data_source(config.data, image_size=encoder.preprocessing.image_size)
     failure = details.predictions.failure if details.predictions else None
     return report, of_run.headline(results), failure, embeddings_line(encoder)
@@ -370,8 +385,9 @@ def _images(
         num_boxes=predicted_boxes(config, encoder.learned),
         note=note,
         given=given.fulfilled,
-        required=True,
+        left_out=details.left_out,
     )
+    check_any_left(options.methods or (), details.left_out)
     return score_zero_shot(
         encoder,
         dataset,

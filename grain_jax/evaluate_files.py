@@ -37,8 +37,13 @@ def finish(
     tables: Callable[[Console], None] | None,
     output: Console,
     messages: Console,
+    *,
+    line: str = "",
 ) -> int:
-    """Prints the tables, if any, and writes the results of one model; returns the exit status."""
+    """Prints the tables, if any, and writes the results of one model; returns the exit status.
+
+    `line`: all that is printed, with the files behind it.
+    """
     try:
         if tables is not None:
             tables(output)
@@ -51,8 +56,8 @@ def finish(
             )
         elif said and options.predictions:
             said.append(f"Predictions: {options.predictions}")
-    for line in said:
-        print_line(output, line)
+    for text in [". ".join([line, *said])] if line else said:
+        print_line(output, text)
     return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 
 

@@ -90,6 +90,7 @@ class Options:
     step: Step = None  # checkpoint of this step
     best: Best = False  # the checkpoint that keep_best kept
     watch: bool = False  # every checkpoint, as the run writes it; ends with the run
+    tables: bool = False  # of --watch: the full tables of each checkpoint, not a line
     # after which a run that writes nothing has stopped
     idle_minutes: Annotated[OptionalCount, default_is(f"{IDLE_MINUTES}")] = None
     # labelled images, or prepared records
@@ -163,8 +164,9 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
     if first.watch:
         given = [name for name in OF_ONE_STEP if getattr(first, name) not in (None, False)]
         check_watch(first.checkpoint, checkpoints=len(every), given=given)
-    elif first.idle_minutes is not None:
-        raise ValueError("--idle_minutes goes with --watch; leave it out.")
+    elif first.idle_minutes is not None or first.tables:
+        name = "tables" if first.tables else "idle_minutes"
+        raise ValueError(f"--{name} goes with --watch; leave it out.")
     suite = None if first.suite is None else read_suite(first.suite)
     evaluate_published.check(
         first.beside,

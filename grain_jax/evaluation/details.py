@@ -24,6 +24,8 @@ class ResultDetails:
     query_usage: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     # what methods looked at beside: "support" (labelled images), "bank" (captions of others)
     given: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    # set -> methods that were asked for and not measured on it -> what they need
+    left_out: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def add_split(self, name: str, source: Source) -> None:
         """Notes a split of records that was measured."""

@@ -1,11 +1,13 @@
 """Methods that were asked for: which cannot be measured on a set, and which cost more passes."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.variants import passes, possible_variants
 from grain_jax.zero_shot.methods import METHODS, lacking
 from grain_jax.zero_shot.scorers import class_texts
+
+LeftOut = dict[str, dict[str, list[str]]]  # set -> method -> what it needs
 
 
 def note_left_out(
@@ -16,13 +18,13 @@ def note_left_out(
     note: Callable[[str], None],
     num_boxes: int = 0,
     given: Collection[str] = ("unlabeled",),
-    required: bool = False,
+    left_out: LeftOut | None = None,
 ) -> None:
     """Says in one sentence which of the `methods` a set, a model or what is `given` lack something
-    for, and in one which of the others encode each image again, and how often.
+    for, and in one which of the others encode each image again, and how often. What is left out is
+    added to `left_out` under the name of the set.
 
-    `num_boxes` are those that the model predicts for an image; 0: it has no trained boxes. Raises
-    ValueError where all methods lack something and one is `required`.
+    `num_boxes` are those that the model predicts for an image; 0: it has no trained boxes.
     """
     texts = class_texts(dataset)
     given = {*given, *possible_variants(has_boxes=num_boxes > 0)}
@@ -32,13 +34,30 @@ def note_left_out(
         if (needs := lacking(name, texts, has_regions=has_regions, given=given))
     }
     _note_passes([name for name in methods if name not in found], dataset, num_boxes, note)
-    if not found:
-        return
-    each = "; ".join(f"{name} needs {' and '.join(needs)}" for name, needs in found.items())
-    if required and len(found) == len(methods):
-        raise ValueError(f"No method can be measured on {dataset.name!r}: {each}.")
+    if left_out is not None:
+        left_out[dataset.name] = found
+    if found:
+        note(left_out_sentence(dataset.name, found))
+
+
+def left_out_sentence(dataset: str, found: Mapping[str, Sequence[str]]) -> str:
+    """ "colours: 1 method is left out: description needs descriptions."."""
     are = "method is" if len(found) == 1 else "methods are"
-    note(f"{dataset.name}: {len(found)} {are} left out: {each}.")
+    return f"{dataset}: {len(found)} {are} left out: {_needs(found)}."
+
+
+def check_any_left(methods: Sequence[str], left_out: LeftOut) -> None:
+    """Raises ValueError where all `methods` are left out of every set."""
+    if methods and left_out and all(set(methods) <= found.keys() for found in left_out.values()):
+        each = " On ".join(f"{name!r}: {_needs(found)}." for name, found in left_out.items())
+        raise ValueError(
+            f"No method of those that are named can be measured. On {each} Name another method, or "
+            "give what these need."
+        )
+
+
+def _needs(found: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{name} needs {' and '.join(needs)}" for name, needs in found.items())
 
 
 def _note_passes(

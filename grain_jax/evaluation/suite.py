@@ -65,13 +65,17 @@ def evaluate(
     if final:
         training = TrainingBoxes(data.training_records, encoder, groups=data.box_groups)
     results: list[Result] = []
-    has_regions = config.model.type == "grain" and encoder.learned.regions
-    num_boxes = predicted_boxes(config, encoder.learned)
+    check_methods_of = functools.partial(
+        note_left_out,
+        methods or (),
+        has_regions=config.model.type == "grain" and encoder.learned.regions,
+        num_boxes=predicted_boxes(config, encoder.learned),
+        note=note,
+        left_out=None if details is None else details.left_out,
+    )
     for held_out in data.evaluation_sets(limit=None if final else limit):
         if methods and held_out.zero_shot is not None:
-            note_left_out(
-                methods, held_out.zero_shot, has_regions=has_regions, num_boxes=num_boxes, note=note
-            )
+            check_methods_of(held_out.zero_shot)
         results += evaluate_set(
             encoder,
             held_out,
@@ -89,7 +93,7 @@ def evaluate(
         else:
             dataset = interval_folder(folder, name, limit)
         if methods:
-            note_left_out(methods, dataset, has_regions=has_regions, num_boxes=num_boxes, note=note)
+            check_methods_of(dataset)
         results += score_zero_shot(
             encoder,
             dataset,

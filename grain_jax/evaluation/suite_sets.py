@@ -19,7 +19,7 @@ from grain_jax.data.source import open_source
 from grain_jax.evaluation.compositional_suite import describe_test
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.grounding_benchmark import CONSTANT, WHOLE
-from grain_jax.evaluation.left_out import note_left_out
+from grain_jax.evaluation.left_out import check_any_left, note_left_out
 from grain_jax.evaluation.suite import TrainingBoxes, evaluate_set, score_zero_shot
 from grain_jax.evaluation.suite_file import (
     AnySet,
@@ -281,26 +281,54 @@ def evaluate_suite(
 
     `config` has the alphas and the settings of scores; `templates` are the model's, for sets
     without any of their own. `note` is called as by `open_suite`. `methods` and `alphas`: None,
-    those of the suite.
+    those of the suite. Raises ValueError where none of the methods can be measured.
     """
     details = ResultDetails() if details is None else details
+    _note_left_out(encoder, opened, config, methods, note, details)
+    if methods:
+        check_any_left(methods, details.left_out)  # before anything is encoded
+    return _evaluate(encoder, opened, config, templates, note, details, methods, alphas)
+
+
+def _note_left_out(
+    encoder: Encoder,
+    opened: OpenedSuite,
+    config: TrainConfig,
+    methods: Sequence[str] | None,
+    note: Callable[[str], None],
+    details: ResultDetails,
+) -> None:
+    for part in opened.included:
+        _note_left_out(encoder, part, config, methods, note, details)
+    for one, dataset in opened.images:
+        if asked := methods or one.methods or opened.suite.methods:
+            note_left_out(
+                asked,
+                dataset,
+                has_regions=Trained.of(encoder, config).regions,
+                num_boxes=predicted_boxes(config, encoder.learned),
+                note=note,
+                left_out=details.left_out,
+            )
+
+
+def _evaluate(
+    encoder: Encoder,
+    opened: OpenedSuite,
+    config: TrainConfig,
+    templates: Sequence[str],
+    note: Callable[[str], None],
+    details: ResultDetails,
+    methods: Sequence[str] | None,
+    alphas: Sequence[float] | None,
+) -> list[Result]:
     results: list[Result] = []
     for part in opened.included:
-        results += evaluate_suite(
-            encoder,
-            part,
-            config,
-            templates=templates,
-            note=note,
-            details=details,
-            methods=methods,
-            alphas=alphas,
-        )
+        results += _evaluate(encoder, part, config, templates, note, details, methods, alphas)
     if weights := alphas or opened.suite.alphas:
         evaluation = dataclasses.replace(config.evaluation, alphas=tuple(weights))
         config = dataclasses.replace(config, evaluation=evaluation)
     trained = Trained.of(encoder, config)
-    num_boxes = predicted_boxes(config, encoder.learned)
     own: list[Result] = []
     for one, loaded in opened.images:
         dataset = loaded
@@ -309,10 +337,6 @@ def evaluate_suite(
         if unknown := unknown_words_note(encoder.tokenizer, dataset):
             note(f"{one.name}: {unknown}")
         asked = methods or one.methods or opened.suite.methods
-        if asked:
-            note_left_out(
-                asked, dataset, has_regions=trained.regions, num_boxes=num_boxes, note=note
-            )
         own += score_zero_shot(
             encoder,
             dataset,

@@ -198,9 +198,12 @@ def test_a_method_that_lacks_something_says_what(run, images, capsys):
     given = [f"--checkpoint={run.folder}", f"--data={images}"]
     assert evaluate.main([*given, "--methods=name,description"]) == 0
     said = capsys.readouterr().err
-    assert "colours: 1 method is left out: description needs descriptions" in said
+    sentence = "colours: 1 method is left out: description needs descriptions"
+    assert said.count(sentence) == 2  # before, and at the end
+    assert said.rstrip().splitlines()[-1].startswith(f"Note: {sentence}")
     assert evaluate.main([*given, "--methods=description", "--overwrite"]) == 2
-    assert "needs descriptions" in capsys.readouterr().err
+    assert "No method of those that are named" in (said := capsys.readouterr().err)
+    assert "On 'colours': description needs descriptions" in said
     assert evaluate.main([*given, "--methods=nearest"]) == 2
     assert "Unknown method 'nearest'" in capsys.readouterr().err
 

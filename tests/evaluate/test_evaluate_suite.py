@@ -96,11 +96,21 @@ def test_a_run_is_watched_to_its_end(run, images, capsys):
     found = [json.loads(line) for line in lines]
     top1 = [one for one in found if (one["method"], one["metric"]) == ("name", "top1")]
     assert [(one["step"], one["value"]) for one in top1] == [(3, 1.0), (7, 1.0)]
-    assert "the run has ended at step 7" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "the run has ended at step 7" in captured.err
+    printed = [line for line in captured.out.splitlines() if line.startswith("Step ")]
+    assert [line.partition(": ")[0] for line in printed] == ["Step 3", "Step 7"]
+    assert len(captured.out.splitlines()) == 2
+    assert re.match(r"Step 3: colours: name 100\.0 \(\S+-100\.0\), ", printed[0])
+    assert re.search(r"\. Written to \S+_step7_\w+\.json$", printed[0])
     assert evaluate.main(given) == 0
     assert len(run.asked) == 2
     assert evaluate.main([*given, "--best"]) == 2
     assert evaluate.main([*given[:2], "--idle_minutes=3"]) == 2
+    assert evaluate.main([*given[:2], "--tables"]) == 2
+    capsys.readouterr()
+    assert evaluate.main([*given, "--tables", "--alphas=1"]) == 0
+    assert capsys.readouterr().out.count("Zero-shot classification") == 2
 
 
 @pytest.fixture

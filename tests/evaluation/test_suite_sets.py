@@ -229,3 +229,14 @@ def test_another_version_or_table_is_refused(stored, before, after, message):
     (stored / "stored.toml").write_text(STORED.replace(before, after, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         open_suite(read_suite(str(stored / "stored.toml")))
+
+
+def test_a_method_that_no_set_has_texts_for_ends_it_before_an_image_is_encoded(folder):
+    suite = open_suite(read_suite(str(folder / "mine.toml")))
+    encoder, noted = toy_encoder(), []
+    encoder.images = None  # called for nothing
+    with pytest.raises(ValueError, match=r"On 'right': cupl needs .* On 'wrong': cupl needs"):
+        evaluate_suite(
+            encoder, suite, CONFIG, templates=("{}",), note=noted.append, methods=["cupl"]
+        )
+    assert sum("1 method is left out: cupl needs" in sentence for sentence in noted) == 3
