@@ -58,37 +58,36 @@ def attend_in_stream(
     query: Float[Array, "S T N H"],
     key: Float[Array, "S T N H"],
     value: Float[Array, "S T N H"],
-    segments: Int[Array, "S K C"],
+    positions: Int[Array, "S K C"],
 ) -> Float[Array, "S T N H"]:
-    """Causal attention within each segment of a stream of T = K * C tokens, as `attend`, by XLA.
+    """Causal attention within each text of a stream of T = K * C tokens, as `attend`, by XLA.
 
-    A segment has neighbouring tokens of the same number, at most C + 1 of them: a block of C tokens
-    looks at itself and the block before it, and never at a whole stream.
+    `positions`: tokens before this one in its text, at most C of them: a block of C tokens looks at
+    itself and the block before it, and never at a whole stream.
     """
-    streams, blocks, length = segments.shape
+    streams, blocks, length = positions.shape
     keys = length if blocks == 1 else 2 * length
 
     def split(x: Array) -> Array:  # [S * K, C, ...]
         return x.reshape(streams * blocks, length, *x.shape[2:])
 
-    def with_previous(x: Array, fill: int = 0) -> Array:  # [S * K, keys, ...]
+    def with_previous(x: Array) -> Array:  # [S * K, keys, ...]
         if blocks == 1:
             return split(x)
         x = x.reshape(streams, blocks, length, *x.shape[2:])
         padding = ((0, 0), (1, 0), *((0, 0),) * (x.ndim - 2))
-        before = jnp.pad(x[:, :-1], padding, constant_values=fill)
+        before = jnp.pad(x[:, :-1], padding)
         return jnp.concatenate([before, x], axis=2).reshape(-1, keys, *x.shape[3:])
 
-    flat = segments.reshape(streams, blocks * length)
-    same = split(flat)[:, :, None] == with_previous(flat, fill=-1)[:, None]
     place = jnp.arange(keys)
-    earlier = place[None] <= place[keys - length :, None]
+    earlier = place[keys - length :, None] - place[None]  # [C, keys], by how many tokens a key is
+    same = earlier[None] <= positions.reshape(-1, length, 1)
     with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for half precision
         mixed = jax.nn.dot_product_attention(
             split(query),
             with_previous(key),
             with_previous(value),
-            mask=(same & earlier[None])[:, None],
+            mask=(same & (earlier >= 0)[None])[:, None],
             implementation="xla",
         )
     return mixed.reshape(query.shape)
@@ -133,6 +132,24 @@ def chosen_attention(
     if pallas and half:
         return "pallas"
     return "cudnn" if flash and num_tokens >= FLASH_MIN_TOKENS else "xla"
+
+
+def chosen_in_stream(
+    implementation: AttentionKind, *, reach: int, dtype: Any, head_size: int, num_heads: int
+) -> Literal["xla", "pallas"]:
+    """As `chosen_attention`, within a stream whose tokens see up to `reach` before them; xla for
+    "cudnn", whose kernels do not take a stream.
+    """
+    if implementation in ("xla", "cudnn"):
+        return "xla"
+    chosen = chosen_attention(
+        implementation,
+        num_tokens=reach + 1,
+        dtype=dtype,
+        head_size=head_size,
+        num_heads=num_heads,
+    )
+    return "pallas" if chosen == "pallas" else "xla"
 
 
 def pad_tokens(

@@ -20,12 +20,15 @@ from jaxtyping import Array, Float, Int
 
 from grain_jax.models.attention import (
     AttentionKind,
+    ChosenAttention,
     attend,
     attend_in_stream,
     chosen_attention,
+    chosen_in_stream,
 )
 from grain_jax.models.dropout import Dropout
 from grain_jax.models.pallas_attention import pallas_attention
+from grain_jax.models.pallas_stream import pallas_attention_in_stream
 from grain_jax.models.weights import as_weight, product
 
 Initializer = Callable[..., Array]
@@ -239,18 +242,25 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B K C"] | None = None
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B K C"] | None = None
     ) -> Float[Array, "B T D"]:
-        """`segments`: of streams of K * C = T tokens, each to attend to its own segment alone."""
+        """`positions`: in its text of each token of streams of K * C = T tokens, to see its own
+        text alone.
+        """
         width = x.shape[-1]
         head_size = width // self.num_heads
-        chosen = chosen_attention(
-            self.implementation if segments is None else "xla",
-            num_tokens=x.shape[1],
-            dtype=self.dtype,
-            head_size=head_size,
-            num_heads=self.num_heads,
-        )
+        if positions is not None and not self.causal:
+            raise ValueError("Attention within a stream is causal; given causal=False.")
+        shared: Any = {
+            "dtype": self.dtype,
+            "head_size": head_size,
+            "num_heads": self.num_heads,
+        }
+        chosen: ChosenAttention
+        if positions is None:
+            chosen = chosen_attention(self.implementation, num_tokens=x.shape[1], **shared)
+        else:
+            chosen = chosen_in_stream(self.implementation, reach=positions.shape[2], **shared)
         pallas = chosen == "pallas"
         qkv = Linear(
             (self.num_heads, 3, head_size),
@@ -266,11 +276,15 @@ class SelfAttention(nn.Module):
         if self.qk_norm_eps is not None:
             query_norm = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="q_norm")
             key_norm = LayerNorm(self.qk_norm_eps, "kv", self.dtype, name="k_norm")
-            if pallas:  # the kernel normalises on the way
+            if pallas and positions is None:  # the kernel normalises on the way
                 norms = jnp.stack([*query_norm(query, apply=False), *key_norm(key, apply=False)])
             else:
                 query, key = query_norm(query), key_norm(key)
-        if pallas:
+        if positions is not None and pallas:
+            mixed = pallas_attention_in_stream(query, key, value, positions)
+        elif positions is not None:
+            mixed = attend_in_stream(query, key, value, positions)
+        elif pallas:
             mixed = pallas_attention(
                 query,
                 key,
@@ -280,10 +294,6 @@ class SelfAttention(nn.Module):
                 norms=norms,
                 norm_eps=self.qk_norm_eps or 0.0,
             )
-        elif segments is not None:
-            if not self.causal:
-                raise ValueError("Attention within segments is causal; given causal=False.")
-            mixed = attend_in_stream(query, key, value, segments)
         else:
             mixed = attend(
                 query,
@@ -362,11 +372,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B K C"] | None = None
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B K C"] | None = None
     ) -> tuple[Float[Array, "B T D"], None]:
         """Returns (x, None): a layer of `apply_layers` without an output of its own.
 
-        `segments`: as of `SelfAttention`.
+        `positions`: as of `SelfAttention`.
         """
         x = x + SelfAttention(
             self.num_heads,
@@ -378,7 +388,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             gradient_dtype=self.gradient_dtype,
             name="attention",
-        )(LayerNorm(self.eps, dtype=self.dtype, name="norm1")(x), segments)
+        )(LayerNorm(self.eps, dtype=self.dtype, name="norm1")(x), positions)
         x = x + Mlp(
             self.mlp_dim,
             self.activation,

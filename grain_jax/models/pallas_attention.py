@@ -45,14 +45,6 @@ class _Heads:
     def scale(self) -> float:
         return self.head_size**-0.5
 
-    def lanes_of(self, width: int) -> list[Array]:
-        """Which of `width` lanes each head has, [1, width] each."""
-        lane = jax.lax.broadcasted_iota(jnp.int32, (1, width), 1)
-        return [
-            (lane >= first) & (lane < first + self.head_size)
-            for first in range(0, width, self.head_size)
-        ]
-
 
 def pallas_attention(
     query: Float[Array, "B T N H"],
@@ -96,7 +88,7 @@ def pallas_attention(
         return _attention(*flat, norms, heads, interpret).reshape(query.shape)
 
     mesh = jax.sharding.get_abstract_mesh()
-    split = _split(mesh, batch, num_heads)
+    split = split_over_mesh(mesh, batch, num_heads)
     if split is None:
         return attend(query, key, value, norms)
     return jax.shard_map(
@@ -113,18 +105,25 @@ def block_lanes(num_heads: int, head_size: int) -> int | None:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and AxisType.Manual in mesh.axis_types:
         return None
-    split = _split(mesh, 1, num_heads)
+    split = split_over_mesh(mesh, 1, num_heads)
     axes = None if split is None or len(split) < 3 else split[2]
     names = (axes,) if isinstance(axes, str) else axes or ()
     width = num_heads // math.prod(mesh.shape[name] for name in names) * head_size
-    return LANES if _fills_vectors(width, head_size) else width
+    return LANES if fills_vectors(width, head_size) else width
 
 
-def _fills_vectors(width: int, head_size: int) -> bool:
+def lanes_of_heads(width: int, head_size: int) -> list[Array]:
+    """Which of `width` lanes each head has, [1, width] each."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, (1, width), 1)
+    return [(lane >= first) & (lane < first + head_size) for first in range(0, width, head_size)]
+
+
+def fills_vectors(width: int, head_size: int) -> bool:
+    """Whether a block of the kernel has whole vectors of whole heads."""
     return width % LANES == 0 and LANES % head_size == 0
 
 
-def _split(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | None:
+def split_over_mesh(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | None:
     """How [B, T, N, H] lies on the mesh; None without one, or where all is one device's already.
 
     XLA cannot split a kernel, so rows that no split divides are computed by every device.
@@ -142,7 +141,7 @@ def _split(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | None:
     return PartitionSpec(fits(wanted[0], batch), None, fits(wanted[2], num_heads), None)
 
 
-def _matmul(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+def matmul(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     """Product over these axes of `a` and `b`; float32."""
     axes = ((contract[:1], contract[1:]), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
@@ -150,7 +149,7 @@ def _matmul(a: Array, b: Array, contract: tuple[int, int]) -> Array:
 
 def _exp_logits(q: Array, k: Array, heads: _Heads) -> tuple[Array, Array, Array | None]:
     """Weights [T, S] before their division, one over their sums, and the mask (None: all seen)."""
-    logits = _matmul(q, k, (1, 1)) * heads.scale
+    logits = matmul(q, k, (1, 1)) * heads.scale
     mask = None
     if heads.causal or heads.num_keys < k.shape[0]:
         column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
@@ -196,7 +195,7 @@ def _normalize_backward(
 
 def _forward_kernel(*refs: Any, heads: _Heads) -> None:
     q_ref, k_ref, v_ref, *norms_ref, out_ref = refs
-    lanes = heads.lanes_of(q_ref.shape[2])
+    lanes = lanes_of_heads(q_ref.shape[2], heads.head_size)
     for row in range(q_ref.shape[0]):
         q, k, v = q_ref[row], k_ref[row], v_ref[row]
         if norms_ref:
@@ -207,7 +206,7 @@ def _forward_kernel(*refs: Any, heads: _Heads) -> None:
         out = jnp.zeros(q.shape, jnp.float32)
         for head in lanes:
             weights, normalizer, _ = _exp_logits(jnp.where(head, q, 0), k, heads)
-            of_head = _matmul(weights.astype(v.dtype), v, (1, 0)) * normalizer
+            of_head = matmul(weights.astype(v.dtype), v, (1, 0)) * normalizer
             out = jnp.where(head, of_head, out)
         out_ref[row] = out.astype(out_ref.dtype)
 
@@ -216,7 +215,7 @@ def _backward_kernel(*refs: Any, heads: _Heads) -> None:
     normed = heads.norm_eps is not None
     q_ref, k_ref, v_ref, dout_ref, *others = refs
     norms_ref, gradient_refs = others[0], others[1:] if normed else others
-    lanes = heads.lanes_of(q_ref.shape[2])
+    lanes = lanes_of_heads(q_ref.shape[2], heads.head_size)
     dtype, size = q_ref.dtype, heads.head_size
     dnorms = jnp.zeros((len(NORM_ROWS), q_ref.shape[2]), jnp.float32)
     for row in range(q_ref.shape[0]):
@@ -230,15 +229,15 @@ def _backward_kernel(*refs: Any, heads: _Heads) -> None:
         for head in lanes:
             weights, normalizer, mask = _exp_logits(jnp.where(head, q, 0), k, heads)
             weights *= normalizer
-            dweights = _matmul(jnp.where(head, dout, 0), v, (1, 1))
+            dweights = matmul(jnp.where(head, dout, 0), v, (1, 1))
             delta = (weights * dweights).sum(axis=1, keepdims=True)
             dlogits = weights * (dweights - delta) * heads.scale
             if mask is not None:
                 dlogits = jnp.where(mask, dlogits, 0.0)
             dlogits = dlogits.astype(dtype)
-            dv = jnp.where(head, _matmul(weights.astype(dtype), dout, (0, 0)), dv)
-            dq = jnp.where(head, _matmul(dlogits, k, (1, 0)), dq)
-            dk = jnp.where(head, _matmul(dlogits, q, (0, 0)), dk)
+            dv = jnp.where(head, matmul(weights.astype(dtype), dout, (0, 0)), dv)
+            dq = jnp.where(head, matmul(dlogits, k, (1, 0)), dq)
+            dk = jnp.where(head, matmul(dlogits, q, (0, 0)), dk)
         if normed:
             dq, *dq_norm = _normalize_backward(dq, norms[0:1], q_normal, lanes, size)
             dk, *dk_norm = _normalize_backward(dk, norms[2:3], k_normal, lanes, size)
@@ -254,7 +253,7 @@ def _call(
 ) -> list[Array]:
     """One array like the inputs from `_forward_kernel`; three, and that of `norms`, backward."""
     batch, tokens, width = arrays[0].shape
-    lanes = LANES if _fills_vectors(width, heads.head_size) else width
+    lanes = LANES if fills_vectors(width, heads.head_size) else width
     rows = next(n for n in range(max(ROWS_TOKENS // tokens, 1), 0, -1) if batch % n == 0)
     block = pl.BlockSpec((rows, tokens, lanes), lambda b, g: (b, 0, g))
     like = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)

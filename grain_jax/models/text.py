@@ -85,7 +85,7 @@ class TextTransformer(nn.Module):
         # rows found would have to be put together for the whole batch on every device.
         table = constrain(table, "vocab", None)
         x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
-        chosen, segments = self.attention, []
+        chosen, streamed = self.attention, []
         if stream is None:
             x = x + as_addend(position[None, :length], x.shape, self.dtype, self.gradient_dtype)
             x, chosen = pad_tokens(x, self.attention, num_heads=config.num_heads)
@@ -93,12 +93,12 @@ class TextTransformer(nn.Module):
             places = stream.positions.reshape(tokens.shape)
             position = constrain(position, None, None)  # as the table of tokens
             x = x + jnp.take(position, places, axis=0, mode="clip").astype(self.dtype)
-            segments = [stream.segments]
+            streamed = [stream.positions]
         x = constrain(x, "batch", None, None)
         x, _ = apply_layers(
             Block,
             x,
-            *segments,
+            *streamed,
             depth=config.depth,
             scan=self.scan_layers,
             remat=self.remat,

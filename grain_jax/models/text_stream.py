@@ -9,7 +9,8 @@ which leaves a gap at the end of each. A stream has none, and is made by sums al
 sorted or fitted anywhere.)
 
 A stream is cut into blocks as long as the longest text, so that a text lies in one block or in two
-that follow each other; `attention.attend_in_stream` has a block look at itself and the one before.
+that follow each other; `attention.attend_in_stream` has a block look at itself and the one before,
+and a TPU's kernel (`pallas_stream`) has windows of its own.
 
 Each device has a stream of the texts of its own images, and so moves none of theirs. Where a stream
 is too short, the longest of its texts are cut, as a tokenizer would cut them to a static length:
@@ -35,8 +36,7 @@ class TextStream:
     """The texts of S shards of a batch, N in each, in K blocks of C tokens a shard."""
 
     tokens: Leaf  # int32 [S, K, C], 0 where no text is
-    segments: Leaf  # int32 [S, K, C], number of the token's text in its shard; N where none is
-    positions: Leaf  # int32 [S, K, C], of the token in its text
+    positions: Leaf  # int32 [S, K, C], of the token in its text; 0 where no text is
     ends: Leaf  # int32 [S, N], place of a text's last token in the K * C of its stream
     lengths: Leaf  # int32 [S, N], tokens of a text, 0 for an empty one
     cut: Leaf  # bool [S, N], texts that lost tokens
@@ -106,7 +106,6 @@ def lay_end_to_end(tokens: Integer[Array, "S N L"], *, blocks: int, length: int)
     shape = (shards, blocks, length)
     return TextStream(
         tokens=found.reshape(shape),
-        segments=segments.reshape(shape),
         positions=positions.reshape(shape),
         ends=jnp.maximum(stops - 1, 0),
         lengths=lengths,

@@ -11,10 +11,11 @@ from training_process import environment
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", "xla"])
-def test_no_attention_weights_in_memory(kind):
+@pytest.mark.parametrize("tower", ["vision", "stream"])
+def test_no_attention_weights_in_memory(tower, kind):
     """In a process of its own: libtpu can be loaded once."""
     pytest.importorskip("libtpu")
-    command = [sys.executable, str(HELPERS / "compiled_vision.py"), kind]
+    command = [sys.executable, str(HELPERS / "compiled_attention.py"), tower, kind]
     printed = subprocess.run(
         command, check=True, env=environment(), capture_output=True, text=True
     ).stdout

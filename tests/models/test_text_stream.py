@@ -45,14 +45,11 @@ def test_a_stream_has_every_token_once_and_its_place():
     assert not stream.cut.any()
     for shard in range(2):
         laid = np.concatenate([row[row != 0] for row in rows[shard]])
-        tokens, segments, positions = (
-            np.asarray(getattr(stream, name)[shard]).reshape(-1)
-            for name in ("tokens", "segments", "positions")
+        tokens, positions = (
+            np.asarray(getattr(stream, name)[shard]).reshape(-1) for name in ("tokens", "positions")
         )
         np.testing.assert_array_equal(tokens, np.pad(laid, (0, 20 - len(laid))))
         counts = np.asarray(stream.lengths[shard])
-        numbers = np.repeat(np.arange(4), counts)
-        np.testing.assert_array_equal(segments, np.pad(numbers, (0, 3), constant_values=4))
         places = np.concatenate([np.arange(count) for count in counts])
         np.testing.assert_array_equal(positions, np.pad(places, (0, 3)))
         filled = counts > 0
@@ -115,8 +112,8 @@ def plain_attention(query, key, value) -> np.ndarray:
 def test_attention_in_a_stream_is_that_of_each_text_alone():
     counts, shape = [10, 3, 10, 1, 9, 5, 2], (1, 48, 2, 4)  # in blocks of 12, several across one
     query, key, value = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
-    numbers = np.repeat(np.arange(8), [*counts, 8]).reshape(1, 4, 12)
-    found = attend_in_stream(query, key, value, jnp.asarray(numbers))
+    positions = np.concatenate([np.arange(count) for count in [*counts, 8]]).reshape(1, 4, 12)
+    found = attend_in_stream(query, key, value, jnp.asarray(positions))
     start = 0
     for count in [*counts, 8]:
         part = slice(start, start + count)
