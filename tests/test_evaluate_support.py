@@ -198,7 +198,7 @@ def test_classes_without_labelled_images_leave_only_what_can_do_without(
     assert report["support"]["classes"] == 2
     output = f"--output={run / 'other.json'}"
     assert evaluate.main([f"--checkpoint={run}", *given, "--methods=gda,knn", output]) == 2
-    assert "No method can be measured" in plain(capsys.readouterr().err)
+    assert "No method of those that are named" in plain(capsys.readouterr().err)
 
 
 def test_captions_of_labelled_images_are_read_beside_them(run, images, support, capsys):
@@ -268,7 +268,10 @@ def test_a_bank_has_one_caption_of_each_image_an_original_one_first(bank):
         (["--support={images}/nowhere", "--methods=gda"], "There is no folder"),
         (["--support={images}s", "--methods=gda"], "did you mean '/"),
         (["--support_split=train"], "--support_split goes with --support"),
-        (["--support={support}", "--methods=gda", "--shots=1"], "No method can be measured"),
+        (
+            ["--support={support}", "--methods=gda", "--shots=1"],
+            "No method of those that are named",
+        ),
         (["--bank={bank}", "--methods=cased", "--bank_split=bare"], "has a caption. Give prepared"),
         (["--bank={bank}", "--methods=cased", "--bank_split=other"], "other"),
         (["--bank={images}", "--methods=cased"], "dataset_info.json"),

@@ -50,9 +50,9 @@ def texts_of_every_kind():
         },
         shared={"reject": [["on land", "on water"]]},
         pairs={
-            name: {other: [f"{name} not {other} {i}" for i in range(1 + k % 2)] for other in told}
-            for k, (name, told) in enumerate(others.items())
-            if told
+            name: {other: [f"{name} not {other} {i}" for i in range(1 + k % 2)] for other in others}
+            for k, (name, others) in enumerate(others.items())
+            if others
         },
     )
 
