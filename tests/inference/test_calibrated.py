@@ -174,3 +174,20 @@ def test_a_clip_model_has_the_image_alone_as_score():
     assert found.calibrated is not None
     assert found.calibrated.in_distribution_score == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert found.calibrated.none_of_these is False
+
+
+def test_labels_with_examples_are_not_calibrated_and_that_is_said():
+    notes: list[str] = []
+    model = model_with(calibration(), notes)
+    images = {"examples": {next(iter(DESCRIBED)): [make_image("green", "red")]}}
+    (found,) = model.classify(make_image("red"), descriptions=DESCRIBED, **images)
+    assert found.calibrated is None
+    assert notes == [
+        "The calibration is not used: it was fitted without examples, and these labels have some."
+    ]
+    (plain,) = model_with(None, []).classify(make_image("red"), descriptions=DESCRIBED, **images)
+    assert plain.ranked == found.ranked
+    (texts,) = model.classify(
+        make_image("red"), descriptions=DESCRIBED, **images, example_weight=0.0
+    )
+    assert texts.calibrated is not None  # as no example has a part in the scores

@@ -122,6 +122,18 @@ def test_it_agrees_with_the_evaluation_command(run_folder, model, labelled, tmp_
 WITH_NAME = "name_and_regions"
 
 
+def test_an_example_is_most_similar_to_itself(model, labelled):
+    """Of random weights, which agree with no text."""
+    first = {label: [labelled / label / "0.png"] for label in DESCRIPTIONS}
+    asked = [file for (file,) in first.values()]
+    answers = model.classify(asked, examples=first, examples_only=list(first), top_k=None)
+    assert [answer.label for answer in answers] == list(first)
+    assert [answer.ranked[0].score for answer in answers] == pytest.approx([1] * 6, abs=1e-5)
+    mixed = model.classify(asked, list(first), DESCRIPTIONS, examples=first, alpha=0.5)
+    assert {(one.defined_by, one.num_examples) for one in mixed[0].ranked} == {("both", 1)}
+    assert all(np.isfinite(one.score) for answer in mixed for one in answer.ranked)
+
+
 def test_one_form_of_an_image_is_as_good_as_another(model, tmp_path):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (30, 20, 3)).astype(np.uint8)
