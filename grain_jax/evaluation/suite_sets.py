@@ -13,6 +13,7 @@ from grain_jax.config import TrainConfig
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.compositional.readers import Test
+from grain_jax.data.grounding.formats import lacks_split
 from grain_jax.data.grounding.queries import GroundingSet
 from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet
 from grain_jax.data.source import open_source
@@ -143,6 +144,8 @@ def _what_lacks(suite: Suite, one: AnySet, place: Path, suite_data: Path | None)
     if not place.exists():
         kind = "file" if place.suffix else "folder"
         return f"no {kind} {str(place)!r}{nearest_hint(place)}"
+    if isinstance(one, GroundingTest) and one.split and lacks_split(one.format, place, one.split):
+        return f"no file of split {one.split!r} in {str(place)!r}"
     if isinstance(one, GroundingTest | CompositionalTest):
         images = suite.images_of(one, suite_data)
         if images is not None and not images.is_dir():

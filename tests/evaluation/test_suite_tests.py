@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from grounding_files import annotation, coco_image, save_halves, write_json
 from PIL import Image
 from toy_encoder import half, make_image, toy_encoder
 
@@ -187,6 +188,21 @@ def test_missing_tests_are_named_together(folder, gone, message):
     suite = opened(folder, allow_missing=True, note=notes.append)
     assert "are missing and left out" in notes[0]
     assert suite.described()["missing"]
+
+
+def test_a_split_without_its_file_is_missing(tmp_path):
+    """Of a packaged suite, with one file of RefCOCO and no other set."""
+    save_halves(tmp_path / "refcoco" / "images" / "a.png", (255, 0, 0), (0, 255, 0))
+    name = "finetune_refcoco_testA.json"
+    image = {**coco_image(1, "a.png"), "caption": "red", "original_id": 1}
+    content = {"images": [image], "annotations": [annotation(1, 1, 1, [0, 0, 20, 20])]}
+    write_json(tmp_path / "refcoco" / name, content | {"categories": [{"id": 1, "name": "x"}]})
+    with pytest.raises(ValueError, match="refcoco_val: no file of split 'val' in") as found:
+        open_suite(read_suite("grounding"), suite_data=tmp_path)
+    assert "23 of the 25 sets" in str(found.value)
+    message = "'refcoco_testA' of suite 'grounding' has 1 images, and 750 were expected"
+    with pytest.raises(ValueError, match=message):
+        open_suite(read_suite("grounding"), suite_data=tmp_path, allow_missing=True)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,21 @@ FORMATS: dict[str, Callable[..., GivenSet]] = {
 }
 
 
+# Format -> files in a folder that a split may be in.
+SPLITS: dict[str, tuple[str, ...]] = {
+    "flickr30k_entities": ("{split}.txt",),
+    "refcoco": ("*_{split}.json", "*_{split}.jsonl", "{split}.jsonl", "refs*.json", "*.jsonl"),
+    "coco": ("instances_{split}.json", "annotations/instances_{split}.json"),
+    "fg_ovd": ("{split}.json",),
+}
+
+
+def lacks_split(name: str, data: Path, split: str) -> bool:
+    """Whether a folder has no file that the split of a format could be in."""
+    patterns = [pattern.format(split=split) for pattern in SPLITS.get(name, ())]
+    return data.is_dir() and bool(patterns) and not any(map(any, map(data.glob, patterns)))
+
+
 def load_grounding(
     name: str,
     data: Path,
