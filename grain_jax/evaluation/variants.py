@@ -65,13 +65,11 @@ class VariantEmbeddings:
             first = block * BLOCK_IMAGES
             rows = range(first, min(first + BLOCK_IMAGES, len(self._images)))
             boxes = None if self._boxes is None else self._boxes[first : rows.stop]
+            images, preprocessing = Selection(self._images, rows), self._encoder.preprocessing
             made = {}
             for name in self._kinds:
-                kind = VARIANTS[name]
-                own = boxes if kind.needs_boxes else None
-                chosen = Selection(self._images, rows)
-                preprocessing = self._encoder.preprocessing
-                source = ImageVariants(chosen, kind, preprocessing, own)
+                own = boxes if VARIANTS[name].needs_boxes else None
+                source = ImageVariants(images, VARIANTS[name], preprocessing, own)
                 made[name] = self._encoder.variants(source)
             self._held = block, made
         return self._held[1]

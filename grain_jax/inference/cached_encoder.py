@@ -90,7 +90,7 @@ class CachedEncoder(Encoder):
         made.__dict__.update(encoder.__dict__)
         made.encoded_images = made.encoded_texts = made.read_images = made.read_texts = 0
         made.encoded_variants = made.read_variants = 0
-        made._store, made._note, made._variant_bytes = store, note, 0
+        made._store, made._note, made._variant_bytes, made._hashed = store, note, 0, (None, "")
         shared = {
             **environment(),
             "model": model_settings(encoder.model),
@@ -110,6 +110,7 @@ class CachedEncoder(Encoder):
     _of_images: str
     _of_texts: str
     _variant_bytes: int  # that this encoder wrote or read
+    _hashed: tuple[Source | None, str]  # images of the last variants, and their SHA-256
     _rows: dict[str, dict[bytes, _Row]]  # of a kind of text
 
     def images(
@@ -165,9 +166,11 @@ class CachedEncoder(Encoder):
         """
         if len(source) == 0:
             return super().variants(source)
-        with errors_in_all():
-            own = images_sha256(source.images) if jax.process_index() == 0 else ""
-        of = [self._of_images, source.described, from_first(own)]
+        if self._hashed[0] is not source.images:  # several kinds are made of the same ones
+            with errors_in_all():
+                own = images_sha256(source.images) if jax.process_index() == 0 else ""
+            self._hashed = source.images, from_first(own)
+        of = [self._of_images, source.described, self._hashed[1]]
         key = f"variants-{sha256_of_json(of)}"
         found = (self._store.read(key) or {}).get("embed")
         whole = found is not None and found.shape[:2] == (len(source.images), source.of_each)

@@ -82,6 +82,27 @@ def test_variants_are_kept_by_images_kind_numbers_and_boxes(tmp_path):
         assert (reader.read_variants, reader.encoded_variants) == (0, len(other))
 
 
+class Reads(ToySource):
+    """Counts them."""
+
+    count = 0
+
+    def __getitem__(self, index: int, /) -> Record:
+        self.count += 1
+        return super().__getitem__(index)
+
+
+def test_images_are_read_once_to_find_all_kinds_of_their_variants(tmp_path):
+    kinds = (RandomCrops(number=2), BoxBlurs(), BoxCrops())
+    for kind in kinds:
+        over(tmp_path).variants(variants(kind))
+    images, reader = Reads(*noisy().records), over(tmp_path)
+    for kind in kinds:
+        reader.variants(variants(kind, images=images))
+    assert reader.encoded_variants == 0
+    assert images.count == 3
+
+
 def test_variants_take_at_most_half_of_the_store(tmp_path, capsys):
     """A block of 3 images x 4 crops x 3 numbers is 144 bytes, and 400 are half of the store."""
     writer = over(tmp_path, max_bytes=800)
