@@ -39,6 +39,7 @@ ROWS = (
         "evaluate_leaks",
         "evaluate_watch",
         "evaluate_support",
+        "evaluate_vocabulary_free",
         "predict",
         "prepare",
         "prepare_inspect",

@@ -19,8 +19,8 @@ HISTORY = {
     "tests/test_older_files.py",
     "tests/test_words.py",
 }
-# Captions of a data set: every result rests on them.
-DATA = {'"my {} picture",', '"a picture of one {} today",'}
+# Captions of a data set, and a word that captions have: results rest on them.
+DATA = {"picture", '"my {} picture",', '"a picture of one {} today",'}
 # What is never written -> what is.
 WORDS = {
     r"pictures?\b": "image",

@@ -190,14 +190,14 @@ def evaluate_zero_shot(
     results = [Result(name, "random", None, "top1", 1.0 / num_classes)]
     for key, own in found.items():
         every = [own, *draws.get(key, ())]
-        hits = own.hits.mean_with([other.hits for other in every[1:]])
-        measured = hits.accuracy()
-        low, high = (measured.low, measured.high) if details else (None, None)
-        results.append(Result(name, *key, "top1", measured.top1, low, high, count))
+        averaged = own.hits.mean_with([other.hits for other in every[1:]])
+        rates = averaged.accuracy()
+        low, high = (rates.low, rates.high) if details else (None, None)
+        results.append(Result(name, *key, "top1", rates.top1, low, high, count))
         if details:
-            results.append(Result(name, *key, "top5", measured.top5, n=count))
-            results.append(Result(name, *key, "per_class", measured.per_class, n=count))
-            results += _by_frequency(hits, dataset, key)
+            results.append(Result(name, *key, "top5", rates.top5, n=count))
+            results.append(Result(name, *key, "per_class", rates.per_class, n=count))
+            results += _by_frequency(averaged, dataset, key)
         if own.distances:
             mean = float(np.mean([one.distances for one in every]))
             results.append(Result(name, *key, "expected_distance", mean, n=count))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from grain_jax.zero_shot.scorers import MAX_CELLS, TextBank
 
@@ -46,7 +46,7 @@ def cosines(
 
 def in_blocks(
     score: Callable[[np.ndarray], np.ndarray], image: Float[np.ndarray, "n E"], *, cells: int
-) -> Float[np.ndarray, "n _"]:
+) -> Shaped[np.ndarray, "n _"]:
     """`score` of the images, of so many at once that `cells` for each stay within `MAX_CELLS`."""
     step = max(1, MAX_CELLS // max(1, cells))
     return np.concatenate([score(image[i : i + step]) for i in range(0, len(image), step)])

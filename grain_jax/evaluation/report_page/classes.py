@@ -35,7 +35,12 @@ MAX_CLASSES = 2_000  # rows of a table of classes
 MAX_METHODS = 12  # columns of one
 PAIRS = 10  # confused pairs of a method
 EACH_WAY = 12  # classes won and classes lost that a table shows
-TASKS = {"zero_shot": "", "retrieval": ", retrieval", "grounding": ", grounding"}
+TASKS = {
+    "zero_shot": "",
+    "retrieval": ", retrieval",
+    "grounding": ", grounding",
+    "vocabulary_free": ", semantic IoU of free answers",
+}
 
 
 @dataclass(frozen=True)
