@@ -406,6 +406,8 @@ def _print(content: dict[str, Any], output: Console) -> None:
     if "auroc" in none:
         alone, joined = f"{none['auroc_image_alone']:.3f}", f"{none['auroc']:.3f}"
         table.add_row("AUROC, the image alone and with regions", alone, joined, "")
+        alone, joined = f"{none['fpr95_image_alone']:.1%}", f"{none['fpr95']:.1%}"
+        table.add_row("outliers accepted with 95 % of images (FPR95), likewise", alone, joined, "")
     if "seen" in report:
         for name, shown in (
             ("of_the_class", "descriptions of the class that are seen"),

@@ -20,7 +20,7 @@ HISTORY = {
     "tests/test_words.py",
 }
 # Captions of a data set, and a word that captions have: results rest on them.
-DATA = {"picture", '"my {} picture",', '"a picture of one {} today",'}
+DATA = {'"picture",', '"my {} picture",', '"a picture of one {} today",'}
 # What is never written -> what is.
 WORDS = {
     r"pictures?\b": "image",
