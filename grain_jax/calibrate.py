@@ -42,10 +42,11 @@ from grain_jax.command_line import (
     status_of,
 )
 from grain_jax.data.classification.class_names import BINDINGS, Binding
-from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.class_texts import bind_descriptions
 from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
 from grain_jax.data.classification.image_folder import IMAGE_SUFFIXES, read_folder
 from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.classification.templates import read_templates
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
 from grain_jax.data.tokenizer import WordTokenizer
@@ -128,7 +129,7 @@ class Options:
     labels: OptionalText = None
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
     classes: Annotated[OptionalText, arg(metavar="FILE")] = None
-    # prompts with one "{}": .txt, .json or .md; file.json#key
+    # prompts with one "{}": .txt, .json or .md; file.json#key; or single, imagenet, official
     templates: Annotated[OptionalText, arg(metavar="FILE")] = None
     # .json {class: [description, ...]}
     descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
@@ -330,7 +331,7 @@ def _unlabelled(options: Options, loaded: ModelBundle, note: Callable[[str], Non
         described = bind_descriptions(given, names, options.descriptions, "labels", note)
     templates = tuple(loaded.templates)
     if options.templates is not None:
-        templates = check_templates(read_texts(options.templates, "templates"), options.templates)
+        templates = read_templates(options.templates)
     return ZeroShotSet(
         name=folder_name(options.data),
         source=_image_files(options.data),

@@ -40,7 +40,8 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.class_texts import bind_descriptions
+from grain_jax.data.classification.templates import read_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
@@ -202,8 +203,7 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
         raise ValueError("--templates goes with --labels; give them or leave it out.")
     templates = None
     if options.templates is not None:
-        given = read_texts(options.templates, "templates")
-        templates = check_templates(given, options.templates)
+        templates = read_templates(options.templates)
     return Question(labels, described, templates, phrases)
 
 

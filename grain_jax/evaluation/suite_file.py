@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grain_jax.data.classification.class_counts import published_counts
+from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.paths import user_path
 from grain_jax.zero_shot.methods import check_methods
@@ -99,8 +100,10 @@ class Suite:
         return (self.folder if suite_data is None else suite_data) / one.name
 
     def text(self, given: str) -> str:
-        """A text file of a set, relative to the suite's; published counts go by their name."""
-        if not given or given in published_counts():
+        """A text file of a set, relative to the suite's; published counts, and templates of the
+        package, go by their name.
+        """
+        if not given or given in (*published_counts(), *TEMPLATE_LISTS):
             return given
         return str(self.folder / user_path(given))
 
