@@ -43,10 +43,11 @@ from grain_jax.command_line import (
     status_of,
 )
 from grain_jax.data.classification.class_names import BINDINGS, Binding
-from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.class_texts import bind_descriptions
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT
+from grain_jax.data.classification.templates import read_templates
 from grain_jax.data.image_sets import open_images
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
@@ -136,7 +137,7 @@ class Options:
     labels: OptionalText = None
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
     classes: Annotated[OptionalText, arg(metavar="FILE")] = None
-    # prompts with one "{}": .txt, .json or .md; file.json#key
+    # prompts with one "{}": .txt, .json or .md; file.json#key; or single, imagenet, official
     templates: Annotated[OptionalText, arg(metavar="FILE")] = None
     # .json {class: [description, ...]}
     descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
@@ -356,7 +357,7 @@ def _unlabelled(options: Options, loaded: ModelBundle, note: Callable[[str], Non
         )
     templates = tuple(loaded.templates)
     if options.templates is not None:
-        templates = check_templates(read_texts(options.templates, "templates"), options.templates)
+        templates = read_templates(options.templates)
     return ZeroShotSet(
         name=folder_name(options.data),
         source=open_images(options.data, options.split, default_split=DEFAULT_SPLIT),
@@ -432,6 +433,8 @@ def _print(content: dict[str, Any], output: Console) -> None:
     if "auroc" in none:
         alone, joined = f"{none['auroc_image_alone']:.3f}", f"{none['auroc']:.3f}"
         table.add_row("AUROC, the image alone and with regions", alone, joined, "")
+        alone, joined = f"{none['fpr95_image_alone']:.1%}", f"{none['fpr95']:.1%}"
+        table.add_row("outliers accepted with 95 % of images (FPR95), likewise", alone, joined, "")
     if "seen" in report:
         for name, shown in (
             ("of_the_class", "descriptions of the class that are seen"),

@@ -13,6 +13,7 @@
   python -m grain_jax.evaluate grounding --checkpoint=RUN ...   (phrases, by published protocols)
   python -m grain_jax.evaluate leaks ...                        (training images in the test set)
   python -m grain_jax.evaluate clip_benchmark --checkpoint=RUN -- ...   (by another harness)
+  python -m grain_jax.evaluate vocabulary_free ...              (answers without a list of classes)
 
 On several machines: the same command on each, joined as `python -m grain_jax.train` joins them
 (--distributed, or --coordinator, --num_processes and --process_id; Slurm and TPU pods on GKE join
@@ -43,6 +44,7 @@ from grain_jax import (
     evaluate_published,
     evaluate_report,
     evaluate_support,
+    evaluate_vocabulary_free,
     runtime,
     slow_compile,
 )
@@ -122,6 +124,7 @@ WORDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "grounding": evaluate_grounding.main,
     "leaks": evaluate_leaks.main,
     "report": evaluate_report.main,
+    "vocabulary_free": evaluate_vocabulary_free.main,
 }
 
 

@@ -48,7 +48,12 @@ DRAWN = (
     " Of random texts the mean over draws, with the standard deviation of B - A over them (sd) "
     "behind it; the interval and p are over images."
 )
-TITLES = {"zero_shot": "", "retrieval": ", retrieval", "grounding": ", grounding"}
+TITLES = {
+    "zero_shot": "",
+    "retrieval": ", retrieval",
+    "grounding": ", grounding",
+    "vocabulary_free": ", semantic IoU of free answers",
+}
 
 
 def files(text: str) -> tuple[Path, ...]:

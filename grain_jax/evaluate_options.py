@@ -106,7 +106,7 @@ class Options:
     tasks: Annotated[OptionalText, default_is("both")] = None
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
     classes: Annotated[OptionalText, arg(metavar="FILE")] = None
-    # prompts with one "{}": .txt, .json or .md; file.json#key
+    # prompts with one "{}": .txt, .json or .md; file.json#key; or single, imagenet, official
     templates: Annotated[OptionalText, arg(metavar="FILE")] = None
     # .json {class: [description, ...]}
     descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None

@@ -42,7 +42,8 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.class_texts import bind_descriptions
+from grain_jax.data.classification.templates import read_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.examples import EmbeddedExamples
 from grain_jax.inference.inputs import ImageInput
@@ -230,8 +231,7 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
         raise ValueError("--templates goes with --labels; give them or leave it out.")
     templates = None
     if options.templates is not None:
-        given = read_texts(options.templates, "templates")
-        templates = check_templates(given, options.templates)
+        templates = read_templates(options.templates)
     examples_only = texts_of_option(options.examples_only, ",", "--examples_only")
     weight = options.example_weight
     return Question(labels, described, templates, phrases, examples, weight, examples_only)

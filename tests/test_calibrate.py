@@ -199,6 +199,7 @@ def test_images_of_none_of_the_classes(files, capsys):
     assert call("--outliers=outliers", "--false_accept=0.1") == ExitStatus.DONE
     none = content("run/calibration.json")["report"]["none_of_these"]
     assert none["auroc"] == 1.0
+    assert (none["fpr95"], none["fpr95_image_alone"]) == (0.0, 0.0)
     assert none["false_accept"]["value"] == 0.0
     assert none["false_reject"]["value"] == 0.0
     black = ["outliers/0.png", "--checkpoint=run", "--labels=red,green,blue", "--json=black.json"]

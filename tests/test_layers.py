@@ -42,6 +42,7 @@ ROWS = (
         "evaluate_watch",
         "evaluate_support",
         "cache_options",
+        "evaluate_vocabulary_free",
         "predict",
         "prepare",
         "prepare_inspect",

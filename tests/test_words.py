@@ -19,8 +19,13 @@ HISTORY = {
     "tests/test_older_files.py",
     "tests/test_words.py",
 }
-# Captions of a data set, on which every result rests, and a key of older runs.
-DATA = {'"my {} picture",', '"a picture of one {} today",', '"pets/chance": 0.1,'}
+# Captions of a data set, a word that captions have, on which results rest, and a key of older runs.
+DATA = {
+    '"picture",',
+    '"my {} picture",',
+    '"a picture of one {} today",',
+    '"pets/chance": 0.1,',
+}
 # What is never written -> what is.
 WORDS = {
     r"pictures?\b": "image",

@@ -22,7 +22,7 @@ DETERMINERS = _words(
     his her its our their
     """
 )
-_NUMBERS = _words(
+NUMBERS = _words(
     """
     one two three four five six seven eight nine ten eleven twelve dozen numerous multiple
     """
@@ -175,7 +175,7 @@ def _ends(words: Sequence[str], start: int, place: int) -> bool:
         return not _is_word(word) and word not in _POSSESSIVE
     if word in ("and", "or") and run[-1] in _COLOURS:
         return following not in _COLOURS  # "a black and white dog"
-    if word in DETERMINERS or word in _NUMBERS:
+    if word in DETERMINERS or word in NUMBERS:
         return _has_noun(run)
     if not _is_word(word):
         # "a very tall building", "a brightly lit room"
@@ -185,7 +185,7 @@ def _ends(words: Sequence[str], start: int, place: int) -> bool:
         return False
     if word.endswith("ed") and _is_described(run):  # "a snow covered field"
         return not _is_content(following)
-    alone = run[0] not in DETERMINERS and run[0] not in _NUMBERS and word in FINITE_FORMS
+    alone = run[0] not in DETERMINERS and run[0] not in NUMBERS and word in FINITE_FORMS
     return _is_described(run) or alone  # "in pink climbs"
 
 
@@ -197,9 +197,7 @@ def _is_word(word: str) -> bool:
 
 def _is_content(word: str) -> bool:
     """Whether it can be an adjective or a noun."""
-    return (
-        _is_word(word) and word not in DETERMINERS and word not in _NUMBERS and not _is_verb(word)
-    )
+    return _is_word(word) and word not in DETERMINERS and word not in NUMBERS and not _is_verb(word)
 
 
 def _is_verb(word: str) -> bool:
@@ -215,7 +213,7 @@ def _has_noun(run: Sequence[str]) -> bool:
 def _is_described(run: Sequence[str]) -> bool:
     """Whether there is a word in it that can be its noun."""
     return any(
-        word not in DETERMINERS and word not in _NUMBERS and word not in _ADJECTIVES
+        word not in DETERMINERS and word not in NUMBERS and word not in _ADJECTIVES
         for word in run
         if word not in _DEGREES
     )

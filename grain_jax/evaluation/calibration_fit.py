@@ -28,6 +28,7 @@ from grain_jax.evaluation.calibration import (
     summed_sets,
 )
 from grain_jax.evaluation.calibration_metrics import (
+    false_accepts_at,
     joined,
     measure,
     predictions,
@@ -401,6 +402,8 @@ def _fit_none(
             "false_accept": _rate(others[~chosen] >= threshold),
             "auroc": separation(scores[~fitting], others[~chosen]),
             "auroc_image_alone": separation(found.image[~fitting], outside.image[~chosen]),
+            "fpr95": false_accepts_at(scores[~fitting], others[~chosen]),
+            "fpr95_image_alone": false_accepts_at(found.image[~fitting], outside.image[~chosen]),
         }
     report["false_reject"] = _rate(scores[~fitting] < threshold)
     none = NoneOfThese(threshold, weight, settings.none_temperature)

@@ -1,6 +1,7 @@
 """Whether probabilities hold: calibration error, likelihood, coverage of sets, with intervals."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,17 @@ def measure(found: Predictions, *, seed: int = 0, resamples: int = RESAMPLES) ->
         name: Value(float(values[i]), float(low[i]), float(high[i]))
         for i, name in enumerate((*means, *binned))
     }
+
+
+def false_accepts_at(
+    inside: Float[np.ndarray, "N"], outside: Float[np.ndarray, "M"], *, accepted: float = 0.95
+) -> float:
+    """FPR95: the fraction of `outside` that scores at least the threshold which `accepted` of
+    `inside`, at least, reach: the highest such one.
+    """
+    rank = math.ceil(accepted * len(inside) - 1e-9)
+    threshold = np.sort(inside)[len(inside) - rank]
+    return float((outside >= threshold).mean())
 
 
 def separation(inside: Float[np.ndarray, "N"], outside: Float[np.ndarray, "M"]) -> float:

@@ -16,7 +16,7 @@ from grain_jax.evaluation.predictions import check_suffix
 from grain_jax.evaluation.statistics import Difference, holm, paired_difference
 
 MAX_LINE = 1 << 20  # characters of a line of predictions
-TASKS = ("zero_shot", "retrieval", "grounding", "compositional")
+TASKS = ("zero_shot", "retrieval", "grounding", "compositional", "vocabulary_free")
 Answer = tuple[str, str, str]  # image, text, label: which question it is the answer to
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grain_jax.data.classification.class_counts import FREQUENCIES, frequency_groups
+from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.data.records import Labelled, Source, ZeroShotSet
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile
@@ -122,6 +123,8 @@ def _has_description(dataset: ZeroShotSet, name: str) -> bool:
 def _file(dataset: ZeroShotSet, role: str) -> dict[str, str | None]:
     if (name := dataset.text_files.get(role)) is None:
         return {"file": None, "file_sha256": None}
+    if role == "templates" and name in TEMPLATE_LISTS:
+        return {"file": name, "file_sha256": None}  # the package's own; "sha256" is of the texts
     path = Path(name)
     return {
         "file": str(path.absolute()),

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from grain_jax.data.classification.class_counts import published_counts
 from grain_jax.data.classification.set_names import TFDS
+from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.paths import user_path
@@ -207,8 +208,10 @@ class Suite:
         return (place.parent if place.suffix in QUESTIONS else place) / "images"
 
     def text(self, given: str) -> str:
-        """A text file of a set, relative to the suite's; published counts go by their name."""
-        if not given or given in published_counts():
+        """A text file of a set, relative to the suite's; published counts, and templates of the
+        package, go by their name.
+        """
+        if not given or given in (*published_counts(), *TEMPLATE_LISTS):
             return given
         return str(self.folder / user_path(given))
 

@@ -208,8 +208,8 @@ def evaluate_zero_shot(
     results = [Result(name, "random", None, "top1", 1.0 / num_classes)]
     for key, own in found.items():
         every = [own, *draws.get(key, ())]
-        hits = own.hits.mean_with([other.hits for other in every[1:]])
-        rates = hits.accuracy()
+        averaged = own.hits.mean_with([other.hits for other in every[1:]])
+        rates = averaged.accuracy()
         low, high = (rates.low, rates.high) if details else (None, None)
         results.append(Result(name, *key, "top1", rates.top1, low, high, count))
         if details:
@@ -219,7 +219,7 @@ def evaluate_zero_shot(
                 num_boxes = 0 if features.boxes is None else features.boxes.shape[1]
                 passes = float(variant_passes(kinds, num_boxes))
                 results.append(Result(name, *key, "passes", passes, n=count))
-            results += _by_frequency(hits, dataset, key)
+            results += _by_frequency(averaged, dataset, key)
         if own.distances:
             mean = float(np.mean([one.distances for one in every]))
             results.append(Result(name, *key, "expected_distance", mean, n=count))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from grain_jax.zero_shot.scorers import MAX_CELLS, TextBank
 
@@ -64,7 +64,7 @@ def best_columns(values: Float[np.ndarray, "n K"], count: int) -> Int[np.ndarray
 
 def in_blocks(
     score: Callable[[np.ndarray], np.ndarray], image: Float[np.ndarray, "n E"], *, cells: int
-) -> Float[np.ndarray, "n _"]:
+) -> Shaped[np.ndarray, "n _"]:
     """`score` of the images, of so many at once that `cells` for each stay within `MAX_CELLS`."""
     step = max(1, MAX_CELLS // max(1, cells))
     return np.concatenate([score(image[i : i + step]) for i in range(0, len(image), step)])

@@ -1,9 +1,9 @@
 """Scores by captions of other images that are like the image: X-MoRe, and CaSED's over given
-classes.
+classes, or over words out of the captions.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from grain_jax.zero_shot.arithmetic import softmax, unit
 from grain_jax.zero_shot.by_text import name_scores
@@ -84,6 +84,23 @@ def caption_centroids(images: Images, bank: CaptionBank, count: int) -> Float[np
     return unit(sums).astype(np.float32)
 
 
+def nearest_captions(
+    image: Float[np.ndarray, "n E"], bank: CaptionBank, count: int
+) -> Int[np.ndarray, "n count"]:
+    """The `count` captions (all, where there are fewer) most similar to each image, the most
+    similar first.
+    """
+    count = min(count, len(bank.text))
+
+    def nearest(image: Float[np.ndarray, "n E"]) -> Int[np.ndarray, "n count"]:
+        cosine = image @ bank.text.T
+        found = np.sort(np.argpartition(-cosine, count - 1, axis=1)[:, :count], axis=1)
+        order = np.argsort(-np.take_along_axis(cosine, found, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)
+
+    return in_blocks(nearest, image, cells=2 * len(bank.text))
+
+
 def _probabilities(images: Images, texts: ClassBanks) -> Float[np.ndarray, "n K"]:
     return softmax(texts.logit_scale * name_scores(images, texts).astype(float))
 
@@ -93,6 +110,22 @@ def _text_probabilities(
 ) -> Float[np.ndarray, "n K"]:
     named = global_scores(centroids, texts[NAMES], ensembling=texts.prompt_ensembling)
     return softmax(texts.logit_scale * named.astype(float))
+
+
+def candidate_probabilities(
+    image: Float[np.ndarray, "E"],
+    captions: Float[np.ndarray, "c E"],
+    candidates: Float[np.ndarray, "C E"],
+    *,
+    logit_scale: float,
+) -> tuple[Float[np.ndarray, "C"], Float[np.ndarray, "C"]]:
+    """CaSED's two softmaxes over the candidates of one image: by the image, and by the mean, of
+    unit length, of its retrieved captions. All embeddings are of unit length.
+    """
+    centroid = unit(captions.astype(float).mean(axis=0))
+    both = np.stack([image.astype(float), centroid]) @ candidates.T.astype(float)
+    by_image, by_caption = softmax(logit_scale * both)
+    return by_image, by_caption
 
 
 def _confidence(

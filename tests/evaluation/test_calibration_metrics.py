@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from grain_jax.evaluation.calibration_metrics import (
+    false_accepts_at,
     measure,
     predictions,
     separation,
@@ -109,6 +110,16 @@ def test_intervals_hold_their_values_and_shrink_with_more_images():
     empty = predictions(np.zeros((0, 2)), np.zeros((0, 2), bool), np.zeros(0, int))
     with pytest.raises(ValueError, match="no held-out images"):
         measure(empty)
+
+
+@pytest.mark.parametrize("count", [1, 7, 20, 39, 40, 41])
+def test_false_accepts_are_at_the_highest_threshold_that_enough_images_reach(count):
+    inside = GENERATOR.normal(1.0, size=count).round(1)  # with ties
+    outside = GENERATOR.normal(size=50).round(1)
+    enough = [t for t in inside if (inside >= t).mean() >= 0.95]
+    expected = float((outside >= max(enough)).mean())
+    assert false_accepts_at(inside, outside) == pytest.approx(expected)
+    assert false_accepts_at(inside, inside - 100) == 0.0
 
 
 def test_separation_is_the_statistic_of_mann_and_whitney():

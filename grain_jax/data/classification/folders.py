@@ -25,13 +25,14 @@ from grain_jax.data.classification.class_names import (
     name_key,
     names_of_labels,
 )
-from grain_jax.data.classification.class_texts import bind_descriptions, check_templates
+from grain_jax.data.classification.class_texts import bind_descriptions
 from grain_jax.data.classification.further_texts import read_further_texts
 from grain_jax.data.classification.image_folder import printable
 from grain_jax.data.classification.labels_table import NAME, FilesOnDisk, read_labels_table
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.data.classification.stored import open_stored
 from grain_jax.data.classification.stored_classes import Labels, SplitChoice, labels_of
+from grain_jax.data.classification.templates import TEMPLATE_LISTS, read_templates
 from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
 from grain_jax.data.text_files import read_texts, split_entry
@@ -93,7 +94,8 @@ def load_zero_shot(
         name: of the set in notes and metrics (default: the name of its folder).
         classes: class names: .json {label: name}, or a list of names in .json, .txt (one per line)
             or .md (CLIP's `prompts.md`). Without a file, labels are the names.
-        templates: a list, in the same formats, of prompts with one "{}" (or "{c}") each.
+        templates: a list, in the same formats, of prompts with one "{}" (or "{c}") each, or one of
+            `TEMPLATE_LISTS`.
         descriptions: .json {label or name: [description, ...]}.
         counts: .json {label or name: training captions that it occurs in}, or the name of published
             ones (`class_counts`).
@@ -156,11 +158,7 @@ def load_zero_shot(
         )
     _note_empty(title, labels.of_images, names, note)
     source = text_files["templates"]
-    prompts = (
-        check_templates(read_texts(source, "templates"), source)
-        if source
-        else tuple(default_templates)
-    )
+    prompts = read_templates(source) if source else tuple(default_templates)
     source = text_files["descriptions"]
     described = (
         bind_descriptions(read_texts(source), names, source, title, note, name_texts=name_texts)
@@ -192,7 +190,11 @@ def load_zero_shot(
         further=more.of_classes,
         shared=more.shared,
         pairs=more.pairs,
-        text_files={role: split_entry(file)[0] for role, file in text_files.items() if file},
+        text_files={
+            role: file if file in TEMPLATE_LISTS else split_entry(file)[0]
+            for role, file in text_files.items()
+            if file
+        },
     )
 
 

@@ -43,6 +43,7 @@ TASKS = {
     "retrieval": ", retrieval",
     "grounding": ", grounding",
     "compositional": ", captions",
+    "vocabulary_free": ", semantic IoU of free answers",
 }
 
 
