@@ -19,9 +19,9 @@ from grain_jax.zero_shot.by_captions import (
     CASED_CAPTION_WEIGHT,
     CASED_CAPTIONS,
     candidate_probabilities,
-    nearest_captions,
 )
 from grain_jax.zero_shot.method import CaptionBank
+from grain_jax.zero_shot.neighbours import nearest
 
 TASK = "vocabulary_free"
 # Metrics of free answers.
@@ -72,13 +72,13 @@ def answer_images(
         candidates: see `candidates_of`.
         prompt: what a candidate is encoded in; "{}" takes it.
     """
-    nearest = nearest_captions(image, bank, num_captions)
-    texts = [candidates_of([bank.captions[row] for row in rows], candidates) for rows in nearest]
+    found_rows, _ = nearest(image, bank.text, num_captions)
+    texts = [candidates_of([bank.captions[row] for row in rows], candidates) for rows in found_rows]
     place = {text: i for i, text in enumerate(dict.fromkeys(t for own in texts for t in own))}
     embed = encoder.texts([prompt.replace("{}", text) for text in place], kind="caption")
     weights = dict(zip(METHODS, (caption_weight, 0.0, 1.0), strict=True))
     found: dict[str, list[tuple[tuple[str, float], ...]]] = {name: [] for name in METHODS}
-    for own, rows, vector in zip(texts, nearest, image, strict=True):
+    for own, rows, vector in zip(texts, found_rows, image, strict=True):
         by_image, by_caption = candidate_probabilities(
             vector,
             bank.text[rows],
@@ -94,7 +94,7 @@ def answer_images(
             name: FreeAnswers(tuple(one[0][0] for one in best), tuple(best))
             for name, best in found.items()
         },
-        tuple(bank.captions[rows[0]] for rows in nearest),
+        tuple(bank.captions[rows[0]] for rows in found_rows),
         tuple(map(len, texts)),
     )
 

@@ -3,7 +3,7 @@ classes, or over words out of the captions.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from grain_jax.zero_shot.arithmetic import softmax, unit
 from grain_jax.zero_shot.by_text import name_scores
@@ -82,23 +82,6 @@ def caption_centroids(images: Images, bank: CaptionBank, count: int) -> Float[np
     for captions in found[:, :count].T:
         sums += bank.text[captions]
     return unit(sums).astype(np.float32)
-
-
-def nearest_captions(
-    image: Float[np.ndarray, "n E"], bank: CaptionBank, count: int
-) -> Int[np.ndarray, "n count"]:
-    """The `count` captions (all, where there are fewer) most similar to each image, the most
-    similar first.
-    """
-    count = min(count, len(bank.text))
-
-    def nearest(image: Float[np.ndarray, "n E"]) -> Int[np.ndarray, "n count"]:
-        cosine = image @ bank.text.T
-        found = np.sort(np.argpartition(-cosine, count - 1, axis=1)[:, :count], axis=1)
-        order = np.argsort(-np.take_along_axis(cosine, found, axis=1), axis=1, kind="stable")
-        return np.take_along_axis(found, order, axis=1)
-
-    return in_blocks(nearest, image, cells=2 * len(bank.text))
 
 
 def _probabilities(images: Images, texts: ClassBanks) -> Float[np.ndarray, "n K"]:
