@@ -15,6 +15,7 @@ from grain_jax.boxes import pairwise_iou
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.disk import whole_file
 from grain_jax.evaluation.box_features import BoxAnswers
+from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding import Phrase, phrase_hits
 from grain_jax.evaluation.grounding_protocol import Protocol
@@ -28,8 +29,9 @@ TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
     *("rank", "iou", "query", "box_xyxy", "true_xyxy", "top5", "choices"),
-    *("probability", "protocol"),
+    *("probability", "protocol", "label_text", "predicted_text"),
 )
+JSON_CELLS = ("top5", "box_xyxy", "true_xyxy", "label_text", "predicted_text")  # of .csv
 SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or images to choose from
 
 
@@ -52,6 +54,7 @@ class PredictionsFile:
         check_suffix(path)
         self.path = path
         self.failure: OSError | None = None
+        self._texts: DecidingTexts | None = None
         with contextlib.ExitStack() as files:
             partial = files.enter_context(whole_file(path))
             self._lines: TextIO = files.enter_context(
@@ -78,6 +81,13 @@ class PredictionsFile:
         except OSError as failure:  # of the lines that were still in the buffer
             self.failure = self.failure or failure
 
+    def look_up(self, texts: DecidingTexts) -> None:
+        """Where the lines of `of_set` that follow get their "label_text" and "predicted_text": the
+        description of the true and of the predicted class that the image is most similar to, and
+        its cosine.
+        """
+        self._texts = texts
+
     def of_set(self, dataset: ZeroShotSet, *, logit_scale: float | None = None) -> OnScores:
         """What `evaluate_zero_shot` is to call: a line for every image and method.
 
@@ -100,6 +110,11 @@ class PredictionsFile:
             probabilities = {}
             if (probability := best_probability(method, scores, logit_scale)) is not None:
                 probabilities["probability"] = probability
+            deciding: list[dict[str, Any]] = [{} for _ in labels]
+            for name, classes in (("label_text", labels), ("predicted_text", best[:, 0])):
+                found = self._texts and self._texts(method, alpha, start, classes)
+                for line, (text, cosine) in zip(deciding, found or (), strict=False):
+                    line[name] = [text, _rounded(cosine)]
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
                 top = [[names[k], _rounded(scores[row, k])] for k in order]
                 self.write(
@@ -115,6 +130,7 @@ class PredictionsFile:
                     **{name: _rounded(values[row]) for name, values in probabilities.items()},
                     top5=top,
                     choices=choices,
+                    **deciding[row],
                 )
 
         return write
@@ -235,7 +251,7 @@ class PredictionsFile:
             if self._table is None:
                 self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             else:
-                for name in ("top5", "box_xyxy", "true_xyxy"):  # JSON in their cell
+                for name in JSON_CELLS:
                     if name in line:
                         line[name] = json.dumps(line[name], ensure_ascii=False)
                 self._table.writerow(line)

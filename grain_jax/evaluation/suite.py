@@ -306,11 +306,12 @@ def score_zero_shot(
     support: Support | None = None,
 ) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
-    on_scores = None
+    on_scores = on_texts = None
     if details is not None:
         details.zero_shot_sets[dataset.name] = describe_set(dataset)
         if details.predictions is not None:
             on_scores = details.predictions.of_set(dataset, logit_scale=encoder.logit_scale)
+            on_texts = details.predictions.look_up
     return evaluate_zero_shot(
         encoder,
         dataset,
@@ -321,6 +322,7 @@ def score_zero_shot(
         features=features,
         details=final,
         on_scores=on_scores,
+        on_texts=on_texts,
         bank=bank,
         support=support,
     )

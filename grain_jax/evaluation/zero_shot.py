@@ -15,6 +15,7 @@ from grain_jax.data.classification.class_counts import (
     group_indices,
 )
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
+from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
@@ -102,6 +103,7 @@ def evaluate_zero_shot(
     on_scores: OnScores | None = None,
     bank: CaptionBank | None = None,
     support: Support | None = None,
+    on_texts: Callable[[DecidingTexts], None] | None = None,
 ) -> list[Result]:
     """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
 
@@ -115,6 +117,7 @@ def evaluate_zero_shot(
             is measured the `expected_distance` of every method.
         on_scores: called with the method, alpha, the index of the first image of a block, the
             block's scores [n, K] and its true classes [n].
+        on_texts: called once before it, with what descriptions can be looked up in.
         bank: captions for methods that need them.
         support: labelled images, in the order of the set's classes, likewise.
     """
@@ -144,6 +147,8 @@ def evaluate_zero_shot(
         support=support,
         unlabeled=Images(features.image, features.regions),
     )
+    if on_texts is not None:
+        on_texts(DecidingTexts(banks, features))
     hits: dict[tuple[str, float | None], _Hits] = {}
     names = mean_vectors(banks[NAMES]) if details and LOKI in fitted.scores else None
     distances: dict[tuple[str, float | None], list[float]] = {}
