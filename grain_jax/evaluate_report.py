@@ -93,6 +93,8 @@ class Options:
     # the method that others of the same file are compared with
     against: Annotated[OptionalText, arg(metavar="METHOD"), default_is(AGAINST)] = None
     seed: Annotated[int, one_word(integer, "N")] = 0  # of the resampling
+    # plots and tables of classes of every method, not of the best, GRAIN's own and by name
+    all_methods: bool = False
     # .html, .md or .csv
     output: Annotated[Path, one_word(user_path, "FILE"), OUT] = Path("report.html")
     overwrite: bool = False  # replace --output of an earlier report
@@ -123,7 +125,7 @@ def _report(options: Options) -> str:
             if getattr(options, name):
                 raise ValueError(f"--{name} goes with --predictions; give them too.")
     if options.output.suffix == ".csv":
-        for name in ("predictions", "images", "against", "seed"):
+        for name in ("predictions", "images", "against", "seed", "all_methods"):
             if getattr(options, name):
                 raise ValueError(f"--{name} changes nothing of a .csv; leave it out.")
     evaluations = read_evaluations(options.results, options.predictions)
@@ -135,6 +137,7 @@ def _report(options: Options) -> str:
         dict(options.images),
         against=options.against or AGAINST,
         seed=options.seed,
+        all_methods=options.all_methods,
     )
     write = html_page if options.output.suffix == ".html" else markdown_page
     return write(page_title(evaluations), sections)

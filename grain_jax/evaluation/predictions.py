@@ -15,6 +15,7 @@ from grain_jax.boxes import pairwise_iou
 from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.disk import whole_file
 from grain_jax.evaluation.box_features import BoxAnswers
+from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding import Phrase, phrase_hits
 from grain_jax.evaluation.grounding_protocol import Protocol
@@ -28,9 +29,11 @@ TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
     *("rank", "iou", "query", "box_xyxy", "true_xyxy", "top5", "choices"),
-    *("probability", "protocol", "correct_by_draw"),
+    *("probability", "protocol", "correct_by_draw", "label_text", "predicted_text"),
 )
-OF_JSON = ("top5", "box_xyxy", "true_xyxy", "correct_by_draw")  # JSON in their cell of a .csv
+JSON_CELLS = (  # of .csv
+    *("top5", "box_xyxy", "true_xyxy", "correct_by_draw", "label_text", "predicted_text"),
+)
 # Method and alpha -> of each draw and image, the probability that the answer is right.
 DrawnAnswers = dict[tuple[str, float | None], Float[np.ndarray, "D N"]]
 SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or images to choose from
@@ -55,6 +58,7 @@ class PredictionsFile:
         check_suffix(path)
         self.path = path
         self.failure: OSError | None = None
+        self._texts: DecidingTexts | None = None
         with contextlib.ExitStack() as files:
             partial = files.enter_context(whole_file(path))
             self._lines: TextIO = files.enter_context(
@@ -80,6 +84,13 @@ class PredictionsFile:
             self._files.__exit__(type(error) if error else None, error, traceback)
         except OSError as failure:  # of the lines that were still in the buffer
             self.failure = self.failure or failure
+
+    def look_up(self, texts: DecidingTexts) -> None:
+        """Where the lines of `of_set` that follow get their "label_text" and "predicted_text": the
+        description of the true and of the predicted class that the image is most similar to, and
+        its cosine.
+        """
+        self._texts = texts
 
     def of_set(
         self,
@@ -115,6 +126,11 @@ class PredictionsFile:
             probabilities = {}
             if (probability := best_probability(method, scores, logit_scale)) is not None:
                 probabilities["probability"] = probability
+            deciding: list[dict[str, Any]] = [{} for _ in labels]
+            for name, classes in (("label_text", labels), ("predicted_text", best[:, 0])):
+                found = self._texts and self._texts(method, alpha, start, classes)
+                for line, (text, cosine) in zip(deciding, found or (), strict=False):
+                    line[name] = [text, _rounded(cosine)]
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
                 top = [[names[k], _rounded(scores[row, k])] for k in order]
                 self.write(
@@ -131,6 +147,7 @@ class PredictionsFile:
                     **({} if by_draw is None else {"correct_by_draw": _list(by_draw[:, row])}),
                     top5=top,
                     choices=choices,
+                    **deciding[row],
                 )
 
         return write
@@ -281,7 +298,7 @@ class PredictionsFile:
             if self._table is None:
                 self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             else:
-                for name in OF_JSON:
+                for name in JSON_CELLS:
                     if name in line:
                         line[name] = json.dumps(line[name], ensure_ascii=False)
                 self._table.writerow(line)

@@ -309,7 +309,7 @@ def score_zero_shot(
     support: Support | None = None,
 ) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
-    on_scores = None
+    on_scores = on_texts = None
     draws: DrawnAnswers = {}
     if details is not None:
         details.zero_shot_sets[dataset.name] = describe_set(dataset)
@@ -317,6 +317,7 @@ def score_zero_shot(
             on_scores = details.predictions.of_set(
                 dataset, logit_scale=encoder.logit_scale, draws=draws
             )
+            on_texts = details.predictions.look_up
     return evaluate_zero_shot(
         encoder,
         dataset,
@@ -329,6 +330,7 @@ def score_zero_shot(
         details=final,
         on_scores=on_scores,
         on_draws=None if on_scores is None else note_draws(draws),
+        on_texts=on_texts,
         bank=bank,
         support=support,
     )

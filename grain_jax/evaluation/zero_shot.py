@@ -15,6 +15,7 @@ from grain_jax.data.classification.class_counts import (
     group_indices,
 )
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
+from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
 from grain_jax.evaluation.variants import BLOCK_IMAGES, VariantEmbeddings, possible_variants
 from grain_jax.evaluation.variants import passes as variant_passes
@@ -124,6 +125,7 @@ def evaluate_zero_shot(
     on_draws: OnDraws | None = None,
     bank: CaptionBank | None = None,
     support: Support | None = None,
+    on_texts: Callable[[DecidingTexts], None] | None = None,
 ) -> list[Result]:
     """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
 
@@ -143,6 +145,7 @@ def evaluate_zero_shot(
             block's scores [n, K] and its true classes [n]; of several draws with the first.
         on_draws: called before that, where there are several, with the method, alpha, and of each
             draw and image the probability that its best-scored class is the true one.
+        on_texts: called once before them, with what descriptions can be looked up in.
         bank: captions for methods that need them.
         support: labelled images, in the order of the set's classes, likewise.
     """
@@ -190,6 +193,8 @@ def evaluate_zero_shot(
         return _measure(fitted, features, rows, labels, names, on_scores)
 
     fitted, banks = fitted_to(texts, methods)
+    if on_texts is not None:
+        on_texts(DecidingTexts(banks, features))
     names = mean_vectors(banks[NAMES]) if details and LOKI in fitted.scores else None
     draws: dict[Key, list[_Measured]] = {}
     drawn = drawn_methods(fitted.scores)

@@ -30,13 +30,16 @@ from grain_jax.evaluation.report_page.content import (
     Grid,
     texts,
 )
+from grain_jax.evaluation.report_page.deciding import MEANING, deciding_cells, has_texts
 from grain_jax.evaluation.report_page.evaluations import Evaluation
+from grain_jax.evaluation.report_page.short_list import ShortList
 from grain_jax.evaluation.report_page.tables import measured_title, named
 from grain_jax.evaluation.statistics import holm
 
 MAX_CLASSES = 2_000  # rows of a table of classes
 MAX_METHODS = 12  # columns of one
 PAIRS = 10  # confused pairs of a method
+OF_CLASS = ("images", "value, %", "against, %", "points", "more right", "p")
 EACH_WAY = 12  # classes won and classes lost that a table shows
 TASKS = {
     "zero_shot": "",
@@ -65,13 +68,14 @@ class Pairing:
         return f"{letter}{measured_title(self.after)} against {measured_title(self.before)}"
 
 
-def class_grids(evaluations: Sequence[Evaluation]) -> list[Grid]:
-    """Accuracy of every class by every method, and the pairs that are most often confused."""
+def class_grids(evaluations: Sequence[Evaluation], shown: ShortList) -> list[Grid]:
+    """Accuracy of every class by the methods shown, and the pairs that are most often confused."""
     grids = []
     for one in evaluations:
         sets: dict[str, list[Measure]] = {}
         for measure in one.answers:
-            if measure.task == "zero_shot" and all(one.answers[measure].labels):
+            labels = one.answers[measure].labels
+            if measure.task == "zero_shot" and shown.has_measure(measure) and all(labels):
                 sets.setdefault(measure.dataset, []).append(measure)
         for name, measures in sets.items():
             letter = named(evaluations, one)
@@ -176,9 +180,11 @@ def pairings(evaluations: Sequence[Evaluation], against: str) -> list[Pairing]:
     return found
 
 
-def paired_grids(pairs: Sequence[Pairing], *, seed: int) -> tuple[list[Grid], list[str]]:
-    """Differences with intervals, then of each pairing the classes won and lost; and sentences on
-    what cannot be compared.
+def paired_grids(
+    pairs: Sequence[Pairing], shown: ShortList, *, seed: int
+) -> tuple[list[Grid], list[str]]:
+    """Differences with intervals, then of each pairing of a method shown the classes won and lost;
+    and sentences on what cannot be compared.
     """
     compared: list[tuple[Pairing, Comparison]] = []
     notes = []
@@ -215,7 +221,11 @@ def paired_grids(pairs: Sequence[Pairing], *, seed: int) -> tuple[list[Grid], li
         "each says nothing of other seeds.",
         num_texts=2,
     )
-    won = [_wins(pair, found) for pair, found in compared if found.task == "zero_shot"]
+    won = [
+        _wins(pair, found)
+        for pair, found in compared
+        if found.task == "zero_shot" and shown.has_measure(pair.after)
+    ]
     return [table, *(grid for grid in won if grid is not None)], notes
 
 
@@ -237,10 +247,20 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
     won = [one for one in classes if one.value > 0]
     lost = [one for one in reversed(classes) if one.value < 0]
     equal = len(classes) - len(won) - len(lost)
-    rows = [_class_row("won", one) for one in won[:EACH_WAY]]
-    rows += [_class_row("lost", one) for one in lost[:EACH_WAY]]
+    details = pair.second.answers[pair.after]
+    change = after - np.array(answers.correct)
+    decided = has_texts(answers) or has_texts(details)
+    rows = []
+    for word, side in (("won", won), ("lost", lost)):
+        for one in side[:EACH_WAY]:
+            cells = _class_row(word, one)
+            if decided:
+                rested_on = deciding_cells(one.name, answers, details, change, won=word == "won")
+                cells = (*cells[:2], *texts(*rested_on), *cells[2:])
+            rows.append(cells)
+    heads = ("", "class", *(("what decided", "against") if decided else ()), *OF_CLASS)
     if not rows:
-        rows = [texts("equal", f"all {equal} classes", "-", "-", "-", "-", "-", "-")]
+        rows = [texts("equal", f"all {equal} classes", *("-" for _ in heads[2:]))]
     shown = [
         f"{min(EACH_WAY, len(side))} of {len(side)} classes {word} are shown."
         for word, side in (("won", won), ("lost", lost))
@@ -248,17 +268,18 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
     ]
     return Grid(
         f"{found.dataset}, {pair.title()}: classes won {len(won)}, lost {len(lost)}, equal {equal}",
-        ("", "class", "images", "value, %", "against, %", "points", "more right", "p"),
+        heads,
         tuple(rows),
         " ".join(
             [
                 "Won by what is named first. 'More right': images that it gets more right than the "
                 "other : less; of tied classes an answer is right in part. p of the sign test on "
                 "these, corrected by Holm for the classes; above 0.05 it is not significant.",
+                *([MEANING] if decided else []),
                 *shown,
             ]
         ),
-        num_texts=2,
+        num_texts=len(heads) - len(OF_CLASS),
         folded=True,
     )
 

@@ -25,6 +25,9 @@ class AnswerDetails(Answers):
     predicted: list[str | None] = field(default_factory=list)
     probability: list[float | None] = field(default_factory=list)  # of the predicted class
     iou: list[float | None] = field(default_factory=list)
+    # description of the true and of the predicted class that is most similar, and its cosine
+    label_text: list[tuple[str, float] | None] = field(default_factory=list)
+    predicted_text: list[tuple[str, float] | None] = field(default_factory=list)
     box_xyxy: list[list[float] | None] = field(default_factory=list)
     true_xyxy: list[list[list[float]] | None] = field(default_factory=list)
 
@@ -153,12 +156,15 @@ def read_answers(path: Path) -> dict[Measure, AnswerDetails]:
             answers.probability.append(_number(line.get("probability")))
             answers.iou.append(_number(line.get("iou")))
             answers.box_xyxy.append(_box(line.get("box_xyxy")))
+            answers.label_text.append(_text(line.get("label_text")))
+            answers.predicted_text.append(_text(line.get("predicted_text")))
             boxes = _parsed(line.get("true_xyxy"))
             answers.true_xyxy.append(None if boxes is None else [*_boxes(boxes)])
         except (TypeError, ValueError):
             raise ValueError(
                 f"{path}, answer {number}: probability and iou should be numbers, box_xyxy 4 of "
-                "them and true_xyxy a list of boxes, as --predictions of evaluate writes them."
+                "them, true_xyxy a list of boxes, and texts a text and a number, as --predictions "
+                "of evaluate writes them."
             ) from None
     return found
 
@@ -205,6 +211,14 @@ def _parsed(value: Any) -> Any:
 
 def _number(value: Any) -> float | None:
     return None if value in (None, "") else float(value)
+
+
+def _text(value: Any) -> tuple[str, float] | None:
+    value = _parsed(value)
+    if value is None:
+        return None
+    text, cosine = value
+    return str(text), float(cosine)
 
 
 def _box(value: Any) -> list[float] | None:

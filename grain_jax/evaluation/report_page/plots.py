@@ -16,6 +16,7 @@ from grain_jax.evaluation.report_page.content import (
     texts,
 )
 from grain_jax.evaluation.report_page.evaluations import AnswerDetails, Evaluation
+from grain_jax.evaluation.report_page.short_list import ShortList
 from grain_jax.evaluation.report_page.tables import (
     measured_title,
     method_title,
@@ -31,8 +32,8 @@ MOST_TICKS = 6
 EDGE = 3.0  # percent of the width left free on both sides, for marks and the texts of ticks
 
 
-def accuracy_plots(evaluations: Sequence[Evaluation]) -> list[Plot]:
-    """Of every set, top-1 accuracy with its interval, by every method and evaluation."""
+def accuracy_plots(evaluations: Sequence[Evaluation], shown: ShortList) -> list[Plot]:
+    """Of every set, top-1 accuracy with its interval, by the methods shown and evaluation."""
     plots = []
     for column, of in set_columns(evaluations).items():
         found: list[tuple[str, Evaluation, Result]] = []
@@ -44,7 +45,7 @@ def accuracy_plots(evaluations: Sequence[Evaluation]) -> list[Plot]:
                     continue
                 if method == "random":
                     random = result.value
-                else:
+                elif shown.has(name, (method, alpha)):
                     found.append((method_title(method, alpha), one, result))
         if found:
             plots.append(_plot(column, evaluations, found, random))
@@ -109,9 +110,11 @@ def axis_ticks(low: float, high: float) -> list[float]:
     return [round(step * k, 4) for k in range(first, last + 1)]
 
 
-def reliability(evaluations: Sequence[Evaluation]) -> list[Grid | ReliabilityPlot]:
-    """How far probabilities are from accuracies, where the predictions have them: a table, then a
-    plot for each of its rows.
+def reliability(
+    evaluations: Sequence[Evaluation], shown: ShortList
+) -> list[Grid | ReliabilityPlot]:
+    """How far probabilities are from accuracies, where the predictions have them: a table of all
+    methods, then a plot for each that is shown.
     """
     plots, rows = [], []
     for one in evaluations:
@@ -130,6 +133,8 @@ def reliability(evaluations: Sequence[Evaluation]) -> list[Grid | ReliabilityPlo
                         f"{len(answers.correct):,}",
                     )
                 )
+                if not shown.has_measure(measure):
+                    continue
                 plots.append(
                     ReliabilityPlot(
                         title=_title(evaluations, one, measure),

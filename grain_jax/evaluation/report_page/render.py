@@ -21,6 +21,12 @@ from grain_jax.evaluation.report_page.content import (
 from grain_jax.evaluation.report_page.evaluations import Evaluation
 from grain_jax.evaluation.report_page.gallery import galleries
 from grain_jax.evaluation.report_page.plots import accuracy_plots, reliability
+from grain_jax.evaluation.report_page.protocols import (
+    compositional_grid,
+    is_of_protocol,
+    protocol_grids,
+)
+from grain_jax.evaluation.report_page.short_list import ShortList
 from grain_jax.evaluation.report_page.tables import (
     facts_tables,
     grounding_grid,
@@ -48,29 +54,39 @@ def report_sections(
     *,
     against: str,
     seed: int = 0,
+    all_methods: bool = False,
 ) -> list[Section]:
-    """All of the report. Raises ValueError as `galleries` does."""
+    """All of the report; without `all_methods` plots and tables of classes of a short list. Raises
+    ValueError as `galleries` does.
+    """
+    listed = ShortList(evaluations, every=all_methods)
     pairs = pairings(evaluations, against)
-    differences, left_out = paired_grids(pairs, seed=seed)
+    differences, left_out = paired_grids(pairs, listed, seed=seed)
     shown, missing = galleries(evaluations, images)
-    of_answers = [*differences, *class_grids(evaluations)]
+    of_answers = [*differences, *class_grids(evaluations, listed)]
     answered = any(one.answers for one in evaluations)
     what, how = facts_tables(evaluations)
     sections = [
         Section("What was measured", _given(what, texts_table(evaluations), how)),
         Section(
             "Zero-shot classification",
-            (*zero_shot_grids(evaluations), *accuracy_plots(evaluations)),
+            (*zero_shot_grids(evaluations), *accuracy_plots(evaluations, listed)),
+            tuple(listed.notes),
         ),
         Section(
             "Classes and paired answers",
             tuple(of_answers),
             (*left_out, *(() if answered else (NO_ANSWERS,))),
         ),
-        Section("Probabilities", tuple(reliability(evaluations))),
+        Section("Probabilities", tuple(reliability(evaluations, listed))),
         Section("Retrieval", _given(retrieval_grid(evaluations))),
-        Section("Grounding", _given(grounding_grid(evaluations), *shown), tuple(missing)),
-        Section("Further results", _given(other_grid(evaluations))),
+        Section(
+            "Grounding",
+            _given(grounding_grid(evaluations), *protocol_grids(evaluations), *shown),
+            tuple(missing),
+        ),
+        Section("Composition", _given(compositional_grid(evaluations))),
+        Section("Further results", _given(other_grid(evaluations, elsewhere=is_of_protocol))),
     ]
     return [section for section in sections if section.blocks or section.notes]
 

@@ -1,7 +1,7 @@
 """What was measured, and its results: methods by sets, grounding, retrieval, and the rest."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -365,8 +365,10 @@ def retrieval_grid(evaluations: Sequence[Evaluation]) -> Grid | None:
     )
 
 
-def other_grid(evaluations: Sequence[Evaluation]) -> Grid | None:
-    """Records that no other table has, as they are."""
+def other_grid(
+    evaluations: Sequence[Evaluation], *, elsewhere: Callable[[Evaluation, Result], bool]
+) -> Grid | None:
+    """Records that no table here and none `elsewhere` has, as they are."""
     rows = [
         (
             *texts(result.dataset, method_title(result.method, result.alpha), result.metric),
@@ -376,7 +378,7 @@ def other_grid(evaluations: Sequence[Evaluation]) -> Grid | None:
         )
         for one in evaluations
         for result in one.results
-        if not _in_another_table(result)
+        if not (_in_another_table(result) or elsewhere(one, result))
     ]
     if not rows:
         return None

@@ -1,0 +1,104 @@
+"""Tables of a report: cells, marks in words, sets that stand apart."""
+
+import json
+import re
+
+import numpy as np
+from report_files import (
+    Page,
+    grounding_lines,
+    record,
+    results_of,
+    sections_of,
+    write_results,
+)
+
+from grain_jax.evaluation.report_page.content import all_grids
+from grain_jax.evaluation.report_page.evaluations import read_evaluations
+from grain_jax.evaluation.report_page.plots import accuracy_plots
+from grain_jax.evaluation.report_page.render import html_page, page_title
+from grain_jax.evaluation.report_page.short_list import ShortList
+from grain_jax.evaluation.statistics import mean_interval
+
+
+def test_a_cell_in_which_classes_fell_back_to_their_names_says_so(two):
+    _, sections = sections_of(two[0])
+    grid = next(one for one in all_grids(sections) if one.title.startswith("Top-1"))
+    rows = {row[0].text: row[1:] for row in grid.rows}
+    assert [cell.mark for cell in rows["description, alpha = 1"]] == ["1 of 3 by name"] * 2
+    assert [cell.mark for cell in rows["name"] + rows["random"]] == [""] * 4
+    assert "'1 of 3 by name'" in grid.meaning
+    assert grid.groups == (("birds", 2),)
+    assert grid.columns == ("method", "A", "B")
+    evaluations = read_evaluations(*two)
+    expected = evaluations[0].get("birds", "description", "top1", 1.0).value
+    cell = rows["description, alpha = 1"][0]
+    assert cell.text == f"{100 * expected:.1f}"
+    assert cell.interval == f"{100 * expected - 5:.1f}-{100 * expected + 4:.1f}"
+
+
+def test_sets_of_one_name_with_other_images_stand_apart(two, tmp_path):
+    sets = {"birds": {"images": {"count": 60, "sha256": "another"}, "classes": None}}
+    other = write_results(
+        tmp_path / "c.json", results_of({("name", None): 0.5}), zero_shot_sets=sets
+    )
+    _, sections = sections_of([*two[0], other])
+    grid = next(one for one in all_grids(sections) if one.title.startswith("Top-1"))
+    assert grid.groups == (("birds (A, B)", 2), ("birds (C)", 1))
+
+
+def test_records_without_a_table_of_their_own_are_listed(two):
+    _, sections = sections_of(two[0])
+    other = next(one for one in all_grids(sections) if one.title == "Other results")
+    assert [(row[2].text, row[4].text) for row in other.rows] == [("newer_metric", "12.5")] * 2
+
+
+def test_recall_and_phrases_get_intervals_from_their_answers(two):
+    _, sections = sections_of(*two)
+    grid = next(one for one in all_grids(sections) if one.title == "Grounding, %")
+    cell = grid.rows[0][grid.columns.index("Acc@0.5")]
+    lines = grounding_lines()
+    low, high = mean_interval(
+        np.array([line["correct"] for line in lines]),
+        np.array([int(line["image"][5:]) for line in lines]),
+    )
+    assert cell.interval == f"{100 * low:.1f}-{100 * high:.1f}"
+    _, without = sections_of(two[0])
+    grid = next(one for one in all_grids(without) if one.title == "Grounding, %")
+    assert grid.rows[0][grid.columns.index("Acc@0.5")].interval == ""
+
+
+def test_a_file_of_an_older_version_is_read(tmp_path):
+    """Results as keys and values, and nothing on sets, settings or versions."""
+    path = tmp_path / "old.json"
+    path.write_text(
+        json.dumps(
+            {
+                "results": {
+                    "birds/name": 0.5,
+                    "birds/name/low": 0.4,
+                    "birds/name/high": 0.6,
+                    "birds/images": 10,
+                }
+            }
+        )
+    )
+    evaluations, sections = sections_of([path])
+    page = Page(html_page(page_title(evaluations), sections))
+    assert "50.0" in page.texts
+    assert "40.0-60.0" in page.texts
+    assert "needs --predictions" in page.text
+
+
+def test_what_is_not_a_number_is_said_in_words(tmp_path):
+    results = results_of({("name", None): 0.5})
+    results.append(record("birds", "description", 1.0, "top1", float("nan"), float("nan"), 0.5, 60))
+    results.append(record("val", "model", None, "box_iou", float("inf")))
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps({"results": results}))
+    evaluations, sections = sections_of([path])
+    page = Page(html_page(page_title(evaluations), sections))
+    assert page.texts.count("not a number") == 2
+    assert not re.search(r"\b(nan|inf)\b", page.text)
+    (plot,) = accuracy_plots(evaluations, ShortList(evaluations))
+    assert [mark.label for mark in plot.marks] == ["name"]
