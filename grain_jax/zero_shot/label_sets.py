@@ -8,6 +8,7 @@ from grain_jax.zero_shot.arithmetic import (
     cosines_with,
     in_blocks,
     log_softmax,
+    logsumexp,
     mean_vectors,
     softmax,
     unit,
@@ -37,10 +38,11 @@ def by_subclasses(
 
     def block(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n K"]:
         cosine = global_scores(image, subclasses, ensembling=texts.prompt_ensembling)
-        return np.maximum.reduceat(log_softmax(scale * cosine), starts, axis=1)
+        cosine *= np.float32(scale)
+        return np.maximum.reduceat(cosine, starts, axis=1) - logsumexp(cosine)
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        best = in_blocks(block, images.image, cells=int(counts.sum()))
+        best = in_blocks(block, images.image, cells=4 * int(counts.sum()))
         return (best + log_softmax(scale * name_scores(images, texts))).astype(np.float32)
 
     return score

@@ -116,7 +116,7 @@ def by_name_in_contexts(
         return (joint - logsumexp(context[:, :, 0]))[:, of_class]
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
-        return in_blocks(block, images.image, cells=len(vectors)).astype(np.float32)
+        return in_blocks(block, images.image, cells=4 * len(vectors)).astype(np.float32)
 
     return score
 
