@@ -24,6 +24,7 @@ from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.paths import user_path
 from grain_jax.zero_shot.methods import check_methods
+from grain_jax.zero_shot.text_kinds import FROM_FILES
 
 PACKAGED = Path(__file__).parent / "suites"
 QUESTIONS = (".json", ".jsonl")  # a file of questions, not a folder with it
@@ -59,6 +60,7 @@ class ImageSet:
     templates: str = ""
     descriptions: str = ""
     description_template: str = "{}"
+    texts: Mapping[str, str] = field(default_factory=dict)  # kind (`FROM_FILES`) -> file
     counts: str = ""
     keep_names: bool = False
     classes_by: Binding = "name"
@@ -330,6 +332,13 @@ def _check(suite: Suite, title: str) -> None:
             check_methods(methods)
         except ValueError as error:
             raise ValueError(f"{title}: {error}") from error
+    for images in suite.images:
+        for kind in images.texts:
+            if kind not in FROM_FILES:
+                raise ValueError(
+                    f"{title}: texts of {images.name!r} has {kind!r}, and the kinds of texts that "
+                    f"files have are {', '.join(FROM_FILES)}."
+                )
     if any(not 0 <= alpha <= 1 for alpha in suite.alphas):
         raise ValueError(f"{title}: alphas are numbers from 0 to 1, not {list(suite.alphas)}.")
     for one in suite.sets:
@@ -407,6 +416,10 @@ def _value(value: Any, kind: Any, title: str) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{title} is a list, not {value!r}.")
         return tuple(_value(one, typing.get_args(kind)[0], title) for one in value)
+    if typing.get_origin(kind) is Mapping:
+        if not isinstance(value, dict):
+            raise ValueError(f'{title} is a table, as {{cupl = "cupl.json"}}, not {value!r}.')
+        return {key: _value(one, str, f"{title}.{key}") for key, one in value.items()}
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         words = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}

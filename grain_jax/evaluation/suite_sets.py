@@ -235,6 +235,7 @@ def _open_images(
         templates=suite.text(one.templates),
         descriptions=suite.text(one.descriptions),
         counts=suite.text(one.counts),
+        further={kind: suite.text(file) for kind, file in one.texts.items()},
         description_template=one.description_template,
         keep_names=one.keep_names,
         classes_by=one.classes_by,

@@ -1,6 +1,7 @@
 """A suite on folders of the toy model's images."""
 
 import io
+import json
 from pathlib import Path
 
 import pyarrow
@@ -160,6 +161,17 @@ def test_methods_of_a_set_go_before_those_of_the_suite(folder):
     results = evaluate_suite(encoder, opened, CONFIG, templates=("{}",))
     assert {key[0] for key in values(results, "right")} == {"random", "dataset", "name"}
     assert {key[0] for key in values(results, "apart")} == {"random", "dataset"}
+
+
+def test_a_set_has_texts_that_some_methods_take(folder):
+    path = folder / "mine.toml"
+    texts = {"red": ["a red thing"], "green": ["a green thing"], "blue": ["a blue thing"]}
+    (folder / "cupl.json").write_text(json.dumps(texts), encoding="utf-8")
+    own = 'methods = ["cupl"]\ntexts = {cupl = "cupl.json"}'
+    path.write_text(f'[[images]]\nname = "right"\n{own}\n', encoding="utf-8")
+    opened = open_suite(read_suite(str(path)))
+    results = evaluate_suite(toy_encoder(), opened, CONFIG, templates=("{}",))
+    assert values(results, "right")["cupl", None, "top1"] == 1.0
 
 
 STORED = """
