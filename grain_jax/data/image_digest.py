@@ -6,6 +6,7 @@ the images of some of its rows, without making them.
 
 import hashlib
 from collections.abc import Sequence
+from typing import SupportsFloat
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +21,7 @@ def image_digest(image: bytes | UInt8[np.ndarray, "H W 3"]) -> bytes:
     return found.digest()
 
 
-def crop_digest(image: bytes, box: Sequence[float]) -> bytes:
+def crop_digest(image: bytes, box: Sequence[SupportsFloat]) -> bytes:
     """Of the part `box` of an image whose digest is given; every bit of the numbers counts."""
     sides = ",".join(float(side).hex() for side in box)
     return hashlib.sha256(b"crop " + image + f" {sides}".encode()).digest()

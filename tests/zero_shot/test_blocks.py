@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from grain_jax.data.image_variants import VARIANTS
 from grain_jax.zero_shot.arithmetic import best_columns
 from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import METHODS, FittedMethods, encode_banks
@@ -50,9 +51,9 @@ def texts_of_every_kind():
         },
         shared={"reject": [["on land", "on water"]]},
         pairs={
-            name: {other: [f"{name} not {other} {i}" for i in range(1 + k % 2)] for other in others}
-            for k, (name, others) in enumerate(others.items())
-            if others
+            name: {other: [f"{name} not {other} {i}" for i in range(1 + k % 2)] for other in rest}
+            for k, (name, rest) in enumerate(others.items())
+            if rest
         },
     )
 
@@ -66,9 +67,15 @@ def scores_of(name: str) -> dict:
     captions = tuple(f"caption {i}" for i in range(53))
     shown_with = unit(rng.normal(size=(len(captions), WIDTH)))
     bank = CaptionBank(captions, encode(captions), shown_with, encode)
-    images = Images(
-        unit(rng.normal(size=(IMAGES, WIDTH))), unit(rng.normal(size=(IMAGES, 3, WIDTH)))
+    image, regions = (
+        unit(rng.normal(size=(IMAGES, WIDTH))),
+        unit(rng.normal(size=(IMAGES, 3, WIDTH))),
     )
+    variants = {
+        kind: unit(rng.normal(size=(IMAGES, one.count(num_boxes=3), WIDTH)))
+        for kind, one in VARIANTS.items()
+    }
+    images = Images(image, regions, variants)
     fitted = FittedMethods(
         encode_banks(encode, texts, methods=(name,), has_regions=True),
         methods=(name,),
@@ -77,6 +84,7 @@ def scores_of(name: str) -> dict:
         bank=bank,
         support=support,
         unlabeled=images,
+        variants=VARIANTS,
     )
     return fitted(images)
 
