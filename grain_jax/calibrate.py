@@ -416,6 +416,8 @@ def _print(content: dict[str, Any], output: Console) -> None:
             style = "{:.1%}" if percent else "{:.3f}"
             before, after = report["before"][name], report["after"][name]
             interval = "-".join(style.format(after[end]) for end in ("low", "high"))
+            if name == "coverage":
+                shown += f" (asked for: {content['label_sets']['coverage']:.4g})"
             table.add_row(
                 shown, style.format(before["value"]), style.format(after["value"]), interval
             )

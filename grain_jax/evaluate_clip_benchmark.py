@@ -50,9 +50,16 @@ def main(arguments: Sequence[str]) -> int:
     words = list(arguments)
     at = words.index("--") if "--" in words else len(words)
     try:
+        if at == len(words) and any(word.startswith("--dataset") for word in words):
+            raise ValueError(
+                "CLIP_benchmark's options stand behind `--`: --checkpoint=RUN -- --dataset=wds/SET "
+                "--dataset_root=FOLDER"
+            )
         options = parse(Options, words[:at], command=COMMAND, description=__doc__)
     except NotParsed as parsed:
         return parsed.status
+    except ValueError as error:
+        return say_end(error, messages)
     try:
         theirs = harness_arguments(options, words[at + 1 :])
         register(step=options.step, best=options.best)

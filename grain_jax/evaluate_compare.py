@@ -108,7 +108,7 @@ def _compare(options: Options, messages: Console) -> list[Comparison]:
         if options.output.suffix != ".json":
             raise ValueError(f"--output={options.output} is written as JSON; end it in .json.")
     if bool(options.second) == (options.against is not None):
-        raise ValueError("Give B, a second file of predictions, or --against=METHOD, not both.")
+        raise ValueError("Give one of B, a second file of predictions, and --against=METHOD.")
     given = (*options.first, *options.second)
     for path in given:
         if path.suffix == ".json":

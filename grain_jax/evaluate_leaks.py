@@ -64,7 +64,7 @@ from grain_jax.evaluation.tables import Table, print_table
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
-from grain_jax.paths import local_path
+from grain_jax.paths import local_path, no_file
 from grain_jax.terminal import escape_unprintable
 
 SHOWN = 20  # pairs that are printed
@@ -165,7 +165,7 @@ def _checked(options: Options) -> Predictions | None:
     if options.predictions is None:
         return None
     if not options.predictions.is_file():
-        raise ValueError(f"There is no file {str(options.predictions)!r} for --predictions.")
+        raise ValueError(f"{no_file(options.predictions)} for --predictions.")
     return read_predictions(options.predictions)
 
 

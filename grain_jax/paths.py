@@ -79,6 +79,15 @@ def nearest_hint(path: Path) -> str:
     return "" if found is None or found == path else f"; did you mean {str(found)!r}?"
 
 
+def no_file(path: Path) -> str:
+    """ "There is no file 'PATH'", or that it is a folder, with the files in it that it may be."""
+    if not path.is_dir():
+        return f"There is no file {str(path)!r}"
+    inside = sorted(one.name for one in path.iterdir() if one.is_file())[:3]
+    such = f", such as {', '.join(map(repr, inside))} in it" if inside else ""
+    return f"{str(path)!r} is a folder, and a file is needed{such}"
+
+
 def absolute(path: AnyPath) -> AnyPath:
     """The whole path; an address is one already."""
     return path if buckets.in_bucket(path) else path.absolute()

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grain_jax.paths import expand_home
+from grain_jax.paths import expand_home, no_file
 
 SUFFIXES = (".txt", ".json", ".md")
 MAX_BYTES = 256 * 2**20  # of a text file; descriptions of 21,000 classes take about 20 MB
@@ -43,7 +43,7 @@ def read_texts(source: str, role: str = "") -> Any:
     name, entry = split_entry(source)
     path = Path(name)
     if not path.is_file():
-        raise ValueError(f"There is no file {name!r}.")
+        raise ValueError(f"{no_file(path)}.")
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
         raise ValueError(f"{name!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")

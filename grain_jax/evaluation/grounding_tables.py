@@ -32,8 +32,8 @@ def grounding_tables(measured: Measured) -> list[Table]:
                 for method, title in TITLES.items()
                 if (method, "R@1") in results
             ),
-            f"At most {percent(results[MODEL, 'upper_bound'].value)} % (a right box is among those "
-            "that may be chosen). R@1 is Acc@0.5. Pointing: the centre of the chosen box is in a "
+            f"With these boxes at most {percent(results[MODEL, 'upper_bound'].value)} % (a right "
+            "one is among them). R@1 is Acc@0.5. Pointing: the centre of the chosen box is in a "
             "true one. In brackets the 95 % interval (bootstrap over images). The best "
             "constant box is fitted to the answers of the other half of the images. "
             + protocol.sentence,

@@ -57,7 +57,14 @@ def check_any_left(methods: Sequence[str], left_out: LeftOut) -> None:
 
 
 def _needs(found: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{name} needs {' and '.join(needs)}" for name, needs in found.items())
+    """Methods that need the same in one breath."""
+    alike: dict[str, list[str]] = {}
+    for name, needs in found.items():
+        alike.setdefault(" and ".join(needs), []).append(name)
+    return "; ".join(
+        f"{', '.join(names)} need{'s' if len(names) == 1 else ''} {needs}"
+        for needs, names in alike.items()
+    )
 
 
 def _note_passes(

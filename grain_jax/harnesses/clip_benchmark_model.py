@@ -123,7 +123,7 @@ def import_harness(module: str) -> Any:
     except (ImportError, RuntimeError) as error:  # torchvision of another torch is a RuntimeError
         raise ValueError(
             f"CLIP_benchmark cannot be imported ({error}); install it, with a torchvision that "
-            "fits torch, in this environment: pip install clip-benchmark"
+            'fits torch, in this environment: pip install clip-benchmark "numpy<2.4"'
         ) from error
 
 

@@ -88,7 +88,7 @@ def test_ground_makes_the_same_rows(images, address, tmp_path, capsys):
     assert run_with_a_kill(on_ray, tmp_path / "ray") == 0
     printed = capsys.readouterr()
     assert "another one takes its place" in plain(printed.err)
-    assert plain(printed.err).count("entries of the descriptions are of other") == 1
+    assert plain(printed.err).count("are of other classes") == 1
     assert "detector alone" in plain(printed.out)
     expected, found = (rows_in(tmp_path / name, "ground") for name in ("one", "ray"))
     assert found.keys() == expected.keys()

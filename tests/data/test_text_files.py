@@ -97,7 +97,9 @@ def test_damaged_json_is_refused(tmp_path, content, message):
 
 
 def test_files_that_are_not_text_are_refused(tmp_path, monkeypatch):
-    refused(str(tmp_path), "There is no file")
+    refused(str(tmp_path), "is a folder, and a file is needed")
+    (tmp_path / "a.json").write_text("[]")
+    refused(str(tmp_path), "is needed, such as 'a.json' in it")
     refused(save(tmp_path / "t.yaml", "- a"), "end in .txt, .json or .md")
     monkeypatch.setattr(text_files, "MAX_BYTES", 10)
     refused(save(tmp_path / "t.json", ["long enough"]), "larger than 10 bytes")

@@ -161,8 +161,8 @@ def test_other_data_is_refused(two, tmp_path, capsys, lines, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["A"], "Give B, a second file of predictions, or --against=METHOD"),
-        (["A", "B", "--against=name"], "not both"),
+        (["A"], "Give one of B"),
+        (["A", "B", "--against=name"], "Give one of B"),
         (["A", "A"], "is given twice"),
         (["A", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
         (["A", "results.json"], "a .json of evaluate has results, not answers"),

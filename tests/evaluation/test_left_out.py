@@ -16,7 +16,12 @@ def test_an_error_only_where_no_method_is_left_on_any_set():
 
 
 def test_the_sentence_counts_methods():
-    found = {"gda": ["labelled images"], "x": ["a bank", "descriptions"]}
+    found = {
+        "gda": ["labelled images"],
+        "x": ["a bank", "descriptions"],
+        "knn": ["labelled images"],
+    }
     assert left_out_sentence("pets", found) == (
-        "pets: 2 methods are left out: gda needs labelled images; x needs a bank and descriptions."
+        "pets: 3 methods are left out: gda, knn need labelled images; x needs a bank and "
+        "descriptions."
     )

@@ -309,6 +309,7 @@ def test_the_command_measures_what_evaluate_does(tmp_path, monkeypatch, capsys):
     ("words", "message"),
     [
         (["--checkpoint=a"], "-- --dataset=wds/SET"),
+        (["--checkpoint=a", "--dataset=x"], "stand behind `--`"),
         (["--checkpoint=a", "--", "--dataset=x", "--pretrained=b"], "--pretrained is what"),
         (["--", "--dataset=x"], "--checkpoint"),
         (["--checkpiont=a", "--", "--dataset=x"], "--checkpoint"),

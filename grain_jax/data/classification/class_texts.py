@@ -88,7 +88,7 @@ def bind_descriptions(
     if others:
         near = nearest_name(empty[0], others) if empty else ""
         note(
-            f"{title}: {len(others)} of {len(given)} entries of the descriptions are of other "
+            f"{title}: {len(others)} of {len(given)} entries of {source!r} are of other "
             f"classes{f'; the nearest to {empty[0]!r} is {near!r}' if near else ''}."
         )
     return found

@@ -4,8 +4,9 @@ Labels, names and descriptions are bound and checked before any image is read.
 """
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,9 @@ class ImageFiles:
         except SkippedSample as error:
             raise ValueError(f"Image {error} Replace it, or take it out of the set.") from error
         return Record(id=name, image=image, label=self.labels[index])
+
+
+CODE = re.compile(r"n\d{8}|\d+")  # identifiers of WordNet, and numbers
 
 
 def load_zero_shot(
@@ -149,6 +153,11 @@ def load_zero_shot(
         names = names_of_labels(labels.all, given, source, note, binding=classes_by)
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
+    if not text_files["classes"] and _are_codes(names.values()):
+        note(
+            f"{title}: labels are taken for class names, and they look like codes, as "
+            f"{next(iter(names.values()))!r}; give names with --classes, {{label: name}}."
+        )
     cleaned = clean_names(names, note, keep=keep_names)
     names, name_texts = _distinct_classes(cleaned, title, note, allow_equal=allow_equal_names)
     if len(names) < 2 and not single_class:
@@ -196,6 +205,12 @@ def load_zero_shot(
             if file
         },
     )
+
+
+def _are_codes(names: Iterable[str]) -> bool:
+    """Whether most are identifiers of WordNet or numbers, which say nothing to a text encoder."""
+    every = list(names)
+    return sum(CODE.fullmatch(name) is not None for name in every) > len(every) / 2
 
 
 def _labelled_images(

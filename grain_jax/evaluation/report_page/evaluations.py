@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.evaluation.comparison import Answers, Measure, read_lines
+from grain_jax.paths import no_file
 from grain_jax.results import Result, from_json
 
 MOST = len(string.ascii_uppercase)  # result files of one report, a letter each
@@ -112,7 +113,7 @@ def read_result_file(path: Path) -> tuple[Mapping[str, Any], tuple[Result, ...]]
             f"wrote, and predictions as --predictions={path}."
         )
     if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}; give a result file of evaluate (.json).")
+        raise ValueError(f"{no_file(path)}; give a result file of evaluate (.json).")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{str(path)!r} is larger than {MAX_BYTES >> 20} MiB: not a result file.")
     try:
@@ -140,9 +141,7 @@ def read_answers(path: Path) -> dict[Measure, AnswerDetails]:
             f"--predictions={path} should end in .jsonl or .csv; a .json of evaluate has results."
         )
     if not path.is_file():
-        raise ValueError(
-            f"There is no file {str(path)!r}; give what evaluate --predictions=FILE wrote."
-        )
+        raise ValueError(f"{no_file(path)}; give what evaluate --predictions=FILE wrote.")
     found: dict[Measure, AnswerDetails] = {}
     for number, (measure, question, correct, line) in enumerate(read_lines(path), start=1):
         answers = found.setdefault(measure, AnswerDetails())

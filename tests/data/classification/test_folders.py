@@ -33,6 +33,21 @@ def write_table(root, rows, header=("file", "label")):
         csv.writer(file).writerows([header, *rows])
 
 
+@pytest.mark.parametrize("code", ["n0144353{}", "{}"])
+def test_labels_that_are_codes_are_noted(tmp_path, code):
+    labels = [code.format(k) for k in range(3)]
+    for label in labels:
+        (tmp_path / label).mkdir()
+        save_image(tmp_path / label / "a.png")
+    notes: list[str] = []
+    load_zero_shot(tmp_path, note=notes.append)
+    assert any(f"look like codes, as '{labels[0]}'" in note for note in notes)
+    (tmp_path / "classes.json").write_text(json.dumps(dict(zip(labels, "abc", strict=True))))
+    notes.clear()
+    load_zero_shot(tmp_path, note=notes.append)
+    assert not any("codes" in note for note in notes)
+
+
 def test_names_are_bound_by_label_and_cleaned_with_a_note(table):
     notes: list[str] = []
     dataset = load_zero_shot(table, note=notes.append)
