@@ -103,6 +103,7 @@ class CachedEncoder(Encoder):
             [shared, type(encoder.tokenizer).__name__, encoder.tokenizer.spec()]
         )
         made._rows = {}
+        made._counted_texts = {}
         return made
 
     _store: ArrayStore
@@ -112,6 +113,7 @@ class CachedEncoder(Encoder):
     _variant_bytes: int  # that this encoder wrote or read
     _hashed: tuple[Source | None, str]  # images of the last variants, and their SHA-256
     _rows: dict[str, dict[bytes, _Row]]  # of a kind of text
+    _counted_texts: dict[str, set[bytes]]  # likewise, each once: read or encoded
 
     def images(
         self, source: Source, *, on_batch: Callable[[int], None] | None = None
@@ -213,7 +215,9 @@ class CachedEncoder(Encoder):
             name = hashlib.sha256(b"".join(keys)).hexdigest()[:32]
             self._keep(f"{self._prefix(kind)}{name}", {"keys": stored, "embed": embed, "cut": cut})
             self.encoded_texts += len(missing)
-        self.read_texts += len(different) - len(missing)
+        known = self._counted_texts.setdefault(kind, set())
+        self.read_texts += len({*digest.values()} - {*fresh} - known)
+        known |= {*digest.values()}
         rows |= fresh
         found = [rows[digest[text]] for text in different]
         self.truncated_texts = before + sum(bool(row.cut[row.row]) for row in found)

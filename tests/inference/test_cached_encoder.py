@@ -72,6 +72,17 @@ def test_a_second_evaluation_does_not_call_the_model(store):
     assert (second.read_images, second.read_texts) == (3, 8)
 
 
+def test_a_text_is_counted_once_as_read_or_encoded(store):
+    first = over(store)
+    first.texts(["red thing", "blue thing"], kind="caption")
+    first.texts(["red thing", "green thing"], kind="caption")  # one was written a moment ago
+    assert (first.read_texts, first.encoded_texts) == (0, 3)
+    second = over(store)
+    for _ in range(2):
+        second.texts(["red thing", "a fourth"], kind="caption")
+    assert (second.read_texts, second.encoded_texts) == (1, 1)
+
+
 def test_what_is_read_is_what_was_encoded_to_the_last_bit(store):
     source, texts = bird_set().source, ["red thing", "blue thing", "red thing"]
     first = over(store)
