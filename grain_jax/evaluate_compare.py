@@ -9,6 +9,7 @@ second form compares the other methods of one file with one of them. See `docs/e
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from grain_jax.evaluation.comparison import (
     Predictions,
     compare_methods,
     compare_models,
+    compare_with_method,
     left_out,
     read_predictions,
 )
@@ -72,9 +74,9 @@ class Options:
 
     # predictions of A, .jsonl or .csv; several: trainings that differ in their seed
     first: Annotated[Positional[_Files], arg(metavar="A", help_behavior_hint="(required)")]
-    # of B; leave it out with --against
+    # of B
     second: Annotated[Positional[_Files], arg(metavar="B", help_behavior_hint="")] = ()
-    # compare the other methods of A with this one, such as name or description/alpha1
+    # compare with this method of A, as name or description/alpha1: all of B, or the others of A
     against: Annotated[OptionalText, arg(metavar="METHOD")] = None
     seed: Annotated[int, one_word(integer, "N")] = 0  # of the resampling
     output: Annotated[OptionalPath, OUT, arg(metavar="FILE")] = None  # the comparisons as JSON
@@ -107,8 +109,8 @@ def _compare(options: Options, messages: Console) -> list[Comparison]:
         check_place("output", options.output, overwrite=options.overwrite)
         if options.output.suffix != ".json":
             raise ValueError(f"--output={options.output} is written as JSON; end it in .json.")
-    if bool(options.second) == (options.against is not None):
-        raise ValueError("Give one of B, a second file of predictions, and --against=METHOD.")
+    if not options.second and options.against is None:
+        raise ValueError("Give B, a second file of predictions, or --against=METHOD.")
     given = (*options.first, *options.second)
     for path in given:
         if path.suffix == ".json":
@@ -125,11 +127,14 @@ def _compare(options: Options, messages: Console) -> list[Comparison]:
         )
     first = _read(options.first)
     second = _read(options.second)
-    if options.against is not None:
-        compared = compare_methods(first, against=options.against, seed=options.seed)
-    else:
+    if options.against is None:
         compared = compare_models(first, second, seed=options.seed)
-    for sentence in left_out(first, second):
+    elif options.second:
+        compare = functools.partial(compare_with_method, against=options.against)
+        compared = compare(first, second, seed=options.seed)
+    else:
+        compared = compare_methods(first, against=options.against, seed=options.seed)
+    for sentence in () if options.second and options.against else left_out(first, second):
         messages.print(f"Note: {sentence}.", markup=False, highlight=False, soft_wrap=True)
     return compared
 
@@ -141,7 +146,7 @@ def _read(paths: Sequence[Path]) -> list[Predictions]:
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Accuracies in percent, differences in percentage points."""
     rows = []
-    by_method = comparisons[0].first != comparisons[0].second
+    by_method = any(one.first != one.second for one in comparisons)
     for one in comparisons:
         found = one.difference
         images = f"{one.images:,}"

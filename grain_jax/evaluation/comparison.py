@@ -217,6 +217,37 @@ def compare_methods(
     return _compared(pairs, predictions, predictions, same_trainings=True, seed=seed)
 
 
+def compare_with_method(
+    first: Sequence[Predictions], second: Sequence[Predictions], *, against: str, seed: int = 0
+) -> list[Comparison]:
+    """Every method of B against one method of A on the same images, as GRAIN's with regions against
+    CLIP's by description; each of one or several trainings.
+
+    `against` is "METHOD/alpha1", or "METHOD" where A has it at one alpha. Raises ValueError where A
+    has no such method, or several, and where B has nothing of the same set.
+    """
+    baselines = set.intersection(*map(set, first))
+    named = [one for one in baselines if against in (one.method, one.method.partition("/")[0])]
+    exact = [one for one in named if one.method == against] or named
+    if len({one.method for one in exact}) != 1:
+        known = ", ".join(sorted({one.method for one in named or baselines}))
+        raise ValueError(f"--against={against} should be one method of A, which has {known}.")
+    offered = set.intersection(*map(set, second))
+    pairs = [
+        (baseline, measure)
+        for baseline in first[0]
+        if baseline in exact
+        for measure in second[0]
+        if measure in offered and measure.on == baseline.on
+    ]
+    if not pairs:
+        raise ValueError(
+            f"The files have no set in common on which A has {against}: {_named(first[0])} in A "
+            f"and {_named(second[0])} in B; compare evaluations of the same data."
+        )
+    return _compared(pairs, first, second, same_trainings=False, seed=seed)
+
+
 def _compared(
     pairs: Sequence[tuple[Measure, Measure]],
     first: Sequence[Predictions],

@@ -1,13 +1,20 @@
 """Comparisons of the answers that two evaluations kept, and the command."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from plain_text import plain
 
 from grain_jax import evaluate
-from grain_jax.evaluation.comparison import compare_methods, compare_models, read_predictions
+from grain_jax.evaluation.comparison import (
+    compare_methods,
+    compare_models,
+    compare_with_method,
+    read_predictions,
+)
 
 
 def zero_shot(correct, *, method="name", alpha=None, dataset="cub", label="wren"):
@@ -45,6 +52,22 @@ def two(tmp_path):
         write(tmp_path / "a.jsonl", zero_shot(same), zero_shot(same, **described)),
         write(tmp_path / "b.jsonl", other[::-1], zero_shot(same)),  # in another order
     )
+
+
+def test_all_of_b_are_compared_with_one_method_of_a(two, capsys):
+    """GRAIN's regions have no counterpart in a CLIP, which is what they are compared with."""
+    a, b = ([read_predictions(path)] for path in two)
+    described, named = compare_with_method(a, b, against="name")
+    assert (described.first, described.second) == ("name", "description/alpha1")
+    assert described.difference.value == pytest.approx(20 / 60)
+    assert (named.second, named.difference.value) == ("name", 0)
+    assert evaluate.main(["compare", *map(str, two), "--against=description/alpha1"]) == 0
+    printed = plain(capsys.readouterr().out)
+    assert "Each method (B) against description/alpha1 (A)" in printed
+    assert len(compare_with_method(a, b, against="description")) == 2
+    other = {dataclasses.replace(one, dataset="cars"): two for one, two in b[0].items()}
+    with pytest.raises(ValueError, match="no set in common on which A has name"):
+        compare_with_method(a, [other], against="name")
 
 
 def test_every_method_of_both_is_compared_image_by_image(two):
@@ -161,8 +184,8 @@ def test_other_data_is_refused(two, tmp_path, capsys, lines, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["A"], "Give one of B"),
-        (["A", "B", "--against=name"], "Give one of B"),
+        (["A"], "Give B, a second file of predictions, or --against=METHOD"),
+        (["A", "B", "--against=nome"], "one method of A, which has description/alpha1, name"),
         (["A", "A"], "is given twice"),
         (["A", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
         (["A", "results.json"], "a .json of evaluate has results, not answers"),
