@@ -20,7 +20,12 @@ from grain_jax.inference.inputs import (
 )
 from grain_jax.inference.results import ImageEmbeddings
 from grain_jax.inference.text_cache import RowCache
-from grain_jax.zero_shot.examples import EXAMPLE_WEIGHT, ExampleClasses, fit_examples
+from grain_jax.zero_shot.examples import (
+    EXAMPLE_WEIGHT,
+    ExampleClasses,
+    fit_examples,
+    tells_nothing,
+)
 from grain_jax.zero_shot.method import Images, Score, Support
 
 MAX_CACHED_EXAMPLES = 10_000  # images, each with its regions
@@ -127,10 +132,16 @@ class Definitions:
         """Labels that texts have a part in."""
         return tuple(label for label, told in zip(self.labels, self.by_texts, strict=True) if told)
 
+    @property
+    def one_tells_nothing(self) -> bool:
+        """Whether one example is all that there is, which does not count."""
+        return self.examples is not None and tells_nothing(len(self.examples.of), len(self.labels))
+
     @functools.cached_property
     def num_examples(self) -> tuple[int, ...]:
         """Of each label, examples that count."""
-        counts = {} if self.examples is None else self.examples.counts()
+        given = self.examples
+        counts = {} if given is None or self.one_tells_nothing else given.counts()
         return tuple(
             counts.get(label, 0) if self.weight > 0 or not told else 0
             for label, told in zip(self.labels, self.by_texts, strict=True)
@@ -231,12 +242,20 @@ def define(
                 f"examples_only has {label!r}, which has descriptions; leave out one of the two."
             )
     only = frozenset(examples_only)
-    return Definitions(
+    defined = Definitions(
         tuple(labels),
         np.array([label not in only for label in labels], bool),
         examples,
         EXAMPLE_WEIGHT if weight is None else weight,
     )
+    if defined.one_tells_nothing and (only or defined.weight == 1):
+        option = "examples_only" if only else "example_weight=1"
+        raise ValueError(
+            f"{with_examples[0]!r} has the only example, and is to be found by it alone "
+            f"({option}): how similar images of a label are is not known from one. Give it another "
+            f"example, or one to another label, or leave out {option}."
+        )
+    return defined
 
 
 def labels_of(

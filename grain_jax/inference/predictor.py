@@ -170,6 +170,11 @@ class Model:
             key=(banks, scored, alpha),
             logit_scale=self.logit_scale,
         )
+        if defined.one_tells_nothing:
+            self._say(
+                "One example in all is not used: how similar images of a label are is not known "
+                "from one. Give its label another, or one to another label."
+            )
         if defined.with_examples and self.calibration is not None:
             self._say(
                 "The calibration is not used: it was fitted without examples, and these labels "

@@ -1,6 +1,6 @@
 """What several families of methods compute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -66,5 +66,10 @@ def in_blocks(
     score: Callable[[np.ndarray], np.ndarray], image: Float[np.ndarray, "n E"], *, cells: int
 ) -> Shaped[np.ndarray, "n _"]:
     """`score` of the images, of so many at once that `cells` for each stay within `MAX_CELLS`."""
+    return np.concatenate([score(image[rows]) for rows in blocks(len(image), cells=cells)])
+
+
+def blocks(count: int, *, cells: int) -> Iterator[slice]:
+    """Slices of so many rows of `count` that `cells` for each stay within `MAX_CELLS`."""
     step = max(1, MAX_CELLS // max(1, cells))
-    return np.concatenate([score(image[i : i + step]) for i in range(0, len(image), step)])
+    return (slice(i, i + step) for i in range(0, count, step))

@@ -6,7 +6,8 @@ Without --data: drawn birds of the --split. Each draw takes so many examples of 
 class and tests on the rest, at most 100 images a class. A line is the mean over checkpoints and
 draws. `rest by texts`, `rest by examples`: half of the classes, drawn anew, have texts and
 examples or examples alone, the others texts alone; accuracy by texts alone and so, of all, of the
-first and of the second.
+first and of the second. `N of K, S each, both` (or `examples`): the same accuracies where N classes
+alone have S examples each, over 50 draws.
 """
 
 import dataclasses
@@ -21,12 +22,14 @@ from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.records import Labelled, ZeroShotSet
 from grain_jax.data.synthetic_birds.source import SyntheticBirdSource, bird_zero_shot_sets
 from grain_jax.inference.encoder import Encoder
-from grain_jax.zero_shot.examples import EXAMPLE_WEIGHT, fit_examples
+from grain_jax.inference.examples import BOTH, EXAMPLES
+from grain_jax.zero_shot.examples import EXAMPLE_WEIGHT, fit_examples, tells_nothing
 from grain_jax.zero_shot.method import Images, Support
 from grain_jax.zero_shot.methods import METHODS, encode_banks
 from grain_jax.zero_shot.scorers import class_texts
 
 SHOTS, WEIGHTS, MAX_TESTED = (1, 4, 16), (0.0, 0.25, 0.5, 0.75, 1.0), 100
+FEW, FEW_SHOTS, FEW_DRAWS = (1, 2, 5, 10), (1, 2), 50  # classes, examples of each, draws
 
 
 @dataclass
@@ -64,10 +67,55 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndar
     return np.array(shown), np.array(tested)
 
 
+def parts(before: np.ndarray, after: np.ndarray, inside: np.ndarray) -> list[float]:
+    """Accuracies of all images, of those inside and of those outside, each before and after."""
+    chosen_rows = np.ones(len(inside), bool), inside, ~inside
+    return [float(one[some].mean()) for some in chosen_rows for one in (before, after)]
+
+
+def of_few(
+    scores: np.ndarray, image: np.ndarray, labels: np.ndarray, logit_scale: float
+) -> dict[tuple[str, str], np.ndarray]:
+    """`parts` where few classes have examples, by what is had, [draws, 6]."""
+    num_classes, found = scores.shape[1], {}
+    cases = [(few, shots, kind) for few in FEW for shots in FEW_SHOTS for kind in (BOTH, EXAMPLES)]
+    for few, shots, kind in cases:
+        if tells_nothing(few * shots, num_classes) and kind == EXAMPLES:
+            continue  # refused
+        values = []
+        for seed in range(FEW_DRAWS):
+            rng = np.random.default_rng([few, shots, seed])
+            classes = rng.permutation(num_classes)[:few]
+            of = [rng.permutation(np.flatnonzero(labels == k))[:shots] for k in classes]
+            shown = np.concatenate(of)
+            tested = np.setdiff1d(np.arange(len(labels)), shown)
+            has_texts = np.ones(num_classes, bool)
+            has_texts[classes] = kind == BOTH
+            fitted = fit_examples(
+                scores[shown],
+                Support(image[shown], labels[shown]),
+                has_texts,
+                weight=EXAMPLE_WEIGHT,
+                logit_scale=logit_scale,
+            )
+            answers = fitted(scores[tested], image[tested]).argmax(axis=1)
+            before = scores[tested].argmax(axis=1) == labels[tested]
+            inside = np.isin(labels[tested], classes)
+            values.append(parts(before, answers == labels[tested], inside))
+        found[f"{few} of {num_classes}, {shots} each", kind] = np.array(values)
+    return found
+
+
 def measure(
     options: Options, checkpoint: str
-) -> tuple[dict[tuple[str, int], np.ndarray], dict[tuple[str, int, str], np.ndarray]]:
-    """Accuracies by texts and shots, [draws, weights], and of mixed classes, [draws, 6]."""
+) -> tuple[
+    dict[tuple[str, int], np.ndarray],
+    dict[tuple[str, int, str], np.ndarray],
+    dict[tuple[str, str, str], np.ndarray],
+]:
+    """Accuracies by texts and shots, [draws, weights], of mixed classes, [draws, 6], and of few
+    classes with examples, [draws, 6].
+    """
     loaded = grain_jax.load(checkpoint, calibration="none").loaded
     settings = loaded.config.evaluation
     if options.data is None:
@@ -94,8 +142,10 @@ def measure(
             fitted = METHODS["description"].fit(banks)
             kinds[f"description, alpha {alpha:g}"] = fitted(images, alpha)
     num_classes = len(dataset.class_names)
-    weights, mixed = {}, {}
+    weights, mixed, few = {}, {}, {}
     for kind, scores in kinds.items():
+        for key, values in of_few(scores, features.image, labels, encoder.logit_scale).items():
+            few[kind, *key] = values
         for shots in SHOTS:
             found, of_halves = [], {"rest by texts": [], "rest by examples": []}
             for seed in range(options.draws):
@@ -121,13 +171,11 @@ def measure(
                 for name, has_texts in (("rest by texts", everything), ("rest by examples", ~half)):
                     right = top1(rows, has_texts, EXAMPLE_WEIGHT)
                     before = scores[tested].argmax(axis=1) == labels[tested]
-                    chosen_rows = np.ones(len(inside), bool), inside, ~inside
-                    parts = [one[some] for some in chosen_rows for one in (before, right)]
-                    of_halves[name].append([part.mean() for part in parts])
+                    of_halves[name].append(parts(before, right, inside))
             weights[kind, shots] = np.array(found)
             for name, values in of_halves.items():
                 mixed[kind, shots, name] = np.array(values)
-    return weights, mixed
+    return weights, mixed, few
 
 
 def line(name: str, values: list[np.ndarray]) -> str:
@@ -138,13 +186,12 @@ def line(name: str, values: list[np.ndarray]) -> str:
 
 
 def main() -> None:
-    """Prints two tables in Markdown."""
+    """Prints three tables in Markdown."""
     options = parse(Options, None, command="example_weight", description=__doc__ or "")
     measured = [measure(options, checkpoint) for checkpoint in options.checkpoint.split(",")]
-    for key in measured[0][0]:
-        print(line(f"{key[0]}, {key[1]}", [weights[key] for weights, _ in measured]))
-    for key in measured[0][1]:
-        print(line(", ".join(map(str, key)), [mixed[key] for _, mixed in measured]))
+    for tables in zip(*measured, strict=True):
+        for key in tables[0]:
+            print(line(", ".join(map(str, key)), [table[key] for table in tables]), flush=True)
 
 
 if __name__ == "__main__":

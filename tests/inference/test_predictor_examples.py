@@ -205,6 +205,25 @@ def test_an_image_of_two_labels_is_noted():
     assert notes == ["'red' and 'green' have an example in common."]
 
 
+def test_one_example_in_all_does_not_count_and_is_noted():
+    notes: list[str] = []
+    model = toy_model(note=notes.append)
+    plain = in_order(model.classify(ASKED, LABELS))
+    answers = model.classify(ASKED, LABELS, examples={"green": GREEN[:1]})
+    np.testing.assert_array_equal(in_order(answers), plain)
+    found = {(one.defined_by, one.num_examples) for one in answers[0].ranked}
+    assert found == {("texts", 0)}
+    assert "One example in all is not used" in notes.pop()
+    model.classify(ASKED, LABELS, examples={"green": GREEN[:1], "odd": ODD[:1]})
+    assert notes == []
+
+
+@pytest.mark.parametrize("options", [{"examples_only": ["odd"]}, {"example_weight": 1.0}])
+def test_a_label_of_the_only_example_alone_is_refused(options):
+    with pytest.raises(ValueError, match=r"'odd' has the only example.*Give it another"):
+        toy_model().classify(ASKED, LABELS, examples={"odd": ODD[:1]}, **options)
+
+
 def test_labels_of_examples_alone_are_not_read():
     notes: list[str] = []
     model = toy_model(note=notes.append)

@@ -1,11 +1,13 @@
 """Classes of texts, examples or both, against plain loops; what must not depend on what."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from grain_jax.zero_shot.examples import (
+    ASSUMED_PAIRS,
     EXAMPLE_WEIGHT,
     LEAST_SEPARATION,
     USUAL_SEPARATION,
@@ -23,16 +25,23 @@ def unit(values: np.ndarray) -> np.ndarray:
 class World:
     """Classes around directions of their own, texts a little off and far from all images."""
 
-    def __init__(self, *, shots: tuple[int, ...], seed: int = 0, texts: float = 1.0):
+    def __init__(
+        self,
+        *,
+        shots: tuple[int, ...],
+        seed: int = 0,
+        texts: float = 1.0,
+        noise: float = 0.4,
+    ):
         rng = np.random.default_rng(seed)
         centres = np.eye(CLASSES, WIDTH)
         gap = 2 * np.eye(WIDTH)[-1]
         self.labels = np.repeat(np.arange(CLASSES), shots)
-        noise = 0.4 * rng.normal(size=(len(self.labels), WIDTH))
-        self.image = unit(centres[self.labels] + gap + noise)
+        shown_noise = noise * rng.normal(size=(len(self.labels), WIDTH))
+        self.image = unit(centres[self.labels] + gap + shown_noise)
         self.texts = unit(texts * centres - gap + 0.3 * rng.normal(size=(CLASSES, WIDTH)))
         self.asked = np.repeat(np.arange(CLASSES), 25)
-        asked_noise = 0.4 * rng.normal(size=(len(self.asked), WIDTH))
+        asked_noise = noise * rng.normal(size=(len(self.asked), WIDTH))
         self.images = unit(centres[self.asked] + gap + asked_noise)
 
     @property
@@ -76,7 +85,7 @@ def by_hand(world: World, has_texts: tuple[bool, ...], weight: float) -> list[li
 
     means = [mean_vector(rows) if rows else None for rows in members]
     least = 1 / SCALE
-    text_others, text_own, example_others, example_own, alone = [], [], [], [], []
+    text_others, text_own, example_others, example_own = [], [], [], []
     for x, k in zip(images, labels, strict=True):
         share = 1 / len(members[k])
         for c in range(CLASSES):
@@ -86,16 +95,23 @@ def by_hand(world: World, has_texts: tuple[bool, ...], weight: float) -> list[li
             if members[c] and c != k:
                 example_others.append((dot(x, means[c]), share))
         rest = [row for row in members[k] if row is not x]
-        place = example_own if rest else alone
-        place.append((dot(x, mean_vector(rest)) if rest else dot(x, means[k]), share))
+        if rest:
+            example_own.append((dot(x, mean_vector(rest)), share))
     n_text, s_text = weighted(text_others)
     s_text = max(s_text, least)
     m_text = weighted(text_own)[0] if text_own else n_text + USUAL_SEPARATION * s_text
-    m_example = weighted(example_own or alone)[0]
     if example_others:
         n_example, s_example = weighted(example_others)
         s_example = max(s_example, least)
-    else:
+    if example_own:
+        m_example = weighted(example_own)[0]
+    else:  # one of each
+        pairs = len(labels) * (len(labels) - 1) / 2
+        widest = (1 - n_example) / USUAL_SEPARATION
+        squares = pairs * s_example**2 + ASSUMED_PAIRS * widest**2
+        s_example = math.sqrt(squares / (pairs + ASSUMED_PAIRS))
+        m_example = min(n_example + USUAL_SEPARATION * s_example, 1.0)
+    if not example_others:
         n_example, s_example = m_example - (m_text - n_text), s_text
     d_text = max(m_text - n_text, 0) / s_text
     d_example = max(m_example - n_example, 0) / s_example
@@ -151,7 +167,8 @@ def by_hand(world: World, has_texts: tuple[bool, ...], weight: float) -> list[li
         ((3, 2, 2, 0), (True, False, False, True)),
         ((2, 0, 0, 0), (True, True, True, True)),
         ((2, 0, 0, 0), (False, True, True, True)),
-        ((1, 0, 0, 0), (False, True, True, True)),
+        ((1, 0, 1, 0), (True, True, True, True)),
+        ((1, 0, 1, 0), (False, True, True, True)),
     ],
 )
 @pytest.mark.parametrize("weight", [0.3, 1.0])
@@ -248,6 +265,84 @@ def test_classes_without_examples_are_found_beside_those_with_some(with_texts):
         nearest.append((raw.argmax(axis=1) == world.asked)[of_texts].mean())
     assert np.mean(nearest) == 0
     assert np.mean(found) > 0.5
+
+
+def recalls(few: int, *, only: bool = False) -> np.ndarray:
+    """Of the few classes that have one example, and of the others: by texts, and with examples."""
+    shots = (1,) * few + (0,) * (CLASSES - few)
+    found = []
+    for seed in range(30):
+        world = World(shots=shots, seed=seed, texts=2.0, noise=0.2)
+        with_some = np.array(shots) > 0
+        has_texts = tuple((~with_some | (not only)).tolist())
+        scores = world.scores(has_texts, weight=EXAMPLE_WEIGHT)
+        inside = with_some[world.asked]
+        by_texts = world.images @ world.texts.T
+        right = [one.argmax(axis=1) == world.asked for one in (by_texts, scores)]
+        found.append([hit[some].mean() for some in (inside, ~inside) for hit in right])
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_one_example_of_a_class_does_not_make_it_worse(few):
+    """No new image is as similar to the example as that is to itself."""
+    before, after, others_before, others_after = recalls(few)
+    assert before > 0.9
+    assert after >= before
+    assert others_after > others_before - 0.03
+
+
+@pytest.mark.parametrize("few", [2, 3])
+def test_classes_of_one_example_alone_are_found_beside_texts(few):
+    _, found, others_before, others_after = recalls(few, only=True)
+    assert found > 0.9
+    assert others_after > others_before - 0.05
+
+
+@pytest.mark.parametrize("shots", [(1, 0, 0, 0), (0, 0, 1, 0)])
+def test_one_example_in_all_changes_nothing(shots):
+    world = World(shots=shots)
+    np.testing.assert_array_equal(world.scores(), world.images @ world.texts.T)
+
+
+@pytest.mark.parametrize(
+    ("has_texts", "weight"), [((False, True, True, True), 0.5), ((True,) * CLASSES, 1.0)]
+)
+def test_a_class_of_the_only_example_alone_is_refused(has_texts, weight):
+    with pytest.raises(ValueError, match="Give another of it, or one of another class"):
+        World(shots=(1, 0, 0, 0)).scores(has_texts, weight)
+
+
+@pytest.mark.parametrize("shots", [(3, 1, 2, 4), (1, 1, 1, 0), (0, 4, 0, 0)])
+@pytest.mark.parametrize("cells", [1, 2 * CLASSES, 3 * CLASSES + 1])
+def test_levels_are_those_of_one_block(shots, cells, monkeypatch):
+    world = World(shots=shots)
+    for has_texts in ((True,) * CLASSES, tuple(count == 0 for count in shots)):
+        whole = world.scores(has_texts)
+        with monkeypatch.context() as small:
+            small.setattr("grain_jax.zero_shot.arithmetic.MAX_CELLS", cells)
+            found = world.scores(has_texts)
+        np.testing.assert_allclose(found, whole, rtol=1e-9)
+
+
+def test_no_array_of_examples_by_classes_is_made(monkeypatch):
+    rng = np.random.default_rng(0)
+    num_classes, each = 200, 20
+    labels = np.repeat(np.arange(num_classes), each)
+    image = unit(rng.normal(size=(len(labels), WIDTH))).astype(np.float32)
+    scores = rng.normal(size=(len(labels), num_classes)).astype(np.float32)
+    monkeypatch.setattr("grain_jax.zero_shot.arithmetic.MAX_CELLS", 20 * num_classes)
+    tracemalloc.start()
+    fit_examples(
+        scores,
+        Support(image, labels),
+        np.ones(num_classes, bool),
+        weight=0.5,
+        logit_scale=SCALE,
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < scores.nbytes / 2
 
 
 def test_one_class_alone_is_scored_at_all():
