@@ -21,7 +21,11 @@ def image_digest(image: bytes | UInt8[np.ndarray, "H W 3"]) -> bytes:
     return found.digest()
 
 
-def crop_digest(image: bytes, box: Sequence[SupportsFloat]) -> bytes:
-    """Of the part `box` of an image whose digest is given; every bit of the numbers counts."""
+def crop_digest(image: bytes, box: Sequence[SupportsFloat], *, rule: str) -> bytes:
+    """Of the part `box` of an image whose digest is given; every bit of the numbers counts.
+
+    `rule`: how a crop is made of the box, as the same numbers mean different pixels to different
+    sources.
+    """
     sides = ",".join(float(side).hex() for side in box)
-    return hashlib.sha256(b"crop " + image + f" {sides}".encode()).digest()
+    return hashlib.sha256(b"crop " + image + f" {sides} {rule}".encode()).digest()

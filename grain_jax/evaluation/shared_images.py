@@ -1,16 +1,15 @@
 """Images that a method looks at and that are tested too: it would be given their answers."""
 
-import hashlib
 from collections.abc import Iterable
 
 from grain_jax.data.classification.folders import ImageFiles
+from grain_jax.data.image_digest import image_digest
 from grain_jax.data.records import Record, ZeroShotSet
 
 
 def image_sha256(record: Record) -> str:
-    """Of the bytes of its image."""
-    image = record.image if isinstance(record.image, bytes) else record.image.tobytes()
-    return hashlib.sha256(image).hexdigest()
+    """Of its image, as `image_digest` has it."""
+    return image_digest(record.image).hex()
 
 
 def refuse_shared(records: Iterable[Record], dataset: ZeroShotSet, *, where: str) -> list[str]:

@@ -327,6 +327,9 @@ def _joined(parts: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> Embedd
         of += [k] * len(rows)
         found.update(repr((label, len(rows))).encode("utf-8", "surrogatepass"))
         found.update(np.ascontiguousarray(embed[rows]).tobytes())
+        if of_regions is not None:  # texts are scored by them, to which examples are fitted
+            found.update(repr(of_regions.shape[1:]).encode())
+            found.update(np.ascontiguousarray(of_regions[rows]).tobytes())
     return EmbeddedExamples(
         tuple(parts),
         np.array(of, int),

@@ -19,7 +19,7 @@ import grain_jax
 from grain_jax.data.image_digest import image_digest
 from grain_jax.data.records import Source, read_records
 
-CODE = ("models", "data", "inference/encoder.py", "inference/length_groups.py")
+CODE = ("models", "data", "boxes.py", "inference/encoder.py", "inference/length_groups.py")
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
 RECORDS_AT_ONCE = 64
 THREADS = 8  # that read and hash; hashlib lets go of the interpreter meanwhile

@@ -124,8 +124,8 @@ def make_class_texts(
     for name in names:
         called = name_texts.get(name, name)
         prompts = tuple(fill(template, called, called) for template in templates)
-        described = _by_pair(descriptions.get(name, ()))
-        whole = _by_pair(global_texts.get(name, ()))
+        described = _without_blank(descriptions.get(name, ()))
+        whole = _without_blank(global_texts.get(name, ()))
         if not described and not whole:
             undescribed.append(name)
         filled = tuple(fill(description_template, text, called) for text in described)
@@ -143,21 +143,21 @@ def make_class_texts(
         described=tuple(bare),
         templates=tuple(templates),
         further={
-            kind: tuple(_by_pair(of_class.get(name, ())) for name in names)
+            kind: tuple(_without_blank(of_class.get(name, ())) for name in names)
             for kind, of_class in further.items()
         },
         shared={kind: tuple(map(tuple, groups)) for kind, groups in (shared or {}).items()},
-        pairs=_by_pair_pairs(pairs, names),
+        pairs=_positioned_pairs(pairs, names),
         description_template=description_template,
     )
 
 
-def _by_pair_pairs(
+def _positioned_pairs(
     pairs: Mapping[str, Mapping[str, Sequence[str]]], names: Sequence[str]
 ) -> dict[tuple[int, int], tuple[str, ...]]:
     position = {name: k for k, name in enumerate(names)}
     by_pair = {
-        (position[name], position[other]): _by_pair(texts)
+        (position[name], position[other]): _without_blank(texts)
         for name, others in pairs.items()
         for other, texts in others.items()
     }
@@ -298,7 +298,7 @@ def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _by_pair(texts: Iterable[str]) -> tuple[str, ...]:
+def _without_blank(texts: Iterable[str]) -> tuple[str, ...]:
     return _unique(text for text in texts if text.strip())
 
 

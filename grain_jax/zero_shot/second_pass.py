@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.zero_shot.arithmetic import cosines_with, mean_vectors
+from grain_jax.zero_shot.arithmetic import best_columns, cosines_with, mean_vectors
 from grain_jax.zero_shot.method import (
     CaptionBank,
     ClassBanks,
@@ -82,8 +82,7 @@ def detected_regions(
     names: Float[np.ndarray, "K E"],
 ) -> Int[np.ndarray, "n"]:
     """The region most similar to the name of any of the `CANDIDATES` classes that score best."""
-    count = min(CANDIDATES, by_name.shape[1])
-    best = np.argsort(-by_name, axis=1, kind="stable")[:, :count]
+    best = best_columns(by_name, CANDIDATES)
     found = np.einsum("nqe,nce->nqc", regions, names[best])
     return found.max(axis=2).argmax(axis=1)
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +13,20 @@ import pytest
 from PIL import Image as ImageModule
 from toy_encoder import SIZE, ToySource, bird_set, make_image, record, toy_encoder
 
+import grain_jax
 from grain_jax.config import SyntheticBirdsConfig
 from grain_jax.data.classification.folders import ImageFiles, load_zero_shot
+from grain_jax.data.compositional import questions
 from grain_jax.data.compositional.questions import CroppedImages
 from grain_jax.data.grounding.crops import Crops
 from grain_jax.data.records import Record, Selection, evenly_spaced
 from grain_jax.data.synthetic_birds.source import SyntheticBirdSource
-from grain_jax.data.transforms import Preprocessing
+from grain_jax.data.transforms import Preprocessing, decode_image
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 from grain_jax.inference.array_store import ArrayStore
 from grain_jax.inference.cached_encoder import CachedEncoder, open_cache
 from grain_jax.inference.encoder import Encoder
-from grain_jax.inference.fingerprints import images_sha256, params_sha256
+from grain_jax.inference.fingerprints import code_sha256, images_sha256, params_sha256
 from grain_jax.models.learned import Learned
 
 ALPHAS = (1.0, 0.5, 0.0)
@@ -326,6 +330,43 @@ def test_questions_with_a_box_are_known_by_it(tmp_path):
     ]
     assert len(set(found)) == 3
     assert found[0] == images_sha256(ImageFiles(tmp_path, ("a.png",), ("",)))
+
+
+def test_crops_that_are_made_by_other_rules_are_not_one_image(tmp_path):
+    """(0, 0, 1, 1) is a whole image in fractions, and one pixel in pixels."""
+    ImageModule.fromarray(make_image("red", "green")).save(tmp_path / "a.png")
+    files = ImageFiles(tmp_path, ("a.png",), ("",))
+    of_fractions = Crops(files, np.array([0]), np.array([[0.0, 0.0, 1.0, 1.0]], np.float32))
+    of_pixels = CroppedImages(tmp_path, ("a.png",), ((0, 0, 1, 1),))
+    assert of_fractions[0].image.shape != of_pixels[0].image.shape
+    assert images_sha256(of_fractions) != images_sha256(of_pixels)
+
+
+def test_an_image_of_questions_is_decoded_once_for_boxes_that_follow_each_other(
+    tmp_path, monkeypatch
+):
+    for name in ("a.png", "b.png"):
+        ImageModule.fromarray(make_image("red", "green")).save(tmp_path / name)
+    decoded = []
+    monkeypatch.setattr(
+        questions, "decode_image", lambda image: decoded.append(image) or decode_image(image)
+    )
+    files = ("a.png", "a.png", "b.png", "b.png", "a.png")
+    boxes = tuple((0, 0, 1, side) for side in (1, 2, 1, 2, 3))
+    source = CroppedImages(tmp_path, files, boxes)
+    assert [source[i].image.shape[0] for i in range(5)] == [1, 2, 1, 2, 3]
+    assert len(decoded) == 3
+    assert source == CroppedImages(tmp_path, files, boxes)
+
+
+@pytest.mark.parametrize("name", ["boxes.py", "data/image_variants.py", "models/vit.py"])
+def test_code_that_decides_about_embeddings_is_part_of_the_keys(tmp_path, monkeypatch, name):
+    root = Path(grain_jax.__file__).parent
+    shutil.copytree(root, tmp_path / "grain_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(grain_jax, "__file__", str(tmp_path / "grain_jax" / "__init__.py"))
+    before = code_sha256()
+    (tmp_path / "grain_jax" / name).write_text("")
+    assert code_sha256() != before
 
 
 def test_regions_are_not_kept_where_only_whole_images_are_asked_for(store):

@@ -176,6 +176,16 @@ def test_equal_examples_are_embedded_once_and_kept(monkeypatch, tmp_path):
     assert asked == [3, 1, 1, 1]
 
 
+def test_examples_with_other_regions_are_others():
+    """Texts are scored by regions, and the examples are fitted to these scores."""
+    model = toy_model()
+    given = model.embed_images(GREEN)
+    assert given.regions is not None
+    turned = dataclasses.replace(given, regions=given.regions[..., ::-1].copy())
+    found = [model.embed_examples({"green": one}).sha256 for one in (given, turned, given)]
+    assert found[0] == found[2] != found[1]
+
+
 def test_the_oldest_examples_make_room(monkeypatch):
     monkeypatch.setattr(examples_module, "MAX_CACHED_EXAMPLES", 2)
     model = toy_model()

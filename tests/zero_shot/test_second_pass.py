@@ -123,6 +123,12 @@ def test_fgvp_takes_the_image_that_shows_the_class_best():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_of_classes_that_tie_for_the_fifth_place_the_first_is_looked_for():
+    names = np.eye(8, dtype=np.float32)
+    by_name = np.array([[4, 4, 4, 4, 1, 1, 1, 1]], np.float32)
+    assert detected_regions(names[None, [7, 5, 4]], by_name, names) == 2
+
+
 SECOND_PASS = [name for name, method in METHODS.items() if method.variants]
 
 

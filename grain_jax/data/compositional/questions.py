@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from grain_jax.data.transforms import decode_image
 
 PixelBox = tuple[int, int, int, int]  # left, top, right, bottom; may reach beyond the image
 MAX_CROP = 4  # times the area of its image
+RULE = "pixels, black outside the image"  # of the digests
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,19 @@ class CroppedImages:
     root: Path
     files: tuple[str, ...]  # relative to `root`, once for each box
     boxes: tuple[PixelBox | None, ...]
+    # The image decoded last, by its file: boxes of an image follow each other
+    _last: dict[str, np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int, /) -> Record:
         name, box = self.files[index], self.boxes[index]
-        image = self._bytes(name)
         if box is None:
-            return Record(id=name, image=image)
-        try:
-            pixels = decode_image(image)
-        except ValueError as error:
-            raise ValueError(f"Image {name!r}: {error}") from error
+            return Record(id=name, image=self._bytes(name))
+        pixels = self._pixels(name)
         height, width = pixels.shape[:2]
         x0, y0, x1, y1 = box
         outside = x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0
@@ -59,8 +60,20 @@ class CroppedImages:
         digests = []
         for index in indices:
             whole, box = image_digest(self._bytes(self.files[index])), self.boxes[index]
-            digests.append(whole if box is None else crop_digest(whole, box))
+            digests.append(whole if box is None else crop_digest(whole, box, rule=RULE))
         return digests
+
+    def _pixels(self, name: str) -> np.ndarray:
+        pixels = self._last.get(name)
+        if pixels is None:
+            image = self._bytes(name)
+            try:
+                pixels = decode_image(image)
+            except ValueError as error:
+                raise ValueError(f"Image {name!r}: {error}") from error
+            self._last.clear()
+            self._last[name] = pixels
+        return pixels
 
     def _bytes(self, name: str) -> bytes:
         try:

@@ -10,6 +10,8 @@ from grain_jax.data.image_variants import crop
 from grain_jax.data.records import Record, Source
 from grain_jax.data.transforms import decode_image
 
+RULE = "fractions of the image, every pixel that is touched"  # of the digests
+
 
 class Crops:
     """A source of crops of images: record k is the part `boxes[k]` of image `rows[k]`."""
@@ -34,7 +36,9 @@ class Crops:
     def image_digests(self, indices: Sequence[int]) -> list[bytes]:
         """What stands for the crops in keys: the bytes of the image, and the box."""
         return [
-            crop_digest(self._digest(int(self._rows[index])), self._boxes[index].tolist())
+            crop_digest(
+                self._digest(int(self._rows[index])), self._boxes[index].tolist(), rule=RULE
+            )
             for index in indices
         ]
 
