@@ -409,6 +409,7 @@ def _in_another_table(result: Result) -> bool:
 
 
 def _plain_interval(result: Result) -> str:
+    """ "-1e-05 to 0.25": a hyphen would run into signs and exponents."""
     if not interval_text(result.low, result.high):
         return ""
-    return f"{result.low:.6g}-{result.high:.6g}"
+    return f"{result.low:.6g} to {result.high:.6g}"

@@ -53,6 +53,13 @@ def test_records_without_a_table_of_their_own_are_listed(two):
     assert [(row[2].text, row[4].text) for row in other.rows] == [("newer_metric", "12.5")] * 2
 
 
+def test_bounds_of_other_results_are_told_from_signs_and_exponents(tmp_path):
+    results = [record("birds", "newer", None, "gap", -0.5, -0.75, 1.5e-17, 60)]
+    _, sections = sections_of([write_results(tmp_path / "a.json", results)])
+    other = next(one for one in all_grids(sections) if one.title == "Other results")
+    assert other.rows[0][4].interval == "-0.75 to 1.5e-17"
+
+
 def test_recall_and_phrases_get_intervals_from_their_answers(two):
     _, sections = sections_of(*two)
     grid = next(one for one in all_grids(sections) if one.title == "Grounding, %")
