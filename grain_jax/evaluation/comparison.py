@@ -48,7 +48,7 @@ class Measure:
 
     task: str
     dataset: str
-    method: str  # with its alpha, as "description/alpha0.5"
+    method: str  # with its alpha, as "description/alpha0.5", or its score, as "model/group"
 
     @property
     def on(self) -> tuple[str, str]:
@@ -169,6 +169,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _method(line: Mapping[str, Any]) -> str:
     alpha = line.get("alpha")
     method = str(line["method"])
+    if metric := line.get("metric"):
+        return f"{method}/{metric}"
     return method if alpha in (None, "") else f"{method}/alpha{float(alpha):g}"
 
 

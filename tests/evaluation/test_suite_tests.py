@@ -143,7 +143,11 @@ def test_tests_are_measured_as_their_commands_measure_them(folder):
     read = read_predictions(folder / "all.jsonl")
     means = {(m.dataset, m.method): sum(a.correct) / len(a.correct) for m, a in read.items()}
     assert means["words", "model"] == pytest.approx(2 / 3)
-    assert means["pairs", "group"] == means["long", "text_to_image"] == 1
+    assert means["pairs", "model/group"] == means["long", "text_to_image"] == 1
+    scores = {m: mean for (name, m), mean in means.items() if name == "pairs"}
+    assert scores == {
+        f"model/{score}": found["pairs", "model", score] for score in ("text", "image", "group")
+    }
     assert means["seen_given", "crop"] == found["seen_given", "crop", "R@1"]
 
 
