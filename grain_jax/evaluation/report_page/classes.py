@@ -256,7 +256,7 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
                 rested_on = deciding_cells(one.name, answers, details, change, won=word == "won")
                 cells = (*cells[:2], *texts(*rested_on), *cells[2:])
             rows.append(cells)
-    heads = ("", "class", *(("what decided", "against") if decided else ()), *OF_CLASS)
+    heads = ("", "class", *(("most similar description", "against") if decided else ()), *OF_CLASS)
     if not rows:
         rows = [texts("equal", f"all {equal} classes", *("-" for _ in heads[2:]))]
     shown = [

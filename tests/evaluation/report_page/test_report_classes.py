@@ -106,7 +106,7 @@ def test_the_descriptions_that_decided_stand_beside_each_class(tmp_path):
     given = [write_answers(tmp_path / f"{k}.jsonl", own) for k, own in enumerate(answers)]
     _, sections = sections_of(files, given)
     grid = next(grid for grid in all_grids(sections) if "classes won 1" in grid.title)
-    assert grid.columns[:5] == ("", "class", "what decided", "against", "images")
+    assert grid.columns[:5] == ("", "class", "most similar description", "against", "images")
     assert [cell.text for cell in grid.rows[0][:4]] == [
         *(
             "won",
