@@ -32,12 +32,14 @@ from grain_jax.command_line import (
 from grain_jax.disk import write_whole
 from grain_jax.evaluate_notes import PIPE_WIDTH, say_end
 from grain_jax.evaluation.comparison import (
+    TASKS,
     Comparison,
     Predictions,
     compare_methods,
     compare_models,
     compare_with_method,
     left_out,
+    metrics_of,
     read_predictions,
 )
 from grain_jax.evaluation.percentages import percent, signed_with_interval
@@ -50,12 +52,6 @@ DRAWN = (
     " Of random texts the mean over draws, with the standard deviation of B - A over them (sd) "
     "behind it; the interval and p are over images."
 )
-TITLES = {
-    "zero_shot": "",
-    "retrieval": ", retrieval",
-    "grounding": ", grounding",
-    "vocabulary_free": ", semantic IoU of free answers",
-}
 
 
 def files(text: str) -> tuple[Path, ...]:
@@ -154,17 +150,18 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             images = f"{one.answers:,} of {images}"
         rows.append(
             (
-                *(f"{one.dataset}{TITLES[one.task]}", one.second, images),
+                *(f"{one.dataset}{TASKS[one.task].title}", one.second, images),
                 *map(percent, (found.first, found.second)),
                 signed_with_interval(found.value, found.low, found.high) + _spread(one),
                 f"{one.adjusted_p_value:.2g}",
             )
         )
     count = f"{len(rows)} comparisons" if len(rows) > 1 else "1 comparison"
+    metrics = metrics_of(one.task for one in comparisons)
     return Table(
-        f"Each method (B) against {_baseline(comparisons)} (A): accuracy or R@1, %"
+        f"Each method (B) against {_baseline(comparisons)} (A): {metrics}, %"
         if by_method
-        else "B against A on the same images: accuracy or R@1, %",
+        else f"B against A on the same images: {metrics}, %",
         ("set", "method", "images", "A", "B", "B - A", "p"),
         tuple(rows),
         "B - A in percentage points, in brackets its 95 % interval, and p corrected by Holm for "

@@ -83,6 +83,11 @@ def result_key(dataset: str, method: str, alpha: float | None, metric: str = "to
     return key if metric == "top1" else f"{key}/{metric}"
 
 
+def is_of_draws(metric: str) -> bool:
+    """Whether it is the accuracy by one draw of random texts, or their spread."""
+    return metric == SPREAD_OF_DRAWS or re.fullmatch(rf"{DRAW}\d+", metric) is not None
+
+
 FIELDS = tuple(field.name for field in fields(Result))
 
 
@@ -140,7 +145,7 @@ def _from_key(key: str, value: float) -> Result | None:
         if rest.startswith(STARTS[method]) and metric in OF_BOXES:
             return Result(dataset, method, None, metric, value)
     named = re.fullmatch(r"(\w+)(?:/alpha([\d.e+-]+))?(?:/(\w+))?", rest)
-    if named is None or (named[3] not in (None, *DETAILS) and not named[3].startswith(DRAW)):
+    if named is None or not (named[3] in (None, *DETAILS) or is_of_draws(named[3])):
         return None
     alpha = None if named[2] is None else float(named[2])
     return Result(dataset, named[1], alpha, named[3] or "top1", value)

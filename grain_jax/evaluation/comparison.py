@@ -3,7 +3,7 @@
 import csv
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,30 @@ from grain_jax.evaluation.predictions import check_suffix
 from grain_jax.evaluation.statistics import Difference, holm, paired_difference
 
 MAX_LINE = 1 << 20  # characters of a line of predictions
-TASKS = ("zero_shot", "retrieval", "grounding", "compositional", "vocabulary_free")
 Answer = tuple[str, str, str]  # image, text, label: which question it is the answer to
+
+
+@dataclass(frozen=True)
+class Task:
+    """How tables name what was measured."""
+
+    title: str  # behind the name of a set
+    metric: str  # what the mean of "correct" is
+
+
+TASKS: Mapping[str, Task] = {
+    "zero_shot": Task("", "accuracy"),
+    "retrieval": Task(", retrieval", "R@1"),
+    "grounding": Task(", grounding", "Acc@0.5"),
+    "compositional": Task(", captions", "accuracy"),
+    "vocabulary_free": Task(", semantic IoU of free answers", "semantic IoU"),
+}
+
+
+def metrics_of(tasks: Iterable[str]) -> str:
+    """What a table of these tasks has, as "accuracy, R@1 or semantic IoU"."""
+    *others, last = dict.fromkeys(TASKS[task].metric for task in tasks)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclass(frozen=True, order=True)
@@ -26,7 +48,7 @@ class Measure:
 
     task: str
     dataset: str
-    method: str  # with its alpha, as "description/alpha0.5"
+    method: str  # with its alpha, as "description/alpha0.5", or its score, as "model/group"
 
     @property
     def on(self) -> tuple[str, str]:
@@ -147,6 +169,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _method(line: Mapping[str, Any]) -> str:
     alpha = line.get("alpha")
     method = str(line["method"])
+    if metric := line.get("metric"):
+        return f"{method}/{metric}"
     return method if alpha in (None, "") else f"{method}/alpha{float(alpha):g}"
 
 

@@ -134,12 +134,13 @@ def _pairings(
                 one = test.questions[number]
                 predictions.question(
                     test.name,
-                    metric,
+                    MODEL,
                     number,
                     image=test.images.files[one.images[0]],
                     text=one.captions[0],
                     score=float(images[number, 0] @ texts[number, 0]),
                     correct=value,
+                    metric=metric,
                 )
     files = _file_numbers(test.images)[[question.images[0] for question in test.questions]]
     results = [

@@ -1,4 +1,4 @@
-"""Which of a class's descriptions an image is most similar to: what a prediction rested on."""
+"""Which of a class's descriptions an image, or its best region, is most similar to."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from grain_jax.zero_shot.text_kinds import (
     TEXT_KINDS,
 )
 
+KINDS = (REGIONS, DESCRIPTIONS, NAMED_DESCRIPTIONS)
 BestText = tuple[str, float]  # and its cosine
 
 
@@ -26,6 +27,8 @@ class DecidingTexts:
 
     def __init__(self, banks: ClassBanks, features: ImageFeatures):
         self._banks, self._features = banks, features
+        kinds = (kind for kind in KINDS if banks.get(kind) is not None)
+        self._groups = {kind: TEXT_KINDS[kind].make(banks.texts) for kind in kinds}
 
     def __call__(
         self, method: str, alpha: float | None, start: int, classes: Int[np.ndarray, "n"]
@@ -36,8 +39,7 @@ class DecidingTexts:
         kind = kind_of(method, alpha)
         if kind is None or (bank := self._banks.get(kind)) is None:
             return None
-        groups = TEXT_KINDS[kind].make(self._banks.texts)
-        if groups is None:
+        if (groups := self._groups[kind]) is None:
             return None
         found = []
         for row, k in enumerate(classes.tolist()):
@@ -54,8 +56,10 @@ class DecidingTexts:
 
 
 def kind_of(method: str, alpha: float | None) -> str | None:
-    """The kind of descriptions that a method compares images or regions with; None for others."""
-    if method not in METHODS:
+    """The kind of descriptions that a method compares images or regions with; None for others, and
+    for methods with variants of an image, whose score rests on those.
+    """
+    if method not in METHODS or METHODS[method].variants:
         return None
     texts = METHODS[method].texts | METHODS[method].optional_texts
     by_region = alpha is not None and alpha < 1

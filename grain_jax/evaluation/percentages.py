@@ -16,10 +16,11 @@ def percent(value: float | None) -> str:
 
 
 def interval_text(low: float | None, high: float | None) -> str:
-    """ "58.1-64.2"; "" without one."""
+    """ "58.1-64.2", "-0.3 to 3.1" below zero; "" without one."""
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
         return ""
-    return f"{percent(low)}-{percent(high)}"
+    lower = percent(low)
+    return f"{lower}{' to ' if lower.startswith('-') else '-'}{percent(high)}"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:

@@ -30,6 +30,7 @@ COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does 
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
     *("rank", "iou", "query", "box_xyxy", "true_xyxy", "top5", "choices"),
     *("probability", "protocol", "correct_by_draw", "label_text", "predicted_text"),
+    "metric",
 )
 JSON_CELLS = (  # of .csv
     *("top5", "box_xyxy", "true_xyxy", "correct_by_draw", "label_text", "predicted_text"),
@@ -48,10 +49,11 @@ def check_suffix(path: Path) -> None:
 class PredictionsFile:
     """Writes lines beside `path`, which gets them at the end of a block: all of them, or none.
 
-    The mean of "correct" over the lines of one task, set, method and alpha is the metric: exact
-    ties count as expected. Raises ValueError for another suffix than .jsonl or .csv, OSError
-    where it cannot be opened. An error of the disk after that is kept in `failure`, and `path`
-    stays as it was: the metrics do not depend on this file.
+    The mean of "correct" over the lines of one task, set, method and alpha, and "metric" where
+    lines have one, is the metric of the task: exact ties count as expected. Raises ValueError for
+    another suffix than .jsonl or .csv, OSError where it cannot be opened. An error of the disk
+    after that is kept in `failure`, and `path` stays as it was: the metrics do not depend on this
+    file.
     """
 
     def __init__(self, path: Path):
@@ -271,13 +273,14 @@ class PredictionsFile:
         score: float,
         correct: float,
         predicted: str | None = None,
+        metric: str | None = None,
     ) -> None:
         """A line for a question of a compositional test, numbered: some are asked twice.
 
         `text` is the right caption, `score` its cosine with the image, `predicted` the caption that
-        was chosen, where one is.
+        was chosen, where one is. `metric`: which score of the question, where there are several.
         """
-        chosen = {} if predicted is None else {"predicted": predicted}
+        chosen = {"predicted": predicted, "metric": metric}
         self.write(
             task="compositional",
             set=name,
@@ -287,7 +290,7 @@ class PredictionsFile:
             label=str(number),
             score=_rounded(score),
             correct=_rounded(correct),
-            **chosen,
+            **{key: value for key, value in chosen.items() if value is not None},
         )
 
     def write(self, **line: Any) -> None:

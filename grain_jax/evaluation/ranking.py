@@ -56,4 +56,7 @@ def wilson_interval(rate: float, count: int) -> tuple[float, float]:
     denominator = 1 + z**2 / count
     centre = (rate + z**2 / (2 * count)) / denominator
     half = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # exact where rounding would leave 1e-17 of 0, or of 1
+    low = 0.0 if rate == 0 else max(0.0, centre - half)
+    high = 1.0 if rate == 1 else min(1.0, centre + half)
+    return low, high

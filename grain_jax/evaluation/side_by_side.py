@@ -4,9 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from grain_jax.evaluation.percentages import result_text
 from grain_jax.evaluation.suite_sets import AVERAGE, EXPECTED
-from grain_jax.evaluation.tables import RETRIEVED, Table, method_title
+from grain_jax.evaluation.tables import (
+    DRAWN,
+    RETRIEVED,
+    ResultIndex,
+    Table,
+    method_title,
+    with_draws,
+)
 from grain_jax.results import Result
 
 SHOWN = ("top1", "mean_R@1", "phrase_accuracy")  # of sets that no suite says a metric of
@@ -60,6 +66,7 @@ def side_by_side(
                 expected[result.dataset, result.method, result.alpha] = int(result.value)
             elif _is_shown(result, metrics):
                 rows.setdefault(result.identity, {})[title] = result
+    indices = {title: ResultIndex(results) for title, results in models.items()}
     ordered = [key for key in rows if key[3] != AVERAGE] + [k for k in rows if k[3] == AVERAGE]
     lines = []
     for key in ordered:
@@ -75,12 +82,14 @@ def side_by_side(
                 dataset,
                 _method(method, alpha),
                 what,
-                *(result_text(found.get(title)) for title in models),
+                *(with_draws(index.get, found.get(title)) for title, index in indices.items()),
             )
         )
     meaning = (
         "In percent; in brackets the 95 % interval over images. -: the model or the set lacks "
-        "what the method needs." + (f" {note}" if note else "")
+        "what the method needs."
+        + (DRAWN if any("draws)" in cell for line in lines for cell in line[3:]) else "")
+        + (f" {note}" if note else "")
     )
     columns = ("set", "method", "metric", *models)
     return Table("Models side by side", columns, tuple(lines), meaning)

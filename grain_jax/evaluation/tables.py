@@ -145,7 +145,10 @@ def _a_line_each(content: Table) -> Table:
     return replace(content, columns=columns, rows=tuple(rows))
 
 
-class _Index:
+Get = Callable[[str, str, str, float | None], Result | None]  # of set, method, metric and alpha
+
+
+class ResultIndex:
     """Results by data set, method, alpha and metric."""
 
     def __init__(self, results: Sequence[Result]):
@@ -154,6 +157,7 @@ class _Index:
     def get(
         self, dataset: str, method: str, metric: str, alpha: float | None = None
     ) -> Result | None:
+        """The record of one metric."""
         return self._found.get((dataset, method, alpha, metric))
 
     def percent(self, dataset: str, method: str, metric: str) -> str:
@@ -167,7 +171,7 @@ class _Index:
 
 
 def _zero_shot(results: Sequence[Result]) -> Table:
-    index, rows = _Index(results), []
+    index, rows = ResultIndex(results), []
     alphas = {r.alpha for r in results if r.metric == "top1" and r.alpha is not None} | {1.0}
     columns = sorted(alphas, reverse=True)
     for name in index.datasets("random", "top1"):
@@ -180,10 +184,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
                 title = method_title(method)
                 title += _described(index, name) if described else ""
                 title += _passes(index, name, method)
-                cells = [
-                    result_text(result) + ("" if result is None else _draws(index, result))
-                    for result in found
-                ]
+                cells = [with_draws(index.get, result) for result in found]
                 random = index.percent(name, "random", "top1")
                 rows.append((_set_title(index, name), title, *cells, random))
     return Table(
@@ -199,7 +200,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
 
 
 def _by_frequency(results: Sequence[Result]) -> Table:
-    index, rows = _Index(results), []
+    index, rows = ResultIndex(results), []
     found = {(r.dataset, r.method, r.alpha): None for r in results if r.metric in BY_FREQUENCY}
     for name, method, alpha in found:
         cells = [index.get(name, method, metric, alpha) for metric in BY_FREQUENCY]
@@ -221,12 +222,12 @@ def method_title(name: str) -> str:
     return titled(name) if name in METHODS else name
 
 
-def _set_title(index: _Index, name: str) -> str:
+def _set_title(index: ResultIndex, name: str) -> str:
     classes = index.get(name, "dataset", "classes")
     return name if classes is None else f"{name} ({classes.value:g} classes)"
 
 
-def _described(index: _Index, name: str) -> str:
+def _described(index: ResultIndex, name: str) -> str:
     """How many classes have descriptions, where not all of them do."""
     without = index.get(name, "dataset", "undescribed_classes")
     classes = index.get(name, "dataset", "classes")
@@ -235,25 +236,35 @@ def _described(index: _Index, name: str) -> str:
     return f" ({classes.value - without.value:g} of {classes.value:g} described)"
 
 
-def _passes(index: _Index, name: str, method: str) -> str:
+def _passes(index: ResultIndex, name: str, method: str) -> str:
     """What a method with a second pass costs; "" for those that see an image's embedding."""
     found = index.get(name, method, "passes")
     return "" if found is None else f", encodes each image {found.value:g} times"
 
 
-def _draws(index: _Index, result: Result) -> str:
-    """The spread over draws of random texts, where there were several."""
+def with_draws(get: Get, result: Result | None) -> str:
+    """ "61.3 (58.1-64.2) (sd 1.2, 7 draws)": `result_text` and the spread, where there is one."""
+    spread = spread_of_draws(get, result)
+    return result_text(result) + (f" ({spread})" if spread else "")
+
+
+def spread_of_draws(get: Get, result: Result | None) -> str:
+    """ "sd 1.2, 7 draws" of a top-1 accuracy by random texts that were drawn several times; "" for
+    others.
+    """
+    if result is None or result.metric != "top1":
+        return ""
     of = result.dataset, result.method
-    spread = index.get(*of, SPREAD_OF_DRAWS, result.alpha)
+    spread = get(*of, SPREAD_OF_DRAWS, result.alpha)
     if spread is None:
         return ""
-    every = (index.get(*of, f"{DRAW}{draw}", result.alpha) for draw in itertools.count())
+    every = (get(*of, f"{DRAW}{draw}", result.alpha) for draw in itertools.count())
     count = sum(1 for _ in itertools.takewhile(lambda one: one is not None, every))
-    return f" (sd {percent(spread.value)}, {count} draws)"
+    return f"sd {percent(spread.value)}, {count} draws"
 
 
 def _grounding(results: Sequence[Result]) -> Table:
-    index, rows = _Index(results), []
+    index, rows = ResultIndex(results), []
     for name in index.datasets("model", "box_iou"):
         upper_bound = index.percent(name, "model", "box_recall_upper_bound")
         for method, title in PREDICTORS.items():
@@ -281,7 +292,7 @@ def _grounding(results: Sequence[Result]) -> Table:
 
 
 def _retrieval(results: Sequence[Result]) -> Table:
-    index, rows = _Index(results), []
+    index, rows = ResultIndex(results), []
     metrics = (*(f"R@{k}" for k in KS), "random_R@1")
     for name in index.datasets("retrieval", "mean_R@1"):
         for method, title in RETRIEVED.items():

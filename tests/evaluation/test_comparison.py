@@ -10,9 +10,11 @@ from plain_text import plain
 
 from grain_jax import evaluate
 from grain_jax.evaluation.comparison import (
+    TASKS,
     compare_methods,
     compare_models,
     compare_with_method,
+    metrics_of,
     read_predictions,
 )
 
@@ -153,6 +155,23 @@ def test_the_command_prints_a_table_and_writes_records(two, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Each method (B) against name (A)" in printed
     assert "description/alpha1" in printed
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_compared_under_the_name_of_its_metric(task, tmp_path, capsys):
+    files = []
+    for name, correct in (("a", [0, 1] * 9), ("b", [1, 1] * 9)):
+        lines = [line | {"task": task} for line in zero_shot(correct)]
+        files.append(str(write(tmp_path / f"{name}.jsonl", lines)))
+    assert evaluate.main(["compare", *files]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"B against A on the same images: {TASKS[task].metric}, %" in printed
+    assert f"cub{TASKS[task].title} " in printed
+
+
+def test_metrics_of_several_tasks_are_named_once():
+    assert metrics_of(["zero_shot", "compositional"]) == "accuracy"
+    assert metrics_of(TASKS) == "accuracy, R@1, Acc@0.5 or semantic IoU"
 
 
 def test_trainings_are_given_with_commas(two, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The description of a class that an image, or its best region, is most similar to."""
 
+import csv
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from grain_jax.evaluation.zero_shot import evaluate_zero_shot
 from grain_jax.inference.encoder import ImageFeatures
 from grain_jax.zero_shot.method import ClassBanks
 from grain_jax.zero_shot.scorers import make_class_texts, text_bank
-from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
+from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS, TEXT_KINDS, TextKind
 
 TEXTS = {"jay": ("a blue wing", "a tail"), "tit": ("a yellow belly", "a cap", "a tail")}
 RNG = np.random.default_rng(0)
@@ -42,6 +43,23 @@ def test_the_text_is_that_of_a_loop_over_cosines():
     assert found("name", None, 0, classes) is None
 
 
+def test_texts_are_made_once_for_all_blocks(monkeypatch):
+    texts = make_class_texts(list(TEXTS), templates=["{}"], descriptions=TEXTS)
+    bank = text_bank(lambda words: unit(len(words), 5), texts.regions)
+    features = ImageFeatures(image=unit(4, 5), regions=unit(4, 3, 5), boxes=None)
+    made = []
+
+    def make(texts):
+        made.append(texts)
+        return texts.descriptions
+
+    monkeypatch.setitem(TEXT_KINDS, DESCRIPTIONS, TextKind(make))
+    found = DecidingTexts(ClassBanks(texts, {DESCRIPTIONS: bank, REGIONS: bank}), features)
+    for start in range(4):
+        assert found("description", 1.0, start, np.array([1])) is not None
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize(
     ("method", "alpha", "kind"),
     [
@@ -51,6 +69,9 @@ def test_the_text_is_that_of_a_loop_over_cosines():
         ("name_and_regions", 0.5, REGIONS),
         ("swapped_description", 1.0, None),
         ("of another version", None, None),
+        ("wca", None, None),
+        ("gc_clip", None, None),
+        ("fgvp", None, None),
     ],
 )
 def test_the_kind_is_what_the_method_compares_with(method, alpha, kind):
@@ -69,9 +90,12 @@ def test_predictions_have_the_text_of_the_true_and_of_the_predicted_class(tmp_pa
             on_texts=lines.look_up,
         )
     if suffix == "csv":
-        assert "label_text" in path.read_text().splitlines()[0]
-        return
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+        with path.open(newline="") as file:
+            filled = [{k: cell for k, cell in row.items() if cell} for row in csv.DictReader(file)]
+        cells = ("label_text", "predicted_text")
+        rows = [row | {k: json.loads(row[k]) for k in cells if k in row} for row in filled]
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
     for line in rows:
         assert ("label_text" in line) == (line["method"] != "name")
         if line["method"] != "name" and line["label"] == line["predicted"]:

@@ -21,6 +21,18 @@ def test_the_bounds_are_shown_as_they_are():
     assert shown == f"100.0 ({100 * 10 / (10 + z**2):.1f}-100.0)"
 
 
+def test_a_hyphen_does_not_run_into_a_sign():
+    assert interval_text(-0.003, 0.031) == "-0.3 to 3.1"
+    assert interval_text(-0.031, -0.003) == "-3.1 to -0.3"
+    assert interval_text(0.0, 0.031) == "0.0-3.1"
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_wilson_ends_at_0_and_1_exactly(count):
+    assert wilson_interval(0.0, count)[0] == 0.0
+    assert wilson_interval(1.0, count)[1] == 1.0
+
+
 def test_what_is_not_known_is_said():
     assert result_text(None) == percent(None) == "-"
     assert result_text(Result("birds", "random", None, "top1", 0.125)) == "12.5"

@@ -43,6 +43,19 @@ def test_a_suite_says_which_metric_is_shown():
     assert table.meaning.endswith("Mind the gap.")
 
 
+def test_a_mean_over_draws_has_its_spread():
+    drawn = [
+        Result("birds", "waffle", None, "top1", 0.5, 0.4, 0.6, 100),
+        Result("birds", "waffle", None, "top1_draws_sd", 0.0125),
+        *(Result("birds", "waffle", None, f"top1_draw{i}", 0.5, n=100) for i in range(3)),
+    ]
+    table = side_by_side({"a": [*results(0.5), *drawn], "b": results(0.5)})
+    cells = {row[1]: row[3:] for row in table.rows if row[0] == "birds"}
+    assert cells["WaffleCLIP"] == ("50.0 (40.0-60.0) (sd 1.2, 3 draws)", "-")
+    assert "mean over draws" in table.meaning
+    assert "draws" not in side_by_side({"a": results(0.5)}).meaning
+
+
 def test_models_of_one_name_are_told_apart():
     assert column_titles([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert column_titles([Path("x/a"), Path("y/a"), Path("c")]) == ["x/a", "y/a", "c"]

@@ -6,6 +6,7 @@ import json
 import pytest
 from grounding_files import annotation, coco_image, save_halves, write_json
 from PIL import Image
+from report_files import sections_of, write_results
 from toy_encoder import half, make_image, toy_encoder
 
 from grain_jax.config import TrainConfig
@@ -14,6 +15,7 @@ from grain_jax.evaluation.comparison import read_predictions
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.grounding_benchmark import measure_grounding
 from grain_jax.evaluation.predictions import PredictionsFile
+from grain_jax.evaluation.report_page.content import all_grids
 from grain_jax.evaluation.side_by_side import side_by_side
 from grain_jax.evaluation.suite_file import read_suite
 from grain_jax.evaluation.suite_sets import evaluate_suite, open_suite
@@ -141,8 +143,36 @@ def test_tests_are_measured_as_their_commands_measure_them(folder):
     read = read_predictions(folder / "all.jsonl")
     means = {(m.dataset, m.method): sum(a.correct) / len(a.correct) for m, a in read.items()}
     assert means["words", "model"] == pytest.approx(2 / 3)
-    assert means["pairs", "group"] == means["long", "text_to_image"] == 1
+    assert means["pairs", "model/group"] == means["long", "text_to_image"] == 1
+    scores = {m: mean for (name, m), mean in means.items() if name == "pairs"}
+    assert scores == {
+        f"model/{score}": found["pairs", "model", score] for score in ("text", "image", "group")
+    }
     assert means["seen_given", "crop"] == found["seen_given", "crop", "R@1"]
+
+
+def test_the_report_has_the_protocol_of_each_set(folder):
+    details = ResultDetails()
+    results = evaluate_suite(
+        toy_encoder(), opened(folder), TrainConfig(), templates=(), details=details
+    )
+    stored = [dataclasses.asdict(one) for one in results]
+    path = write_results(folder / "result.json", stored, splits=details.splits)
+    _, sections = sections_of([path])
+    titles = [section.title for section in sections]
+    assert "Grounding" in titles
+    grids = {grid.title.partition(":")[0]: grid for grid in all_grids(sections)}
+    grid = grids["Grounding of queries by a protocol"]
+    asked = {(row[0].text, row[2].text) for row in grid.rows if row[3].text == "region feature"}
+    assert asked == {
+        *(("seen", "boxes predicted, any"), ("seen_given", "boxes given, any")),
+        ("second", "boxes predicted, any"),
+    }
+    assert "A, seen, second: " in grid.meaning
+    assert "A, seen_given: " in grid.meaning
+    assert "every annotated box of the image" in grid.meaning
+    other = [row[2].text for row in grids["Other results"].rows] if "Other results" in grids else []
+    assert not {"R@1", "pointing", "upper_bound"} & set(other)
 
 
 def test_the_table_has_the_metric_of_every_test(folder):

@@ -12,11 +12,13 @@ from grain_jax.evaluation.class_statistics import (
     confused_pairs,
 )
 from grain_jax.evaluation.comparison import (
+    TASKS,
     Comparison,
     Measure,
     aligned,
     compare_methods,
     compare_models,
+    metrics_of,
 )
 from grain_jax.evaluation.percentages import (
     interval_text,
@@ -41,13 +43,6 @@ MAX_METHODS = 12  # columns of one
 PAIRS = 10  # confused pairs of a method
 OF_CLASS = ("images", "value, %", "against, %", "points", "more right", "p")
 EACH_WAY = 12  # classes won and classes lost that a table shows
-TASKS = {
-    "zero_shot": "",
-    "retrieval": ", retrieval",
-    "grounding": ", grounding",
-    "compositional": ", captions",
-    "vocabulary_free": ", semantic IoU of free answers",
-}
 
 
 @dataclass(frozen=True)
@@ -201,7 +196,9 @@ def paired_grids(
         difference = found.difference
         rows.append(
             (
-                *texts(f"{found.dataset}{TASKS[found.task]}", pair.title(), f"{found.images:,}"),
+                *texts(
+                    f"{found.dataset}{TASKS[found.task].title}", pair.title(), f"{found.images:,}"
+                ),
                 *texts(percent(difference.second), percent(difference.first)),
                 Cell(
                     signed(difference.value),
@@ -215,8 +212,9 @@ def paired_grids(
         "Differences on the same images",
         ("set", "compared", "images", "value, %", "against, %", "difference, points", "p"),
         tuple(rows),
-        "Accuracy or R@1 of what is named first in 'compared', then of what it is compared with. "
-        "The difference is in percentage points with its 95 % interval (bootstrap over images); p "
+        f"Value: {metrics_of(found.task for _, found in compared)} of what is named first in "
+        "'compared'; against: of what it is compared with. The difference "
+        "is in percentage points with its 95 % interval (bootstrap over images); p "
         f"of the paired permutation test, corrected by Holm for {count}. A single training of "
         "each says nothing of other seeds.",
         num_texts=2,
@@ -258,7 +256,7 @@ def _wins(pair: Pairing, found: Comparison) -> Grid | None:
                 rested_on = deciding_cells(one.name, answers, details, change, won=word == "won")
                 cells = (*cells[:2], *texts(*rested_on), *cells[2:])
             rows.append(cells)
-    heads = ("", "class", *(("what decided", "against") if decided else ()), *OF_CLASS)
+    heads = ("", "class", *(("most similar description", "against") if decided else ()), *OF_CLASS)
     if not rows:
         rows = [texts("equal", f"all {equal} classes", *("-" for _ in heads[2:]))]
     shown = [

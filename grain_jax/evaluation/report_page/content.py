@@ -14,6 +14,7 @@ class Cell:
     text: str
     interval: str = ""
     mark: str = ""  # what a reader must know of this cell
+    spread: str = ""  # over draws of random texts
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ class Section:
     notes: tuple[str, ...] = field(default=())
 
 
-def accuracy_cell(result: Result | None, *, mark: str = "") -> Cell:
+def accuracy_cell(result: Result | None, *, mark: str = "", spread: str = "") -> Cell:
     """A fraction in percent with its interval; "-" without a result."""
     if result is None:
         return Cell("-")
-    return Cell(percent(result.value), interval_text(result.low, result.high), mark)
+    return Cell(percent(result.value), interval_text(result.low, result.high), mark, spread)
 
 
 def texts(*values: str) -> tuple[Cell, ...]:

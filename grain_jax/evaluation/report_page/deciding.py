@@ -1,4 +1,4 @@
-"""The descriptions that decided a class: those most similar to the images that it won or lost."""
+"""The descriptions that are most similar to the images that a class won or lost."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from grain_jax.evaluation.report_page.evaluations import AnswerDetails
 
 SHOWN = 2  # descriptions of a cell
 MEANING = (
-    "What decided: of the predicted class the description most similar to the image, or to its "
-    "best region, with the mean cosine and the number of images, over those that are more right "
-    "(won) or less (lost); 'of' names a class that it was mistaken for. 'Against': the same images "
-    "by what it is compared with."
+    "Most similar description: of the predicted class, to the image or to its best region, with "
+    "the mean cosine and the number of images, over those that are more right (won) or less "
+    "(lost); 'of' names a class that it was mistaken for. 'Against': the same images by what it is "
+    "compared with."
 )
 
 
@@ -31,7 +31,7 @@ def deciding_cells(
     *,
     won: bool,
 ) -> tuple[str, str]:
-    """What the value and what it is compared with rested on; "-" where that is not known.
+    """By the value and by what it is compared with; "-" where that is not known.
 
     `change`: how much more right `after` is of each of the questions of `before`.
     """

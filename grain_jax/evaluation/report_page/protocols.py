@@ -72,7 +72,7 @@ def compositional_grid(evaluations: Sequence[Evaluation]) -> Grid | None:
 
 def is_of_protocol(one: Evaluation, result: Result) -> bool:
     """Whether the tables here have a record, or the baseline of one."""
-    if "protocols" in one.entries("settings") and result.method in (*BOX_TITLES, DECODER):
+    if result.method in (*BOX_TITLES, DECODER) and _has_protocol(one, result.dataset):
         return True
     return _is_compositional(one) and result.method in (COMPOSITIONAL_MODEL, "random", "dataset")
 
@@ -93,10 +93,9 @@ def _is_compositional_row(one: Evaluation, result: Result) -> bool:
 
 def _sets(evaluations: Sequence[Evaluation]) -> Iterable[tuple[str, Evaluation]]:
     """Sets of queries, those of one name together."""
-    having = [one for one in evaluations if "protocols" in one.entries("settings")]
-    for name in dict.fromkeys(result.dataset for one in having for result in one.results):
-        for one in having:
-            if any(result.dataset == name for result in one.results):
+    for name in dict.fromkeys(result.dataset for one in evaluations for result in one.results):
+        for one in evaluations:
+            if _has_protocol(one, name) and any(r.dataset == name for r in one.results):
                 yield name, one
 
 
@@ -120,11 +119,11 @@ def _queries(evaluations: Sequence[Evaluation]) -> Grid | None:
                 bound = one.get(name, DECODER, UPPER_BOUND)
                 count = next((_count(result) for result in found if result), "-")
                 cells = [accuracy_cell(result) for result in (*found, bound)]
-                row = texts(name, one.letter, _protocol(one, method), title)
+                row = texts(name, one.letter, _protocol(one, name, method), title)
                 rows.append((*row, *cells, Cell(count)))
     if not rows:
         return None
-    sentences = dict.fromkeys(_sentence(one) for _, one in every)
+    sentences = _sentences(every)
     return Grid(
         "Grounding of queries by a protocol: Acc@0.5, %",
         ("set", "of", "protocol", "chosen by", *metrics, "upper bound", "queries"),
@@ -132,7 +131,7 @@ def _queries(evaluations: Sequence[Evaluation]) -> Grid | None:
         "R@1 is Acc@0.5. Pointing: the centre of the chosen box is in a true one. With the 95 % "
         "interval (bootstrap over images). The best constant box is fitted to the answers of the "
         "other half of the images. Upper bound: a right box is among those that may be chosen. "
-        "Rows of unlike protocols do not compare. " + " ".join(sentences),
+        "Rows of unlike protocols do not compare. " + sentences,
         num_texts=4,
     )
 
@@ -185,25 +184,50 @@ def _decoder(evaluations: Sequence[Evaluation]) -> Grid | None:
     )
 
 
-def _stored(one: Evaluation) -> Mapping[str, Mapping[str, Any]]:
-    protocols = one.entries("settings").get("protocols")
+def _has_protocol(one: Evaluation, name: str) -> bool:
+    return "protocols" in _asked(one, name)
+
+
+def _asked(one: Evaluation, name: str) -> Mapping[str, Any]:
+    """What has the protocols of a set: its split of a suite, or the settings of
+    `evaluate grounding`, which measures one set.
+    """
+    split = one.entries("splits").get(name)
+    if isinstance(split, Mapping) and "protocols" in split:
+        return split
+    return one.entries("settings")
+
+
+def _stored(one: Evaluation, name: str) -> Mapping[str, Mapping[str, Any]]:
+    protocols = _asked(one, name).get("protocols")
     if not isinstance(protocols, Mapping):
         return {}
-    return {name: found for name, found in protocols.items() if isinstance(found, Mapping)}
+    return {method: found for method, found in protocols.items() if isinstance(found, Mapping)}
 
 
-def _protocol(one: Evaluation, method: str) -> str:
+def _protocol(one: Evaluation, name: str, method: str) -> str:
     """ "boxes predicted, any"; of a baseline that of the first feature."""
-    stored = _stored(one)
+    stored = _stored(one, name)
     found = stored.get(method) or next(iter(stored.values()), {})
     return f"boxes {found.get('boxes', '?')}, {found.get('truth', '?')}"
 
 
-def _sentence(one: Evaluation) -> str:
-    """The whole protocol of a file; "" where another version has other fields."""
-    for stored in _stored(one).values():
+def _sentences(every: Iterable[tuple[str, Evaluation]]) -> str:
+    """Each whole protocol, behind the sets that it is of."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, one in every:
+        if sentence := _sentence(one, name):
+            found.setdefault((one.letter, sentence), []).append(name)
+    return " ".join(
+        f"{letter}, {', '.join(names)}: {sentence}" for (letter, sentence), names in found.items()
+    )
+
+
+def _sentence(one: Evaluation, name: str) -> str:
+    """The whole protocol of a set; "" where another version has other fields."""
+    for stored in _stored(one, name).values():
         try:
-            return f"{one.letter}: {Protocol(**stored).sentence}"
+            return Protocol(**stored).sentence
         except TypeError:
             return ""
     return ""

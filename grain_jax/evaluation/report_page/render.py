@@ -167,7 +167,8 @@ def _markdown_grid(grid: Grid) -> Iterator[str]:
 
 def _cell_text(cell: Cell) -> str:
     interval = f" ({cell.interval})" if cell.interval else ""
-    return f"{cell.text}{interval}" + (f", {cell.mark}" if cell.mark else "")
+    spread = f" ({cell.spread})" if cell.spread else ""
+    return f"{cell.text}{interval}{spread}" + (f", {cell.mark}" if cell.mark else "")
 
 
 def _markdown_image(image: ShownImage) -> Iterator[str]:

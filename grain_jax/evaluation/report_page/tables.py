@@ -19,9 +19,9 @@ from grain_jax.evaluation.report_page.content import (
 from grain_jax.evaluation.report_page.evaluations import Evaluation
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from grain_jax.evaluation.statistics import mean_interval
-from grain_jax.evaluation.tables import PREDICTORS
+from grain_jax.evaluation.tables import DRAWN, PREDICTORS, spread_of_draws
 from grain_jax.evaluation.tables import method_title as title_of_method
-from grain_jax.results import HEADLINE, OF_BOXES, OF_DATASET, STARTS, Result
+from grain_jax.results import HEADLINE, OF_BOXES, OF_DATASET, STARTS, Result, is_of_draws
 from grain_jax.zero_shot.methods import METHODS
 from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
 
@@ -242,7 +242,9 @@ def _methods_by_sets(evaluations: Sequence[Evaluation], metric: str, title: str)
             mark = fallback(one, name, method)
             example = example or mark
             result = one.get(name, method, metric, alpha)
-            cells.append(accuracy_cell(result, mark="" if result is None else mark))
+            mark = "" if result is None else mark
+            spread = spread_of_draws(one.get, result)
+            cells.append(accuracy_cell(result, mark=mark, spread=spread))
         if any(cell.text != "-" for cell in cells):
             rows.append((Cell(method_title(method, alpha)), *cells))
     if not rows:
@@ -250,6 +252,7 @@ def _methods_by_sets(evaluations: Sequence[Evaluation], metric: str, title: str)
     known = any(cell.interval for row in rows for cell in row)
     flat = [(column, one) for column, of in columns.items() for _, one in of]
     meaning = f"{WILSON if known else ''}{BY_NAME.format(example) if example else ''}"
+    meaning += DRAWN if any(cell.spread for row in rows for cell in row) else ""
     return Grid(
         title,
         ("method", *(one.letter if several else column for column, one in flat)),
@@ -392,7 +395,7 @@ def other_grid(
 
 
 def _in_another_table(result: Result) -> bool:
-    if is_zero_shot(result):
+    if is_zero_shot(result) or (result.method not in STARTS and is_of_draws(result.metric)):
         return True
     if result.method == "dataset" and result.metric in OF_DATASET:
         return True
@@ -409,6 +412,7 @@ def _in_another_table(result: Result) -> bool:
 
 
 def _plain_interval(result: Result) -> str:
+    """ "-1e-05 to 0.25": a hyphen would run into signs and exponents."""
     if not interval_text(result.low, result.high):
         return ""
-    return f"{result.low:.6g}-{result.high:.6g}"
+    return f"{result.low:.6g} to {result.high:.6g}"

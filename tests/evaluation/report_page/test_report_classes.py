@@ -1,6 +1,7 @@
 """Classes of a report: won, lost and confused, and paired answers."""
 
 import numpy as np
+import pytest
 from report_files import (
     mean,
     results_of,
@@ -10,7 +11,7 @@ from report_files import (
     zero_shot_lines,
 )
 
-from grain_jax.evaluation.comparison import Measure
+from grain_jax.evaluation.comparison import TASKS, Measure
 from grain_jax.evaluation.report_page.content import all_grids
 
 
@@ -47,6 +48,23 @@ def test_confused_pairs_name_the_class_and_what_it_was_taken_for(two):
         str(len(wrong)),
         f"{100 * len(wrong) / len(lines):.1f}",
     ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_its_metric_and_title(two, tmp_path, task):
+    answers = [
+        write_answers(
+            tmp_path / f"{name}-{task}.jsonl",
+            [line | {"task": task} for line in zero_shot_lines(5, 0.5)],
+        )
+        for name in "ab"
+    ]
+    result = results_of({("name", None): mean(zero_shot_lines(5, 0.5))})
+    files = [write_results(tmp_path / f"{name}-{task}.json", result) for name in "ab"]
+    _, sections = sections_of(files, answers)
+    grid = next(grid for grid in all_grids(sections) if grid.title.startswith("Differences"))
+    assert grid.rows[0][0].text == f"birds{TASKS[task].title}"
+    assert grid.meaning.startswith(f"Value: {TASKS[task].metric} of what is named first")
 
 
 def test_other_questions_are_left_out_with_the_reason(two, tmp_path):
@@ -88,7 +106,7 @@ def test_the_descriptions_that_decided_stand_beside_each_class(tmp_path):
     given = [write_answers(tmp_path / f"{k}.jsonl", own) for k, own in enumerate(answers)]
     _, sections = sections_of(files, given)
     grid = next(grid for grid in all_grids(sections) if "classes won 1" in grid.title)
-    assert grid.columns[:5] == ("", "class", "what decided", "against", "images")
+    assert grid.columns[:5] == ("", "class", "most similar description", "against", "images")
     assert [cell.text for cell in grid.rows[0][:4]] == [
         *(
             "won",

@@ -16,7 +16,7 @@ from report_files import (
 from grain_jax.evaluation.report_page.content import all_grids
 from grain_jax.evaluation.report_page.evaluations import read_evaluations
 from grain_jax.evaluation.report_page.plots import accuracy_plots
-from grain_jax.evaluation.report_page.render import html_page, page_title
+from grain_jax.evaluation.report_page.render import html_page, markdown_page, page_title
 from grain_jax.evaluation.report_page.short_list import ShortList
 from grain_jax.evaluation.statistics import mean_interval
 
@@ -51,6 +51,32 @@ def test_records_without_a_table_of_their_own_are_listed(two):
     _, sections = sections_of(two[0])
     other = next(one for one in all_grids(sections) if one.title == "Other results")
     assert [(row[2].text, row[4].text) for row in other.rows] == [("newer_metric", "12.5")] * 2
+
+
+def test_draws_of_random_texts_are_their_spread_and_no_further_results(tmp_path):
+    results = [
+        *results_of({("waffle", None): 0.5}),
+        record("birds", "waffle", None, "per_class", 0.25, n=60),
+        record("birds", "waffle", None, "top1_draws_sd", 0.0125),
+        *(record("birds", "waffle", None, f"top1_draw{i}", 0.5, n=60) for i in range(7)),
+    ]
+    _, sections = sections_of([write_results(tmp_path / "a.json", results)])
+    grids = {grid.title: grid for grid in all_grids(sections)}
+    assert "Other results" not in grids
+    grid = grids["Top-1 accuracy, %"]
+    spreads = {row[0].text: row[1].spread for row in grid.rows}
+    assert spreads == {"WaffleCLIP": "sd 1.2, 7 draws", "random": ""}
+    assert "mean over draws" in grid.meaning
+    assert "mean over draws" not in grids["Mean accuracy per class, %"].meaning
+    assert "sd 1.2, 7 draws" in Page(html_page("page", sections)).texts
+    assert "50.0 (45.0-54.0) (sd 1.2, 7 draws)" in markdown_page("page", sections)
+
+
+def test_bounds_of_other_results_are_told_from_signs_and_exponents(tmp_path):
+    results = [record("birds", "newer", None, "gap", -0.5, -0.75, 1.5e-17, 60)]
+    _, sections = sections_of([write_results(tmp_path / "a.json", results)])
+    other = next(one for one in all_grids(sections) if one.title == "Other results")
+    assert other.rows[0][4].interval == "-0.75 to 1.5e-17"
 
 
 def test_recall_and_phrases_get_intervals_from_their_answers(two):
