@@ -27,7 +27,7 @@ ASSUMED_PAIRS = 3
 # A choice, without a figure: in comparisons of classes that are defined unlike, scores separate at
 # least so much. With texts that say nothing, the best of many would else pass for one found.
 LEAST_SEPARATION = 2.0
-# Any small number would do: of scores that tell nothing apart, so that they still decide alone.
+# A choice, without a figure: of scores that tell nothing apart, so that they still decide alone.
 LEAST_WEIGHT = 1e-3
 
 
