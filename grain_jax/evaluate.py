@@ -59,6 +59,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig, TrainConfig
 from grain_jax.data.classification.class_names import BINDINGS
 from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.image_variants import with_crops
 from grain_jax.data.source import data_source
 from grain_jax.evaluate_files import finish
 from grain_jax.evaluate_notes import (
@@ -205,7 +206,7 @@ def _watch(
 ) -> None:
     """Measures the checkpoints of a run as they appear; embeddings of each are of use once."""
     names = (*MEASURED, *ZERO_SHOT, *OF_IMAGES, *OF_STORED)
-    asked = {name: getattr(options, name) for name in names}
+    asked = {name: getattr(options, name) for name in names} | options.of_crops.given
     watched = sha256_of([asked, None if suite is None else suite.suite.sha256])
     kept = dataclasses.replace(options.embeddings, cache=options.embeddings.cache or NONE)
     options = dataclasses.replace(options, embeddings=kept)
@@ -273,7 +274,13 @@ def _evaluate(
             details.predictions = files.enter_context(PredictionsFile(options.predictions))
         if kind == "own":
             results = evaluate(
-                encoder, config, final=True, note=note, details=details, methods=options.methods
+                encoder,
+                config,
+                final=True,
+                note=note,
+                details=details,
+                methods=options.methods,
+                kinds=with_crops(options.of_crops.numbers),
             )
             if not results:
                 raise ValueError(
@@ -288,6 +295,7 @@ def _evaluate(
                 templates=loaded.templates,
                 methods=options.methods,
                 alphas=options.alphas,
+                crops=options.of_crops.numbers,
                 note=note,
                 details=details,
             )
@@ -311,6 +319,7 @@ def _evaluate(
         del shown["text_draws"]
     given = (*OF_NAMES, *OF_STORED, "methods")
     shown |= {name: getattr(options, name) for name in given if getattr(options, name)}
+    shown |= options.of_crops.given
     shown |= {} if suite is None else {"suite": suite.described()}
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
@@ -381,6 +390,7 @@ def _images(
         note=note,
     )
     details.given |= given.described
+    kinds = with_crops(options.of_crops.numbers)
     note_left_out(
         options.methods or (),
         dataset,
@@ -389,6 +399,8 @@ def _images(
         note=note,
         given=given.fulfilled,
         left_out=details.left_out,
+        kinds=kinds,
+        draws=config.evaluation.text_draws,
     )
     check_any_left(options.methods or (), details.left_out)
     return score_zero_shot(
@@ -398,6 +410,7 @@ def _images(
         final=True,
         details=details,
         methods=options.methods or DEFAULT_METHODS,
+        kinds=kinds,
         **given.encode(encoder),
     )
 

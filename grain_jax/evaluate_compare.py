@@ -49,8 +49,8 @@ from grain_jax.paths import user_path
 from grain_jax.terminal import escape_unprintable
 
 DRAWN = (
-    " Of random texts the mean over draws, with the standard deviation of B - A over them (sd) "
-    "behind it; the interval and p are over images."
+    " Of random texts and crops the mean over draws, with the standard deviation of B - A over "
+    "them (sd) behind it; the interval and p are over images."
 )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 
 from tyro.conf import arg
 
-from grain_jax import evaluate_published, evaluate_support
+from grain_jax import evaluate_crops, evaluate_published, evaluate_support
 from grain_jax.cache_options import CacheOptions
 from grain_jax.command_line import (
     OUT,
@@ -25,6 +25,7 @@ from grain_jax.command_line import (
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.set_names import folder_name
+from grain_jax.evaluate_crops import CropOptions
 from grain_jax.evaluate_notes import same_place
 from grain_jax.evaluate_published import PublishedOptions
 from grain_jax.evaluate_records import chosen_tasks
@@ -140,8 +141,9 @@ class Options:
     prompt_ensembling: Annotated[
         PromptEnsembling | None, one_of(get_args(PromptEnsembling)), _own
     ] = None
-    # how often random texts are drawn, of methods that have such (WaffleCLIP: 7 in its paper)
+    # how often what is random is drawn: texts (WaffleCLIP: 7 in its paper), crops (WCA: 20)
     text_draws: Annotated[OptionalCount, _own] = None
+    of_crops: Annotated[CropOptions, arg(name="")] = field(default_factory=CropOptions)
     batch_size: Annotated[OptionalCount, _own] = None  # images at once
     # file of the results, JSON
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
@@ -176,11 +178,11 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
     )
     if suite is None:
         refuse(first, OF_SUITE, "--suite")
-        check_draws(first, first.methods or DEFAULT_METHODS)
+        _check_drawn(first, first.methods or DEFAULT_METHODS)
         return None
     labelled = [(part, one) for part in suite.every for one in part.images]
     of_sets = [one.methods or part.methods or DEFAULT_METHODS for part, one in labelled]
-    check_draws(first, first.methods or tuple(itertools.chain(*of_sets)))
+    _check_drawn(first, first.methods or tuple(itertools.chain(*of_sets)))
     if not labelled:
         refuse(first, (*ZERO_SHOT, "methods"), "labelled images, which this suite has not")
     return open_suite(
@@ -214,6 +216,7 @@ def check(options: Options) -> None:
         refuse(options, ("split",), "prepared records or labelled images")
     if kind == "records":
         refuse(options, (*ZERO_SHOT, "methods"), "zero-shot classification")
+        refuse(options.of_crops, tuple(options.of_crops.given), "zero-shot classification")
     evaluate_support.check(
         options.given,
         data=options.data,
@@ -233,13 +236,18 @@ def check(options: Options) -> None:
         raise ValueError("--output and --predictions name one file; give each its own.")
 
 
+def _check_drawn(options: Options, methods: Collection[str]) -> None:
+    check_draws(options, methods)
+    evaluate_crops.check(options.of_crops, methods)
+
+
 def check_draws(options: Options, methods: Collection[str]) -> None:
-    """Refuses several draws where none of the methods has random texts."""
+    """Refuses several draws where none of the methods has random texts or crops."""
     if options.text_draws is not None and not drawn_methods(methods):
         raise ValueError(
-            f"--text_draws={options.text_draws} is of methods with random texts, and none of those "
-            f"that are measured has any; name some of {', '.join(drawn_methods(METHODS))} with "
-            "--methods, or leave it out."
+            f"--text_draws={options.text_draws} is of methods with random texts or crops, and none "
+            f"of those that are measured has any; name some of "
+            f"{', '.join(drawn_methods(METHODS))} with --methods, or leave it out."
         )
 
 
@@ -254,7 +262,7 @@ def kind_of(options: Options) -> str:
     return "records" if (options.data / "dataset_info.json").exists() else "images"
 
 
-def refuse(options: Options, names: Sequence[str], needs: str) -> None:
+def refuse(options: Options | CropOptions, names: Sequence[str], needs: str) -> None:
     """Raises ValueError where one of the options is given, which goes with what it `needs`."""
     if given := [name for name in names if getattr(options, name) not in (None, False)]:
         raise ValueError(f"--{given[0]} goes with {needs}; leave it out or change --data.")

@@ -15,7 +15,7 @@ FILE = "results.jsonl"  # in a run folder: the records of every evaluation, one 
 METRICS_FILE = "metrics.jsonl"  # likewise: what training logged, and results by their keys
 # Beside the top-1 accuracy of a method: those by how often classes occur in training captions too.
 BY_FREQUENCY = ("top1_unseen", "top1_rare", "top1_frequent")
-# Of a method whose texts are drawn at random, where they were drawn several times: the standard
+# Of a method whose texts or crops are random, where they were drawn several times: the standard
 # deviation over draws, and with a number behind it the accuracy by that draw.
 SPREAD_OF_DRAWS, DRAW = "top1_draws_sd", "top1_draw"
 DETAILS = ("top5", "per_class", "expected_distance", "passes", *BY_FREQUENCY)

@@ -30,6 +30,7 @@ ROWS = (
         "evaluate_compare",
         "evaluate_files",
         "evaluate_notes",
+        "evaluate_crops",
         "evaluate_options",
         "evaluate_report",
         "evaluate_compositional",

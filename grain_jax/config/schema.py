@@ -338,8 +338,8 @@ class EvaluationConfig(Settings):
     # Over templates. "embedding": mean embedding of unit length | "score" (official): mean cosine.
     # Of some methods; `docs/zero-shot.md` lists them
     prompt_ensembling: PromptEnsembling = "embedding"
-    # How often texts that are random are drawn, of methods that have such: WaffleCLIP (7 in the
-    # paper) and wrong descriptions. Their figures are means over draws, with the spread
+    # How often what is random is drawn, of methods that have such: texts of WaffleCLIP (7 in the
+    # paper), wrong descriptions, crops of WCA (20). Figures are means over draws, with the spread
     text_draws: int = 1
     zero_shot: tuple[str, ...] = ()  # folders of labelled images to classify, at the end
     # Folders to classify every `eval_interval_steps` too: test sets seen while the model is made

@@ -1,8 +1,9 @@
 """Variants of images, made from their pixels: crops at random places, crops at boxes, and images
 that are blurred outside a box. Zero-shot methods with a second pass look at them.
 
-A kind is an entry of `VARIANTS`. `ImageVariants` makes them one batch at a time, each as the square
-that the model sees, so that the variants of a large set are never held together.
+A kind is an entry of `VARIANTS`, or of `with_crops`. `ImageVariants` makes them one batch at a
+time, each as the square that the model sees, so that the variants of a large set are never held
+together.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from grain_jax.boxes import cxcywh_to_xyxy
 from grain_jax.data.records import Record, Source, read_records
 from grain_jax.data.transforms import ImageError, Pixels, Preprocessing, decode_image
 
+RANDOM_CROPS = "random_crops"
 ROUNDING = 1e-3  # pixels by which a box in float32 may miss the edge of one
 
 
@@ -117,10 +119,35 @@ class BoxBlurs:
 
 
 VARIANTS: Mapping[str, VariantKind] = {
-    "random_crops": RandomCrops(),
+    RANDOM_CROPS: RandomCrops(),
     "box_crops": BoxCrops(),
     "box_blurs": BoxBlurs(),
 }
+DRAWN = frozenset({RANDOM_CROPS})  # kinds that are drawn at random, by a seed
+
+
+def crop_numbers(
+    number: int | None, sizes: Sequence[float] | None, seed: int | None
+) -> dict[str, Any]:
+    """Those fields of `RandomCrops` that are given; `sizes` are the smallest and the largest."""
+    smallest, largest = map(float, sizes) if sizes else (None, None)
+    fields = {"number": number, "smallest": smallest, "largest": largest, "seed": seed}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def with_crops(numbers: Mapping[str, Any]) -> Mapping[str, VariantKind]:
+    """`VARIANTS`, with these fields of `RandomCrops`. Raises ValueError where they make none."""
+    return {**VARIANTS, RANDOM_CROPS: RandomCrops(**numbers)}
+
+
+def of_draw(kinds: Mapping[str, VariantKind], draw: int) -> dict[str, VariantKind]:
+    """The kinds as they are drawn once more: random crops with the seed that is `draw` further."""
+    return {
+        name: dataclasses.replace(kind, seed=kind.seed + draw)
+        if isinstance(kind, RandomCrops)
+        else kind
+        for name, kind in kinds.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

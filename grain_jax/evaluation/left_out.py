@@ -1,7 +1,9 @@
 """Methods that were asked for: which cannot be measured on a set, and which cost more passes."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from grain_jax.data.image_variants import VARIANTS, VariantKind
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.variants import passes, possible_variants
 from grain_jax.zero_shot.methods import METHODS, lacking
@@ -19,12 +21,15 @@ def note_left_out(
     num_boxes: int = 0,
     given: Collection[str] = ("unlabeled",),
     left_out: LeftOut | None = None,
+    kinds: Mapping[str, VariantKind] = VARIANTS,
+    draws: int = 1,
 ) -> None:
     """Says in one sentence which of the `methods` a set, a model or what is `given` lack something
     for, and in one which of the others encode each image again, and how often. What is left out is
     added to `left_out` under the name of the set.
 
-    `num_boxes` are those that the model predicts for an image; 0: it has no trained boxes.
+    `num_boxes` are those that the model predicts for an image; 0: it has no trained boxes. `kinds`
+    are the variants that images are encoded as, those that are random in so many `draws`.
     """
     texts = class_texts(dataset)
     given = {*given, *possible_variants(has_boxes=num_boxes > 0)}
@@ -33,7 +38,8 @@ def note_left_out(
         for name in methods
         if (needs := lacking(name, texts, has_regions=has_regions, given=given))
     }
-    _note_passes([name for name in methods if name not in found], dataset, num_boxes, note)
+    counted = functools.partial(passes, num_boxes=num_boxes, kinds=kinds, draws=draws)
+    _note_passes([name for name in methods if name not in found], dataset, counted, note)
     if left_out is not None:
         left_out[dataset.name] = found
     if found:
@@ -68,13 +74,16 @@ def _needs(found: Mapping[str, Sequence[str]]) -> str:
 
 
 def _note_passes(
-    methods: Sequence[str], dataset: ZeroShotSet, num_boxes: int, note: Callable[[str], None]
+    methods: Sequence[str],
+    dataset: ZeroShotSet,
+    passes_of: Callable[[Collection[str]], int],
+    note: Callable[[str], None],
 ) -> None:
     kinds = {name: METHODS[name].variants for name in methods if METHODS[name].variants}
     if not kinds:
         return
-    each = ", ".join(f"{name} ({passes(own, num_boxes)})" for name, own in kinds.items())
-    total = passes(frozenset().union(*kinds.values()), num_boxes)
+    each = ", ".join(f"{name} ({passes_of(own)})" for name, own in kinds.items())
+    total = passes_of(frozenset().union(*kinds.values()))
     note(
         f"{dataset.name}: each of the {len(dataset.source):,} images goes through the encoder "
         f"{total} times, not once, for {each}."

@@ -5,8 +5,10 @@ No test set is looked at before the end unless the user names it in
 on the validation species of synthetic_birds, or on the evaluation split of tfds.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from grain_jax.boxes import cxcywh_to_xyxy
 from grain_jax.config import TrainConfig
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import zero_shot_folders
+from grain_jax.data.image_variants import RANDOM_CROPS, VARIANTS, RandomCrops, VariantKind
 from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet, evenly_spaced
 from grain_jax.data.source import data_source
 from grain_jax.evaluation.annotations import Annotations, read_annotations
@@ -33,7 +36,7 @@ from grain_jax.evaluation.zero_shot import evaluate_zero_shot, subset
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
 from grain_jax.zero_shot.method import CaptionBank, Support
-from grain_jax.zero_shot.methods import DEFAULT_METHODS
+from grain_jax.zero_shot.methods import DEFAULT_METHODS, crop_methods
 
 BASELINE_IMAGES = 500  # training images that the constant boxes are fitted to
 TASKS = ("retrieval", "grounding")
@@ -48,6 +51,7 @@ def evaluate(
     note: Callable[[str], None] = print,
     details: ResultDetails | None = None,
     methods: Sequence[str] | None = None,
+    kinds: Mapping[str, VariantKind] = VARIANTS,
 ) -> list[Result]:
     """The results of a run: zero-shot classification, retrieval and grounding.
 
@@ -55,7 +59,7 @@ def evaluate(
     folder of `evaluation.zero_shot_during_training`. `final=True`: everything, with intervals,
     baselines and the folders of `evaluation.zero_shot`. `details` records what the metrics were
     measured on, and every answer. `methods` of zero-shot classification: None, those that each set
-    lists. Every process of a multi-host run must call it. Raises
+    lists; `kinds`: the variants of images. Every process of a multi-host run must call it. Raises
     ValueError, with the name of the data and of the image, where one cannot be decoded or the
     model's embeddings are not finite.
     """
@@ -72,6 +76,8 @@ def evaluate(
         num_boxes=predicted_boxes(config, encoder.learned),
         note=note,
         left_out=None if details is None else details.left_out,
+        kinds=kinds,
+        draws=config.evaluation.text_draws,
     )
     for held_out in data.evaluation_sets(limit=None if final else limit):
         if methods and held_out.zero_shot is not None:
@@ -84,6 +90,7 @@ def evaluate(
             training=training,
             details=details,
             methods=methods,
+            kinds=kinds,
         )
     if final:
         results += data.summary(results, config.evaluation.alphas)
@@ -101,6 +108,7 @@ def evaluate(
             final=final,
             details=details,
             methods=methods or DEFAULT_METHODS,
+            kinds=kinds,
         )
     return results
 
@@ -227,6 +235,7 @@ def evaluate_set(
     training: "TrainingBoxes | None" = None,
     details: ResultDetails | None = None,
     methods: Sequence[str] | None = None,
+    kinds: Mapping[str, VariantKind] = VARIANTS,
 ) -> list[Result]:
     """Zero-shot classification, retrieval and grounding, of what the set and the model have.
 
@@ -248,6 +257,7 @@ def evaluate_set(
             details=details,
             features=features,
             methods=methods or held_out.methods,
+            kinds=kinds,
         )
     elif details is not None:
         details.add_split(name, held_out.source)
@@ -307,12 +317,13 @@ def score_zero_shot(
     methods: Sequence[str] = DEFAULT_METHODS,
     bank: CaptionBank | None = None,
     support: Support | None = None,
+    kinds: Mapping[str, VariantKind] = VARIANTS,
 ) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = on_texts = None
     draws: DrawnAnswers = {}
     if details is not None:
-        details.zero_shot_sets[dataset.name] = describe_set(dataset)
+        details.zero_shot_sets[dataset.name] = describe_set(dataset) | _drawn_crops(methods, kinds)
         if details.predictions is not None:
             on_scores = details.predictions.of_set(
                 dataset, logit_scale=encoder.logit_scale, draws=draws
@@ -333,4 +344,13 @@ def score_zero_shot(
         on_texts=on_texts,
         bank=bank,
         support=support,
+        kinds=kinds,
     )
+
+
+def _drawn_crops(methods: Sequence[str], kinds: Mapping[str, VariantKind]) -> dict[str, Any]:
+    """The numbers of random crops, where a method looks at some."""
+    crops = kinds[RANDOM_CROPS]
+    if not isinstance(crops, RandomCrops) or not crop_methods(methods):
+        return {}
+    return {RANDOM_CROPS: dataclasses.asdict(crops)}

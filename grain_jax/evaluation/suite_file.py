@@ -20,6 +20,7 @@ from typing import Any, Literal
 from grain_jax.data.classification.class_counts import published_counts
 from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.classification.templates import TEMPLATE_LISTS
+from grain_jax.data.image_variants import crop_numbers
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.paths import user_path
@@ -65,6 +66,14 @@ class ImageSet:
     keep_names: bool = False
     classes_by: Binding = "name"
     allow_equal_names: bool = False
+    crops: int | None = None  # random ones of each image, of methods that look at some
+    crop_sizes: tuple[float, ...] = ()  # smallest and largest, in shorter sides of the image
+    crop_seed: int | None = None
+
+    @property
+    def crop_numbers(self) -> dict[str, Any]:
+        """Fields of `RandomCrops` that the set gives."""
+        return crop_numbers(self.crops, self.crop_sizes, self.crop_seed)
 
     @property
     def averaged_with(self) -> str:
@@ -171,7 +180,7 @@ class Suite:
     def sha256(self) -> str:
         """Of what the file and those that it includes say, without where they lie."""
         said = {name: getattr(self, name) for name in _fields(Suite) if name != "include"}
-        sets = {key: [dataclasses.asdict(one) for one in said.pop(key)] for key in TABLES}
+        sets = {key: [_said(one) for one in said.pop(key)] for key in TABLES}
         written = {
             key: listed for key, listed in sets.items() if listed or key in ("images", "records")
         }
@@ -218,6 +227,12 @@ class Suite:
         return str(self.folder / user_path(given))
 
 
+def _said(one: AnySet) -> dict[str, Any]:
+    """What a set says; of crops only where it does, as older files say nothing of them."""
+    said = dataclasses.asdict(one)
+    return {key: said[key] for key in said if key not in OF_CROPS or said[key] not in (None, ())}
+
+
 def shown_metric(one: AnySet) -> str:
     """The metric of a set that is shown and averaged."""
     if isinstance(one, CompositionalTest) and not one.metric:
@@ -231,7 +246,8 @@ TABLES: Mapping[str, type[AnySet]] = {
     "grounding": GroundingTest,
     "compositional": CompositionalTest,
 }
-COUNTS = ("num_classes", "num_images", "num_texts", "num_questions", "negatives")
+COUNTS = ("num_classes", "num_images", "num_texts", "num_questions", "negatives", "crops")
+OF_CROPS = ("crops", "crop_sizes", "crop_seed")
 _NOT_WRITTEN = ("folder", "packaged", "included")
 
 
@@ -360,7 +376,18 @@ def _check(suite: Suite, title: str) -> None:
 
 
 def _check_images(one: ImageSet, title: str) -> None:
-    """A set of TFDS is one version of it, with so many classes: others are other measurements."""
+    """Crops lie in the image; a set of TFDS is one version of it, with so many classes: others are
+    other measurements.
+    """
+    if one.crop_sizes and (
+        len(one.crop_sizes) != 2 or not 0 < one.crop_sizes[0] <= one.crop_sizes[1] <= 1
+    ):
+        raise ValueError(
+            f"{title}: crop_sizes of {one.name!r} are the smallest and the largest, above 0 and up "
+            f"to 1, as [0.7, 0.9], not {list(one.crop_sizes)}."
+        )
+    if one.crop_seed is not None and one.crop_seed < 0:
+        raise ValueError(f"{title}: crop_seed of {one.name!r} should be 0 or more.")
     address = one.data.removeprefix(TFDS)
     if one.data == address or address.startswith(("/", ".", "~")):
         return

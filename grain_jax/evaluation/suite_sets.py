@@ -15,6 +15,7 @@ from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.compositional.readers import Test
 from grain_jax.data.grounding.formats import lacks_split
 from grain_jax.data.grounding.queries import GroundingSet
+from grain_jax.data.image_variants import with_crops
 from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet
 from grain_jax.data.source import open_source
 from grain_jax.evaluation.compositional_suite import describe_test
@@ -280,18 +281,21 @@ def evaluate_suite(
     details: ResultDetails | None = None,
     methods: Sequence[str] | None = None,
     alphas: Sequence[float] | None = None,
+    crops: Mapping[str, Any] | None = None,
 ) -> list[Result]:
     """The results of every set, and their averages, of suites that are included first.
 
     `config` has the alphas and the settings of scores; `templates` are the model's, for sets
     without any of their own. `note` is called as by `open_suite`. `methods` and `alphas`: None,
-    those of the suite. Raises ValueError where none of the methods can be measured.
+    those of the suite. `crops`: fields of `RandomCrops` that go before those of a set.
+    Raises ValueError where none of the methods can be measured.
     """
     details = ResultDetails() if details is None else details
-    _note_left_out(encoder, opened, config, methods, note, details)
+    crops = crops or {}
+    _note_left_out(encoder, opened, config, methods, note, details, crops)
     if methods:
         check_any_left(methods, details.left_out)  # before anything is encoded
-    return _evaluate(encoder, opened, config, templates, note, details, methods, alphas)
+    return _evaluate(encoder, opened, config, templates, note, details, methods, alphas, crops)
 
 
 def _note_left_out(
@@ -301,9 +305,10 @@ def _note_left_out(
     methods: Sequence[str] | None,
     note: Callable[[str], None],
     details: ResultDetails,
+    crops: Mapping[str, Any],
 ) -> None:
     for part in opened.included:
-        _note_left_out(encoder, part, config, methods, note, details)
+        _note_left_out(encoder, part, config, methods, note, details, crops)
     for one, dataset in opened.images:
         if asked := methods or one.methods or opened.suite.methods:
             note_left_out(
@@ -313,6 +318,8 @@ def _note_left_out(
                 num_boxes=predicted_boxes(config, encoder.learned),
                 note=note,
                 left_out=details.left_out,
+                kinds=with_crops({**one.crop_numbers, **crops}),
+                draws=config.evaluation.text_draws,
             )
 
 
@@ -325,10 +332,13 @@ def _evaluate(
     details: ResultDetails,
     methods: Sequence[str] | None,
     alphas: Sequence[float] | None,
+    crops: Mapping[str, Any],
 ) -> list[Result]:
     results: list[Result] = []
     for part in opened.included:
-        results += _evaluate(encoder, part, config, templates, note, details, methods, alphas)
+        results += _evaluate(
+            encoder, part, config, templates, note, details, methods, alphas, crops
+        )
     if weights := alphas or opened.suite.alphas:
         evaluation = dataclasses.replace(config.evaluation, alphas=tuple(weights))
         config = dataclasses.replace(config, evaluation=evaluation)
@@ -348,6 +358,7 @@ def _evaluate(
             final=True,
             details=details,
             methods=asked or DEFAULT_METHODS,
+            kinds=with_crops({**one.crop_numbers, **crops}),
         )
     for each, place, source in opened.records:
         own += evaluate_set(

@@ -18,7 +18,8 @@ from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
 DRAWN = (
-    " Of random texts the mean over draws, with its standard deviation over them (sd) behind it."
+    " Of random texts and crops the mean over draws, with its standard deviation over them (sd) "
+    "behind it."
 )
 UNBROKEN = 10_000  # columns: more than any table has
 TEXT_COLUMNS = 2  # the first ones of a table; the others are numbers

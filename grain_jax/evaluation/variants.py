@@ -1,12 +1,12 @@
 """Embeddings of variants of a set's images, for methods with a second pass: a block at a time."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from jaxtyping import Float
 
 from grain_jax.config import TrainConfig
-from grain_jax.data.image_variants import VARIANTS, ImageVariants
+from grain_jax.data.image_variants import DRAWN, VARIANTS, ImageVariants, VariantKind
 from grain_jax.data.records import Selection, Source
 from grain_jax.inference.encoder import Encoder
 from grain_jax.models.learned import Learned
@@ -19,9 +19,17 @@ def possible_variants(*, has_boxes: bool) -> frozenset[str]:
     return frozenset(name for name, kind in VARIANTS.items() if has_boxes or not kind.needs_boxes)
 
 
-def passes(kinds: Collection[str], num_boxes: int) -> int:
-    """How often an image goes through the encoder for variants of these kinds, itself included."""
-    return 1 + sum(VARIANTS[kind].count(num_boxes) for kind in kinds)
+def passes(
+    names: Collection[str],
+    num_boxes: int,
+    *,
+    kinds: Mapping[str, VariantKind] = VARIANTS,
+    draws: int = 1,
+) -> int:
+    """How often an image goes through the encoder for variants of the `kinds` with these names,
+    itself included; those that are random as often as there are `draws`.
+    """
+    return 1 + sum(kinds[name].count(num_boxes) * (draws if name in DRAWN else 1) for name in names)
 
 
 def predicted_boxes(config: TrainConfig, learned: Learned) -> int:
@@ -42,10 +50,10 @@ class VariantEmbeddings:
         encoder: Encoder,
         images: Source,
         boxes_cxcywh: Float[np.ndarray, "N Q 4"] | None,
-        kinds: Collection[str],
+        kinds: Mapping[str, VariantKind],
     ):
         self._encoder, self._images, self._boxes = encoder, images, boxes_cxcywh
-        self._kinds = sorted(kinds)
+        self._kinds = dict(sorted(kinds.items()))
         self._held: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
     def rows(self, start: int, stop: int) -> dict[str, Float[np.ndarray, "n V E"]]:
@@ -67,9 +75,9 @@ class VariantEmbeddings:
             boxes = None if self._boxes is None else self._boxes[first : rows.stop]
             images, preprocessing = Selection(self._images, rows), self._encoder.preprocessing
             made = {}
-            for name in self._kinds:
-                own = boxes if VARIANTS[name].needs_boxes else None
-                source = ImageVariants(images, VARIANTS[name], preprocessing, own)
+            for name, kind in self._kinds.items():
+                own = boxes if kind.needs_boxes else None
+                source = ImageVariants(images, kind, preprocessing, own)
                 made[name] = self._encoder.variants(source)
             self._held = block, made
         return self._held[1]

@@ -3,7 +3,7 @@ mixed in.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from grain_jax.data.classification.class_counts import (
     frequency_groups,
     group_indices,
 )
+from grain_jax.data.image_variants import VARIANTS, VariantKind, of_draw
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
@@ -125,6 +126,7 @@ def evaluate_zero_shot(
     on_draws: OnDraws | None = None,
     bank: CaptionBank | None = None,
     support: Support | None = None,
+    kinds: Mapping[str, VariantKind] = VARIANTS,
     on_texts: Callable[[DecidingTexts], None] | None = None,
 ) -> list[Result]:
     """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
@@ -134,9 +136,9 @@ def evaluate_zero_shot(
     variants of an image get them encoded, which takes the `passes` among the results.
 
     Args:
-        text_draws: how often texts that are random are drawn (`drawn_methods`). With several, the
-            metrics of such a method are means over the draws, and there are `top1_draw0`, ... of
-            each and their standard deviation, `top1_draws_sd`.
+        text_draws: how often texts and crops that are random are drawn (`drawn_methods`). With
+            several, the metrics of such a method are means over the draws, and there are
+            `top1_draw0`, ... of each and their standard deviation, `top1_draws_sd`.
         features: those of the images, where they are encoded already.
         details: with 95 % intervals, top-5 and per-class accuracy, counts of the set, where it
             has counts of its classes accuracies of unseen, rare and frequent ones, and where Loki
@@ -144,10 +146,12 @@ def evaluate_zero_shot(
         on_scores: called with the method, alpha, the index of the first image of a block, the
             block's scores [n, K] and its true classes [n]; of several draws with the first.
         on_draws: called before that, where there are several, with the method, alpha, and of each
-            draw and image the probability that its best-scored class is the true one.
+            draw and image the probability that its best-scored class is the true one. The first
+            draw is scored once more for it.
         on_texts: called once before them, with what descriptions can be looked up in.
         bank: captions for methods that need them.
         support: labelled images, in the order of the set's classes, likewise.
+        kinds: the variants of images, by their names in `VARIANTS`.
     """
     check_methods(methods)
     texts = class_texts(dataset)
@@ -181,9 +185,10 @@ def evaluate_zero_shot(
         return fitted, banks
 
     def measured(
-        fitted: FittedMethods, names: Names, on_scores: OnScores | None = None
+        fitted: FittedMethods, names: Names, on_scores: OnScores | None = None, *, draw: int = 0
     ) -> dict[Key, _Measured]:
-        needed = fitted.variants_needed
+        drawn_kinds = of_draw(kinds, draw)
+        needed = {name: drawn_kinds[name] for name in fitted.variants_needed}
         variants = VariantEmbeddings(encoder, dataset.source, features.boxes, needed)
 
         def rows(start: int, stop: int) -> dict[str, Float[np.ndarray, "n V E"]]:
@@ -200,7 +205,7 @@ def evaluate_zero_shot(
     drawn = drawn_methods(fitted.scores)
     for draw in range(1, text_draws) if drawn else ():
         again, _ = fitted_to(dataclasses.replace(texts, draw=draw), drawn)
-        for key, one in measured(again, names).items():
+        for key, one in measured(again, names, draw=draw).items():
             draws.setdefault(key, []).append(one)
     if on_draws is not None and draws:
         first = measured(fitted_to(texts, drawn)[0], None)
@@ -220,10 +225,10 @@ def evaluate_zero_shot(
         if details:
             results.append(Result(name, *key, "top5", rates.top5, n=count))
             results.append(Result(name, *key, "per_class", rates.per_class, n=count))
-            if kinds := METHODS[key[0]].variants:
+            if looked_at := METHODS[key[0]].variants:
                 num_boxes = 0 if features.boxes is None else features.boxes.shape[1]
-                passes = float(variant_passes(kinds, num_boxes))
-                results.append(Result(name, *key, "passes", passes, n=count))
+                passes = variant_passes(looked_at, num_boxes, kinds=kinds, draws=text_draws)
+                results.append(Result(name, *key, "passes", float(passes), n=count))
             results += _by_frequency(averaged, dataset, key)
         if own.distances:
             mean = float(np.mean([one.distances for one in every]))

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from grain_jax.data import image_variants
 from grain_jax.zero_shot import (
     by_adapter,
     by_captions,
@@ -208,9 +209,18 @@ def kinds_of(methods: Collection[str]) -> frozenset[str]:
     return frozenset().union(*(one.texts | one.optional_texts for one in chosen))
 
 
+def crop_methods(names: Collection[str]) -> tuple[str, ...]:
+    """Those of the methods that look at random crops of an image."""
+    return tuple(name for name in names if image_variants.RANDOM_CROPS in METHODS[name].variants)
+
+
 def drawn_methods(names: Collection[str]) -> tuple[str, ...]:
-    """Those of the methods whose texts are drawn at random."""
-    return tuple(name for name in names if METHODS[name].texts & DRAWN)
+    """Those of the methods whose texts, or variants of images, are drawn at random."""
+    return tuple(
+        name
+        for name in names
+        if METHODS[name].texts & DRAWN or METHODS[name].variants & image_variants.DRAWN
+    )
 
 
 def encode_banks(

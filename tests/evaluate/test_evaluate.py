@@ -173,6 +173,16 @@ def test_a_checkpoint_chosen_on_labelled_images_is_flattered_by_them(run, images
     assert "flatter" not in capsys.readouterr().err
 
 
+def test_crops_are_as_many_and_as_large_as_asked_for(run, images):
+    given = [f"--checkpoint={run.folder}", f"--data={images}", "--methods=wca", "--alphas=1"]
+    assert evaluate.main([*given, "--crops=3", "--crop_sizes=0.7,0.9", "--crop_seed=2"]) == 0
+    report = json.loads(written(run.folder).read_text())
+    settings, numbers = report["settings"], report["zero_shot_sets"]["colours"]["random_crops"]
+    assert (settings["crops"], settings["crop_sizes"], settings["crop_seed"]) == (3, [0.7, 0.9], 2)
+    assert numbers == {"number": 3, "smallest": 0.7, "largest": 0.9, "seed": 2}
+    assert [r["value"] for r in report["results"] if r["metric"] == "passes"] == [4.0]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [("all", ONE_PASS), ("all,wca", (*ONE_PASS, "wca")), ("fgvp,name,fgvp", ("fgvp", "name"))],

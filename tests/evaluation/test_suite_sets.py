@@ -163,6 +163,34 @@ def test_methods_of_a_set_go_before_those_of_the_suite(folder):
     assert {key[0] for key in values(results, "apart")} == {"random", "dataset"}
 
 
+def test_a_set_has_crops_of_its_own_and_options_go_before_them(folder):
+    path = folder / "mine.toml"
+    own = "crops = 3\ncrop_sizes = [0.7, 0.9]"
+    before = read_suite(str(path)).sha256
+    text = 'methods = ["wca"]\n' + SUITE.replace('name = "right"', f'name = "right"\n{own}')
+    described = 'descriptions = "described.json"\n'
+    text = text.replace("[[images]]\n", "[[images]]\n" + described)
+    parts = {"red": ["red part"], "green": ["green part"], "blue": ["blue part"]}
+    (folder / "described.json").write_text(json.dumps(parts), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    suite = read_suite(str(path))
+    assert suite.sha256 != before
+    opened, passes = open_suite(suite), {}
+    for crops in ({}, {"number": 5}):
+        details = ResultDetails()
+        found = evaluate_suite(
+            toy_encoder(), opened, CONFIG, templates=("{}",), details=details, crops=crops
+        )
+        passes[len(crops)] = [
+            values(found, name)["wca", None, "passes"] for name in ("right", "wrong")
+        ]
+        smallest = [
+            details.zero_shot_sets[name]["random_crops"]["smallest"] for name in ("right", "wrong")
+        ]
+        assert smallest == [0.7, 0.5]
+    assert passes == {0: [4, 61], 1: [6, 6]}
+
+
 def test_a_set_has_texts_that_some_methods_take(folder):
     path = folder / "mine.toml"
     texts = {"red": ["a red thing"], "green": ["a green thing"], "blue": ["a blue thing"]}

@@ -155,6 +155,7 @@ def test_draws_of_methods_without_random_texts_are_refused(tmp_path):
     assert set(drawn_methods(METHODS)) == {
         *("waffle", "swapped_description", "random_named_description")
     }
+    check_draws(options, ("name", "wca"))
     config = TrainConfig()
     config.evaluation.text_draws = 0
     assert any("evaluation.text_draws" in problem for problem in problems(config))

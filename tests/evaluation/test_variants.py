@@ -1,9 +1,12 @@
 """Methods with a second pass, from images to accuracies."""
 
+import dataclasses
+import functools
+
 import numpy as np
 from toy_encoder import ToySource, bird_set, toy_encoder
 
-from grain_jax.data.image_variants import VARIANTS, ImageVariants
+from grain_jax.data.image_variants import VARIANTS, ImageVariants, RandomCrops, with_crops
 from grain_jax.data.records import Record
 from grain_jax.evaluation.left_out import note_left_out
 from grain_jax.evaluation.tables import result_tables
@@ -103,6 +106,61 @@ def test_tables_say_how_often_an_image_is_encoded():
     ]
     assert [r for r in from_logged(logged(results)) if r.metric == "passes" and r.n != 2] == []
     assert logged(results)["birds/wca/passes"] == 61
+
+
+def test_crops_follow_their_numbers(tmp_path):
+    """Those that are encoded, kept, counted and told."""
+    encoder, dataset = (
+        CachedEncoder.of(toy_encoder(batch_size=64), ArrayStore(tmp_path)),
+        noisy_birds(2),
+    )
+    kinds = with_crops({"number": 3, "smallest": 0.7})
+    assert kinds["random_crops"] == RandomCrops(3, 0.7, 0.9, 0)
+    measure = functools.partial(
+        evaluate_zero_shot, encoder, dataset, methods=("wca",), **NOT_TOGETHER
+    )
+    results = measure(kinds=kinds)
+    assert encoder.encoded_variants == 2 * 3
+    assert [r.value for r in results if r.metric == "passes"] == [4.0]
+    measure(kinds=with_crops({"number": 3, "smallest": 0.7, "seed": 1}))
+    assert encoder.encoded_variants == 2 * 2 * 3  # others
+    notes: list[str] = []
+    note_left_out(("wca",), dataset, has_regions=True, note=notes.append, kinds=kinds, draws=5)
+    assert "through the encoder 16 times, not once, for wca (16)." in notes[0]
+
+
+def test_draws_of_crops_have_the_seeds_that_follow():
+    sentences = {"red": ("a red thing",), "blue": ("a blue thing",)}
+    dataset = dataclasses.replace(noisy_birds(), further={"cupl": sentences})
+    measure = functools.partial(
+        evaluate_zero_shot,
+        toy_encoder(batch_size=64),
+        dataset,
+        methods=("name", "wca_cupl", "gc_clip"),
+        **NOT_TOGETHER,
+    )
+    numbers = {"number": 2, "seed": 4}
+
+    def scores_of(**options):
+        found = []
+        results = measure(
+            on_scores=lambda method, alpha, start, values, labels: (
+                found.append(values) if method == "wca_cupl" else None
+            ),
+            **options,
+        )
+        return np.concatenate(found), {(r.method, r.metric): r.value for r in results}
+
+    apart = [scores_of(kinds=with_crops(numbers | {"seed": seed})) for seed in (4, 5, 6)]
+    assert not np.array_equal(apart[0][0], apart[1][0])
+    first, values = scores_of(kinds=with_crops(numbers), text_draws=3)
+    np.testing.assert_array_equal(first, apart[0][0])
+    for draw, (_, alone) in enumerate(apart):
+        assert values["wca_cupl", f"top1_draw{draw}"] == alone["wca_cupl", "top1"]
+    mean = np.mean([alone["wca_cupl", "top1"] for _, alone in apart])
+    np.testing.assert_allclose(values["wca_cupl", "top1"], mean)
+    assert (values["wca_cupl", "passes"], values["gc_clip", "passes"]) == (1 + 3 * 2, 11)
+    assert ("gc_clip", "top1_draw0") not in values
 
 
 def test_a_model_without_boxes_has_random_crops_only():
