@@ -7,7 +7,7 @@ RUN and IMAGES (labelled images) are what `python -m grain_jax.evaluate` takes, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from grain_jax import runtime
+from grain_jax.cache_options import CacheOptions, embeddings_line, open_store, over_store
 from grain_jax.command_line import (
     OUT,
     Best,
@@ -34,7 +35,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
-from grain_jax.evaluate_notes import PIPE_WIDTH, named, same_place, say_end, say_note
+from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, same_place, say_end, say_note
 from grain_jax.evaluate_support import BANK_SIZE, BANK_SPLIT
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
@@ -108,6 +109,7 @@ class Options:
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
     predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
     overwrite: bool = False  # replace files of an earlier evaluation
+    embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -122,7 +124,7 @@ def main(arguments: Sequence[str]) -> int:
     except NotParsed as parsed:
         return parsed.status
     try:
-        report, examples, unwritten = _evaluate(options, messages)
+        report, examples, unwritten, embedded = _evaluate(options, messages)
         print_table(examples, screen)
         print_table(free_table(report["results"]), screen)
         path = options.output
@@ -136,10 +138,11 @@ def main(arguments: Sequence[str]) -> int:
             raise unwritten
     except (ValueError, OSError, KeyboardInterrupt) as error:
         return say_end(error, messages)
-    said = f"Written to {path}" if new else f"{path} holds these results already."
+    said = [f"Written to {path}" if new else f"{path} holds these results already."]
     if options.predictions is not None:
-        said += f"\nPredictions: {options.predictions}"
-    screen.print(said, markup=False, highlight=False, soft_wrap=True)
+        said.append(f"Predictions: {options.predictions}")
+    for line in (*said, embedded):
+        print_line(screen, line)
     return ExitStatus.DONE
 
 
@@ -156,13 +159,18 @@ def _check(options: Options) -> None:
             raise ValueError("--output and --predictions name one file; give each its own.")
 
 
-def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], Table, OSError | None]:
-    """The report, examples, and why the predictions could not be written if they could not."""
+def _evaluate(
+    options: Options, messages: Console
+) -> tuple[dict[str, Any], Table, OSError | None, str]:
+    """The report, examples, why the predictions could not be written if they could not, and what
+    of the embeddings was cached.
+    """
 
     def note(text: str) -> None:
         say_note(messages, text)
 
     _check(options)
+    store = open_store(options.embeddings)
     dataset = load_zero_shot(
         options.data,
         classes=options.classes or "",
@@ -177,6 +185,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], Tabl
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
     loaded = read_model(options.checkpoint, step=options.step, best=options.best, mesh=mesh)
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
+    encoder = over_store(encoder, store, note=note)
     images = load_bank(
         options.bank,
         loaded.config.data,
@@ -191,10 +200,10 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], Tabl
         note(unknown)
     bank = encode_bank(encoder, images)
     with errors_about(f"Zero-shot set {dataset.name!r}"):
-        features = encoder.images(dataset.source)
+        image = encoder.whole_images(dataset.source)
     searched = answer_images(
         encoder,
-        features.image,
+        image,
         bank,
         num_captions=options.num_captions or CASED_CAPTIONS,
         caption_weight=options.caption_weight,
@@ -237,7 +246,8 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], Tabl
         "versions": versions(),
         "hardware": hardware(),
     }
-    return report, example_table(searched, labels, names, ids), unwritten
+    examples = example_table(searched, labels, names, ids)
+    return report, examples, unwritten, embeddings_line(encoder)
 
 
 def _write_answers(

@@ -140,6 +140,24 @@ def test_labelled_images_say_what_the_names_do_not(run, images, support, capsys)
     assert "support" not in plain_report
 
 
+def test_images_are_encoded_for_methods_that_look_at_them(
+    run, images, support, bank, tmp_path, capsys
+):
+    def encoded(methods: str, *options: str) -> int:
+        cache = tmp_path / methods
+        given = [f"--data={images}", f"--methods={methods}", f"--cache={cache}", *options]
+        assert measured(run, *given)[0] == 0
+        printed = plain(capsys.readouterr().out)
+        assert len(list(cache.rglob("images-*"))) == 1  # regions are of tested images alone
+        return int(printed.partition("encoded.")[0].rpartition(" and ")[0].split()[-1])
+
+    assert encoded("name") == 9
+    assert encoded("name,x_more,cased", f"--bank={bank}") == 9
+    assert encoded("name,without_generic", f"--bank={bank}") == 9 + 12
+    assert encoded("zpe,x_more", f"--bank={bank}") == 9 + 12
+    assert encoded("name,knn", f"--support={support}") == 9 + 18
+
+
 def test_images_are_drawn_by_seed_and_class_alone(images, support):
     def drawn(folder: Path, seed: int) -> dict[str, list[str]]:
         found = load_support(folder, load_zero_shot(images), shots=2, seed=seed)

@@ -106,6 +106,22 @@ def test_answers_are_words_of_captions(run, images, bank, tmp_path, capsys):
     assert "semantic IoU of free answers" in plain(capsys.readouterr().out)
 
 
+def test_only_tested_images_are_encoded_and_only_once(run, images, bank, tmp_path, capsys):
+    cache = f"--cache={tmp_path / 'kept'}"
+    assert answered(run, images, bank, cache) == 0
+    first = plain(capsys.readouterr().out)
+    assert "Embeddings: 0 images and " in first
+    assert ", 6 and " in first  # none of the nine of the bank
+    assert not list((tmp_path / "kept").rglob("images-*"))  # which would have the regions too
+    assert answered(run, images, bank, cache) == 0
+    assert "Embeddings: 6 images and " in (again := plain(capsys.readouterr().out))
+    assert ", 0 and 0 encoded." in again
+    assert answered(run, images, bank, "--cache=none") == 0
+    assert "Embeddings: none were cached." in plain(capsys.readouterr().out)
+    assert answered(run, images, bank, "--cache=none", "--cache_gib=1") == 2
+    assert "--cache=none keeps none" in plain(capsys.readouterr().err)
+
+
 def test_options_are_part_of_the_inputs(run, images, bank):
     for options in ((), ("--candidates=phrases",), ("--caption_weight=0.5",), ("--prompt=a {}",)):
         assert answered(run, images, bank, *options) == 0

@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from grain_jax.config import DataConfig
 from grain_jax.data.records import Record, Selection, Source, evenly_spaced
 from grain_jax.data.source import open_source
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import CaptionBank
+
+TITLE = "Captioned images (--bank)"
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,17 @@ def load_bank(
 
 
 def encode_bank(encoder: Encoder, images: CaptionedImages) -> CaptionBank:
-    """Each image and each caption once."""
-    with errors_about("Captioned images (--bank)"):
-        return CaptionBank(
-            images.captions,
-            encoder.texts(images.captions, kind="caption"),
-            encoder.images(images.source).image,
-            lambda texts: encoder.texts(texts, kind="caption"),
-        )
+    """Each caption once; each image once when its embedding is first looked at."""
+
+    def encode_images() -> Float[np.ndarray, "M E"]:
+        with errors_about(TITLE):
+            return encoder.whole_images(images.source)
+
+    with errors_about(TITLE):
+        text = encoder.texts(images.captions, kind="caption")
+    return CaptionBank(
+        images.captions, text, encode_images, lambda texts: encoder.texts(texts, kind="caption")
+    )
 
 
 def _caption(record: Record) -> str:

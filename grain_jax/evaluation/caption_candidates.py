@@ -2,8 +2,8 @@
 
 As CaSED (Conti et al. 2023, arXiv 2306.00917) makes them, with rules in place of its tagger: what
 stands in noun phrases (`annotation/rule_phrases.py`) without determiners and numbers, of three
-letters or more, in lower case and singular, without words such as "photo", and twice or more in
-the captions; where nothing is there twice, what is there most often.
+letters or more, in lower case and singular, without words such as "photo", and in two captions or
+more; where no two have one, all of them.
 """
 
 import re
@@ -17,7 +17,7 @@ from grain_jax.data.captions import clean_text
 Candidates = Literal["words", "phrases"]
 CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
 FALLBACK = "object"  # of captions without any, as published
-MIN_COUNT = 2
+MIN_CAPTIONS = 2
 _LETTERS = 3  # of the shortest word
 _WORD = re.compile(r"[^\W\d_]+")
 _HYPHENATED = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
@@ -47,9 +47,8 @@ def candidates_of(captions: Sequence[str], kind: Candidates = "words") -> list[s
     kind: "words", single ones without hyphens as published, or "phrases", whole noun phrases with
     them ("black-footed albatross").
     """
-    found = [text for caption in captions for text in _of_caption(caption, kind)]
-    counts = Counter(found)
-    least = min(MIN_COUNT, max(counts.values(), default=0))
+    counts = Counter(t for caption in captions for t in dict.fromkeys(_of_caption(caption, kind)))
+    least = min(MIN_CAPTIONS, max(counts.values(), default=0))
     return [text for text in counts if counts[text] >= least] or [FALLBACK]
 
 
@@ -58,8 +57,8 @@ def _of_caption(caption: str, kind: Candidates) -> Iterator[str]:
     pattern = _WORD if kind == "words" else _HYPHENATED
     for start, stop in noun_phrase_spans(text):
         found = pattern.findall(text[start:stop].lower())
-        words = [singular(word) for word in found if len(word) >= _LETTERS]
-        kept = [word for word in words if word not in _LEFT_OUT]
+        words = [singular(word) for word in found if word not in _LEFT_OUT]  # "its", not "it"
+        kept = [word for word in words if len(word) >= _LETTERS and word not in _LEFT_OUT]
         if kind == "words":
             yield from kept
         elif kept:
@@ -67,7 +66,11 @@ def _of_caption(caption: str, kind: Candidates) -> Iterator[str]:
 
 
 def singular(word: str) -> str:
-    """An English word without the -s of a plural, where that is told from its ending."""
+    """An English word without the -s of a plural, where that is told from its ending; "gas" and
+    others of three letters have none.
+    """
     if not word.endswith("s") or word.endswith(("ss", "us", "is", "ies", "oes")):
+        return word
+    if len(word) <= _LETTERS:
         return word
     return word[:-2] if word.endswith(("ches", "shes", "sses", "xes", "zes")) else word[:-1]

@@ -128,7 +128,7 @@ def load_support(
 def encode_support(encoder: Encoder, images: LabelledImages) -> Support:
     """Each image once, and its caption where all have one."""
     with errors_about("Labelled images (--support)"):
-        image = encoder.images(images.source).image
+        image = encoder.whole_images(images.source)
         if images.captions is None:
             return Support(image, images.labels)
         return Support(image, images.labels, encoder.texts(images.captions, kind="caption"))

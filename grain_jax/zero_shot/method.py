@@ -5,6 +5,7 @@ returns a `Score`, which is called with block after block of images. `METHODS` i
 all of them.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, runtime_checkable
@@ -77,8 +78,14 @@ class CaptionBank:
 
     captions: tuple[str, ...]
     text: Float[np.ndarray, "M E"]  # embeddings of the captions
-    image: Float[np.ndarray, "M E"]  # embeddings of the images that they are captions of
+    # called once, by the first method that looks at the images
+    encode_images: Callable[[], Float[np.ndarray, "M E"]]
     encode: Callable[[Sequence[str]], Float[np.ndarray, "T E"]]  # further texts, as captions
+
+    @functools.cached_property
+    def image(self) -> Float[np.ndarray, "M E"]:
+        """Embeddings of the images that they are captions of."""
+        return self.encode_images()
 
 
 def required(given: Made | None, *, what: str, option: str) -> Made:

@@ -156,10 +156,11 @@ def measure(name: str, options: Options) -> Measured:
     shown = np.repeat(np.arange(options.classes - without), options.shots)
     support = Support(world.around(shown, 2.0), shown, world.around(shown, 1.5))
     captions = tuple(f"class {i % options.classes} caption {i}" for i in range(options.captions))
+    shown_with = world.around(np.arange(options.captions) % options.classes, 2.0)
     bank = CaptionBank(
         captions,
         world.encode(captions),
-        world.around(np.arange(options.captions) % options.classes, 2.0),
+        lambda: shown_with,
         world.encode,
     )
     has_regions = regions is not None

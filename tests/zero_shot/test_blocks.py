@@ -66,7 +66,7 @@ def scores_of(name: str) -> dict:
     support = Support(shown, labels, captioned)
     captions = tuple(f"caption {i}" for i in range(53))
     shown_with = unit(rng.normal(size=(len(captions), WIDTH)))
-    bank = CaptionBank(captions, encode(captions), shown_with, encode)
+    bank = CaptionBank(captions, encode(captions), lambda: shown_with, encode)
     image, regions = (
         unit(rng.normal(size=(IMAGES, WIDTH))),
         unit(rng.normal(size=(IMAGES, 3, WIDTH))),

@@ -76,10 +76,11 @@ def fitted_to(
     labels = np.arange(12) % (2 if unseen and len(methods) == 1 else 3)
     support = Support(unit(rng.normal(size=(12, 8))), labels, unit(rng.normal(size=(12, 8))))
     captions = tuple(f"a caption of {i}" for i in range(20))
+    shown_with = unit(rng.normal(size=(20, 8)))
     bank = CaptionBank(
         captions,
         encode(list(captions), kind="caption"),
-        unit(rng.normal(size=(20, 8))),
+        lambda: shown_with,
         lambda more: encode(list(more), kind="caption"),
     )
     return banks, FittedMethods(

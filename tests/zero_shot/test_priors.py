@@ -69,7 +69,7 @@ def test_the_mean_cosine_with_generic_images_is_taken_away():
     clusters = make_clusters()
     rng = np.random.default_rng(3)
     generic = unit64(rng.normal(size=(9, 16)) + 1).astype(np.float32)
-    bank = CaptionBank(("",) * 9, generic, generic, lambda texts: generic[: len(texts)])
+    bank = CaptionBank(("",) * 9, generic, lambda: generic, lambda texts: generic[: len(texts)])
     found = without_generic(clusters.banks, bank=bank)(clusters.images, None)
     image, vectors = clusters.images.image.astype(np.float64), clusters.vectors
     for k, vector in enumerate(vectors):

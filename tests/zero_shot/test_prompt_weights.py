@@ -37,7 +37,7 @@ def plain_zpe(clusters, bank) -> tuple[np.ndarray, np.ndarray]:
 def test_weights_and_scores_are_those_of_a_plain_loop(with_bank):
     clusters = make_clusters(templates=4, per_class=5)
     generic = unit64(np.random.default_rng(5).normal(size=(11, 16))).astype(np.float32)
-    bank = CaptionBank(("",) * 11, generic, generic, lambda texts: generic[: len(texts)])
+    bank = CaptionBank(("",) * 11, generic, lambda: generic, lambda texts: generic[: len(texts)])
     given = bank if with_bank else None
     weights, expected = plain_zpe(clusters, given)
     image = clusters.images.image
