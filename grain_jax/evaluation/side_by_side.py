@@ -1,15 +1,17 @@
 """Several models on the same sets as one table: a row a set and method, a column a model."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from grain_jax.evaluation.suite_sets import AVERAGE, EXPECTED
 from grain_jax.evaluation.tables import (
     DRAWN,
     RETRIEVED,
+    UNDESCRIBED,
     ResultIndex,
     Table,
+    described,
     method_title,
     with_draws,
 )
@@ -80,7 +82,7 @@ def side_by_side(
         lines.append(
             (
                 dataset,
-                _method(method, alpha),
+                _method(method, alpha) + _described(indices.values(), dataset, method),
                 what,
                 *(with_draws(index.get, found.get(title)) for title, index in indices.items()),
             )
@@ -88,11 +90,18 @@ def side_by_side(
     meaning = (
         "In percent; in brackets the 95 % interval over images. -: the model or the set lacks "
         "what the method needs."
+        + (UNDESCRIBED if any("described)" in line[1] for line in lines) else "")
         + (DRAWN if any("draws)" in cell for line in lines for cell in line[3:]) else "")
         + (f" {note}" if note else "")
     )
     columns = ("set", "method", "metric", *models)
     return Table("Models side by side", columns, tuple(lines), meaning)
+
+
+def _described(indices: Iterable[ResultIndex], dataset: str, method: str) -> str:
+    """Of all models alike, as they have the same texts, or of those that say it."""
+    found = {described(index.get, dataset, method) for index in indices} - {""}
+    return " or".join(sorted(found))
 
 
 def _is_shown(result: Result, metrics: Mapping[str, str] | None) -> bool:

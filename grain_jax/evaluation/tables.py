@@ -181,9 +181,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
             if (whole := index.get(name, method, "top1")) is not None:  # no regions, so no alpha
                 found = [whole if alpha == 1 else None for alpha in columns]
             if any(found):
-                described = METHODS[method].texts & OF_DESCRIPTIONS
-                title = method_title(method)
-                title += _described(index, name) if described else ""
+                title = method_title(method) + described(index.get, name, method)
                 title += _passes(index, name, method)
                 cells = [with_draws(index.get, result) for result in found]
                 random = index.percent(name, "random", "top1")
@@ -228,10 +226,12 @@ def _set_title(index: ResultIndex, name: str) -> str:
     return name if classes is None else f"{name} ({classes.value:g} classes)"
 
 
-def _described(index: ResultIndex, name: str) -> str:
-    """How many classes have descriptions, where not all of them do."""
-    without = index.get(name, "dataset", "undescribed_classes")
-    classes = index.get(name, "dataset", "classes")
+def described(get: Get, name: str, method: str) -> str:
+    """How many classes of a set have descriptions, where a method takes them and not all have."""
+    if method not in METHODS or not METHODS[method].texts & OF_DESCRIPTIONS:
+        return ""
+    without = get(name, "dataset", "undescribed_classes", None)
+    classes = get(name, "dataset", "classes", None)
     if without is None or classes is None or not without.value:
         return ""
     return f" ({classes.value - without.value:g} of {classes.value:g} described)"

@@ -33,6 +33,18 @@ def test_each_model_has_a_column_and_averages_are_last():
     )
 
 
+def test_a_method_says_how_many_classes_have_descriptions():
+    counted = [
+        Result("birds", "dataset", None, "classes", 10.0),
+        Result("birds", "dataset", None, "undescribed_classes", 2.0),
+    ]
+    table = side_by_side({"a": results(0.5) + counted, "b": results(0.75) + counted})
+    rows = [row[1] for row in table.rows]
+    assert "description, alpha 0.5 (8 of 10 described)" in rows
+    assert "name" in rows
+    assert "Classes without descriptions are scored by their name" in table.meaning
+
+
 def test_a_suite_says_which_metric_is_shown():
     table = side_by_side({"a": results(0.5)}, metrics={"birds": "per_class"}, note="Mind the gap.")
     assert table.rows == (

@@ -23,7 +23,7 @@ from grain_jax.evaluation.tables import DRAWN, PREDICTORS, spread_of_draws
 from grain_jax.evaluation.tables import method_title as title_of_method
 from grain_jax.results import HEADLINE, OF_BOXES, OF_DATASET, STARTS, Result, is_of_draws
 from grain_jax.zero_shot.methods import METHODS
-from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, REGIONS
+from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 SHORT = 8  # digits of a SHA-256
 NOT_RECORDED, NONE = "not recorded", "none"
@@ -270,7 +270,7 @@ def fallback(one: Evaluation, name: str, method: str) -> str:
     """ "12 of 100 by name" where a method that needs descriptions lacks those of some classes."""
     if method in ("name", "random"):
         return ""
-    if method in METHODS and not METHODS[method].texts & {DESCRIPTIONS, REGIONS}:
+    if method in METHODS and not METHODS[method].texts & OF_DESCRIPTIONS:
         return ""
     without, classes = (
         one.get(name, "dataset", metric) for metric in ("undescribed_classes", "classes")
