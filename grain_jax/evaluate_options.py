@@ -173,6 +173,7 @@ def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> Opene
         sets=_names_of_sets(first, suite),
         methods=first.methods or DEFAULT_METHODS,
         one_model=len(every) == 1 and not first.watch,
+        templates=first.templates,
     )
     if suite is None:
         refuse(first, OF_SUITE, "--suite")

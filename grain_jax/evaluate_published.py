@@ -8,9 +8,11 @@ from rich.console import Console
 from tyro.conf import arg
 
 from grain_jax.command_line import ExitStatus, OptionalText, default_is, one_word
+from grain_jax.data.classification.templates import read_templates, template_list
 from grain_jax.evaluate_notes import say_error
 from grain_jax.evaluation.published import (
     GOLDEN_SET,
+    SOURCE,
     TOLERANCE,
     beside_published,
     golden_failure,
@@ -52,11 +54,13 @@ def check(
     sets: Sequence[str] | None,
     methods: Sequence[str],
     one_model: bool,
+    templates: str | None = None,
 ) -> None:
     """Refuses what cannot be compared, before anything is loaded.
 
     `sets`: names of what is measured, None where they are not known yet; `one_model`: whether one
-    checkpoint is measured once. Raises ValueError.
+    checkpoint is measured once; `templates`: what --templates says, None where it says nothing.
+    Raises ValueError.
     """
     if options.published is None:
         for name in ("golden", "tolerance"):
@@ -70,7 +74,7 @@ def check(
         raise ValueError("--tolerance goes with --golden; leave it out or give both.")
     if not one_model:
         raise ValueError("--published is of one model; give one --checkpoint, without --watch.")
-    read_published(options.published)
+    model = read_published(options.published)
     if not options.golden:
         return
     if sets is not None and GOLDEN_SET not in map(known_set, sets):
@@ -81,6 +85,12 @@ def check(
     if "name" not in methods:
         raise ValueError(
             "--golden compares the accuracy by class name; add name to --methods, or leave it out."
+        )
+    clips = set(template_list("imagenet"))
+    if templates and model.source == SOURCE and set(read_templates(templates)) != clips:
+        raise ValueError(
+            f"--golden compares ImageNet's accuracy with CLIP's 80 templates, and "
+            f"--templates={templates} has others; give --templates=imagenet."
         )
 
 

@@ -29,6 +29,7 @@ MODEL = "--published=ViT-B-16/openai"
         (["--data=val", MODEL, "--golden"], "what is measured is called val"),
         (["--suite=retrieval", MODEL, "--golden"], "is called coco, flickr30k"),
         (["--data=imagenet", MODEL, "--golden", "--methods=description"], "add name to --methods"),
+        (["--data=imagenet", MODEL, "--golden", "--templates=single"], "give --templates=imagenet"),
         (["--checkpoint=b", "--data=imagenet", MODEL], "of one model"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from places import REPOSITORY
 
 ROOMS = ("grain_jax", "configs", "launch", "docs", "tests", ".ci", ".github")
-SUFFIXES = {".py", ".md", ".svg", ".sh", ".yml", ""}
+SUFFIXES = {".py", ".md", ".svg", ".sh", ".yml", ".toml", ".html", ".css", ""}
 HISTORY = {
     "grain_jax/config/migration.py",
     "grain_jax/formats/torch_grain/configuration_grain.py",

@@ -64,7 +64,7 @@ SETS: Mapping[str, PublishedSet] = {
         "Oxford Flowers-102", "per_class", 6_149, ("flowers", "oxfordflowers102")
     ),
     "food101": PublishedSet("Food-101", "top1", 25_250),
-    "eurosat": PublishedSet("EuroSAT", "top1", 5_400),
+    "eurosat": PublishedSet("EuroSAT", "top1", 5_400, ("eurosatrgb",)),
     "fgvc_aircraft": PublishedSet("FGVC Aircraft", "per_class", 3_333),
     "country211": PublishedSet("Country211", "top1", 21_100),
     "resisc45": PublishedSet("RESISC45", "top1", 6_300),
@@ -117,7 +117,9 @@ class Beside(NamedTuple):
 
 def known_set(dataset: str) -> str | None:
     """The key of `SETS` that a set of this name is, None for another set."""
-    plain = _plain(re.sub(r"-\d+(\.\d+)+$", "", dataset)).removeprefix("wds")  # TFDS's version
+    name = re.sub(r"-\d+(\.\d+)+$", "", dataset)  # TFDS's version
+    name = re.sub(r"[-_]test$", "", name.lower())
+    plain = _plain(name).removeprefix("wds").removeprefix("vtab")  # CLIP_benchmark's tars
     for key, one in SETS.items():
         if plain in (_plain(key), *one.other_names):
             return key
@@ -297,7 +299,9 @@ def golden_failure(found: Sequence[Beside], *, tolerance: float) -> str | None:
             "with the method name."
         )
     for one in golden:
-        if one.images is not None and one.images != one.published_images:
+        if one.images is None:
+            return f"it is not known how many images {one.dataset!r} has"
+        if one.images != one.published_images:
             return (
                 f"{one.dataset!r} has {one.images:,} images; the published accuracy is of "
                 f"{one.published_images:,}"
@@ -306,6 +310,7 @@ def golden_failure(found: Sequence[Beside], *, tolerance: float) -> str | None:
             return (
                 f"{one.dataset!r} has {100 * one.measured:.2f} % top-1, published are "
                 f"{100 * one.published:.2f} %; {abs(one.difference):.2f} points are more than "
-                f"the {tolerance:g} allowed"
+                f"the {tolerance:g} allowed. Likely causes are other prompts (--templates=imagenet "
+                "has CLIP's 80) or other class names (--classes=FILE)"
             )
     return None

@@ -118,6 +118,12 @@ def test_the_stored_tables_are_the_published_ones():
         ("cars", "stanford_cars"),
         ("imagenet2012-5.1.0", "imagenet"),
         ("cifar10-3.0.2", "cifar10"),
+        ("wds_vtab-caltech101", "caltech101"),
+        ("wds_vtab-flowers", "flowers102"),
+        ("wds_vtab-eurosat_test", "eurosat"),
+        ("wds_imagenetv2", "imagenetv2"),
+        ("wds_imagenet-r", "imagenet_r"),
+        ("eurosat-rgb-2.0.0", "eurosat"),
         ("imagenette", None),
         ("birds", None),
     ],
@@ -180,6 +186,17 @@ def test_a_set_of_another_size_is_marked():
 def test_golden_is_imagenet_within_the_tolerance(measured, tolerance, passes):
     found = beside_published(results(measured), model(0.6834))
     assert (golden_failure(found, tolerance=tolerance) is None) is passes
+
+
+def test_golden_fails_where_the_number_of_images_is_unknown():
+    found = beside_published(results(0.6834)[:4], model(0.6834))  # without the record of images
+    assert "not known how many images" in str(golden_failure(found, tolerance=0.2))
+
+
+def test_golden_names_what_the_cause_may_be():
+    failure = str(golden_failure(beside_published(results(0.5), model(0.6834)), tolerance=0.2))
+    assert "--templates=imagenet" in failure
+    assert "--classes=FILE" in failure
 
 
 def test_golden_without_imagenet_is_a_mistake():

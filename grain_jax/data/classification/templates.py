@@ -8,6 +8,7 @@ import functools
 from importlib import resources
 
 from grain_jax.data.classification.class_texts import check_templates
+from grain_jax.data.records import DEFAULT_TEMPLATES
 from grain_jax.data.text_files import read_texts
 
 # Lines of `imagenet_templates.txt`, from 0, that the official evaluation takes.
@@ -25,7 +26,7 @@ def template_list(name: str) -> tuple[str, ...]:
     the 46 of the official GRAIN for every set.
     """
     if name == "single":
-        return ("a photo of a {}.",)
+        return DEFAULT_TEMPLATES
     packed = resources.files("grain_jax.data.classification") / "imagenet_templates.txt"
     lines = tuple(packed.read_text(encoding="utf-8").splitlines())
     if name == "imagenet":
