@@ -59,7 +59,7 @@ def check(
     """Refuses what cannot be compared, before anything is loaded.
 
     `sets`: names of what is measured, None where they are not known yet; `one_model`: whether one
-    checkpoint is measured once; `templates`: what --templates says, None where they are not known yet.
+    checkpoint is measured once; `templates`: what --templates says, None where it says nothing.
     Raises ValueError.
     """
     if options.published is None:

@@ -189,7 +189,7 @@ def test_golden_is_imagenet_within_the_tolerance(measured, tolerance, passes):
 
 
 def test_golden_fails_where_the_number_of_images_is_unknown():
-    found = [one._replace(images=None) for one in beside_published(results(0.6834), model(0.6834))]
+    found = beside_published(results(0.6834)[:4], model(0.6834))  # without the record of images
     assert "not known how many images" in str(golden_failure(found, tolerance=0.2))
 
 
