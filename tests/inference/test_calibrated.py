@@ -179,7 +179,7 @@ def test_a_clip_model_has_the_image_alone_as_score():
 def test_labels_with_examples_are_not_calibrated_and_that_is_said():
     notes: list[str] = []
     model = model_with(calibration(), notes)
-    shown = [make_image("green", "red"), make_image("green", "blue")]
+    shown = [make_image("green", "red"), make_image("blue", "red")]
     images = {"examples": {next(iter(DESCRIBED)): shown}}
     (found,) = model.classify(make_image("red"), descriptions=DESCRIBED, **images)
     assert found.calibrated is None
