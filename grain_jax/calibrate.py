@@ -9,7 +9,6 @@ for which classes: `docs/evaluation.md`.
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +35,14 @@ from grain_jax.command_line import (
     default_is,
     end,
     fraction,
+    inner_fraction,
     one_of,
     one_word,
     parse,
+    positive,
     progress_bar,
     status_of,
+    weight,
 )
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.class_texts import bind_descriptions
@@ -92,36 +94,6 @@ SHOWN = {  # metric -> its name on the screen, and whether it is a percentage
     "coverage": ("sets that hold the label", True),
     "set_size": ("labels in a set", False),
 }
-
-
-def _number(text: str) -> float:
-    """NaN for what is not a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    if not (value := _number(text)) > 0:
-        raise ValueError(f"{text!r} should be a number above 0")
-    return value
-
-
-def weight(text: str) -> float:
-    """A number of at least 0."""
-    if not (value := _number(text)) >= 0:
-        raise ValueError(f"{text!r} should be a number of at least 0")
-    return value
-
-
-def inner_fraction(text: str) -> float:
-    """A number between 0 and 1, neither of them."""
-    if (value := fraction(text)) in (0, 1):
-        raise ValueError(f"{text!r} should be between 0 and 1, neither of them")
-    return value
 
 
 @dataclass(frozen=True)

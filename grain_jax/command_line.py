@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import enum
+import math
 import os
 import re
 import sys
@@ -118,14 +119,40 @@ def default_is(text: str) -> Any:
     return arg(help_behavior_hint=f"(default: {text})")
 
 
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
+def number(text: str) -> float:
+    """A finite number; NaN for anything else, which no bound accepts."""
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:  # NaN too
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    if not (value := number(text)) > 0:
+        raise ValueError(f"{text!r} should be a number above 0")
+    return value
+
+
+def weight(text: str) -> float:
+    """A number of at least 0."""
+    if not (value := number(text)) >= 0:
+        raise ValueError(f"{text!r} should be a number of at least 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= (value := number(text)) <= 1:
         raise ValueError(f"{text!r} should be a number from 0 to 1")
+    return value
+
+
+def inner_fraction(text: str) -> float:
+    """A number between 0 and 1, neither of them."""
+    if (value := fraction(text)) in (0, 1):
+        raise ValueError(f"{text!r} should be between 0 and 1, neither of them")
     return value
 
 

@@ -63,7 +63,7 @@ from grain_jax.data.image_variants import with_crops
 from grain_jax.data.source import data_source
 from grain_jax.evaluate_files import finish
 from grain_jax.evaluate_notes import (
-    PIPE_WIDTH,
+    consoles,
     named,
     note_choice,
     print_line,
@@ -143,10 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return parsed.status
     except ValueError as error:
         return processes.refused(error)
-    messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
+    messages, output = consoles(quiet=not processes.speaks())
     note = functools.partial(say_note, messages)
-    if not output.is_terminal:
-        output.width = PIPE_WIDTH
     statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
     splits: list[dict[str, Any]] = []
     several, left_out = len(every) > 1, dict[str, None]()

@@ -30,7 +30,7 @@ from grain_jax.command_line import (
     parse,
 )
 from grain_jax.disk import write_whole
-from grain_jax.evaluate_notes import PIPE_WIDTH, say_end
+from grain_jax.evaluate_notes import consoles, say_end
 from grain_jax.evaluation.comparison import (
     TASKS,
     Comparison,
@@ -82,9 +82,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """The command, without the word `compare`; returns its exit status."""
     escape_unprintable()
-    messages, screen = Console(stderr=True), Console()
-    if not screen.is_terminal:
-        screen.width = PIPE_WIDTH
+    messages, screen = consoles()
     try:
         options = parse(Options, arguments, command="evaluate compare", description=__doc__)
     except NotParsed as parsed:

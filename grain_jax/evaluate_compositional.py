@@ -41,7 +41,7 @@ from grain_jax.command_line import (
 )
 from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
-from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, say_end, say_note
+from grain_jax.evaluate_notes import consoles, named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.compositional_suite import compositional_table
 from grain_jax.evaluation.details import ResultDetails
@@ -80,9 +80,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """The command, without the word `compositional`; returns its exit status."""
     escape_unprintable()
-    messages, screen = Console(stderr=True), Console()
-    if not screen.is_terminal:
-        screen.width = PIPE_WIDTH
+    messages, screen = consoles()
     try:
         options = parse(Options, arguments, command="evaluate compositional", description=__doc__)
         runtime.open_devices()

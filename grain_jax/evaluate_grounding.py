@@ -41,7 +41,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
-from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, say_error, say_note
+from grain_jax.evaluate_notes import consoles, named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.grounding_benchmark import (
     Measured,
@@ -124,9 +124,7 @@ def main(arguments: Sequence[str]) -> int:
         return parsed.status
     except ValueError as error:
         return processes.refused(error)
-    messages, output = Console(stderr=True, quiet=not processes.speaks()), Console()
-    if not output.is_terminal:
-        output.width = PIPE_WIDTH
+    messages, output = consoles(quiet=not processes.speaks())
     try:
         with processes.errors_in_all():
             check(options)

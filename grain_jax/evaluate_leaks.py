@@ -43,7 +43,7 @@ from grain_jax.data.image_sets import open_images
 from grain_jax.data.inspection.near_duplicates import MAX_DISTANCE
 from grain_jax.data.records import Source
 from grain_jax.disk import write_whole
-from grain_jax.evaluate_notes import PIPE_WIDTH, print_line, say_end, say_note
+from grain_jax.evaluate_notes import consoles, print_line, say_end, say_note
 from grain_jax.evaluation.comparison import Predictions, read_predictions
 from grain_jax.evaluation.leaks import (
     KEPT,
@@ -98,9 +98,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """The command, without the word `leaks`; returns its exit status."""
     escape_unprintable()
-    messages, screen = Console(stderr=True), Console()
-    if not screen.is_terminal:
-        screen.width = PIPE_WIDTH
+    messages, screen = consoles()
     try:
         options = parse(Options, arguments, command="evaluate leaks", description=__doc__)
     except NotParsed as parsed:

@@ -19,6 +19,16 @@ from grain_jax.results import Result
 PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 
 
+def consoles(*, quiet: bool = False) -> tuple[Console, Console]:
+    """Of messages, `quiet` where another process speaks, and of results, `PIPE_WIDTH` wide in a
+    file or pipe.
+    """
+    output = Console()
+    if not output.is_terminal:
+        output.width = PIPE_WIDTH
+    return Console(stderr=True, quiet=quiet), output
+
+
 def same_place(first: Path, second: Path) -> bool:
     """Whether two paths lead to one file or folder."""
     return first.resolve() == second.resolve()

@@ -7,7 +7,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import arg
 
-from grain_jax.command_line import ExitStatus, OptionalText, default_is, one_word
+from grain_jax.command_line import ExitStatus, OptionalText, default_is, number, one_word
 from grain_jax.data.classification.templates import read_templates, template_list
 from grain_jax.evaluate_notes import say_error
 from grain_jax.evaluation.published import (
@@ -26,11 +26,7 @@ from grain_jax.results import Result
 
 def points(text: str) -> float:
     """Percentage points, from 0 to 100."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:  # NaN too
+    if not 0 <= (value := number(text)) <= 100:
         raise ValueError(f"{text!r} should be percentage points from 0 to 100, as in 0.2")
     return value
 

@@ -35,7 +35,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
-from grain_jax.evaluate_notes import PIPE_WIDTH, named, print_line, same_place, say_end, say_note
+from grain_jax.evaluate_notes import consoles, named, print_line, same_place, say_end, say_note
 from grain_jax.evaluate_support import BANK_SIZE, BANK_SPLIT
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
@@ -115,9 +115,7 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     """The command, without the word `vocabulary_free`; returns its exit status."""
     escape_unprintable()
-    messages, screen = Console(stderr=True), Console()
-    if not screen.is_terminal:
-        screen.width = PIPE_WIDTH
+    messages, screen = consoles()
     try:
         options = parse(Options, arguments, command="evaluate vocabulary_free", description=__doc__)
         runtime.open_devices()
