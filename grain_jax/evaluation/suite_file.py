@@ -10,8 +10,6 @@ import difflib
 import json
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.data.image_variants import crop_numbers
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
+from grain_jax.evaluation.suite_tables import checked_table, fields_of
 from grain_jax.paths import user_path
 from grain_jax.zero_shot.methods import check_methods
 from grain_jax.zero_shot.text_kinds import FROM_FILES
@@ -179,7 +178,7 @@ class Suite:
     @property
     def sha256(self) -> str:
         """Of what the file and those that it includes say, without where they lie."""
-        said = {name: getattr(self, name) for name in _fields(Suite) if name != "include"}
+        said = {name: getattr(self, name) for name in fields_of(Suite) if name != "include"}
         sets = {key: [_said(one) for one in said.pop(key)] for key in TABLES}
         written = {
             key: listed for key, listed in sets.items() if listed or key in ("images", "records")
@@ -248,7 +247,6 @@ TABLES: Mapping[str, type[AnySet]] = {
 }
 COUNTS = ("num_classes", "num_images", "num_texts", "num_questions", "negatives", "crops")
 OF_CROPS = ("crops", "crop_sizes", "crop_seed")
-_NOT_WRITTEN = ("folder", "packaged", "included")
 
 
 def packaged_suites() -> list[str]:
@@ -294,12 +292,15 @@ def _parse(path: Path, *, packaged: bool, within: Sequence[Path]) -> Suite:
         if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
             raise ValueError(f"{title}: {key} is a list of tables, [[{key}]] in TOML.")
         content[key] = tuple(
-            kind(**_checked(one, kind, f"{title}, {key}[{number}]"))
+            kind(**checked_table(one, kind, f"{title}, {key}[{number}]"))
             for number, one in enumerate(listed)
         )
     sets = {key: content.pop(key) for key in TABLES}
     suite = Suite(
-        **_checked(content, Suite, title), **sets, folder=path.parent.absolute(), packaged=packaged
+        **checked_table(content, Suite, title),
+        **sets,
+        folder=path.parent.absolute(),
+        packaged=packaged,
     )
     included = tuple(
         _under(suite, _included(name, path, title, within=(*within, path.resolve())))
@@ -408,47 +409,3 @@ def _check_grounding(one: GroundingTest, title: str) -> None:
         raise ValueError(f"{where} has negatives, which only the format fg_ovd has.")
     if one.metric == "caption_top1" and one.format not in ("fg_ovd", "jsonl"):
         raise ValueError(f"{where} has no wrong captions to take caption_top1 of.")
-
-
-def _fields(kind: type) -> dict[str, Any]:
-    """Name -> type of what a file may say."""
-    hints = typing.get_type_hints(kind)
-    return {name: hints[name] for name in hints if name not in _NOT_WRITTEN}
-
-
-def _checked(given: Mapping[str, Any], kind: type, title: str) -> dict[str, Any]:
-    """The values of a table as the fields of `kind` have them."""
-    known = _fields(kind)
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"{title}: unknown key {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; expected {', '.join(known)}.")
-            )
-    for required in ("name", "format"):
-        if required in known and required not in given:
-            raise ValueError(f"{title} has no {required}; give it one.")
-    return {key: _value(value, known[key], f"{title}: {key}") for key, value in given.items()}
-
-
-def _value(value: Any, kind: Any, title: str) -> Any:
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # "X | None"; None is not given
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is Literal:
-        if value not in (choices := typing.get_args(kind)):
-            raise ValueError(f"{title} is one of {', '.join(choices)}, not {value!r}.")
-        return value
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{title} is a list, not {value!r}.")
-        return tuple(_value(one, typing.get_args(kind)[0], title) for one in value)
-    if typing.get_origin(kind) is Mapping:
-        if not isinstance(value, dict):
-            raise ValueError(f'{title} is a table, as {{cupl = "cupl.json"}}, not {value!r}.')
-        return {key: _value(one, str, f"{title}.{key}") for key, one in value.items()}
-    accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        words = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
-        raise ValueError(f"{title} is {words[kind]}, not {value!r}.")
-    return value
