@@ -43,7 +43,6 @@ from grain_jax import (
     evaluate_leaks,
     evaluate_published,
     evaluate_report,
-    evaluate_support,
     evaluate_vocabulary_free,
     runtime,
     slow_compile,
@@ -90,6 +89,7 @@ from grain_jax.evaluate_watch import watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.given_images import read_given_images
 from grain_jax.evaluation.left_out import (
     check_any_left,
     left_out_sentence,
@@ -103,7 +103,8 @@ from grain_jax.evaluation.suite import (
     named_folders,
     score_zero_shot,
 )
-from grain_jax.evaluation.suite_sets import OpenedSuite, evaluate_suite
+from grain_jax.evaluation.suite_results import evaluate_suite
+from grain_jax.evaluation.suite_sets import OpenedSuite
 from grain_jax.evaluation.tables import print_results
 from grain_jax.evaluation.unknown_words import unknown_words_note
 from grain_jax.evaluation.variants import predicted_boxes
@@ -378,11 +379,11 @@ def _images(
     if unknown := unknown_words_note(encoder.tokenizer, dataset):
         note(unknown)
     has_regions = config.model.type == "grain" and encoder.learned.regions
-    given = evaluate_support.read(
-        options.given,
+    given = read_given_images(
         dataset,
         config.data,
         image_size=encoder.preprocessing.image_size,
+        **options.given.given,
         classes=options.classes or "",
         naming=naming,
         note=note,

@@ -206,7 +206,9 @@ def check(options: Options) -> None:
     if kind != "records":
         refuse(options, OF_RECORDS, "prepared records")
     of_images = (*OF_IMAGES, *OF_STORED)
-    if kind == "suite" and (given := [name for name in of_images if getattr(options, name)]):
+    if kind == "suite" and (
+        given := [*(name for name in of_images if getattr(options, name)), *options.given.given]
+    ):
         raise ValueError(
             f"--{given[0]} is of one set; write it under the set in the suite's file, as "
             f'{given[0]} = "...".'

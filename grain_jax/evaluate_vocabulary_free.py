@@ -36,11 +36,11 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.evaluate_notes import consoles, named, print_line, same_place, say_end, say_note
-from grain_jax.evaluate_support import BANK_SIZE, BANK_SPLIT
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
 from grain_jax.evaluation.caption_candidates import CANDIDATES, FALLBACK, Candidates
 from grain_jax.evaluation.details import describe_set
+from grain_jax.evaluation.given_images import BANK_SIZE, BANK_SPLIT
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix, record_ids
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.shared_images import refuse_shared

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from grain_jax.evaluation.suite_sets import AVERAGE, EXPECTED
+from grain_jax.evaluation.suite_results import AVERAGE, EXPECTED
 from grain_jax.evaluation.tables import (
     DRAWN,
     RETRIEVED,

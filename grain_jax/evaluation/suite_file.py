@@ -20,6 +20,7 @@ from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.data.image_variants import crop_numbers
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.given_images import FULFILS, GOES_WITH
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.evaluation.suite_tables import checked_table, fields_of
 from grain_jax.paths import user_path
@@ -68,6 +69,19 @@ class ImageSet:
     crops: int | None = None  # random ones of each image, of methods that look at some
     crop_sizes: tuple[float, ...] = ()  # smallest and largest, in shorter sides of the image
     crop_seed: int | None = None
+    support: str = ""  # labelled images that are not tested, for methods that look at some
+    support_split: str = ""
+    shots: int | None = None
+    support_seed: int | None = None
+    bank: str = ""  # prepared records with captions, for methods that look at some
+    bank_split: str = ""
+    bank_size: int | None = None
+
+    @property
+    def given_images(self) -> dict[str, Any]:
+        """What the set gives such methods; the first two are paths as the file has them."""
+        values = {name: getattr(self, name) for name in (*FULFILS, *GOES_WITH)}
+        return {name: value for name, value in values.items() if value not in ("", None)}
 
     @property
     def crop_numbers(self) -> dict[str, Any]:
@@ -217,6 +231,16 @@ class Suite:
         place = self.place(one, suite_data)
         return (place.parent if place.suffix in QUESTIONS else place) / "images"
 
+    def given_images(self, one: ImageSet) -> dict[str, Any]:
+        """Arguments of `read_given_images`: `one.given_images` with paths relative to the file."""
+        return {
+            name: self._address(value) if name in FULFILS else value
+            for name, value in one.given_images.items()
+        }
+
+    def _address(self, given: str) -> Path:
+        return Path(given) if given.startswith(TFDS) else self.folder / user_path(given)
+
     def text(self, given: str) -> str:
         """A text file of a set, relative to the suite's; published counts, and templates of the
         package, go by their name.
@@ -227,9 +251,9 @@ class Suite:
 
 
 def _said(one: AnySet) -> dict[str, Any]:
-    """What a set says; of crops only where it does, as older files say nothing of them."""
+    """What a set says; of what older files had no words for only where it does."""
     said = dataclasses.asdict(one)
-    return {key: said[key] for key in said if key not in OF_CROPS or said[key] not in (None, ())}
+    return {key: said[key] for key in said if key not in LATER or said[key] not in (None, (), "")}
 
 
 def shown_metric(one: AnySet) -> str:
@@ -245,8 +269,17 @@ TABLES: Mapping[str, type[AnySet]] = {
     "grounding": GroundingTest,
     "compositional": CompositionalTest,
 }
-COUNTS = ("num_classes", "num_images", "num_texts", "num_questions", "negatives", "crops")
-OF_CROPS = ("crops", "crop_sizes", "crop_seed")
+COUNTS = (
+    "num_classes",
+    "num_images",
+    "num_texts",
+    "num_questions",
+    "negatives",
+    "crops",
+    "shots",
+    "bank_size",
+)
+LATER = ("crops", "crop_sizes", "crop_seed", *FULFILS, *GOES_WITH)
 
 
 def packaged_suites() -> list[str]:
@@ -387,8 +420,12 @@ def _check_images(one: ImageSet, title: str) -> None:
             f"{title}: crop_sizes of {one.name!r} are the smallest and the largest, above 0 and up "
             f"to 1, as [0.7, 0.9], not {list(one.crop_sizes)}."
         )
-    if one.crop_seed is not None and one.crop_seed < 0:
-        raise ValueError(f"{title}: crop_seed of {one.name!r} should be 0 or more.")
+    for seed in ("crop_seed", "support_seed"):
+        if (getattr(one, seed) or 0) < 0:
+            raise ValueError(f"{title}: {seed} of {one.name!r} should be 0 or more.")
+    for name in one.given_images:
+        if (other := GOES_WITH.get(name, name)) not in one.given_images:
+            raise ValueError(f"{title}: {name} of {one.name!r} goes with {other}; give both.")
     address = one.data.removeprefix(TFDS)
     if one.data == address or address.startswith(("/", ".", "~")):
         return

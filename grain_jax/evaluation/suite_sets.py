@@ -1,28 +1,21 @@
-"""The sets of a `Suite` and of those that it includes: opened and checked before a model is loaded,
-measured, averaged.
-"""
+"""The sets of a `Suite` and of its included ones, opened and checked before a model is loaded."""
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grain_jax.config import TrainConfig
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.compositional.readers import Test
 from grain_jax.data.grounding.formats import lacks_split
 from grain_jax.data.grounding.queries import GroundingSet
-from grain_jax.data.image_variants import with_crops
-from grain_jax.data.records import EvaluationSet, Source, ZeroShotSet
-from grain_jax.data.source import open_source
+from grain_jax.data.records import Source, ZeroShotSet
 from grain_jax.evaluation.compositional_suite import describe_test
-from grain_jax.evaluation.details import ResultDetails
-from grain_jax.evaluation.grounding_benchmark import CONSTANT, WHOLE
-from grain_jax.evaluation.left_out import check_any_left, note_left_out
-from grain_jax.evaluation.suite import TrainingBoxes, evaluate_set, score_zero_shot
+from grain_jax.evaluation.given_images import (
+    FULFILS,
+)
 from grain_jax.evaluation.suite_file import (
     AnySet,
     CompositionalTest,
@@ -33,22 +26,13 @@ from grain_jax.evaluation.suite_file import (
     shown_metric,
 )
 from grain_jax.evaluation.suite_tests import (
-    Trained,
-    measure_compositional_test,
-    measure_grounding_test,
     open_compositional,
     open_grounding,
 )
-from grain_jax.evaluation.unknown_words import unknown_words_note
-from grain_jax.evaluation.variants import predicted_boxes
-from grain_jax.inference.encoder import Encoder, errors_about
+from grain_jax.inference.encoder import errors_about
 from grain_jax.paths import nearest_hint
-from grain_jax.results import Result
-from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
-AVERAGE, EXPECTED = "average", "average_expected_sets"  # metrics of the suite as a whole
 RECORDS_INFO = "dataset_info.json"  # which a folder of prepared records has
-BLIND = ("random", WHOLE, CONSTANT)  # methods that read no text: their mean says nothing
 
 
 @dataclass(frozen=True)
@@ -145,6 +129,10 @@ def _what_lacks(suite: Suite, one: AnySet, place: Path, suite_data: Path | None)
     if not place.exists():
         kind = "file" if place.suffix else "folder"
         return f"no {kind} {str(place)!r}{nearest_hint(place)}"
+    if isinstance(one, ImageSet):
+        for what, given in suite.given_images(one).items():
+            if what in FULFILS and not str(given).startswith(TFDS) and not given.exists():
+                return f"no folder {str(given)!r} of its {what}{nearest_hint(given)}"
     if isinstance(one, GroundingTest) and one.split and lacks_split(one.format, place, one.split):
         return f"no file of split {one.split!r} in {str(place)!r}"
     if isinstance(one, GroundingTest | CompositionalTest):
@@ -174,7 +162,7 @@ def _opened(
         if test.name not in missing:
             place, folder = places[test.name], suite.images_of(test, suite_data)
             assert folder is not None
-            with errors_about(_title(suite, test)):
+            with errors_about(title_of(suite, test)):
                 asked = open_compositional(test, place, folder)
             described = describe_test(asked)
             for what in ("images", "questions"):
@@ -198,7 +186,8 @@ def _names(suite: Suite) -> list[str]:
     return [one.name for one in suite.sets]
 
 
-def _title(suite: Suite, one: AnySet) -> str:
+def title_of(suite: Suite, one: AnySet) -> str:
+    """Of errors about a set."""
     return f"Set {one.name!r} of suite {suite.name!r}"
 
 
@@ -212,7 +201,7 @@ def _open_phrases(
             continue
         place, images = places[one.name], suite.images_of(one, suite_data)
         key = one.format, place, images, one.split, one.split_file, one.negatives
-        with errors_about(_title(suite, one)):
+        with errors_about(title_of(suite, one)):
             found = read.get(key) or open_grounding(one, place, images)
         read[key] = found
         _expect(suite, one.name, "images", one.num_images, len(found.images))
@@ -269,151 +258,3 @@ def _expect(suite: Suite, name: str, what: str, expected: int | None, found: int
             f"expected: another split or version of it is another measurement. Change the folder, "
             f"or num_{what} in a suite file of your own."
         )
-
-
-def evaluate_suite(
-    encoder: Encoder,
-    opened: OpenedSuite,
-    config: TrainConfig,
-    *,
-    templates: Sequence[str],
-    note: Callable[[str], None] = print,
-    details: ResultDetails | None = None,
-    methods: Sequence[str] | None = None,
-    alphas: Sequence[float] | None = None,
-    crops: Mapping[str, Any] | None = None,
-) -> list[Result]:
-    """The results of every set, and their averages, of suites that are included first.
-
-    `config` has the alphas and the settings of scores; `templates` are the model's, for sets
-    without any of their own. `note` is called as by `open_suite`. `methods` and `alphas`: None,
-    those of the suite. `crops`: fields of `RandomCrops` that go before those of a set.
-    Raises ValueError where none of the methods can be measured.
-    """
-    details = ResultDetails() if details is None else details
-    crops = crops or {}
-    _note_left_out(encoder, opened, config, methods, note, details, crops)
-    if methods:
-        check_any_left(methods, details.left_out)  # before anything is encoded
-    return _evaluate(encoder, opened, config, templates, note, details, methods, alphas, crops)
-
-
-def _note_left_out(
-    encoder: Encoder,
-    opened: OpenedSuite,
-    config: TrainConfig,
-    methods: Sequence[str] | None,
-    note: Callable[[str], None],
-    details: ResultDetails,
-    crops: Mapping[str, Any],
-) -> None:
-    for part in opened.included:
-        _note_left_out(encoder, part, config, methods, note, details, crops)
-    for one, dataset in opened.images:
-        if asked := methods or one.methods or opened.suite.methods:
-            note_left_out(
-                asked,
-                dataset,
-                has_regions=Trained.of(encoder, config).regions,
-                num_boxes=predicted_boxes(config, encoder.learned),
-                note=note,
-                left_out=details.left_out,
-                kinds=with_crops({**one.crop_numbers, **crops}),
-                draws=config.evaluation.text_draws,
-            )
-
-
-def _evaluate(
-    encoder: Encoder,
-    opened: OpenedSuite,
-    config: TrainConfig,
-    templates: Sequence[str],
-    note: Callable[[str], None],
-    details: ResultDetails,
-    methods: Sequence[str] | None,
-    alphas: Sequence[float] | None,
-    crops: Mapping[str, Any],
-) -> list[Result]:
-    results: list[Result] = []
-    for part in opened.included:
-        results += _evaluate(
-            encoder, part, config, templates, note, details, methods, alphas, crops
-        )
-    if weights := alphas or opened.suite.alphas:
-        evaluation = dataclasses.replace(config.evaluation, alphas=tuple(weights))
-        config = dataclasses.replace(config, evaluation=evaluation)
-    trained = Trained.of(encoder, config)
-    own: list[Result] = []
-    for one, loaded in opened.images:
-        dataset = loaded
-        if "templates" not in loaded.text_files:
-            dataset = dataclasses.replace(loaded, templates=tuple(templates))
-        if unknown := unknown_words_note(encoder.tokenizer, dataset):
-            note(f"{one.name}: {unknown}")
-        asked = methods or one.methods or opened.suite.methods
-        own += score_zero_shot(
-            encoder,
-            dataset,
-            config,
-            final=True,
-            details=details,
-            methods=asked or DEFAULT_METHODS,
-            kinds=with_crops({**one.crop_numbers, **crops}),
-        )
-    for each, place, source in opened.records:
-        own += evaluate_set(
-            encoder,
-            EvaluationSet(each.name, f"Set {each.name!r}", source),
-            config,
-            final=True,
-            tasks=each.tasks,
-            training=_training_boxes(encoder, config, place),
-            details=details,
-        )
-    for test, data in opened.grounding:
-        own += measure_grounding_test(
-            encoder, test, data, trained=trained, note=note, details=details
-        )
-    for _, asked_of in opened.compositional:
-        own += measure_compositional_test(encoder, asked_of, note=note, details=details)
-    return [*results, *own, *averages(opened, own)]
-
-
-def _training_boxes(encoder: Encoder, config: TrainConfig, place: Path) -> TrainingBoxes | None:
-    """None for a folder of test data only: no boxes to fit the baseline to."""
-    data = dataclasses.replace(config.data, dataset="tfds", data_dir=str(place))
-    size = encoder.preprocessing.image_size
-    try:
-        training = open_source(data, data.train_split, image_size=size)
-    except ValueError:
-        return None
-    return TrainingBoxes(lambda: training, encoder)
-
-
-def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
-    """Of each method and alpha, the mean over the sets of the suite that it was measured on, each
-    by its own metric; `n` is their number. Beside it stands how many the suite has.
-
-    Of grounding, sets of one protocol are averaged, and the data set of the mean names it, as in
-    "mine/predicted_any". Sets of suites that are included are averaged there. None where a suite
-    has fewer than two sets of a kind.
-    """
-    groups: dict[str, dict[str, str]] = defaultdict(dict)
-    for one in opened.suite.sets:
-        if one.in_average:
-            groups[one.averaged_with][one.name] = shown_metric(one)
-    found: list[Result] = []
-    for group, averaged in groups.items():
-        if len(averaged) < 2:
-            continue
-        _, _, protocol = group.partition("/")
-        dataset = "/".join(filter(None, (opened.suite.name, protocol)))
-        values: dict[tuple[str, float | None], list[float]] = defaultdict(list)
-        for result in results:
-            if averaged.get(result.dataset) == result.metric and result.method not in BLIND:
-                values[result.method, result.alpha].append(result.value)
-        for key, each in values.items():
-            mean = sum(each) / len(each)
-            found.append(Result(dataset, *key, AVERAGE, mean, n=len(each)))
-            found.append(Result(dataset, *key, EXPECTED, float(len(averaged))))
-    return found

@@ -18,7 +18,8 @@ from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.suite_file import read_suite
-from grain_jax.evaluation.suite_sets import averages, evaluate_suite, open_suite
+from grain_jax.evaluation.suite_results import averages, evaluate_suite
+from grain_jax.evaluation.suite_sets import open_suite
 from grain_jax.results import Result
 
 SUITE = """

@@ -18,7 +18,8 @@ from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.report_page.content import all_grids
 from grain_jax.evaluation.side_by_side import side_by_side
 from grain_jax.evaluation.suite_file import read_suite
-from grain_jax.evaluation.suite_sets import evaluate_suite, open_suite
+from grain_jax.evaluation.suite_results import evaluate_suite
+from grain_jax.evaluation.suite_sets import open_suite
 from grain_jax.models.learned import NOTHING
 
 LEFT, RIGHT = half(0), half(1)
