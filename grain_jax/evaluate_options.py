@@ -41,9 +41,8 @@ from grain_jax.paths import local_path
 from grain_jax.zero_shot.methods import (
     DEFAULT_METHODS,
     METHODS,
-    ONE_PASS,
-    check_methods,
     drawn_methods,
+    named_methods,
 )
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
@@ -68,9 +67,7 @@ _own = default_is("the run's")
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    names = [each for name in text.split(",") for each in (ONE_PASS if name == "all" else (name,))]
-    check_methods(names)
-    return tuple(dict.fromkeys(names))
+    return named_methods(text.split(","))
 
 
 def _text_files(text: str) -> dict[str, str]:

@@ -5,13 +5,12 @@ texts, what is expected of them, and which metric of each is averaged; it may in
 It holds data only. Those in `suites/` go by their name.
 """
 
-import dataclasses
 import difflib
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from grain_jax.evaluation.given_images import FULFILS, GOES_WITH
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.evaluation.suite_tables import checked_table, fields_of
 from grain_jax.paths import user_path
-from grain_jax.zero_shot.methods import check_methods
+from grain_jax.zero_shot.methods import named_methods
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
 PACKAGED = Path(__file__).parent / "suites"
@@ -79,9 +78,8 @@ class ImageSet:
 
     @property
     def given_images(self) -> dict[str, Any]:
-        """What the set gives such methods; the first two are paths as the file has them."""
-        values = {name: getattr(self, name) for name in (*FULFILS, *GOES_WITH)}
-        return {name: value for name, value in values.items() if value not in ("", None)}
+        """What the set gives such methods, paths as the file has them."""
+        return {name: one for name in OF_GIVEN if (one := getattr(self, name)) not in ("", None)}
 
     @property
     def crop_numbers(self) -> dict[str, Any]:
@@ -205,10 +203,8 @@ class Suite:
         `suite_data` or beside the file by its name. Raises ValueError where a packaged suite needs
         `suite_data`.
         """
-        if isinstance(one, ImageSet) and one.data.startswith(TFDS):
-            return Path(one.data)
-        if one.data and not self.packaged:
-            return self.folder / user_path(one.data)
+        if one.data and (one.data.startswith(TFDS) or not self.packaged):
+            return _address(one.data, self.folder)
         if suite_data is None and self.packaged:
             raise ValueError(
                 f"Suite {self.name!r} says nothing of where its sets are; give "
@@ -234,12 +230,9 @@ class Suite:
     def given_images(self, one: ImageSet) -> dict[str, Any]:
         """Arguments of `read_given_images`: `one.given_images` with paths relative to the file."""
         return {
-            name: self._address(value) if name in FULFILS else value
+            name: _address(value, self.folder) if name in FULFILS else value
             for name, value in one.given_images.items()
         }
-
-    def _address(self, given: str) -> Path:
-        return Path(given) if given.startswith(TFDS) else self.folder / user_path(given)
 
     def text(self, given: str) -> str:
         """A text file of a set, relative to the suite's; published counts, and templates of the
@@ -250,9 +243,13 @@ class Suite:
         return str(self.folder / user_path(given))
 
 
+def _address(given: str, folder: Path) -> Path:
+    return Path(given) if given.startswith(TFDS) else folder / user_path(given)
+
+
 def _said(one: AnySet) -> dict[str, Any]:
     """What a set says; of what older files had no words for only where it does."""
-    said = dataclasses.asdict(one)
+    said = asdict(one)
     return {key: said[key] for key in said if key not in LATER or said[key] not in (None, (), "")}
 
 
@@ -269,17 +266,10 @@ TABLES: Mapping[str, type[AnySet]] = {
     "grounding": GroundingTest,
     "compositional": CompositionalTest,
 }
-COUNTS = (
-    "num_classes",
-    "num_images",
-    "num_texts",
-    "num_questions",
-    "negatives",
-    "crops",
-    "shots",
-    "bank_size",
-)
-LATER = ("crops", "crop_sizes", "crop_seed", *FULFILS, *GOES_WITH)
+NUMBERS = ("num_classes", "num_images", "num_texts", "num_questions")  # that are expected
+COUNTS = (*NUMBERS, "negatives", "crops", "shots", "bank_size")
+OF_GIVEN = (*FULFILS, *GOES_WITH)
+LATER = ("crops", "crop_sizes", "crop_seed", *OF_GIVEN)
 
 
 def packaged_suites() -> list[str]:
@@ -335,13 +325,23 @@ def _parse(path: Path, *, packaged: bool, within: Sequence[Path]) -> Suite:
         folder=path.parent.absolute(),
         packaged=packaged,
     )
+    suite = _with_methods(suite, title)
     included = tuple(
         _under(suite, _included(name, path, title, within=(*within, path.resolve())))
         for name in suite.include
     )
-    suite = dataclasses.replace(suite, included=included)
+    suite = replace(suite, included=included)
     _check(suite, title)
     return suite
+
+
+def _with_methods(suite: Suite, title: str) -> Suite:
+    """The suite with its methods by their names, "all" by those that it stands for."""
+    try:
+        images = (replace(one, methods=named_methods(one.methods)) for one in suite.images)
+        return replace(suite, methods=named_methods(suite.methods), images=tuple(images))
+    except ValueError as error:
+        raise ValueError(f"{title}: {error}") from error
 
 
 def _included(name: str, path: Path, title: str, *, within: Sequence[Path]) -> Suite:
@@ -358,7 +358,7 @@ def _included(name: str, path: Path, title: str, *, within: Sequence[Path]) -> S
 
 def _under(outer: Suite, suite: Suite) -> Suite:
     """A suite as it is measured in another, whose methods and alphas go before its own."""
-    return dataclasses.replace(
+    return replace(
         suite,
         methods=outer.methods or suite.methods,
         alphas=outer.alphas or suite.alphas,
@@ -377,11 +377,6 @@ def _check(suite: Suite, title: str) -> None:
             raise ValueError(f"{title}: {name!r} is not a name of a set: no '/', no space first.")
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"{title}: {twice[0]!r} is the name of two; give each its own.")
-    for methods in (suite.methods, *(one.methods for one in suite.images)):
-        try:
-            check_methods(methods)
-        except ValueError as error:
-            raise ValueError(f"{title}: {error}") from error
     for images in suite.images:
         for kind in images.texts:
             if kind not in FROM_FILES:

@@ -157,6 +157,17 @@ DEFAULT_METHODS = ("name", "description", "name_and_regions")
 ONE_PASS = tuple(name for name, method in METHODS.items() if not method.variants)
 
 
+def named_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods of a list, each once; "all" stands for those that encode an image once.
+
+    Raises ValueError for a method that there is not.
+    """
+    every = [each for name in names for each in (ONE_PASS if name == "all" else (name,))]
+    found = tuple(dict.fromkeys(every))
+    check_methods(found)
+    return found
+
+
 def check_methods(names: Collection[str]) -> None:
     """Raises ValueError for a method that there is not."""
     if unknown := sorted(set(names) - set(METHODS)):

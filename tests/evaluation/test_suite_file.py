@@ -4,6 +4,7 @@ import tomllib
 import pytest
 
 from grain_jax.evaluation.suite_file import ImageSet, RecordSet, packaged_suites, read_suite
+from grain_jax.zero_shot.methods import ONE_PASS
 
 TEXT = """
 note = "Two sets."
@@ -210,3 +211,11 @@ def test_the_official_average_is_over_eleven_of_twelve_sets():
     sets = read_suite("grain11").images
     assert len(sets) == 12
     assert [one.name for one in sets if not one.in_average] == ["imagenet"]
+
+
+def test_all_stands_for_the_methods_that_encode_an_image_once(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("methods = ['all']\n[[images]]\nname = 'a'\nmethods = ['wca', 'all', 'name']")
+    suite = read_suite(str(file))
+    assert suite.methods == ONE_PASS
+    assert suite.images[0].methods == ("wca", *ONE_PASS)
