@@ -41,6 +41,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
+from grain_jax.data.placeholder import check_placeholder
 from grain_jax.evaluate_notes import consoles, named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.grounding_benchmark import (
@@ -155,11 +156,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(options: Options) -> None:
     """Refuses what cannot work, before anything is loaded. Raises ValueError."""
-    if options.prompt.count("{}") != 1:
-        raise ValueError(
-            f'--prompt={options.prompt!r} needs one "{{}}", where the text goes, as in "a photo of '
-            '{}".'
-        )
+    check_placeholder(options.prompt, f"--prompt={options.prompt!r}", takes="the text")
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
             results_file.check_place(name, path, overwrite=options.overwrite)

@@ -35,6 +35,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.placeholder import check_placeholder
 from grain_jax.evaluate_notes import consoles, named, print_line, same_place, say_end, say_note
 from grain_jax.evaluate_support import BANK_SIZE, BANK_SPLIT
 from grain_jax.evaluation import results_file
@@ -69,10 +70,9 @@ _OptionalFile = Annotated[
 ]
 
 
-def one_hole(text: str) -> str:
+def read_prompt(text: str) -> str:
     """A text with one "{}"."""
-    if text.count("{}") != 1:
-        raise ValueError(f'{text!r} should have one "{{}}", which takes the answer')
+    check_placeholder(text, repr(text), takes="the answer")
     return text
 
 
@@ -92,7 +92,7 @@ class Options:
     candidates: Annotated[Candidates, one_of(CANDIDATES)] = "words"
     # 0 to 1: of the captions against the image
     caption_weight: Annotated[float, one_word(fraction, "W")] = CASED_CAPTION_WEIGHT
-    prompt: Annotated[str, one_word(one_hole, "TEXT")] = "{}"  # what a candidate is put into
+    prompt: Annotated[str, one_word(read_prompt, "TEXT")] = "{}"  # what a candidate is put into
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
     classes: Annotated[OptionalText, arg(metavar="FILE")] = None
     keep_names: bool = False  # leave underscores in names
