@@ -24,6 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from grain_jax import buckets
 from grain_jax.boxes import Box
 from grain_jax.data.decoded_cache import DecodedCache
+from grain_jax.data.entities_folder import refuse_entities
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.disk import whole_file
 from grain_jax.paths import expand_home
@@ -164,6 +165,8 @@ class RecordSource:
             )
         if buckets.in_bucket(self._directory):
             _check_bucket(self._directory)
+        else:
+            refuse_entities(Path(self._directory))
         try:
             foreign = foreign_features(self._directory)
             builder = None if foreign else tfds.builder_from_directory(self._directory)
