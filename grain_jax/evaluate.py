@@ -85,7 +85,7 @@ from grain_jax.evaluate_options import (
     refuse,
 )
 from grain_jax.evaluate_records import chosen_tasks, evaluate_records
-from grain_jax.evaluate_several import one_a_checkpoint
+from grain_jax.evaluate_several import one_a_checkpoint, output_folder
 from grain_jax.evaluate_watch import watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.details import ResultDetails
@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable()
     try:
         every = [parse_options(words) for words in one_a_checkpoint(arguments)]
+        folder = output_folder(arguments)
         processes.join_processes(every[0].processes)
         runtime.open_devices()
     except NotParsed as parsed:
@@ -172,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with processes.errors_in_all():
-            suite = check_all(every, note=note)
+            suite = check_all(every, note=note, folder=folder)
+            if folder is not None and processes.speaks():
+                results_file.make_folder(folder)
         if every[0].watch:
             _watch(every[0], suite, measure, note)
         else:

@@ -22,8 +22,18 @@ INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "
 SHORT = 8  # digits of a SHA-256 in a file's name
 
 
-def check_place(option: str, path: Path, *, overwrite: bool) -> None:
-    """Raises ValueError where a file that the user names cannot be written, or is there already."""
+def check_place(option: str, path: Path, *, overwrite: bool, made: Path | None = None) -> None:
+    """Raises ValueError where a file that the user names cannot be written, or is there already.
+
+    `made`: a folder that is made for it, by `make_folder`, where it is not there.
+    """
+    if made is not None and path.parent == made and not made.exists():
+        above = next(folder for folder in made.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ValueError(
+                f"--{option}={made} cannot be made in {str(above)!r}; give another folder."
+            )
+        return
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {str(path.parent)!r} for --{option}; make it first.")
     if path.is_dir():
@@ -35,6 +45,11 @@ def check_place(option: str, path: Path, *, overwrite: bool) -> None:
     special = path.exists() and not path.is_file()  # a device or pipe, written to directly
     if not os.access(path if special else path.resolve().parent, os.W_OK):
         raise ValueError(f"--{option}={path} cannot be written to; give a file in another folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes it and those above it where they are not there. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def default_folder(model: Path) -> Path:
