@@ -276,7 +276,6 @@ def beside_published(results: Sequence[Result], model: PublishedModel) -> list[B
 
 def published_table(found: Sequence[Beside], model: PublishedModel) -> Table:
     """Measured and published values in percent, and their difference in points."""
-    titles = {"name": "name", IMAGE_TO_TEXT: "images to texts", TEXT_TO_IMAGE: "texts to images"}
     rows = []
     for one in found:
         other = one.images is not None and one.images != one.published_images
@@ -286,7 +285,7 @@ def published_table(found: Sequence[Beside], model: PublishedModel) -> Table:
         rows.append(
             (
                 f"{one.dataset} {MARK}" if one.has_other_classes else one.dataset,
-                f"{titles[one.method]}, {_metric(one.metric)}",
+                f"{one.method}, {_metric(one.metric)}",
                 images,
                 f"{100 * one.measured:.2f}",
                 f"{100 * one.published:.2f}",

@@ -15,7 +15,7 @@ from grain_jax.evaluation.percentages import COSINE, percent, result_text
 from grain_jax.evaluation.statistics import mean_interval
 from grain_jax.evaluation.tables import Table
 from grain_jax.inference.encoder import Encoder
-from grain_jax.results import Result
+from grain_jax.results import Result, keyed
 from grain_jax.zero_shot.by_captions import (
     CASED_CAPTION_WEIGHT,
     CASED_CAPTIONS,
@@ -167,6 +167,7 @@ def free_table(results: Sequence[Result]) -> Table:
     rows = []
     for dataset in dict.fromkeys(r.dataset for r in results):
         for method, title in METHODS.items():
+            title = keyed(method, title)
             accuracy, iou, cosine, distinct = (
                 found[dataset, method, metric]
                 for metric in (CLUSTER, IOU, SIMILARITY, "distinct_answers")
@@ -216,4 +217,5 @@ def example_table(
         ("image", "class", "answer", "next", "nearest caption"),
         tuple(rows),
         "Probabilities are among the candidates of the image alone.",
+        num_texts=5,
     )
