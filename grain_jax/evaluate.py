@@ -88,6 +88,7 @@ from grain_jax.evaluate_records import chosen_tasks, evaluate_records
 from grain_jax.evaluate_several import one_a_checkpoint, output_folder
 from grain_jax.evaluate_watch import watch
 from grain_jax.evaluation import results_file
+from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.left_out import (
@@ -330,6 +331,7 @@ def _evaluate(
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
+        "model_sha256": model_sha256(encoder),
         "data": named(options.data) if options.data else options.suite or "the run's own",
         "split": split,
         "settings": {"tasks": list(chosen_tasks(options.tasks))} if kind == "records" else shown,

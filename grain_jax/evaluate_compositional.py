@@ -45,6 +45,7 @@ from grain_jax.data.entities_folder import refuse_entities
 from grain_jax.evaluate_notes import consoles, named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.compositional_suite import compositional_table
+from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite_tests import measure_compositional_test
@@ -135,9 +136,10 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
+        "model_sha256": model_sha256(encoder),
         "data": str(absolute(options.data)),
         "split": None,
-        "settings": {"format": options.format, "images": str(absolute(options.images))},
+        "settings": {"format": options.format, "images_folder": str(absolute(options.images))},
         "zero_shot_sets": {},
         "splits": details.splits,
     }

@@ -41,6 +41,7 @@ from grain_jax.evaluate_support import BANK_SIZE, BANK_SPLIT
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
 from grain_jax.evaluation.caption_candidates import CANDIDATES, FALLBACK, Candidates
+from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import describe_set
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix, record_ids
 from grain_jax.evaluation.report import hardware, versions
@@ -225,6 +226,7 @@ def _evaluate(
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
+        "model_sha256": model_sha256(encoder),
         "data": named(options.data),
         "split": options.split,
         "settings": {

@@ -12,13 +12,14 @@ from typing import Any
 from grain_jax.buckets import in_bucket
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.disk import write_whole
+from grain_jax.evaluation.content_digests import without_places
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.results import from_json, logged
 from grain_jax.training import run_folder
 from grain_jax.training.run_folder import is_run
 
-GIVEN = ("support", "bank")  # where they were given
-INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "splits")
+GIVEN = ("split", "settings", "support", "bank")  # where they were given
+SETS = ("zero_shot_sets", "splits")
 SHORT = 8  # digits of a SHA-256 in a file's name
 
 
@@ -92,9 +93,14 @@ def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, t
 
 
 def inputs_sha256(report: Mapping[str, Any]) -> str:
-    """Of everything that was given: two results that differ in it answer other questions."""
-    given = [name for name in GIVEN if name in report]
-    return sha256_of({name: report[name] for name in (*INPUTS, *given)})
+    """Of everything that was given, in content: two results that differ in it answer other
+    questions. Paths and the names of the sets do not count, and neither does the order of images,
+    classes and texts. Where "model_sha256" is missing, the model goes by its path and step.
+    """
+    model = ("model_sha256",) if "model_sha256" in report else ("checkpoint", "step")
+    sets = {name: sorted(map(sha256_of, without_places(report[name]).values())) for name in SETS}
+    given = {name: without_places(report[name]) for name in GIVEN if name in report}
+    return sha256_of(sets | given | {name: report[name] for name in model})
 
 
 def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> tuple[Path, bool]:
