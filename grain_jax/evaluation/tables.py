@@ -105,26 +105,43 @@ def print_table(
     """A table and what it means, in the width of the console.
 
     A column that has the same in all rows is said once above it. Where it is too wide, texts are
-    folded and intervals stand below their values; where that is not enough, each number has a line.
-    `said` as in `print_results`.
+    folded and intervals stand below their values; where that is not enough, each set has a table of
+    its own, and then each number a line. `said` as in `print_results`.
     """
-    content, alike = without_equal_columns(content)
     console.print(content.title, style="table.title", markup=False, highlight=False)
-    if alike:
-        console.print(f"In all rows: {'; '.join(alike)}.", markup=False, highlight=False)
-    if _narrowest(content) <= console.width:
-        drawn = content
-    elif _narrowest(stacked := _stacked(content)) <= console.width:
-        drawn = stacked
-    else:
-        drawn = _a_line_each(content)
-    console.print(_drawn(drawn))
+    for part in _parts(content, console.width):
+        narrow, alike = without_equal_columns(part)
+        if alike:
+            console.print(f"In all rows: {'; '.join(alike)}.", markup=False, highlight=False)
+        console.print(_drawn(_fitted(narrow, console.width) or _a_line_each(narrow)))
     said = set() if said is None else said
     sentences = [one for one in SENTENCE_ENDS.split(content.meaning) if one not in said]
     said |= set(sentences)
     if sentences:
         console.print(" ".join(sentences), style="dim", markup=False, highlight=False)
     console.print()
+
+
+def _parts(content: Table, width: int) -> list[Table]:
+    """The table; where it fits in no form, one for each value of its first column, if there are two
+    columns of texts and each value has several rows.
+    """
+    narrow, _ = without_equal_columns(content)
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for row in content.rows:
+        rows.setdefault(row[0], []).append(row)
+    splits = narrow.num_texts > 1 and min(map(len, rows.values()), default=0) > 1
+    if not splits or _fitted(narrow, width) is not None:
+        return [content]
+    return [replace(content, rows=tuple(own)) for own in rows.values()]
+
+
+def _fitted(content: Table, width: int) -> Table | None:
+    """The table as it is, or with intervals below their values; None where neither fits."""
+    if _narrowest(content) <= width:
+        return content
+    stacked = _stacked(content)
+    return stacked if _narrowest(stacked) <= width else None
 
 
 def without_equal_columns(content: Table) -> tuple[Table, list[str]]:
@@ -195,7 +212,8 @@ def _a_line_each(content: Table) -> Table:
     rows, texts = [], content.num_texts
     for row in content.rows:
         text = " / ".join(row[:texts])
-        for number in range(texts, len(row)):
+        numbers = range(texts, len(row))
+        for number in [k for k in numbers if row[k] != MISSING] or numbers:
             rows.append((text, content.columns[number], row[number]))
             text = ""
     columns = (" / ".join(content.columns[:texts]), "", "")

@@ -96,3 +96,34 @@ def test_a_pipe_has_a_fixed_width_unless_columns_says_another(monkeypatch):
     assert consoles()[1].width == 120
     monkeypatch.setenv("COLUMNS", "80")
     assert consoles()[1].width == 80
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_where_sets_fit_in_no_form_each_has_a_table_of_its_own(width):
+    spread = [
+        Result("seen", "random", None, "top1", 0.005),
+        *(replace(one, dataset="seen") for one in RESULTS[1:]),
+        *(
+            result
+            for name in ("unseen", "seen")
+            for alpha in ALPHAS
+            for result in (
+                Result(name, "shared_description", alpha, "top1", 0.749, 0.727, 0.77, 1_500),
+                Result(name, "shared_description", alpha, "top1_draws_sd", 0.012),
+                *(
+                    Result(name, "shared_description", alpha, f"top1_draw{k}", 0.749)
+                    for k in range(7)
+                ),
+            )
+        ),
+        Result("unseen", "waffle", None, "top1", 0.749, 0.727, 0.77, 1_500),
+    ]
+    text = printed(width, terminal=False, results=[*RESULTS, *spread])
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("In all rows: set unseen; random 2.0.") == 1
+    assert text.count("In all rows: set seen; random 0.5.") == 1
+    assert len(re.findall(r"\b74\.9\b", text)) == 25
+    assert len(re.findall(r"sd 1\.2, 7 draws", text)) == 8
+    assert text.count("Alpha is the weight") == 1
+    if width == 80:  # a line for each number that there is
+        assert len(re.findall(r"waffle: WaffleCLIP +│ alpha = 1 ", text)) == 1
