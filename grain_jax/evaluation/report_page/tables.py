@@ -144,7 +144,7 @@ def texts_table(evaluations: Sequence[Evaluation]) -> Grid | None:
         ("set", "of", "images", "classes", "templates", "descriptions"),
         tuple(rows),
         "Numbers, the files they came from, and the first digits of the SHA-256 of the images' "
-        "names and labels, or of the texts.",
+        "bytes and labels, or of the texts.",
         num_texts=6,
     )
 
