@@ -84,15 +84,16 @@ from grain_jax.evaluate_options import (
     refuse,
 )
 from grain_jax.evaluate_records import chosen_tasks, evaluate_records
-from grain_jax.evaluate_several import one_a_checkpoint
+from grain_jax.evaluate_several import one_a_checkpoint, output_folder
 from grain_jax.evaluate_watch import watch
 from grain_jax.evaluation import results_file
+from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.given_images import read_given_images
 from grain_jax.evaluation.left_out import (
     check_any_left,
-    left_out_sentence,
+    left_out_sentences,
     note_left_out,
 )
 from grain_jax.evaluation.one_line import one_line
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable()
     try:
         every = [parse_options(words) for words in one_a_checkpoint(arguments)]
+        folder = output_folder(arguments)
         processes.join_processes(every[0].processes)
         runtime.open_devices()
     except NotParsed as parsed:
@@ -148,18 +150,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     note = functools.partial(say_note, messages)
     statuses, found = [int(ExitStatus.DONE)], list[list[Result]]()
     splits: list[dict[str, Any]] = []
-    several, left_out = len(every) > 1, dict[str, None]()
+    several, said = len(every) > 1, set[str]()  # sentences below tables
+    left_out: dict[tuple[str, ...], list[str]] = {}  # sentences -> models
 
     def measure(options: Options) -> list[Result]:
         report, headline, unwritten, embedded = _evaluate(options, suite, messages)
         if processes.speaks():
-            shown = functools.partial(print_results, report["results"], headline=headline)
+            if folder is not None:
+                results_file.make_folder(folder)
+            shown = functools.partial(
+                print_results, report["results"], headline=headline, said=said
+            )
             in_a_line = options.watch and not options.tables
             tables = None if several or suite is not None or in_a_line else shown
             line = f"Step {options.step}: {one_line(report['results'])}" if in_a_line else ""
             statuses.append(finish(options, report, unwritten, tables, output, messages, line=line))
-            missing = report.get("left_out", {}).items()
-            left_out.update(dict.fromkeys(left_out_sentence(*each) for each in missing))
+            missing = tuple(left_out_sentences(report.get("left_out", {})))
+            left_out.setdefault(missing, []).append(options.checkpoint.name)
             if suite is not None and not several and not in_a_line:
                 print_side_by_side([options.checkpoint], [report["results"]], suite, output)
                 print_protocols([report["splits"]], output)
@@ -173,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with processes.errors_in_all():
-            suite = check_all(every, note=note)
+            suite = check_all(every, note=note, folder=folder)
         if every[0].watch:
             _watch(every[0], suite, measure, note)
         else:
@@ -192,8 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if processes.speaks() and several:
         print_side_by_side([options.checkpoint for options in every], found, suite, output)
         print_protocols(splits, output)
-    for sentence in left_out:  # again, where it is seen
-        note(sentence)
+    for sentences, models in left_out.items():
+        of = "" if len(left_out) == 1 else f"{', '.join(dict.fromkeys(models))}: "
+        for sentence in sentences:
+            note(of + sentence)
     return max(statuses)
 
 
@@ -323,6 +332,7 @@ def _evaluate(
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
+        "model_sha256": model_sha256(encoder),
         "data": named(options.data) if options.data else options.suite or "the run's own",
         "split": split,
         "settings": {"tasks": list(chosen_tasks(options.tasks))} if kind == "records" else shown,

@@ -41,9 +41,11 @@ from grain_jax.command_line import (
 )
 from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
+from grain_jax.data.entities_folder import refuse_entities
 from grain_jax.evaluate_notes import consoles, named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.compositional_suite import compositional_table
+from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite_tests import measure_compositional_test
@@ -115,6 +117,7 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]
         results_file.default_folder(options.checkpoint)
     if not options.data.exists():
         raise ValueError(f"There is no file {str(options.data)!r} for --data.")
+    refuse_entities(options.data)
     tests = READERS[options.format](options.data, options.images)
     note, store = functools.partial(say_note, messages), open_store(options.embeddings)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
@@ -133,9 +136,10 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
+        "model_sha256": model_sha256(encoder),
         "data": str(absolute(options.data)),
         "split": None,
-        "settings": {"format": options.format, "images": str(absolute(options.images))},
+        "settings": {"format": options.format, "images_folder": str(absolute(options.images))},
         "zero_shot_sets": {},
         "splits": details.splits,
     }

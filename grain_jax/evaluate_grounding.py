@@ -41,8 +41,10 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
+from grain_jax.data.placeholder import check_placeholder
 from grain_jax.evaluate_notes import consoles, named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
+from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.grounding_benchmark import (
     Measured,
     describe_grounding,
@@ -155,11 +157,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(options: Options) -> None:
     """Refuses what cannot work, before anything is loaded. Raises ValueError."""
-    if options.prompt.count("{}") != 1:
-        raise ValueError(
-            f'--prompt={options.prompt!r} needs one "{{}}", where the text goes, as in "a photo of '
-            '{}".'
-        )
+    check_placeholder(options.prompt, f"--prompt={options.prompt!r}", takes="the text")
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
             results_file.check_place(name, path, overwrite=options.overwrite)
@@ -224,7 +222,7 @@ def evaluate(
             f"{encoder.lengths['description']} tokens of a description of the run, and cut."
         )
     return (
-        make_report(options, data, measured, step=loaded.step),
+        make_report(options, data, measured, step=loaded.step, model=model_sha256(encoder)),
         measured,
         None if predictions is None else predictions.failure,
         embeddings_line(encoder),
@@ -232,13 +230,16 @@ def evaluate(
 
 
 def make_report(
-    options: Options, data: GroundingSet, measured: Measured, *, step: int | None
+    options: Options, data: GroundingSet, measured: Measured, *, step: int | None, model: str
 ) -> dict[str, Any]:
-    """What the result file has: figures with the protocol and the data they are of."""
+    """What the result file has: figures with the protocol and the data they are of; `model` is the
+    SHA-256 of the model.
+    """
     protocols = {name: dataclasses.asdict(one) for name, one in measured.protocols.items()}
     report = {
         "checkpoint": named(options.checkpoint),
         "step": step,
+        "model_sha256": model,
         "data": named(options.data),
         "split": options.split,
         "settings": {"format": options.format, "protocols": protocols},

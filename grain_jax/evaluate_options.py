@@ -142,7 +142,7 @@ class Options:
     text_draws: Annotated[OptionalCount, _own] = None
     of_crops: Annotated[CropOptions, arg(name="")] = field(default_factory=CropOptions)
     batch_size: Annotated[OptionalCount, _own] = None  # images at once
-    # file of the results, JSON
+    # file of the results, JSON; a folder, as FOLDER/: a file in it for each checkpoint
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
     predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
     overwrite: bool = False  # replace files of an earlier evaluation
@@ -150,16 +150,23 @@ class Options:
     processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
 
 
-def check_all(every: Sequence[Options], *, note: Callable[[str], None]) -> OpenedSuite | None:
-    """Refuses what does not apply, before anything is loaded; opens the suite, if one is given."""
+def check_all(
+    every: Sequence[Options], *, note: Callable[[str], None], folder: Path | None = None
+) -> OpenedSuite | None:
+    """Refuses what does not apply, before anything is loaded; opens the suite, if one is given.
+
+    `folder`: what --output names, where it is a folder, which may not be there yet.
+    """
     first = every[0]
-    if len(every) > 1 and (given := [name for name in OF_ONE if getattr(first, name) is not None]):
-        raise ValueError(
-            f"--{given[0]} names one file, and {len(every)} checkpoints are given; leave it out, "
-            "or run the command once for each."
-        )
+    for name in OF_ONE if len(every) > 1 else ():
+        if getattr(first, name) is not None and not (name == "output" and folder is not None):
+            instead = ", or give a folder, as in --output=results/" if name == "output" else ""
+            raise ValueError(
+                f"--{name} names one file, and {len(every)} checkpoints are given; leave it out, "
+                f"or run the command once for each{instead}."
+            )
     for options in every:
-        check(options)
+        check(options, folder=folder)
     if first.watch:
         given = [name for name in OF_ONE_STEP if getattr(first, name) not in (None, False)]
         check_watch(first.checkpoint, checkpoints=len(every), given=given)
@@ -195,8 +202,8 @@ def _names_of_sets(options: Options, suite: Suite | None) -> list[str] | None:
     return None if options.data is None else [folder_name(options.data)]
 
 
-def check(options: Options) -> None:
-    """Refuses what does not apply to one model."""
+def check(options: Options, *, folder: Path | None = None) -> None:
+    """Refuses what does not apply to one model; `folder` as in `check_all`."""
     kind = kind_of(options)
     if kind == "suite" and options.data is not None:
         raise ValueError("--suite and --data both say what to measure; give one of them.")
@@ -225,7 +232,7 @@ def check(options: Options) -> None:
     )
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
-            results_file.check_place(name, path, overwrite=options.overwrite)
+            results_file.check_place(name, path, overwrite=options.overwrite, made=folder)
     if options.predictions is not None:
         check_suffix(options.predictions)
     if kind == "records":

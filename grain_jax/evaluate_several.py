@@ -1,45 +1,84 @@
 """One command line for several checkpoints: an option that is repeated, or a list with commas."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 from grain_jax.paths import user_path
+from grain_jax.training import run_folder
 
 OPTION = "--checkpoint"
+OUTPUTS = ("--output", "--out")  # the option, and the name that it had
 OF_ONE = ("output", "predictions")  # options that name one file
 
 
 def one_a_checkpoint(arguments: Sequence[str]) -> list[list[str]]:
     """The same arguments once for each checkpoint; as they are where there is none or one.
 
-    A path that exists is one checkpoint, with any commas in it. Raises ValueError for a checkpoint
-    that is given twice.
+    An --output that is a folder (it ends in "/", or is one) becomes a file in it for each
+    checkpoint, called after it: "runs/a" is written to "FOLDER/a.json". A path that exists is one
+    checkpoint, with any commas in it. Raises ValueError for a checkpoint that is given twice, and
+    where two would write to one file.
     """
-    rest: list[str] = []
-    given: list[str] = []
-    for word, value in _with_values(arguments):
-        if value is None:
-            rest.append(word)
-        else:
-            given += _separated(value)
-    if len(given) < 2:
-        return [list(arguments)]
-    if twice := [name for i, name in enumerate(given) if name in given[:i]]:
+    rest, given = _taken_out(arguments, (OPTION,))
+    names = [name for value in given for name in _separated(value)]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"{OPTION} names {twice[0]!r} twice; give each checkpoint once.")
-    return [[f"{OPTION}={name}", *rest] for name in given]
+    others, outputs = _taken_out(rest, OUTPUTS)
+    if len(outputs) == 1 and names and _is_folder(outputs[0]):
+        return [
+            [f"{OPTION}={name}", *others, f"{OUTPUTS[0]}={file}"]
+            for name, file in zip(names, _files(outputs[0], names), strict=True)
+        ]
+    if len(names) < 2:
+        return [list(arguments)]
+    return [[f"{OPTION}={name}", *rest] for name in names]
 
 
-def _with_values(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Each word, and the checkpoint that it gives, alone or together with the next one."""
+def output_folder(arguments: Sequence[str]) -> Path | None:
+    """The folder that --output names, whether it exists or not; None where it names none."""
+    _, outputs = _taken_out(arguments, OUTPUTS)
+    return user_path(outputs[0]) if len(outputs) == 1 and _is_folder(outputs[0]) else None
+
+
+def _is_folder(value: str) -> bool:
+    return value.endswith("/") or (value != "" and user_path(value).is_dir())
+
+
+def _files(folder: str, names: Sequence[str]) -> list[Path]:
+    """A file in the folder for each checkpoint."""
+    found: dict[str, str] = {}
+    for name in names:
+        file = f"{_called(name)}.json"
+        if (known := found.setdefault(file, name)) != name:
+            raise ValueError(
+                f"--output={folder} would get one file, {file}, for both {known!r} and {name!r}; "
+                "evaluate one of them by itself, with another --output."
+            )
+    return [user_path(folder) / file for file in found]
+
+
+def _called(checkpoint: str) -> str:
+    """The name of a run, also where its folder of checkpoints or "." is given; of other models the
+    last part of their path, or of their name on the hub.
+    """
+    path = PurePath(checkpoint)
+    if user_path(checkpoint).exists():
+        path = user_path(checkpoint).resolve()
+    return path.parent.name if path.name == run_folder.FOLDER else path.name
+
+
+def _taken_out(arguments: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without the options, and the values that these have, alone or in the next word."""
+    rest, values = list[str](), list[str]()
     words = iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
-        if name != OPTION:
-            yield word, None
-        elif equals:
-            yield word, value
+        following = None if name not in options or equals else next(words, None)
+        if name in options and (equals or following is not None):
+            values.append(value if equals else str(following))
         else:
-            following = next(words, None)
-            yield word, following  # without one, the parser says so
+            rest.append(word)  # an option without a value too: the parser says so
+    return rest, values
 
 
 def _separated(value: str) -> list[str]:

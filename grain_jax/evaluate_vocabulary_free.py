@@ -35,10 +35,12 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.data.placeholder import check_placeholder
 from grain_jax.evaluate_notes import consoles, named, print_line, same_place, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
 from grain_jax.evaluation.caption_candidates import CANDIDATES, FALLBACK, Candidates
+from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import describe_set
 from grain_jax.evaluation.given_images import BANK_SIZE, BANK_SPLIT
 from grain_jax.evaluation.predictions import PredictionsFile, check_suffix, record_ids
@@ -69,10 +71,9 @@ _OptionalFile = Annotated[
 ]
 
 
-def one_hole(text: str) -> str:
+def read_prompt(text: str) -> str:
     """A text with one "{}"."""
-    if text.count("{}") != 1:
-        raise ValueError(f'{text!r} should have one "{{}}", which takes the answer')
+    check_placeholder(text, repr(text), takes="the answer")
     return text
 
 
@@ -92,7 +93,7 @@ class Options:
     candidates: Annotated[Candidates, one_of(CANDIDATES)] = "words"
     # 0 to 1: of the captions against the image
     caption_weight: Annotated[float, one_word(fraction, "W")] = CASED_CAPTION_WEIGHT
-    prompt: Annotated[str, one_word(one_hole, "TEXT")] = "{}"  # what a candidate is put into
+    prompt: Annotated[str, one_word(read_prompt, "TEXT")] = "{}"  # what a candidate is put into
     # names: .json {label: name}, or a list in .json, .txt, .md#heading
     classes: Annotated[OptionalText, arg(metavar="FILE")] = None
     keep_names: bool = False  # leave underscores in names
@@ -225,6 +226,7 @@ def _evaluate(
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
+        "model_sha256": model_sha256(encoder),
         "data": named(options.data),
         "split": options.split,
         "settings": {

@@ -83,6 +83,14 @@ def result_key(dataset: str, method: str, alpha: float | None, metric: str = "to
     return key if metric == "top1" else f"{key}/{metric}"
 
 
+def keyed(key: str, title: str) -> str:
+    """What tables call a method: its key, by which files and --methods know it, and its title,
+    "waffle: WaffleCLIP"; the key alone where the title is the same words.
+    """
+    words = re.sub(r"[^a-z0-9]", "", title.lower().replace("+", "and"))
+    return key if words == key.replace("_", "") else f"{key}: {title}"
+
+
 def is_of_draws(metric: str) -> bool:
     """Whether it is the accuracy by one draw of random texts, or their spread."""
     return metric == SPREAD_OF_DRAWS or re.fullmatch(rf"{DRAW}\d+", metric) is not None

@@ -218,7 +218,7 @@ def test_region_and_crop_of_one_file_are_compared(run, queries, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--prompt=a photo",), 'needs one "{}"'),
+        (("--prompt=a photo",), "has no '{}' and needs exactly one"),
         (("--negatives=3",), "counts wrong captions of fg_ovd"),
         (("--split_file=ids.txt",), "lists images of Flickr30k Entities"),
         (("--images=none",), "is not a folder"),

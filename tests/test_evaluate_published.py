@@ -81,7 +81,7 @@ def test_a_model_is_evaluated_beside_a_table_of_ones_own(tmp_path, monkeypatch, 
         for i in range(5):
             pixels = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "imagenet" / name / f"{i}.png")
-    measured = PublishedSet("ImageNet 1k", "top1", 15)
+    measured = PublishedSet("ImageNet 1k", "top1", 15, 3)
     monkeypatch.setitem(published.SETS, "imagenet", measured)
     monkeypatch.chdir(tmp_path)
     words = [f"--checkpoint={tmp_path / 'run'}", "--data=imagenet", "--methods=name"]

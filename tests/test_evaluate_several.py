@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
-from grain_jax.evaluate_several import one_a_checkpoint
+from grain_jax.evaluate_several import one_a_checkpoint, output_folder
+from grain_jax.evaluation.results_file import check_place, make_folder
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,43 @@ def test_a_path_may_have_a_comma(tmp_path):
 def test_a_checkpoint_is_given_once():
     with pytest.raises(ValueError, match="names 'a' twice"):
         one_a_checkpoint(["--checkpoint=a", "--checkpoint=b,a"])
+
+
+@pytest.mark.parametrize("given", [["--output=new/"], ["--output", "new/"], ["--out=new/"]])
+def test_a_folder_gets_a_file_for_each_run(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "b" / "checkpoints").mkdir(parents=True)
+    found = one_a_checkpoint([*given, "--checkpoint=runs/a,runs/b/checkpoints,hub/c", "--best"])
+    assert found == [
+        ["--checkpoint=runs/a", "--best", "--output=new/a.json"],
+        ["--checkpoint=runs/b/checkpoints", "--best", "--output=new/b.json"],
+        ["--checkpoint=hub/c", "--best", "--output=new/c.json"],
+    ]
+    assert output_folder(given) == Path("new")
+
+
+def test_a_folder_that_is_there_needs_no_slash(tmp_path):
+    assert output_folder([f"--output={tmp_path}"]) == tmp_path
+    assert output_folder([f"--output={tmp_path}.json", "--data=x/"]) is None
+    (words,) = one_a_checkpoint([f"--output={tmp_path}", "--checkpoint=runs/a"])
+    assert words[-1] == f"--output={tmp_path / 'a.json'}"
+
+
+def test_two_runs_of_one_name_do_not_share_a_file():
+    with pytest.raises(ValueError, match=r"one file, a\.json, for both '1/a' and '2/a'"):
+        one_a_checkpoint(["--checkpoint=1/a,2/a", "--output=new/"])
+
+
+def test_a_place_in_a_folder_is_never_overwritten_unasked(tmp_path):
+    folder = tmp_path / "x" / "y"
+    check_place("output", folder / "a.json", overwrite=False, made=folder)
+    with pytest.raises(ValueError, match="There is no folder"):
+        check_place("output", folder / "a.json", overwrite=False)
+    make_folder(folder)
+    (folder / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match="exists; give another file, or --overwrite"):
+        check_place("output", folder / "a.json", overwrite=False, made=folder)
+    check_place("output", folder / "a.json", overwrite=True, made=folder)
+    inside = folder / "a.json" / "z"
+    with pytest.raises(ValueError, match=r"cannot be made in .*a\.json"):
+        check_place("output", inside / "b.json", overwrite=False, made=inside)

@@ -124,7 +124,7 @@ def test_labelled_images_say_what_the_names_do_not(run, images, support, capsys)
     assert results["colours/gda"] == results["colours/tip_x"] == 1.0
     assert {"colours/knn", "colours/examples"} <= results.keys()
     printed = plain(capsys.readouterr().out)
-    assert "TIP-X (labelled images)" in printed
+    assert "tip_x (labelled images)" in printed
     found = report["support"]
     assert (found["images"], found["classes"], found["shots"]) == (18, 3, None)
     assert found["folder"] == str(support)
@@ -228,7 +228,7 @@ def test_captions_of_labelled_images_are_read_beside_them(run, images, support, 
     _, report, results = measured(run, *given)
     assert results["colours/caps_adapter"] == 1.0
     assert report["support"]["captions_sha256"]
-    assert "CapS-Adapter (labelled images, their captions)" in plain(capsys.readouterr().out)
+    assert "caps_adapter (labelled images, their captions)" in plain(capsys.readouterr().out)
     del captions["red/2.png"]
     (support / "captions.json").write_text(json.dumps(captions))
     _, report, results = measured(run, *given)
@@ -254,7 +254,7 @@ def test_captions_of_other_images_come_from_prepared_records(run, images, bank, 
     assert (found["split"], found["size"], found["captions"]) == ("train", 20_000, 12)
     captured = capsys.readouterr()
     assert "bank: 3 of 15 images have no caption and are left out" in plain(captured.err)
-    assert "X-MoRe (captions of other images)" in plain(captured.out)
+    assert "x_more (captions of other images)" in plain(captured.out)
     _, fewer, _ = measured(run, *given, "--bank_size=3")
     assert fewer["bank"]["captions"] == 2  # of the middle and the last image; the first has none
     assert fewer["inputs_sha256"] != report["inputs_sha256"]

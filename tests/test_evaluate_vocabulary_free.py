@@ -135,7 +135,7 @@ def test_options_are_part_of_the_inputs(run, images, bank):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--prompt=a photo",), "should have one"),
+        (("--prompt=a photo",), "needs exactly one"),
         (("--caption_weight=2",), "0 to 1"),
         (("--candidates=verbs",), "words"),
         (("--bank_split=dev",), "dev"),

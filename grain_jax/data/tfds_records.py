@@ -6,6 +6,7 @@ number of processes and become a data set once the metadata lists them.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -24,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from grain_jax import buckets
 from grain_jax.boxes import Box
 from grain_jax.data.decoded_cache import DecodedCache
+from grain_jax.data.entities_folder import refuse_entities
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.disk import whole_file
 from grain_jax.paths import expand_home
@@ -164,6 +166,8 @@ class RecordSource:
             )
         if buckets.in_bucket(self._directory):
             _check_bucket(self._directory)
+        else:
+            refuse_entities(Path(self._directory))
         try:
             foreign = foreign_features(self._directory)
             builder = None if foreign else tfds.builder_from_directory(self._directory)
@@ -206,6 +210,14 @@ class RecordSource:
 
     def __len__(self) -> int:
         return len(self._data)
+
+    @property
+    def info_sha256(self) -> str:
+        """Of the name of the split and of the metadata, which have the bytes of every split."""
+        found = hashlib.sha256(f"{self._split}\n".encode())
+        for name in METADATA_FILES:
+            found.update((tfds.core.Path(self._directory) / name).read_bytes())
+        return found.hexdigest()
 
     @property
     def num_with_regions(self) -> int | None:

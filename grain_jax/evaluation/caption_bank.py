@@ -13,7 +13,7 @@ from jaxtyping import Float
 from grain_jax.config import DataConfig
 from grain_jax.data.records import Record, Selection, Source, evenly_spaced
 from grain_jax.data.source import open_source
-from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.content_digests import unordered_sha256
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import CaptionBank
 
@@ -68,7 +68,7 @@ def load_bank(
         "split": split,
         "size": size,
         "captions": len(captions),
-        "sha256": sha256_of([ids, captions]),
+        "sha256": unordered_sha256(zip(ids, captions, strict=True)),
     }
     return CaptionedImages(Selection(sample, rows), tuple(captions), described)
 

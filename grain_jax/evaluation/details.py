@@ -6,9 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from grain_jax.data.classification.class_counts import FREQUENCIES, frequency_groups
 from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.data.records import Labelled, Source, ZeroShotSet
+from grain_jax.evaluation.content_digests import (
+    labelled_sha256,
+    records_sha256,
+    texts_sha256,
+    unordered_sha256,
+)
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile
 
@@ -30,7 +38,7 @@ class ResultDetails:
 
     def add_split(self, name: str, source: Source) -> None:
         """Notes a split of records that was measured."""
-        self.splits[name] = {"images": len(source)}
+        self.splits[name] = {"images": len(source), "sha256": records_sha256(source)}
 
 
 def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
@@ -38,37 +46,38 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
 
     "file" and "file_sha256" are those of the file that the texts were read from, None where there
     was none: classes are then the labels of the images, templates those of the model. "sha256" is
-    of the texts themselves, as they were compared with the images. Of images, it is of their names
-    and labels; None for sets that are drawn. Raises OSError for a file that has gone.
+    of the texts themselves, as they were compared with the images, in any order. Of images, it is
+    of their bytes and labels; of a multi-host run the first process alone has it, the others None.
+    Raises OSError for a file that has gone.
     """
     described = [name for name in dataset.class_names if _has_description(dataset, name)]
     texts = {name: list(dataset.descriptions.get(name, ())) for name in dataset.class_names}
     whole = {name: list(dataset.global_texts.get(name, ())) for name in dataset.class_names}
-    files = getattr(dataset.source, "files", None)
     labels = dataset.source.labels if isinstance(dataset.source, Labelled) else ()
+    is_first = jax.process_index() == 0
     images = {
         "count": len(dataset.source),
         **_file(dataset, "labels"),
-        "sha256": None if files is None else sha256_of([list(files), list(labels)]),
+        "sha256": labelled_sha256(dataset.source, labels) if is_first else None,
     }
     return {
         "images": images,
         "classes": {
             "count": len(dataset.class_names),
             **_file(dataset, "classes"),
-            "sha256": sha256_of(list(dataset.class_names)),
+            "sha256": unordered_sha256(dataset.class_names),
         },
         "templates": {
             "count": len(dataset.templates),
             **_file(dataset, "templates"),
-            "sha256": sha256_of(list(dataset.templates)),
+            "sha256": unordered_sha256(dataset.templates),
             "texts": list(dataset.templates),
         },
         "descriptions": {
             "count": sum(map(len, texts.values())),
             "classes_with_any": len(described),
             **_file(dataset, "descriptions"),
-            "sha256": sha256_of([texts, whole]) if described else None,
+            "sha256": sha256_of([texts_sha256(texts), texts_sha256(whole)]) if described else None,
             "template": dataset.description_template,
         },
         **({"counts": _counts(dataset)} if dataset.counts else {}),
@@ -77,7 +86,7 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
                 "count": sum(map(len, further.values())),
                 "classes_with_any": sum(map(bool, further.values())),
                 **_file(dataset, kind),
-                "sha256": sha256_of(further),
+                "sha256": texts_sha256(further),
             }
             for kind, further in dataset.further.items()
         },
@@ -85,7 +94,7 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
             kind: {
                 "count": sum(map(len, groups)),
                 **_file(dataset, kind),
-                "sha256": sha256_of(groups),
+                "sha256": unordered_sha256(groups),
             }
             for kind, groups in dataset.shared.items()
         },

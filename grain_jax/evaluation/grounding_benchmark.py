@@ -18,7 +18,7 @@ from grain_jax.evaluation.box_features import (
     predicted_regions,
 )
 from grain_jax.evaluation.caption_choice import caption_choice, caption_scores
-from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.content_digests import unordered_sha256
 from grain_jax.evaluation.grounding import box_scores
 from grain_jax.evaluation.grounding_protocol import (
     BoxesOf,
@@ -59,7 +59,7 @@ def describe_grounding(data: GroundingSet) -> dict[str, Any]:
         "queries": len(data.queries),
         "boxes": sum(map(len, data.boxes)),
         "left_out": data.left_out,
-        "queries_sha256": sha256_of(queries),
+        "queries_sha256": unordered_sha256(queries),
     }
 
 

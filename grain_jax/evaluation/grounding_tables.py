@@ -6,14 +6,17 @@ from grain_jax.evaluation.grounding_benchmark import CONSTANT, MODEL, RANDOM, WH
 from grain_jax.evaluation.grounding_ranking import KS
 from grain_jax.evaluation.percentages import percent, result_text
 from grain_jax.evaluation.tables import Table
-from grain_jax.results import Result
+from grain_jax.results import Result, keyed
 
 TITLES = {
-    "region": "region feature",
-    "crop": "crop, encoded",
-    CONSTANT: "best constant box",
-    WHOLE: "whole image",
-    RANDOM: "random box",
+    key: keyed(key, title)
+    for key, title in {
+        "region": "region feature",
+        "crop": "crop, encoded",
+        CONSTANT: "best constant box",
+        WHOLE: "whole image",
+        RANDOM: "random box",
+    }.items()
 }
 
 
@@ -37,6 +40,7 @@ def grounding_tables(measured: Measured) -> list[Table]:
             "true one. In brackets the 95 % interval (bootstrap over images). The best "
             "constant box is fitted to the answers of the other half of the images. "
             + protocol.sentence,
+            num_texts=1,
         ),
         _captions(results, dataset),
         _decoder(results, measured, dataset),
@@ -64,6 +68,7 @@ def _captions(results: dict[tuple[str, str], Result], dataset: str) -> Table:
         tuple(rows),
         "Top-1: the box of an object is more similar to its own caption than to all wrong ones. An "
         "object that no box is on has the last rank.",
+        num_texts=1,
     )
 
 

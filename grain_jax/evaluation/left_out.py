@@ -9,6 +9,7 @@ from grain_jax.evaluation.variants import passes, possible_variants
 from grain_jax.zero_shot.methods import METHODS, lacking
 from grain_jax.zero_shot.scorers import class_texts
 
+NAMED = 3  # methods that a sentence on the console names
 LeftOut = dict[str, dict[str, list[str]]]  # set -> method -> what it needs
 
 
@@ -24,9 +25,9 @@ def note_left_out(
     kinds: Mapping[str, VariantKind] = VARIANTS,
     draws: int = 1,
 ) -> None:
-    """Says in one sentence which of the `methods` a set, a model or what is `given` lack something
-    for, and in one which of the others encode each image again, and how often. What is left out is
-    added to `left_out` under the name of the set.
+    """Adds to `left_out`, under the name of the set, which of the `methods` a set, a model or what
+    is `given` lack something for; without `left_out` says it. Says in one sentence which of the
+    others encode each image again, and how often.
 
     `num_boxes` are those that the model predicts for an image; 0: it has no trained boxes. `kinds`
     are the variants that images are encoded as, those that are random in so many `draws`.
@@ -42,14 +43,31 @@ def note_left_out(
     _note_passes([name for name in methods if name not in found], dataset, counted, note)
     if left_out is not None:
         left_out[dataset.name] = found
-    if found:
-        note(left_out_sentence(dataset.name, found))
+    elif found:
+        note(*left_out_sentences({dataset.name: found}))
 
 
-def left_out_sentence(dataset: str, found: Mapping[str, Sequence[str]]) -> str:
-    """ "colours: 1 method is left out: description needs descriptions."."""
+def left_out_sentences(left_out: LeftOut) -> list[str]:
+    """ "colours, pets: 1 method is left out: description needs descriptions."; a sentence for the
+    sets that lack the same. Of more than `NAMED` methods the first are named, and where the file of
+    results has all.
+    """
+    sets: dict[str, list[str]] = {}
+    for dataset, found in left_out.items():
+        if found:
+            sets.setdefault(_short(found), []).append(dataset)
+    return [f"{', '.join(names)}: {sentence}" for sentence, names in sets.items()]
+
+
+def _short(found: Mapping[str, Sequence[str]]) -> str:
     are = "method is" if len(found) == 1 else "methods are"
-    return f"{dataset}: {len(found)} {are} left out: {_needs(found)}."
+    if len(found) <= NAMED:
+        return f"{len(found)} {are} left out: {_needs(found)}."
+    first = ", ".join(list(found)[:NAMED])
+    return (
+        f"{len(found)} {are} left out: {first} and {len(found) - NAMED} more. The JSON has all of "
+        'them in "left_out", with what each needs.'
+    )
 
 
 def check_any_left(methods: Sequence[str], left_out: LeftOut) -> None:

@@ -3,7 +3,7 @@
 `published_results.json.gz` holds open_clip's result tables (docs/openclip_results.csv and
 docs/openclip_retrieval_results.csv of github.com/mlfoundations/open_clip, MIT license, see NOTICE):
 121 models, named as there, "ViT-B-16/openai". What is measured of each set, and on how many
-images, is that of the DataComp evaluation which the tables were made by
+images and classes, is that of the DataComp evaluation which the tables were made by
 (github.com/mlfoundations/datacomp, tasklist.yml).
 """
 
@@ -31,51 +31,61 @@ PROTOCOL = (
     "test images of COCO and Flickr30k"
 )
 GOLDEN_SET, GOLDEN_METRIC = "imagenet", "top1"
+MARK = "*"  # of a set with another number of classes
 TOLERANCE = 0.2  # percentage points: 100 of ImageNet's 50,000 images
 
 
 class PublishedSet(NamedTuple):
-    """A set of the tables: its column, what is measured, and on how many images."""
+    """A set of the tables: its column, what is measured, and on how many images and classes."""
 
     column: str
     metric: str
     images: int
+    classes: int | None  # None: retrieval has none
     other_names: tuple[str, ...] = ()
 
 
 # By the names that our suites have, which are compared without case, "-" and "_".
 SETS: Mapping[str, PublishedSet] = {
     "imagenet": PublishedSet(
-        "ImageNet 1k", "top1", 50_000, ("imagenet1k", "imagenetval", "ilsvrc2012", "imagenet2012")
+        "ImageNet 1k",
+        "top1",
+        50_000,
+        1_000,
+        ("imagenet1k", "imagenetval", "ilsvrc2012", "imagenet2012"),
     ),
-    "imagenetv2": PublishedSet("ImageNet v2", "top1", 10_000, ("imagenetv2matchedfrequency",)),
-    "imagenet_r": PublishedSet("ImageNet-R", "top1", 30_000),
-    "imagenet_a": PublishedSet("ImageNet-A", "top1", 7_500),
-    "imagenet_sketch": PublishedSet("ImageNet Sketch", "top1", 50_889),
-    "objectnet": PublishedSet("ObjectNet", "top1", 18_574),
-    "cifar10": PublishedSet("CIFAR-10", "top1", 10_000),
-    "cifar100": PublishedSet("CIFAR-100", "top1", 10_000),
-    "sun397": PublishedSet("SUN397", "top1", 108_754),
-    "stanford_cars": PublishedSet("Stanford Cars", "top1", 8_041, ("cars", "cars196")),
-    "dtd": PublishedSet("Describable Textures", "top1", 1_880),
-    "oxford_pets": PublishedSet("Oxford-IIIT Pet", "per_class", 3_669, ("pets", "oxfordiiitpet")),
-    "caltech101": PublishedSet("Caltech-101", "per_class", 6_085),
+    "imagenetv2": PublishedSet(
+        "ImageNet v2", "top1", 10_000, 1_000, ("imagenetv2matchedfrequency",)
+    ),
+    "imagenet_r": PublishedSet("ImageNet-R", "top1", 30_000, 200),
+    "imagenet_a": PublishedSet("ImageNet-A", "top1", 7_500, 200),
+    "imagenet_sketch": PublishedSet("ImageNet Sketch", "top1", 50_889, 1_000),
+    "objectnet": PublishedSet("ObjectNet", "top1", 18_574, 113),
+    "cifar10": PublishedSet("CIFAR-10", "top1", 10_000, 10),
+    "cifar100": PublishedSet("CIFAR-100", "top1", 10_000, 100),
+    "sun397": PublishedSet("SUN397", "top1", 108_754, 397),
+    "stanford_cars": PublishedSet("Stanford Cars", "top1", 8_041, 196, ("cars", "cars196")),
+    "dtd": PublishedSet("Describable Textures", "top1", 1_880, 47),
+    "oxford_pets": PublishedSet(
+        "Oxford-IIIT Pet", "per_class", 3_669, 37, ("pets", "oxfordiiitpet")
+    ),
+    "caltech101": PublishedSet("Caltech-101", "per_class", 6_085, 102),
     "flowers102": PublishedSet(
-        "Oxford Flowers-102", "per_class", 6_149, ("flowers", "oxfordflowers102")
+        "Oxford Flowers-102", "per_class", 6_149, 102, ("flowers", "oxfordflowers102")
     ),
-    "food101": PublishedSet("Food-101", "top1", 25_250),
-    "eurosat": PublishedSet("EuroSAT", "top1", 5_400, ("eurosatrgb",)),
-    "fgvc_aircraft": PublishedSet("FGVC Aircraft", "per_class", 3_333),
-    "country211": PublishedSet("Country211", "top1", 21_100),
-    "resisc45": PublishedSet("RESISC45", "top1", 6_300),
-    "gtsrb": PublishedSet("GTSRB", "top1", 12_630),
-    "mnist": PublishedSet("MNIST", "top1", 10_000),
-    "svhn": PublishedSet("SVHN", "top1", 26_032, ("svhncropped",)),
-    "stl10": PublishedSet("STL-10", "top1", 8_000),
-    "patch_camelyon": PublishedSet("PatchCamelyon", "top1", 32_768, ("pcam",)),
-    "rendered_sst2": PublishedSet("Rendered SST2", "top1", 1_821),
-    "coco": PublishedSet("MSCOCO", "R@k", 5_000, ("mscoco", "mscococaptions")),
-    "flickr30k": PublishedSet("Flickr", "R@k", 1_000),
+    "food101": PublishedSet("Food-101", "top1", 25_250, 101),
+    "eurosat": PublishedSet("EuroSAT", "top1", 5_400, 10, ("eurosatrgb",)),
+    "fgvc_aircraft": PublishedSet("FGVC Aircraft", "per_class", 3_333, 100),
+    "country211": PublishedSet("Country211", "top1", 21_100, 211),
+    "resisc45": PublishedSet("RESISC45", "top1", 6_300, 45),
+    "gtsrb": PublishedSet("GTSRB", "top1", 12_630, 43),
+    "mnist": PublishedSet("MNIST", "top1", 10_000, 10),
+    "svhn": PublishedSet("SVHN", "top1", 26_032, 10, ("svhncropped",)),
+    "stl10": PublishedSet("STL-10", "top1", 8_000, 10),
+    "patch_camelyon": PublishedSet("PatchCamelyon", "top1", 32_768, 2, ("pcam",)),
+    "rendered_sst2": PublishedSet("Rendered SST2", "top1", 1_821, 2),
+    "coco": PublishedSet("MSCOCO", "R@k", 5_000, None, ("mscoco", "mscococaptions")),
+    "flickr30k": PublishedSet("Flickr", "R@k", 1_000, None),
 }
 HUB_NAMES = {
     "openai/clip-vit-base-patch32": "ViT-B-32/openai",
@@ -108,6 +118,15 @@ class Beside(NamedTuple):
     published: float
     images: int | None
     published_images: int
+    classes: int | None = None
+    published_classes: int | None = None
+
+    @property
+    def has_other_classes(self) -> bool:
+        """Whether both numbers of classes are known and differ."""
+        return None not in (self.classes, self.published_classes) and (
+            self.classes != self.published_classes
+        )
 
     @property
     def difference(self) -> float:
@@ -240,6 +259,7 @@ def beside_published(results: Sequence[Result], model: PublishedModel) -> list[B
         for r in results
         if r.metric == "images" and r.method in ("dataset", "retrieval")
     }
+    classes = {r.dataset: int(r.value) for r in results if r.metric == "classes"}
     found = []
     for result in results:
         key = known_set(result.dataset)
@@ -249,13 +269,13 @@ def beside_published(results: Sequence[Result], model: PublishedModel) -> list[B
         if value is not None:
             place = (result.dataset, key, result.method, result.metric)
             counts = (images.get(result.dataset), SETS[key].images)
-            found.append(Beside(*place, result.value, value, *counts))
+            of_classes = (classes.get(result.dataset), SETS[key].classes)
+            found.append(Beside(*place, result.value, value, *counts, *of_classes))
     return found
 
 
 def published_table(found: Sequence[Beside], model: PublishedModel) -> Table:
     """Measured and published values in percent, and their difference in points."""
-    titles = {"name": "name", IMAGE_TO_TEXT: "images to texts", TEXT_TO_IMAGE: "texts to images"}
     rows = []
     for one in found:
         other = one.images is not None and one.images != one.published_images
@@ -264,8 +284,8 @@ def published_table(found: Sequence[Beside], model: PublishedModel) -> Table:
             images += f" (published: {one.published_images:,})"
         rows.append(
             (
-                one.dataset,
-                f"{titles[one.method]}, {_metric(one.metric)}",
+                f"{one.dataset} {MARK}" if one.has_other_classes else one.dataset,
+                f"{one.method}, {_metric(one.metric)}",
                 images,
                 f"{100 * one.measured:.2f}",
                 f"{100 * one.published:.2f}",
@@ -277,7 +297,22 @@ def published_table(found: Sequence[Beside], model: PublishedModel) -> Table:
         ("set", "measured", "images", "ours", "published", "difference"),
         tuple(rows),
         f"Published: {model.source}{PROTOCOL if model.source == SOURCE else ''}. Other names, "
-        "prompts or images are another measurement.",
+        "prompts or images are another measurement." + _footnote(found),
+    )
+
+
+def _footnote(found: Sequence[Beside]) -> str:
+    """What the `MARK` of sets with another number of classes says; "" where none has it."""
+    others = dict.fromkeys(
+        f"{one.dataset} has {one.classes:,}, published are {one.published_classes:,}"
+        for one in found
+        if one.has_other_classes
+    )
+    if not others:
+        return ""
+    return (
+        f" {MARK} The list of classes is another one ({'; '.join(others)}), so the two accuracies "
+        "are not of the same task."
     )
 
 
@@ -305,6 +340,11 @@ def golden_failure(found: Sequence[Beside], *, tolerance: float) -> str | None:
             return (
                 f"{one.dataset!r} has {one.images:,} images; the published accuracy is of "
                 f"{one.published_images:,}"
+            )
+        if one.has_other_classes:
+            return (
+                f"{one.dataset!r} has {one.classes:,} classes; the published accuracy is among "
+                f"{one.published_classes:,}"
             )
         if abs(one.difference) > tolerance + 1e-9:
             return (

@@ -12,18 +12,29 @@ from typing import Any
 from grain_jax.buckets import in_bucket
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.disk import write_whole
+from grain_jax.evaluation.content_digests import without_places
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.results import from_json, logged
 from grain_jax.training import run_folder
 from grain_jax.training.run_folder import is_run
 
-GIVEN = ("support", "bank")  # where they were given
-INPUTS = ("checkpoint", "step", "data", "split", "settings", "zero_shot_sets", "splits")
+GIVEN = ("split", "settings", "support", "bank")  # where they were given
+SETS = ("zero_shot_sets", "splits")
 SHORT = 8  # digits of a SHA-256 in a file's name
 
 
-def check_place(option: str, path: Path, *, overwrite: bool) -> None:
-    """Raises ValueError where a file that the user names cannot be written, or is there already."""
+def check_place(option: str, path: Path, *, overwrite: bool, made: Path | None = None) -> None:
+    """Raises ValueError where a file that the user names cannot be written, or is there already.
+
+    `made`: a folder that is made for it, by `make_folder`, where it is not there.
+    """
+    if made is not None and path.parent == made and not made.exists():
+        above = next(folder for folder in made.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ValueError(
+                f"--{option}={made} cannot be made in {str(above)!r}; give another folder."
+            )
+        return
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {str(path.parent)!r} for --{option}; make it first.")
     if path.is_dir():
@@ -35,6 +46,11 @@ def check_place(option: str, path: Path, *, overwrite: bool) -> None:
     special = path.exists() and not path.is_file()  # a device or pipe, written to directly
     if not os.access(path if special else path.resolve().parent, os.W_OK):
         raise ValueError(f"--{option}={path} cannot be written to; give a file in another folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes it and those above it where they are not there. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def default_folder(model: Path) -> Path:
@@ -77,9 +93,14 @@ def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, t
 
 
 def inputs_sha256(report: Mapping[str, Any]) -> str:
-    """Of everything that was given: two results that differ in it answer other questions."""
-    given = [name for name in GIVEN if name in report]
-    return sha256_of({name: report[name] for name in (*INPUTS, *given)})
+    """Of everything that was given, in content: two results that differ in it answer other
+    questions. Paths and the names of the sets do not count, and neither does the order of images,
+    classes and texts. Where "model_sha256" is missing, the model goes by its path and step.
+    """
+    model = ("model_sha256",) if "model_sha256" in report else ("checkpoint", "step")
+    sets = {name: sorted(map(sha256_of, without_places(report[name]).values())) for name in SETS}
+    given = {name: without_places(report[name]) for name in GIVEN if name in report}
+    return sha256_of(sets | given | {name: report[name] for name in model})
 
 
 def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> tuple[Path, bool]:

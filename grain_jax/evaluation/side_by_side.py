@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from grain_jax.evaluation.grounding_tables import TITLES as BOXES_BY
 from grain_jax.evaluation.suite_results import AVERAGE, EXPECTED
 from grain_jax.evaluation.tables import (
     DRAWN,
+    PREDICTORS,
     RETRIEVED,
     UNDESCRIBED,
     ResultIndex,
@@ -28,15 +30,7 @@ TITLES = {
     "caption_top1": "caption top-1",
     "mean_over_groups": "mean over groups",
 }
-OTHER_METHODS = {
-    "retrieval": "both ways",
-    "model": "model",
-    "constant_boxes": "constant boxes",
-    "region": "region feature",
-    "crop": "crop, encoded",
-    "whole_image": "whole image",
-    "fitted_box": "best constant box",
-}
+OTHER_METHODS = {"retrieval": "retrieval: both ways", **PREDICTORS, **BOXES_BY, "random": "random"}
 RANDOM_METRICS = (
     "top1",
     "accuracy",

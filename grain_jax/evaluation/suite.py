@@ -322,14 +322,12 @@ def score_zero_shot(
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = on_texts = None
     draws: DrawnAnswers = {}
-    if details is not None:
-        details.zero_shot_sets[dataset.name] = describe_set(dataset) | _drawn_crops(methods, kinds)
-        if details.predictions is not None:
-            on_scores = details.predictions.of_set(
-                dataset, logit_scale=encoder.logit_scale, draws=draws
-            )
-            on_texts = details.predictions.look_up
-    return evaluate_zero_shot(
+    if details is not None and details.predictions is not None:
+        on_scores = details.predictions.of_set(
+            dataset, logit_scale=encoder.logit_scale, draws=draws
+        )
+        on_texts = details.predictions.look_up
+    results = evaluate_zero_shot(
         encoder,
         dataset,
         alphas=config.evaluation.alphas,
@@ -346,6 +344,9 @@ def score_zero_shot(
         support=support,
         kinds=kinds,
     )
+    if details is not None:  # behind the errors that name an image which cannot be read
+        details.zero_shot_sets[dataset.name] = describe_set(dataset) | _drawn_crops(methods, kinds)
+    return results
 
 
 def _drawn_crops(methods: Sequence[str], kinds: Mapping[str, VariantKind]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from grain_jax.data.classification.class_counts import published_counts
 from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.data.image_variants import crop_numbers
+from grain_jax.data.placeholder import check_placeholder
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.given_images import FULFILS, GOES_WITH
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
@@ -433,8 +434,7 @@ def _check_images(one: ImageSet, title: str) -> None:
 
 def _check_grounding(one: GroundingTest, title: str) -> None:
     where = f"{title}: {one.name!r}"
-    if one.prompt.count("{}") != 1:
-        raise ValueError(f'{where} needs one "{{}}" in its prompt, where the text goes.')
+    check_placeholder(one.prompt, f"{where}: the prompt {one.prompt!r}", takes="the text")
     if not one.feature or len(set(one.feature)) < len(one.feature):
         raise ValueError(f"{where} needs one feature or two different ones, not {one.feature}.")
     if one.negatives is not None and one.format != "fg_ovd":

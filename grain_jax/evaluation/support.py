@@ -18,7 +18,7 @@ from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT, SplitChoice
 from grain_jax.data.records import Labelled, Selection, Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
-from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.content_digests import unordered_sha256
 from grain_jax.evaluation.shared_images import refuse_shared
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import Support
@@ -119,8 +119,10 @@ def load_support(
         "classes": len(drawn),
         "shots": shots,
         "seed": None if shots is None else seed,
-        "sha256": sha256_of(list(zip(digests, named, strict=True))),
-        "captions_sha256": None if captions is None else sha256_of(captions),
+        "sha256": unordered_sha256(zip(digests, named, strict=True)),
+        "captions_sha256": (
+            None if captions is None else unordered_sha256(zip(digests, captions, strict=True))
+        ),
     }
     return LabelledImages(Selection(found.source, chosen), labels, captions, described)
 

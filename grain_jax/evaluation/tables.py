@@ -1,6 +1,7 @@
 """Results as tables that say what they mean, for the terminal and for the report."""
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import rich.console
 import rich.markup
 import rich.table
-from rich.measure import Measurement
+from rich.cells import cell_len
 
-from grain_jax.evaluation.percentages import percent, result_text
+from grain_jax.evaluation.percentages import MISSING, percent, result_text
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
 from grain_jax.results import BY_FREQUENCY, DRAW, SPREAD_OF_DRAWS, Result, read_results
 from grain_jax.zero_shot.methods import METHODS, titled
@@ -21,17 +22,20 @@ DRAWN = (
     " Of random texts and crops the mean over draws, with its standard deviation over them (sd) "
     "behind it."
 )
-UNBROKEN = 10_000  # columns: more than any table has
 TEXT_COLUMNS = 2  # the first ones of a table; the others are numbers
 FOLDED = 12  # columns that a text can be folded to and still be read
+# Columns of numbers that say what was measured on, not how well.
+CONTEXT = ("random", "random R@1", "recall upper bound", "metric", "images", "queries")
+MAX_WORD = 28  # columns: a longer word, such as a path, is broken
+SENTENCE_ENDS = re.compile(r"(?<=\.) (?=[A-Z])")
 PREDICTORS = {
     "model": "model",
-    "constant_boxes": "constant boxes",
-    "part_boxes": "median box of each part",
+    "constant_boxes": "constant_boxes",
+    "part_boxes": "part_boxes: median box of each part",
 }
 RETRIEVED = {
-    IMAGE_TO_TEXT: "{images} images to their texts",
-    TEXT_TO_IMAGE: "{texts} texts to their images",
+    IMAGE_TO_TEXT: f"{IMAGE_TO_TEXT}: {{images}} images to their texts",
+    TEXT_TO_IMAGE: f"{TEXT_TO_IMAGE}: {{texts}} texts to their images",
 }
 
 
@@ -43,6 +47,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     meaning: str  # one or two sentences: how to read it
+    num_texts: int = TEXT_COLUMNS
 
     def markdown(self) -> str:
         """As a section of a Markdown page."""
@@ -77,39 +82,103 @@ def results_at_step(run: Path, step: int, *, headline: Callable[[Sequence[Result
 
 
 def print_results(
-    results: Sequence[Result], console: rich.console.Console, *, headline: str = ""
+    results: Sequence[Result],
+    console: rich.console.Console,
+    *,
+    headline: str = "",
+    said: set[str] | None = None,
 ) -> None:
-    """The tables and the headline; on a terminal in its width, in a file or pipe never broken."""
+    """The tables and the headline, in the width of the console.
+
+    `said`: sentences below earlier tables, which are not repeated; those of these are added.
+    """
+    said = set() if said is None else said
     for content in result_tables(results):
-        print_table(content, console)
+        print_table(content, console, said=said)
     if headline:
         console.print(headline, style="bold", highlight=False)
 
 
-def print_table(content: Table, console: rich.console.Console) -> None:
-    """A table and what it means.
+def print_table(
+    content: Table, console: rich.console.Console, *, said: set[str] | None = None
+) -> None:
+    """A table and what it means, in the width of the console.
 
-    On a terminal too narrow for it, intervals stand below their values; where that is not enough,
-    each number has a line.
+    A column that has the same in all rows is said once above it. Where it is too wide, texts are
+    folded and intervals stand below their values; where that is not enough, each set has a table of
+    its own, and then each number a line. `said` as in `print_results`.
     """
-    wide = console.options.update(max_width=UNBROKEN)
-    table = _drawn(content)
-    if not console.is_terminal:
-        table.width = Measurement.get(console, wide, table).maximum
-        console.print(table, crop=False)
-    elif Measurement.get(console, wide, table).maximum <= console.width:
-        console.print(table)
-    elif _narrowest(stacked := _stacked(content)) <= console.width:
-        console.print(_drawn(stacked))
-    else:
-        console.print(_drawn(_a_line_each(content)))
-    console.print(content.meaning + "\n", style="dim", markup=False, highlight=False)
+    console.print(content.title, style="table.title", markup=False, highlight=False)
+    for part in _parts(content, console.width):
+        narrow, alike = without_equal_columns(part)
+        if alike:
+            console.print(f"In all rows: {'; '.join(alike)}.", markup=False, highlight=False)
+        console.print(_drawn(_fitted(narrow, console.width) or _a_line_each(narrow)))
+    said = set() if said is None else said
+    sentences = [one for one in SENTENCE_ENDS.split(content.meaning) if one not in said]
+    said |= set(sentences)
+    if sentences:
+        console.print(" ".join(sentences), style="dim", markup=False, highlight=False)
+    console.print()
+
+
+def _parts(content: Table, width: int) -> list[Table]:
+    """The table; where it fits in no form, one for each value of its first column, if there are two
+    columns of texts and each value has several rows.
+    """
+    narrow, _ = without_equal_columns(content)
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for row in content.rows:
+        rows.setdefault(row[0], []).append(row)
+    splits = narrow.num_texts > 1 and min(map(len, rows.values()), default=0) > 1
+    if not splits or _fitted(narrow, width) is not None:
+        return [content]
+    return [replace(content, rows=tuple(own)) for own in rows.values()]
+
+
+def _fitted(content: Table, width: int) -> Table | None:
+    """The table as it is, or with intervals below their values; None where neither fits."""
+    if _narrowest(content) <= width:
+        return content
+    stacked = _stacked(content)
+    return stacked if _narrowest(stacked) <= width else None
+
+
+def without_equal_columns(content: Table) -> tuple[Table, list[str]]:
+    """The table without columns that have the same in all of several rows, and what these have, as
+    "random 4.0". They are texts, numbers that are `CONTEXT`, or nothing at all; a column of texts
+    stays.
+    """
+    columns = list(zip(*content.rows, strict=True))
+    equal = [
+        len(cells) > 1
+        and len(set(cells)) == 1
+        and (number < content.num_texts or title in CONTEXT or cells[0] == MISSING)
+        for number, (title, cells) in enumerate(zip(content.columns, columns, strict=True))
+    ]
+    if columns and all(equal[: content.num_texts]):
+        equal[content.num_texts - 1] = False
+    alike = [
+        f"{title} {cells[0]}"
+        for title, cells, same in zip(content.columns, columns, equal, strict=True)
+        if same and cells[0]
+    ]
+    if not any(equal):
+        return content, []
+    kept = [number for number, same in enumerate(equal) if not same]
+    made = replace(
+        content,
+        columns=tuple(content.columns[number] for number in kept),
+        rows=tuple(tuple(row[number] for number in kept) for row in content.rows),
+        num_texts=sum(number < content.num_texts for number in kept),
+    )
+    return made, alike
 
 
 def _drawn(content: Table) -> rich.table.Table:
-    table = rich.table.Table(title=content.title, title_justify="left")
+    table = rich.table.Table()
     for number, column in enumerate(content.columns):
-        if number < TEXT_COLUMNS:
+        if number < content.num_texts:
             table.add_column(column, overflow="fold")
         else:
             table.add_column(column, justify="right", no_wrap=True)
@@ -119,31 +188,36 @@ def _drawn(content: Table) -> rich.table.Table:
 
 
 def _stacked(content: Table) -> Table:
+    texts = content.num_texts
     rows = tuple(
-        (*row[:TEXT_COLUMNS], *(cell.replace(" (", "\n(", 1) for cell in row[TEXT_COLUMNS:]))
-        for row in content.rows
+        (*row[:texts], *(cell.replace(" (", "\n(") for cell in row[texts:])) for row in content.rows
     )
     return replace(content, rows=rows)
 
 
 def _narrowest(content: Table) -> int:
-    """Columns of a terminal that it needs, with folded texts."""
+    """Columns of a terminal that it needs, with texts folded between words."""
     width = 1
     for number, cells in enumerate(zip(content.columns, *content.rows, strict=True)):
-        longest = max(len(line) for cell in cells for line in cell.split("\n"))
-        width += 3 + (min(longest, FOLDED) if number < TEXT_COLUMNS else longest)
+        lines = [line for cell in cells for line in cell.split("\n")]
+        longest = max(map(cell_len, lines))
+        if number < content.num_texts:
+            words = max(cell_len(word) for line in lines for word in (line.split() or ("",)))
+            longest = min(longest, max(FOLDED, min(words, MAX_WORD)))
+        width += 3 + longest
     return width
 
 
 def _a_line_each(content: Table) -> Table:
-    rows = []
+    rows, texts = [], content.num_texts
     for row in content.rows:
-        text = " / ".join(row[:TEXT_COLUMNS])
-        for number in range(TEXT_COLUMNS, len(row)):
+        text = " / ".join(row[:texts])
+        numbers = range(texts, len(row))
+        for number in [k for k in numbers if row[k] != MISSING] or numbers:
             rows.append((text, content.columns[number], row[number]))
             text = ""
-    columns = (" / ".join(content.columns[:TEXT_COLUMNS]), "", "")
-    return replace(content, columns=columns, rows=tuple(rows))
+    columns = (" / ".join(content.columns[:texts]), "", "")
+    return replace(content, columns=columns, rows=tuple(rows), num_texts=TEXT_COLUMNS)
 
 
 Get = Callable[[str, str, str, float | None], Result | None]  # of set, method, metric and alpha

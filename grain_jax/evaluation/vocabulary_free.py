@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.evaluation.caption_candidates import Candidates, candidates_of
+from grain_jax.evaluation.percentages import COSINE, percent, result_text
 from grain_jax.evaluation.statistics import mean_interval
 from grain_jax.evaluation.tables import Table
 from grain_jax.inference.encoder import Encoder
-from grain_jax.results import Result
+from grain_jax.results import Result, keyed
 from grain_jax.zero_shot.by_captions import (
     CASED_CAPTION_WEIGHT,
     CASED_CAPTIONS,
@@ -166,14 +167,15 @@ def free_table(results: Sequence[Result]) -> Table:
     rows = []
     for dataset in dict.fromkeys(r.dataset for r in results):
         for method, title in METHODS.items():
+            title = keyed(method, title)
             accuracy, iou, cosine, distinct = (
                 found[dataset, method, metric]
                 for metric in (CLUSTER, IOU, SIMILARITY, "distinct_answers")
             )
             rows.append(
                 (
-                    *(dataset, title, f"{100 * accuracy.value:.1f}"),
-                    *(_with_interval(iou, 100.0, 1), _with_interval(cosine, 1.0, 3)),
+                    *(dataset, title, percent(accuracy.value)),
+                    *(result_text(iou), result_text(cosine, unit=COSINE)),
                     *(f"{distinct.value:g}", f"{accuracy.n:,}"),
                 )
             )
@@ -190,13 +192,6 @@ def free_table(results: Sequence[Result]) -> Table:
         "published, so not to be compared between models. With the 95 % interval (bootstrap over "
         "images).",
     )
-
-
-def _with_interval(result: Result, factor: float, digits: int) -> str:
-    shown = f"{factor * result.value:.{digits}f}"
-    if result.low is None or result.high is None:
-        return shown
-    return f"{shown} ({factor * result.low:.{digits}f} to {factor * result.high:.{digits}f})"
 
 
 def example_table(
@@ -222,4 +217,5 @@ def example_table(
         ("image", "class", "answer", "next", "nearest caption"),
         tuple(rows),
         "Probabilities are among the candidates of the image alone.",
+        num_texts=5,
     )

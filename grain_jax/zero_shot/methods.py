@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from grain_jax.data import image_variants
+from grain_jax.results import keyed
 from grain_jax.zero_shot import (
     by_adapter,
     by_captions,
@@ -208,10 +209,11 @@ def given_needs(
 
 
 def titled(name: str) -> str:
-    """The title of a method with what it looks at beside the class texts."""
+    """The key and title of a method with what it looks at beside the class texts."""
     method = METHODS[name]
     used = dict.fromkeys(USES[need] for need in USES if need in method.needs)
-    return f"{method.title} ({', '.join(used)})" if used else method.title
+    title = keyed(name, method.title)
+    return f"{title} ({', '.join(used)})" if used else title
 
 
 def kinds_of(methods: Collection[str]) -> frozenset[str]:

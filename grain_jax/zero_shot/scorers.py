@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.config.schema import RegionAggregation
+from grain_jax.data.placeholder import check_placeholder
 from grain_jax.data.records import ZeroShotSet
 
 MAX_CELLS = 1 << 24  # similarities held at once by `region_scores`
@@ -115,10 +116,7 @@ def make_class_texts(
     if not templates:
         raise ValueError(f"{title} has no prompt template; give one, or '{{}}'.")
     for template in (*templates, description_template):
-        if template.count("{}") != 1:
-            raise ValueError(
-                f"Template {template!r} needs exactly one '{{}}' for the text it takes."
-            )
+        check_placeholder(template, f"Template {template!r}", takes="the text")
     by_name, by_description, by_region, undescribed = [], [], [], []
     called_by, bare = [], []
     for name in names:

@@ -155,7 +155,9 @@ def test_phrases_and_captions_are_sets_of_a_suite(two_runs, tests_of_captions, t
     both = [f"--checkpoint={two_runs[0]},{two_runs[1]}", *given[1:], "--overwrite"]
     assert evaluate.main(both) == 0
     shown = plain(capsys.readouterr().out)
-    assert re.search(r"seen region feature R@1 \(Acc@0.5\) 100.0 \(\S+-100.0\) 100.0", shown)
-    assert re.search(r"long both ways mean R@1 100.0", shown)
+    assert re.search(
+        r"seen region: region feature R@1 \(Acc@0.5\) 100.0 \(\S+-100.0\) 100.0", shown
+    )
+    assert re.search(r"long retrieval: both ways mean R@1 100.0", shown)
     assert evaluate.main([*given, "--alphas=1"]) == 2
     assert "--alphas goes with labelled images" in capsys.readouterr().err

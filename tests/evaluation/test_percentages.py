@@ -5,6 +5,7 @@ import math
 import pytest
 
 from grain_jax.evaluation.percentages import (
+    COSINE,
     interval_text,
     percent,
     result_text,
@@ -46,3 +47,11 @@ def test_what_is_not_known_is_said():
 )
 def test_differences_have_signs(given, shown):
     assert signed_with_interval(*given) == shown
+
+
+def test_a_cosine_is_not_a_percentage():
+    result = Result("birds", "cased", None, "own_encoder_similarity", 0.61251, -0.0316, 0.6875, 9)
+    assert result_text(result, unit=COSINE) == "0.613 (-0.032 to 0.688)"
+    assert interval_text(0.5, 0.75, unit=COSINE) == "0.500-0.750"
+    assert percent(math.inf, unit=COSINE) == "not a number"
+    assert result_text(result).startswith("61.3 (")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import zipfile
 
 import pytest
@@ -153,8 +154,8 @@ def model(top1: float) -> PublishedModel:
 def test_measured_values_stand_beside_the_published_ones_of_their_metric():
     found = beside_published(results(0.683), model(0.6834))
     assert found == [
-        Beside("imagenet", "imagenet", "name", "top1", 0.683, 0.6834, 50_000, 50_000),
-        Beside("pets", "oxford_pets", "name", "per_class", 0.2, 0.25, None, 3_669),
+        Beside("imagenet", "imagenet", "name", "top1", 0.683, 0.6834, 50_000, 50_000, None, 1_000),
+        Beside("pets", "oxford_pets", "name", "per_class", 0.2, 0.25, None, 3_669, None, 37),
     ]
     assert found[0].difference == pytest.approx(-0.04)
     table = published_table(found, model(0.6834))
@@ -170,6 +171,31 @@ def test_a_set_of_another_size_is_marked():
     failure = golden_failure(found, tolerance=0.2)
     assert failure is not None
     assert "has 1,000 images" in failure
+
+
+def test_another_number_of_classes_is_marked_with_one_footnote():
+    own = [*results(0.6834), Result("imagenet", "dataset", None, "classes", 1_000.0)]
+    assert "*" not in str(published_table(beside_published(own, model(0.6834)), model(0.6834)))
+    fewer = [*results(0.6834), Result("imagenet", "dataset", None, "classes", 998.0)]
+    fewer += [Result("imagenet", "name", None, "top5", 0.9)]
+    known = PublishedModel("x", {**model(0.6834).values, ("imagenet", "name", "top5"): 0.9})
+    found = beside_published(fewer, known)
+    table = published_table(found, known)
+    assert [row[0] for row in table.rows] == ["imagenet *", "pets", "imagenet *"]
+    assert table.meaning.count("imagenet has 998, published are 1,000") == 1
+    assert "among 1,000" in str(golden_failure(found, tolerance=0.2))
+
+
+def test_numbers_of_classes_are_those_of_the_lists_of_clip_benchmark():
+    lists = SHARED / "data" / "class_text.zip"
+    if not lists.exists():
+        pytest.skip("needs ../shared/data/class_text.zip")
+    with zipfile.ZipFile(lists) as packed:
+        names = json.loads(packed.read("class_text/clip_benchmark_en_classnames.json"))
+    counted = {known_set(name): len(of) for name, of in names.items() if known_set(name)}
+    assert {"imagenet", "caltech101", "flowers102", "gtsrb", "country211"} <= counted.keys()
+    for key, count in counted.items():
+        assert SETS[key].classes == count, key
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,11 @@ def test_tables_hold_every_kind_of_result():
     )
     assert grounding.rows == (
         ("dev", "model", "55.0", "60.0", "50.0", "95.0"),
-        ("dev", "constant boxes", "30.0", "20.0", "10.0", "95.0"),
+        ("dev", "constant_boxes", "30.0", "20.0", "10.0", "95.0"),
     )
     assert retrieval.rows == (
-        ("dev", "1000 images to their texts", "1.0", "5.0", "10.0", "0.1"),
-        ("dev", "4990 texts to their images", "2.0", "10.0", "20.0", "0.2"),
+        ("dev", "image_to_text: 1000 images to their texts", "1.0", "5.0", "10.0", "0.1"),
+        ("dev", "text_to_image: 4990 texts to their images", "2.0", "10.0", "20.0", "0.2"),
     )
     for table in (zero_shot, grounding, retrieval):
         assert all(len(row) == len(table.columns) for row in table.rows)
@@ -90,28 +90,36 @@ def test_rows_by_description_say_how_many_classes_have_one():
     assert [row[1] for row in table.rows] == [
         "name",
         "description (12 of 100 described)",
-        "name + regions (12 of 100 described)",
+        "name_and_regions (12 of 100 described)",
     ]
     assert "without descriptions are scored by their name" in table.meaning
     (table,) = result_tables(from_logged(results | {"pets/undescribed_classes": 0.0}))
-    assert [row[1] for row in table.rows] == ["name", "description", "name + regions"]
+    assert [row[1] for row in table.rows] == ["name", "description", "name_and_regions"]
     assert "without descriptions" not in table.meaning
 
 
-def test_in_a_file_no_row_is_broken_and_on_a_terminal_none_is_wider():
-    def printed(**options) -> list[str]:
-        console = Console(file=io.StringIO(), width=40, **options)
-        print_results(RESULTS, console, headline="Unseen: 87.5 %")
-        return console.file.getvalue().splitlines()
+def printed(width: int, **options) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, **options)
+    print_results(RESULTS, console, headline="Unseen: 87.5 %")
+    return console.file.getvalue().splitlines()
 
-    lines = printed()
-    for table in result_tables(RESULTS):
-        for row in (table.columns, *table.rows):
-            assert any(all(cell in line for cell in row) for line in lines), row
-    assert max(len(line) for line in lines) > 40
-    assert lines[-1] == "Unseen: 87.5 %"
-    shown = printed(force_terminal=True, color_system=None, legacy_windows=False)
-    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in shown) <= 40
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_nothing_is_wider_than_the_console_in_a_file_or_on_a_terminal(width):
+    for options in ({}, {"force_terminal": True, "color_system": None, "legacy_windows": False}):
+        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in printed(width, **options)]
+        assert max(map(len, lines)) <= width
+        assert lines[-1] == "Unseen: 87.5 %"
+
+
+def test_what_all_rows_have_is_said_once_above():
+    lines = printed(120)
+    (above,) = [line for line in lines if "recall upper bound 95.0" in line]
+    assert above == "In all rows: split dev; recall upper bound 95.0."
+    (row,) = [line for line in lines if "constant_boxes" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "constant_boxes", "30.0", "20.0", "10.0"
+    ]  # fmt: skip
 
 
 def test_a_table_reads_back_from_markdown():
@@ -194,7 +202,7 @@ def test_the_report_says_what_ran_and_what_came_out(run):
     page = (folder / "report.md").read_text()
     assert page.startswith("# my run\n\nGRAIN trained on `flickr` for 100 steps of batch 2,048.")
     for text in (
-        "| dev | constant boxes | 30.0 |",
+        "| dev | constant_boxes | 30.0 |",
         "![Training](curves.png)",
         "![What the regions found](grounding.png)",
         "| training time | 4 min |",

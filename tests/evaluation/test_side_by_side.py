@@ -26,7 +26,7 @@ def test_each_model_has_a_column_and_averages_are_last():
     assert table.rows == (
         ("birds", "random", "top-1", "10.0", "10.0"),
         ("birds", "name", "top-1", "50.0 (48.0-52.0)", "75.0 (73.0-77.0)"),
-        ("photographs", "both ways", "mean R@1", "25.0", "25.0"),
+        ("photographs", "retrieval: both ways", "mean R@1", "25.0", "25.0"),
         ("photographs", "model", "Acc@0.5", "40.0", "40.0"),
         ("birds", "description, alpha 0.5", "top-1", "90.0", "-"),
         ("mine", "name", "average over 3 of 11 sets", "50.0", "75.0"),
@@ -63,7 +63,7 @@ def test_a_mean_over_draws_has_its_spread():
     ]
     table = side_by_side({"a": [*results(0.5), *drawn], "b": results(0.5)})
     cells = {row[1]: row[3:] for row in table.rows if row[0] == "birds"}
-    assert cells["WaffleCLIP"] == ("50.0 (40.0-60.0) (sd 1.2, 3 draws)", "-")
+    assert cells["waffle: WaffleCLIP"] == ("50.0 (40.0-60.0) (sd 1.2, 3 draws)", "-")
     assert "mean over draws" in table.meaning
     assert "draws" not in side_by_side({"a": results(0.5)}).meaning
 

@@ -108,7 +108,7 @@ def test_paths_are_relative_to_the_file(write, tmp_path):
         (G + "boxes = 'mine'", "boxes is one of predicted, given, not 'mine'"),
         (G + "feature = ['region', 'box']", "feature is one of region, crop, not 'box'"),
         (G + "feature = ['crop', 'crop']", "one feature or two different ones"),
-        (G + "prompt = 'a photo'", 'needs one "{}" in its prompt'),
+        (G + "prompt = 'a photo'", "the prompt 'a photo' has no '{}'"),
         (G + "negatives = 3", "'a' has negatives, which only the format fg_ovd has"),
         (G + "metric = 'caption_top1'", "no wrong captions"),
         (G + "num_texts = 0", "num_texts of 'a' should be at least 1"),

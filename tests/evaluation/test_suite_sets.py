@@ -280,4 +280,4 @@ def test_a_method_that_no_set_has_texts_for_ends_it_before_an_image_is_encoded(f
         evaluate_suite(
             encoder, suite, CONFIG, templates=("{}",), note=noted.append, methods=["cupl"]
         )
-    assert sum("1 method is left out: cupl needs" in sentence for sentence in noted) == 3
+    assert not any("left out" in sentence for sentence in noted)

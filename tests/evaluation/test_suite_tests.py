@@ -164,7 +164,9 @@ def test_the_report_has_the_protocol_of_each_set(folder):
     assert "Grounding" in titles
     grids = {grid.title.partition(":")[0]: grid for grid in all_grids(sections)}
     grid = grids["Grounding of queries by a protocol"]
-    asked = {(row[0].text, row[2].text) for row in grid.rows if row[3].text == "region feature"}
+    asked = {
+        (row[0].text, row[2].text) for row in grid.rows if row[3].text == "region: region feature"
+    }
     assert asked == {
         *(("seen", "boxes predicted, any"), ("seen_given", "boxes given, any")),
         ("second", "boxes predicted, any"),
@@ -181,11 +183,13 @@ def test_the_table_has_the_metric_of_every_test(folder):
     results = evaluate_suite(toy_encoder(), suite, TrainConfig(), templates=())
     table = side_by_side({"toy": results}, metrics=suite.metrics, note=suite.note)
     rows = {row[:3]: row[3] for row in table.rows}
-    assert ("seen_given", "crop, encoded", "R@1 (Acc@0.5)") in rows
+    assert ("seen_given", "crop: crop, encoded", "R@1 (Acc@0.5)") in rows
     assert ("seen", "random", "R@1 (Acc@0.5)") in rows
     assert rows["words", "model", "mean over groups"].startswith("50.0")
     assert ("pairs", "model", "group") in rows
-    assert rows["mine/predicted_any", "region feature", "average over 2 of 2 sets"] == "75.0"
+    assert (
+        rows["mine/predicted_any", "region: region feature", "average over 2 of 2 sets"] == "75.0"
+    )
     assert suite.note == "other: Pairs."
 
 

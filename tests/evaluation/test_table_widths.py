@@ -1,12 +1,19 @@
-"""Tables on terminals of any width and in pipes: no number is cut."""
+"""Tables in any width, on terminals and in pipes: no number is cut, nothing is said twice."""
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from grain_jax.evaluation.tables import print_table, result_tables
+from grain_jax.evaluate_notes import consoles
+from grain_jax.evaluation.tables import (
+    Table,
+    print_table,
+    result_tables,
+    without_equal_columns,
+)
 from grain_jax.results import Result
 
 ALPHAS = (1.0, 0.75, 0.5, 0.0)
@@ -20,17 +27,18 @@ RESULTS = [
 ]
 
 
-def printed(width: int, *, terminal: bool) -> str:
+def printed(width: int, *, terminal: bool, results=RESULTS) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
-    (table,) = result_tables(RESULTS)
+    (table,) = result_tables(results)
     print_table(table, console)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
-def test_every_number_is_whole_and_within_the_terminal(width):
-    text = printed(width, terminal=True)
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_every_number_is_whole_and_within_the_width(width, terminal):
+    text = printed(width, terminal=terminal)
     assert max(map(len, text.splitlines())) <= width
     assert len(re.findall(r"\(72\.7-77\.0\)", text)) == len(re.findall(r"\b74\.9\b", text)) == 8
     assert "…" not in text
@@ -39,13 +47,83 @@ def test_every_number_is_whole_and_within_the_terminal(width):
 
 
 def test_an_interval_stands_beside_its_value_where_there_is_room():
-    assert "74.9 (72.7-77.0)" in printed(140, terminal=True)
-    stacked = printed(100, terminal=True)
+    assert "74.9 (72.7-77.0)" in printed(120, terminal=True)
+    stacked = printed(80, terminal=True)
     assert "74.9 (72.7-77.0)" not in stacked
     assert re.search(r"74\.9 │.*\n.*\(72\.7-77\.0\) │", stacked)
 
 
-def test_a_line_of_a_pipe_has_a_whole_row():
-    text = printed(20, terminal=False)
-    rows = [line for line in text.splitlines() if "unseen" in line]
-    assert [line.count("74.9 (72.7-77.0)") for line in rows] == [4, 4]
+@pytest.mark.parametrize("width", [80, 120])
+def test_long_methods_are_folded_between_words(width):
+    several = [
+        *RESULTS,
+        *(Result("unseen", "shared_named_description", a, "top1", 0.5, 0.4, 0.6) for a in ALPHAS),
+    ]
+    text = printed(width, terminal=False, results=several)
+    assert max(map(len, text.splitlines())) <= width
+    assert "shared_named_description:" in text
+    assert "In all rows: set unseen; random 2.0." in text
+
+
+def test_a_column_of_texts_is_left_and_a_single_row_is_whole():
+    table = Table(
+        "t", ("set", "method", "images", "b"), (("s", "m", "1", "2"), ("s", "m", "1", "3")), ""
+    )
+    found, alike = without_equal_columns(table)
+    assert found.columns == ("method", "b")
+    assert found.rows == (("m", "2"), ("m", "3"))
+    assert found.num_texts == 1
+    assert alike == ["set s", "images 1"]
+    measured = replace(table, columns=("set", "method", "a", "b"))
+    assert without_equal_columns(measured)[0].columns == ("method", "a", "b")
+    assert without_equal_columns(replace(table, rows=table.rows[:1])) == (
+        replace(table, rows=table.rows[:1]), []
+    )  # fmt: skip
+
+
+def test_a_sentence_is_said_below_the_first_table_only():
+    file, said = io.StringIO(), set[str]()
+    console = Console(file=file, width=80, color_system=None)
+    for meaning in ("One thing. Two things.", "Other. Two things."):
+        print_table(Table("t", ("a",), (("1",),), meaning, num_texts=1), console, said=said)
+    assert re.findall(r"One thing\.|Two things\.|Other\.", file.getvalue()) == [
+        "One thing.", "Two things.", "Other."
+    ]  # fmt: skip
+
+
+def test_a_pipe_has_a_fixed_width_unless_columns_says_another(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert consoles()[1].width == 120
+    monkeypatch.setenv("COLUMNS", "80")
+    assert consoles()[1].width == 80
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_where_sets_fit_in_no_form_each_has_a_table_of_its_own(width):
+    spread = [
+        Result("seen", "random", None, "top1", 0.005),
+        *(replace(one, dataset="seen") for one in RESULTS[1:]),
+        *(
+            result
+            for name in ("unseen", "seen")
+            for alpha in ALPHAS
+            for result in (
+                Result(name, "shared_description", alpha, "top1", 0.749, 0.727, 0.77, 1_500),
+                Result(name, "shared_description", alpha, "top1_draws_sd", 0.012),
+                *(
+                    Result(name, "shared_description", alpha, f"top1_draw{k}", 0.749)
+                    for k in range(7)
+                ),
+            )
+        ),
+        Result("unseen", "waffle", None, "top1", 0.749, 0.727, 0.77, 1_500),
+    ]
+    text = printed(width, terminal=False, results=[*RESULTS, *spread])
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("In all rows: set unseen; random 2.0.") == 1
+    assert text.count("In all rows: set seen; random 0.5.") == 1
+    assert len(re.findall(r"\b74\.9\b", text)) == 25
+    assert len(re.findall(r"sd 1\.2, 7 draws", text)) == 8
+    assert text.count("Alpha is the weight") == 1
+    if width == 80:  # a line for each number that there is
+        assert len(re.findall(r"waffle: WaffleCLIP +│ alpha = 1 ", text)) == 1

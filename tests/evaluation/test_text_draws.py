@@ -104,7 +104,7 @@ def test_tables_and_logs_have_the_spread(measure):
     table = result_tables(results)[0]
     cells = {row[1]: row[2:] for row in table.rows}
     spread = value(results, "waffle", "top1_draws_sd")
-    assert any(f"(sd {100 * spread:.1f}, 3 draws)" in cell for cell in cells["WaffleCLIP"])
+    assert any(f"(sd {100 * spread:.1f}, 3 draws)" in cell for cell in cells["waffle: WaffleCLIP"])
     assert not any("draws" in cell for cell in cells["name"])
     assert "mean over draws" in table.meaning
     assert "draws" not in result_tables(measure(details=True))[0].meaning

@@ -171,7 +171,7 @@ def test_metrics_against_loops(encoder):
         assert found[method, "distinct_answers"].value == len(set(one.answers))
         assert found[method, "cluster_accuracy"].low is None
     table = free_table(results)
-    titles = ["CaSED", "by the image alone", "by its captions alone"]
+    titles = ["cased", "cased_image: by the image alone", "cased_captions: by its captions alone"]
     assert [row[1] for row in table.rows] == titles
     assert f"{100 * found['cased', 'cluster_accuracy'].value:.1f}" == table.rows[0][2]
     examples = example_table(searched, labels, NAMES, [f"{i}.png" for i in range(6)])

@@ -145,4 +145,4 @@ def test_methods_that_encode_images_again_say_so_and_are_not_among_all():
     assert set(SECOND_PASS) == {"wca", "wca_cupl", "gc_clip", "fgvp"}
     assert set(ONE_PASS) == METHODS.keys() - set(SECOND_PASS)
     assert VARIANTS.keys() <= NEEDS.keys() & USES.keys()
-    assert titled("wca") == "WCA (random crops)"
+    assert titled("wca") == "wca (random crops)"

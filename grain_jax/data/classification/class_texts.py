@@ -10,6 +10,7 @@ from grain_jax.data.classification.class_names import (
     nearest_name,
     spaced_words,
 )
+from grain_jax.data.placeholder import check_placeholder
 from grain_jax.data.text_files import entries_hint
 
 # What evaluation does with classes without descriptions.
@@ -24,10 +25,8 @@ def check_templates(given: Any, source: str) -> tuple[str, ...]:
             f"{entries_hint(given)}. Texts of single classes are given with --descriptions."
         )
     templates = tuple(template.replace("{c}", "{}") for template in given)
-    if odd := [template for template in templates if template.count("{}") != 1]:
-        raise ValueError(
-            f"Template {odd[0]!r} of {source!r} needs exactly one '{{}}' for the name."
-        )
+    for template in templates:
+        check_placeholder(template, f"Template {template!r} of {source!r}", takes="the name")
     return templates
 
 

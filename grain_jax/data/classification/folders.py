@@ -34,6 +34,7 @@ from grain_jax.data.classification.set_names import folder_name
 from grain_jax.data.classification.stored import open_stored
 from grain_jax.data.classification.stored_classes import Labels, SplitChoice, labels_of
 from grain_jax.data.classification.templates import TEMPLATE_LISTS, read_templates
+from grain_jax.data.entities_folder import refuse_entities
 from grain_jax.data.image_files import MAX_IMAGE_BYTES, SkippedSample, read_image_bytes
 from grain_jax.data.records import DEFAULT_TEMPLATES, Record, ZeroShotSet
 from grain_jax.data.text_files import read_texts, split_entry
@@ -129,6 +130,8 @@ def load_zero_shot(
             f"There is no folder {str(root)!r}{nearest_hint(root) or '.'} Give a folder of "
             "labelled images."
         )
+    if stored is None and not (root / NAME).is_file():
+        refuse_entities(root)
     title = name or (stored.title if stored else "") or folder_name(root)
     beside = root if stored is None else stored.beside
     text_files = {"labels": _beside(beside, NAME) if stored is None else ""}

@@ -8,6 +8,7 @@ from typing import Any
 
 from grain_jax.data.importers.item import InvalidRecordError
 from grain_jax.data.importers.json_values import shown
+from grain_jax.data.placeholder import PLACEHOLDER, check_placeholder
 from grain_jax.data.records import DEFAULT_TEMPLATES
 
 # Names that tables of others use, the usual first.
@@ -136,10 +137,10 @@ def _one(
 def check_template(template: str | None) -> str:
     """A template with one "{}", or the default. Raises ValueError for another."""
     template = DEFAULT_TEMPLATES[0] if template is None else template
-    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+    check_placeholder(template, f"--template={template!r}", takes="the name of the class")
+    if set(PLACEHOLDER) & set(template.replace(PLACEHOLDER, "")):
         raise ValueError(
-            f"--template={template!r} needs exactly one '{{}}' for the name of the class, and no "
-            "other braces."
+            f"--template={template!r} needs exactly one {PLACEHOLDER!r} and no other braces."
         )
     return template
 

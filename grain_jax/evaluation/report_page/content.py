@@ -29,6 +29,14 @@ class Grid:
     num_texts: int = 1  # leading columns of text; the others are numbers
     folded: bool = False  # shown when its title is opened
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The title of each column, behind that of its group."""
+        over = [title for title, width in self.groups for _ in range(width)]
+        over = [*("" for _ in range(len(self.columns) - len(over))), *over]
+        pairs = zip(over, self.columns, strict=True)
+        return tuple(f"{group}, {column}" if group else column for group, column in pairs)
+
 
 @dataclass(frozen=True)
 class Mark:

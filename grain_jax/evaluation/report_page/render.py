@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -20,6 +21,7 @@ from grain_jax.evaluation.report_page.content import (
 )
 from grain_jax.evaluation.report_page.evaluations import Evaluation
 from grain_jax.evaluation.report_page.gallery import galleries
+from grain_jax.evaluation.report_page.left_out import left_out_grid
 from grain_jax.evaluation.report_page.plots import accuracy_plots, reliability
 from grain_jax.evaluation.report_page.protocols import (
     compositional_grid,
@@ -70,7 +72,11 @@ def report_sections(
         Section("What was measured", _given(what, texts_table(evaluations), how)),
         Section(
             "Zero-shot classification",
-            (*zero_shot_grids(evaluations), *accuracy_plots(evaluations, listed)),
+            (
+                *zero_shot_grids(evaluations),
+                *_given(left_out_grid(evaluations)),
+                *accuracy_plots(evaluations, listed),
+            ),
             tuple(listed.notes),
         ),
         Section(
@@ -151,14 +157,8 @@ def _markdown_grid(grid: Grid) -> Iterator[str]:
     yield f"### {_escaped(grid.title)}\n"
     if grid.meaning:
         yield f"{_escaped(grid.meaning)}\n"
-    over = [title for title, width in grid.groups for _ in range(width)]
-    over = [*("" for _ in range(len(grid.columns) - len(over))), *over]
-    heads = [
-        f"{group}, {column}" if group else column
-        for group, column in zip(over, grid.columns, strict=True)
-    ]
-    yield "| " + " | ".join(map(_escaped, heads)) + " |"
-    numbers = len(heads) - grid.num_texts
+    yield "| " + " | ".join(map(_escaped, grid.heads)) + " |"
+    numbers = len(grid.columns) - grid.num_texts
     yield "|" + " --- |" * grid.num_texts + " ---: |" * numbers
     for row in grid.rows:
         yield "| " + " | ".join(_escaped(_cell_text(cell)) for cell in row) + " |"
@@ -180,11 +180,10 @@ def _markdown_image(image: ShownImage) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """The text with what Markdown or HTML would take for markup escaped, on one line."""
-    text = " ".join(text.split())
-    for character in "\\`*_[]<>|#&":
-        text = text.replace(character, f"\\{character}")
-    return text
+    """The text with what Markdown or HTML would take for markup escaped, on one line. An underscore
+    within a word, as in a method's key, is none.
+    """
+    return re.sub(r"[\\`*\[\]<>|#&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
 
 
 def csv_table(evaluations: Sequence[Evaluation]) -> str:

@@ -36,15 +36,18 @@ class ShortList:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence for each set of which some methods are not shown."""
+        """A sentence for the sets of which some methods are not shown, as many of each."""
         if self._every:
             return []
+        sets: dict[tuple[int, int], list[str]] = {}
+        for name, chosen in self._chosen.items():
+            if len(chosen) < self._measured[name]:
+                sets.setdefault((len(chosen), self._measured[name]), []).append(name)
         return [
-            f"Of {name} plots and tables of classes are of {len(chosen)} of "
-            f"{self._measured[name]} methods: by name, GRAIN's own, and the {BEST} with the "
-            "highest accuracy, which were chosen on these images. --all_methods shows all."
-            for name, chosen in self._chosen.items()
-            if len(chosen) < self._measured[name]
+            f"Of {', '.join(names)} plots and tables of classes are of {shown} of {measured} "
+            f"methods: by name, GRAIN's own, and the {BEST} with the highest accuracy, which were "
+            "chosen on these images. --all_methods shows all."
+            for (shown, measured), names in sets.items()
         ]
 
 

@@ -47,7 +47,7 @@ GROUNDING = {
     "box_recall_upper_bound": "recall upper bound",
     "phrase_accuracy": "Acc@0.5",
 }
-DIRECTIONS = {IMAGE_TO_TEXT: "image to text", TEXT_TO_IMAGE: "text to image"}
+DIRECTIONS = {IMAGE_TO_TEXT: IMAGE_TO_TEXT, TEXT_TO_IMAGE: TEXT_TO_IMAGE}
 BOOTSTRAP = (
     " Intervals are of the bootstrap over images (95 %), where predictions were given: phrases and "
     "captions of an image stay together."
@@ -144,7 +144,7 @@ def texts_table(evaluations: Sequence[Evaluation]) -> Grid | None:
         ("set", "of", "images", "classes", "templates", "descriptions"),
         tuple(rows),
         "Numbers, the files they came from, and the first digits of the SHA-256 of the images' "
-        "names and labels, or of the texts.",
+        "bytes and labels, or of the texts.",
         num_texts=6,
     )
 

@@ -5,7 +5,9 @@ import io
 import re
 
 from report_files import (
+    results_of,
     sections_of,
+    write_results,
 )
 
 from grain_jax.evaluation.report_page.content import all_grids
@@ -41,3 +43,11 @@ def test_csv_has_every_record(two):
     assert float(rows[4]["value"]) == first.value
     assert rows[4]["step"] == "7"
     assert rows[4]["split"] == ""
+
+
+def test_a_key_stays_findable_in_markdown(tmp_path):
+    path = write_results(tmp_path / "a.json", results_of({("name_and_regions", 0.5): 0.5}))
+    _, sections = sections_of([path])
+    text = markdown_page("_x_", sections)
+    assert text.startswith("# \\_x\\_\n")
+    assert "| name_and_regions, alpha = 0.5 |" in text

@@ -53,10 +53,12 @@ def test_wide_tables_scroll_in_a_region_of_their_own(page):
     for tag, attributes in page.attributes:
         if tag == "table":
             assert inside
-        inside = tag == "div" and attributes.get("class") == "table"
+        inside = tag == "div" and attributes.get("class", "").split()[:1] == ["table"]
         if inside:
             assert attributes["tabindex"] == "0"
     style = stylesheet()
+    assert re.search(r"@media \(max-width: 40rem\) \{\s*\.stacked", style)
+    assert "content: attr(data-head)" in style
     assert re.search(r"\.table \{[^}]*overflow: auto", style)
 
 
@@ -77,5 +79,12 @@ def test_every_colour_can_be_read_on_what_is_behind_it():
 
 def test_columns_give_way_to_a_narrow_window():
     minima = re.findall(r"minmax\((.+?), 1fr\)", stylesheet())
-    assert len(minima) == 3
+    assert len(minima) == 4
     assert all(minimum.startswith("min(100%, ") for minimum in minima)
+
+
+def test_cells_of_a_narrow_window_carry_the_title_of_their_column(page):
+    cells = [a for tag, a in page.attributes if tag == "td" and a.get("role") == "cell"]
+    heads = {cell["data-head"] for cell in cells}
+    assert {"birds, A", "birds, B"} <= heads
+    assert "" not in heads

@@ -52,13 +52,17 @@ def test_grounding_has_methods_by_rows_with_their_protocol_and_baselines(tmp_pat
         *("chosen by", "R@1", "R@5", "R@10", "pointing", "upper bound", "queries"),
     )
     rows = {row[3].text: cells(row) for row in grid.rows}
-    assert list(rows) == ["region feature", "best constant box", "random box"]
+    assert list(rows) == [
+        "region: region feature",
+        "fitted_box: best constant box",
+        "random: random box",
+    ]
     bound = "90.0 (80.0-95.0)"
-    assert rows["region feature"] == [
-        *("f30k", "A", "boxes predicted, merged", "region feature", "5.0 (4.0-6.2)"),
+    assert rows["region: region feature"] == [
+        *("f30k", "A", "boxes predicted, merged", "region: region feature", "5.0 (4.0-6.2)"),
         *("25.0 (20.0-31.2)", "50.0 (40.0-62.5)", "25.0 (20.0-40.0)", bound, "80"),
     ]
-    assert rows["best constant box"][4:8] == ["12.5 (10.0-20.0)", "-", "-", "-"]
+    assert rows["fitted_box: best constant box"][4:8] == ["12.5 (10.0-20.0)", "-", "-", "-"]
     assert "IoU of at least 0.5 with the rectangle around all of the text's boxes" in grid.meaning
     captions = grid_of(sections, "True captions")
     assert cells(captions.rows[0])[3:] == ["50.0 (40.0-60.0)", "10.0", "2.50", "30"]

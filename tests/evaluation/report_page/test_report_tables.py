@@ -65,7 +65,7 @@ def test_draws_of_random_texts_are_their_spread_and_no_further_results(tmp_path)
     assert "Other results" not in grids
     grid = grids["Top-1 accuracy, %"]
     spreads = {row[0].text: row[1].spread for row in grid.rows}
-    assert spreads == {"WaffleCLIP": "sd 1.2, 7 draws", "random": ""}
+    assert spreads == {"waffle: WaffleCLIP": "sd 1.2, 7 draws", "random": ""}
     assert "mean over draws" in grid.meaning
     assert "mean over draws" not in grids["Mean accuracy per class, %"].meaning
     assert "sd 1.2, 7 draws" in Page(html_page("page", sections)).texts
@@ -128,3 +128,15 @@ def test_what_is_not_a_number_is_said_in_words(tmp_path):
     assert not re.search(r"\b(nan|inf)\b", page.text)
     (plot,) = accuracy_plots(evaluations, ShortList(evaluations))
     assert [mark.label for mark in plot.marks] == ["name"]
+
+
+def test_methods_that_were_left_out_are_listed_in_full(tmp_path):
+    lacking = {"cupl": ["texts"], "knn": ["labelled images", "a bank"]}
+    missing = {"birds": lacking, "seen": {"cupl": ["texts"]}}
+    path = write_results(tmp_path / "a.json", results_of({("name", None): 0.5}), left_out=missing)
+    _, sections = sections_of([path])
+    grid = next(one for one in all_grids(sections) if one.title == "Methods that were left out")
+    assert [tuple(cell.text for cell in row) for row in grid.rows] == [
+        ("cupl", "A", "texts", "birds, seen"),
+        ("knn: kNN + name (labelled images)", "A", "labelled images and a bank", "birds"),
+    ]
