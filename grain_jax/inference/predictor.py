@@ -22,9 +22,9 @@ from grain_jax.inference.calibrated import (
     interpret,
     scored_method,
 )
+from grain_jax.inference.classifications import ComparedTexts, classifications
 from grain_jax.inference.encoder import Encoder
 from grain_jax.inference.examples import (
-    EXAMPLES,
     EmbeddedExamples,
     ExampleCache,
     ExampleImages,
@@ -32,7 +32,7 @@ from grain_jax.inference.examples import (
     define,
     labels_of,
 )
-from grain_jax.inference.grounding import best_regions, grounded_texts, to_pixels
+from grain_jax.inference.grounding import best_regions, to_pixels
 from grain_jax.inference.inputs import (
     ACCEPTED_IMAGES,
     ImageInput,
@@ -44,10 +44,8 @@ from grain_jax.inference.notes import warn_caller
 from grain_jax.inference.progress_bar import progress_bar
 from grain_jax.inference.results import (
     Classification,
-    GroundedText,
     Grounding,
     ImageEmbeddings,
-    RankedLabel,
     Skipped,
 )
 from grain_jax.inference.text_cache import ClassCache, TextCache
@@ -188,30 +186,8 @@ class Model:
             calibration=None if defined.with_examples else self.calibration,
             note=self._say,
         )
-        row = {label: k for k, label in enumerate(named)}
-
-        def ranked(n: int, k: int) -> RankedLabel:
-            grounded: tuple[GroundedText, ...] = ()
-            if scored != "name" and defined.defined_by(k) != EXAMPLES:
-                of_texts = row[labels[k]]
-                grounded = grounded_texts(embedded, n, texts, banks, of_texts, alpha=alpha)
-            return RankedLabel(
-                labels[k],
-                float(scores[n, k]),
-                float(meaning.probabilities[n, k]),
-                grounded,
-                meaning.num_seen(grounded),
-                defined.defined_by(k),
-                None if examples is None else defined.num_examples[k],
-            )
-
-        results = []
-        for n, name in enumerate(embedded.names):
-            best = np.argsort(-meaning.rank_by[n], kind="stable")[:top_k].tolist()
-            height, width = embedded.sizes[n].tolist()
-            shown, calibrated = tuple(ranked(n, k) for k in best), meaning.of_image(n, labels)
-            results.append(Classification(name, height, width, shown, len(labels), calibrated))
-        return results
+        compared = ComparedTexts(texts, banks, alpha, grounded=scored != "name")
+        return list(classifications(embedded, scores, meaning, defined, compared, top_k=top_k))
 
     def ground(
         self,
