@@ -409,6 +409,7 @@ def _images(
         details=details,
         methods=options.methods or DEFAULT_METHODS,
         kinds=kinds,
+        note=note,
         **given.encode(encoder),
     )
 

@@ -359,6 +359,7 @@ def _evaluate(
             details=details,
             methods=asked or DEFAULT_METHODS,
             kinds=with_crops({**one.crop_numbers, **crops}),
+            note=note,
         )
     for each, place, source in opened.records:
         own += evaluate_set(

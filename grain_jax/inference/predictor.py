@@ -55,9 +55,11 @@ from grain_jax.zero_shot.calibration import Calibration
 from grain_jax.zero_shot.method import ClassBanks, Images
 from grain_jax.zero_shot.methods import METHODS, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
+from grain_jax.zero_shot.ties import note_ties
 
 BATCH_SIZE = 64  # images or texts at once
 ALPHA = 0.5  # weight of the global score where there are regions and descriptions
+FIRST_GIVEN_FIRST = "those of a tie have equal scores, and the first one given is shown first"
 # What an image may be compared with where there are descriptions; the first is the default.
 DESCRIPTION_METHODS = ("description", "name_and_regions")
 
@@ -349,7 +351,7 @@ class Model:
                 self._say(undescribed_note("labels", texts.undescribed, len(labels)))
             embed = self._text_cache.embed
             settings = self.loaded.config.evaluation
-            return texts, encode_banks(
+            banks = encode_banks(
                 embed,
                 texts,
                 methods=(method,),
@@ -357,6 +359,10 @@ class Model:
                 prompt_ensembling=settings.prompt_ensembling,
                 region_aggregation=settings.region_aggregation,
             )
+            note_ties(
+                "labels", labels, banks, self._say, together=True, consequence=FIRST_GIVEN_FIRST
+            )
+            return texts, banks
 
         key = (tuple(labels), tuple(described.items()), prompts, description_template, method)
         return self._class_cache.get(key, make)

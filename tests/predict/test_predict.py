@@ -32,7 +32,7 @@ def test_labels_and_phrases_are_printed_and_written(loaded_with, make_images, ca
     assert status == 0
     assert loaded_with == [("run", None, False, 3)]
     assert "2 images; written: out.csv, out.json." in printed.err
-    assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
+    assert printed.err.count("1 of 3 classes have no description ('crow')") == 1
     assert "in/a.png" in printed.out
     assert "a blue tail" in printed.out
     table = rows(make_images / "out.csv")
