@@ -402,6 +402,10 @@ def _print(content: dict[str, Any], output: Console) -> None:
         ("false_accept", "outliers accepted"),
     ):
         if name in none:
+            settings = report["settings"]
+            asked = "false_reject" if settings["false_accept"] is None else "false_accept"
+            if name == asked:
+                shown += f" (asked for: {settings[name]:.1%})"
             low, high = (f"{none[name][end]:.1%}" for end in ("low", "high"))
             table.add_row(shown, "", f"{none[name]['value']:.1%}", f"{low}-{high}")
     if "auroc" in none:

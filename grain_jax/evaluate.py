@@ -420,6 +420,7 @@ def _images(
         details=details,
         methods=options.methods or DEFAULT_METHODS,
         kinds=kinds,
+        note=note,
         **given.encode(encoder),
     )
 

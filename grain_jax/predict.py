@@ -46,7 +46,7 @@ from grain_jax.data.classification.class_texts import bind_descriptions
 from grain_jax.data.classification.templates import read_templates
 from grain_jax.data.text_files import SUFFIXES, entries_hint, read_texts, split_entry
 from grain_jax.inference.examples import EmbeddedExamples
-from grain_jax.inference.inputs import ImageInput
+from grain_jax.inference.inputs import ImageInput, check_known
 from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
 from grain_jax.loading.calibration import AUTO
@@ -233,6 +233,7 @@ def _question(options: Options, note: Callable[[str], None]) -> Question:
     if options.templates is not None:
         templates = read_templates(options.templates)
     examples_only = texts_of_option(options.examples_only, ",", "--examples_only")
+    check_known(examples_only, labels, "--examples_only")
     weight = options.example_weight
     return Question(labels, described, templates, phrases, examples, weight, examples_only)
 

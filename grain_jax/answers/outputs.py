@@ -15,7 +15,13 @@ from grain_jax.answers.files import Target
 from grain_jax.data.image_files import read_image_bytes
 from grain_jax.data.transforms import decode_image
 from grain_jax.disk import whole_file, write_whole
-from grain_jax.inference.results import Classification, GroundedText, Grounding, RankedLabel
+from grain_jax.inference.results import (
+    NAME,
+    Classification,
+    GroundedText,
+    Grounding,
+    RankedLabel,
+)
 from grain_jax.visualize.prediction import (
     NOT_FOUND,
     WHOLE,
@@ -33,6 +39,7 @@ COLUMNS = (
     "score",
     "probability",
     "grounded",  # the text whose region follows, if it has one
+    "grounded_kind",  # of a label's: "description", or "name" where it has none
     "cosine",
     *("x0", "y0", "x1", "y1"),
     "visualization",
@@ -86,7 +93,7 @@ def draw_answer(answer: Answer, out: Path, *, score_threshold: float) -> None:
         )
         for heading, seen in (
             ("phrase", phrases),
-            (f"description of {labels[0].label!r}" if labels else "", described),
+            (f"{labels[0].grounded_kind} of {labels[0].label!r}" if labels else "", described),
         )
     ]
     path = out / answer.target.visualization
@@ -101,6 +108,7 @@ def draw_answer(answer: Answer, out: Path, *, score_threshold: float) -> None:
                     one.probability,
                     one.score,
                     (one.grounded[0].text, one.grounded[0].cosine) if one.grounded else None,
+                    named=one.grounded_kind == NAME,
                 )
                 for one in labels
             ],
@@ -173,7 +181,8 @@ def write_json(
 
 
 def _rows(answer: Answer, score_threshold: float) -> Iterator[dict[str, Any]]:
-    """Lines of the table; a label comes with the best-matching description."""
+    """Lines of the table; a label comes with the best-matching description, or its
+    name where it has none."""
     for rank, one in enumerate(answer.labels.ranked if answer.labels else (), start=1):
         row = {"kind": "label", "rank": rank, "text": one.label, "score": f"{one.score:.6f}"}
         row["probability"] = f"{one.probability:.6f}"
@@ -181,7 +190,10 @@ def _rows(answer: Answer, score_threshold: float) -> Iterator[dict[str, Any]]:
             row |= {"defined_by": one.defined_by, "num_examples": str(one.num_examples)}
         if answer.labels is not None:
             row |= _calibrated_row(answer.labels, one)
-        yield row | (_grounded_row(one.grounded[0], score_threshold) if one.grounded else {})
+        if one.grounded and one.grounded_kind is not None:
+            row |= _grounded_row(one.grounded[0], score_threshold)
+            row["grounded_kind"] = one.grounded_kind
+        yield row
     for seen in answer.phrases.phrases if answer.phrases else ():
         row = {"kind": "phrase", "text": seen.text, "score": f"{seen.cosine:.6f}"}
         yield row | _grounded_row(seen, score_threshold)

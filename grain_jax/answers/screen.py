@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from grain_jax.answers.outputs import Answer
-from grain_jax.inference.results import RankedLabel
+from grain_jax.inference.results import NAME, RankedLabel
 from grain_jax.visualize.prediction import CERTAIN, confidence
 
 MAX_SHOWN = 20  # images on the screen; files hold all
@@ -39,7 +39,8 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
         if defined:
             table.add_column("defined by")
         if described:
-            table.add_column("best-matching description")
+            any_name = any(one.grounded_kind == NAME for _, k in labelled for one in k.ranked)
+            table.add_column("best-matching description" + ", or name" * any_name)
         for name, labels in labelled:
             found = labels.calibrated
             none = found is not None and found.none_of_these
@@ -57,8 +58,7 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
                 if defined:
                     cells.append(definition_of(one))
                 if described:
-                    best = one.grounded[0] if one.grounded else None
-                    cells.append(f"{best.text} ({best.cosine:.2f})" if best else "")
+                    cells.append(best_text_of(one))
                 sure = confidence(one.probability, labels.num_labels) >= CERTAIN and not none
                 table.add_row(*map(escape, cells), style="bold" if sure else None)
             table.add_section()
@@ -81,6 +81,17 @@ def print_answers(answers: Sequence[Answer], output: Console, *, score_threshold
         output.print(table)
     if (more := len(answers) - len(shown)) > 0:
         output.print(f"and {more} images more; --csv or --json writes all.", highlight=False)
+
+
+def best_text_of(label: RankedLabel) -> str:
+    """Its best-matching description with the cosine, or after "name: " the name or prompt that it
+    was compared by; "" where it was compared with no such text.
+    """
+    if not label.grounded:
+        return ""
+    best = label.grounded[0]
+    marked = "name: " if label.grounded_kind == NAME else ""
+    return f"{marked}{best.text} ({best.cosine:.2f})"
 
 
 def seen_of(label: RankedLabel) -> str:

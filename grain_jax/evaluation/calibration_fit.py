@@ -34,6 +34,7 @@ from grain_jax.evaluation.calibration_metrics import (
     predictions,
     separation,
 )
+from grain_jax.evaluation.missed_targets import missed_targets
 from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.reliability import reliability_bins
 from grain_jax.evaluation.zero_shot import label_indices
@@ -243,6 +244,8 @@ def fit(
             "that it is as probable as any other over these images, which takes images of all "
             "classes in about equal numbers."
         )
+    for text in missed_targets(report):
+        tell(text)
     return Fitted(fitted, report | {"notes": notes}, pages)
 
 

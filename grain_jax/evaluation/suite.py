@@ -109,6 +109,7 @@ def evaluate(
             details=details,
             methods=methods or DEFAULT_METHODS,
             kinds=kinds,
+            note=note if final else None,
         )
     return results
 
@@ -318,6 +319,7 @@ def score_zero_shot(
     bank: CaptionBank | None = None,
     support: Support | None = None,
     kinds: Mapping[str, VariantKind] = VARIANTS,
+    note: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = on_texts = None
@@ -343,6 +345,7 @@ def score_zero_shot(
         bank=bank,
         support=support,
         kinds=kinds,
+        note=note,
     )
     if details is not None:  # behind the errors that name an image which cannot be read
         details.zero_shot_sets[dataset.name] = describe_set(dataset) | _drawn_crops(methods, kinds)

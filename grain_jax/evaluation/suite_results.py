@@ -181,6 +181,7 @@ def _evaluate(
             details=details,
             methods=asked.methods_of(one, opened.suite) or DEFAULT_METHODS,
             kinds=asked.kinds_of(one),
+            note=note,
             **images.encode(encoder, encoded),
         )
         details.zero_shot_sets[one.name] |= images.described

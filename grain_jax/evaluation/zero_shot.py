@@ -34,6 +34,7 @@ from grain_jax.zero_shot.methods import (
 )
 from grain_jax.zero_shot.scorers import ClassTexts, class_texts
 from grain_jax.zero_shot.text_kinds import NAMES
+from grain_jax.zero_shot.ties import note_ties
 
 OnScores = Callable[[str, float | None, int, Float[np.ndarray, "n K"], Int[np.ndarray, "n"]], None]
 OnDraws = Callable[[str, float | None, Float[np.ndarray, "D N"]], None]
@@ -128,6 +129,7 @@ def evaluate_zero_shot(
     support: Support | None = None,
     kinds: Mapping[str, VariantKind] = VARIANTS,
     on_texts: Callable[[DecidingTexts], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
 
@@ -152,6 +154,7 @@ def evaluate_zero_shot(
         bank: captions for methods that need them.
         support: labelled images, in the order of the set's classes, likewise.
         kinds: the variants of images, by their names in `VARIANTS`.
+        note: called with sentences on classes whose scores tie.
     """
     check_methods(methods)
     texts = class_texts(dataset)
@@ -198,6 +201,8 @@ def evaluate_zero_shot(
         return _measure(fitted, features, rows, labels, names, on_scores)
 
     fitted, banks = fitted_to(texts, methods)
+    if note is not None:
+        note_ties(dataset.name, dataset.class_names, banks, note)
     if on_texts is not None:
         on_texts(DecidingTexts(banks, features))
     names = mean_vectors(banks[NAMES]) if details and LOKI in fitted.scores else None

@@ -247,8 +247,9 @@ class Encoder:
         return outputs
 
     def texts(self, texts: Sequence[str], *, kind: str) -> Float[np.ndarray, "T E"]:
-        """Embeddings of texts, each different one encoded once; `kind` "caption" or "description"
-        sets the length. Raises ValueError where one is not finite.
+        """Embeddings of texts, each different one encoded once, as are those of the same tokens, so
+        that theirs are equal; `kind` "caption" or "description" sets the length. Raises ValueError
+        where one is not finite.
         """
         if kind not in self.lengths:
             raise ValueError(f"Unknown kind of text {kind!r}; choose one of {list(self.lengths)}.")
@@ -257,6 +258,7 @@ class Encoder:
         row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         tokens, truncated = self._tokens(tuple(row), kind)
         self.truncated_texts += int(truncated.sum())
+        tokens, of_text = _different_rows(tokens)
         lengths = None if isinstance(self.tokenizer, PaddedTokenizer) else used_lengths(tokens)
         groups = length_groups(lengths, tokens.shape, padded_size=self._padded_texts)
         rows = [
@@ -276,12 +278,13 @@ class Encoder:
         odd = _rows_not_finite(embed)
         failure = None
         if len(odd):
+            first = list(row)[int(np.flatnonzero(of_text == odd[0])[0])]
             failure = ValueError(
-                f"The embedding of text {list(row)[odd[0]]!r} is not finite ({len(odd)} of "
-                f"{len(row)} texts). {DIVERGED}"
+                f"The embedding of text {first!r} is not finite ({len(odd)} of {len(tokens)} "
+                f"texts). {DIVERGED}"
             )
         raise_in_all(failure)
-        return embed[[row[text] for text in texts]]
+        return embed[of_text[[row[text] for text in texts]]]
 
     def _text_batches(self, tokens: Int[np.ndarray, "T L"]) -> Iterator[np.ndarray | jax.Array]:
         for start in range(0, len(tokens), self.batch_size):
@@ -408,6 +411,17 @@ def errors_about(name: str) -> Iterator[None]:
         raise FailedInAll(f"{name}: {error}", elsewhere=error.elsewhere) from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _different_rows(
+    tokens: Int[np.ndarray, "T L"],
+) -> tuple[Int[np.ndarray, "D L"], Int[np.ndarray, "T"]]:
+    """The rows that differ, in their order, and which of them each row is."""
+    place: dict[bytes, int] = {}
+    of_row = np.array([place.setdefault(row.tobytes(), len(place)) for row in tokens], int)
+    if len(place) == len(tokens):
+        return tokens, of_row
+    return tokens[np.unique(of_row, return_index=True)[1]], of_row
 
 
 def _rows_not_finite(*parts: np.ndarray | None) -> np.ndarray:

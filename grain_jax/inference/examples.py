@@ -1,6 +1,5 @@
 """Example images of classes: checked, embedded once where equal, and fitted with the texts."""
 
-import difflib
 import functools
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,6 +15,7 @@ from grain_jax.inference.inputs import (
     ACCEPTED_IMAGES,
     ImageInput,
     ImageInputs,
+    check_known,
     checked_mapping,
 )
 from grain_jax.inference.results import ImageEmbeddings
@@ -232,8 +232,8 @@ def define(
     if isinstance(examples_only, str):
         raise ValueError(f"examples_only takes a list of labels, not one: [{examples_only!r}].")
     with_examples = () if examples is None else examples.labels
-    _check_known(with_examples, labels, "examples")
-    _check_known(examples_only, labels, "examples_only")
+    check_known(with_examples, labels, "examples")
+    check_known(examples_only, labels, "examples_only")
     for label in examples_only:
         if label not in with_examples:
             raise ValueError(f"examples_only has {label!r}, which has no examples; give it some.")
@@ -288,17 +288,6 @@ def checked_examples(examples: Any) -> Mapping[str, Any]:
         if len(images) == 0:
             raise ValueError(f"The list of examples of {label!r} is empty; give at least one.")
     return examples
-
-
-def _check_known(given: Sequence[str], labels: Sequence[str], what: str) -> None:
-    known = set(labels)
-    for label in given:
-        if label not in known:
-            near = difflib.get_close_matches(label, labels, n=1)
-            raise ValueError(
-                f"{what} has {label!r}, which is not among the {len(labels)} labels"
-                f"{f'; is it {near[0]!r}?' if near else '.'}"
-            )
 
 
 def _name_of(image: ImageInput, position: int, label: str) -> str:

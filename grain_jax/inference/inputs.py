@@ -1,6 +1,5 @@
 """Images and texts as a caller gives them: read or refused."""
 
-import difflib
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from grain_jax.data.classification.class_names import with_nearest
 from grain_jax.data.image_digest import image_digest
 from grain_jax.data.image_files import SkippedSample, read_image_bytes
 from grain_jax.data.records import Record
@@ -148,20 +148,26 @@ def checked_mapping(descriptions: Any) -> Mapping[str, Any]:
     return descriptions
 
 
+def check_known(given: Sequence[str], labels: Sequence[str], what: str) -> None:
+    """Raises ValueError where some of what is `given` for labels are none, with the nearest."""
+    known = set(labels)
+    if unknown := [label for label in given if label not in known]:
+        texts = [str(label) for label in unknown]
+        raise ValueError(
+            f"{what} has {len(unknown)} of {len(given)} names that are not among the "
+            f"{len(labels)} labels; nearest of these: {with_nearest(texts, labels)}. Spell them "
+            "as the labels, add them to the labels, or leave them out."
+        )
+
+
 def checked_descriptions(
     descriptions: Mapping[str, Any] | None, labels: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """{} for none; raises ValueError for labels that are not given, and for what is no text."""
     if descriptions is None:
         return {}
-    known = set(labels)
-    for label, texts in checked_mapping(descriptions).items():
-        if label not in known:
-            near = difflib.get_close_matches(label, labels, n=1)
-            raise ValueError(
-                f"descriptions has {label!r}, which is not among the {len(labels)} labels"
-                f"{f'; is it {near[0]!r}?' if near else '.'}"
-            )
+    check_known(list(checked_mapping(descriptions)), labels, "descriptions")
+    for label, texts in descriptions.items():
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             kind = type(texts).__name__
             given = (

@@ -22,9 +22,9 @@ from grain_jax.inference.calibrated import (
     interpret,
     scored_method,
 )
+from grain_jax.inference.classifications import ComparedTexts, classifications
 from grain_jax.inference.encoder import Encoder
 from grain_jax.inference.examples import (
-    EXAMPLES,
     EmbeddedExamples,
     ExampleCache,
     ExampleImages,
@@ -32,7 +32,7 @@ from grain_jax.inference.examples import (
     define,
     labels_of,
 )
-from grain_jax.inference.grounding import best_regions, grounded_texts, to_pixels
+from grain_jax.inference.grounding import best_regions, to_pixels
 from grain_jax.inference.inputs import (
     ACCEPTED_IMAGES,
     ImageInput,
@@ -44,10 +44,8 @@ from grain_jax.inference.notes import warn_caller
 from grain_jax.inference.progress_bar import progress_bar
 from grain_jax.inference.results import (
     Classification,
-    GroundedText,
     Grounding,
     ImageEmbeddings,
-    RankedLabel,
     Skipped,
 )
 from grain_jax.inference.text_cache import ClassCache, TextCache
@@ -57,9 +55,11 @@ from grain_jax.zero_shot.calibration import Calibration
 from grain_jax.zero_shot.method import ClassBanks, Images
 from grain_jax.zero_shot.methods import METHODS, encode_banks
 from grain_jax.zero_shot.scorers import ClassTexts, make_class_texts
+from grain_jax.zero_shot.ties import note_ties
 
 BATCH_SIZE = 64  # images or texts at once
 ALPHA = 0.5  # weight of the global score where there are regions and descriptions
+FIRST_GIVEN_FIRST = "those of a tie have equal scores, and the first one given is shown first"
 # What an image may be compared with where there are descriptions; the first is the default.
 DESCRIPTION_METHODS = ("description", "name_and_regions")
 
@@ -188,30 +188,8 @@ class Model:
             calibration=None if defined.with_examples else self.calibration,
             note=self._say,
         )
-        row = {label: k for k, label in enumerate(named)}
-
-        def ranked(n: int, k: int) -> RankedLabel:
-            grounded: tuple[GroundedText, ...] = ()
-            if scored != "name" and defined.defined_by(k) != EXAMPLES:
-                of_texts = row[labels[k]]
-                grounded = grounded_texts(embedded, n, texts, banks, of_texts, alpha=alpha)
-            return RankedLabel(
-                labels[k],
-                float(scores[n, k]),
-                float(meaning.probabilities[n, k]),
-                grounded,
-                meaning.num_seen(grounded),
-                defined.defined_by(k),
-                None if examples is None else defined.num_examples[k],
-            )
-
-        results = []
-        for n, name in enumerate(embedded.names):
-            best = np.argsort(-meaning.rank_by[n], kind="stable")[:top_k].tolist()
-            height, width = embedded.sizes[n].tolist()
-            shown, calibrated = tuple(ranked(n, k) for k in best), meaning.of_image(n, labels)
-            results.append(Classification(name, height, width, shown, len(labels), calibrated))
-        return results
+        compared = ComparedTexts(texts, banks, alpha, grounded=scored != "name")
+        return list(classifications(embedded, scores, meaning, defined, compared, top_k=top_k))
 
     def ground(
         self,
@@ -373,7 +351,7 @@ class Model:
                 self._say(undescribed_note("labels", texts.undescribed, len(labels)))
             embed = self._text_cache.embed
             settings = self.loaded.config.evaluation
-            return texts, encode_banks(
+            banks = encode_banks(
                 embed,
                 texts,
                 methods=(method,),
@@ -381,6 +359,10 @@ class Model:
                 prompt_ensembling=settings.prompt_ensembling,
                 region_aggregation=settings.region_aggregation,
             )
+            note_ties(
+                "labels", labels, banks, self._say, together=True, consequence=FIRST_GIVEN_FIRST
+            )
+            return texts, banks
 
         key = (tuple(labels), tuple(described.items()), prompts, description_template, method)
         return self._class_cache.get(key, make)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 Box = tuple[float, float, float, float]
+DESCRIPTION, NAME = "description", "name"  # what the texts of a label are
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class RankedLabel:
     highest-scoring first.
 
     Where the whole image alone decides (alpha 1, a CLIP model) they are as it met them, in their
-    template. A label without descriptions has its name there, or its prompts; one that is defined
-    by examples alone has nothing.
+    template. A label without descriptions has its name there, or its prompts, and
+    `grounded_kind` says so; one that is defined by examples alone has nothing.
     """
 
     label: str
@@ -60,10 +61,12 @@ class RankedLabel:
     # `Classification.calibrated` is not None.
     probability: float
     grounded: tuple[GroundedText, ...]  # () by name alone
-    num_seen: int | None = None  # descriptions that a region shows; None where not calibrated
+    # Descriptions that a region shows; None where not calibrated, and without descriptions.
+    num_seen: int | None = None
     # "texts", "examples" or "both"; None where no examples were given
     defined_by: str | None = None
     num_examples: int | None = None  # different ones of the label, likewise
+    grounded_kind: str | None = None  # "description" or "name": what `grounded` has; None for ()
 
 
 @dataclass(frozen=True)

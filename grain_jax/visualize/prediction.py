@@ -25,13 +25,14 @@ MAX_ENTRIES = 24  # texts under the image
 @dataclass(frozen=True)
 class LabelRow:
     """A label with its probability among all labels given; `match`: the description of it that
-    the image matches best, with its cosine.
+    the image matches best, with its cosine, or its name where it is `named` alone.
     """
 
     label: str
     probability: float
     score: float
     match: tuple[str, float] | None = None
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def _label_lines(labels: Sequence[LabelRow], num_labels: int, measure: Measure) 
         )
         first.bar = (one.probability, 1 / num_labels)
         if one.match is not None:
-            text = f"best-matching description: {one.match[0]} ({one.match[1]:.2f})"
+            what = "compared by name" if one.named else "best-matching description"
+            text = f"{what}: {one.match[0]} ({one.match[1]:.2f})"
             for part in measure.wrapped(text, room - 0.15, size=SMALL, max_lines=3):
                 lines.append(
                     _Line(part, left=MARGIN + 0.15, size=SMALL, colour=FAINT, height=0.165)

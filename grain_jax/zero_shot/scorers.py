@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.config.schema import RegionAggregation
+from grain_jax.data.classification.class_names import with_nearest
 from grain_jax.data.placeholder import check_placeholder
 from grain_jax.data.records import ZeroShotSet
 
@@ -110,8 +111,9 @@ def make_class_texts(
     ):
         if unknown := sorted(set(texts) - set(names)):
             raise ValueError(
-                f"{title} describes {unknown[0]!r}, which is not among its "
-                f"{len(names)} classes; use the exact class names as keys."
+                f"{title} describes {len(unknown)} that are not among its {len(names)} classes; "
+                f"nearest of these: {with_nearest(unknown, names)}. Use the exact class names as "
+                "keys."
             )
     if not templates:
         raise ValueError(f"{title} has no prompt template; give one, or '{{}}'.")
@@ -167,8 +169,9 @@ class TextBank:
     """Embeddings of the texts of K classes: each different text once, and which rows belong to
     which class.
 
-    Classes with the same texts are scored once: computed apart, their scores differ in the last bit
-    wherever a matrix product treats their columns unlike, and would not tie.
+    Classes whose texts have equal embeddings, as the same texts have and those that the tokenizer
+    reads alike, are scored once: computed apart, their scores differ in the last bit wherever a
+    matrix product treats their columns unlike, and would not tie.
     """
 
     embed: Float[np.ndarray, "T E"]
@@ -177,11 +180,15 @@ class TextBank:
     @functools.cached_property
     def distinct(self) -> tuple[tuple[Int[np.ndarray, "_"], ...], Int[np.ndarray, "K"]]:
         """The members of classes that differ, and which of them each class has."""
+        row_of: dict[bytes, int] = {}
+        same = np.array(
+            [row_of.setdefault(row.tobytes(), i) for i, row in enumerate(self.embed)], int
+        )
         position: dict[bytes, int] = {}
         first: list[np.ndarray] = []
         of_class = np.empty(len(self.members), int)
         for k, rows in enumerate(self.members):
-            key = np.sort(rows).tobytes()
+            key = np.sort(same[rows]).tobytes()
             if key not in position:
                 position[key] = len(first)
                 first.append(rows)

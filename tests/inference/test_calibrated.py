@@ -75,6 +75,17 @@ def test_the_temperature_divides_the_logits_and_keeps_the_order():
         assert found.ranked[0].probability == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_name_is_not_counted_among_descriptions_that_are_seen():
+    described = {"robin": ["red", "green"]}
+    labels = ("jay", "robin")
+    texts = make_class_texts(labels, templates=("a {} thing",), descriptions=described)
+    fitted = calibration(texts_sha256=texts_sha256(labels, texts, KINDS))
+    found = answer_of(fitted, described, labels=labels)
+    assert found.calibrated is not None
+    assert found.calibrated.label_set is not None
+    assert {one.label: one.num_seen for one in found.ranked} == {"robin": 1, "jay": None}
+
+
 def test_sets_evidence_and_none_of_these():
     notes: list[str] = []
     found = answer_of(calibration(), notes=notes)

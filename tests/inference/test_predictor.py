@@ -168,7 +168,7 @@ def test_what_may_spoil_an_answer_is_noted(model):
     notes = []
     toy = toy_model(note=notes.append)
     toy.classify(make_image("red"), ["x", "y"], {"x": ["blue"]})
-    assert "1 of 2 classes have no description ('y' first)" in notes.pop()
+    assert "1 of 2 classes have no description ('y')" in notes.pop()
     toy.classify(make_image("red"), ["x", "y"], {"x": ["blue"]})
     assert notes == []  # said once
     toy.embed_texts(["one two three four red"], "description")

@@ -94,7 +94,11 @@ def test_labels_may_come_from_their_descriptions():
         (("red",), {}, r"labels takes a list of texts, not one: \['red'\]"),
         ((["red", " "],), {}, r"labels\[1\] is ' '"),
         ((["red", "blue", "red"],), {}, "Label 'red' is given more than once"),
-        ((["red"], {"redd": ["x"]}), {}, r"'redd', which is not among the 1 labels; is it 'red'\?"),
+        (
+            (["red"], {"redd": ["x"]}),
+            {},
+            "1 of 1 names that are not among the 1 labels; nearest of these: 'redd': 'red'",
+        ),
         ((["red"], {"red": "a crest"}), {}, "must be a list of texts"),
         ((["red"], {"red": [" "]}), {}, "holds no text"),
         ((["red"],), {"alpha": 0.5}, "give some, or leave alpha out"),

@@ -240,21 +240,29 @@ def test_labels_of_examples_alone_are_not_read():
     model.classify(ASKED, LABELS, DESCRIBED, examples=GIVEN, examples_only=["odd"])
     assert notes == []
     model.classify(ASKED, LABELS, DESCRIBED, examples=GIVEN)
-    assert "1 of 3 classes have no description ('odd' first)" in notes.pop()
+    assert "1 of 3 classes have no description ('odd')" in notes.pop()
 
 
 @pytest.mark.parametrize(
     ("examples", "options", "message"),
     [
         ({}, {}, "examples holds no class"),
-        ({"od": ODD}, {}, "examples has 'od', which is not among the 3 labels; is it 'odd'"),
+        (
+            {"od": ODD},
+            {},
+            "examples has 1 of 1 names that are not among the 3 labels; .*'od': 'odd'",
+        ),
         ({"odd": []}, {}, "The list of examples of 'odd' is empty"),
         ({"odd": [b"none"]}, {}, "'example 0 of odd': 4 bytes are not an image"),
         ({"odd": ["gone.png"]}, {}, r"'gone.png \(example of odd\)': there is no such file"),
         ({"odd": ODD}, {"example_weight": 1.5}, "given 1.5, expected 0 to 1"),
         ({"odd": ODD}, {"examples_only": "odd"}, r"not one: \['odd'\]"),
         ({"odd": ODD}, {"examples_only": ["red"]}, "'red', which has no examples"),
-        ({"odd": ODD}, {"examples_only": ["rod"]}, "'rod', which is not among the 3 labels"),
+        (
+            {"odd": ODD},
+            {"examples_only": ["rod"]},
+            "not among the 3 labels; nearest of these: 'rod'",
+        ),
         (None, {"example_weight": 0.5}, "example_weight is about examples; give some"),
         (None, {"examples_only": ["odd"]}, "examples_only is about examples; give some"),
     ],

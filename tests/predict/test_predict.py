@@ -5,6 +5,8 @@ import os
 
 import numpy as np
 import pytest
+from figures import texts_of
+from matplotlib.figure import Figure
 from predict_calls import call, rows
 from toy_encoder import toy_model
 
@@ -30,18 +32,19 @@ def test_labels_and_phrases_are_printed_and_written(loaded_with, make_images, ca
     assert status == 0
     assert loaded_with == [("run", None, False, 3)]
     assert "2 images; written: out.csv, out.json." in printed.err
-    assert printed.err.count("1 of 3 classes have no description ('crow' first)") == 1
+    assert printed.err.count("1 of 3 classes have no description ('crow')") == 1
     assert "in/a.png" in printed.out
     assert "a blue tail" in printed.out
     table = rows(make_images / "out.csv")
     assert [row["file"] for row in table] == ["in/a.png"] * 4 + ["other/a.jpg"] * 4
     first = table[0]
     assert (first["kind"], first["rank"], first["text"]) == ("label", "1", "robin")
-    assert first["grounded"] == "red"
+    assert (first["grounded"], first["grounded_kind"]) == ("red", "description")
     assert [float(first[name]) for name in ("x0", "y0", "x1", "y1")] == [0, 0, 40, 40]
     assert float(first["score"]) == pytest.approx(1, abs=0.01)
     tail = table[2]
     assert (tail["kind"], tail["rank"], tail["text"]) == ("phrase", "", "a blue tail")
+    assert tail["grounded_kind"] == ""
     assert [float(tail[name]) for name in ("x0", "y0", "x1", "y1")] == [40, 0, 80, 40]
     report = json.loads((make_images / "out.json").read_text())
     assert report["request"]["phrases"] == ["a blue tail", "a red eye"]
@@ -58,6 +61,30 @@ def test_labels_and_phrases_are_printed_and_written(loaded_with, make_images, ca
     assert report["skipped"] == []
     assert report["request"]["alpha"] == 0.25
     assert report["request"]["templates"] is None  # none played a part
+
+
+def test_a_label_without_descriptions_is_shown_by_name(
+    loaded_with, make_images, capsys, monkeypatch
+):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+    options = ("--csv=out.csv", "--json=out.json", "--output=out")
+    labels = ("--labels=robin,blue", "--descriptions=descriptions.json")
+    assert call("other/a.jpg", *labels, *options) == 0
+    printed = capsys.readouterr().out
+    assert "best-matching description, or name" in printed
+    assert "name: blue (" in printed
+    assert "name: red" not in printed
+    found = {row["text"]: row["grounded_kind"] for row in rows(make_images / "out.csv")}
+    assert found == {"robin": "description", "blue": "name"}
+    (image,) = json.loads((make_images / "out.json").read_text())["images"]
+    assert {one["label"]: one["grounded_kind"] for one in image["labels"]} == found
+    texts = [text for text, _ in texts_of(figures[0])]
+    assert "name of 'blue'" in texts
+    assert any(text.startswith("compared by name: blue (") for text in texts)
+    assert any(text.startswith("best-matching description: red (") for text in texts)
+    assert call("other/a.jpg", "--labels=robin,jay", labels[1]) == 0
+    assert ", or name" not in capsys.readouterr().out
 
 
 def test_what_was_not_given_is_written_as_it_was_used(loaded_with, make_images):

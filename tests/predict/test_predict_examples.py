@@ -91,7 +91,9 @@ def test_other_layouts_are_read_as_by_evaluate(tmp_path):
     ]
     write_webdataset(tmp_path / "tars", shards, ["odd one", "green bird"])
     found = read_examples(tmp_path / "tars", ["Green_bird"], note=print)
-    assert found == {"Green_bird": [encoded("green")], "odd one": [encoded("red")]}
+    assert found == {"Green_bird": [encoded("green")]}
+    found = read_examples(tmp_path / "tars", [], note=print)
+    assert found == {"green bird": [encoded("green")], "odd one": [encoded("red")]}
     (tmp_path / "table/images").mkdir(parents=True)
     (tmp_path / "table/images/a.png").write_bytes(encoded("red"))
     (tmp_path / "table/labels.csv").write_text("file,label\nimages/a.png,x\n")
@@ -110,16 +112,33 @@ def test_without_examples_nothing_says_what_defines_a_label(loaded_with, make_im
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labels=green bird,odd", "--examples=labelled"], "is it 'odd'?"),
+        (["--labels=green,odd", "--examples=labelled"], "None of the 2 classes of --examples="),
+        (["--labels=green,odd", "--examples=labelled"], "'green': 'Green_Bird'; 'odd': 'odd one'"),
         (["--labels=green bird,odd one", "--examples=gone"], "There is no folder"),
         (["--labels=a,b", "--example_weight=0.5"], "--example_weight goes with --examples"),
         (["--labels=a,b", "--examples_only=a"], "--examples_only goes with --examples"),
-        (["--examples=labelled", "--examples_only=x"], "'x', which is not among the 2 labels"),
+        (["--examples=labelled", "--examples_only=x"], "--examples_only has 1 of 1 names"),
     ],
 )
-def test_mistakes_are_named(loaded_with, folder, arguments, message, capsys):
+def test_mistakes_are_named_before_a_model_is_loaded(
+    loaded_with, folder, arguments, message, capsys
+):
     assert call("in/a.png", *arguments) == 2
     assert message in capsys.readouterr().err
+    assert loaded_with == []
+
+
+def test_classes_that_are_no_labels_are_left_out_with_a_note(loaded_with, folder, capsys):
+    (folder / "odd one/bad.png").write_bytes(b"never read")
+    assert call(*ARGUMENTS, "--labels=green bird,odd", "--examples=labelled") == 0
+    note = (
+        "1 of 2 classes of 'labelled' are not among the 2 labels and are left out ('odd"
+    )
+    said = capsys.readouterr().err
+    assert note in said
+    assert "labels without examples are 'odd': 'odd one'." in said
+    found = {row["text"]: row["defined_by"] for row in rows(folder.parent / "out.csv")}
+    assert found == {"green bird": "both", "odd": "texts"}
 
 
 def test_an_example_that_cannot_be_read_is_named(loaded_with, folder, capsys):

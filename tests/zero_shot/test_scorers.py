@@ -72,8 +72,8 @@ def test_texts_about_the_whole_image_replace_filled_descriptions():
     [
         ({"class_names": ()}, "no classes"),
         ({"class_names": ("a", "b", "a")}, "'a' more than once"),
-        ({"class_names": ("a",), "descriptions": {"b": ("x",)}}, "describes 'b'"),
-        ({"class_names": ("a",), "global_texts": {"b": ("x",)}}, "describes 'b'"),
+        ({"class_names": ("a",), "descriptions": {"b": ("x",)}}, "nearest of these: 'b'"),
+        ({"class_names": ("a",), "global_texts": {"b": ("x",)}}, "describes 1 that are not"),
         ({"class_names": ("a",), "templates": ("no hole",)}, "exactly one"),
         ({"class_names": ("a",), "templates": ()}, "no prompt template"),
         ({"class_names": ("a",), "description_template": "{} and {}"}, "exactly one"),

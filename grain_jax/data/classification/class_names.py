@@ -18,7 +18,7 @@ from grain_jax.data.text_files import entries_hint
 # Methods of binding a list of names to labels; those other than "name" must be chosen explicitly.
 Binding = Literal["name", "order", "elimination"]
 BINDINGS: tuple[Binding, ...] = get_args(Binding)
-SHOWN = 5  # pairs and labels listed in a message
+SHOWN = 10  # pairs and names listed in a message
 ENTITY = re.compile(r"&(#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 
 
@@ -289,19 +289,17 @@ def _refuse_unnamed(
         return
     free = [name for name in given if name not in found.values()]
     proposed = {label: nearest_name(label, free) or "?" for label in unnamed[:SHOWN]}
+    nearest = with_nearest(unnamed, free)
     if len(unnamed) == len(free) == 1 and len(given) == len(labels):
         proposed = {unnamed[0]: free[0]}
+        nearest = f"{unnamed[0]!r}: {free[0]!r}"
     what = "a key" if isinstance(given, dict) else "a name"
-    nearest = "; ".join(
-        f"{label!r}: " + (f"{name!r}" if name != "?" else "none is similar")
-        for label, name in proposed.items()
-    )
     message = (
         f"Label {unnamed[0]!r} has no class name in {source!r} ({len(unnamed)} of "
         f"{len(labels)} labels lack one); add it. Nearest of {len(free)} not taken: {nearest}."
     )
     if isinstance(given, list):
-        bound = dict(list(found.items())[: SHOWN - 1]) | proposed
+        bound = dict(list(found.items())[:4]) | proposed
         message += (
             " Or write a JSON object {label: name}, such as "
             f"{json.dumps(bound, ensure_ascii=False)}, and give it to --classes."
@@ -316,6 +314,22 @@ def _refuse_unnamed(
     else:
         message += f" Each label needs {what} of its own."
     raise ValueError(message)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first `SHOWN` of the names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more
+
+
+def with_nearest(names: Sequence[str], among: Sequence[str]) -> str:
+    """As `listed`, each with the `nearest_name` of others."""
+    parts = []
+    for name in names[:SHOWN]:
+        near = nearest_name(name, among)
+        parts.append(f"{name!r}: {f'{near!r}' if near else 'none is similar'}")
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "; ".join(parts) + more
 
 
 def nearest_name(label: str, names: Sequence[str]) -> str:

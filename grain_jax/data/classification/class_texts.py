@@ -6,9 +6,10 @@ from typing import Any
 
 from grain_jax.data.classification.class_names import (
     joined_key,
+    listed,
     name_key,
-    nearest_name,
     spaced_words,
+    with_nearest,
 )
 from grain_jax.data.placeholder import check_placeholder
 from grain_jax.data.text_files import entries_hint
@@ -75,21 +76,27 @@ def bind_descriptions(
                 )
             found[name] = tuple(text.strip() for text in texts if text.strip())
     if not found:
+        classes = list(dict.fromkeys(names.values()))
         raise ValueError(
-            f"No key of {source!r} is a class of {title!r}: keys are like "
-            f"{next(iter(given), '')!r}, classes like {next(iter(names.values()))!r}. Keys must be "
-            f"class names or labels{entries_hint(given)}."
+            f"No key of {source!r} is a class of {title!r}: of its {len(given)} keys ("
+            f"{listed(list(given))}) the nearest to each of {len(classes)} classes are "
+            f"{with_nearest(classes, list(given))}. Keys must be class names or labels"
+            f"{entries_hint(given)}; spell them as these, or give the file of these classes."
         )
     classes = len(set(names.values()))
     empty = [name for name in names.values() if not found.get(name)]
     if empty:
         note(undescribed_note(title, empty, classes, undescribed))
     if others:
-        near = nearest_name(empty[0], others) if empty else ""
-        note(
-            f"{title}: {len(others)} of {len(given)} entries of {source!r} are of other "
-            f"classes{f'; the nearest to {empty[0]!r} is {near!r}' if near else ''}."
+        unused = (
+            f"{title}: {len(others)} of {len(given)} entries of {source!r} are of other classes"
         )
+        if empty:
+            unused += (
+                f"; the nearest of them to those without one are {with_nearest(empty, others)}. "
+                "Where the same class is meant, spell its key as the class"
+            )
+        note(f"{unused}.")
     return found
 
 
@@ -137,5 +144,5 @@ def undescribed_note(
     """A note on classes without descriptions, with the consequence as its end."""
     return (
         f"{title}: {len(undescribed)} of {num_classes} classes have no description "
-        f"({undescribed[0]!r} first){consequence}."
+        f"({listed(undescribed)}){consequence}."
     )

@@ -140,7 +140,7 @@ def test_descriptions_are_of_one_class():
     given = {"annual crop land": ["x"], "forest": ["y"]}
     labels = {"AnnualCrop": "AnnualCrop", "Forest": "Forest"}
     assert bind_descriptions(given, labels, "d", "set", notes.append) == {"Forest": ("y",)}
-    assert "the nearest to 'AnnualCrop' is 'annual crop land'" in notes[1]
+    assert "'AnnualCrop': 'annual crop land'. Where the same class" in notes[1]
 
 
 def test_a_shared_name_describes_all_of_its_classes():

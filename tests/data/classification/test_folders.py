@@ -87,7 +87,7 @@ def test_descriptions_are_bound_by_name_or_label_not_by_order(table, tmp_path):
     notes: list[str] = []
     dataset = load_zero_shot(table, descriptions=str(tmp_path / "d.json"), note=notes.append)
     assert dataset.descriptions == {"newt": ("wet",), "owl": ("big eyes",), "sea horse": ()}
-    assert any("1 of 3 classes have no description ('sea horse' first)" in n for n in notes)
+    assert any("1 of 3 classes have no description ('sea horse')" in n for n in notes)
     assert any("1 of 4 entries" in note for note in notes)
 
 

@@ -30,7 +30,7 @@ def read(tmp_path):
 def test_texts_of_classes_are_bound_by_name(read):
     found, notes = read("cupl", {"Barn_Owl": ["An owl.", " "], "1": ["A wren."]})
     assert found.of_classes["cupl"] == {"barn owl": ("An owl.",), "wren": ("A wren.",)}
-    assert "1 of 3 classes have no description ('jay' first) in " in notes[0]
+    assert "1 of 3 classes have no description ('jay') in " in notes[0]
     assert "cupl.json', and are scored by their name" in notes[0]
 
 

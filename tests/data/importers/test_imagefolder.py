@@ -95,7 +95,7 @@ def test_descriptions_are_kept_under_the_names_of_labels(root: Path) -> None:
     notes = json.loads((root.parent / "out" / "report-train.json").read_text())["figures"]["notes"]
     assert not any("scored" in note for note in notes)
     assert any("1 of 3 entries of " in n for n in notes)
-    assert any(n.endswith("have no description ('wren' first).") for n in notes)
+    assert any(n.endswith("have no description ('wren').") for n in notes)
 
 
 def test_descriptions_of_other_classes_are_refused(root: Path, capsys) -> None:
