@@ -94,9 +94,9 @@ def test_queries_and_keys_are_normalised_as_by_the_layer(dtype, tolerance):
     assert_equal(with_gradients(found, *inputs), with_gradients(expected, *inputs), tolerance)
 
 
-@pytest.mark.parametrize("size", [1, 100])
+@pytest.mark.parametrize("size", [1, 10])
 def test_in_bfloat16_it_is_as_near_to_float32_as_xla(size):
-    """With a mean far from zero under the norms, and with logits in the thousands without them."""
+    """With a mean far from zero under the norms, and with logits in the hundreds without them."""
     *inputs, gradient = random_inputs((3, 40, 2, 64), jnp.bfloat16)
     inputs = [*(size * x + 5 for x in inputs[:2]), inputs[2]]
     rows = jnp.asarray([[2.0], [0.5], [2.0], [0.5]]) + jnp.zeros((4, 64))
