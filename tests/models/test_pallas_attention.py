@@ -12,6 +12,7 @@ from tiny_run import TinyRun, random_batch, tiny_config
 
 from grain_jax.config import MeshConfig, ModelConfig, TextConfig, VisionConfig
 from grain_jax.models import attention, layers
+from grain_jax.models import pallas_attention as kernel
 from grain_jax.models.image_text import build_model
 from grain_jax.models.pallas_attention import MAX_TOKENS, pallas_attention
 from grain_jax.parallel.sharding import make_mesh, use_mesh
@@ -52,6 +53,8 @@ def assert_equal(found: Any, expected: Any, tolerance: float) -> None:
         ((6, 32, 2, 64), True, None),  # several texts a turn
         ((2, 80, 4, 32), True, 77),
         ((1, 584, 2, 64), False, 577),
+        ((5, 24, 1, 128), True, 19),  # one head, with no lanes to spare
+        ((2, 40, 9, 16), False, 33),
         ((2, 16, 2, 8), False, 0),  # no key is seen: the mean of all values, as XLA has it
     ],
 )
@@ -89,6 +92,68 @@ def test_queries_and_keys_are_normalised_as_by_the_layer(dtype, tolerance):
 
     inputs = (gradient, query, key, value, rows)
     assert_equal(with_gradients(found, *inputs), with_gradients(expected, *inputs), tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_in_bfloat16_it_is_as_near_to_float32_as_xla(size):
+    """With a mean far from zero under the norms, and with logits in the hundreds without them."""
+    *inputs, gradient = random_inputs((3, 40, 2, 64), jnp.bfloat16)
+    inputs = [*(size * x + 5 for x in inputs[:2]), inputs[2]]
+    rows = jnp.asarray([[2.0], [0.5], [2.0], [0.5]]) + jnp.zeros((4, 64))
+
+    def expected(dtype: Any, *inputs: Any) -> Any:
+        query, key, value, *norms = inputs
+        query, key = query.astype(dtype), key.astype(dtype)
+        for i, x in enumerate((query, key) if norms else ()):
+            parameters = {"params": {"scale": norms[0][2 * i], "bias": norms[0][2 * i + 1]}}
+            x = layers.LayerNorm(1e-6, "kv", dtype).apply(parameters, x)
+            query, key = (x, key) if i == 0 else (query, x)
+        return attention.attend(query, key, value.astype(dtype), implementation="xla").astype(
+            gradient.dtype if dtype == jnp.bfloat16 else jnp.float32
+        )
+
+    def found(query: Any, key: Any, value: Any, norms: Any = None) -> Any:
+        return interpreted(query, key, value, norms=norms)
+
+    inputs = [*inputs, rows] if size == 1 else inputs
+    whole = [x.astype(jnp.float32) for x in (gradient, *inputs)]
+    exact = with_gradients(functools.partial(expected, jnp.float32), *whole)
+    by_xla = with_gradients(functools.partial(expected, jnp.bfloat16), gradient, *inputs)
+    by_kernel = with_gradients(found, gradient, *inputs)
+    for name, a, b, c in zip(
+        ("output", "q", "k", "v", "norms"), by_kernel, by_xla, exact, strict=False
+    ):
+        size_of = np.abs(c).mean()
+        assert np.abs(a - c).mean() < 1.2 * np.abs(b - c).mean() + 1e-4 * size_of, name
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_logits_of_thousands(causal):
+    """One key has all the weight, and no row of weights is lost."""
+    query, key, value, gradient = random_inputs((2, 21, 2, 16))
+    fns = (
+        functools.partial(interpreted, causal=causal, num_keys=19),
+        functools.partial(attention.attend, implementation="xla", causal=causal, num_keys=19),
+    )
+    inputs = (100 * query, 100 * key - 50, value)
+    found, expected = (with_gradients(fn, gradient, *inputs) for fn in fns)
+    assert np.abs(expected[0]).max() > 1
+    assert_equal(found, expected, 1e-4)
+
+
+def test_heads_in_groups_compute_the_same(monkeypatch):
+    """As many heads and sequences as fit take a step together."""
+    *inputs, gradient = random_inputs((4, 24, 3, 16))
+    rows = 1 + jax.random.normal(jax.random.key(1), (4, 16))
+
+    def fn(query: Any, key: Any, value: Any, norms: Any) -> Any:
+        return interpreted(query, key, value, norms=norms)
+
+    together = with_gradients(fn, gradient, *inputs, rows)
+    for most in (1, 5 * 24**2):
+        monkeypatch.setattr(kernel, "MAX_WEIGHTS", most)
+        apart = with_gradients(functools.partial(fn), gradient, *inputs, rows)
+        assert_equal(apart, together, 1e-6)
 
 
 @pytest.mark.slow
