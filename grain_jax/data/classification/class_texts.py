@@ -76,11 +76,11 @@ def bind_descriptions(
                 )
             found[name] = tuple(text.strip() for text in texts if text.strip())
     if not found:
-        classes = list(dict.fromkeys(names.values()))
+        wanted = list(dict.fromkeys(names.values()))
         raise ValueError(
             f"No key of {source!r} is a class of {title!r}: of its {len(given)} keys ("
-            f"{listed(list(given))}) the nearest to each of {len(classes)} classes are "
-            f"{with_nearest(classes, list(given))}. Keys must be class names or labels"
+            f"{listed(list(given))}) the nearest to each of {len(wanted)} classes are "
+            f"{with_nearest(wanted, list(given))}. Keys must be class names or labels"
             f"{entries_hint(given)}; spell them as these, or give the file of these classes."
         )
     classes = len(set(names.values()))
