@@ -131,9 +131,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(
 def test_classes_that_are_no_labels_are_left_out_with_a_note(loaded_with, folder, capsys):
     (folder / "odd one/bad.png").write_bytes(b"never read")
     assert call(*ARGUMENTS, "--labels=green bird,odd", "--examples=labelled") == 0
-    note = (
-        "1 of 2 classes of 'labelled' are not among the 2 labels and are left out ('odd"
-    )
+    note = "1 of 2 classes of 'labelled' are not among the 2 labels and are left out ('odd"
     said = capsys.readouterr().err
     assert note in said
     assert "labels without examples are 'odd': 'odd one'." in said
