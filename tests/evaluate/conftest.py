@@ -14,8 +14,15 @@ from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig,
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluate_notes import PIPE_WIDTH
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import EVERYTHING
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Tables as wide as those of a pipe."""
+    monkeypatch.setenv("COLUMNS", str(PIPE_WIDTH))
 
 
 @pytest.fixture

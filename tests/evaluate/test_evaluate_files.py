@@ -40,7 +40,7 @@ def test_results_that_cannot_be_written_are_still_printed(run, records, capsys, 
 
 
 def test_results_that_nobody_reads_are_still_written(run, records, monkeypatch):
-    def closed(results, console, *, headline):
+    def closed(results, console, **options):
         raise SystemExit(1)  # rich's answer to a closed pipe
 
     monkeypatch.setattr(evaluate, "print_results", closed)

@@ -64,7 +64,7 @@ def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
         (["--description_template=a {{}}"], "--description_template goes with labelled images"),
         (["--checkpoint=elsewhere"], "holds no run"),
         (["--output=nowhere/out.json"], "no folder 'nowhere' for --output"),
-        (["--output={images}"], "is a folder; expected a file"),
+        (["--predictions={images}"], "is a folder; expected a file"),
         (["--output={records}/dataset_info.json"], "exists; give another file, or --overwrite"),
         (["--predictions={records}/dataset_info.json"], "exists; give another file"),
         (["--predictions={records}/a.txt"], "should end in .jsonl or .csv"),

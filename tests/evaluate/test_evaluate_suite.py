@@ -17,7 +17,8 @@ def test_several_checkpoints_are_one_table_and_a_file_each(two_runs, images, cap
     given = [f"--checkpoint={first}", f"--checkpoint={other}", f"--data={images}"]
     assert evaluate.main(given) == 0
     printed = plain(capsys.readouterr().out)
-    assert re.search(r"colours name top-1 100.0 \(\S+-100.0\) 61.1 \(\S+-\S+\)", printed)
+    assert "In all rows: set colours; metric top-1." in printed
+    assert re.search(r" name 100.0 \(\S+-100.0\) 61.1 \(\S+-\S+\)", printed)
     assert printed.count("Written to") == 2
     assert stored_results(written(first))["colours/name"] == 1.0
     mistaken = (1 / 3 + 1 / 2 + 1) / 3  # red is nothing to it, green is red as well

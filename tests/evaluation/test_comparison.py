@@ -9,6 +9,7 @@ import pytest
 from plain_text import plain
 
 from grain_jax import evaluate
+from grain_jax.evaluate_notes import PIPE_WIDTH
 from grain_jax.evaluation.comparison import (
     TASKS,
     compare_methods,
@@ -159,7 +160,8 @@ def test_the_command_prints_a_table_and_writes_records(two, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_is_compared_under_the_name_of_its_metric(task, tmp_path, capsys):
+def test_every_task_is_compared_under_the_name_of_its_metric(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(PIPE_WIDTH))
     files = []
     for name, correct in (("a", [0, 1] * 9), ("b", [1, 1] * 9)):
         lines = [line | {"task": task} for line in zero_shot(correct)]

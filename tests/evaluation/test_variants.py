@@ -100,9 +100,9 @@ def test_tables_say_how_often_an_image_is_encoded():
     titles = [row[1] for row in result_tables(results)[0].rows]
     assert titles == [
         "name",
-        "WCA (random crops), encodes each image 61 times",
-        "GC-CLIP (crops at its boxes), encodes each image 11 times",
-        "FGVP (blur outside its boxes), encodes each image 3 times",
+        "wca (random crops), encodes each image 61 times",
+        "gc_clip (crops at its boxes), encodes each image 11 times",
+        "fgvp (blur outside its boxes), encodes each image 3 times",
     ]
     assert [r for r in from_logged(logged(results)) if r.metric == "passes" and r.n != 2] == []
     assert logged(results)["birds/wca/passes"] == 61

@@ -30,7 +30,7 @@ def test_each_power_of_two_is_compiled_once():
         assert len(model.embed_images(make_images[:count])) == count
     assert Counting.traced == [("images", 1), ("images", 4), ("images", 2)]
     Counting.traced.clear()
-    for texts in (["red"], ["blue"], ["a", "b"], [f"word {i}" for i in range(7)]):
+    for texts in (["red"], ["blue"], ["a", "a b"], ["red a" + " b" * i for i in range(7)]):
         model.embed_texts(texts)
     assert Counting.traced == [("texts", 1), ("texts", 2), ("texts", 4)]
 
