@@ -6,7 +6,6 @@ number of processes and become a data set once the metadata lists them.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -210,14 +209,6 @@ class RecordSource:
 
     def __len__(self) -> int:
         return len(self._data)
-
-    @property
-    def info_sha256(self) -> str:
-        """Of the name of the split and of the metadata, which have the bytes of every split."""
-        found = hashlib.sha256(f"{self._split}\n".encode())
-        for name in METADATA_FILES:
-            found.update((tfds.core.Path(self._directory) / name).read_bytes())
-        return found.hexdigest()
 
     @property
     def num_with_regions(self) -> int | None:

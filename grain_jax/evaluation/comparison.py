@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +177,10 @@ def _method(line: Mapping[str, Any]) -> str:
 def compare_models(
     first: Sequence[Predictions], second: Sequence[Predictions], *, seed: int = 0
 ) -> list[Comparison]:
-    """B against A, each of one or several trainings, by every method and set that all have. Where
-    each file has a single set, its name may differ (`named_alike`).
+    """B against A, each of one or several trainings, by every method and set that all have.
 
     Raises ValueError where nothing is in all, or where answers are to other questions.
     """
-    first, second = (named_alike(side, as_in=first[0]) for side in (first, second))
     everywhere = set.intersection(*(set(one) for one in (*first, *second)))
     if not everywhere:
         raise ValueError(
@@ -194,29 +192,8 @@ def compare_models(
     return _compared(pairs, first, second, same_trainings=False, seed=seed)
 
 
-def named_alike(files: Sequence[Predictions], *, as_in: Predictions) -> list[Predictions]:
-    """The files with the name that `as_in` has of its only set, where they have a single one too
-    whose answers were chosen from the same classes or texts: sets are called after their folder,
-    and the same images may lie in several. Whether they are the same is seen by their questions.
-    """
-    names = [{measure.dataset for measure in one} for one in (as_in, *files)]
-    chosen_from = [
-        {(measure.task, *sorted(answers.choices)) for measure, answers in one.items()}
-        for one in (as_in, *files)
-    ]
-    known = all(len(choices) > 1 for own in chosen_from for choices in own)
-    if not known or any(len(own) != 1 for own in names) or len(set.union(*chosen_from)) != 1:
-        return list(files)
-    (name,) = names[0]
-    return [
-        {replace(measure, dataset=name): answers for measure, answers in one.items()}
-        for one in files
-    ]
-
-
 def left_out(first: Sequence[Predictions], second: Sequence[Predictions]) -> list[str]:
     """A sentence for the methods on a set that the same files lack, sorted."""
-    first, second = (named_alike(side, as_in=first[0]) for side in (first, second))
     files = {f"A{i}": one for i, one in enumerate(first)} | {
         f"B{i}": one for i, one in enumerate(second)
     }
@@ -273,7 +250,6 @@ def compare_with_method(
     `against` is "METHOD/alpha1", or "METHOD" where A has it at one alpha. Raises ValueError where A
     has no such method, or several, and where B has nothing of the same set.
     """
-    first, second = (named_alike(side, as_in=first[0]) for side in (first, second))
     baselines = set.intersection(*map(set, first))
     named = [one for one in baselines if against in (one.method, one.method.partition("/")[0])]
     exact = [one for one in named if one.method == against] or named

@@ -14,8 +14,6 @@ from grain_jax.data.records import Labelled, Source, ZeroShotSet
 from grain_jax.evaluation.content_digests import (
     labelled_sha256,
     records_sha256,
-    texts_sha256,
-    unordered_sha256,
 )
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile
@@ -38,7 +36,9 @@ class ResultDetails:
 
     def add_split(self, name: str, source: Source) -> None:
         """Notes a split of records that was measured."""
-        self.splits[name] = {"images": len(source), "sha256": records_sha256(source)}
+        is_first = jax.process_index() == 0
+        found = records_sha256(source) if is_first else None
+        self.splits[name] = {"images": len(source), "sha256": found}
 
 
 def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
 
     "file" and "file_sha256" are those of the file that the texts were read from, None where there
     was none: classes are then the labels of the images, templates those of the model. "sha256" is
-    of the texts themselves, as they were compared with the images, in any order. Of images, it is
+    of the texts themselves, as they were compared with the images. Of images, it is
     of their bytes and labels; of a multi-host run the first process alone has it, the others None.
     Raises OSError for a file that has gone.
     """
@@ -65,19 +65,19 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
         "classes": {
             "count": len(dataset.class_names),
             **_file(dataset, "classes"),
-            "sha256": unordered_sha256(dataset.class_names),
+            "sha256": sha256_of(list(dataset.class_names)),
         },
         "templates": {
             "count": len(dataset.templates),
             **_file(dataset, "templates"),
-            "sha256": unordered_sha256(dataset.templates),
+            "sha256": sha256_of(list(dataset.templates)),
             "texts": list(dataset.templates),
         },
         "descriptions": {
             "count": sum(map(len, texts.values())),
             "classes_with_any": len(described),
             **_file(dataset, "descriptions"),
-            "sha256": sha256_of([texts_sha256(texts), texts_sha256(whole)]) if described else None,
+            "sha256": sha256_of([texts, whole]) if described else None,
             "template": dataset.description_template,
         },
         **({"counts": _counts(dataset)} if dataset.counts else {}),
@@ -86,7 +86,7 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
                 "count": sum(map(len, further.values())),
                 "classes_with_any": sum(map(bool, further.values())),
                 **_file(dataset, kind),
-                "sha256": texts_sha256(further),
+                "sha256": sha256_of(further),
             }
             for kind, further in dataset.further.items()
         },
@@ -94,7 +94,7 @@ def describe_set(dataset: ZeroShotSet) -> dict[str, Any]:
             kind: {
                 "count": sum(map(len, groups)),
                 **_file(dataset, kind),
-                "sha256": unordered_sha256(groups),
+                "sha256": sha256_of(groups),
             }
             for kind, groups in dataset.shared.items()
         },

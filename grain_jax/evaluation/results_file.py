@@ -94,12 +94,14 @@ def default_name(model: Path, report: Mapping[str, Any], *, data: Path | None, t
 
 def inputs_sha256(report: Mapping[str, Any]) -> str:
     """Of everything that was given, in content: two results that differ in it answer other
-    questions. Paths and the names of the sets do not count, and neither does the order of images,
-    classes and texts. Where "model_sha256" is missing, the model goes by its path and step.
+    questions. Paths, the names of suites and sets, and the order of images do not count. Where
+    "model_sha256" is missing, the model goes by its path and step.
     """
     model = ("model_sha256",) if "model_sha256" in report else ("checkpoint", "step")
     sets = {name: sorted(map(sha256_of, without_places(report[name]).values())) for name in SETS}
     given = {name: without_places(report[name]) for name in GIVEN if name in report}
+    if suite := (given.get("settings") or {}).get("suite"):
+        given["settings"] = given["settings"] | {"suite": {"missing": suite["missing"]}}
     return sha256_of(sets | given | {name: report[name] for name in model})
 
 

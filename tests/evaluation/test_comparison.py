@@ -15,7 +15,6 @@ from grain_jax.evaluation.comparison import (
     compare_methods,
     compare_models,
     compare_with_method,
-    left_out,
     metrics_of,
     read_predictions,
 )
@@ -275,17 +274,3 @@ def test_bytes_that_are_no_json_are_named(two, tmp_path, capsys):
     (tmp_path / "c.jsonl").write_bytes(b"\x80\x81\n")
     assert evaluate.main(["compare", str(two[0]), str(tmp_path / "c.jsonl")]) == 2
     assert "c.jsonl:1 is not a line of predictions" in capsys.readouterr().err
-
-
-def test_the_same_images_in_another_folder_and_order_are_compared(tmp_path):
-    lines = [line | {"choices": "1234abcd"} for line in zero_shot([1, 0, 1, 0])]
-    moved = [line | {"set": "cub-copy"} for line in lines]
-    first = read_predictions(write(tmp_path / "a.jsonl", lines))
-    second = read_predictions(write(tmp_path / "b.jsonl", moved[::-1]))
-    (found,) = compare_models([first], [second])
-    assert (found.dataset, found.images, found.difference.value) == ("cub", 4, 0.0)
-    assert left_out([first], [second]) == []
-    others = [line | {"choices": "other"} for line in moved]
-    unlike = read_predictions(write(tmp_path / "c.jsonl", others))
-    with pytest.raises(ValueError, match="no set and method in common"):
-        compare_models([first], [unlike])
