@@ -193,8 +193,7 @@ def _evaluate(
         image_size=encoder.preprocessing.image_size,
         note=note,
     )
-    records = (images.source[index] for index in range(len(images.source)))
-    refuse_shared(records, dataset, where="captioned images of --bank")
+    refuse_shared(images.hashed, dataset, where="captioned images of --bank")
     if unknown := unknown_words_in(encoder.tokenizer, dataset.class_names):
         note(unknown)
     bank = encode_bank(encoder, images)
