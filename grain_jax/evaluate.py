@@ -62,7 +62,6 @@ from grain_jax.data.image_variants import with_crops
 from grain_jax.data.source import data_source
 from grain_jax.evaluate_files import finish
 from grain_jax.evaluate_notes import (
-    consoles,
     named,
     note_choice,
     print_line,
@@ -116,7 +115,7 @@ from grain_jax.models.learned import what_lacks
 from grain_jax.parallel import processes
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.results import Result
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import consoles, escape_unprintable
 from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 # Commands of their own behind a word: each takes the arguments that follow it.

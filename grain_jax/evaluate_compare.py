@@ -30,7 +30,7 @@ from grain_jax.command_line import (
     parse,
 )
 from grain_jax.disk import write_whole
-from grain_jax.evaluate_notes import consoles, say_end
+from grain_jax.evaluate_notes import say_end
 from grain_jax.evaluation.comparison import (
     TASKS,
     Comparison,
@@ -46,7 +46,7 @@ from grain_jax.evaluation.percentages import percent, signed_with_interval
 from grain_jax.evaluation.results_file import check_place
 from grain_jax.evaluation.tables import Table, print_table
 from grain_jax.paths import user_path
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import consoles, escape_unprintable
 
 DRAWN = (
     " Of random texts and crops the mean over draws, with the standard deviation of B - A over "

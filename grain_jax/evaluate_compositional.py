@@ -42,7 +42,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
 from grain_jax.data.entities_folder import refuse_entities
-from grain_jax.evaluate_notes import consoles, named, print_line, say_end, say_note
+from grain_jax.evaluate_notes import named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.compositional_suite import compositional_table
 from grain_jax.evaluation.content_digests import model_sha256
@@ -55,7 +55,7 @@ from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import absolute, local_path
 from grain_jax.results import Result
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import consoles, escape_unprintable
 
 _LocalPath = Annotated[Path, one_word(local_path, "PATH")]
 

@@ -42,7 +42,7 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
 from grain_jax.data.placeholder import check_placeholder
-from grain_jax.evaluate_notes import consoles, named, print_line, say_error, say_note
+from grain_jax.evaluate_notes import named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.grounding_benchmark import (
@@ -62,7 +62,7 @@ from grain_jax.parallel import processes
 from grain_jax.parallel.processes import ProcessOptions
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import local_path
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import consoles, escape_unprintable
 
 COMMAND = "evaluate grounding"
 

@@ -43,7 +43,7 @@ from grain_jax.data.image_sets import open_images
 from grain_jax.data.inspection.near_duplicates import MAX_DISTANCE
 from grain_jax.data.records import Source
 from grain_jax.disk import write_whole
-from grain_jax.evaluate_notes import consoles, print_line, say_end, say_note
+from grain_jax.evaluate_notes import print_line, say_end, say_note
 from grain_jax.evaluation.comparison import Predictions, read_predictions
 from grain_jax.evaluation.leaks import (
     KEPT,
@@ -65,7 +65,7 @@ from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import local_path, no_file
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import consoles, escape_unprintable
 
 SHOWN = 20  # pairs that are printed
 COLUMNS = ("test", "train", "bits", "cosine")

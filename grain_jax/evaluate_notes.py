@@ -1,6 +1,5 @@
 """What the commands of `python -m grain_jax.evaluate` say in the same words."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,6 @@ from grain_jax.evaluation.suite_sets import OpenedSuite
 from grain_jax.evaluation.tables import print_table
 from grain_jax.paths import absolute, user_path
 from grain_jax.results import Result
-
-PIPE_WIDTH = 120  # columns of what is printed where there is no terminal
-
-
-def consoles(*, quiet: bool = False) -> tuple[Console, Console]:
-    """Of messages, `quiet` where another process speaks, and of results, as wide as the terminal;
-    without one as COLUMNS says, else `PIPE_WIDTH`.
-    """
-    output = Console()
-    if not output.is_terminal:
-        output.width = shutil.get_terminal_size((PIPE_WIDTH, 0)).columns
-    return Console(stderr=True, quiet=quiet), output
 
 
 def same_place(first: Path, second: Path) -> bool:

@@ -36,7 +36,7 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.placeholder import check_placeholder
-from grain_jax.evaluate_notes import consoles, named, print_line, same_place, say_end, say_note
+from grain_jax.evaluate_notes import named, print_line, same_place, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
 from grain_jax.evaluation.caption_candidates import CANDIDATES, FALLBACK, Candidates
@@ -62,7 +62,7 @@ from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.paths import local_path
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import consoles, escape_unprintable
 from grain_jax.zero_shot.by_captions import CASED_CAPTION_WEIGHT, CASED_CAPTIONS
 
 _Folder = Annotated[Path, one_word(local_path, "PATH")]
@@ -193,8 +193,7 @@ def _evaluate(
         image_size=encoder.preprocessing.image_size,
         note=note,
     )
-    records = (images.source[index] for index in range(len(images.source)))
-    refuse_shared(records, dataset, where="captioned images of --bank")
+    refuse_shared(images.hashed, dataset, where="captioned images of --bank")
     if unknown := unknown_words_in(encoder.tokenizer, dataset.class_names):
         note(unknown)
     bank = encode_bank(encoder, images)

@@ -51,12 +51,11 @@ from grain_jax.inference.predictor import BATCH_SIZE, DESCRIPTION_METHODS, Model
 from grain_jax.inference.results import Classification, Grounding, ImageEmbeddings
 from grain_jax.loading.calibration import AUTO
 from grain_jax.loading.predictor import load
-from grain_jax.terminal import escape_unprintable
+from grain_jax.terminal import consoles, escape_unprintable
 from grain_jax.zero_shot.calibration import Calibration, to_json
 from grain_jax.zero_shot.examples import EXAMPLE_WEIGHT
 
 LISTS = (".csv", ".tsv", ".jsonl", ".yaml", ".yml")  # files that one may expect to be read
-PIPE_WIDTH = 120  # columns of what is printed to a file or pipe
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(Options, arguments, command="predict", description=__doc__)
     except NotParsed as parsed:
         return parsed.status
-    messages, output = Console(stderr=True), Console()
-    if not output.is_terminal:
-        output.width = PIPE_WIDTH
+    messages, output = consoles()
 
     def say(text: str, style: str | None = None) -> None:
         messages.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

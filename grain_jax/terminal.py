@@ -5,8 +5,23 @@ import errno
 import io
 import os
 import select
+import shutil
 import sys
 from collections.abc import Iterator
+
+from rich.console import Console
+
+PIPE_WIDTH = 120  # columns of what is printed where there is no terminal
+
+
+def consoles(*, quiet: bool = False) -> tuple[Console, Console]:
+    """Of messages, `quiet` where another process speaks, and of results, as wide as the terminal;
+    without one as COLUMNS says, else `PIPE_WIDTH`.
+    """
+    output = Console()
+    if not output.is_terminal:
+        output.width = shutil.get_terminal_size((PIPE_WIDTH, 0)).columns
+    return Console(stderr=True, quiet=quiet), output
 
 
 def escape_unprintable() -> None:

@@ -267,6 +267,8 @@ def test_a_bank_has_one_caption_of_each_image_an_original_one_first(bank):
     whole = load_bank(bank, DataConfig(), split="train", size=100, image_size=4)
     assert whole.captions[:3] == ("a green thing", "a blue thing", "a red thing")
     assert len(whole.captions) == len(whole.source) == 12
+    assert whole.hashed is whole.hashed  # read once for all sets
+    assert whole.hashed.ids[:2] == ("image1", "image2")
 
 
 @pytest.mark.parametrize(
@@ -371,6 +373,7 @@ name = "colours"
 support = "labelled"
 shots = 4
 bank = "records"
+crops = 2
 
 [[images]]
 name = "others"
@@ -400,7 +403,10 @@ def test_a_set_of_a_suite_has_images_of_its_own(run, images, support, bank, tmp_
     _, _, by_name = measured(run, f"--suite={file}", "--methods=name", "--cache=none")
     assert set(by_name) < set(results)
     notes = plain(capsys.readouterr().err)
-    assert "colours: none of the methods looks at its support, which is unread." in notes
+    assert "colours: none of the methods looks at its support, which is unread; " in notes
+    assert "gda, tip_x, " in notes
+    assert "colours: none of the methods looks at random crops, so its" in notes
+    assert "wca, wca_cupl do." in notes
     assert "bank: 3 of 15" not in notes
 
 
@@ -411,7 +417,17 @@ def test_a_set_of_a_suite_has_images_of_its_own(run, images, support, bank, tmp_
         ("shots = 4", "shots = 0", "shots of 'colours' should be at least 1"),
         ("shots = 4", "shots = 4\nsupport_seed = -1", "support_seed of 'colours' should be 0"),
         ('"labelled"', '"labeled"', "labeled' of its support; did you mean '"),
-        ('"labelled"', '"colours"', "are among the labelled images of --support"),
+        (
+            '"labelled"',
+            '"colours"',
+            "9 of 9 images of the set are among the labelled images of its support",
+        ),
+        ('"labelled"', '"owls"', "its support has images of classes like 'owl'"),
+        (
+            'bank = "records"',
+            'bank = "records"\nbank_split = "bare"',
+            "captions as its bank, or another bank_split.",
+        ),
         ('bank = "records"', 'bank = "records"\nbank_split = "other"', "Set 'colours' of suite"),
     ],
 )
@@ -419,6 +435,7 @@ def test_what_a_suite_cannot_mean_is_refused(
     before, after, message, run, images, support, bank, tmp_path, capsys
 ):
     write_images(tmp_path / "others", 3, start=400)
+    write_images(tmp_path / "owls", 2, start=500, looks={"owl": "red", "wren": "blue"})
     file = tmp_path / "mine.toml"
     file.write_text(SUITE.replace(before, after, 1), encoding="utf-8")
     assert evaluate.main([f"--checkpoint={run}", f"--suite={file}"]) == 2

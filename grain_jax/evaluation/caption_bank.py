@@ -2,6 +2,7 @@
 methods that look at some.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,9 @@ from grain_jax.config import DataConfig
 from grain_jax.data.records import Record, Selection, Source, evenly_spaced
 from grain_jax.data.source import open_source
 from grain_jax.evaluation.content_digests import unordered_sha256
+from grain_jax.evaluation.shared_images import BY_OPTIONS, HashedImages, Wording
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import CaptionBank
-
-TITLE = "Captioned images (--bank)"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class CaptionedImages:
     captions: tuple[str, ...]
     described: Mapping[str, Any]  # what a result says of them
 
+    @functools.cached_property
+    def hashed(self) -> HashedImages:
+        """Read once, for all sets that must not share an image with them."""
+        return HashedImages.of(self.source[index] for index in range(len(self.source)))
+
 
 def load_bank(
     folder: Path,
@@ -36,6 +41,7 @@ def load_bank(
     split: str,
     size: int,
     image_size: int,
+    wording: Wording = BY_OPTIONS,
     note: Callable[[str], None] = print,
 ) -> CaptionedImages:
     """At most `size` images of a split of prepared records, evenly spaced, each with a caption: the
@@ -56,7 +62,8 @@ def load_bank(
     if not rows:
         raise ValueError(
             f"None of the {len(sample)} images of split {split!r} of {str(folder)!r} has a "
-            "caption. Give prepared records with captions as --bank, or another --bank_split."
+            f"caption. Give prepared records with captions as {wording.bank}, or another "
+            f"{wording.setting}bank_split."
         )
     if len(rows) < len(sample):
         note(
@@ -75,12 +82,13 @@ def load_bank(
 
 def encode_bank(encoder: Encoder, images: CaptionedImages) -> CaptionBank:
     """Each caption once; each image once when its embedding is first looked at."""
+    title = f"Captioned images of {images.described['data']}"
 
     def encode_images() -> Float[np.ndarray, "M E"]:
-        with errors_about(TITLE):
+        with errors_about(title):
             return encoder.whole_images(images.source)
 
-    with errors_about(TITLE):
+    with errors_about(title):
         text = encoder.texts(images.captions, kind="caption")
     return CaptionBank(
         images.captions, text, encode_images, lambda texts: encoder.texts(texts, kind="caption")

@@ -11,7 +11,7 @@ from grain_jax.config import DataConfig
 from grain_jax.data.image_variants import VARIANTS
 from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluation.caption_bank import CaptionedImages, encode_bank, load_bank
-from grain_jax.evaluation.shared_images import refuse_shared
+from grain_jax.evaluation.shared_images import BY_OPTIONS, Wording, refuse_shared
 from grain_jax.evaluation.support import LabelledImages, encode_support, load_support
 from grain_jax.inference.encoder import Encoder
 from grain_jax.zero_shot.method import CaptionBank, support_provides
@@ -55,8 +55,8 @@ class GivenImages:
     ) -> dict[str, Any]:
         """The arguments "support" and "bank" of `evaluate_zero_shot`.
 
-        `banks`: those that were encoded before, by the identity of their images; what several sets
-        are given is encoded once.
+        `banks`: those that were encoded before, by the identity of their images, so that a bank of
+        several sets is encoded once. Labelled images are encoded for each set.
         """
         banks = {} if banks is None else banks
         if self.bank is not None and id(self.bank) not in banks:
@@ -92,6 +92,7 @@ def read_given_images(
     classes: str = "",
     naming: Mapping[str, Any],
     banks: Banks | None = None,
+    wording: Wording = BY_OPTIONS,
     note: Callable[[str], None],
 ) -> GivenImages:
     """Lists labelled images and captions, for the classes of a set.
@@ -103,7 +104,8 @@ def read_given_images(
         bank: prepared records with captions, their split (train) and most images (20,000).
         classes: file of class names, where one was given.
         naming: further arguments of `load_support` on names.
-        banks: those that were read before, of which none is read again.
+        banks: those that were read before, of which none is read or hashed again.
+        wording: what messages call the set, what it is given, and settings.
 
     Raises ValueError as `load_support` and `load_bank`, and where an image is one of the set.
     """
@@ -117,6 +119,7 @@ def read_given_images(
             seed=support_seed or 0,
             classes=classes,
             **naming,
+            wording=wording,
             note=note,
         )
         fulfilled |= support_provides(
@@ -128,10 +131,16 @@ def read_given_images(
         key = bank.absolute(), split, size
         if key not in banks:
             banks[key] = load_bank(
-                bank, data, split=split, size=size, image_size=image_size, note=note
+                bank,
+                data,
+                split=split,
+                size=size,
+                image_size=image_size,
+                wording=wording,
+                note=note,
             )
         captioned = banks[key]
-        records = (captioned.source[index] for index in range(len(captioned.source)))
-        refuse_shared(records, dataset, where="captioned images of --bank")
+        where = f"captioned images of {wording.bank}"
+        refuse_shared(captioned.hashed, dataset, where=where, data=wording.data)
         fulfilled |= {"bank"}
     return GivenImages(support=labelled, bank=captioned, fulfilled=fulfilled)

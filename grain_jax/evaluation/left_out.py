@@ -21,13 +21,13 @@ def note_left_out(
     note: Callable[[str], None],
     num_boxes: int = 0,
     given: Collection[str] = ("unlabeled",),
-    left_out: LeftOut | None = None,
+    left_out: LeftOut,
     kinds: Mapping[str, VariantKind] = VARIANTS,
     draws: int = 1,
 ) -> None:
     """Adds to `left_out`, under the name of the set, which of the `methods` a set, a model or what
-    is `given` lack something for; without `left_out` says it. Says in one sentence which of the
-    others encode each image again, and how often.
+    is `given` lack something for. Says in one sentence which of the others encode each image again,
+    and how often.
 
     `num_boxes` are those that the model predicts for an image; 0: it has no trained boxes. `kinds`
     are the variants that images are encoded as, those that are random in so many `draws`.
@@ -41,10 +41,7 @@ def note_left_out(
     }
     counted = functools.partial(passes, num_boxes=num_boxes, kinds=kinds, draws=draws)
     _note_passes([name for name in methods if name not in found], dataset, counted, note)
-    if left_out is not None:
-        left_out[dataset.name] = found
-    elif found:
-        note(*left_out_sentences({dataset.name: found}))
+    left_out[dataset.name] = found
 
 
 def left_out_sentences(left_out: LeftOut) -> list[str]:

@@ -75,7 +75,7 @@ def evaluate(
         has_regions=config.model.type == "grain" and encoder.learned.regions,
         num_boxes=predicted_boxes(config, encoder.learned),
         note=note,
-        left_out=None if details is None else details.left_out,
+        left_out={} if details is None else details.left_out,
         kinds=kinds,
         draws=config.evaluation.text_draws,
     )

@@ -22,6 +22,7 @@ from grain_jax.evaluation.given_images import (
 )
 from grain_jax.evaluation.grounding_benchmark import CONSTANT, WHOLE
 from grain_jax.evaluation.left_out import check_any_left, note_left_out
+from grain_jax.evaluation.shared_images import IN_SUITE
 from grain_jax.evaluation.suite import TrainingBoxes, evaluate_set, score_zero_shot
 from grain_jax.evaluation.suite_file import ImageSet, Suite, shown_metric
 from grain_jax.evaluation.suite_sets import OpenedSuite, title_of
@@ -35,7 +36,7 @@ from grain_jax.evaluation.variants import predicted_boxes
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.results import Result
 from grain_jax.zero_shot.method import CaptionBank
-from grain_jax.zero_shot.methods import DEFAULT_METHODS
+from grain_jax.zero_shot.methods import DEFAULT_METHODS, METHODS, crop_methods
 
 AVERAGE, EXPECTED = "average", "average_expected_sets"  # metrics of the suite as a whole
 BLIND = ("random", WHOLE, CONSTANT)  # methods that read no text: their mean says nothing
@@ -106,8 +107,16 @@ def _read_given(asked: _Asked, opened: OpenedSuite) -> dict[str, GivenImages]:
         given = suite.given_images(one)
         for name in FULFILS:
             if name in given and not takers(name, methods or DEFAULT_METHODS):
-                asked.note(f"{one.name}: none of the methods looks at its {name}, which is unread.")
+                asked.note(
+                    f"{one.name}: none of the methods looks at its {name}, which is unread; "
+                    f"{', '.join(takers(name))} do."
+                )
                 given = {key: given[key] for key in given if of_option(key) != name}
+        if one.crop_numbers and not crop_methods(methods or DEFAULT_METHODS):
+            asked.note(
+                f"{one.name}: none of the methods looks at random crops, so its numbers of crops "
+                f"change nothing; {', '.join(crop_methods(METHODS))} do."
+            )
         images = GivenImages()
         if given:
             with errors_about(title_of(suite, one)):
@@ -123,6 +132,7 @@ def _read_given(asked: _Asked, opened: OpenedSuite) -> dict[str, GivenImages]:
                         "allow_equal_names": one.allow_equal_names,
                     },
                     banks=banks,
+                    wording=IN_SUITE,
                     note=asked.note,
                 )
         found[one.name] = images

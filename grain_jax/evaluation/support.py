@@ -19,7 +19,7 @@ from grain_jax.data.classification.stored_classes import DEFAULT_SPLIT, SplitCho
 from grain_jax.data.records import Labelled, Selection, Source, ZeroShotSet
 from grain_jax.data.text_files import read_texts
 from grain_jax.evaluation.content_digests import unordered_sha256
-from grain_jax.evaluation.shared_images import refuse_shared
+from grain_jax.evaluation.shared_images import BY_OPTIONS, HashedImages, Wording, refuse_shared
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.zero_shot.method import Support
 
@@ -49,6 +49,7 @@ def load_support(
     keep_names: bool = False,
     classes_by: str = "name",
     allow_equal_names: bool = False,
+    wording: Wording = BY_OPTIONS,
     note: Callable[[str], None] = print,
 ) -> LabelledImages:
     """The labelled images of `folder`, in a layout of `load_zero_shot`, for the classes of a set.
@@ -61,6 +62,7 @@ def load_support(
     Args:
         shots: images of each class, drawn by `seed` and the name of the class alone; None: all.
         split: of tars, tables and TFDS; None: "train", else "test", else the only one.
+        wording: what messages call the folder, the set and settings.
         note: called with sentences that a reader of the metrics should know.
 
     The other arguments are those of `load_zero_shot`. Raises ValueError where no class has an image
@@ -81,7 +83,7 @@ def load_support(
         )
         return found, notes
 
-    choice = SplitChoice(split, (TRAIN, DEFAULT_SPLIT), "--support_split")
+    choice = SplitChoice(split, (TRAIN, DEFAULT_SPLIT), f"{wording.setting}support_split")
     found, notes = load("")
     file = classes or dataset.text_files.get("classes", "")
     position = _positions(found, dataset)
@@ -97,9 +99,9 @@ def load_support(
     for text in notes:
         note(text)
     if found.split:
-        note(f"{TITLE}: labelled images are those of split {found.split!r} (--support_split).")
+        note(f"{TITLE}: labelled images are those of split {found.split!r} ({choice.option}).")
     rows = _rows_by_class(found, position)
-    _note_unlike(found, dataset, position, rows, note)
+    _note_unlike(found, dataset, position, rows, wording, note)
     drawn = {k: _drawn(rows[k], shots, seed, dataset.class_names[k]) for k in sorted(rows)}
     if shots is not None and (few := [k for k in drawn if len(rows[k]) < shots]):
         note(
@@ -109,7 +111,9 @@ def load_support(
     chosen = [index for k in drawn for index in drawn[k]]
     labels = np.array([k for k in drawn for _ in drawn[k]], int)
     records = [found.source[index] for index in chosen]
-    digests = refuse_shared(records, dataset, where="labelled images of --support")
+    hashed = HashedImages.of(records)
+    where = f"labelled images of {wording.support}"
+    refuse_shared(hashed, dataset, where=where, data=wording.data)
     captions = _captions(folder, [record.id for record in records], note)
     named = [dataset.class_names[k] for k in labels]
     described = {
@@ -119,9 +123,11 @@ def load_support(
         "classes": len(drawn),
         "shots": shots,
         "seed": None if shots is None else seed,
-        "sha256": unordered_sha256(zip(digests, named, strict=True)),
+        "sha256": unordered_sha256(zip(hashed.digests, named, strict=True)),
         "captions_sha256": (
-            None if captions is None else unordered_sha256(zip(digests, captions, strict=True))
+            None
+            if captions is None
+            else unordered_sha256(zip(hashed.digests, captions, strict=True))
         ),
     }
     return LabelledImages(Selection(found.source, chosen), labels, captions, described)
@@ -129,7 +135,7 @@ def load_support(
 
 def encode_support(encoder: Encoder, images: LabelledImages) -> Support:
     """Each image once, and its caption where all have one."""
-    with errors_about("Labelled images (--support)"):
+    with errors_about(f"Labelled images of {images.described['folder']}"):
         image = encoder.whole_images(images.source)
         if images.captions is None:
             return Support(image, images.labels)
@@ -160,6 +166,7 @@ def _note_unlike(
     dataset: ZeroShotSet,
     position: Mapping[str, int],
     rows: Mapping[int, Sequence[int]],
+    wording: Wording,
     note: Callable[[str], None],
 ) -> None:
     """Says which classes only one of the two has; ValueError where no class of the set has an
@@ -168,10 +175,10 @@ def _note_unlike(
     others = [name for name in found.class_names if name not in position]
     if not rows:
         raise ValueError(
-            f"--support has images of classes like {found.class_names[0]!r}, and none of the "
-            f"{len(dataset.class_names)} classes of {dataset.name!r}, like "
+            f"{wording.support} has images of classes like {found.class_names[0]!r}, and none of "
+            f"the {len(dataset.class_names)} classes of {dataset.name!r}, like "
             f"{dataset.class_names[0]!r}. Its labels must be their names, or be bound to them by a "
-            "file of class names (--classes, or classes.json in the folder)."
+            f"file of class names ({wording.setting}classes, or classes.json in the folder)."
         )
     if others:
         note(

@@ -138,6 +138,11 @@ def fills_vectors(width: int, head_size: int) -> bool:
     return width % LANES == 0 and LANES % head_size == 0
 
 
+def sequences_a_turn(batch: int, tokens: int) -> int:
+    """How many of `batch` sequences one turn of the kernel takes: as many as fit and divide it."""
+    return next(n for n in range(max(ROWS_TOKENS // tokens, 1), 0, -1) if batch % n == 0)
+
+
 def split_over_mesh(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | None:
     """How [B, T, N, H] lies on the mesh; None without one, or where all is one device's already.
 
@@ -192,8 +197,8 @@ def _together(rows: int, num_heads: int, tokens: int) -> Iterator[list[tuple[int
 class _HeadMeans:
     """Means of the numbers of each head by a matrix product, in each of its lanes.
 
-    In bfloat16 the matrix is exact, and of what is averaged one rounding is left. It is in float32
-    for inputs of float32.
+    In bfloat16 the matrix is exact for head sizes that are powers of two, and of what is averaged
+    one rounding is left; one over another size is rounded. It is in float32 for inputs of float32.
     """
 
     means: Array  # [lanes, lanes]
@@ -256,14 +261,16 @@ def _normalize_backward(
 
 
 def _forward_kernel(*refs: Any, heads: _Heads) -> None:
-    q_ref, k_ref, v_ref, *norms_ref, out_ref, lse_ref = refs
+    normed = heads.norm_eps is not None
+    q_ref, k_ref, v_ref, *others = refs
+    norms_ref, (out_ref, *lse_ref) = others[0], others[1:] if normed else others
     rows, tokens, width = q_ref.shape
     lanes, size, dtype = lanes_of_heads(width, heads.head_size), heads.head_size, q_ref.dtype
     q, k, v = ([ref[row] for row in range(rows)] for ref in (q_ref, k_ref, v_ref))
     factor = heads.power_scale
-    if norms_ref:
+    if normed:
         means = _HeadMeans.of(lanes, size, dtype)
-        q_rows, k_rows = norms_ref[0][:2] * factor, norms_ref[0][2:]
+        q_rows, k_rows = norms_ref[:2] * factor, norms_ref[2:]
         for n in range(rows):
             q[n] = (_normalize(q[n], means, heads)[0] * q_rows[:1] + q_rows[1:]).astype(dtype)
             k[n] = (_normalize(k[n], means, heads)[0] * k_rows[:1] + k_rows[1:]).astype(dtype)
@@ -278,7 +285,8 @@ def _forward_kernel(*refs: Any, heads: _Heads) -> None:
             weights = jnp.exp2(x - top)
             softmax.append((weights.astype(dtype), top, weights.sum(axis=0, keepdims=True)))
         for (n, i), (weights, top, total) in zip(pairs, softmax, strict=True):
-            lse_ref[n, 0, i : i + 1] = top + jnp.log2(total)
+            if lse_ref:
+                lse_ref[0][n, 0, i : i + 1] = top + jnp.log2(total)
             mixed = matmul(values[n][i * size : (i + 1) * size], weights, (1, 0))
             outs[n].append(mixed * (1 / total))
     for n, out in enumerate(outs):
@@ -337,24 +345,27 @@ def _call(
     norms: Array | None,
     heads: _Heads,
     interpret: bool,
+    *,
+    keeps_lse: bool = False,
     lse: Array | None = None,
 ) -> list[Array]:
-    """One array like the inputs and their `lse` from `_forward_kernel`, base-2 logarithms of the
-    sums of weights, [B, groups, heads of a group, T]; three, and that of `norms`, backward.
+    """One array like the inputs from `_forward_kernel`, and where it `keeps_lse` the base-2
+    logarithms of the sums of weights, [B, groups, heads of a group, T]; with them, as `lse`, three
+    of `_backward_kernel`, and that of `norms`.
     """
     batch, tokens, width = arrays[0].shape
     lanes = LANES if fills_vectors(width, heads.head_size) else width
-    rows = next(n for n in range(max(ROWS_TOKENS // tokens, 1), 0, -1) if batch % n == 0)
+    rows = sequences_a_turn(batch, tokens)
     block = pl.BlockSpec((rows, tokens, lanes), lambda b, g: (b, 0, g))
     like = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
     grid = (batch // rows, width // lanes)
     of_queries = (lanes // heads.head_size, tokens)
     lse_block = pl.BlockSpec((rows, 1, *of_queries), lambda b, g: (b, g, 0, 0))
     in_specs, outputs = [block] * len(arrays), [(block, like)]
-    if lse is None:
+    if keeps_lse:
         shape = (batch, grid[1], *of_queries)
         outputs.append((lse_block, jax.ShapeDtypeStruct(shape, jnp.float32)))
-    else:
+    if lse is not None:
         arrays, in_specs, outputs = [*arrays, lse], [*in_specs, lse_block], outputs * 3
     if norms is not None:
         rows_of_norms = (len(NORM_ROWS), lanes)
@@ -363,6 +374,7 @@ def _call(
         if lse is not None:
             part = pl.BlockSpec((1, 1, *rows_of_norms), lambda b, g: (b, g, 0, 0))
             outputs.append((part, jax.ShapeDtypeStruct((*grid, *rows_of_norms), jnp.float32)))
+    moved: list[Array | jax.ShapeDtypeStruct] = [*arrays, *(shape for _, shape in outputs)]
     call = pl.pallas_call(
         functools.partial(kernel, heads=heads),
         grid=grid,
@@ -372,20 +384,29 @@ def _call(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
         name="attention_forward" if lse is None else "attention_backward",
-        cost_estimate=_cost(like.shape, heads.head_size, lanes, backward=lse is not None),
+        cost_estimate=_cost(like.shape, heads.head_size, lanes, moved, backward=lse is not None),
     )
     return list(call(*arrays))
 
 
-def _cost(shape: tuple[int, ...], head_size: int, lanes: int, *, backward: bool) -> pl.CostEstimate:
-    """What the kernel spends: products over all `lanes` of a block for each head."""
+def _cost(
+    shape: tuple[int, ...],
+    head_size: int,
+    lanes: int,
+    moved: Sequence[Array | jax.ShapeDtypeStruct],
+    *,
+    backward: bool,
+) -> pl.CostEstimate:
+    """What the kernel spends: products over all `lanes` of a block for each head, and what is
+    `moved` into it and out of it, once.
+    """
     batch, tokens, width = shape
     num_heads = width // head_size
-    products, arrays = (5, 7) if backward else (2, 4)
+    products = 5 if backward else 2
     return pl.CostEstimate(
         flops=products * 2 * batch * num_heads * tokens * tokens * lanes,
         transcendentals=batch * num_heads * tokens * tokens,
-        bytes_accessed=arrays * batch * tokens * width * 2,
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
     )
 
 
@@ -399,13 +420,15 @@ def _attention(
 def _forward(
     query: Array, key: Array, value: Array, norms: Array | None, heads: _Heads, interpret: bool
 ) -> tuple[Array, Any]:
-    out, lse = _call(_forward_kernel, (query, key, value), norms, heads, interpret)
+    arrays = (query, key, value)
+    out, lse = _call(_forward_kernel, arrays, norms, heads, interpret, keeps_lse=True)
     return out, (query, key, value, lse, norms)
 
 
 def _backward(heads: _Heads, interpret: bool, residuals: Any, dout: Array) -> Any:
     *arrays, lse, norms = residuals
-    dq, dk, dv, *parts = _call(_backward_kernel, (*arrays, dout), norms, heads, interpret, lse)
+    given = (*arrays, dout)
+    dq, dk, dv, *parts = _call(_backward_kernel, given, norms, heads, interpret, lse=lse)
     dnorms = None
     if parts:  # of each group of rows and heads, heads beside each other
         dnorms = parts[0].sum(axis=(0, 1)).reshape(len(NORM_ROWS), -1, heads.head_size).sum(1)

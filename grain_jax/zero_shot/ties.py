@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Collection, Sequence
 
+from grain_jax.data.classification.class_names import first_of
 from grain_jax.zero_shot.method import ClassBanks
 from grain_jax.zero_shot.scorers import ClassTexts
 from grain_jax.zero_shot.text_kinds import DESCRIPTIONS, NAMES, REGIONS, TEXT_KINDS
 
-SHOWN = 10  # groups and classes of a group that a note lists
 EXPECTED = "a tie counts as its expected value"
-# What a class is compared by -> the kinds of texts that all have to be equal.
-COMPARED_BY = {"name": (NAMES,), "description": (DESCRIPTIONS, REGIONS)}
+# What a class is compared by, of the parts of a score -> the kind of its texts.
+COMPARED_BY = {
+    "by name": NAMES,
+    "by description of the whole image (alpha 1)": DESCRIPTIONS,
+    "by description of regions (alpha 0)": REGIONS,
+}
+BY_BOTH = "by description"  # or by the only one of the two that there is
 
 
 def tied_classes(banks: ClassBanks, kinds: Collection[str]) -> list[tuple[int, ...]]:
@@ -34,36 +39,51 @@ def note_ties(
     together: bool = False,
     consequence: str = EXPECTED,
 ) -> None:
-    """Says which classes tie and why: by name, by description, or with `together` by a method that
-    takes all texts that are encoded. Classes that are called the same are left out by name: who
-    reads them says so.
+    """Says which classes tie and why: by name, by description of the whole image or of regions, or
+    with `together` by a method that takes all texts that are encoded. Classes that are called the
+    same are left out by name: who reads them says so.
     """
-    if together:
-        compared = {"": tuple(banks.banks)}
-    else:
-        compared = {f" by {what}": kinds for what, kinds in COMPARED_BY.items()}
-    for what, kinds in compared.items():
-        same: list[tuple[int, ...]] = []
-        unlike: list[tuple[int, ...]] = []
-        for group in tied_classes(banks, kinds):
-            alike = _same_texts(banks.texts, kinds, group)
-            if kinds == (NAMES,) and alike:
-                continue
-            (same if alike else unlike).append(group)
-        for groups, reason in (
-            (same, "have the same texts; give each texts of its own"),
+    for what, groups in _groups(banks, together=together).items():
+        for alike, reason in (
+            (True, "have the same texts; give each texts of its own"),
             (
-                unlike,
+                False,
                 "have texts that the tokenizer reads alike, as they differ only in words that it "
                 "does not know, or behind its limit; tell them apart by words that it knows, early "
                 "in the texts",
             ),
         ):
-            if groups:
+            if found := [group for group, same in groups if same == alike]:
                 note(
-                    f"{title}: {sum(map(len, groups))} of {len(names)} classes tie{what} "
-                    f"({_listed(groups, names)}): they {reason}. Till then {consequence}."
+                    f"{title}: {sum(map(len, found))} of {len(names)} classes tie{what and ' '}"
+                    f"{what} ({_listed(found, names)}): they {reason}. Till then {consequence}."
                 )
+
+
+def _groups(banks: ClassBanks, *, together: bool) -> dict[str, list[tuple[tuple[int, ...], bool]]]:
+    """What is compared, in words -> groups that tie by it, and whether their texts are the same.
+
+    Groups that tie by descriptions of the image and of regions alike are by description.
+    """
+
+    def found(*kinds: str) -> list[tuple[tuple[int, ...], bool]]:
+        groups = tied_classes(banks, kinds)
+        return [(group, _same_texts(banks.texts, kinds, group)) for group in groups]
+
+    if together:
+        return {"": found(*banks.banks)}
+    by_name, whole, regions = (found(kind) for kind in COMPARED_BY.values())
+    name, of_image, of_regions = COMPARED_BY
+    if banks.get(DESCRIPTIONS) is None or banks.get(REGIONS) is None:
+        both = whole or regions
+    else:
+        both = [one for one in whole if one in regions]
+    return {
+        name: [(group, same) for group, same in by_name if not same],
+        BY_BOTH: both,
+        of_image: [one for one in whole if one not in both],
+        of_regions: [one for one in regions if one not in both],
+    }
 
 
 def _same_texts(texts: ClassTexts, kinds: Collection[str], group: Sequence[int]) -> bool:
@@ -76,9 +96,5 @@ def _same_texts(texts: ClassTexts, kinds: Collection[str], group: Sequence[int])
 
 
 def _listed(groups: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    parts = []
-    for group in groups[:SHOWN]:
-        more = f" and {len(group) - SHOWN} more" if len(group) > SHOWN else ""
-        parts.append(" = ".join(repr(names[k]) for k in group[:SHOWN]) + more)
-    more = f" and {len(groups) - SHOWN} more groups" if len(groups) > SHOWN else ""
-    return "; ".join(parts) + more
+    parts = [first_of([repr(names[k]) for k in group], between=" = ") for group in groups]
+    return first_of(parts, between="; ", what="groups")

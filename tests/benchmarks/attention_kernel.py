@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from grain_jax.benchmarking.topology import open_topology
-from grain_jax.models.pallas_attention import ROWS_TOKENS, pallas_attention
+from grain_jax.models.pallas_attention import pallas_attention, sequences_a_turn
 
 BATCH = 16
 
@@ -59,13 +59,20 @@ def main() -> None:
             "--xla_jf_dump_llo_pass_label_regex=final_bundles"
         )
         compile_kernel(options)
+        found = {}
         for file in sorted(Path(folder).glob("*attention_*schedule-analysis_final_bundles.txt")):
             bundles = re.search(r"total scheduled bundles:\s*(\d+)", file.read_text())
             name = re.search("attention_(forward|backward)", file.name)
             if bundles and name and "late-" not in file.name:
-                print(f"{name[1]}: {bundles[1]} bundles a turn")
-    most = range(max(ROWS_TOKENS // options.tokens, 1), 0, -1)
-    print(f"{next(n for n in most if BATCH % n == 0)} sequences a turn")
+                found[name[1]] = bundles[1]
+    if lacking := {"forward", "backward"} - found.keys():
+        raise SystemExit(
+            f"The compiler wrote no bundles of the {' and '.join(sorted(lacking))} kernel; its "
+            "files may be named otherwise in this version of libtpu."
+        )
+    for name, bundles in sorted(found.items()):
+        print(f"{name}: {bundles} bundles a turn")
+    print(f"{sequences_a_turn(BATCH, options.tokens)} sequences a turn")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from grain_jax.config import DataConfig, EvaluationConfig, SyntheticBirdsConfig,
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
-from grain_jax.evaluate_notes import PIPE_WIDTH
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import EVERYTHING
+from grain_jax.terminal import PIPE_WIDTH
 
 
 @pytest.fixture(autouse=True)

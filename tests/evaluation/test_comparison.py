@@ -9,7 +9,6 @@ import pytest
 from plain_text import plain
 
 from grain_jax import evaluate
-from grain_jax.evaluate_notes import PIPE_WIDTH
 from grain_jax.evaluation.comparison import (
     TASKS,
     compare_methods,
@@ -18,6 +17,7 @@ from grain_jax.evaluation.comparison import (
     metrics_of,
     read_predictions,
 )
+from grain_jax.terminal import PIPE_WIDTH
 
 
 def zero_shot(correct, *, method="name", alpha=None, dataset="cub", label="wren"):

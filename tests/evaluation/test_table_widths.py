@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from grain_jax.evaluate_notes import consoles
 from grain_jax.evaluation.tables import (
     Table,
     print_table,
@@ -15,6 +14,7 @@ from grain_jax.evaluation.tables import (
     without_equal_columns,
 )
 from grain_jax.results import Result
+from grain_jax.terminal import consoles
 
 ALPHAS = (1.0, 0.75, 0.5, 0.0)
 RESULTS = [

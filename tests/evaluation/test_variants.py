@@ -8,7 +8,7 @@ from toy_encoder import ToySource, bird_set, toy_encoder
 
 from grain_jax.data.image_variants import VARIANTS, ImageVariants, RandomCrops, with_crops
 from grain_jax.data.records import Record
-from grain_jax.evaluation.left_out import note_left_out
+from grain_jax.evaluation.left_out import LeftOut, left_out_sentences, note_left_out
 from grain_jax.evaluation.tables import result_tables
 from grain_jax.evaluation.variants import VariantEmbeddings, possible_variants
 from grain_jax.evaluation.zero_shot import evaluate_zero_shot
@@ -125,7 +125,15 @@ def test_crops_follow_their_numbers(tmp_path):
     measure(kinds=with_crops({"number": 3, "smallest": 0.7, "seed": 1}))
     assert encoder.encoded_variants == 2 * 2 * 3  # others
     notes: list[str] = []
-    note_left_out(("wca",), dataset, has_regions=True, note=notes.append, kinds=kinds, draws=5)
+    note_left_out(
+        ("wca",),
+        dataset,
+        has_regions=True,
+        note=notes.append,
+        left_out={},
+        kinds=kinds,
+        draws=5,
+    )
     assert "through the encoder 16 times, not once, for wca (16)." in notes[0]
 
 
@@ -173,9 +181,14 @@ def test_a_model_without_boxes_has_random_crops_only():
     assert {r.method for r in found if r.metric == "per_class"} == {"name", "wca"}
     assert possible_variants(has_boxes=False) == {"random_crops"}
     notes: list[str] = []
-    note_left_out(SECOND_PASS, noisy_birds(2), has_regions=False, num_boxes=0, note=notes.append)
+    left_out: LeftOut = {}
+    note_left_out(
+        SECOND_PASS, noisy_birds(2), has_regions=False, note=notes.append, left_out=left_out
+    )
     assert notes == [
         "birds: each of the 2 images goes through the encoder 61 times, not once, for wca (61).",
+    ]
+    assert left_out_sentences(left_out) == [
         "birds: 2 methods are left out: gc_clip needs a model with trained regions and a model "
         "with trained boxes; fgvp needs a model with trained boxes.",
     ]
@@ -184,10 +197,11 @@ def test_a_model_without_boxes_has_random_crops_only():
 def test_the_note_counts_what_methods_share_once():
     notes: list[str] = []
     methods = ("name", "wca", "gc_clip", "fgvp")
-    note_left_out(methods, noisy_birds(3), has_regions=True, num_boxes=2, note=notes.append)
+    options = {"has_regions": True, "note": notes.append, "left_out": {}}
+    note_left_out(methods, noisy_birds(3), num_boxes=2, **options)
     assert notes == [
         "birds: each of the 3 images goes through the encoder 73 times, not once, for wca (61), "
         "gc_clip (11), fgvp (3)."
     ]
-    note_left_out(("name",), noisy_birds(3), has_regions=True, note=notes.append)
+    note_left_out(("name",), noisy_birds(3), **options)
     assert len(notes) == 1

@@ -127,6 +127,42 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_xla(size):
         assert np.abs(a - c).mean() < 1.2 * np.abs(b - c).mean() + 1e-4 * size_of, name
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("normed", [False, True])
+def test_the_normaliser_is_kept_for_gradients_only_and_all_bytes_are_counted(
+    dtype, normed, monkeypatch
+):
+    batch, tokens, num_heads, size = 2, 24, 4, 64
+    calls, pallas_call = [], kernel.pl.pallas_call
+
+    def noted(body: Any, *, out_shape: Any, cost_estimate: Any, **options: Any) -> Any:
+        calls.append((len(out_shape), cost_estimate.bytes_accessed))
+        return pallas_call(body, out_shape=out_shape, cost_estimate=cost_estimate, **options)
+
+    monkeypatch.setattr(kernel.pl, "pallas_call", noted)
+    x = jax.ShapeDtypeStruct((batch, tokens, num_heads, size), dtype)
+    rows = jax.ShapeDtypeStruct((4, size), jnp.float32) if normed else None
+
+    def fn(query: Any, key: Any, value: Any, norms: Any) -> Any:
+        return interpreted(query, key, value, norms=norms)
+
+    def both(query: Any, key: Any, value: Any, norms: Any) -> Any:
+        output, vjp = jax.vjp(fn, query, key, value, norms)
+        return vjp(output)
+
+    jax.eval_shape(fn, x, x, x, rows)
+    jax.eval_shape(both, x, x, x, rows)
+    array = batch * tokens * num_heads * size * jnp.dtype(dtype).itemsize
+    lse = batch * num_heads * tokens * 4
+    norms = 4 * 128 * 4 if normed else 0  # beside each other for the two heads of a block
+    parts = 2 * norms  # a gradient for each block of heads, of both sequences at once
+    assert calls == [
+        (1, 4 * array + norms),
+        (2, 4 * array + norms + lse),
+        (3 + normed, 7 * array + norms + lse + parts),
+    ]
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_logits_of_thousands(causal):
     """One key has all the weight, and no row of weights is lost."""

@@ -7,6 +7,13 @@ from PIL import Image
 from toy_encoder import columns, toy_model
 
 from grain_jax import predict
+from grain_jax.terminal import PIPE_WIDTH
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Tables as wide as those of a pipe."""
+    monkeypatch.setenv("COLUMNS", str(PIPE_WIDTH))
 
 
 @pytest.fixture

@@ -15,6 +15,16 @@ from grain_jax.inference.predictor import BATCH_SIZE
 from grain_jax.visualize.prediction import WHOLE
 
 
+def test_a_table_is_as_wide_as_columns_says(loaded_with, make_images, monkeypatch, capsys):
+    widths = []
+    long = "a cardinal with a crest that is longer than the whole of a narrow terminal is wide"
+    for columns in ("60", "120"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert call("in/a.png", f"--labels={long},jay") == 0
+        widths.append(max(map(len, capsys.readouterr().out.splitlines())))
+    assert widths[0] <= 60 < widths[1] <= 120
+
+
 def test_labels_and_phrases_are_printed_and_written(loaded_with, make_images, capsys):
     status = call(
         "in/a.png",

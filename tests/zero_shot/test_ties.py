@@ -50,8 +50,26 @@ def test_the_reason_is_said():
     assert "2 of 4 classes tie by description ('robin' = 'wren'): they have the same texts" in same
     assert "2 of 4 classes tie by description ('jay' = 'tern')" in cut
     assert "behind its limit" in cut
+    shorter = DESCRIBED | {"tern": ["red bird bird green"]}
+    by_description = [note for note in notes_of(shorter) if "by description" in note]
+    assert len(by_description) == 2  # the end is read where the image is compared, not of regions
+    assert "2 of 4 classes tie by description ('robin' = 'wren')" in by_description[0]
+    of_regions = "2 of 4 classes tie by description of regions (alpha 0) ('jay' = 'tern')"
+    assert of_regions in by_description[1]
     unlike = DESCRIBED | {"wren": ["green"], "tern": ["blue"]}
     assert [note for note in notes_of(unlike) if "by description" in note] == []
+
+
+def test_many_classes_are_counted():
+    labels = [f"bird {k}" for k in range(24)]
+    texts = make_class_texts(
+        labels, templates=("{}",), descriptions={label: ["red"] for label in labels}
+    )
+    notes: list[str] = []
+    banks = encode_banks(toy_encoder().texts, texts, methods=("description",), has_regions=False)
+    note_ties("birds", labels, banks, notes.append)
+    assert "24 of 24 classes tie by description ('bird 0' = " in notes[-1]
+    assert "'bird 9' and 14 more)" in notes[-1]
 
 
 @pytest.mark.parametrize("method", ["description", "name_and_regions"])

@@ -299,7 +299,8 @@ def _refuse_unnamed(
         f"{len(labels)} labels lack one); add it. Nearest of {len(free)} not taken: {nearest}."
     )
     if isinstance(given, list):
-        bound = dict(list(found.items())[:4]) | proposed
+        known = list(found.items())[: max(SHOWN - len(proposed), 1)]
+        bound = dict(known) | proposed
         message += (
             " Or write a JSON object {label: name}, such as "
             f"{json.dumps(bound, ensure_ascii=False)}, and give it to --classes."
@@ -316,10 +317,15 @@ def _refuse_unnamed(
     raise ValueError(message)
 
 
+def first_of(parts: Sequence[str], *, between: str = ", ", what: str = "") -> str:
+    """The first `SHOWN` of the parts as they are, and how many more there are, of `what`."""
+    more = f" and {len(parts) - SHOWN} more{what and f' {what}'}" if len(parts) > SHOWN else ""
+    return between.join(parts[:SHOWN]) + more
+
+
 def listed(names: Sequence[str]) -> str:
     """The first `SHOWN` of the names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + more
+    return first_of(list(map(repr, names)))
 
 
 def with_nearest(names: Sequence[str], among: Sequence[str]) -> str:
