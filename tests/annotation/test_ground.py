@@ -235,7 +235,7 @@ def test_class_descriptions_are_looked_for_in_the_images_of_the_class(images, tm
         "not in a class folder": 1,
         "no description of its class": 1,
     }
-    assert any(note.endswith("('dogs' first), and their images are left out.") for note in notes)
+    assert any(note.endswith("('dogs'), and their images are left out.") for note in notes)
     path.write_text(json.dumps({"cats": ["whiskers"]}))
     with pytest.raises(ValueError, match=r"descriptions\.json.*'cats'"):
         ClassDescriptionQueries(path, images, notes.append)
