@@ -6,7 +6,6 @@ Images count in any order; texts in theirs, as some methods take the first, or d
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grain_jax.data.image_digest import image_digest
@@ -14,13 +13,12 @@ from grain_jax.data.records import Record, Source, read_records
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.inference.encoder import Encoder
 from grain_jax.inference.fingerprints import (
-    THREADS,
+    in_blocks,
     model_settings,
     params_sha256,
     sha256_of_json,
 )
 
-AT_ONCE = 64  # records that are read together
 # Keys of what a result says that name a place, and "texts", which a digest beside them covers.
 PLACES = ("data", "file", "file_sha256", "folder", "images_folder", "texts")
 
@@ -69,14 +67,10 @@ def _known(source: Source) -> list[str]:
 
 
 def _read(source: Source) -> list[str]:
-    def digests(start: int) -> list[str]:
-        block = range(start, min(start + AT_ONCE, len(source)))
+    def digests(block: range) -> list[str]:
         return [_of_record(record) for record in read_records(source, block)]
 
-    count = 1 if getattr(source, "read_in_order", False) else THREADS
-    with ThreadPoolExecutor(count) as threads:
-        blocks = threads.map(digests, range(0, len(source), AT_ONCE))
-        return [digest for block in blocks for digest in block]
+    return [digest for found in in_blocks(source, digests) for digest in found]
 
 
 def _of_record(record: Record) -> str:

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from grain_jax.data.records import Source, read_records
 CODE = ("models", "data", "boxes.py", "inference/encoder.py", "inference/length_groups.py")
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
 RECORDS_AT_ONCE = 64
+Found = TypeVar("Found")
 THREADS = 8  # that read and hash; hashlib lets go of the interpreter meanwhile
 
 
@@ -106,20 +107,27 @@ def images_sha256(source: Source) -> str:
     drawn = getattr(source, "fingerprint", None)
     if drawn is not None:
         return sha256_of_json([len(source), drawn])
-    starts = range(0, len(source), RECORDS_AT_ONCE)
     digests_of = getattr(source, "image_digests", None)
 
-    def hash_block(start: int) -> bytes:
-        block = range(start, min(start + RECORDS_AT_ONCE, len(source)))
+    def hash_block(block: range) -> bytes:
         if digests_of is not None:
             return b"".join(digests_of(block))
         return b"".join(image_digest(record.image) for record in read_records(source, block))
 
     found = hashlib.sha256()
-    with ThreadPoolExecutor(1 if getattr(source, "read_in_order", False) else THREADS) as threads:
-        for digests in threads.map(hash_block, starts):
-            found.update(digests)
+    for digests in in_blocks(source, hash_block):
+        found.update(digests)
     return found.hexdigest()
+
+
+def in_blocks(source: Source, of_block: Callable[[range], Found]) -> Iterator[Found]:
+    """What `of_block` returns for the positions of some records at a time, in order; called in
+    several threads, unless all of the source is `read_in_order`.
+    """
+    starts = range(0, len(source), RECORDS_AT_ONCE)
+    blocks = (range(start, min(start + RECORDS_AT_ONCE, len(source))) for start in starts)
+    with ThreadPoolExecutor(1 if getattr(source, "read_in_order", False) else THREADS) as threads:
+        yield from threads.map(of_block, blocks)
 
 
 def text_digests(texts: Sequence[str]) -> list[bytes]:
