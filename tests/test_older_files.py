@@ -68,8 +68,12 @@ def test_it_is_measured_as_it_was(older, tmp_path):
     for name, told in before["zero_shot_sets"].items():
         measured = now["zero_shot_sets"][name]
         images = measured.pop("images")
-        assert len(images.pop("sha256")) == 64  # of their content, which this version did not take yet
-        assert images == {key: value for key, value in told.pop("images").items() if key != "sha256"}
+        assert (
+            len(images.pop("sha256")) == 64
+        )  # of their content, which this version did not take yet
+        assert images == {
+            key: value for key, value in told.pop("images").items() if key != "sha256"
+        }
         assert measured == told  # classes, templates, descriptions by their hash
 
 

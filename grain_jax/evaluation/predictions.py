@@ -19,7 +19,7 @@ from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.grounding import Phrase, phrase_hits
 from grain_jax.evaluation.grounding_protocol import Protocol
-from grain_jax.evaluation.ranking import expected_recall
+from grain_jax.evaluation.ranking import expected_recall_of_labels
 from grain_jax.evaluation.retrieval import ranked
 from grain_jax.evaluation.zero_shot import OnDraws, OnScores
 from grain_jax.zero_shot.methods import METHODS
@@ -118,8 +118,7 @@ class PredictionsFile:
             scores: Float[np.ndarray, "n K"],
             labels: Int[np.ndarray, "n"],
         ) -> None:
-            right = labels[:, None] == np.arange(len(names))[None]
-            hits = expected_recall(scores, right, (1,))[1]
+            hits = expected_recall_of_labels(scores, labels, (1,))[1]
             by_draw = (draws or {}).get((method, alpha))
             if by_draw is not None:
                 by_draw = by_draw[:, start : start + len(scores)]

@@ -7,7 +7,7 @@ at the random baseline, whatever the order of the classes.
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 CHUNK_ROWS = 1024  # rows of a score matrix looked at together: bounds the memory of the masks
 
@@ -21,22 +21,57 @@ def expected_recall(
     Without ties it is 0 or 1. Raises ValueError on scores that are not finite or a row without a
     correct item.
     """
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            "Scores to rank hold NaN or infinity: the model or a text embedding is not finite. "
-            "Evaluate an earlier checkpoint."
-        )
+    _check_finite(scores)
     if not correct.any(axis=1).all():
         row = int(np.flatnonzero(~correct.any(axis=1))[0])
         raise ValueError(f"Row {row} has no correct item to find; leave such rows out.")
     best = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)  # [N, 1]
     tied = scores == best
-    ahead = (scores > best).sum(axis=1)  # wrong ones only: nothing correct beats the best correct
-    wrong_tied = (tied & ~correct).sum(axis=1)
-    correct_tied = (tied & correct).sum(axis=1)
+    return _recall_at(
+        ks,
+        ahead=np.count_nonzero(scores > best, axis=1),
+        wrong_tied=np.count_nonzero(tied & ~correct, axis=1),
+        correct_tied=np.count_nonzero(tied & correct, axis=1),
+    )
+
+
+def expected_recall_of_labels(
+    scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"], ks: tuple[int, ...]
+) -> dict[int, Float[np.ndarray, "N"]]:
+    """`expected_recall` where one item of each row is correct, that of its label; a third of the
+    passes over the scores.
+    """
+    _check_finite(scores)
+    best = scores[np.arange(len(scores)), labels][:, None]
+    return _recall_at(
+        ks,
+        ahead=np.count_nonzero(scores > best, axis=1),
+        wrong_tied=np.count_nonzero(scores == best, axis=1) - 1,
+        correct_tied=np.ones(len(scores), int),
+    )
+
+
+def _check_finite(scores: Float[np.ndarray, "N K"]) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = scores.sum()  # finite only of finite scores, of which it may overflow
+    if not np.isfinite(total) and not np.isfinite(scores).all():
+        raise ValueError(
+            "Scores to rank hold NaN or infinity: the model or a text embedding is not finite. "
+            "Evaluate an earlier checkpoint."
+        )
+
+
+def _recall_at(
+    ks: tuple[int, ...],
+    *,
+    ahead: Int[np.ndarray, "N"],  # wrong ones only: nothing correct beats the best correct
+    wrong_tied: Int[np.ndarray, "N"],
+    correct_tied: Int[np.ndarray, "N"],
+) -> dict[int, Float[np.ndarray, "N"]]:
+    """Expected recall from how many items are ahead of the best correct one, and tie with it."""
     hits = {}
     for k in ks:
-        miss = np.ones(len(scores))
+        miss = np.ones(len(ahead))
         for draw in range(k):  # slots of the top k that the tied group fills, one by one
             factor = np.maximum(wrong_tied - draw, 0) / np.maximum(
                 wrong_tied + correct_tied - draw, 1

@@ -17,7 +17,7 @@ from grain_jax.data.classification.class_counts import (
 from grain_jax.data.image_variants import VARIANTS, VariantKind, of_draw
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.deciding_texts import DecidingTexts
-from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall, wilson_interval
+from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall_of_labels, wilson_interval
 from grain_jax.evaluation.variants import BLOCK_IMAGES, VariantEmbeddings, possible_variants
 from grain_jax.evaluation.variants import passes as variant_passes
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
@@ -77,8 +77,7 @@ class _Hits:
     def add(self, start: int, scores: Float[np.ndarray, "n K"]) -> None:
         """Scores of the images from `start` on."""
         rows = slice(start, start + len(scores))
-        correct = self._labels[rows, None] == np.arange(self._num_classes)[None]
-        hits = expected_recall(scores, correct, (1, 5))
+        hits = expected_recall_of_labels(scores, self._labels[rows], (1, 5))
         self._top1[rows], self._top5[rows] = hits[1], hits[5]
 
     @property

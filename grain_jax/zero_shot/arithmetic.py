@@ -33,7 +33,7 @@ def logsumexp(logits: Float[np.ndarray, "*n K"]) -> Float[np.ndarray, "*n 1"]:
 
 def mean_vectors(bank: TextBank) -> Float[np.ndarray, "K E"]:
     """Mean embedding of each class's texts, of unit length whatever the `prompt_ensembling`."""
-    return unit(bank.mean_embed)[bank.distinct[1]]
+    return bank.unit_mean_embed[bank.distinct[1]]
 
 
 def cosines_with(

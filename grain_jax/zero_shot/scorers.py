@@ -180,10 +180,7 @@ class TextBank:
     @functools.cached_property
     def distinct(self) -> tuple[tuple[Int[np.ndarray, "_"], ...], Int[np.ndarray, "K"]]:
         """The members of classes that differ, and which of them each class has."""
-        row_of: dict[bytes, int] = {}
-        same = np.array(
-            [row_of.setdefault(row.tobytes(), i) for i, row in enumerate(self.embed)], int
-        )
+        same = _first_of_equal(self.embed)
         position: dict[bytes, int] = {}
         first: list[np.ndarray] = []
         of_class = np.empty(len(self.members), int)
@@ -204,6 +201,12 @@ class TextBank:
         """Mean embedding of the texts of each of the classes that differ."""
         return np.stack([self.embed[rows].mean(axis=0) for rows in self.distinct[0]])
 
+    @functools.cached_property
+    def unit_mean_embed(self) -> Float[np.ndarray, "distinct E"]:
+        """`mean_embed` scaled back to unit length."""
+        norms = np.linalg.norm(self.mean_embed, axis=1, keepdims=True)
+        return self.mean_embed / np.maximum(norms, 1e-12)
+
     def part(self, start: int, stop: int) -> "TextBank":
         """The bank of the classes from `start` to `stop`, with their texts alone."""
         members = self.members[start:stop]
@@ -216,6 +219,17 @@ class TextBank:
         for position, rows in enumerate(self.members):
             if len(rows) == 0:
                 raise ValueError(f"Class {position} has no text to compare with; give it one.")
+
+
+def _first_of_equal(embed: Float[np.ndarray, "T E"]) -> Int[np.ndarray, "T"]:
+    """Of each row the first row that is equal to it, bit by bit."""
+    same = np.arange(len(embed))
+    # Equal rows start with equal numbers, and few others do: what to look at is small.
+    _, inverse, counts = np.unique(embed[:, 0], return_inverse=True, return_counts=True)
+    row_of: dict[bytes, int] = {}
+    for i in np.flatnonzero(counts[inverse] > 1).tolist():
+        same[i] = row_of.setdefault(embed[i].tobytes(), i)
+    return same
 
 
 def text_bank(
@@ -236,12 +250,11 @@ def global_scores(
     - "embedding": the mean text embedding scaled back to unit length (CLIP's prompt ensemble);
     - "score": the mean of the cosines, so without scaling back (official GRAIN; Menon & Vondrick).
     """
-    vectors = bank.mean_embed
     match ensembling:
         case "embedding":
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            vectors = bank.unit_mean_embed
         case "score":
-            pass  # a mean of cosines is the cosine-like product with the mean embedding
+            vectors = bank.mean_embed  # the cosine-like product with it is a mean of cosines
         case _:
             raise ValueError(f"Unknown ensembling {ensembling!r}; choose 'embedding' or 'score'.")
     return _of_classes(image @ vectors.T, bank.distinct[1])
@@ -309,4 +322,6 @@ def _without_blank(texts: Iterable[str]) -> tuple[str, ...]:
 
 def fill(template: str, text: str, name: str) -> str:
     """The template with its "{}" and "{name}" filled in."""
+    if "{name}" not in template:
+        return template.replace("{}", text)
     return re.sub(r"\{name\}|\{\}", lambda hole: text if hole[0] == "{}" else name, template)

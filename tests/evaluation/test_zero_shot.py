@@ -5,7 +5,11 @@ import pytest
 from toy_encoder import ToySource, bird_set, record, toy_encoder
 
 from grain_jax.data.records import ZeroShotSet
-from grain_jax.evaluation.ranking import expected_recall, wilson_interval
+from grain_jax.evaluation.ranking import (
+    expected_recall,
+    expected_recall_of_labels,
+    wilson_interval,
+)
 from grain_jax.evaluation.tables import result_tables
 from grain_jax.evaluation.zero_shot import (
     accuracy,
@@ -58,6 +62,22 @@ def test_a_tie_is_worth_its_expected_value():
         expected_recall(np.array([[np.nan, 0.0]]), np.array([[True, False]]), (1,))
     with pytest.raises(ValueError, match="no correct item"):
         expected_recall(np.zeros((1, 2)), np.zeros((1, 2), bool), (1,))
+
+
+def test_one_correct_item_a_row_is_ranked_as_any_number_is():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(7, size=300)
+    correct = labels[:, None] == np.arange(7)
+    for scores in (generator.normal(size=(300, 7)), generator.integers(4, size=(300, 7)) / 4):
+        scores = scores.astype(np.float32)
+        found = expected_recall_of_labels(scores, labels, (1, 2, 5))
+        for k, hits in expected_recall(scores, correct, (1, 2, 5)).items():
+            np.testing.assert_array_equal(found[k], hits)
+    largest = np.full((2, 7), np.finfo(np.float32).max)  # finite, though their sum is not
+    assert expected_recall_of_labels(largest, labels[:2], (1,))[1] == pytest.approx([1 / 7] * 2)
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            expected_recall_of_labels(np.array([[0.0, bad]]), np.array([0]), (1,))
 
 
 def test_wilson_interval_known_values():
