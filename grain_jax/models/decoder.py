@@ -5,6 +5,7 @@ As official: pre-norm, no positions on the memory, CLS token part of the memory,
 with learned query positions.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from grain_jax.config import DecoderConfig
-from grain_jax.models.attention import attend
+from grain_jax.models.attention import (
+    TOKENS_MULTIPLE,
+    attend,
+    attend_heads_as_rows,
+    takes_heads_as_rows,
+)
 from grain_jax.models.dropout import Dropout
 from grain_jax.models.layers import (
     BlockInit,
@@ -41,6 +47,7 @@ class Attention(nn.Module):
     initializers: BlockInit
     dropout: float = 0.0  # of attention weights, in training
     train: bool = False
+    num_keys: int | None = None  # those that are not padding, which comes last; None: all
     dtype: Any = jnp.float32
     gradient_dtype: Any = None  # of weights; None: `dtype`
 
@@ -65,20 +72,34 @@ class Attention(nn.Module):
             y = affine(x, kernel[:, :, first : last + 1], bias[:, first : last + 1])
             return [y[:, :, :, i] for i in range(last + 1 - first)]  # [B, T, N, H] each
 
-        # Inputs that are the same share a matmul.
-        if query_input is key_input:
-            query, key, value = *project(query_input, 0, 1), *project(value_input, 2, 2)
-        else:
-            query, key, value = *project(query_input, 0, 0), *project(key_input, 1, 2)
-
+        drop = None
         if self.train and self.dropout > 0:
-            logits = jnp.einsum(
-                "btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32
-            ) * (query.shape[-1] ** -0.5)
-            weights = Dropout(self.dropout, deterministic=False)(jax.nn.softmax(logits), rows)
-            mixed = jnp.einsum("bnts,bsnh->btnh", weights.astype(self.dtype), value)
-        else:  # so few queries that flash attention has nothing to save
-            mixed = attend(query, key, value, implementation="xla")
+            dropout = Dropout(self.dropout, deterministic=False, width=self.num_keys)
+            drop = functools.partial(dropout, rows=rows)
+        if takes_heads_as_rows(self.num_heads):
+            inputs = (query_input, key_input, value_input)
+            flat = [
+                affine(x, kernel[:, :, i].reshape(width, -1), bias[:, i].reshape(-1))
+                for i, x in enumerate(inputs)
+            ]
+            mixed = attend_heads_as_rows(
+                *flat, num_heads=self.num_heads, num_keys=self.num_keys, drop=drop
+            )
+            mixed = mixed.reshape(*mixed.shape[:-1], *shape[::2])
+        else:
+            # Inputs that are the same share a matmul.
+            if query_input is key_input:
+                query, key, value = *project(query_input, 0, 1), *project(value_input, 2, 2)
+            else:
+                query, key, value = *project(query_input, 0, 0), *project(key_input, 1, 2)
+            if drop is None:  # so few queries that flash attention has nothing to save
+                mixed = attend(query, key, value, implementation="xla")
+            else:
+                logits = jnp.einsum(
+                    "btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32
+                ) * (query.shape[-1] ** -0.5)
+                weights = drop(jax.nn.softmax(logits))
+                mixed = jnp.einsum("bnts,bsnh->btnh", weights.astype(self.dtype), value)
         return Linear(
             (width,),
             ("heads", "kv", "embed"),
@@ -100,6 +121,7 @@ class DecoderLayer(nn.Module):
     dropout: float
     train: bool
     outputs: bool = False  # keep every layer's output, not only the last
+    num_tokens: int | None = None  # of the memory, those that are not padding; None: all
     dtype: Any = jnp.float32
     gradient_dtype: Any = None  # of weights; None: `dtype`
 
@@ -125,16 +147,23 @@ class DecoderLayer(nn.Module):
         def drop(x: Array) -> Array:
             return Dropout(self.dropout, deterministic=not self.train)(x, rows)
 
-        def attention(name: str) -> Attention:
+        def attention(name: str, num_keys: int | None = None) -> Attention:
             return Attention(
-                self.num_heads, self.initializers, self.dropout, self.train, **types, name=name
+                self.num_heads,
+                self.initializers,
+                self.dropout,
+                self.train,
+                num_keys,
+                **types,
+                name=name,
             )
 
         y = norm("norm1", x)
         positioned = y + query
         x = x + drop(attention("self_attention")(positioned, positioned, y, rows))
         y = norm("norm2", x) + query
-        x = x + drop(attention("cross_attention")(y, memory, memory, rows))
+        cross_attention = attention("cross_attention", self.num_tokens)
+        x = x + drop(cross_attention(y, memory, memory, rows))
         mlp = Mlp(
             self.mlp_dim,
             "relu",
@@ -199,6 +228,10 @@ class RegionDecoder(nn.Module):
         rows = constrain(rows, "batch")  # and so each device draws masks of its own rows
         num_queries, init = config.num_queries, uniform(tokens.shape[-1] ** -0.5)
         types = {"dtype": self.dtype, "gradient_dtype": self.gradient_dtype}
+        num_tokens = tokens.shape[1]
+        if takes_heads_as_rows(config.num_heads):  # else XLA on a TPU copies keys and values
+            padding = -num_tokens % TOKENS_MULTIPLE
+            tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0)))
         memory = Linear((width,), ("embed", None), init, **types, name="input")(tokens)
         memory = LayerNorm(NORM_EPS, dtype=self.dtype, name="input_norm")(memory)
 
@@ -221,6 +254,7 @@ class RegionDecoder(nn.Module):
             dropout=config.dropout,
             train=train,
             outputs=auxiliary_boxes,
+            num_tokens=num_tokens,
             **types,
         )
         # Batch first, as everywhere: `affine` merges the leading axes, and a batch that is not the
