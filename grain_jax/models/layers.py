@@ -27,6 +27,7 @@ from grain_jax.models.attention import (
     chosen_in_stream,
 )
 from grain_jax.models.dropout import Dropout
+from grain_jax.models.norms import norm_by_products, takes_products
 from grain_jax.models.pallas_attention import pallas_attention
 from grain_jax.models.pallas_stream import pallas_attention_in_stream
 from grain_jax.models.weights import as_weight, product
@@ -205,7 +206,9 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis; statistics in float32 by the two-pass formula."""
+    """Normalises the last axis; statistics in float32 by the two-pass formula, on TPUs by
+    products.
+    """
 
     eps: float
     axis: str | None = "embed"  # logical name of the normalised axis
@@ -221,6 +224,8 @@ class LayerNorm(nn.Module):
         scale, bias = parameter("scale", nn.initializers.ones_init()), parameter("bias", zeros)
         if not apply:
             return scale, bias
+        if x.dtype == self.dtype and takes_products(x.shape[-1], x.dtype):
+            return norm_by_products(x, scale, bias, self.eps)
         scale, bias = (value.reshape((1,) * (x.ndim - 1) + value.shape) for value in (scale, bias))
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
