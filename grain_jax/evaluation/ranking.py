@@ -38,9 +38,15 @@ def expected_recall(
 def expected_recall_of_labels(
     scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"], ks: tuple[int, ...]
 ) -> dict[int, Float[np.ndarray, "N"]]:
-    """`expected_recall` where one item of each row is correct, that of its label; a third of the
-    passes over the scores.
+    """As `expected_recall`, where the correct item of a row is that of its label.
+
+    Raises ValueError on scores that are not finite and on labels that are no items.
     """
+    if labels.size and (labels.min() < 0 or labels.max() >= scores.shape[1]):
+        raise ValueError(
+            f"Labels from {labels.min()} to {labels.max()} are not all of the {scores.shape[1]} "
+            "items; give indices from 0."
+        )
     _check_finite(scores)
     best = scores[np.arange(len(scores)), labels][:, None]
     return _recall_at(
@@ -53,7 +59,7 @@ def expected_recall_of_labels(
 
 def _check_finite(scores: Float[np.ndarray, "N K"]) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        total = scores.sum()  # finite only of finite scores, of which it may overflow
+        total = scores.sum()  # not finite where a score is not, or where it overflows
     if not np.isfinite(total) and not np.isfinite(scores).all():
         raise ValueError(
             "Scores to rank hold NaN or infinity: the model or a text embedding is not finite. "

@@ -1,10 +1,12 @@
 """Scaled dot-product attention, and which implementation computes it on which device."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
 from grain_jax.models.pallas_attention import (
@@ -12,7 +14,6 @@ from grain_jax.models.pallas_attention import (
     MAX_LANES,
     MAX_TOKENS,
     block_lanes,
-    heads_of_a_device,
 )
 
 AttentionKind = Literal["auto", "xla", "cudnn", "pallas"]
@@ -73,13 +74,13 @@ def attend_heads_as_rows(
     """Attention of a few queries, as `attend`, all heads beside each other in the last axis.
 
     Each query is a row for each head, zero but for the numbers of that head, so that all heads take
-    one product with keys and values as a matrix product leaves them. It computes N times as much as
-    head by head, of which there is little, and nothing is laid out anew: on a TPU a layer of the
-    region decoder is estimated at 0.7 of its time (docs/experiments.md).
+    one product, with keys and values as a matrix product leaves them. The product computes N times
+    as much as one per head, and saves the transposed copies that XLA makes for those on a TPU
+    (docs/experiments.md).
 
     Args:
       num_keys: of the S keys, the first so many are seen (default: all).
-      drop: of the weights [B, N, T, S] in float32, where the last keys have none.
+      drop: called on the weights [B, N, T, S] in float32; those of unseen keys are 0.
     """
     batch, tokens, width = query.shape
     size = width // num_heads
@@ -91,20 +92,36 @@ def attend_heads_as_rows(
 
     rows = of_head(query[:, None]).reshape(batch, num_heads * tokens, width)
     logits = jnp.einsum("brd,bsd->brs", rows, key, preferred_element_type=jnp.float32)
-    if num_keys is not None and num_keys < key.shape[1]:
-        logits = jnp.where(jnp.arange(key.shape[1])[None, None] < num_keys, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits * size**-0.5)
+    weights = jax.nn.softmax(without_padding(logits * size**-0.5, num_keys))
     if drop is not None:
         weights = drop(weights.reshape(batch, num_heads, tokens, -1)).reshape(weights.shape)
     mixed = jnp.einsum("brs,bsd->brd", weights.astype(value.dtype), value)
     return of_head(mixed.reshape(batch, num_heads, tokens, width)).sum(axis=1)
 
 
-def takes_heads_as_rows(num_heads: int) -> bool:
-    """Whether a few queries attend by `attend_heads_as_rows`: on TPUs, unless the mesh in force
-    splits the heads, whose numbers its products add up.
+def without_padding(logits: Float[Array, "*n S"], num_keys: int | None) -> Float[Array, "*n S"]:
+    """Logits of which the last, those beyond the first `num_keys`, get no weight."""
+    if num_keys is None or num_keys >= logits.shape[-1]:
+        return logits
+    seen = jnp.arange(logits.shape[-1]) < num_keys
+    return jnp.where(seen.reshape((1,) * (logits.ndim - 1) + seen.shape), logits, -jnp.inf)
+
+
+def takes_heads_as_rows(num_heads: int, *, num_queries: int, width: int) -> bool:
+    """Whether queries attend by `attend_heads_as_rows`: on TPUs, where the rows are at most as many
+    as the numbers of a query, and the mesh does not split the heads, which its products add up.
     """
-    return is_for_tpu() and heads_of_a_device(num_heads) == num_heads
+    return is_for_tpu() and num_queries * num_heads <= width and not _splits_heads(num_heads)
+
+
+def _splits_heads(num_heads: int) -> bool:
+    """Whether the mesh in force does, also within a `shard_map` over other axes."""
+    mesh, wanted = jax.sharding.get_abstract_mesh(), spmd.logical_to_mesh_axes(("heads",))
+    if mesh.empty or not wanted:
+        return False
+    names = (wanted[0],) if isinstance(wanted[0], str) else wanted[0] or ()
+    devices = math.prod(mesh.shape[name] for name in names)
+    return devices > 1 and num_heads % devices == 0
 
 
 def attend_in_stream(

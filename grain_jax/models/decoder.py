@@ -19,6 +19,7 @@ from grain_jax.models.attention import (
     attend,
     attend_heads_as_rows,
     takes_heads_as_rows,
+    without_padding,
 )
 from grain_jax.models.dropout import Dropout
 from grain_jax.models.layers import (
@@ -48,6 +49,7 @@ class Attention(nn.Module):
     dropout: float = 0.0  # of attention weights, in training
     train: bool = False
     num_keys: int | None = None  # those that are not padding, which comes last; None: all
+    heads_as_rows: bool = False  # `attend_heads_as_rows`
     dtype: Any = jnp.float32
     gradient_dtype: Any = None  # of weights; None: `dtype`
 
@@ -74,9 +76,9 @@ class Attention(nn.Module):
 
         drop = None
         if self.train and self.dropout > 0:
-            dropout = Dropout(self.dropout, deterministic=False, width=self.num_keys)
+            dropout = Dropout(self.dropout, deterministic=False, num_drawn=self.num_keys)
             drop = functools.partial(dropout, rows=rows)
-        if takes_heads_as_rows(self.num_heads):
+        if self.heads_as_rows:
             inputs = (query_input, key_input, value_input)
             flat = [
                 affine(x, kernel[:, :, i].reshape(width, -1), bias[:, i].reshape(-1))
@@ -85,7 +87,7 @@ class Attention(nn.Module):
             mixed = attend_heads_as_rows(
                 *flat, num_heads=self.num_heads, num_keys=self.num_keys, drop=drop
             )
-            mixed = mixed.reshape(*mixed.shape[:-1], *shape[::2])
+            mixed = mixed.reshape(*mixed.shape[:-1], self.num_heads, -1)
         else:
             # Inputs that are the same share a matmul.
             if query_input is key_input:
@@ -93,12 +95,12 @@ class Attention(nn.Module):
             else:
                 query, key, value = *project(query_input, 0, 0), *project(key_input, 1, 2)
             if drop is None:  # so few queries that flash attention has nothing to save
-                mixed = attend(query, key, value, implementation="xla")
+                mixed = attend(query, key, value, implementation="xla", num_keys=self.num_keys)
             else:
                 logits = jnp.einsum(
                     "btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32
                 ) * (query.shape[-1] ** -0.5)
-                weights = drop(jax.nn.softmax(logits))
+                weights = drop(jax.nn.softmax(without_padding(logits, self.num_keys)))
                 mixed = jnp.einsum("bnts,bsnh->btnh", weights.astype(self.dtype), value)
         return Linear(
             (width,),
@@ -122,6 +124,7 @@ class DecoderLayer(nn.Module):
     train: bool
     outputs: bool = False  # keep every layer's output, not only the last
     num_tokens: int | None = None  # of the memory, those that are not padding; None: all
+    heads_as_rows: bool = False  # in cross-attention; of six queries alone heads apart cost less
     dtype: Any = jnp.float32
     gradient_dtype: Any = None  # of weights; None: `dtype`
 
@@ -147,13 +150,13 @@ class DecoderLayer(nn.Module):
         def drop(x: Array) -> Array:
             return Dropout(self.dropout, deterministic=not self.train)(x, rows)
 
-        def attention(name: str, num_keys: int | None = None) -> Attention:
+        def attention(name: str, **fields: Any) -> Attention:
             return Attention(
                 self.num_heads,
                 self.initializers,
                 self.dropout,
                 self.train,
-                num_keys,
+                **fields,
                 **types,
                 name=name,
             )
@@ -162,7 +165,9 @@ class DecoderLayer(nn.Module):
         positioned = y + query
         x = x + drop(attention("self_attention")(positioned, positioned, y, rows))
         y = norm("norm2", x) + query
-        cross_attention = attention("cross_attention", self.num_tokens)
+        cross_attention = attention(
+            "cross_attention", num_keys=self.num_tokens, heads_as_rows=self.heads_as_rows
+        )
         x = x + drop(cross_attention(y, memory, memory, rows))
         mlp = Mlp(
             self.mlp_dim,
@@ -229,7 +234,10 @@ class RegionDecoder(nn.Module):
         num_queries, init = config.num_queries, uniform(tokens.shape[-1] ** -0.5)
         types = {"dtype": self.dtype, "gradient_dtype": self.gradient_dtype}
         num_tokens = tokens.shape[1]
-        if takes_heads_as_rows(config.num_heads):  # else XLA on a TPU copies keys and values
+        as_rows = takes_heads_as_rows(
+            config.num_heads, num_queries=config.num_queries + 1, width=width
+        )
+        if as_rows:  # or XLA copies keys and values to other layouts
             padding = -num_tokens % TOKENS_MULTIPLE
             tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0)))
         memory = Linear((width,), ("embed", None), init, **types, name="input")(tokens)
@@ -255,6 +263,7 @@ class RegionDecoder(nn.Module):
             train=train,
             outputs=auxiliary_boxes,
             num_tokens=num_tokens,
+            heads_as_rows=as_rows,
             **types,
         )
         # Batch first, as everywhere: `affine` merges the leading axes, and a batch that is not the

@@ -16,7 +16,7 @@ class Dropout(nn.Module):
 
     rate: float  # in [0, 1]
     deterministic: bool  # True: returns its input
-    width: int | None = None  # of the last axis, the first so many; the others become zero
+    num_drawn: int | None = None  # of the last axis; what is beyond them becomes zero
 
     @nn.compact
     def __call__(
@@ -29,12 +29,12 @@ class Dropout(nn.Module):
             return jnp.zeros_like(x)
         rows = jnp.arange(x.shape[0], dtype=jnp.int32) if rows is None else rows
         key, keep = self.make_rng("dropout"), 1.0 - self.rate
-        width = x.shape[-1] if self.width is None else self.width
-        unseen = ((0, 0),) * (x.ndim - 2) + ((0, x.shape[-1] - width),)
+        num_drawn = x.shape[-1] if self.num_drawn is None else self.num_drawn
+        others = ((0, 0),) * (x.ndim - 2) + ((0, x.shape[-1] - num_drawn),)
 
         def mask(row: Array) -> Array:
-            shape = (*x.shape[1:-1], width)
+            shape = (*x.shape[1:-1], num_drawn)
             drawn = jax.random.bernoulli(jax.random.fold_in(key, row), keep, shape)
-            return jnp.pad(drawn, unseen) if width < x.shape[-1] else drawn
+            return jnp.pad(drawn, others) if num_drawn < x.shape[-1] else drawn
 
         return jnp.where(jax.vmap(mask)(rows), x / keep, jnp.zeros_like(x))

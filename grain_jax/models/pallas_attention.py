@@ -120,17 +120,11 @@ def block_lanes(num_heads: int, head_size: int) -> int | None:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and AxisType.Manual in mesh.axis_types:
         return None
-    width = heads_of_a_device(num_heads) * head_size
-    return LANES if fills_vectors(width, head_size) else width
-
-
-def heads_of_a_device(num_heads: int) -> int:
-    """How many of the heads a device of the mesh in force computes."""
-    mesh = jax.sharding.get_abstract_mesh()
     split = split_over_mesh(mesh, 1, num_heads)
     axes = None if split is None or len(split) < 3 else split[2]
     names = (axes,) if isinstance(axes, str) else axes or ()
-    return num_heads // math.prod(mesh.shape[name] for name in names)
+    width = num_heads // math.prod(mesh.shape[name] for name in names) * head_size
+    return LANES if fills_vectors(width, head_size) else width
 
 
 def lanes_of_heads(width: int, head_size: int) -> list[Array]:

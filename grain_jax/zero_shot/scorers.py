@@ -225,7 +225,8 @@ def _first_of_equal(embed: Float[np.ndarray, "T E"]) -> Int[np.ndarray, "T"]:
     """Of each row the first row that is equal to it, bit by bit."""
     same = np.arange(len(embed))
     # Equal rows start with equal numbers, and few others do: what to look at is small.
-    _, inverse, counts = np.unique(embed[:, 0], return_inverse=True, return_counts=True)
+    start = embed[:, :1].sum(axis=1)
+    _, inverse, counts = np.unique(start, return_inverse=True, return_counts=True)
     row_of: dict[bytes, int] = {}
     for i in np.flatnonzero(counts[inverse] > 1).tolist():
         same[i] = row_of.setdefault(embed[i].tobytes(), i)

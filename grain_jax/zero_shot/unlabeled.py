@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from grain_jax.zero_shot.arithmetic import log_softmax, unit
+from grain_jax.zero_shot.arithmetic import log_softmax
 from grain_jax.zero_shot.method import ClassBanks, Images
 from grain_jax.zero_shot.text_kinds import NAMES
 
@@ -48,7 +48,7 @@ def class_vectors(texts: ClassBanks) -> ClassVectors:
     `prompt_ensembling`.
     """
     bank = texts[NAMES]
-    return ClassVectors(unit(bank.mean_embed), bank.distinct[1])
+    return ClassVectors(bank.unit_mean_embed, bank.distinct[1])
 
 
 def images_to_fit(

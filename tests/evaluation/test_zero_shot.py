@@ -78,6 +78,9 @@ def test_one_correct_item_a_row_is_ranked_as_any_number_is():
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="not finite"):
             expected_recall_of_labels(np.array([[0.0, bad]]), np.array([0]), (1,))
+    for bad in (-1, 7):
+        with pytest.raises(ValueError, match="not all of the 7 items"):
+            expected_recall_of_labels(largest, np.array([0, bad]), (1,))
 
 
 def test_wilson_interval_known_values():

@@ -121,6 +121,15 @@ def test_classes_with_the_same_texts_tie_to_the_bit(ensembling):
         assert len(np.unique(scores[0])) == 65
 
 
+def test_classes_are_told_apart_by_every_bit():
+    """Also by numbers behind the first, and by the sign of zero; without numbers they are alike."""
+    embed = np.array([[0.0, 1], [0, 2], [-0.0, 1], [0, 1], [3, 1]], np.float32)
+    bank = TextBank(embed, tuple(np.array([row]) for row in range(5)))
+    assert bank.distinct[1].tolist() == [0, 1, 2, 0, 3]
+    empty = TextBank(np.zeros((2, 0), np.float32), (np.array([0]), np.array([1])))
+    assert empty.distinct[1].tolist() == [0, 0]
+
+
 def test_global_scores_against_loops():
     generator = np.random.default_rng(0)
     bank, image = ragged_bank(generator), unit(generator, 6, 5)
