@@ -40,12 +40,12 @@ def expected_recall_of_labels(
 ) -> dict[int, Float[np.ndarray, "N"]]:
     """As `expected_recall`, where the correct item of a row is that of its label.
 
-    Raises ValueError on scores that are not finite and on labels that are no items.
+    Raises ValueError on scores that are not finite and on labels beyond the items.
     """
     if labels.size and (labels.min() < 0 or labels.max() >= scores.shape[1]):
         raise ValueError(
-            f"Labels from {labels.min()} to {labels.max()} are not all of the {scores.shape[1]} "
-            "items; give indices from 0."
+            f"Labels range from {labels.min()} to {labels.max()}, but there are {scores.shape[1]} "
+            f"items; give indices from 0 to {scores.shape[1] - 1}."
         )
     _check_finite(scores)
     best = scores[np.arange(len(scores)), labels][:, None]

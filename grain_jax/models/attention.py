@@ -120,7 +120,7 @@ def _splits_heads(num_heads: int) -> bool:
     if mesh.empty or not wanted:
         return False
     names = (wanted[0],) if isinstance(wanted[0], str) else wanted[0] or ()
-    devices = math.prod(mesh.shape[name] for name in names)
+    devices = math.prod(mesh.shape.get(name, 1) for name in names)
     return devices > 1 and num_heads % devices == 0
 
 

@@ -206,8 +206,8 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis; statistics in float32 by the two-pass formula, on TPUs by
-    products.
+    """Normalises the last axis; statistics in float32 by the two-pass formula, in bfloat16 on TPUs
+    by `norm_by_products`.
     """
 
     eps: float
@@ -224,7 +224,7 @@ class LayerNorm(nn.Module):
         scale, bias = parameter("scale", nn.initializers.ones_init()), parameter("bias", zeros)
         if not apply:
             return scale, bias
-        if x.dtype == self.dtype and takes_products(x.shape[-1], x.dtype):
+        if takes_products(x, self.dtype):
             return norm_by_products(x, scale, bias, self.eps)
         scale, bias = (value.reshape((1,) * (x.ndim - 1) + value.shape) for value in (scale, bias))
         x = x.astype(jnp.float32)

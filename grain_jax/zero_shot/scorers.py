@@ -225,7 +225,7 @@ def _first_of_equal(embed: Float[np.ndarray, "T E"]) -> Int[np.ndarray, "T"]:
     """Of each row the first row that is equal to it, bit by bit."""
     same = np.arange(len(embed))
     # Equal rows start with equal numbers, and few others do: what to look at is small.
-    start = embed[:, :1].sum(axis=1)
+    start = embed[:, :1].sum(axis=1)  # a sum, as rows may be empty
     _, inverse, counts = np.unique(start, return_inverse=True, return_counts=True)
     row_of: dict[bytes, int] = {}
     for i in np.flatnonzero(counts[inverse] > 1).tolist():

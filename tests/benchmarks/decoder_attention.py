@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--unpadded", action="store_true", help="tokens, with heads as rows")
     parser.add_argument("--remat", action="store_true", help="recompute all in the backward pass")
     options = parser.parse_args()
+    if options.unpadded and options.heads == "apart":
+        parser.error("--unpadded is of --heads=rows; heads apart are never padded.")
     started = time.monotonic()
     program = compiled_layer(
         images=options.images,
@@ -97,13 +99,14 @@ def main() -> None:
     found = read_schedule(program.as_text())
     assert found.cycles is not None
     temporary = program.memory_analysis().temp_size_in_bytes
-    kinds: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()  # cycles
     for part in found.by_part.values():
-        kinds.update({kind: round(cycles / 1e6, 2) for kind, cycles in part.items()})
+        kinds.update(part)
+    by_kind = {kind: round(cycles / 1e6, 2) for kind, cycles in kinds.items()}
     clock = PEAKS["TPU v5 lite"].clock
     print(
         f"{options.heads}: {found.cycles / 1e6:.2f} million cycles, "
-        f"{found.cycles / clock * 1e3:.2f} ms, of it million {dict(kinds)}, "
+        f"{found.cycles / clock * 1e3:.2f} ms, of it million {by_kind}, "
         f"{temporary / 2**20:.1f} MiB temporary, compiled in {seconds:.0f} s"
     )
 

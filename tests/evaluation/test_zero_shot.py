@@ -79,7 +79,7 @@ def test_one_correct_item_a_row_is_ranked_as_any_number_is():
         with pytest.raises(ValueError, match="not finite"):
             expected_recall_of_labels(np.array([[0.0, bad]]), np.array([0]), (1,))
     for bad in (-1, 7):
-        with pytest.raises(ValueError, match="not all of the 7 items"):
+        with pytest.raises(ValueError, match="but there are 7 items"):
             expected_recall_of_labels(largest, np.array([0, bad]), (1,))
 
 
