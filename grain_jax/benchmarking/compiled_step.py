@@ -199,13 +199,16 @@ def collectives(text: str) -> list[hlo.Instruction]:
 
     The TPU compiler writes one that runs beside other work several times: in the fusions that
     begin it, continue it and end it, under one channel number. Where they begin outside of a loop
-    and continue in it, it is still done once.
+    and continue in it, it is still done once. Permutes are written once, and those of `shard_map`
+    all have the same number.
     """
     unique: dict[tuple[str, str], hlo.Instruction] = {}
     for place, one in enumerate(hlo.instructions(text)):
         if not one.collective:
             continue
         channel = re.search(r"channel_id=(\d+)", one.text)
+        if one.collective == "collective-permute":
+            channel = None
         key = one.collective, channel[1] if channel else f"at {place}"
         if key not in unique or not one.in_loop:
             unique[key] = one

@@ -96,3 +96,21 @@ ENTRY %main (p: f32[4]) -> f32[4] {{
 """
     found = collectives(program)
     assert sorted((one.in_loop, one.turns) for one in found) == [(False, 1), (True, 4)]
+
+
+def test_permutes_of_one_channel_are_all_counted():
+    """As those of a loop in `shard_map` are compiled for TPUs: all on channel 1, one in parts."""
+    pairs = "channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}"
+    program = f"""
+%turn (state: (f32[4])) -> (f32[4]) {{
+  %begun = (f32[320,64]{{1,0}}, f32[320,64]{{1,0}}, u32[]) collective-permute-start(%p), {pairs}
+  %other = f32[64,64]{{1,0}} collective-permute(%q), {pairs}
+  %ended = f32[320,64]{{1,0}} collective-permute-done(%begun)
+}}
+
+ENTRY %main (p: f32[4]) -> f32[4] {{
+  %loop = (f32[4]) while(%t), body=%turn, backend_config={{"known_trip_count":{{"n":"4"}}}}
+}}
+"""
+    found = collectives(program)
+    assert sorted(one.num_bytes * one.turns for one in found) == [4 * 64 * 64 * 4, 4 * 320 * 64 * 4]
