@@ -9,12 +9,7 @@ import jax.numpy as jnp
 from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
-from grain_jax.models.pallas_attention import (
-    LANES,
-    MAX_LANES,
-    MAX_TOKENS,
-    block_lanes,
-)
+from grain_jax.models.pallas_attention import LANES, MAX_LANES, MAX_TOKENS, block_lanes
 
 AttentionKind = Literal["auto", "xla", "cudnn", "pallas"]
 ChosenAttention = Literal["xla", "cudnn", "pallas"]
@@ -115,7 +110,9 @@ def takes_heads_as_rows(num_heads: int, *, num_queries: int, width: int) -> bool
 
 
 def _splits_heads(num_heads: int) -> bool:
-    """Whether the mesh in force does, also within a `shard_map` over other axes."""
+    """Whether the mesh in force splits them over devices, also within a `shard_map` over other
+    axes.
+    """
     mesh, wanted = jax.sharding.get_abstract_mesh(), spmd.logical_to_mesh_axes(("heads",))
     if mesh.empty or not wanted:
         return False
