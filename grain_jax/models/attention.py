@@ -1,6 +1,5 @@
 """Scaled dot-product attention, and which implementation computes it on which device."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
+from grain_jax.models.mesh_axes import num_parts
 from grain_jax.models.pallas_attention import LANES, MAX_LANES, MAX_TOKENS, block_lanes
 
 AttentionKind = Literal["auto", "xla", "cudnn", "pallas"]
@@ -116,8 +116,7 @@ def _splits_heads(num_heads: int) -> bool:
     mesh, wanted = jax.sharding.get_abstract_mesh(), spmd.logical_to_mesh_axes(("heads",))
     if mesh.empty or not wanted:
         return False
-    names = (wanted[0],) if isinstance(wanted[0], str) else wanted[0] or ()
-    devices = math.prod(mesh.shape.get(name, 1) for name in names)
+    devices = num_parts(mesh, wanted[0])
     return devices > 1 and num_heads % devices == 0
 
 

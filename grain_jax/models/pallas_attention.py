@@ -28,6 +28,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
+from grain_jax.models.mesh_axes import num_parts
+
 LANES = 128
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # as jax.nn.dot_product_attention
 MAX_TOKENS = 640  # whose float32 weights and their gradients fit into 16 MiB with a margin
@@ -122,8 +124,7 @@ def block_lanes(num_heads: int, head_size: int) -> int | None:
         return None
     split = split_over_mesh(mesh, 1, num_heads)
     axes = None if split is None or len(split) < 3 else split[2]
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    width = num_heads // math.prod(mesh.shape[name] for name in names) * head_size
+    width = num_heads // num_parts(mesh, axes) * head_size
     return LANES if fills_vectors(width, head_size) else width
 
 
@@ -155,8 +156,7 @@ def split_over_mesh(mesh: Any, batch: int, num_heads: int) -> PartitionSpec | No
         return PartitionSpec()
 
     def fits(axes: Any, size: int) -> Any:
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return axes if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+        return axes if size % num_parts(mesh, axes) == 0 else None
 
     return PartitionSpec(fits(wanted[0], batch), None, fits(wanted[2], num_heads), None)
 

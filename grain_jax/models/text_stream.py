@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from flax.linen import spmd
 from jaxtyping import Array, Bool, Int, Integer
 
+from grain_jax.models.mesh_axes import num_parts
 from grain_jax.models.outputs import Leaf
 
 BLOCK_MULTIPLE = 8  # of a block's tokens, which a TPU stores by eights
@@ -60,9 +61,7 @@ def num_shards(images: int) -> int:
     Axes over which a caller has mapped by hand are not counted: it sees its own rows only.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = dict(nn.get_logical_axis_rules()).get("batch") or ()
-    axes = (axes,) if isinstance(axes, str) else axes
-    return math.gcd(images, math.prod(mesh.shape.get(axis, 1) for axis in axes))
+    return math.gcd(images, num_parts(mesh, dict(nn.get_logical_axis_rules()).get("batch")))
 
 
 def kept_lengths(lengths: Int[Array, "S N"], *, room: int, longest: int) -> Int[Array, "S N"]:

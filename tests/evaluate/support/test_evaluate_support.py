@@ -1,119 +1,20 @@
 """`evaluate --support` and `--bank`: labelled images, and captions of other images."""
 
-import io
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from PIL import Image
+from labelled_looks import LOOKS, measured, png, write_images
 from plain_text import plain
-from stored_results import stored_results
-from toy_encoder import COLOURS, ToyModel, ToyTokenizer
 
 from grain_jax import evaluate
-from grain_jax.config import DataConfig, EvaluationConfig, TrainConfig
+from grain_jax.config import DataConfig
 from grain_jax.data.classification.folders import load_zero_shot
-from grain_jax.data.records import Caption, Record
-from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
-from grain_jax.data.transforms import Preprocessing
 from grain_jax.evaluation.caption_bank import load_bank
 from grain_jax.evaluation.support import load_support
-from grain_jax.models.bundle import ModelBundle
-from grain_jax.models.learned import EVERYTHING
-
-# What the images of each class look like: every name says another colour.
-LOOKS = {"red": "green", "green": "blue", "blue": "red"}
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A folder that stands for a run of the toy model."""
-    folder = tmp_path / "run"
-    (folder / "checkpoints" / "7").mkdir(parents=True)
-    (folder / "checkpoints" / "7" / "_CHECKPOINT_METADATA").touch()
-    config = TrainConfig(
-        data=DataConfig(caption_length=8, description_length=4, num_threads=2),
-        evaluation=EvaluationConfig(alphas=(1.0,), batch_size=16),
-    )
-
-    def load(path, *, step=None, best=False, mesh=None):
-        return ModelBundle(
-            model=ToyModel(),
-            params={"logit_scale": np.log(np.float32(10.0))},
-            config=config,
-            tokenizer=ToyTokenizer(),
-            preprocessing=Preprocessing(4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-            templates=("a {} thing",),
-            step=7,
-            learned=EVERYTHING,
-        )
-
-    monkeypatch.setattr(evaluate, "read_model", load)
-    return folder
-
-
-def png(colour: str, seed: int) -> bytes:
-    """The first pixel, which is all that the toy looks at, has the colour and some noise."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 60, size=(4, 4, 3), dtype=np.uint8)
-    pixels[0, 0, COLOURS[colour]] = 255
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_images(root: Path, count: int, *, start: int, looks=LOOKS) -> Path:
-    for number, (label, colour) in enumerate(looks.items()):
-        (root / label).mkdir(parents=True)
-        for i in range(count):
-            seed = start + 100 * number + i
-            (root / label / f"{i}.png").write_bytes(png(colour, seed))
-    return root
-
-
-@pytest.fixture
-def images(tmp_path):
-    return write_images(tmp_path / "colours", 3, start=0)
-
-
-@pytest.fixture
-def support(tmp_path):
-    return write_images(tmp_path / "labelled", 6, start=1000)
-
-
-@pytest.fixture
-def bank(tmp_path):
-    root = tmp_path / "records"
-    root.mkdir()
-    own = [
-        Record(
-            id=f"image{i}",
-            image=png(colour, 5000 + i),
-            captions=(Caption("a blue thing", "synthetic"), Caption(f"a {colour} thing"))
-            if i % 5
-            else (),
-        )
-        for i, colour in enumerate(["red", "green", "blue"] * 5)
-    ]
-    path = shard_path(root, "train", 0, 1)
-    splits = {"train": write_shard(path, [encode_record(record) for record in own])}
-    path = shard_path(root, "bare", 0, 1)
-    bare = [Record(id="bare", image=png("red", 0))]
-    splits["bare"] = write_shard(path, [encode_record(record) for record in bare])
-    write_metadata(root, splits)
-    return root
-
-
-def measured(run, *options: str) -> tuple[int, dict, dict[str, float]]:
-    """Exit status, report and results by their keys, of the newest evaluation."""
-    output = run / "out.json"
-    status = evaluate.main([f"--checkpoint={run}", f"--output={output}", "--overwrite", *options])
-    report = json.loads(output.read_text())
-    return status, report, stored_results(output)
 
 
 def test_labelled_images_say_what_the_names_do_not(run, images, support, capsys):
@@ -363,90 +264,3 @@ def test_labelled_images_are_of_the_split_train(run, tmp_path, capsys):
         failing = [f"--checkpoint={run}", *given, f"--support_split={split}", "--cache=none"]
         assert evaluate.main([*failing, f"--output={tmp_path / 'b.json'}"]) == 2
         assert message in plain(capsys.readouterr().err)
-
-
-SUITE = """
-methods = ["name", "gda", "x_more"]
-
-[[images]]
-name = "colours"
-support = "labelled"
-shots = 4
-bank = "records"
-crops = 2
-
-[[images]]
-name = "others"
-bank = "records"
-"""
-
-
-def test_a_set_of_a_suite_has_images_of_its_own(run, images, support, bank, tmp_path, capsys):
-    """The figures are those of the same images given on the command line; a bank is read once."""
-    write_images(tmp_path / "others", 3, start=400)
-    file = tmp_path / "mine.toml"
-    file.write_text(SUITE, encoding="utf-8")
-    status, report, results = measured(run, f"--suite={file}", f"--cache={tmp_path / 'cache'}")
-    assert status == 0
-    notes = plain(capsys.readouterr().err)
-    assert notes.count("bank: 3 of 15 images have no caption") == 1
-    assert "others: 1 method is left out: gda needs two labelled images or more" in notes
-    given = [f"--data={images}", f"--support={support}", "--shots=4", f"--bank={bank}"]
-    _, alone, same = measured(run, *given, "--methods=name,gda,x_more", "--cache=none")
-    assert {"colours/gda", "colours/x_more", "others/x_more"} <= results.keys()
-    assert "others/gda" not in results
-    assert {name: results[name] for name in same} == pytest.approx(same)
-    for name in ("support", "bank"):
-        assert report["zero_shot_sets"]["colours"][name] == alone[name]
-    assert "support" not in report["zero_shot_sets"]["others"]
-    capsys.readouterr()
-    _, _, by_name = measured(run, f"--suite={file}", "--methods=name", "--cache=none")
-    assert set(by_name) < set(results)
-    notes = plain(capsys.readouterr().err)
-    assert "colours: none of the methods looks at its support, which is unread; " in notes
-    assert "gda, tip_x, " in notes
-    assert "colours: none of the methods looks at random crops, so its" in notes
-    assert "wca, wca_cupl do." in notes
-    assert "bank: 3 of 15" not in notes
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "message"),
-    [
-        ('support = "labelled"\n', "", "shots of 'colours' goes with support; give both"),
-        ("shots = 4", "shots = 0", "shots of 'colours' should be at least 1"),
-        ("shots = 4", "shots = 4\nsupport_seed = -1", "support_seed of 'colours' should be 0"),
-        ('"labelled"', '"labeled"', "labeled' of its support; did you mean '"),
-        (
-            '"labelled"',
-            '"colours"',
-            "9 of 9 images of the set are among the labelled images of its support",
-        ),
-        ('"labelled"', '"owls"', "its support has images of classes like 'owl'"),
-        (
-            'bank = "records"',
-            'bank = "records"\nbank_split = "bare"',
-            "captions as its bank, or another bank_split.",
-        ),
-        ('bank = "records"', 'bank = "records"\nbank_split = "other"', "Set 'colours' of suite"),
-    ],
-)
-def test_what_a_suite_cannot_mean_is_refused(
-    before, after, message, run, images, support, bank, tmp_path, capsys
-):
-    write_images(tmp_path / "others", 3, start=400)
-    write_images(tmp_path / "owls", 2, start=500, looks={"owl": "red", "wren": "blue"})
-    file = tmp_path / "mine.toml"
-    file.write_text(SUITE.replace(before, after, 1), encoding="utf-8")
-    assert evaluate.main([f"--checkpoint={run}", f"--suite={file}"]) == 2
-    assert message in plain(capsys.readouterr().err)
-
-
-def test_with_a_suite_labelled_images_are_written_in_its_file(run, support, tmp_path, capsys):
-    file = tmp_path / "mine.toml"
-    file.write_text(SUITE, encoding="utf-8")
-    given = [f"--checkpoint={run}", f"--suite={file}", f"--support={support}"]
-    assert evaluate.main(given) == 2
-    assert "--support is of one set; write it under the set in the suite's file" in plain(
-        capsys.readouterr().err
-    )
