@@ -134,6 +134,7 @@ def test_export_says_what_libraries_say_otherwise(tmp_path, monkeypatch, capsys,
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.torch
 def test_export_to_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch, capfd) -> None:
     pytest.importorskip("torch")
     monkeypatch.setattr(export, "_load", lambda options: tiny_model())

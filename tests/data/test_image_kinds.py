@@ -196,6 +196,7 @@ def test_profiles_and_gamma_are_not_applied() -> None:
     assert decode_image(plain)[0, 0].tolist() == [200, 100, 50]
 
 
+@pytest.mark.torch
 def test_the_exported_processor_decodes_alike() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

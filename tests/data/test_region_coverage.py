@@ -350,6 +350,7 @@ def test_the_report_names_what_is_missing():
     assert both in report.what_ran(config(), NOTHING)
 
 
+@pytest.mark.torch
 def test_an_exported_pipeline_scores_the_whole_image_without_trained_regions():
     pytest.importorskip("torch")
     pytest.importorskip("transformers", minversion="5")
@@ -376,6 +377,7 @@ def test_an_exported_pipeline_scores_the_whole_image_without_trained_regions():
     assert (folder_config.regions_trained, folder_config.boxes_trained) == (False, False)
 
 
+@pytest.mark.torch
 def test_an_exported_model_has_no_untrained_outputs():
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers", minversion="5")

@@ -42,6 +42,7 @@ def same(found, state=STATE):
     return all(np.array_equal(found[name], state[name]) for name in state)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("form", [SAFE, TORCH])
 def test_wrappers_of_names_are_taken_off(tmp_path, prefix, form):
@@ -75,6 +76,7 @@ def test_one_tensor_under_two_names_is_refused():
         unwrapped_names(["logit_scale", "module.logit_scale"], "weights.bin")
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module", "model_ema"])
 def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, key):
     """ "module" is DeepSpeed's, in mp_rank_00_model_states.pt."""
@@ -84,6 +86,7 @@ def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, key):
     assert same(read_weights(tmp_path, (TORCH,)))
 
 
+@pytest.mark.torch
 def test_a_file_with_two_models_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     state = {name: torch.tensor(value) for name, value in STATE.items()}
@@ -123,6 +126,7 @@ def test_types_that_are_not_read_are_named(tmp_path, kind):
         read_weights(tmp_path, (SAFE,))
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "complex64"])
 def test_types_of_torch_that_are_not_read_are_named(tmp_path, kind):
     torch = pytest.importorskip("torch")
@@ -131,6 +135,7 @@ def test_types_of_torch_that_are_not_read_are_named(tmp_path, kind):
         read_weights(tmp_path, (TORCH,))
 
 
+@pytest.mark.torch
 def test_a_dictionary_that_lies_in_itself_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     content = {"a": torch.zeros(2)}
@@ -165,6 +170,7 @@ def test_the_parts_that_an_index_names_are_read(tmp_path):
     assert same(read_weights(tmp_path, (SAFE, TORCH)))
 
 
+@pytest.mark.torch
 def test_parts_of_torch_are_read(tmp_path):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.tensor(value) for name, value in STATE.items()}
@@ -316,6 +322,7 @@ def test_safetensors_that_end_early_are_named(tmp_path):
             read_safetensors(path)
 
 
+@pytest.mark.torch
 def test_a_name_of_the_other_format_is_named(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"a": torch.ones(2)}, tmp_path / SAFE)
@@ -351,6 +358,7 @@ class Runs:
         return open, (self.path, "w")
 
 
+@pytest.mark.torch
 def test_objects_in_a_torch_file_are_named_and_not_created(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"state_dict": {}, "args": Runs(str(tmp_path / "ran"))}, tmp_path / TORCH)
@@ -361,6 +369,7 @@ def test_objects_in_a_torch_file_are_named_and_not_created(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.torch
 def test_a_damaged_torch_file_is_named(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"a": torch.arange(1000)}, tmp_path / TORCH, _use_new_zipfile_serialization=False)

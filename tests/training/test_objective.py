@@ -265,6 +265,7 @@ def test_missing_descriptions_and_queries_are_explained():
         trace(dataclasses.replace(output, image=few))
 
 
+@pytest.mark.torch
 def test_against_torch():
     """The same terms by PyTorch's own losses, in value and gradient."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
