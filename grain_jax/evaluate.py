@@ -83,7 +83,7 @@ from grain_jax.evaluate_options import (
     refuse,
 )
 from grain_jax.evaluate_records import chosen_tasks, evaluate_records
-from grain_jax.evaluate_several import one_a_checkpoint, output_folder
+from grain_jax.evaluate_several import folders, one_a_checkpoint
 from grain_jax.evaluate_watch import watch
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.content_digests import model_sha256
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_unprintable()
     try:
         every = [parse_options(words) for words in one_a_checkpoint(arguments)]
-        folder = output_folder(arguments)
+        given = folders(arguments)
         processes.join_processes(every[0].processes)
         runtime.open_devices()
     except NotParsed as parsed:
@@ -155,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def measure(options: Options) -> list[Result]:
         report, headline, unwritten, embedded = _evaluate(options, suite, messages)
         if processes.speaks():
-            if folder is not None:
-                results_file.make_folder(folder)
+            if "output" in given:
+                results_file.make_folder(given["output"])
             shown = functools.partial(
                 print_results, report["results"], headline=headline, said=said
             )
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with processes.errors_in_all():
-            suite = check_all(every, note=note, folder=folder)
+            suite = check_all(every, note=note, folders=given)
         if every[0].watch:
             _watch(every[0], suite, measure, note)
         else:
@@ -278,6 +278,7 @@ def _evaluate(
     details = ResultDetails()
     with contextlib.ExitStack() as files:
         if options.predictions is not None and jax.process_index() == 0:
+            results_file.make_folder(options.predictions.parent)
             details.predictions = files.enter_context(PredictionsFile(options.predictions))
         if kind == "own":
             results = evaluate(

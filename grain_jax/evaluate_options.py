@@ -1,7 +1,7 @@
 """What `python -m grain_jax.evaluate` takes, and what of it goes together."""
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, get_args
@@ -29,7 +29,7 @@ from grain_jax.evaluate_crops import CropOptions
 from grain_jax.evaluate_notes import same_place
 from grain_jax.evaluate_published import PublishedOptions
 from grain_jax.evaluate_records import chosen_tasks
-from grain_jax.evaluate_several import OF_ONE
+from grain_jax.evaluate_several import PLACES
 from grain_jax.evaluate_support import SupportOptions
 from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch
 from grain_jax.evaluation import results_file
@@ -144,29 +144,29 @@ class Options:
     batch_size: Annotated[OptionalCount, _own] = None  # images at once
     # file of the results, JSON; a folder, as FOLDER/: a file in it for each checkpoint
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
-    predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
+    # every single answer: .jsonl or .csv; a folder, as FOLDER/: a file in it for each checkpoint
+    predictions: _OptionalFile = None
     overwrite: bool = False  # replace files of an earlier evaluation
     embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
     processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
 
 
 def check_all(
-    every: Sequence[Options], *, note: Callable[[str], None], folder: Path | None = None
+    every: Sequence[Options], *, note: Callable[[str], None], folders: Mapping[str, Path]
 ) -> OpenedSuite | None:
     """Refuses what does not apply, before anything is loaded; opens the suite, if one is given.
 
-    `folder`: what --output names, where it is a folder, which may not be there yet.
+    `folders`: what options name, where it is a folder, which may not be there yet.
     """
     first = every[0]
-    for name in OF_ONE if len(every) > 1 else ():
-        if getattr(first, name) is not None and not (name == "output" and folder is not None):
-            instead = ", or give a folder, as in --output=results/" if name == "output" else ""
+    for name in PLACES if len(every) > 1 else ():
+        if getattr(first, name) is not None and name not in folders:
             raise ValueError(
-                f"--{name} names one file, and {len(every)} checkpoints are given; leave it out, "
-                f"or run the command once for each{instead}."
+                f"--{name} names one file, and {len(every)} checkpoints are given; give a folder, "
+                f"as in --{name}=results/, leave it out, or run the command once for each."
             )
     for options in every:
-        check(options, folder=folder)
+        check(options, folders=folders)
     if first.watch:
         given = [name for name in OF_ONE_STEP if getattr(first, name) not in (None, False)]
         check_watch(first.checkpoint, checkpoints=len(every), given=given)
@@ -202,8 +202,8 @@ def _names_of_sets(options: Options, suite: Suite | None) -> list[str] | None:
     return None if options.data is None else [folder_name(options.data)]
 
 
-def check(options: Options, *, folder: Path | None = None) -> None:
-    """Refuses what does not apply to one model; `folder` as in `check_all`."""
+def check(options: Options, *, folders: Mapping[str, Path]) -> None:
+    """Refuses what does not apply to one model; `folders` as in `check_all`."""
     kind = kind_of(options)
     if kind == "suite" and options.data is not None:
         raise ValueError("--suite and --data both say what to measure; give one of them.")
@@ -232,7 +232,8 @@ def check(options: Options, *, folder: Path | None = None) -> None:
     )
     for name in ("output", "predictions"):
         if (path := getattr(options, name)) is not None:
-            results_file.check_place(name, path, overwrite=options.overwrite, made=folder)
+            made = folders.get(name)
+            results_file.check_place(name, path, overwrite=options.overwrite, made=made)
     if options.predictions is not None:
         check_suffix(options.predictions)
     if kind == "records":

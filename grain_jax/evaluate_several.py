@@ -7,54 +7,60 @@ from grain_jax.paths import user_path
 from grain_jax.training import run_folder
 
 OPTION = "--checkpoint"
-OUTPUTS = ("--output", "--out")  # the option, and the name that it had
-OF_ONE = ("output", "predictions")  # options that name one file
+# Options that name a file, or a folder with one for each checkpoint: their words on the command
+# line, of which the first is today's, and what the files end in.
+PLACES = {"output": (("--output", "--out"), ".json"), "predictions": (("--predictions",), ".jsonl")}
 
 
 def one_a_checkpoint(arguments: Sequence[str]) -> list[list[str]]:
     """The same arguments once for each checkpoint; as they are where there is none or one.
 
-    An --output that is a folder (it ends in "/", or is one) becomes a file in it for each
-    checkpoint, called after it: "runs/a" is written to "FOLDER/a.json". A path that exists is one
-    checkpoint, with any commas in it. Raises ValueError for a checkpoint that is given twice, and
-    where two would write to one file.
+    An --output or --predictions that is a folder (it ends in "/", or is one) becomes a file in it
+    for each checkpoint, called after it: "runs/a" is written to "FOLDER/a.json". A path that exists
+    is one checkpoint, with any commas in it. Raises ValueError for a checkpoint that is given
+    twice, and where two would write to one file.
     """
     rest, given = _taken_out(arguments, (OPTION,))
     names = [name for value in given for name in _separated(value)]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"{OPTION} names {twice[0]!r} twice; give each checkpoint once.")
-    others, outputs = _taken_out(rest, OUTPUTS)
-    if len(outputs) == 1 and names and _is_folder(outputs[0]):
-        return [
-            [f"{OPTION}={name}", *others, f"{OUTPUTS[0]}={file}"]
-            for name, file in zip(names, _files(outputs[0], names), strict=True)
-        ]
-    if len(names) < 2:
+    files: list[list[str]] = [[] for _ in names]
+    for option, folder in folders(arguments).items():
+        words, suffix = PLACES[option]
+        if names:
+            rest, _ = _taken_out(rest, words)
+            for one, file in zip(files, _files(option, folder, names, suffix), strict=True):
+                one.append(f"--{option}={file}")
+    if len(names) < 2 and not any(files):
         return [list(arguments)]
-    return [[f"{OPTION}={name}", *rest] for name in names]
+    return [[f"{OPTION}={name}", *rest, *one] for name, one in zip(names, files, strict=True)]
 
 
-def output_folder(arguments: Sequence[str]) -> Path | None:
-    """The folder that --output names, whether it exists or not; None where it names none."""
-    _, outputs = _taken_out(arguments, OUTPUTS)
-    return user_path(outputs[0]) if len(outputs) == 1 and _is_folder(outputs[0]) else None
+def folders(arguments: Sequence[str]) -> dict[str, Path]:
+    """The folder that each of `PLACES` names, whether it exists or not; those that name one."""
+    found = dict[str, Path]()
+    for option, (words, _) in PLACES.items():
+        _, values = _taken_out(arguments, words)
+        if len(values) == 1 and _is_folder(values[0]):
+            found[option] = user_path(values[0])
+    return found
 
 
 def _is_folder(value: str) -> bool:
     return value.endswith("/") or (value != "" and user_path(value).is_dir())
 
 
-def _files(folder: str, names: Sequence[str]) -> list[Path]:
+def _files(option: str, folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
     """A file in the folder for each checkpoint."""
     found: dict[str, str] = {}
     for name in names:
-        file = f"{_called(name)}.json"
+        file = f"{_called(name)}{suffix}"
         if (known := found.setdefault(file, name)) != name:
             raise ValueError(
-                f"--output={folder} would get one file, {file}, for both {known!r} and {name!r}; "
-                "evaluate one of them by itself, with another --output."
+                f"--{option}={folder} would get one file, {file}, for both {known!r} and {name!r}; "
+                f"evaluate one of them by itself, with another --{option}."
             )
-    return [user_path(folder) / file for file in found]
+    return [folder / file for file in found]
 
 
 def _called(checkpoint: str) -> str:

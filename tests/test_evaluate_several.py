@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from grain_jax.evaluate_several import one_a_checkpoint, output_folder
+from grain_jax.evaluate_several import folders, one_a_checkpoint
 from grain_jax.evaluation.results_file import check_place, make_folder
 
 
@@ -50,12 +50,26 @@ def test_a_folder_gets_a_file_for_each_run(given, tmp_path, monkeypatch):
         ["--checkpoint=runs/b/checkpoints", "--best", "--output=new/b.json"],
         ["--checkpoint=hub/c", "--best", "--output=new/c.json"],
     ]
-    assert output_folder(given) == Path("new")
+    assert folders(given) == {"output": Path("new")}
+
+
+def test_predictions_may_be_in_a_folder_too():
+    given = ["--predictions=said/", "--output=new/", "--data=x"]
+    assert one_a_checkpoint([*given, "--checkpoint=runs/a,runs/b"]) == [
+        [
+            *(f"--checkpoint=runs/{name}", "--data=x"),
+            *(f"--output=new/{name}.json", f"--predictions=said/{name}.jsonl"),
+        ]
+        for name in ("a", "b")
+    ]
+    assert folders(given) == {"output": Path("new"), "predictions": Path("said")}
+    with pytest.raises(ValueError, match=r"--predictions=said would get one file, a\.jsonl, for"):
+        one_a_checkpoint([given[0], "--checkpoint=1/a,2/a"])
 
 
 def test_a_folder_that_is_there_needs_no_slash(tmp_path):
-    assert output_folder([f"--output={tmp_path}"]) == tmp_path
-    assert output_folder([f"--output={tmp_path}.json", "--data=x/"]) is None
+    assert folders([f"--output={tmp_path}"]) == {"output": tmp_path}
+    assert folders([f"--output={tmp_path}.json", "--data=x/"]) == {}
     (words,) = one_a_checkpoint([f"--output={tmp_path}", "--checkpoint=runs/a"])
     assert words[-1] == f"--output={tmp_path / 'a.json'}"
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from plain_text import plain
 from stored_results import stored_results
@@ -23,6 +24,23 @@ def test_several_checkpoints_are_one_table_and_a_file_each(two_runs, images, cap
     assert stored_results(written(first))["colours/name"] == 1.0
     mistaken = (1 / 3 + 1 / 2 + 1) / 3  # red is nothing to it, green is red as well
     assert stored_results(written(other))["colours/name"] == pytest.approx(mistaken)
+
+
+def test_files_of_several_go_to_folders_that_are_made(two_runs, images, tmp_path, capsys):
+    given = [f"--checkpoint={two_runs[0]},{two_runs[1]}", f"--data={images}"]
+    places = [f"--output={tmp_path}/new/", f"--predictions={tmp_path}/said/"]
+    assert evaluate.main([*given, *places]) == 0
+    names = sorted(run.name for run in two_runs)
+    for folder, suffix in (("new", ".json"), ("said", ".jsonl")):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == [
+            f"{name}{suffix}" for name in names
+        ]
+    for run in two_runs:
+        lines = (tmp_path / "said" / f"{run.name}.jsonl").read_text().splitlines()
+        right = [json.loads(line) for line in lines]
+        right = [one["correct"] for one in right if one["method"] == "name"]
+        measured = stored_results(tmp_path / "new" / f"{run.name}.json")
+        assert np.mean(right) == pytest.approx(measured["colours/name"])
 
 
 def test_a_file_of_one_model_is_refused_for_several(two_runs, images, tmp_path, capsys, run):
