@@ -194,8 +194,10 @@ def compare_models(
 
 def left_out(first: Sequence[Predictions], second: Sequence[Predictions]) -> list[str]:
     """A sentence for the methods on a set that the same files lack, sorted."""
-    files = {f"A{i}": one for i, one in enumerate(first)} | {
-        f"B{i}": one for i, one in enumerate(second)
+    files = {
+        side if len(models) == 1 else f"file {i} of {side}": one
+        for side, models in (("A", first), ("B", second))
+        for i, one in enumerate(models, start=1)
     }
     known = {measure for one in files.values() for measure in one}
     methods: dict[tuple[str, tuple[str, ...]], list[str]] = {}
@@ -207,8 +209,7 @@ def left_out(first: Sequence[Predictions], second: Sequence[Predictions]) -> lis
         few, them = ("is", "it") if len(names) == 1 else ("are", "them")
         lack = "lacks" if len(lacking) == 1 else "lack"
         sentences.append(
-            f"{', '.join(names)} on {dataset!r} {few} left out: {', '.join(lacking)} of "
-            f"{len(files)} files {lack} {them}"
+            f"{', '.join(names)} on {dataset!r} {few} left out: {', '.join(lacking)} {lack} {them}"
         )
     return sentences
 

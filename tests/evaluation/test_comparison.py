@@ -181,7 +181,7 @@ def test_trainings_are_given_with_commas(two, tmp_path, capsys):
     assert evaluate.main(["compare", str(two[0]), f"{two[1]},{more}"]) == 0
     printed, said = capsys.readouterr()
     assert "(1 of A and 2 of B) and images. The one is taken to" in " ".join(printed.split())
-    assert "Note: description/alpha1 on 'cub' is left out: B1 of 3 files lacks it." in said
+    assert "Note: description/alpha1 on 'cub' is left out: file 2 of B lacks it." in said
     assert "description" not in printed  # it is in one of B's only
 
 
