@@ -153,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left_out: dict[tuple[str, ...], list[str]] = {}  # sentences -> models
 
     def measure(options: Options) -> list[Result]:
+        if "predictions" in given and processes.speaks():
+            results_file.make_folder(given["predictions"])
         report, headline, unwritten, embedded = _evaluate(options, suite, messages)
         if processes.speaks():
             if "output" in given:
@@ -278,7 +280,6 @@ def _evaluate(
     details = ResultDetails()
     with contextlib.ExitStack() as files:
         if options.predictions is not None and jax.process_index() == 0:
-            results_file.make_folder(options.predictions.parent)
             details.predictions = files.enter_context(PredictionsFile(options.predictions))
         if kind == "own":
             results = evaluate(

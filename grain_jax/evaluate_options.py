@@ -142,9 +142,9 @@ class Options:
     text_draws: Annotated[OptionalCount, _own] = None
     of_crops: Annotated[CropOptions, arg(name="")] = field(default_factory=CropOptions)
     batch_size: Annotated[OptionalCount, _own] = None  # images at once
-    # file of the results, JSON; a folder, as FOLDER/: a file in it for each checkpoint
+    # file of the results, JSON; a folder, as FOLDER/: one in it for each checkpoint
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
-    # every single answer: .jsonl or .csv; a folder, as FOLDER/: a file in it for each checkpoint
+    # every single answer, .jsonl or .csv; a folder, as FOLDER/: a .jsonl in it for each checkpoint
     predictions: _OptionalFile = None
     overwrite: bool = False  # replace files of an earlier evaluation
     embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from grain_jax.paths import user_path
+from grain_jax.paths import local_path, user_path
 from grain_jax.training import run_folder
 
 OPTION = "--checkpoint"
@@ -18,7 +18,7 @@ def one_a_checkpoint(arguments: Sequence[str]) -> list[list[str]]:
     An --output or --predictions that is a folder (it ends in "/", or is one) becomes a file in it
     for each checkpoint, called after it: "runs/a" is written to "FOLDER/a.json". A path that exists
     is one checkpoint, with any commas in it. Raises ValueError for a checkpoint that is given
-    twice, and where two would write to one file.
+    twice, where two would write to one file, and as `folders`.
     """
     rest, given = _taken_out(arguments, (OPTION,))
     names = [name for value in given for name in _separated(value)]
@@ -37,12 +37,15 @@ def one_a_checkpoint(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def folders(arguments: Sequence[str]) -> dict[str, Path]:
-    """The folder that each of `PLACES` names, whether it exists or not; those that name one."""
+    """The folder that each of `PLACES` names, whether it exists or not; those that name one.
+
+    Raises ValueError for an address: files of results are of this machine.
+    """
     found = dict[str, Path]()
     for option, (words, _) in PLACES.items():
         _, values = _taken_out(arguments, words)
         if len(values) == 1 and _is_folder(values[0]):
-            found[option] = user_path(values[0])
+            found[option] = local_path(values[0], option=f"--{option}")
     return found
 
 

@@ -74,6 +74,13 @@ def test_a_folder_that_is_there_needs_no_slash(tmp_path):
     assert words[-1] == f"--output={tmp_path / 'a.json'}"
 
 
+@pytest.mark.parametrize("option", ["output", "predictions"])
+def test_a_folder_is_of_this_machine(option):
+    given = [f"--{option}=gs://bucket/said/", "--checkpoint=a,b"]
+    with pytest.raises(ValueError, match=f"--{option}: 'gs://bucket/said/' is an address"):
+        one_a_checkpoint(given)
+
+
 def test_two_runs_of_one_name_do_not_share_a_file():
     with pytest.raises(ValueError, match=r"one file, a\.json, for both '1/a' and '2/a'"):
         one_a_checkpoint(["--checkpoint=1/a,2/a", "--output=new/"])

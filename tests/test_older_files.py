@@ -44,8 +44,7 @@ def test_a_run_has_its_settings(older):
     assert run.config.evaluation.region_aggregation == "max_over_queries"
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("name", ["huggingface", "official"])
+@pytest.mark.parametrize("name", ["huggingface", pytest.param("official", marks=pytest.mark.torch)])
 def test_a_run_and_its_exports_hold_one_model(older, name):
     if name == "official":
         pytest.importorskip("torch", reason="its file is one of torch")

@@ -1,4 +1,4 @@
-"""Into how many parts axes of the mesh in force split something."""
+"""Into how many parts axes of a mesh split something."""
 
 import math
 

@@ -183,6 +183,8 @@ def test_trainings_are_given_with_commas(two, tmp_path, capsys):
     assert "(1 of A and 2 of B) and images. The one is taken to" in " ".join(printed.split())
     assert "Note: description/alpha1 on 'cub' is left out: file 2 of B lacks it." in said
     assert "description" not in printed  # it is in one of B's only
+    assert evaluate.main(["compare", str(more), str(two[1])]) == 0
+    assert "Note: description/alpha1 on 'cub' is left out: A lacks it." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

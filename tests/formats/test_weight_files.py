@@ -42,9 +42,8 @@ def same(found, state=STATE):
     return all(np.array_equal(found[name], state[name]) for name in state)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("form", [SAFE, TORCH])
+@pytest.mark.parametrize("form", [SAFE, pytest.param(TORCH, marks=pytest.mark.torch)])
 def test_wrappers_of_names_are_taken_off(tmp_path, prefix, form):
     named = {prefix + name: np.asarray(value) for name, value in STATE.items()}
     if form == SAFE:

@@ -423,14 +423,15 @@ def _leave_connections_to_the_collector(server: StorageServer) -> None:
     """Google's client keeps the connection of a refused request in a cycle with its exception.
 
     The collector closes it with a ResourceWarning, in whatever test it happens to run. Those of
-    connections to this server are dropped here; every other one fails the test as before.
+    connections to this server are dropped here, whoever left them open; every other one fails the
+    test as before.
     """
-    port = f"raddr=('127.0.0.1', {urllib.parse.urlsplit(server.url).port})"
+    peer = f"raddr=('127.0.0.1', {urllib.parse.urlsplit(server.url).port})"
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         warning = unraisable.exc_value
-        if not (isinstance(warning, ResourceWarning) and port in str(warning)):
+        if not (isinstance(warning, ResourceWarning) and peer in str(warning)):
             report(unraisable)
 
     sys.unraisablehook = hook
