@@ -42,11 +42,11 @@ def test_files_of_several_go_to_folders_that_are_made(two_runs, images, tmp_path
         measured = stored_results(tmp_path / "new" / f"{run.name}.json")
         assert np.mean(right) == pytest.approx(measured["colours/name"])
     capsys.readouterr()
-    again = [*given, f"--output={tmp_path}/other/", places[1]]
+    again = [*given, f"--output={tmp_path}/third/", places[1]]
     assert evaluate.main(again) == 2
     said = plain(capsys.readouterr().err)
     assert f"{two_runs[0].name}.jsonl exists; give another file, or --overwrite to replace it" in said
-    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_file_of_one_model_is_refused_for_several(two_runs, images, tmp_path, capsys, run):
