@@ -2,8 +2,9 @@
 
 ZLaP: Stojnic et al. 2024, arXiv 2404.04072. ReCLIP: Hu et al. 2024, arXiv 2308.03793. Both solve
 (I - alpha W) Z = Y, W the symmetrically normalised adjacency, Y one column a class with 1 at its
-text. Published for the images of the graph alone; here any image is scored, by the rows of Z of its
-neighbours, weighted as edges are. An image that is in the graph is its own nearest neighbour.
+text. The answer to an image of the graph is its row of Z, that of ReCLIP's paper and of ZLaP's
+transductive form. ZLaP is here in its inductive form, which scores any image by the rows of Z of
+its neighbours, and an image of the graph is its own nearest one.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from grain_jax.zero_shot.arithmetic import unit
 from grain_jax.zero_shot.method import CaptionBank, ClassBanks, Images, Score, Support
 from grain_jax.zero_shot.neighbours import (
     nearest,
-    nearest_or_known,
     neighbours_among,
     neighbours_within,
     rows_of,
@@ -45,6 +45,11 @@ class Edges:
         data = np.maximum(self.weights, 0).astype(np.float32).ravel()
         shape = (first + count, self.size)
         return sparse.csr_array((data, self.found.ravel(), starts), shape=shape)
+
+    def adjacency(self) -> Any:
+        """Sparse, [size, size], in float64: edges from the last nodes, and their reverse, added."""
+        one_way = self.matrix(self.size - len(self.found)).astype(np.float64)
+        return (one_way + one_way.T).tocsr()
 
     def __matmul__(self, values: Float[np.ndarray, "size D"]) -> Float[np.ndarray, "n D"]:
         """The weighted sum of the rows of the nodes that each is joined with."""
@@ -111,6 +116,10 @@ def reclip_propagation(
 ) -> Score:
     """Labels propagated from the class texts over the 20 nearest neighbours of each text and image,
     after ReCLIP's projection: the first half of ReCLIP, whose second half tunes the towers.
+
+    An image that is not in the graph has the row of Z that it would have if no other node took
+    notice of it: alpha times the sum over its 20 neighbours j of w_j Z_j / sqrt(d d_j), d_j being
+    the degrees and d the sum of the w_j.
     """
     classes = class_vectors(texts)
     basis = projection(classes.vectors)
@@ -122,13 +131,22 @@ def reclip_propagation(
     solved = propagate(
         joined, len(classes.vectors), alpha=RECLIP_ALPHA, iterations=RECLIP_ITERATIONS
     )
+    degree = np.asarray(joined.adjacency().sum(axis=1))
+
+    def of_others(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n D"]:
+        found, cosines = nearest(unit(image @ basis), nodes, RECLIP_NEIGHBOURS)
+        weights = np.maximum(cosines, 0)
+        own_degree = weights.sum(axis=1, keepdims=True, dtype=np.float64)
+        scale = np.sqrt(np.maximum(own_degree * degree[found], 1e-30))
+        weights = (RECLIP_ALPHA * weights / scale).astype(np.float32)
+        return Edges(found, weights, len(nodes)) @ solved
 
     def score(images: Images, alpha: float | None) -> Float[np.ndarray, "n K"]:
         own = rows_of(images, unlabeled, keys)
-        own[own >= 0] += len(classes.vectors)
-        queries = unit(images.image @ basis)
-        near = nearest_or_known(queries, nodes, within, own, RECLIP_NEIGHBOURS)
-        return classes.expand(Edges(*near, len(nodes)) @ solved)
+        rows = solved[own + len(classes.vectors)]  # of an image of the graph
+        if (others := own < 0).any():
+            rows[others] = of_others(images.image[others])
+        return classes.expand(rows)
 
     return score
 
@@ -161,9 +179,7 @@ def propagate(
     """
     import scipy.sparse as sparse
 
-    size = edges.size
-    one_way = edges.matrix(size - len(edges.found)).astype(np.float64)
-    graph = (one_way + one_way.T).tocsr()
+    size, graph = edges.size, edges.adjacency()
     degree = graph.sum(axis=1)
     halved = sparse.diags_array(1.0 / np.sqrt(np.where(degree > 0, degree, 1.0)))
     graph = (halved @ graph @ halved).tocsr().astype(np.float32)

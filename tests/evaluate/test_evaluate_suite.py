@@ -45,7 +45,9 @@ def test_files_of_several_go_to_folders_that_are_made(two_runs, images, tmp_path
     again = [*given, f"--output={tmp_path}/third/", places[1]]
     assert evaluate.main(again) == 2
     said = plain(capsys.readouterr().err)
-    assert f"{two_runs[0].name}.jsonl exists; give another file, or --overwrite to replace it" in said
+    assert (
+        f"{two_runs[0].name}.jsonl exists; give another file, or --overwrite to replace it" in said
+    )
     assert not (tmp_path / "third").exists()
 
 

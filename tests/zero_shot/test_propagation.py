@@ -55,20 +55,53 @@ def test_zlap_is_the_dense_solution():
         np.testing.assert_allclose(score(images, None), row @ solved, atol=1e-5, rtol=1e-4)
 
 
-def test_reclip_propagation_is_the_dense_inverse():
-    """18 nodes: 20 steps of conjugate gradients are exact."""
-    clusters = make_clusters(num_classes=3, per_class=5, templates=2)
-    image, vectors = clusters.images.image.astype(np.float64), clusters.vectors
+def reclip_graph(image: np.ndarray, vectors: np.ndarray):
+    """(nodes, adjacency, normalised adjacency, basis), dense."""
     _, _, rows = np.linalg.svd(vectors)
-    without = rows[1:3].T  # of the three that the texts span, without the first
+    without = rows[1 : len(vectors)].T  # what the texts span, without the first direction
     nodes = np.concatenate([unit64(vectors @ without), unit64(image @ without)])
-    one_way = largest(without_self(nodes @ nodes.T), 20)
+    one_way = np.maximum(largest(without_self(nodes @ nodes.T), 20), 0)
     graph = one_way + one_way.T
     halved = np.diag(graph.sum(axis=1) ** -0.5)
-    inverse = np.linalg.inv(np.eye(18) - 0.99 * halved @ graph @ halved)
-    expected = largest(unit64(image @ without) @ nodes.T, 20) @ inverse[:, :3]
+    return nodes, graph, halved @ graph @ halved, without
+
+
+def test_reclip_propagation_is_the_dense_inverse():
+    """Of the images in the graph. 18 nodes: 20 steps of conjugate gradients are exact."""
+    clusters = make_clusters(num_classes=3, per_class=5, templates=2)
+    image, vectors = clusters.images.image.astype(np.float64), clusters.vectors
+    _, _, halved, _ = reclip_graph(image, vectors)
+    inverse = np.linalg.inv(np.eye(18) - 0.99 * halved)
     score = reclip_propagation(clusters.banks, unlabeled=clusters.images)
-    np.testing.assert_allclose(score(clusters.images, None), expected, rtol=1e-4)
+    np.testing.assert_allclose(score(clusters.images, None), inverse[3:, :3], rtol=1e-4)
+
+
+def test_reclip_propagation_of_many_classes_is_20_steps_of_conjugate_gradients():
+    """And an image outside the graph has the row that it would have beside it."""
+    clusters = make_clusters(num_classes=50, per_class=6)
+    image, vectors = clusters.images.image.astype(np.float64), clusters.vectors
+    nodes, graph, halved, without = reclip_graph(image, vectors)
+    system, target = np.eye(len(graph)) - 0.99 * halved, np.eye(len(graph))[:, :50]
+    solved = np.empty_like(target)
+    for column in range(50):
+        x, r = np.zeros(len(graph)), target[:, column].copy()
+        p = r.copy()
+        for _ in range(20):
+            step = r @ r / (p @ system @ p)
+            x, new = x + step * p, r - step * system @ p
+            p, r = new + new @ new / (r @ r) * p, new
+        solved[:, column] = x
+    score = reclip_propagation(clusters.banks, unlabeled=clusters.images)
+    np.testing.assert_allclose(score(clusters.images, None), solved[50:], atol=1e-5, rtol=1e-3)
+    others = Images(make_clusters(num_classes=50, per_class=1, spread=0.5).images.image)
+    weights = np.maximum(largest(unit64(others.image @ without) @ nodes.T, 20), 0)
+    degrees = weights.sum(axis=1, keepdims=True) * graph.sum(axis=0)
+    expected = 0.99 * (weights / np.sqrt(degrees)) @ solved
+    np.testing.assert_allclose(score(others, None), expected, atol=1e-5, rtol=1e-3)
+    both = Images(np.concatenate([others.image[:7], clusters.images.image[:7]]))
+    np.testing.assert_allclose(
+        score(both, None), np.concatenate([expected[:7], solved[50:57]]), atol=1e-5, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.99])
