@@ -64,7 +64,10 @@ def test_a_model_without_data_of_its_own_asks_for_some(run, capsys):
         (["--description_template=a {{}}"], "--description_template goes with labelled images"),
         (["--checkpoint=elsewhere"], "holds no run"),
         (["--output=nowhere/out.json"], "no folder 'nowhere' for --output"),
-        (["--predictions={images}"], "is a folder; expected a file"),
+        (
+            ["--predictions=gs://bucket/said/"],
+            "is an address, and a folder or file of this machine",
+        ),
         (["--output={records}/dataset_info.json"], "exists; give another file, or --overwrite"),
         (["--predictions={records}/dataset_info.json"], "exists; give another file"),
         (["--predictions={records}/a.txt"], "should end in .jsonl or .csv"),
