@@ -173,10 +173,14 @@ def test_holm_is_that_of_its_definition(p_values):
     assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
 
 
-def test_the_bootstrap_of_several_sums_is_that_of_scipy():
-    """Of a ratio and of a mean, from the same resamples, with units that come more than once."""
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_bootstrap_of_several_sums_is_that_of_scipy(alike):
+    """Of a ratio and of a mean, from the same resamples, with units that come more than once, which
+    are drawn by their kind, and with units that all differ.
+    """
     generator = np.random.default_rng(1)
     units = generator.integers(1, 4, (150, 2)).astype(float)
+    units += 0 if alike else generator.random((150, 2))
 
     def statistics(totals):
         return np.stack([totals[:, 0] / totals[:, 1], totals[:, 0] / len(units)], axis=1)
