@@ -87,9 +87,9 @@ def _recall_at(
     return hits
 
 
-def wilson_interval(rate: float, count: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion `rate` seen in `count` independent trials; (0, 1)
-    for none.
+def wilson_interval(rate: float, count: int | float) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion `rate` seen in `count` independent trials, which
+    may be an effective number, not a whole one; (0, 1) for none.
     """
     if count == 0:
         return 0.0, 1.0

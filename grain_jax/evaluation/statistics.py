@@ -15,6 +15,7 @@ from grain_jax.evaluation.bootstrap import CONFIDENCE, blocks, bootstrap_interva
 from grain_jax.evaluation.ranking import wilson_interval
 
 RESAMPLES = 10_000
+SMOOTHING = 2.0  # images of the mean rate that each class is given, see `class_mean_interval`
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,37 @@ def mean_interval(
     if np.ptp(sums / sizes) < 1e-12:
         return wilson_interval(float(sums.sum() / sizes.sum()), len(sizes))
     return _ratio_interval(sums, sizes, generator=np.random.default_rng(seed), resamples=resamples)
+
+
+def class_mean_interval(
+    rates: Float[np.ndarray, "K"], counts: Int[np.ndarray, "K"]
+) -> tuple[float, float]:
+    """95 % interval of the mean over K classes of the accuracy of each, every class weighing alike.
+
+    Wilson's, over as many images as have the variance of that mean in a plain accuracy (the
+    effective sample size of Korn and Graubard 1998). The images of each class are taken to be
+    independent draws, and the classes and their numbers of images to be given: it says nothing of
+    other classes.
+
+    A class of few images that is all right or all wrong would seem to have no variance. So the
+    rate of each is taken with `SMOOTHING` more images, right as often as classes are on average,
+    and what that takes off the variance of classes that are alike is put back. With a few classes
+    of few images it covers more than 95 %, and less where a class of a handful is a large part of
+    the mean.
+
+    Args:
+        rates: accuracy of each class, in [0, 1].
+        counts: its images, at least 1.
+    """
+    mean = float(rates.mean())
+    smoothed = (counts * rates + SMOOTHING * mean) / (counts + SMOOTHING)
+    kept = 1 - counts / (counts + SMOOTHING) ** 2  # of the variance, where all rates are equal
+    weights = 1 / (counts * kept)
+    variances = smoothed * (1 - smoothed)
+    plain = mean * (1 - mean)
+    # Where all are right, or all wrong, the limit as they become so.
+    ratio = (variances * weights).sum() / plain if plain > 0 else weights.sum()
+    return wilson_interval(mean, float(len(rates) ** 2 / ratio))
 
 
 def _ratio_interval(

@@ -18,6 +18,7 @@ from grain_jax.data.image_variants import VARIANTS, VariantKind, of_draw
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
 from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall_of_labels, wilson_interval
+from grain_jax.evaluation.statistics import class_mean_interval
 from grain_jax.evaluation.variants import BLOCK_IMAGES, VariantEmbeddings, possible_variants
 from grain_jax.evaluation.variants import passes as variant_passes
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
@@ -46,15 +47,16 @@ LOKI = "loki"  # the method that is made for a small distance of its mistakes
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All in [0, 1]. `low` and `high` bound `top1` at 95 % (Wilson, images as
-    independent trials).
+    """All in [0, 1], with 95 % intervals: Wilson's, images as independent trials, and
+    `class_mean_interval`.
     """
 
     top1: float
     top5: float
     per_class: float  # mean over the classes that have images of their top-1 accuracy
-    low: float
-    high: float
+    top1_interval: tuple[float, float]
+    top5_interval: tuple[float, float]
+    per_class_interval: tuple[float, float]
 
 
 def accuracy(scores: Float[np.ndarray, "N K"], labels: Int[np.ndarray, "N"]) -> Accuracy:
@@ -101,13 +103,17 @@ class _Hits:
 
     def accuracy(self) -> Accuracy:
         counts = np.bincount(self._labels, minlength=self._num_classes)
-        per_class = np.bincount(self._labels, weights=self._top1, minlength=self._num_classes)
-        rate, seen = float(self._top1.mean()), counts > 0
+        right = np.bincount(self._labels, weights=self._top1, minlength=self._num_classes)
+        seen = counts > 0
+        rates, count = right[seen] / counts[seen], len(self._labels)
+        top1, top5 = float(self._top1.mean()), float(self._top5.mean())
         return Accuracy(
-            rate,
-            float(self._top5.mean()),
-            float((per_class[seen] / counts[seen]).mean()),
-            *wilson_interval(rate, len(self._labels)),
+            top1=top1,
+            top5=top5,
+            per_class=float(rates.mean()),
+            top1_interval=wilson_interval(top1, count),
+            top5_interval=wilson_interval(top5, count),
+            per_class_interval=class_mean_interval(rates, counts[seen]),
         )
 
 
@@ -224,11 +230,12 @@ def evaluate_zero_shot(
         every = [own, *draws.get(key, ())]
         averaged = own.hits.mean_with([other.hits for other in every[1:]])
         rates = averaged.accuracy()
-        low, high = (rates.low, rates.high) if details else (None, None)
+        low, high = rates.top1_interval if details else (None, None)
         results.append(Result(name, *key, "top1", rates.top1, low, high, count))
         if details:
-            results.append(Result(name, *key, "top5", rates.top5, n=count))
-            results.append(Result(name, *key, "per_class", rates.per_class, n=count))
+            top5, per_class = rates.top5_interval, rates.per_class_interval
+            results.append(Result(name, *key, "top5", rates.top5, *top5, count))
+            results.append(Result(name, *key, "per_class", rates.per_class, *per_class, count))
             if looked_at := METHODS[key[0]].variants:
                 num_boxes = 0 if features.boxes is None else features.boxes.shape[1]
                 passes = variant_passes(looked_at, num_boxes, kinds=kinds, draws=text_draws)

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grain_jax.evaluation.bootstrap import bootstrap_interval
-from grain_jax.evaluation.statistics import holm, paired_difference, sign_flip_p_value
+from grain_jax.evaluation.ranking import wilson_interval
+from grain_jax.evaluation.statistics import (
+    class_mean_interval,
+    holm,
+    paired_difference,
+    sign_flip_p_value,
+)
 
 
 def right(generator: np.random.Generator, rate: float, *shape: int) -> np.ndarray:
@@ -201,3 +207,49 @@ def test_the_bootstrap_of_several_sums_is_that_of_scipy(alike):
         width = theirs.high - theirs.low
         assert low[k] == pytest.approx(theirs.low, abs=0.05 * width)
         assert high[k] == pytest.approx(theirs.high, abs=0.05 * width)
+
+
+def test_the_interval_of_a_mean_of_classes_is_that_of_drawing_within_each():
+    generator = np.random.default_rng(0)
+    right = [(generator.random(n) < generator.beta(4, 1)) for n in generator.integers(40, 200, 37)]
+    rates = np.array([own.mean() for own in right])
+    low, high = class_mean_interval(rates, np.array([len(own) for own in right]))
+    drawn = np.mean(
+        [generator.choice(own, (2_000, len(own))).mean(axis=1) for own in right], axis=0
+    )
+    lower, upper = np.quantile(drawn, [0.025, 0.975])
+    width = upper - lower
+    assert (low, high) == pytest.approx((lower, upper), abs=0.1 * width)
+
+
+@pytest.mark.parametrize(
+    ("classes", "least", "most"),
+    [(np.full(100, 20), 0.7, 1.0), (np.full(60, 1), 0.2, 1.0), (np.arange(1, 31), 0.0, 0.9)],
+)
+def test_95_of_100_intervals_hold_the_true_mean_of_classes(classes, least, most):
+    generator = np.random.default_rng(0)
+    true = generator.uniform(least, most, len(classes))
+    rates = generator.binomial(classes, true, (2_000, len(classes))) / classes
+    bounds = np.array([class_mean_interval(own, classes) for own in rates])
+    held = (bounds[:, 0] <= true.mean()) & (true.mean() <= bounds[:, 1])
+    assert 0.94 <= held.mean() <= 0.99
+
+
+def test_a_mean_of_classes_that_are_all_right_or_all_wrong_is_not_certain():
+    few, many = np.array([5, 5, 5]), np.array([50, 50, 50])
+    for rates in (np.ones(3), np.zeros(3), np.array([1.0, 0.0, 1.0])):
+        low, high = class_mean_interval(rates, few)
+        assert low <= rates.mean() <= high
+        assert high - low > 0.15
+        less, more = class_mean_interval(rates, many)
+        assert high - low > more - less > 0.02
+    assert class_mean_interval(np.ones(3), few)[1] == 1.0
+    assert class_mean_interval(np.zeros(3), few)[0] == 0.0
+    assert 0 < class_mean_interval(np.array([1.0]), np.array([1]))[0] < 1
+
+
+def test_classes_that_are_alike_have_about_the_interval_of_all_their_images():
+    alike = class_mean_interval(np.full(10, 0.7), np.full(10, 50))
+    assert alike == pytest.approx(wilson_interval(0.7, 500), abs=0.001)
+    few = class_mean_interval(np.full(10, 0.7), np.r_[np.full(9, 50), 2])
+    assert few[1] - few[0] > 1.2 * (alike[1] - alike[0])  # the small class weighs as the others

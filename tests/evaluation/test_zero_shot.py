@@ -28,7 +28,10 @@ def test_accuracy_by_hand():
     assert measured.top1 == 0.75
     assert measured.top5 == 1.0
     assert measured.per_class == pytest.approx((1.0 + 0.0 + 1.0) / 3)
-    assert measured.low < 0.75 < measured.high
+    assert measured.top1_interval == wilson_interval(0.75, 4)
+    assert measured.top5_interval == wilson_interval(1.0, 4)
+    low, high = measured.per_class_interval
+    assert low < measured.per_class < high
 
 
 def test_accuracy_against_sorting(monkeypatch):
@@ -103,6 +106,10 @@ def test_every_accuracy_counts_its_images():
     (found,) = [r for r in results if (r.method, r.metric) == ("description", "top1")]
     interval = wilson_interval(1.0, 3)
     assert found == Result("birds", "description", 0.0, "top1", 1.0, *interval, n=3)
+    for metric in ("top5", "per_class"):
+        for one in (r for r in results if r.metric == metric):
+            assert one.low < one.high, one.key
+            assert one.low <= one.value <= one.high, one.key
     assert {r.n for r in results if r.method not in ("random", "dataset")} == {3}
 
 

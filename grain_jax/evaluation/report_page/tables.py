@@ -37,7 +37,8 @@ ACCURACIES = {
     "top1_rare": "Top-1 accuracy of rare classes, %",
     "top1_frequent": "Top-1 accuracy of frequent classes, %",
 }
-WILSON = "With the 95 % interval (Wilson, over images), which says nothing of other seeds."
+WILSON = "With the 95 % interval (Wilson, over {}), which says nothing of other seeds."
+OF_CLASSES = "images within their classes"  # what the interval of a mean over classes draws
 BY_NAME = (
     " A cell with '{}' has so many classes without descriptions, which were scored by their name."
 )
@@ -251,7 +252,8 @@ def _methods_by_sets(evaluations: Sequence[Evaluation], metric: str, title: str)
         return None
     known = any(cell.interval for row in rows for cell in row)
     flat = [(column, one) for column, of in columns.items() for _, one in of]
-    meaning = f"{WILSON if known else ''}{BY_NAME.format(example) if example else ''}"
+    wilson = WILSON.format(OF_CLASSES if metric == "per_class" else "images")
+    meaning = f"{wilson if known else ''}{BY_NAME.format(example) if example else ''}"
     meaning += DRAWN if any(cell.spread for row in rows for cell in row) else ""
     return Grid(
         title,

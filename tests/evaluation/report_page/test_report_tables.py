@@ -47,6 +47,18 @@ def test_sets_of_one_name_with_other_images_stand_apart(two, tmp_path):
     assert grid.groups == (("birds (A, B)", 2), ("birds (C)", 1))
 
 
+def test_a_mean_over_classes_says_what_its_interval_draws(tmp_path):
+    results = [
+        *results_of({("name", None): 0.5}),
+        record("birds", "name", None, "per_class", 0.25, low=0.2, high=0.3, n=60),
+    ]
+    _, sections = sections_of([write_results(tmp_path / "a.json", results)])
+    top1, per_class = (one for one in all_grids(sections) if "ccuracy" in one.title)
+    assert "(Wilson, over images)" in top1.meaning
+    assert "(Wilson, over images within their classes)" in per_class.meaning
+    assert per_class.rows[0][1].interval == "20.0-30.0"
+
+
 def test_records_without_a_table_of_their_own_are_listed(two):
     _, sections = sections_of(two[0])
     other = next(one for one in all_grids(sections) if one.title == "Other results")
