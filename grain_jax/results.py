@@ -118,17 +118,16 @@ def from_logged(values: Mapping[str, Any]) -> list[Result]:
     numbers = migrate_metrics(numbers)
     found = []
     for key, value in numbers.items():
-        result = _from_key(key, value)
+        of, _, last = key.rpartition("/")
+        result = None if last in ("low", "high") and of in numbers else _from_key(key, value)
         if result is None:
             continue
+        low, high = numbers.get(f"{key}/low"), numbers.get(f"{key}/high")
+        result = replace(result, low=low, high=high)
         if result.metric in ("top1", *DETAILS) and result.method != "random":
             images = numbers.get(f"{result.dataset}/images")
-            result = replace(
-                result,
-                low=numbers.get(f"{key}/low"),
-                high=numbers.get(f"{key}/high"),
-                n=int(images) if images is not None and math.isfinite(images) else None,
-            )
+            known = images is not None and math.isfinite(images)
+            result = replace(result, n=int(images) if known else None)
         found.append(result)
     return found
 

@@ -17,18 +17,18 @@ from grain_jax.results import (
 KINDS = {
     "pets/random": Result("pets", "random", None, "top1", 0.1),
     "pets/name": Result("pets", "name", None, "top1", 0.5, 0.4, 0.6, 90),
-    "pets/name/top5": Result("pets", "name", None, "top5", 0.9, n=90),
+    "pets/name/top5": Result("pets", "name", None, "top5", 0.9, 0.8, 0.95, n=90),
     "pets/description/alpha0.25": Result("pets", "description", 0.25, "top1", 0.5, 0.4, 0.6, 90),
     "pets/description/alpha1/per_class": Result("pets", "description", 1.0, "per_class", 0.5, n=90),
     "pets/images": Result("pets", "dataset", None, "images", 90.0),
     "pets/undescribed_classes": Result("pets", "dataset", None, "undescribed_classes", 3.0),
-    "dev/retrieval/image_to_text/R@1": Result("dev", "image_to_text", None, "R@1", 0.5),
+    "dev/retrieval/image_to_text/R@1": Result("dev", "image_to_text", None, "R@1", 0.5, 0.4, 0.6),
     "dev/retrieval/text_to_image/random_R@1": Result(
         "dev", "text_to_image", None, "random_R@1", 0.1
     ),
-    "dev/retrieval/mean_R@1": Result("dev", "retrieval", None, "mean_R@1", 0.5),
+    "dev/retrieval/mean_R@1": Result("dev", "retrieval", None, "mean_R@1", 0.5, 0.4, 0.6),
     "dev/retrieval/texts": Result("dev", "retrieval", None, "texts", 40.0),
-    "dev/box_recall": Result("dev", "model", None, "box_recall", 0.5),
+    "dev/box_recall": Result("dev", "model", None, "box_recall", 0.5, 0.4, 0.6),
     "dev/constant_box_iou": Result("dev", "constant_boxes", None, "box_iou", 0.5),
     "dev/part_phrase_accuracy": Result("dev", "part_boxes", None, "phrase_accuracy", 0.5),
     "headline/alpha": Result("headline", "model", None, "alpha", 0.25),
@@ -40,6 +40,7 @@ def test_a_key_and_its_record_lead_to_each_other(key):
     assert KINDS[key].key == key
     (found,) = [result for result in from_logged(logged(KINDS.values())) if result.key == key]
     assert found == KINDS[key]
+    assert len(from_logged(logged(KINDS.values()))) == len(KINDS)  # bounds are no results
 
 
 def test_what_is_no_result_is_left_out_and_older_keys_are_read():

@@ -5,6 +5,10 @@ in the top k of all texts; a text finds its image when the image (or any image t
 same text) is in the top k of all images. Equal texts are one text: they fill one place of a ranking
 and are right for every image that has them. Every caption is a query of its own. Exact ties are
 drawn at random (their expected value is counted).
+
+Intervals (95 %) are the percentile bootstrap of images, in both directions: the captions of an
+image stay together. The images and texts to choose from are those measured, as drawing fewer of
+them would make it easier.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +19,7 @@ from jaxtyping import Float, Int
 
 from grain_jax.data.captions import normalize_text
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall
+from grain_jax.evaluation.statistics import mean_interval, mean_of_means_interval
 from grain_jax.results import Result
 
 KS = (1, 5, 10)
@@ -47,9 +52,10 @@ def retrieval(
     text_rows: Int[np.ndarray, "C"],
     image_rows: Int[np.ndarray, "C"],
     dataset: str,
+    intervals: bool = True,
 ) -> list[Result]:
     """Recall at 1, 5 and 10 both ways, in [0, 1], the mean of both R@1, and what a
-    random ranking has at 1.
+    random ranking has at 1; with `intervals` of the recalls, see above.
 
     `text` holds each different text once; pair c says that image `image_rows[c]` carries text
     `text_rows[c]`. Raises ValueError when an image or a text has no partner.
@@ -62,26 +68,30 @@ def retrieval(
         )
     to_text = _recall(image, text, image_rows, text_rows)
     to_image = _recall(text, image, text_rows, image_rows)
+    of_images = {f"R@{k}": (to_text[k], np.arange(num_images)) for k in KS}
+    of_texts = {f"R@{k}": (to_image[k][text_rows], image_rows) for k in KS}  # of each caption
+    both = [of_images["R@1"], of_texts["R@1"]]
+    mean = float(np.mean([values.mean() for values, _ in both]))
+    interval = (mean_of_means_interval(both) if intervals else None) or (None, None)
     weights = np.bincount(text_rows, minlength=num_texts)  # captions of each text: queries
-    of_images = {f"R@{k}": float(to_text[k].mean()) for k in KS}
-    of_texts = {f"R@{k}": float(np.average(to_image[k], weights=weights)) for k in KS}
-    mean = (of_images["R@1"] + of_texts["R@1"]) / 2
     pairs = np.unique(np.stack([image_rows, text_rows]), axis=1)  # a text twice at an image: once
     images_of_text = np.bincount(pairs[1], minlength=num_texts)
     random_text = pairs.shape[1] / num_images / num_texts
     random_image = float(np.average(images_of_text, weights=weights) / num_images)
     directions = (
-        (IMAGE_TO_TEXT, of_images, random_text, num_images),
-        (TEXT_TO_IMAGE, of_texts, random_image, len(text_rows)),
+        (IMAGE_TO_TEXT, of_images, random_text),
+        (TEXT_TO_IMAGE, of_texts, random_image),
     )
     results = []
-    for method, recalls, random, count in directions:
-        for metric, value in recalls.items():
-            results.append(Result(dataset, method, None, metric, value, n=count))
+    for method, recalls, random in directions:
+        for metric, (values, images) in recalls.items():
+            low, high = (mean_interval(values, images) if intervals else None) or (None, None)
+            value, count = float(values.mean()), len(values)
+            results.append(Result(dataset, method, None, metric, value, low, high, count))
         results.append(Result(dataset, method, None, "random_R@1", random))
     return [
         *results,
-        Result(dataset, "retrieval", None, "mean_R@1", mean),
+        Result(dataset, "retrieval", None, "mean_R@1", mean, *interval),
         Result(dataset, "retrieval", None, "images", float(num_images)),
         Result(dataset, "retrieval", None, "texts", float(num_texts)),
     ]

@@ -69,7 +69,9 @@ def paired_difference(
     )
     if len(first) == len(second) == 1:
         generator = np.random.default_rng(seed)
-        low, high = _ratio_interval(after - before, sizes, generator=generator, resamples=resamples)
+        low, high = _ratio_interval(
+            (after - before)[:, None], sizes[:, None], generator=generator, resamples=resamples
+        )
         p_value = sign_flip_p_value(after - before, generator=generator, resamples=resamples)
     else:
         of_trainings = _variance_of_trainings(first, second, same_trainings=same_trainings)
@@ -99,13 +101,32 @@ def mean_interval(
         values: how right each answer is.
         groups: the image of each answer, a number.
     """
-    _, groups = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(groups).astype(np.float64)  # [G]
-    sums = np.bincount(groups, weights=values, minlength=len(sizes))
-    if len(sizes) < 2:
+    return mean_of_means_interval([(values, groups)], seed=seed, resamples=resamples)
+
+
+def mean_of_means_interval(
+    measured: Sequence[tuple[Float[np.ndarray, "_"], Int[np.ndarray, "_"]]],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float] | None:
+    """As `mean_interval`, of the mean of several means over the same groups, which are drawn for
+    all of them at once: of recall from images to texts and from texts to images.
+
+    Args:
+        measured: values and the group of each; every group occurs in each.
+    """
+    _, first = np.unique(measured[0][1], return_inverse=True)
+    if (num_groups := int(first.max()) + 1) < 2:
         return None
-    if np.ptp(sums / sizes) < 1e-12:
-        return wilson_interval(float(sums.sum() / sizes.sum()), len(sizes))
+    units = np.empty((num_groups, 2 * len(measured)))  # sums, then numbers of answers
+    sums, sizes = units[:, : len(measured)], units[:, len(measured) :]
+    for k, (values, groups) in enumerate(measured):
+        _, groups = np.unique(groups, return_inverse=True)
+        sums[:, k] = np.bincount(groups, weights=values)
+        sizes[:, k] = np.bincount(groups)
+    if np.ptp(sums / sizes, axis=0).max() < 1e-12:
+        return wilson_interval(float((sums.sum(axis=0) / sizes.sum(axis=0)).mean()), num_groups)
     return _ratio_interval(sums, sizes, generator=np.random.default_rng(seed), resamples=resamples)
 
 
@@ -141,16 +162,19 @@ def class_mean_interval(
 
 
 def _ratio_interval(
-    sums: Float[np.ndarray, "G"],
-    sizes: Float[np.ndarray, "G"],
+    sums: Float[np.ndarray, "G M"],
+    sizes: Float[np.ndarray, "G M"],
     *,
     generator: np.random.Generator,
     resamples: int,
 ) -> tuple[float, float]:
-    """The interval of a mean over answers, of groups with these sums and numbers of answers."""
+    """The interval of the mean of M means over answers, of groups with these sums and numbers of
+    answers.
+    """
+    means = sums.shape[1]
     low, high = bootstrap_interval(
-        np.stack([sums, sizes], axis=1),
-        lambda totals: totals[:, :1] / totals[:, 1:],
+        np.concatenate([sums, sizes], axis=1),
+        lambda totals: (totals[:, :means] / totals[:, means:]).mean(axis=1, keepdims=True),
         generator=generator,
         resamples=resamples,
     )

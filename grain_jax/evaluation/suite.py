@@ -203,6 +203,7 @@ def evaluate_retrieval(
     encoder: Encoder,
     dataset: str,
     *,
+    intervals: bool = True,
     details: ResultDetails | None = None,
 ) -> list[Result]:
     """Recall both ways over the images that have captions; [] when fewer than two have any."""
@@ -215,7 +216,7 @@ def evaluate_retrieval(
     if details is not None and details.predictions is not None:
         ids = [truth.ids[i] for i in captioned]
         details.predictions.retrieval(dataset, image, embed, ids=ids, texts=texts, **pairs)
-    return retrieval(image, embed, **pairs, dataset=dataset)
+    return retrieval(image, embed, **pairs, dataset=dataset, intervals=intervals)
 
 
 @functools.lru_cache(maxsize=32)
@@ -263,7 +264,9 @@ def evaluate_set(
     elif details is not None:
         details.add_split(name, held_out.source)
     if "retrieval" in tasks:
-        results += evaluate_retrieval(features, truth, encoder, name, details=details)
+        results += evaluate_retrieval(
+            features, truth, encoder, name, intervals=final, details=details
+        )
     if "grounding" in tasks:
         grounding = evaluate_grounding(features, truth, encoder, name, details=details)
         results += grounding

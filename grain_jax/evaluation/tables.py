@@ -373,12 +373,13 @@ def _retrieval(results: Sequence[Result]) -> Table:
         for method, title in RETRIEVED.items():
             counts = (index.get(name, "retrieval", what) for what in ("images", "texts"))
             images, texts = (f"{count.value:g}" if count else "?" for count in counts)
-            cells = [index.percent(name, method, metric) for metric in metrics]
+            cells = [result_text(index.get(name, method, metric)) for metric in metrics]
             rows.append((name, title.format(images=images, texts=texts), *cells))
     return Table(
         "Retrieval: recall, %",
         ("split", "from", *(f"R@{k}" for k in KS), "random R@1"),
         tuple(rows),
         "An image has found its text when any of its captions is among the k best of all texts; a "
-        "text its image, when an image that carries it is. Equal texts count as one.",
+        "text its image, when an image that carries it is. Equal texts count as one. "
+        "In brackets the 95 % interval (bootstrap over images).",
     )

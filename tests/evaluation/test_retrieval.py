@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import scipy.stats
 
+from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.retrieval import KS, retrieval, unique_texts
 
 
@@ -119,3 +121,71 @@ def test_images_without_captions_are_refused():
     eye = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match="without captions"):
         recalls(eye, eye[:2], text_rows=np.array([0, 1]), image_rows=np.array([0, 1]))
+
+
+def noisy_pairs(count: int) -> dict[str, np.ndarray]:
+    """Images with one to five captions each, some easy to find and some not."""
+    generator = np.random.default_rng(5)
+    captions = [[f"text {i} {j}" for j in range(generator.integers(1, 6))] for i in range(count)]
+    _, text_rows, image_rows = unique_texts(captions)
+    image = generator.normal(size=(count, 16))
+    noise = generator.uniform(0.5, 2.5, count)[image_rows, None]
+    text = image[image_rows] + noise * generator.normal(size=(len(image_rows), 16))
+    rows = {"text_rows": text_rows, "image_rows": image_rows}
+    return {"image": unit(image), "text": unit(text), **rows}
+
+
+def test_intervals_are_those_of_drawing_images_with_all_their_captions():
+    pairs = noisy_pairs(150)
+    found = {(r.method, r.metric): r for r in retrieval(**pairs, dataset="a")}
+    image_rows = pairs["image_rows"]
+    cosines = pairs["image"] @ pairs["text"].T  # every text is of one image
+    own = np.arange(150)[:, None] == image_rows
+    best = np.where(own, cosines, -2).max(axis=1, keepdims=True)
+    finds_text = {k: (cosines > best).sum(axis=1) < k for k in KS}
+    right = cosines[image_rows, np.arange(len(image_rows))]
+    finds_image = {k: (cosines > right).sum(axis=0) < k for k in KS}
+
+    def theirs(statistic):
+        return scipy.stats.bootstrap(
+            (np.arange(150),),
+            statistic,
+            vectorized=False,
+            method="percentile",
+            n_resamples=3_000,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+
+    def of_captions(k, images):
+        return np.concatenate([finds_image[k][image_rows == image] for image in images]).mean()
+
+    expected = {("retrieval", "mean_R@1"): theirs(
+        lambda images: (finds_text[1][images].mean() + of_captions(1, images)) / 2
+    )}  # fmt: skip
+    for k in KS:
+        expected["image_to_text", f"R@{k}"] = theirs(lambda i, k=k: finds_text[k][i].mean())
+        expected["text_to_image", f"R@{k}"] = theirs(lambda i, k=k: of_captions(k, i))
+    for key, interval in expected.items():
+        one, width = found[key], interval.high - interval.low
+        assert one.low < one.value < one.high
+        assert one.low == pytest.approx(interval.low, abs=0.08 * width), key
+        assert one.high == pytest.approx(interval.high, abs=0.08 * width), key
+    assert {r.metric for r in found.values() if r.low is None} == {
+        "random_R@1", "images", "texts"
+    }  # fmt: skip
+
+
+def test_what_all_images_find_is_not_certain():
+    rows = np.arange(12)
+    eye = np.eye(12, dtype=np.float32)
+    results = retrieval(eye, eye, text_rows=rows, image_rows=rows, dataset="a")
+    recalled = [r for r in results if r.metric in ("R@1", "R@5", "R@10", "mean_R@1")]
+    assert {(r.low, r.high) for r in recalled} == {wilson_interval(1.0, 12)}
+
+
+def test_intervals_of_training_have_no_bounds():
+    results = retrieval(**noisy_pairs(20), dataset="a", intervals=False)
+    assert {(r.low, r.high) for r in results} == {(None, None)}
+    assert [(r.key, r.value, r.n) for r in results] == [
+        (r.key, r.value, r.n) for r in retrieval(**noisy_pairs(20), dataset="a")
+    ]

@@ -31,6 +31,7 @@ def test_intervals_look_at_validation_species_only():
     assert "validation/name" not in results  # never heard: nothing to learn from it
     assert results["validation/random"] == 1 / 25
     assert results["validation/retrieval/images"] == 25
+    assert not [key for key in results if key.endswith(("/low", "/high"))]  # those are of the end
     assert suite.best_metric_name(world_config()) in results
 
 
@@ -72,6 +73,8 @@ def test_the_end_measures_everything_with_baselines_and_intervals(monkeypatch):
         "unseen/constant_box_recall",
         "unseen/part_phrase_accuracy",
         "seen/retrieval/text_to_image/R@5",
+        "seen/retrieval/text_to_image/R@5/low",
+        "unseen/retrieval/mean_R@1/high",
         "headline/unseen_by_description",
     ):
         assert 0 <= results[key] <= 1, key

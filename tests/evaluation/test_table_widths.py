@@ -46,6 +46,27 @@ def test_every_number_is_whole_and_within_the_width(width, terminal):
         assert word in text
 
 
+RETRIEVED = [
+    *(
+        Result("photographs", method, None, f"R@{k}", 0.749, 0.727, 0.77, 1_500)
+        for method in ("image_to_text", "text_to_image")
+        for k in (1, 5, 10)
+    ),
+    Result("photographs", "image_to_text", None, "random_R@1", 0.005),
+    Result("photographs", "text_to_image", None, "random_R@1", 0.001),
+    Result("photographs", "retrieval", None, "mean_R@1", 0.749, 0.727, 0.77),
+]
+
+
+@pytest.mark.parametrize(("results", "count"), [(RETRIEVED, 6)])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_intervals_of_recalls_and_boxes_are_within_the_width(width, results, count):
+    text = printed(width, terminal=False, results=results)
+    assert max(map(len, text.splitlines())) <= width
+    assert len(re.findall(r"\(72\.7-77\.0\)", text)) == len(re.findall(r"\b74\.9\b", text)) == count
+    assert "95 % interval (bootstrap over images)" in re.sub(r"\s+", " ", text)
+
+
 def test_an_interval_stands_beside_its_value_where_there_is_room():
     assert "74.9 (72.7-77.0)" in printed(120, terminal=True)
     stacked = printed(80, terminal=True)
