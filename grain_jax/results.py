@@ -126,8 +126,8 @@ def from_logged(values: Mapping[str, Any]) -> list[Result]:
         result = replace(result, low=low, high=high)
         if result.metric in ("top1", *DETAILS) and result.method != "random":
             images = numbers.get(f"{result.dataset}/images")
-            known = images is not None and math.isfinite(images)
-            result = replace(result, n=int(images) if known else None)
+            count = int(images) if images is not None and math.isfinite(images) else None
+            result = replace(result, n=count)
         found.append(result)
     return found
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from grain_jax.boxes import best_pairs, pairwise_iou
 from grain_jax.evaluation.annotations import Annotations
 from grain_jax.evaluation.grounding import Phrase, box_scores, phrase_hits
+from grain_jax.evaluation.mean_results import mean_result
 from grain_jax.results import Result
 
 
@@ -66,12 +67,10 @@ def _scores(
     dataset: str, method: str, boxes: np.ndarray, answers: np.ndarray, truth: Annotations
 ) -> list[Result]:
     scores = box_scores(np.broadcast_to(boxes, (len(truth.boxes), *boxes.shape)), truth.boxes)
-    hits = float(phrase_hits(answers, truth.phrases).mean())
-    return [
-        Result(dataset, method, None, "box_iou", scores.iou, n=scores.count),
-        Result(dataset, method, None, "box_recall", scores.recall, n=scores.count),
-        Result(dataset, method, None, "phrase_accuracy", hits, n=len(truth.phrases)),
-    ]
+    hits = phrase_hits(answers, truth.phrases)
+    images = np.array([phrase.image for phrase in truth.phrases], int)
+    accuracy = mean_result(dataset, method, "phrase_accuracy", hits, images)
+    return [*scores.results(dataset, method), accuracy]
 
 
 def constant_boxes(

@@ -54,7 +54,7 @@ def score_test(
     if predictions is not None:
         files = list(test.images.files)
         predictions.retrieval(test.name, image, embed, ids=files, texts=texts, **pairs)
-    return retrieval(image, embed, **pairs, dataset=test.name)
+    return retrieval(image, embed, **pairs, dataset=test.name, intervals=True)
 
 
 def describe_test(test: CaptionChoices | Pairings | CaptionedImages) -> dict[str, Any]:

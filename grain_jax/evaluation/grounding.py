@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from grain_jax.boxes import IOU_HIT, best_pairs, pairwise_iou
+from grain_jax.evaluation.mean_results import mean_result
+from grain_jax.results import Result
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,40 @@ class Phrase:
 
 @dataclass(frozen=True)
 class BoxScores:
-    """All in [0, 1]. Boxes that no query was left for count as misses; `upper_bound` is the best
-    recall possible.
+    """Of n true boxes, all in [0, 1]. Those that no query was left for count as misses;
+    `upper_bound` is the best recall possible.
     """
 
-    iou: float  # mean over true boxes of the IoU with the query matched to it
-    recall: float  # fraction of true boxes matched with IoU of at least 0.5
+    matched: Float[np.ndarray, "n"]  # IoU of each true box with the query matched to it
+    images: Int[np.ndarray, "n"]  # the image of each
     upper_bound: float  # fraction of true boxes that as many queries could cover
-    count: int  # true boxes
+
+    @property
+    def found(self) -> Float[np.ndarray, "n"]:
+        """1 for true boxes matched with IoU of at least 0.5, else 0."""
+        return (self.matched >= IOU_HIT).astype(np.float64)
+
+    @property
+    def iou(self) -> float:
+        """The mean over true boxes."""
+        return float(self.matched.mean())
+
+    @property
+    def recall(self) -> float:
+        """The fraction that is found."""
+        return float(self.found.mean())
+
+    @property
+    def count(self) -> int:
+        return len(self.matched)
+
+    def results(self, dataset: str, method: str, *, intervals: bool = True) -> list[Result]:
+        """Mean IoU and recall, with intervals over images unless told otherwise."""
+        values = {"box_iou": self.matched, "box_recall": self.found}
+        return [
+            mean_result(dataset, method, metric, of_box, self.images, interval=intervals)
+            for metric, of_box in values.items()
+        ]
 
 
 def matched_iou(
@@ -49,7 +77,7 @@ def matched_iou(
 def box_scores(
     predicted_xyxy: Float[np.ndarray, "N Q 4"], true_xyxy: Sequence[Float[np.ndarray, "_ 4"]]
 ) -> BoxScores:
-    """Matched IoU and recall over all true boxes of N images. Raises ValueError when there is no
+    """Matched IoU of all true boxes of N images. Raises ValueError when there is no
     true box.
     """
     counts = np.array([len(boxes) for boxes in true_xyxy])
@@ -62,8 +90,7 @@ def box_scores(
         ]
     )
     upper_bound = np.minimum(counts, predicted_xyxy.shape[1]).sum() / counts.sum()
-    recall = float((iou >= IOU_HIT).mean())
-    return BoxScores(float(iou.mean()), recall, float(upper_bound), int(counts.sum()))
+    return BoxScores(iou, np.repeat(np.arange(len(counts)), counts), float(upper_bound))
 
 
 def phrase_hits(

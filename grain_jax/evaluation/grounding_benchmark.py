@@ -39,9 +39,9 @@ from grain_jax.evaluation.grounding_ranking import (
     true_boxes,
     upper_bound,
 )
+from grain_jax.evaluation.mean_results import mean_result
 from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.query_usage import Usage, mean_cosine, mean_overlap, query_usage
-from grain_jax.evaluation.statistics import mean_interval
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.results import Result
 
@@ -146,7 +146,7 @@ def measure_grounding(
             Result(data.name, feature, None, "queries_used", usage.used, n=len(images)),
             Result(data.name, feature, None, "query_entropy", usage.entropy, n=len(images)),
         ]
-    bound = _mean(data.name, MODEL, "upper_bound", upper_bound(ranking), images)
+    bound = mean_result(data.name, MODEL, "upper_bound", upper_bound(ranking), images)
     measured.results += [
         bound,
         *_baselines(data, ranking, truths, images, boxes),
@@ -222,18 +222,9 @@ def _accuracies(
     dataset: str, method: str, found: Hits, images: Int[np.ndarray, "T"]
 ) -> list[Result]:
     named = {f"R@{k}": values for k, values in found.recall.items()} | {"pointing": found.pointing}
-    return [_mean(dataset, method, metric, values, images) for metric, values in named.items()]
-
-
-def _mean(
-    dataset: str,
-    method: str,
-    metric: str,
-    values: Float[np.ndarray, "T"],
-    images: Int[np.ndarray, "T"],
-) -> Result:
-    low, high = mean_interval(values, images) or (None, None)
-    return Result(dataset, method, None, metric, float(values.mean()), low, high, len(values))
+    return [
+        mean_result(dataset, method, metric, values, images) for metric, values in named.items()
+    ]
 
 
 def _captions(
@@ -259,7 +250,7 @@ def _captions(
     found, owners = caption_choice(scores, counts), np.array(images, int)
     method, random = protocol.feature, float((1 / np.array(counts)).mean())
     return [
-        _mean(data.name, method, "caption_top1", found.top1, owners),
+        mean_result(data.name, method, "caption_top1", found.top1, owners),
         Result(data.name, method, None, "caption_rank", float(found.rank.mean()), n=len(counts)),
         Result(data.name, method, None, "caption_random_top1", random, n=len(counts)),
     ]
@@ -294,19 +285,17 @@ def _decoder(
     data: GroundingSet, seen: ImageFeatures, found: Float[np.ndarray, "N Q 4"] | None
 ) -> list[Result]:
     """Of the predicted boxes and regions themselves, whichever of them are chosen."""
+    results: list[Result] = []
     measured: dict[str, tuple[float, int]] = {}
     if found is not None:
         boxes = box_scores(found, data.boxes)
-        measured = {
-            "box_iou": (boxes.iou, boxes.count),
-            "box_recall": (boxes.recall, boxes.count),
-            "box_recall_upper_bound": (boxes.upper_bound, boxes.count),
-        }
+        results = boxes.results(data.name, MODEL)
+        measured = {"box_recall_upper_bound": (boxes.upper_bound, boxes.count)}
         if found.shape[1] > 1:
             measured["box_overlap"] = float(mean_overlap(found).mean()), len(found)
     if seen.regions is not None and seen.regions.shape[1] > 1:
         measured["region_cosine"] = float(mean_cosine(seen.regions).mean()), len(seen.regions)
-    return [
+    return results + [
         Result(data.name, MODEL, None, metric, value, n=count)
         for metric, (value, count) in measured.items()
     ]

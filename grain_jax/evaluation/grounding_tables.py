@@ -77,7 +77,7 @@ def _decoder(results: dict[tuple[str, str], Result], measured: Measured, dataset
 
     def add(title: str, metric: str, *, fraction: bool = True) -> None:
         if (one := results.get((MODEL, metric))) is not None:
-            rows.append((title, f"{percent(one.value)} %" if fraction else f"{one.value:.3f}"))
+            rows.append((title, f"{result_text(one)} %" if fraction else f"{one.value:.3f}"))
 
     add("mean IoU of annotated boxes, matched one-to-one", "box_iou")
     add("box recall at IoU 0.5", "box_recall")
@@ -94,7 +94,8 @@ def _decoder(results: dict[tuple[str, str], Result], measured: Measured, dataset
         f"The decoder's queries on {dataset}",
         ("figure", "value"),
         tuple(rows),
-        "Percentages, and cosines, IoU and entropy in [0, 1]. A collapsed decoder has a cosine and "
+        "Percentages, in brackets the 95 % interval (bootstrap over images), and cosines, IoU and "
+        "entropy in [0, 1]. A collapsed decoder has a cosine and "
         "an IoU near 1, and few queries that are chosen.",
     )
 

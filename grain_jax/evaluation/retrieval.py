@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.data.captions import normalize_text
+from grain_jax.evaluation.mean_results import mean_result
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall
-from grain_jax.evaluation.statistics import mean_interval, mean_of_means_interval
+from grain_jax.evaluation.statistics import mean_of_means_interval
 from grain_jax.results import Result
 
 KS = (1, 5, 10)
@@ -85,9 +86,7 @@ def retrieval(
     results = []
     for method, recalls, random in directions:
         for metric, (values, images) in recalls.items():
-            low, high = (mean_interval(values, images) if intervals else None) or (None, None)
-            value, count = float(values.mean()), len(values)
-            results.append(Result(dataset, method, None, metric, value, low, high, count))
+            results.append(mean_result(dataset, method, metric, values, images, interval=intervals))
         results.append(Result(dataset, method, None, "random_R@1", random))
     return [
         *results,

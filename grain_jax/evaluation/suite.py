@@ -29,6 +29,7 @@ from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hits
 from grain_jax.evaluation.grounding_protocol import make_protocol
 from grain_jax.evaluation.left_out import note_left_out
+from grain_jax.evaluation.mean_results import mean_result
 from grain_jax.evaluation.predictions import DrawnAnswers, note_draws
 from grain_jax.evaluation.retrieval import retrieval, unique_texts
 from grain_jax.evaluation.variants import predicted_boxes
@@ -150,6 +151,7 @@ def evaluate_grounding(
     encoder: Encoder,
     dataset: str,
     *,
+    intervals: bool = True,
     details: ResultDetails | None = None,
 ) -> list[Result]:
     """Box and phrase metrics of a model with trained boxes; [] without, or without true boxes.
@@ -160,13 +162,10 @@ def evaluate_grounding(
         return []
     predicted = cxcywh_to_xyxy(features.boxes)
     boxes = box_scores(predicted, truth.boxes)
-    measured = {
-        "box_iou": boxes.iou,
-        "box_recall": boxes.recall,
-        "box_recall_upper_bound": boxes.upper_bound,
-    }
+    bound = "box_recall_upper_bound"
     results = [
-        Result(dataset, "model", None, *metric, n=boxes.count) for metric in measured.items()
+        *boxes.results(dataset, "model", intervals=intervals),
+        Result(dataset, "model", None, bound, boxes.upper_bound, n=boxes.count),
     ]
     if features.regions is None:
         return results
@@ -191,9 +190,7 @@ def evaluate_grounding(
                 queries=PHRASES,
             ),
         )
-    accuracy = Result(
-        dataset, "model", None, "phrase_accuracy", float(hits.mean()), n=len(truth.phrases)
-    )
+    accuracy = mean_result(dataset, "model", "phrase_accuracy", hits, images, interval=intervals)
     return [*results, accuracy]
 
 
@@ -268,7 +265,9 @@ def evaluate_set(
             features, truth, encoder, name, intervals=final, details=details
         )
     if "grounding" in tasks:
-        grounding = evaluate_grounding(features, truth, encoder, name, details=details)
+        grounding = evaluate_grounding(
+            features, truth, encoder, name, intervals=final, details=details
+        )
         results += grounding
         if training is not None and grounding and features.boxes is not None:
             baseline = training.constant_boxes(features.boxes.shape[1])

@@ -345,7 +345,7 @@ def _grounding(results: Sequence[Result]) -> Table:
         for method, title in PREDICTORS.items():
             if index.get(name, method, "box_iou") is not None:
                 metrics = ("box_iou", "box_recall", "phrase_accuracy")
-                cells = [index.percent(name, method, metric) for metric in metrics]
+                cells = [result_text(index.get(name, method, metric)) for metric in metrics]
                 rows.append((name, title, *cells, upper_bound))
     return Table(
         "Grounding, %",
@@ -362,7 +362,8 @@ def _grounding(results: Sequence[Result]) -> Table:
         "recall of boxes with IoU of at least 0.5, at most its upper bound where images have more "
         "boxes than the model has queries. Acc@0.5: the query most similar to a phrase "
         "has a box that overlaps one of the phrase's. Constant boxes see no image and are "
-        "fitted to training boxes, and with parts they know which part a phrase speaks of.",
+        "fitted to training boxes, and with parts they know which part a phrase speaks of. "
+        "In brackets the 95 % interval (bootstrap over images).",
     )
 
 

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from grain_jax.boxes import cxcywh_to_xyxy, pairwise_iou
 from grain_jax.data.records import Caption, Record, Region
@@ -93,6 +94,35 @@ def test_a_phrase_picks_its_most_similar_query_and_any_of_its_boxes_will_do():
     assert chosen.tolist() == [1, 1, 1]
     boxes = np.array([left, right], np.float32)
     assert phrase_hits(boxes[chosen], phrases).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_the_intervals_of_boxes_are_those_of_drawing_images():
+    generator = np.random.default_rng(0)
+    counts = generator.integers(0, 6, 120)  # of some images no box at all
+    true = [random_boxes(generator, count) for count in counts]
+    predicted = np.stack([random_boxes(generator, 4) for _ in counts])
+    for own, boxes in zip(predicted, true, strict=True):  # of some images all are found
+        if generator.random() < 0.3:
+            own[: len(boxes)] = boxes[:4]
+    scores = box_scores(predicted, true)
+    assert scores.images.tolist() == np.repeat(np.arange(120), counts).tolist()
+    with_boxes = np.flatnonzero(counts)
+    found = zip(scores.results("dev", "model"), (scores.matched, scores.found), strict=True)
+    for one, values in found:
+        of_image = [values[scores.images == image] for image in with_boxes]
+        theirs = scipy.stats.bootstrap(
+            (np.arange(len(of_image)),),
+            lambda drawn, of=of_image: np.concatenate([of[i] for i in drawn]).mean(),
+            vectorized=False,
+            method="percentile",
+            n_resamples=3_000,
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        width = float(theirs.high - theirs.low)
+        assert (one.value, one.n) == (float(values.mean()), counts.sum())
+        assert (one.low, one.high) == pytest.approx((theirs.low, theirs.high), abs=0.08 * width)
+    without = scores.results("dev", "model", intervals=False)
+    assert {(r.low, r.high) for r in without} == {(None, None)}
 
 
 def annotations(boxes: list[np.ndarray], texts: tuple[str, ...]) -> Annotations:

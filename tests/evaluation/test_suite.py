@@ -146,6 +146,7 @@ def test_records_are_scored_on_the_evaluation_split(records):
     assert results["dev/retrieval/mean_R@1"] == 1.0
     assert results["dev/retrieval/images"] == 3
     assert results["dev/phrase_accuracy"] == 1.0
+    assert not [key for key in results if key.endswith(("/low", "/high"))]
     assert results["dev/box_recall"] == 1.0
     assert "dev/constant_box_recall" not in results
     assert suite.best_metric_name(records_config()) in results
@@ -155,6 +156,10 @@ def test_records_at_the_end_use_all_images_and_training_boxes(records):
     results = logged(suite.evaluate(toy_encoder(), records_config(), final=True))
     assert records == ["dev", "train"]
     assert results["dev/retrieval/images"] == 4
+    for of in ("box_iou", "box_recall", "phrase_accuracy"):
+        for name in (f"dev/{of}", f"dev/constant_{of}"):
+            assert results[f"{name}/low"] <= results[name] <= results[f"{name}/high"]
+    assert results["dev/box_recall/low"] < 1  # all are found, which is not certain of others
     assert results["dev/constant_box_recall"] == 1.0  # the toy's boxes never move
     assert results["dev/constant_phrase_accuracy"] < 1.0
 

@@ -57,8 +57,17 @@ RETRIEVED = [
     Result("photographs", "retrieval", None, "mean_R@1", 0.749, 0.727, 0.77),
 ]
 
+GROUNDED = [
+    *(
+        Result("photographs", method, None, metric, 0.749, 0.727, 0.77, 1_500)
+        for method in ("model", "constant_boxes", "part_boxes")
+        for metric in ("box_iou", "box_recall", "phrase_accuracy")
+    ),
+    Result("photographs", "model", None, "box_recall_upper_bound", 1.0),
+]
 
-@pytest.mark.parametrize(("results", "count"), [(RETRIEVED, 6)])
+
+@pytest.mark.parametrize(("results", "count"), [(RETRIEVED, 6), (GROUNDED, 9)])
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_intervals_of_recalls_and_boxes_are_within_the_width(width, results, count):
     text = printed(width, terminal=False, results=results)

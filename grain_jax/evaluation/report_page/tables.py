@@ -50,8 +50,9 @@ GROUNDING = {
 }
 DIRECTIONS = {IMAGE_TO_TEXT: IMAGE_TO_TEXT, TEXT_TO_IMAGE: TEXT_TO_IMAGE}
 BOOTSTRAP = (
-    " Intervals are of the bootstrap over images (95 %), where predictions were given: phrases and "
-    "captions of an image stay together."
+    " Intervals are of the bootstrap over images (95 %): boxes, phrases and captions of an image "
+    "stay together. Files of older versions have them of R@1 and Acc@0.5, where predictions were "
+    "given."
 )
 Method = tuple[str, float | None]
 
@@ -324,7 +325,9 @@ def _count(result: Result | None) -> str:
 
 
 def _with_interval(result: Result | None, one: Evaluation, measure: Measure) -> Result | None:
-    """With the bootstrap's interval, where the answers are there and are those of the record."""
+    """With the bootstrap's interval, where a file of an older version has none and the answers
+    are there and are those of the record.
+    """
     answers = one.answers.get(measure)
     if result is None or answers is None or result.low is not None:
         return result
