@@ -1,6 +1,7 @@
 """The results of a suite's sets, and their averages."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,7 +232,8 @@ def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
 
     Of grounding, sets of one protocol are averaged, and the data set of the mean names it, as in
     "mine/predicted_any". Sets of suites that are included are averaged there. None where a suite
-    has fewer than two sets of a kind.
+    has fewer than two sets of a kind. Where all sets have a 95 % interval, so has the mean, but
+    for grounding tests, see `_interval_of_mean`.
     """
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     for one in opened.suite.sets:
@@ -243,12 +245,33 @@ def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
             continue
         _, _, protocol = group.partition("/")
         dataset = "/".join(filter(None, (opened.suite.name, protocol)))
-        values: dict[tuple[str, float | None], list[float]] = defaultdict(list)
+        measured: dict[tuple[str, float | None], list[Result]] = defaultdict(list)
         for result in results:
             if averaged.get(result.dataset) == result.metric and result.method not in BLIND:
-                values[result.method, result.alpha].append(result.value)
-        for key, each in values.items():
-            mean = sum(each) / len(each)
-            found.append(Result(dataset, *key, AVERAGE, mean, n=len(each)))
+                measured[result.method, result.alpha].append(result)
+        for key, each in measured.items():
+            mean = sum(one.value for one in each) / len(each)
+            # Grounding tests of one protocol have images in common: RefCOCO, RefCOCO+ and g.
+            interval = None if protocol else _interval_of_mean(each)
+            low, high = interval or (None, None)
+            found.append(Result(dataset, *key, AVERAGE, mean, low, high, len(each)))
             found.append(Result(dataset, *key, EXPECTED, float(len(averaged))))
     return found
+
+
+def _interval_of_mean(each: Sequence[Result]) -> tuple[float, float] | None:
+    """95 % interval of the mean of results of independent sets; None where one has none.
+
+    The distances from each value to its lower bound add up as variances do, and so do those to the
+    upper bounds (Zou and Donner 2008): of symmetric intervals this is the normal one, and others
+    stay within [0, 1]. Sets with images in common are not independent, and no set says anything of
+    sets that were not measured.
+    """
+    below, above = 0.0, 0.0
+    for one in each:
+        if one.low is None or one.high is None:
+            return None
+        below += (one.value - one.low) ** 2
+        above += (one.high - one.value) ** 2
+    mean = sum(one.value for one in each) / len(each)
+    return mean - math.sqrt(below) / len(each), mean + math.sqrt(above) / len(each)

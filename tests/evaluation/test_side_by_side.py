@@ -12,7 +12,7 @@ def results(value: float, *, described: bool = True) -> list[Result]:
         Result("photographs", "retrieval", None, "mean_R@1", 0.25),
         Result("photographs", "image_to_text", None, "R@1", 0.3),
         Result("photographs", "model", None, "phrase_accuracy", 0.4),
-        Result("mine", "name", None, "average", value, n=3),
+        Result("mine", "name", None, "average", value, value - 0.01, value + 0.01, 3),
         Result("mine", "name", None, "average_expected_sets", 11.0),
     ]
     if described:
@@ -29,7 +29,7 @@ def test_each_model_has_a_column_and_averages_are_last():
         ("photographs", "retrieval: both ways", "mean R@1", "25.0", "25.0"),
         ("photographs", "model", "Acc@0.5", "40.0", "40.0"),
         ("birds", "description, alpha 0.5", "top-1", "90.0", "-"),
-        ("mine", "name", "average over 3 of 11 sets", "50.0", "75.0"),
+        ("mine", "name", "average over 3 of 11 sets", "50.0 (49.0-51.0)", "75.0 (74.0-76.0)"),
     )
 
 
@@ -50,7 +50,7 @@ def test_a_suite_says_which_metric_is_shown():
     assert table.rows == (
         ("birds", "random", "top-1", "10.0"),
         ("birds", "name", "mean per class", "25.0"),
-        ("mine", "name", "average over 3 of 11 sets", "50.0"),
+        ("mine", "name", "average over 3 of 11 sets", "50.0 (49.0-51.0)"),
     )
     assert table.meaning.endswith("Mind the gap.")
 

@@ -1,9 +1,11 @@
 """A suite on folders of the toy model's images."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -17,6 +19,7 @@ from grain_jax.config import EvaluationConfig, TrainConfig
 from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.evaluation.details import ResultDetails
+from grain_jax.evaluation.ranking import wilson_interval
 from grain_jax.evaluation.suite_file import read_suite
 from grain_jax.evaluation.suite_results import averages, evaluate_suite
 from grain_jax.evaluation.suite_sets import open_suite
@@ -149,6 +152,39 @@ def test_a_method_is_averaged_over_the_sets_that_have_it(folder):
     assert found["description", 0.5, "average"] == (pytest.approx(0.8), 1)
     assert found["description", 0.5, "average_expected_sets"] == (2.0, None)
     assert len(found) == 4
+
+
+def test_an_average_has_an_interval_where_all_of_its_sets_have_one(folder):
+    opened = open_suite(read_suite(str(folder / "mine.toml")))
+
+    def average(*results: Result) -> Result:
+        return next(r for r in averages(opened, results) if r.metric == "average")
+
+    first = Result("right", "name", None, "top1", 0.5, 0.42, 0.56, 100)
+    second = Result("wrong", "name", None, "per_class", 0.7, 0.64, 0.78, 100)
+    found = average(first, second)
+    assert (found.low, found.high) == pytest.approx((0.6 - 0.05, 0.6 + 0.05))  # 3, 4, 5
+    bare = dataclasses.replace(second, low=None, high=None)
+    assert (average(first, bare).low, average(first, bare).high) == (None, None)
+    alone = average(second)
+    assert (alone.low, alone.high) == pytest.approx((0.64, 0.78))
+
+
+def test_95_of_100_averages_hold_the_true_one(folder):
+    opened = open_suite(read_suite(str(folder / "mine.toml")))
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        rates = generator.binomial((40, 400), (0.95, 0.6)) / (40, 400)
+        each = [
+            Result(name, "name", None, metric, rate, *wilson_interval(rate, count), count)
+            for name, metric, rate, count in zip(
+                ("right", "wrong"), ("top1", "per_class"), rates.tolist(), (40, 400), strict=True
+            )
+        ]
+        found = next(r for r in averages(opened, each) if r.metric == "average")
+        assert found.low <= found.value <= found.high <= 1
+        held += found.low <= 0.775 <= found.high
+    assert 0.92 <= held / 400 <= 0.98
 
 
 def test_methods_of_a_set_go_before_those_of_the_suite(folder):
