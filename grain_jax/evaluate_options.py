@@ -41,8 +41,11 @@ from grain_jax.paths import local_path
 from grain_jax.zero_shot.methods import (
     DEFAULT_METHODS,
     METHODS,
+    READ_BY,
     drawn_methods,
+    kinds_of,
     named_methods,
+    readers,
 )
 from grain_jax.zero_shot.text_kinds import FROM_FILES
 
@@ -183,13 +186,13 @@ def check_all(
     )
     if suite is None:
         refuse(first, OF_SUITE, "--suite")
-        _check_drawn(first, first.methods or DEFAULT_METHODS)
+        _check_read(first, first.methods or DEFAULT_METHODS)
         return None
     labelled = [(part, one) for part in suite.every for one in part.images]
     of_sets = [one.methods or part.methods or DEFAULT_METHODS for part, one in labelled]
-    _check_drawn(first, first.methods or tuple(itertools.chain(*of_sets)))
     if not labelled:
         refuse(first, (*ZERO_SHOT, "methods"), "labelled images, which this suite has not")
+    _check_read(first, first.methods or tuple(dict.fromkeys(itertools.chain(*of_sets))))
     return open_suite(
         suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
     )
@@ -244,7 +247,22 @@ def check(options: Options, *, folders: Mapping[str, Path]) -> None:
         raise ValueError("--output and --predictions name one file; give each its own.")
 
 
-def _check_drawn(options: Options, methods: Collection[str]) -> None:
+def _check_read(options: Options, methods: Collection[str]) -> None:
+    """Refuses what none of the methods reads, as it would change no figure of theirs."""
+    for name in READ_BY:
+        if (given := getattr(options, name)) is not None and not readers(name, methods):
+            said = given if isinstance(given, str) else ",".join(f"{one:g}" for one in given)
+            raise ValueError(
+                f"--{name}={said} is read by none of the methods {', '.join(methods)}; name some "
+                f"of {', '.join(readers(name, METHODS))} with --methods, or leave it out."
+            )
+    for kind in options.texts or {}:
+        if kind not in kinds_of(methods):
+            takers = [name for name in METHODS if kind in kinds_of([name])]
+            raise ValueError(
+                f"--texts={kind}=... is read by none of the methods {', '.join(methods)}; name "
+                f"some of {', '.join(takers)} with --methods, or leave it out."
+            )
     check_draws(options, methods)
     evaluate_crops.check(options.of_crops, methods)
 

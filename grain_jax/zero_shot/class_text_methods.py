@@ -74,6 +74,7 @@ CLASS_TEXT_METHODS: Mapping[str, Method] = {
         by_text.by_name_and_regions_of(SWAPPED_REGIONS),
         by_text.mixed_alphas,
         regions=True,
+        prompt_ensembling=True,
     ),
     "autoclip": Method(
         "AutoCLIP",
@@ -101,6 +102,7 @@ CLASS_TEXT_METHODS: Mapping[str, Method] = {
         frozenset({NAMES, SUBCLASSES}),
         label_sets.by_subclasses,
         unit="other",
+        prompt_ensembling=True,
     ),
     "fudd": Method(
         "FuDD",
@@ -108,6 +110,7 @@ CLASS_TEXT_METHODS: Mapping[str, Method] = {
         frozenset({NAMES, PAIRS}),
         label_sets.by_pairs,
         unit="other",
+        prompt_ensembling=True,
     ),
     "loki": Method(
         "Loki",
@@ -115,12 +118,14 @@ CLASS_TEXT_METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         label_sets.by_label_distance,
         unit="other",
+        prompt_ensembling=True,
     ),
     "conse": Method(
         "ConSE",
         "Norouzi et al. 2014, arXiv 1312.5650",
         frozenset({NAMES}),
         label_sets.by_combined_names,
+        prompt_ensembling=True,
     ),
     "synonyms": Method(
         "most frequent synonym",
@@ -134,5 +139,6 @@ CLASS_TEXT_METHODS: Mapping[str, Method] = {
         frozenset({NAMES, REJECT}),
         debiased.by_name_without_directions,
         optional_texts=frozenset({ACCEPT}),
+        prompt_ensembling=True,
     ),
 }

@@ -202,6 +202,8 @@ class Method:
         unit: of scores: "cosine", also where something is added that was divided by the logit
             scale; "log_probability"; "probability", with a sum of 1 over the classes; or "other",
             which says nothing but the order.
+        prompt_ensembling: whether scores of names are combined as `ClassBanks.prompt_ensembling`
+            has it; all others do as their formulas say.
     """
 
     title: str
@@ -213,6 +215,7 @@ class Method:
     regions: bool = False
     needs: frozenset[str] = frozenset()
     unit: Unit = "cosine"
+    prompt_ensembling: bool = False
 
     @property
     def variants(self) -> frozenset[str]:

@@ -5,7 +5,7 @@ every entry (`tests/zero_shot/test_methods.py`).
 """
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -27,12 +27,14 @@ from grain_jax.zero_shot.method import (
     Method,
     Score,
     Support,
+    no_alpha,
 )
 from grain_jax.zero_shot.scorers import ClassTexts
 from grain_jax.zero_shot.second_pass import SECOND_PASS_METHODS
 from grain_jax.zero_shot.text_kinds import (
     DESCRIPTIONS,
     DRAWN,
+    IN_TEMPLATE,
     NAMES,
     REGIONS,
     TEXT_KINDS,
@@ -46,7 +48,13 @@ CLIP = "Radford et al. 2021, arXiv 2103.00020"
 GRAIN = "GRAIN, WACV 2026, arXiv 2412.04429"
 
 METHODS: Mapping[str, Method] = {
-    "name": Method("name", CLIP, frozenset({NAMES}), by_text.by_name),
+    "name": Method(
+        "name",
+        CLIP,
+        frozenset({NAMES}),
+        by_text.by_name,
+        prompt_ensembling=True,
+    ),
     "description": Method(
         "description",
         "Menon & Vondrick 2023, arXiv 2210.07183, and " + GRAIN,
@@ -62,6 +70,7 @@ METHODS: Mapping[str, Method] = {
         by_text.by_name_and_regions,
         by_text.mixed_alphas,
         regions=True,
+        prompt_ensembling=True,
     ),
     **CLASS_TEXT_METHODS,
     # With labelled images, so not zero-shot.
@@ -71,6 +80,7 @@ METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         by_support.by_examples,
         needs=frozenset({"support"}),
+        prompt_ensembling=True,
     ),
     "knn": Method(
         "kNN + name",
@@ -79,6 +89,7 @@ METHODS: Mapping[str, Method] = {
         by_support.by_neighbours,
         needs=frozenset({"support"}),
         unit="probability",
+        prompt_ensembling=True,
     ),
     "gda": Method(
         "GDA + name",
@@ -86,6 +97,7 @@ METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         by_support.by_gaussians,
         needs=frozenset({"support", "several_shots"}),
+        prompt_ensembling=True,
     ),
     "tip_x": Method(
         "TIP-X",
@@ -93,6 +105,7 @@ METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         by_adapter.by_tip_x,
         needs=frozenset({"support"}),
+        prompt_ensembling=True,
     ),
     "caps_adapter": Method(
         "CapS-Adapter",
@@ -100,6 +113,7 @@ METHODS: Mapping[str, Method] = {
         frozenset({NAMES}),
         by_adapter.by_caps_adapter,
         needs=frozenset({"support", "support_captions"}),
+        prompt_ensembling=True,
     ),
     "icis": Method(
         "ICIS",
@@ -116,6 +130,7 @@ METHODS: Mapping[str, Method] = {
         by_captions.by_x_more,
         needs=frozenset({"bank"}),
         unit="probability",
+        prompt_ensembling=True,
     ),
     "cased": Method(
         "CaSED over the classes",
@@ -124,6 +139,7 @@ METHODS: Mapping[str, Method] = {
         by_captions.by_cased,
         needs=frozenset({"bank"}),
         unit="probability",
+        prompt_ensembling=True,
     ),
     **UNLABELED_METHODS,
     # With a second pass of the image encoder.
@@ -150,6 +166,14 @@ USES = {
     "random_crops": "random crops",
     "box_crops": "crops at its boxes",
     "box_blurs": "blur outside its boxes",
+}
+# A setting of `evaluate` that only some methods read -> whether one does. The region score is there
+# to be mixed in.
+READ_BY: Mapping[str, Callable[[Method], bool]] = {
+    "alphas": lambda method: method.alphas is not no_alpha,
+    "region_aggregation": lambda method: method.alphas is not no_alpha,
+    "prompt_ensembling": lambda method: method.prompt_ensembling,
+    "description_template": lambda method: bool(method.texts & IN_TEMPLATE),
 }
 DEFAULT_METHODS = ("name", "description", "name_and_regions")
 
@@ -220,6 +244,11 @@ def kinds_of(methods: Collection[str]) -> frozenset[str]:
     """Kinds of texts that the `methods` compare images with."""
     chosen = [METHODS[name] for name in methods]
     return frozenset().union(*(one.texts | one.optional_texts for one in chosen))
+
+
+def readers(setting: str, names: Collection[str]) -> tuple[str, ...]:
+    """Those of the methods whose scores a setting of `READ_BY` can change."""
+    return tuple(name for name in names if READ_BY[setting](METHODS[name]))
 
 
 def crop_methods(names: Collection[str]) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ TEXT_KINDS: Mapping[str, TextKind] = {
 
 # Kinds in which classes without descriptions fall back to their name.
 OF_DESCRIPTIONS = frozenset({DESCRIPTIONS, REGIONS, NAMED_DESCRIPTIONS}) | _control_kinds().keys()
+# Kinds that put descriptions into `ClassTexts.description_template`.
+IN_TEMPLATE = frozenset({DESCRIPTIONS, *(controls_of(name)[1] for name in waffle.CONTROLS)})
 # Kinds that are drawn at random, by `ClassTexts.draw`.
 DRAWN = frozenset({WAFFLE}) | _control_kinds().keys()
 

@@ -174,7 +174,7 @@ def test_a_checkpoint_chosen_on_labelled_images_is_flattered_by_them(run, images
 
 
 def test_crops_are_as_many_and_as_large_as_asked_for(run, images):
-    given = [f"--checkpoint={run.folder}", f"--data={images}", "--methods=wca", "--alphas=1"]
+    given = [f"--checkpoint={run.folder}", f"--data={images}", "--methods=wca"]
     assert evaluate.main([*given, "--crops=3", "--crop_sizes=0.7,0.9", "--crop_seed=2"]) == 0
     report = json.loads(written(run.folder).read_text())
     settings, numbers = report["settings"], report["zero_shot_sets"]["colours"]["random_crops"]

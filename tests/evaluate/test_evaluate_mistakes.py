@@ -99,6 +99,39 @@ def test_an_address_is_not_a_path_of_this_machine(option, capsys):
     assert "copy or mount it here first" in printed
 
 
+@pytest.mark.parametrize(
+    ("methods", "option", "message"),
+    [
+        (
+            "waffle",
+            "--prompt_ensembling=score",
+            "by none of the methods waffle; name some of name,",
+        ),
+        ("zlap,dpa", "--prompt_ensembling=score", "by none of the methods zlap, dpa; name some of"),
+        (
+            "name",
+            "--region_aggregation=max_over_descriptions",
+            "by none of the methods name; name some of description, name_and_regions, shared_",
+        ),
+        ("name", "--alphas=1,0.5", "by none of the methods name; name some of description, name_"),
+        (
+            "name,name_and_regions",
+            "--description_template=a {}",
+            "by none of the methods name, name_and_regions; name some of description, shared_desc",
+        ),
+        ("name", "--texts=cupl=...", "by none of the methods name; name some of cupl, wca_cupl"),
+    ],
+)
+def test_what_none_of_the_methods_reads_is_refused(run, images, methods, option, message, capsys):
+    given = [f"--checkpoint={run.folder}", f"--data={images}", option]
+    assert evaluate.main([*given, f"--methods={methods}"]) == 2
+    assert f"{option} is read {message}" in plain(capsys.readouterr().err)
+    assert run.asked == []
+    if "--texts" not in option:
+        assert evaluate.main([*given, f"--methods={methods},name_and_regions,description"]) == 0
+        assert evaluate.main([*given, "--overwrite"]) == 0
+
+
 @pytest.mark.parametrize("option", ["--alphas=1", "--description_template=a {}"])
 def test_options_about_descriptions_need_some(run, images, option, capsys):
     (images / "descriptions.json").unlink()

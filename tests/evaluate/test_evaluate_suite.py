@@ -103,6 +103,17 @@ def test_what_does_not_go_with_a_suite_is_refused(run, suite, arguments, message
     assert run.asked == []
 
 
+def test_a_suite_reads_an_option_where_a_set_does(run, suite, capsys):
+    given = [f"--checkpoint={run.folder}", f"--suite={suite}", "--allow_missing"]
+    suite.write_text('methods = ["waffle"]\n' + suite.read_text())
+    assert evaluate.main([*given, "--prompt_ensembling=score"]) == 2
+    said = "--prompt_ensembling=score is read by none of the methods waffle; name some of name,"
+    assert said in plain(capsys.readouterr().err)
+    assert run.asked == []
+    suite.write_text(suite.read_text() + 'methods = ["name"]\n')
+    assert evaluate.main([*given, "--prompt_ensembling=score"]) == 0
+
+
 def test_options_of_suites_need_one(run, capsys):
     assert evaluate.main([f"--checkpoint={run.folder}", "--allow_missing"]) == 2
     assert "--allow_missing goes with --suite" in capsys.readouterr().err

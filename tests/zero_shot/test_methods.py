@@ -1,5 +1,6 @@
 """What every zero-shot method keeps to, and what each of them is."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from grain_jax.zero_shot.method import CaptionBank, Images, Support
 from grain_jax.zero_shot.methods import (
     DEFAULT_METHODS,
     METHODS,
+    READ_BY,
     FittedMethods,
     check_methods,
     encode_banks,
+    readers,
 )
 from grain_jax.zero_shot.scorers import global_scores, make_class_texts, region_scores
 from grain_jax.zero_shot.text_kinds import TEXT_KINDS
@@ -63,14 +66,24 @@ def some_of(images: Images, rows: slice) -> Images:
 
 
 def fitted_to(
-    descriptions=DESCRIPTIONS, *, methods=METHODS, regions: bool = True, ensembling="embedding"
+    descriptions=DESCRIPTIONS,
+    *,
+    methods=METHODS,
+    regions: bool = True,
+    alphas=ALPHAS,
+    description_template="{}",
+    **scoring,
 ):
     """The methods with all that any of them needs, and the texts that they were fitted to."""
     templates = ("a {}", "the {}")
-    texts = make_class_texts(NAMES, templates=templates, descriptions=descriptions, **FROM_FILES)
-    banks = encode_banks(
-        encode, texts, methods=methods, has_regions=regions, prompt_ensembling=ensembling
+    texts = make_class_texts(
+        NAMES,
+        templates=templates,
+        descriptions=descriptions,
+        description_template=description_template,
+        **FROM_FILES,
     )
+    banks = encode_banks(encode, texts, methods=methods, has_regions=regions, **scoring)
     rng = np.random.default_rng(1)
     unseen = any("classes_without_images" in METHODS[name].needs for name in methods)
     labels = np.arange(12) % (2 if unseen and len(methods) == 1 else 3)
@@ -86,7 +99,7 @@ def fitted_to(
     return banks, FittedMethods(
         banks,
         methods=methods,
-        alphas=ALPHAS,
+        alphas=alphas,
         has_regions=regions,
         bank=bank,
         support=support,
@@ -138,18 +151,30 @@ def test_a_method_without_what_it_needs_is_left_out(name):
     )
 
 
+# Two values of each setting that only some methods read.
+SETTINGS = {
+    "alphas": (ALPHAS, (0.75,)),
+    "region_aggregation": ("max_over_queries", "max_over_descriptions"),
+    "prompt_ensembling": ("embedding", "score"),
+    "description_template": ("{}", "which has {}"),
+}
+
+
+@pytest.mark.parametrize("setting", READ_BY)
 @pytest.mark.parametrize("name", METHODS)
-def test_prompt_ensembling_concerns_the_methods_that_the_page_lists(name):
-    """Not `fudd` here, whose candidates it chooses among more than 10 classes."""
-    page = (Path(__file__).parents[2] / "docs" / "zero-shot.md").read_text()
-    listed = page.split("`--prompt_ensembling=score` concerns")[1].split(";")[0]
+def test_a_setting_changes_the_scores_of_the_methods_that_read_it(name, setting):
+    """Not of `fudd` here, whose candidates it chooses among more than 10 classes."""
     images = some_images()
-    by_embedding, by_score = (
-        fitted_to(methods=(name,), ensembling=one)[1](images) for one in ("embedding", "score")
-    )
-    assert by_embedding
-    concerned = any((by_score[key] != values).any() for key, values in by_embedding.items())
-    assert concerned == (f"`{name}`" in listed)
+    one, other = (fitted_to(methods=(name,), **{setting: v})[1](images) for v in SETTINGS[setting])
+    assert one
+    changed = one.keys() != other.keys() or any((other[key] != one[key]).any() for key in one)
+    assert changed == (name in readers(setting, METHODS) and name != "fudd")
+
+
+def test_prompt_ensembling_concerns_the_methods_that_the_page_lists():
+    page = (Path(__file__).parents[2] / "docs" / "zero-shot.md").read_text()
+    listed = page.split("`--prompt_ensembling=score` concerns")[1].split(" by it. All others")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(readers("prompt_ensembling", METHODS))
 
 
 NEEDS_IMAGES = [name for name, one in METHODS.items() if one.needs & {"bank", "support"}]
