@@ -57,6 +57,7 @@ OF_IMAGES = (
     *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
     *OF_NAMES,
 )
+OF_EVERY_SET = ("templates",)  # of labelled images, and of all sets of a suite
 OF_ONE_STEP = ("step", "best", "output", "predictions")
 MEASURED = ("data", "split", "tasks", "suite", "suite_data", "allow_missing", "methods")
 OF_SUITE = ("suite_data", "allow_missing")
@@ -191,10 +192,15 @@ def check_all(
     labelled = [(part, one) for part in suite.every for one in part.images]
     of_sets = [one.methods or part.methods or DEFAULT_METHODS for part, one in labelled]
     if not labelled:
-        refuse(first, (*ZERO_SHOT, "methods"), "labelled images, which this suite has not")
+        not_read = (*ZERO_SHOT, *OF_EVERY_SET, "methods")
+        refuse(first, not_read, "labelled images, which this suite has not")
     _check_read(first, first.methods or tuple(dict.fromkeys(itertools.chain(*of_sets))))
     return open_suite(
-        suite, suite_data=first.suite_data, allow_missing=first.allow_missing, note=note
+        suite,
+        suite_data=first.suite_data,
+        allow_missing=first.allow_missing,
+        templates=first.templates or "",
+        note=note,
     )
 
 
@@ -214,13 +220,16 @@ def check(options: Options, *, folders: Mapping[str, Path]) -> None:
         refuse(options, OF_RECORDS, "prepared records")
     of_images = (*OF_IMAGES, *OF_STORED)
     if kind == "suite" and (
-        given := [*(name for name in of_images if getattr(options, name)), *options.given.given]
+        given := [
+            *(name for name in of_images if name not in OF_EVERY_SET and getattr(options, name)),
+            *options.given.given,
+        ]
     ):
         raise ValueError(
             f"--{given[0]} is of one set; write it under the set in the suite's file, as "
             f'{given[0]} = "...".'
         )
-    if kind != "images":
+    if kind not in ("images", "suite"):
         refuse(options, of_images, "labelled images")
     if kind in ("own", "suite"):
         refuse(options, ("split",), "prepared records or labelled images")

@@ -170,6 +170,7 @@ class Suite:
     include: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()  # (): the default ones
     alphas: tuple[float, ...] = ()  # (): those of the run
+    templates: str = ""  # of sets that give none; "": those of their folder, or the model's
     images: tuple[ImageSet, ...] = ()
     records: tuple[RecordSet, ...] = ()
     grounding: tuple[GroundingTest, ...] = ()
@@ -192,6 +193,8 @@ class Suite:
     def sha256(self) -> str:
         """Of what the file and those that it includes say, without where they lie."""
         said = {name: getattr(self, name) for name in fields_of(Suite) if name != "include"}
+        if not said["templates"]:  # as it was before there were any
+            del said["templates"]
         sets = {key: [_said(one) for one in said.pop(key)] for key in TABLES}
         written = {
             key: listed for key, listed in sets.items() if listed or key in ("images", "records")

@@ -82,6 +82,7 @@ def open_suite(
     *,
     suite_data: Path | None = None,
     allow_missing: bool = False,
+    templates: str = "",
     note: Callable[[str], None] = print,
 ) -> OpenedSuite:
     """Finds and loads the sets; no image is decoded.
@@ -89,6 +90,7 @@ def open_suite(
     Args:
         suite_data: a folder that holds one folder a set, for sets whose `data` is not given.
         allow_missing: leave out sets that are not there.
+        templates: a file or list of templates that goes before those of sets and suites.
         note: called with sentences that a reader of the metrics should know.
 
     Raises ValueError where sets are missing, all of them named at once; where one has another
@@ -115,7 +117,7 @@ def open_suite(
             f"{len(missing)} of the {len(places)} sets of suite {suite.name!r} are missing and "
             f"left out: {', '.join(missing)}."
         )
-    return _opened(suite, suite_data, places, missing, note)
+    return _opened(suite, suite_data, places, missing, note, _Texts(templates=templates))
 
 
 def _what_lacks(suite: Suite, one: AnySet, place: Path, suite_data: Path | None) -> str:
@@ -148,13 +150,17 @@ def _opened(
     places: Mapping[str, Path],
     missing: Collection[str],
     note: Callable[[str], None],
+    texts: "_Texts",
 ) -> OpenedSuite:
     """The sets of a suite that are there, and the suites that it includes."""
-    included = tuple(_opened(part, suite_data, places, missing, note) for part in suite.included)
+    texts = texts.within(suite)
+    included = tuple(
+        _opened(part, suite_data, places, missing, note, texts) for part in suite.included
+    )
     images, records, compositional = [], [], []
     for one in suite.images:
         if one.name not in missing:
-            images.append((one, _open_images(suite, one, places[one.name], note)))
+            images.append((one, _open_images(suite, one, places[one.name], note, texts)))
     for each in suite.records:
         if each.name not in missing:
             records.append((each, places[each.name], _open_records(suite, each, places[each.name])))
@@ -180,6 +186,23 @@ def _opened(
         tuple(name for part in suite.every for name in _names(part) if name in missing),
         tuple(known),
     )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts of sets that are given elsewhere."""
+
+    templates: str = ""  # before what a set says
+    default_templates: str = ""  # where neither it nor a suite around it says anything
+
+    def within(self, suite: Suite) -> "_Texts":
+        """Those of a suite's sets; what an outer suite says goes before."""
+        default = self.default_templates or suite.text(suite.templates)
+        return dataclasses.replace(self, default_templates=default)
+
+    def templates_of(self, suite: Suite, one: ImageSet) -> str:
+        """A file or list; "": those of the folder, or the model's."""
+        return self.templates or suite.text(one.templates) or self.default_templates
 
 
 def _names(suite: Suite) -> list[str]:
@@ -211,7 +234,7 @@ def _open_phrases(
 
 
 def _open_images(
-    suite: Suite, one: ImageSet, place: Path, note: Callable[[str], None]
+    suite: Suite, one: ImageSet, place: Path, note: Callable[[str], None], texts: "_Texts"
 ) -> ZeroShotSet:
     if (place / RECORDS_INFO).exists():
         raise ValueError(
@@ -222,7 +245,7 @@ def _open_images(
         place,
         name=one.name,
         classes=suite.text(one.classes),
-        templates=suite.text(one.templates),
+        templates=texts.templates_of(suite, one),
         descriptions=suite.text(one.descriptions),
         counts=suite.text(one.counts),
         further={kind: suite.text(file) for kind, file in one.texts.items()},

@@ -58,6 +58,10 @@ def test_a_file_of_one_model_is_refused_for_several(two_runs, images, tmp_path, 
     assert run.asked == []
 
 
+def newest(folder):
+    return max(folder.glob("evaluation_*.json"), key=lambda path: path.stat().st_mtime_ns)
+
+
 @pytest.fixture
 def suite(images):
     path = images.parent / "mine.toml"
@@ -92,8 +96,9 @@ def test_a_suite_is_measured_with_what_it_has(run, suite, capsys):
     ("arguments", "message"),
     [
         (["--data=."], "--suite and --data both say what to measure"),
-        (["--templates=a.txt"], "--templates is of one set; write it under the set"),
+        (["--classes=a.txt"], "--classes is of one set; write it under the set"),
         (["--tasks=retrieval"], "--tasks goes with prepared records"),
+        (["--templates=nothing.txt", "--allow_missing"], "no file 'nothing.txt'"),
         (["--suite_data=nowhere"], "2 of the 2 sets of suite 'mine' are missing"),
     ],
 )
@@ -112,6 +117,23 @@ def test_a_suite_reads_an_option_where_a_set_does(run, suite, capsys):
     assert run.asked == []
     suite.write_text(suite.read_text() + 'methods = ["name"]\n')
     assert evaluate.main([*given, "--prompt_ensembling=score"]) == 0
+
+
+def test_templates_of_every_set_go_before_their_own(run, suite, capsys):
+    suite.write_text(suite.read_text() + 'templates = "single"\n')
+    own = suite.read_text().replace('name = "colours"', 'name = "colours"\ntemplates = "imagenet"')
+    suite.write_text(own)
+    given = [f"--checkpoint={run.folder}", f"--suite={suite}", "--allow_missing", "--methods=name"]
+    read = {}
+    for option in ([], ["--templates=official"]):
+        assert evaluate.main([*given, *option]) == 0
+        report = json.loads(newest(run.folder).read_text())
+        read[len(option)] = report["zero_shot_sets"]["colours"]["templates"]
+    assert [(one["file"], one["count"]) for one in read.values()] == [
+        ("imagenet", 80),
+        ("official", 46),
+    ]
+    assert read[0]["sha256"] != read[1]["sha256"]
 
 
 def test_options_of_suites_need_one(run, capsys):
@@ -197,5 +219,6 @@ def test_phrases_and_captions_are_sets_of_a_suite(two_runs, tests_of_captions, t
         r"seen region: region feature R@1 \(Acc@0.5\) 100.0 \(\S+-100.0\) 100.0", shown
     )
     assert re.search(r"long retrieval: both ways mean R@1 100.0", shown)
-    assert evaluate.main([*given, "--alphas=1"]) == 2
-    assert "--alphas goes with labelled images" in capsys.readouterr().err
+    for option in ("--alphas=1", "--templates=official"):
+        assert evaluate.main([*given, option]) == 2
+        assert f"{option.partition('=')[0]} goes with labelled images" in capsys.readouterr().err

@@ -228,6 +228,32 @@ def test_a_set_has_crops_of_its_own_and_options_go_before_them(folder):
     assert passes == {0: [4, 61], 1: [6, 6]}
 
 
+def test_templates_of_a_suite_are_of_the_sets_that_give_none(folder):
+    path = folder / "mine.toml"
+    before = read_suite(str(path)).sha256
+    (folder / "inner.txt").write_text("two {}\n", encoding="utf-8")
+    path.write_text('templates = "inner.txt"\n' + SUITE, encoding="utf-8")
+    suite = read_suite(str(path))
+    assert suite.sha256 != before
+    (folder / "outer").mkdir()
+    outer = folder / "outer" / "all.toml"
+    outer.write_text('templates = "own.txt"\ninclude = ["../mine.toml"]\n', encoding="utf-8")
+    (folder / "outer" / "own.txt").write_text("three {}\n", encoding="utf-8")
+
+    def used(opened):
+        images = (*opened.images, *(one for part in opened.included for one in part.images))
+        return {one.name: dataset.templates for one, dataset in images}
+
+    own = {"wrong": ("one {}",)}
+    every = ("right", "wrong", "apart")
+    assert used(open_suite(suite)) == dict.fromkeys(every, ("two {}",)) | own
+    around = read_suite(str(outer))
+    assert used(open_suite(around)) == dict.fromkeys(every, ("three {}",)) | own
+    assert around.included[0].sha256 == suite.sha256
+    found = used(open_suite(around, templates="official"))
+    assert {name: len(texts) for name, texts in found.items()} == dict.fromkeys(every, 46)
+
+
 def test_a_set_has_texts_that_some_methods_take(folder):
     path = folder / "mine.toml"
     texts = {"red": ["a red thing"], "green": ["a green thing"], "blue": ["a blue thing"]}
