@@ -23,6 +23,7 @@ from grain_jax.command_line import (
     one_word,
 )
 from grain_jax.config.schema import PromptEnsembling, RegionAggregation
+from grain_jax.data.classification.class_counts import published_kinds
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.evaluate_crops import CropOptions
@@ -57,7 +58,7 @@ OF_IMAGES = (
     *("classes", "templates", "descriptions", "description_template", "counts", "texts"),
     *OF_NAMES,
 )
-OF_EVERY_SET = ("templates",)  # of labelled images, and of all sets of a suite
+OF_EVERY_SET = ("templates", "counts")  # of labelled images, and of all sets of a suite
 OF_ONE_STEP = ("step", "best", "output", "predictions")
 MEASURED = ("data", "split", "tasks", "suite", "suite_data", "allow_missing", "methods")
 OF_SUITE = ("suite_data", "allow_missing")
@@ -114,7 +115,8 @@ class Options:
     descriptions: Annotated[OptionalText, arg(metavar="FILE")] = None
     # what the image is compared with, e.g. "a photo of a {name}, which has {}"
     description_template: Annotated[OptionalText, default_is('"{}"')] = None
-    # training captions of each class: .json {class: number}, or published ones as cub:cc12m_text
+    # training captions of each class: .json {class: number}, or published ones as cub:cc12m_text,
+    # of a suite's sets as cc12m_text
     counts: Annotated[OptionalText, arg(metavar="FILE")] = None
     # texts that some methods take: KIND=.json {class: [text, ...]}, with commas between several
     texts: Annotated[dict[str, str] | None, one_word(_text_files, "KIND=FILE,...")] = None
@@ -200,6 +202,7 @@ def check_all(
         suite_data=first.suite_data,
         allow_missing=first.allow_missing,
         templates=first.templates or "",
+        counts=first.counts or "",
         note=note,
     )
 
@@ -228,6 +231,11 @@ def check(options: Options, *, folders: Mapping[str, Path]) -> None:
         raise ValueError(
             f"--{given[0]} is of one set; write it under the set in the suite's file, as "
             f'{given[0]} = "...".'
+        )
+    if kind == "suite" and options.counts and options.counts not in published_kinds():
+        raise ValueError(
+            f"--counts={options.counts} is of one set; write it under the set in the suite's file, "
+            f"or give counts of several sets: {', '.join(published_kinds())}."
         )
     if kind not in ("images", "suite"):
         refuse(options, of_images, "labelled images")

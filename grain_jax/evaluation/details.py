@@ -8,7 +8,11 @@ from typing import Any
 
 import jax
 
-from grain_jax.data.classification.class_counts import FREQUENCIES, frequency_groups
+from grain_jax.data.classification.class_counts import (
+    FREQUENCIES,
+    frequency_groups,
+    published_counts,
+)
 from grain_jax.data.classification.templates import TEMPLATE_LISTS
 from grain_jax.data.records import Labelled, Source, ZeroShotSet
 from grain_jax.evaluation.content_digests import (
@@ -132,7 +136,8 @@ def _has_description(dataset: ZeroShotSet, name: str) -> bool:
 def _file(dataset: ZeroShotSet, role: str) -> dict[str, str | None]:
     if (name := dataset.text_files.get(role)) is None:
         return {"file": None, "file_sha256": None}
-    if role == "templates" and name in TEMPLATE_LISTS:
+    packaged = {"templates": TEMPLATE_LISTS, "counts": published_counts()}
+    if name in packaged.get(role, ()):
         return {"file": name, "file_sha256": None}  # the package's own; "sha256" is of the texts
     path = Path(name)
     return {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grain_jax.data.classification.class_counts import published_counts_of
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.compositional.readers import Test
@@ -83,6 +84,7 @@ def open_suite(
     suite_data: Path | None = None,
     allow_missing: bool = False,
     templates: str = "",
+    counts: str = "",
     note: Callable[[str], None] = print,
 ) -> OpenedSuite:
     """Finds and loads the sets; no image is decoded.
@@ -91,9 +93,12 @@ def open_suite(
         suite_data: a folder that holds one folder a set, for sets whose `data` is not given.
         allow_missing: leave out sets that are not there.
         templates: a file or list of templates that goes before those of sets and suites.
+        counts: a kind of published counts (`published_kinds`); goes before those of the sets that
+            the package has counts of.
         note: called with sentences that a reader of the metrics should know.
 
-    Raises ValueError where sets are missing, all of them named at once; where one has another
+    Raises ValueError where sets are missing, all of them named at once; where there are `counts` of
+    none; where one has another
     number of classes, images, texts or questions than expected; and as `load_zero_shot`,
     `load_grounding` and the readers of compositional tests do.
     """
@@ -117,7 +122,26 @@ def open_suite(
             f"{len(missing)} of the {len(places)} sets of suite {suite.name!r} are missing and "
             f"left out: {', '.join(missing)}."
         )
-    return _opened(suite, suite_data, places, missing, note, _Texts(templates=templates))
+    texts = _Texts(templates=templates, counts=counts)
+    if counts:
+        _check_counted(suite, texts, missing, note)
+    return _opened(suite, suite_data, places, missing, note, texts)
+
+
+def _check_counted(
+    suite: Suite, texts: "_Texts", missing: Collection[str], note: Callable[[str], None]
+) -> None:
+    """Says which sets there are no published counts of."""
+    sets = [one for part in suite.every for one in part.images if one.name not in missing]
+    without = [one.name for one in sets if not published_counts_of(one.name, texts.counts)]
+    if len(without) == len(sets):
+        raise ValueError(
+            f"--counts={texts.counts} is of none of the sets {', '.join(without)}; published "
+            "counts go by names as cub200, imagenet, flowers102. Write counts = FILE under a set "
+            "in the suite's file, or leave it out."
+        )
+    if without:
+        note(f"No counts {texts.counts} of {', '.join(without)} come with grain_jax.")
 
 
 def _what_lacks(suite: Suite, one: AnySet, place: Path, suite_data: Path | None) -> str:
@@ -193,6 +217,7 @@ class _Texts:
     """Texts of sets that are given elsewhere."""
 
     templates: str = ""  # before what a set says
+    counts: str = ""  # kind of published ones, before what a set says
     default_templates: str = ""  # where neither it nor a suite around it says anything
 
     def within(self, suite: Suite) -> "_Texts":
@@ -203,6 +228,10 @@ class _Texts:
     def templates_of(self, suite: Suite, one: ImageSet) -> str:
         """A file or list; "": those of the folder, or the model's."""
         return self.templates or suite.text(one.templates) or self.default_templates
+
+    def counts_of(self, suite: Suite, one: ImageSet) -> str:
+        """A file or published counts; "": those of the folder, if it has any."""
+        return published_counts_of(one.name, self.counts) or suite.text(one.counts)
 
 
 def _names(suite: Suite) -> list[str]:
@@ -247,7 +276,7 @@ def _open_images(
         classes=suite.text(one.classes),
         templates=texts.templates_of(suite, one),
         descriptions=suite.text(one.descriptions),
-        counts=suite.text(one.counts),
+        counts=texts.counts_of(suite, one),
         further={kind: suite.text(file) for kind, file in one.texts.items()},
         description_template=one.description_template,
         keep_names=one.keep_names,

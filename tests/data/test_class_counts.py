@@ -131,7 +131,7 @@ def test_a_folder_has_them_in_a_file_or_by_name(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / label / "a.png")
     published = load_zero_shot(tmp_path, counts="cifar10:cc3m_text", note=no_note)
     assert published.counts.keys() == {"airplane", "cat"}
-    assert "counts" not in published.text_files
+    assert published.text_files["counts"] == "cifar10:cc3m_text"
     (tmp_path / "counts.json").write_text('{"cat": 0, "airplane": 4}')
     found = load_zero_shot(tmp_path, note=no_note)
     assert found.counts == {"cat": 0, "airplane": 4}

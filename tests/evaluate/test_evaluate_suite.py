@@ -98,6 +98,11 @@ def test_a_suite_is_measured_with_what_it_has(run, suite, capsys):
         (["--data=."], "--suite and --data both say what to measure"),
         (["--classes=a.txt"], "--classes is of one set; write it under the set"),
         (["--tasks=retrieval"], "--tasks goes with prepared records"),
+        (["--counts=a.json"], "--counts=a.json is of one set; write it under the set"),
+        (
+            ["--counts=cc3m_text", "--allow_missing"],
+            "--counts=cc3m_text is of none of the sets col",
+        ),
         (["--templates=nothing.txt", "--allow_missing"], "no file 'nothing.txt'"),
         (["--suite_data=nowhere"], "2 of the 2 sets of suite 'mine' are missing"),
     ],
@@ -134,6 +139,35 @@ def test_templates_of_every_set_go_before_their_own(run, suite, capsys):
         ("official", 46),
     ]
     assert read[0]["sha256"] != read[1]["sha256"]
+
+
+def test_published_counts_are_of_the_sets_that_have_some(run, images, capsys):
+    for name, labels in (
+        ("cub200", ("Cactus Wren", "House Wren")),
+        ("flowers102", ("rose", "iris")),
+    ):
+        for label, image in zip(labels, ("red", "green"), strict=True):
+            (images.parent / name / label).mkdir(parents=True)
+            (images.parent / name / label / "1.png").write_bytes(png(image, image, image))
+    (images.parent / "own.json").write_text('{"rose": 0, "iris": 1}')
+    suite = images.parent / "counted.toml"
+    names = ("cub200", "flowers102", "colours")
+    own = 'counts = "own.json"\n'
+    suite.write_text("".join(f'[[images]]\nname = "{name}"\n' for name in names[:2]) + own)
+    suite.write_text(suite.read_text() + '[[images]]\nname = "colours"\n')
+    given = [f"--checkpoint={run.folder}", f"--suite={suite}", "--methods=name"]
+    assert evaluate.main([*given, "--counts=cc12m_text"]) == 0
+    noted = "No counts cc12m_text of colours come with grain_jax."
+    assert noted in plain(capsys.readouterr().err)
+    report = json.loads(newest(run.folder).read_text())
+    counts = {name: one.get("counts") for name, one in report["zero_shot_sets"].items()}
+    assert counts["colours"] is None
+    files = [(counts[name]["file"], counts[name]["file_sha256"]) for name in names[:2]]
+    assert files == [("cub:cc12m_text", None), ("flowers102:cc12m_text", None)]
+    assert counts["cub200"]["unseen"] + counts["cub200"]["rare"] > 0
+    assert evaluate.main(given) == 0
+    report = json.loads(newest(run.folder).read_text())
+    assert report["zero_shot_sets"]["flowers102"]["counts"]["file"].endswith("own.json")
 
 
 def test_options_of_suites_need_one(run, capsys):
@@ -219,6 +253,6 @@ def test_phrases_and_captions_are_sets_of_a_suite(two_runs, tests_of_captions, t
         r"seen region: region feature R@1 \(Acc@0.5\) 100.0 \(\S+-100.0\) 100.0", shown
     )
     assert re.search(r"long retrieval: both ways mean R@1 100.0", shown)
-    for option in ("--alphas=1", "--templates=official"):
+    for option in ("--alphas=1", "--templates=official", "--counts=cc3m_text"):
         assert evaluate.main([*given, option]) == 2
         assert f"{option.partition('=')[0]} goes with labelled images" in capsys.readouterr().err

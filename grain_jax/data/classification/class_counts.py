@@ -10,6 +10,7 @@ have none, for how their labels are spelled.
 import functools
 import gzip
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from grain_jax.paths import user_path
 Frequency = Literal["unseen", "rare", "frequent"]
 FREQUENCIES: tuple[Frequency, ...] = ("unseen", "rare", "frequent")
 CLASSES = "classes"  # key of the class names of a set
+OTHER_NAMES = {"cub200": "cub", "cub2002011": "cub", "oxfordflowers102": "flowers102"}
 
 
 @functools.cache
@@ -40,6 +42,20 @@ def published_counts() -> tuple[str, ...]:
         for counted in counts
         if counted != CLASSES
     )
+
+
+def published_kinds() -> tuple[str, ...]:
+    """What is counted for every set of the package, as "cc12m_text"."""
+    return tuple(dict.fromkeys(name.partition(":")[2] for name in published_counts()))
+
+
+def published_counts_of(name: str, kind: str) -> str:
+    """The name of the published counts of a set, by the name that suites give it, as
+    "cub:cc12m_text" of "cub200"; "" where the package has none.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    found = f"{OTHER_NAMES.get(plain, plain)}:{kind}"
+    return found if found in published_counts() else ""
 
 
 def read_counts(source: str) -> dict[str, int]:

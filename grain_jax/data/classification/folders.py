@@ -185,9 +185,6 @@ def load_zero_shot(
     )
     more = read_further_texts(further or {}, names, title, note, name_texts=name_texts)
     text_files |= further or {}
-    source = text_files["counts"]
-    if source and source in published_counts():
-        del text_files["counts"]
     named = tuple(names[label] for label in labels.of_images)
     return ZeroShotSet(
         name=title,
@@ -203,7 +200,7 @@ def load_zero_shot(
         shared=more.shared,
         pairs=more.pairs,
         text_files={
-            role: file if file in TEMPLATE_LISTS else split_entry(file)[0]
+            role: file if file in (*TEMPLATE_LISTS, *published_counts()) else split_entry(file)[0]
             for role, file in text_files.items()
             if file
         },
