@@ -22,7 +22,7 @@ def _sizes(text: str) -> tuple[float, ...]:
 class CropOptions:
     """What `evaluate` takes for such methods; what is given goes before what a suite says."""
 
-    # random crops of each image, of methods that look at some (WCA: 100 but on ImageNet)
+    # random crops of each image, of methods that look at some
     crops: Annotated[OptionalCount, default_is(str(_DEFAULT.number))] = None
     # their sides, smallest and largest, in shorter sides of the image (WCA: 0.7,0.9 on Places)
     crop_sizes: Annotated[

@@ -113,7 +113,8 @@ def _read_given(asked: _Asked, opened: OpenedSuite) -> dict[str, GivenImages]:
                     f"{', '.join(takers(name))} do."
                 )
                 given = {key: given[key] for key in given if of_option(key) != name}
-        if one.crop_numbers and not crop_methods(methods or DEFAULT_METHODS):
+        looked_at = crop_methods(methods or DEFAULT_METHODS)
+        if one.crop_numbers and not looked_at and not suite.packaged:
             asked.note(
                 f"{one.name}: none of the methods looks at random crops, so its numbers of crops "
                 f"change nothing; {', '.join(crop_methods(METHODS))} do."

@@ -213,6 +213,12 @@ def test_the_official_average_is_over_eleven_of_twelve_sets():
     assert [one.name for one in sets if not one.in_average] == ["imagenet"]
 
 
+def test_only_places_has_crops_of_its_own_as_published():
+    numbers = {one.name: one.crop_numbers for one in read_suite("grain11").images}
+    found = {name: own for name, own in numbers.items() if own}
+    assert found == {"places365": {"smallest": 0.7, "largest": 0.9}}
+
+
 def test_all_stands_for_the_methods_that_encode_an_image_once(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("methods = ['all']\n[[images]]\nname = 'a'\nmethods = ['wca', 'all', 'name']")

@@ -228,6 +228,22 @@ def test_a_set_has_crops_of_its_own_and_options_go_before_them(folder):
     assert passes == {0: [4, 61], 1: [6, 6]}
 
 
+@pytest.mark.parametrize("packaged", [False, True])
+def test_crops_that_no_method_looks_at_are_noted_of_own_suites(folder, packaged):
+    path = folder / "mine.toml"
+    own = SUITE.replace('name = "right"', 'name = "right"\ncrop_sizes = [0.7, 0.9]')
+    path.write_text(own, encoding="utf-8")
+    suite = dataclasses.replace(read_suite(str(path)), packaged=packaged)
+    opened, notes = open_suite(suite, suite_data=folder), []
+    details = ResultDetails()
+    evaluate_suite(
+        toy_encoder(), opened, CONFIG, templates=("{}",), note=notes.append, details=details
+    )
+    said = [note for note in notes if "none of the methods looks at random crops" in note]
+    assert len(said) == (0 if packaged else 1)
+    assert "random_crops" not in details.zero_shot_sets["right"]
+
+
 def test_templates_of_a_suite_are_of_the_sets_that_give_none(folder):
     path = folder / "mine.toml"
     before = read_suite(str(path)).sha256
