@@ -93,22 +93,26 @@ def test_what_is_noise_is_an_error(images, model, tmp_path):
 
 
 @contextlib.contextmanager
-def serve(model: Path, port: int) -> Iterator[str]:
+def serve(model: Path, port: int, log: Path) -> Iterator[None]:
+    """A server that answers; what it prints is in `log`, and shown where it does not."""
     command = ["-m", "transformers.cli.transformers", "serve", str(model), "--device=cpu"]
-    process = subprocess.Popen(
-        [sys.executable, *command, "--host=127.0.0.1", f"--port={port}"],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--host=127.0.0.1", f"--port={port}"],
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
+        deadline = time.monotonic() + 300  # it imports much, on a machine that others use too
+        while True:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
+            if time.monotonic() > deadline or process.poll() is not None:
+                pytest.fail(f"no server, status {process.poll()}: {log.read_text()[-2000:]}")
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield
     finally:
         process.kill()
         process.wait()
@@ -123,7 +127,7 @@ def test_a_model_of_transformers_serve_describes(images, model, prompts, tmp_pat
     options = (f"--endpoint=http://127.0.0.1:{port}/v1", f"--prompts={prompts}", "--retries=0")
     assert describe(images, tmp_path, model, *options) == 1
     assert "does not answer" in capsys.readouterr().err
-    with serve(model, port):
+    with serve(model, port, tmp_path / "server.log"):
         assert describe(images, tmp_path, model, *options) == 0
     check(tmp_path)
     assert describe(images, tmp_path, model, *options, "--redo_changed", "--max_phrases=1") == 1
