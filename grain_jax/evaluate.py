@@ -345,6 +345,7 @@ def _evaluate(
         "inputs_sha256": results_file.inputs_sha256(report),
         "results": results,
         **({"query_usage": details.query_usage} if details.query_usage else {}),
+        **({"costs": details.costs} if details.costs else {}),
         "preprocessing": encoder.preprocessing.spec(),
         "versions": versions(),
         "hardware": hardware(),

@@ -19,6 +19,7 @@ from grain_jax.evaluation.content_digests import (
     labelled_sha256,
     records_sha256,
 )
+from grain_jax.evaluation.costs import Cost
 from grain_jax.evaluation.digests import sha256_of
 from grain_jax.evaluation.predictions import PredictionsFile
 
@@ -29,6 +30,8 @@ class ResultDetails:
 
     predictions: PredictionsFile | None = None  # where every single answer goes, if anywhere
     zero_shot_sets: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `describe_set`
+    # name of a set -> method -> texts that were encoded for it and passes of an image
+    costs: dict[str, Mapping[str, Cost]] = field(default_factory=dict)
     # name of a split or test -> number of images, and what was asked, by which protocol
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     # name of a grounding test -> feature -> how often each decoder query is chosen

@@ -25,6 +25,7 @@ from grain_jax.evaluation.baselines import (
     fit_constant_boxes,
     score_constant_boxes,
 )
+from grain_jax.evaluation.costs import Cost
 from grain_jax.evaluation.details import ResultDetails, describe_set
 from grain_jax.evaluation.grounding import box_scores, chosen_queries, phrase_hits
 from grain_jax.evaluation.grounding_protocol import make_protocol
@@ -326,6 +327,7 @@ def score_zero_shot(
     """`evaluate_zero_shot` as the settings of the run have it."""
     on_scores = on_texts = None
     draws: DrawnAnswers = {}
+    costs: dict[str, Cost] = {}
     if details is not None and details.predictions is not None:
         on_scores = details.predictions.of_set(
             dataset, logit_scale=encoder.logit_scale, draws=draws
@@ -344,6 +346,7 @@ def score_zero_shot(
         on_scores=on_scores,
         on_draws=None if on_scores is None else note_draws(draws),
         on_texts=on_texts,
+        on_costs=None if details is None else costs.update,
         bank=bank,
         support=support,
         kinds=kinds,
@@ -351,6 +354,7 @@ def score_zero_shot(
     )
     if details is not None:  # behind the errors that name an image which cannot be read
         details.zero_shot_sets[dataset.name] = describe_set(dataset) | _drawn_crops(methods, kinds)
+        details.costs[dataset.name] = costs
     return results
 
 

@@ -16,6 +16,7 @@ from grain_jax.data.classification.class_counts import (
 )
 from grain_jax.data.image_variants import VARIANTS, VariantKind, of_draw
 from grain_jax.data.records import Labelled, LabelledSelection, ZeroShotSet
+from grain_jax.evaluation.costs import Cost, EncodedTexts, method_costs
 from grain_jax.evaluation.deciding_texts import DecidingTexts
 from grain_jax.evaluation.ranking import CHUNK_ROWS, expected_recall_of_labels, wilson_interval
 from grain_jax.evaluation.statistics import class_mean_interval
@@ -134,6 +135,7 @@ def evaluate_zero_shot(
     support: Support | None = None,
     kinds: Mapping[str, VariantKind] = VARIANTS,
     on_texts: Callable[[DecidingTexts], None] | None = None,
+    on_costs: Callable[[Mapping[str, Cost]], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Top-1 accuracies in [0, 1] of the `methods` at their alphas, and the random baseline.
@@ -156,6 +158,7 @@ def evaluate_zero_shot(
             draw and image the probability that its best-scored class is the true one. The first
             draw is scored once more for it.
         on_texts: called once before them, with what descriptions can be looked up in.
+        on_costs: called once, with the cost of each method that is measured.
         bank: captions for methods that need them.
         support: labelled images, in the order of the set's classes, likewise.
         kinds: the variants of images, by their names in `VARIANTS`.
@@ -168,7 +171,7 @@ def evaluate_zero_shot(
         with errors_about(f"Zero-shot set {dataset.name!r}"):
             features = encoder.images(dataset.source)
     has_regions = features.regions is not None
-    unlabeled = Images(features.image, features.regions)
+    unlabeled, encoded = Images(features.image, features.regions), EncodedTexts()
 
     def fitted_to(texts: ClassTexts, methods: Sequence[str]) -> tuple[FittedMethods, ClassBanks]:
         banks = encode_banks(
@@ -180,6 +183,7 @@ def evaluate_zero_shot(
             region_aggregation=region_aggregation,
             logit_scale=encoder.logit_scale,
         )
+        encoded.add(banks)
         fitted = FittedMethods(
             banks,
             methods=methods,
@@ -210,6 +214,7 @@ def evaluate_zero_shot(
         note_ties(dataset.name, dataset.class_names, banks, note)
     if on_texts is not None:
         on_texts(DecidingTexts(banks, features))
+    num_boxes = 0 if features.boxes is None else features.boxes.shape[1]
     names = mean_vectors(banks[NAMES]) if details and LOKI in fitted.scores else None
     draws: dict[Key, list[_Measured]] = {}
     drawn = drawn_methods(fitted.scores)
@@ -222,6 +227,17 @@ def evaluate_zero_shot(
         for key, others in draws.items():
             by_draw = [first[key].hits, *(other.hits for other in others)]
             on_draws(*key, np.stack([one.top1 for one in by_draw]))
+    if on_costs is not None:
+        costs = method_costs(
+            fitted.scores,
+            encoded,
+            num_boxes=num_boxes,
+            kinds=kinds,
+            draws=text_draws,
+            bank=bank,
+            support=support,
+        )
+        on_costs(costs)
     found = measured(fitted, names, on_scores)
     num_classes = len(dataset.class_names)
     name, count = dataset.name, len(labels)
@@ -237,7 +253,6 @@ def evaluate_zero_shot(
             results.append(Result(name, *key, "top5", rates.top5, *top5, count))
             results.append(Result(name, *key, "per_class", rates.per_class, *per_class, count))
             if looked_at := METHODS[key[0]].variants:
-                num_boxes = 0 if features.boxes is None else features.boxes.shape[1]
                 passes = variant_passes(looked_at, num_boxes, kinds=kinds, draws=text_draws)
                 results.append(Result(name, *key, "passes", float(passes), n=count))
             results += _by_frequency(averaged, dataset, key)

@@ -176,6 +176,7 @@ class TextBank:
 
     embed: Float[np.ndarray, "T E"]
     members: tuple[Int[np.ndarray, "_"], ...]  # of class k: rows of `embed`, at least one
+    texts: tuple[str, ...] = ()  # of the rows, where they are known
 
     @functools.cached_property
     def distinct(self) -> tuple[tuple[Int[np.ndarray, "_"], ...], Int[np.ndarray, "K"]]:
@@ -212,8 +213,10 @@ class TextBank:
         members = self.members[start:stop]
         rows = np.unique(np.concatenate(members))
         if len(rows) == len(self.embed):
-            return TextBank(self.embed, members)
-        return TextBank(self.embed[rows], tuple(np.searchsorted(rows, one) for one in members))
+            return TextBank(self.embed, members, self.texts)
+        texts = tuple(self.texts[row] for row in rows.tolist()) if self.texts else ()
+        members = tuple(np.searchsorted(rows, one) for one in members)
+        return TextBank(self.embed[rows], members, texts)
 
     def __post_init__(self):
         for position, rows in enumerate(self.members):
@@ -238,9 +241,8 @@ def text_bank(
 ) -> TextBank:
     """Encodes the texts of K classes, each different text once."""
     row = {text: i for i, text in enumerate(_unique(text for group in texts for text in group))}
-    return TextBank(
-        encode(list(row)), tuple(np.array([row[text] for text in group], int) for group in texts)
-    )
+    members = tuple(np.array([row[text] for text in group], int) for group in texts)
+    return TextBank(encode(list(row)), members, tuple(row))
 
 
 def global_scores(

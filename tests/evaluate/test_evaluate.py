@@ -181,6 +181,7 @@ def test_crops_are_as_many_and_as_large_as_asked_for(run, images):
     assert (settings["crops"], settings["crop_sizes"], settings["crop_seed"]) == (3, [0.7, 0.9], 2)
     assert numbers == {"number": 3, "smallest": 0.7, "largest": 0.9, "seed": 2}
     assert [r["value"] for r in report["results"] if r["metric"] == "passes"] == [4.0]
+    assert report["costs"]["colours"]["wca"]["passes"] == 4
 
 
 @pytest.mark.parametrize(
@@ -198,9 +199,12 @@ def test_methods_are_those_asked_for(run, images, given):
         evaluate.main([f"--checkpoint={run.folder}", f"--data={images}", f"--methods={given}"]) == 0
     )
     report = json.loads(written(run.folder, "evaluation_colours_step7_").read_text())
-    measured = {result["method"] for result in report["results"]}
-    assert measured - {"random", "dataset"} == set(given.split(","))
+    measured = {result["method"] for result in report["results"]} - {"random", "dataset"}
+    assert measured == set(given.split(","))
     assert report["settings"]["methods"] == given.split(",")
+    costs = report["costs"]["colours"]
+    assert {(name, cost["passes"]) for name, cost in costs.items()} == {(n, 1) for n in measured}
+    assert all(cost["texts"] > 0 for cost in costs.values())
 
 
 def test_a_method_that_lacks_something_says_what(run, images, capsys):

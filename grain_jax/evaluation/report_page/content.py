@@ -30,10 +30,15 @@ class Grid:
     folded: bool = False  # shown when its title is opened
 
     @property
+    def num_ungrouped(self) -> int:
+        """Leading columns without a title over them."""
+        return len(self.columns) - sum(width for _, width in self.groups)
+
+    @property
     def heads(self) -> tuple[str, ...]:
         """The title of each column, behind that of its group."""
         over = [title for title, width in self.groups for _ in range(width)]
-        over = [*("" for _ in range(len(self.columns) - len(over))), *over]
+        over = [*("" for _ in range(self.num_ungrouped)), *over]
         pairs = zip(over, self.columns, strict=True)
         return tuple(f"{group}, {column}" if group else column for group, column in pairs)
 

@@ -62,6 +62,13 @@ class Evaluation:
         """The record of one metric."""
         return self._index.get((dataset, method, alpha, metric))
 
+    def cost(self, dataset: str, method: str, what: str) -> int | None:
+        """Of a method on a set, its "texts" or "passes"; None where the file does not say."""
+        found: Any = self.entries("costs")
+        for key in (dataset, method, what):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found if isinstance(found, int) and not isinstance(found, bool) else None
+
     @functools.cached_property
     def _index(self) -> dict[tuple[str, str, float | None, str], Result]:
         return {result.identity: result for result in self.results}

@@ -30,6 +30,7 @@ from grain_jax.evaluation.report_page.protocols import (
 )
 from grain_jax.evaluation.report_page.short_list import ShortList
 from grain_jax.evaluation.report_page.tables import (
+    COSTS,
     facts_tables,
     grounding_grid,
     other_grid,
@@ -187,9 +188,11 @@ def _escaped(text: str) -> str:
 
 
 def csv_table(evaluations: Sequence[Evaluation]) -> str:
-    """All records, each with what its file is about; an empty cell for what is not known."""
+    """All records, each with what its file is about and its method costs; an empty cell for what
+    is not known.
+    """
     written = io.StringIO()
-    table = csv.DictWriter(written, (*OF_FILE, *FIELDS), restval="", lineterminator="\n")
+    table = csv.DictWriter(written, (*OF_FILE, *FIELDS, *COSTS), restval="", lineterminator="\n")
     table.writeheader()
     for one in evaluations:
         about = {
@@ -198,5 +201,6 @@ def csv_table(evaluations: Sequence[Evaluation]) -> str:
             **{name: one.report.get(name) for name in OF_FILE[2:]},
         }
         for result in one.results:
-            table.writerow(about | asdict(result))
+            costs = {what: one.cost(result.dataset, result.method, what) for what in COSTS}
+            table.writerow(about | asdict(result) | costs)
     return written.getvalue()

@@ -39,6 +39,11 @@ ACCURACIES = {
 }
 WILSON = "With the 95 % interval (Wilson, over {}), which says nothing of other seeds."
 OF_CLASSES = "images within their classes"  # what the interval of a mean over classes draws
+COSTS = ("texts", "passes")
+OF_COSTS = (
+    " Texts: different ones that were encoded for the method; passes: how often an image goes "
+    "through the encoder; where sets differ, from the least to the most."
+)
 BY_NAME = (
     " A cell with '{}' has so many classes without descriptions, which were scored by their name."
 )
@@ -237,10 +242,17 @@ def _methods_by_sets(evaluations: Sequence[Evaluation], metric: str, title: str)
     }
     columns = {column: of for column, of in columns.items() if of}
     several = len(evaluations) > 1
+    flat = [each for of in columns.values() for each in of]
+    known_costs = [
+        what
+        for what in COSTS
+        if metric == "top1"
+        and any(one.cost(r.dataset, r.method, what) for one in evaluations for r in one.results)
+    ]
     rows, example = [], ""
     for method, alpha in zero_shot_methods(evaluations):
         cells = []
-        for name, one in (each for of in columns.values() for each in of):
+        for name, one in flat:
             mark = fallback(one, name, method)
             example = example or mark
             result = one.get(name, method, metric, alpha)
@@ -248,21 +260,30 @@ def _methods_by_sets(evaluations: Sequence[Evaluation], metric: str, title: str)
             spread = spread_of_draws(one.get, result)
             cells.append(accuracy_cell(result, mark=mark, spread=spread))
         if any(cell.text != "-" for cell in cells):
-            rows.append((Cell(method_title(method, alpha)), *cells))
+            costs = [_cost_range(flat, method, what) for what in known_costs]
+            rows.append((Cell(method_title(method, alpha)), *texts(*costs), *cells))
     if not rows:
         return None
     known = any(cell.interval for row in rows for cell in row)
-    flat = [(column, one) for column, of in columns.items() for _, one in of]
     wilson = WILSON.format(OF_CLASSES if metric == "per_class" else "images")
     meaning = f"{wilson if known else ''}{BY_NAME.format(example) if example else ''}"
     meaning += DRAWN if any(cell.spread for row in rows for cell in row) else ""
+    meaning += OF_COSTS if known_costs else ""
+    titles = [one.letter if several else column for column, of in columns.items() for _, one in of]
     return Grid(
         title,
-        ("method", *(one.letter if several else column for column, one in flat)),
+        ("method", *known_costs, *titles),
         tuple(rows),
         meaning.strip(),
         groups=tuple((column, len(of)) for column, of in columns.items()) if several else (),
     )
+
+
+def _cost_range(sets: Sequence[tuple[str, Evaluation]], method: str, what: str) -> str:
+    """ "80", or "80-1,200" where sets differ; "-" where no result file says it."""
+    every = (one.cost(name, method, what) for name, one in sets)
+    found = {cost for cost in every if cost is not None}
+    return "-".join(f"{value:,}" for value in sorted({min(found), max(found)})) if found else "-"
 
 
 def _is_of(result: Result, name: str, metric: str) -> bool:
@@ -386,7 +407,7 @@ def other_grid(
         )
         for one in evaluations
         for result in one.results
-        if not (_in_another_table(result) or elsewhere(one, result))
+        if not (_in_another_table(one, result) or elsewhere(one, result))
     ]
     if not rows:
         return None
@@ -399,7 +420,9 @@ def other_grid(
     )
 
 
-def _in_another_table(result: Result) -> bool:
+def _in_another_table(one: Evaluation, result: Result) -> bool:
+    if result.metric == "passes" and one.cost(result.dataset, result.method, "passes"):
+        return True
     if is_zero_shot(result) or (result.method not in STARTS and is_of_draws(result.metric)):
         return True
     if result.method == "dataset" and result.metric in OF_DATASET:

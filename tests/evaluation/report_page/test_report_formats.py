@@ -45,6 +45,14 @@ def test_csv_has_every_record(two):
     assert rows[4]["split"] == ""
 
 
+def test_csv_has_what_the_method_of_a_record_costs(tmp_path):
+    costs = {"birds": {"name": {"texts": 80, "passes": 1}}}
+    path = write_results(tmp_path / "a.json", results_of({("name", None): 0.5}), costs=costs)
+    rows = list(csv.DictReader(io.StringIO(csv_table(read_evaluations([path], [])))))
+    known = {(row["method"], row["texts"], row["passes"]) for row in rows}
+    assert known == {("name", "80", "1"), ("random", "", ""), ("dataset", "", "")}
+
+
 def test_a_key_stays_findable_in_markdown(tmp_path):
     path = write_results(tmp_path / "a.json", results_of({("name_and_regions", 0.5): 0.5}))
     _, sections = sections_of([path])

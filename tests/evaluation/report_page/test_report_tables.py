@@ -37,6 +37,51 @@ def test_a_cell_in_which_classes_fell_back_to_their_names_says_so(two):
     assert cell.interval == f"{100 * expected - 5:.1f}-{100 * expected + 4:.1f}"
 
 
+COSTS = {"birds": {"name": {"texts": 1280, "passes": 1}, "wca": {"texts": 80, "passes": 61}}}
+
+
+def test_methods_have_what_they_cost_beside_their_accuracy(tmp_path):
+    """As a range where sets differ; nothing where the file does not say it."""
+    values = {("name", None): 0.5, ("wca", None): 0.75, ("cupl", None): 0.25}
+    passes = record("birds", "wca", None, "passes", 61.0, n=60)
+    costs = COSTS | {"cats": {"name": {"texts": 80, "passes": 1}}, "dogs": "of a newer version"}
+    cats = record("cats", "name", None, "top1", 0.5, n=60)
+    one = write_results(tmp_path / "a.json", [*results_of(values), passes, cats], costs=costs)
+    evaluations, sections = sections_of([one])
+    grids = {grid.title: grid for grid in all_grids(sections)}
+    grid = grids["Top-1 accuracy, %"]
+    assert grid.columns == ("method", "texts", "passes", "birds", "cats")
+    assert {row[0].text: [cell.text for cell in row[1:3]] for row in grid.rows} == {
+        "name": ["80-1,280", "1"],
+        "wca (random crops)": ["80", "61"],
+        "cupl": ["-", "-"],
+        "random": ["-", "-"],
+    }
+    assert "Texts: different ones" in grid.meaning
+    assert "Other results" not in grids  # `passes` is in the table
+    page = Page(html_page(page_title(evaluations), sections))
+    assert "80-1,280" in page.texts
+    assert "| method | texts | passes | birds | cats |" in markdown_page("page", sections)
+
+
+def test_costs_stand_before_the_sets_of_several_files(tmp_path):
+    files = []
+    for name, more in (("a", {"costs": COSTS}), ("b", {})):
+        path = tmp_path / f"{name}.json"
+        files.append(write_results(path, results_of({("name", None): 0.5}), **more))
+    _, sections = sections_of(files)
+    grid = next(one for one in all_grids(sections) if one.title.startswith("Top-1"))
+    assert grid.columns == ("method", "texts", "passes", "A", "B")
+    assert grid.heads == ("method", "texts", "passes", "birds, A", "birds, B")
+    assert [cell.text for cell in grid.rows[0][:3]] == ["name", "1,280", "1"]
+    spans = [
+        int(attributes["colspan"])
+        for _, attributes in Page(html_page("page", sections)).attributes
+        if "colspan" in attributes
+    ]
+    assert spans[:2] == [3, 2]
+
+
 def test_sets_of_one_name_with_other_images_stand_apart(two, tmp_path):
     sets = {"birds": {"images": {"count": 60, "sha256": "another"}, "classes": None}}
     other = write_results(
