@@ -120,7 +120,7 @@ def serve(model: Path, port: int, log: Path) -> Iterator[None]:
 
 def test_a_model_of_transformers_serve_describes(images, model, prompts, tmp_path, capsys):
     """Which is not there at first, then answers, and is not there again."""
-    for package in ("fastapi", "uvicorn", "openai"):
+    for package in ("fastapi", "uvicorn", "openai", "accelerate"):
         pytest.importorskip(package)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
