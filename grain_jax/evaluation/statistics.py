@@ -116,8 +116,7 @@ def mean_of_means_interval(
     Args:
         measured: values and the group of each; every group occurs in each.
     """
-    _, first = np.unique(measured[0][1], return_inverse=True)
-    if (num_groups := int(first.max()) + 1) < 2:
+    if (num_groups := len(np.unique(measured[0][1]))) < 2:
         return None
     units = np.empty((num_groups, 2 * len(measured)))  # sums, then numbers of answers
     sums, sizes = units[:, : len(measured)], units[:, len(measured) :]
@@ -143,8 +142,8 @@ def class_mean_interval(
     A class of few images that is all right or all wrong would seem to have no variance. So the
     rate of each is taken with `SMOOTHING` more images, right as often as classes are on average,
     and what that takes off the variance of classes that are alike is put back. With a few classes
-    of few images it covers more than 95 %, and less where a class of a handful is a large part of
-    the mean.
+    of few images, or where such classes differ much, it covers more than 95 %, and less where a
+    class of a handful is a large part of the mean.
 
     Args:
         rates: accuracy of each class, in [0, 1].

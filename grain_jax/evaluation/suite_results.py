@@ -227,6 +227,10 @@ def _training_boxes(encoder: Encoder, config: TrainConfig, place: Path) -> Train
     return TrainingBoxes(lambda: training, encoder)
 
 
+# Kinds of sets that have images in common: RefCOCO, RefCOCO+ and g; both parts of ARO.
+SHARE_IMAGES = ("grounding", "compositional")
+
+
 def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
     """Of each method and alpha, the mean over the sets of the suite that it was measured on, each
     by its own metric; `n` is their number. Beside it stands how many the suite has.
@@ -234,7 +238,7 @@ def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
     Of grounding, sets of one protocol are averaged, and the data set of the mean names it, as in
     "mine/predicted_any". Sets of suites that are included are averaged there. None where a suite
     has fewer than two sets of a kind. Where all sets have a 95 % interval, so has the mean, but
-    for grounding tests, see `_interval_of_mean`.
+    for tests in `SHARE_IMAGES`, see `_interval_of_mean`.
     """
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     for one in opened.suite.sets:
@@ -244,7 +248,7 @@ def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
     for group, averaged in groups.items():
         if len(averaged) < 2:
             continue
-        _, _, protocol = group.partition("/")
+        kind, _, protocol = group.partition("/")
         dataset = "/".join(filter(None, (opened.suite.name, protocol)))
         measured: dict[tuple[str, float | None], list[Result]] = defaultdict(list)
         for result in results:
@@ -252,8 +256,7 @@ def averages(opened: OpenedSuite, results: Sequence[Result]) -> list[Result]:
                 measured[result.method, result.alpha].append(result)
         for key, each in measured.items():
             mean = sum(one.value for one in each) / len(each)
-            # Grounding tests of one protocol have images in common: RefCOCO, RefCOCO+ and g.
-            interval = None if protocol else _interval_of_mean(each)
+            interval = None if kind in SHARE_IMAGES else _interval_of_mean(each)
             low, high = interval or (None, None)
             found.append(Result(dataset, *key, AVERAGE, mean, low, high, len(each)))
             found.append(Result(dataset, *key, EXPECTED, float(len(averaged))))

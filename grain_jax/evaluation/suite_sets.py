@@ -134,7 +134,7 @@ def _check_counted(
     """Says which sets there are no published counts of."""
     sets = [one for part in suite.every for one in part.images if one.name not in missing]
     without = [one.name for one in sets if not published_counts_of(one.name, texts.counts)]
-    if len(without) == len(sets):
+    if sets and len(without) == len(sets):
         raise ValueError(
             f"--counts={texts.counts} is of none of the sets {', '.join(without)}; published "
             "counts go by names as cub200, imagenet, flowers102. Write counts = FILE under a set "

@@ -180,6 +180,7 @@ def test_the_interval_is_wider_where_answers_of_an_image_agree():
     low, high = mean_interval(np.ones(20), np.arange(20))
     assert (high, low) == (1.0, pytest.approx(0.839, abs=1e-3))  # Wilson's
     assert mean_interval(np.ones(20), np.zeros(20, int)) is None
+    assert mean_interval(np.ones(0), np.zeros(0, int)) is None
 
 
 def test_what_differs_between_protocols_is_named():

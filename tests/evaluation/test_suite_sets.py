@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -20,7 +21,7 @@ from grain_jax.data.records import Caption, Record, Region
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.ranking import wilson_interval
-from grain_jax.evaluation.suite_file import read_suite
+from grain_jax.evaluation.suite_file import read_suite, shown_metric
 from grain_jax.evaluation.suite_results import averages, evaluate_suite
 from grain_jax.evaluation.suite_sets import open_suite
 from grain_jax.results import Result
@@ -168,6 +169,19 @@ def test_an_average_has_an_interval_where_all_of_its_sets_have_one(folder):
     assert (average(first, bare).low, average(first, bare).high) == (None, None)
     alone = average(second)
     assert (alone.low, alone.high) == pytest.approx((0.64, 0.78))
+
+
+@pytest.mark.parametrize("name", ["compositional", "grounding"])
+def test_an_average_of_sets_with_the_same_images_has_no_interval(name):
+    suite = read_suite(name)
+    results = [
+        Result(one.name, "model", None, shown_metric(one), 0.6, 0.59, 0.61, 100)
+        for one in suite.sets
+        if one.in_average
+    ]
+    means = [r for r in averages(SimpleNamespace(suite=suite), results) if r.metric == "average"]
+    assert means
+    assert {(mean.low, mean.high) for mean in means} == {(None, None)}
 
 
 def test_95_of_100_averages_hold_the_true_one(folder):
