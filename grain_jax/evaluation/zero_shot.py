@@ -183,7 +183,8 @@ def evaluate_zero_shot(
             region_aggregation=region_aggregation,
             logit_scale=encoder.logit_scale,
         )
-        encoded.add(banks)
+        if on_costs is not None:
+            encoded.add(banks)
         fitted = FittedMethods(
             banks,
             methods=methods,
