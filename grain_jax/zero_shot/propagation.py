@@ -7,6 +7,7 @@ transductive form. ZLaP is here in its inductive form, which scores any image by
 its neighbours, and an image of the graph is its own nearest one.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,7 @@ class Edges:
         shape = (first + count, self.size)
         return sparse.csr_array((data, self.found.ravel(), starts), shape=shape)
 
+    @functools.cached_property
     def adjacency(self) -> Any:
         """Sparse, [size, size], in float64: edges from the last nodes, and their reverse, added."""
         one_way = self.matrix(self.size - len(self.found)).astype(np.float64)
@@ -131,7 +133,7 @@ def reclip_propagation(
     solved = propagate(
         joined, len(classes.vectors), alpha=RECLIP_ALPHA, iterations=RECLIP_ITERATIONS
     )
-    degree = np.asarray(joined.adjacency().sum(axis=1))
+    degree = np.asarray(joined.adjacency.sum(axis=1))
 
     def of_others(image: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n D"]:
         found, cosines = nearest(unit(image @ basis), nodes, RECLIP_NEIGHBOURS)
@@ -179,7 +181,7 @@ def propagate(
     """
     import scipy.sparse as sparse
 
-    size, graph = edges.size, edges.adjacency()
+    size, graph = edges.size, edges.adjacency
     degree = graph.sum(axis=1)
     halved = sparse.diags_array(1.0 / np.sqrt(np.where(degree > 0, degree, 1.0)))
     graph = (halved @ graph @ halved).tocsr().astype(np.float32)
