@@ -101,6 +101,19 @@ def test_statuses_of_all_processes_have_one_meaning(statuses, verdict):
     assert printed.stdout.strip() == verdict
 
 
+def test_a_signal_does_not_replace_the_status_of_a_process_that_ends_at_once():
+    code = f"""
+        . {LAUNCH}/lib/common.sh
+        sleep 20 & child=$!
+        trap 'kill -KILL $child; sleep 0.5' USR1  # gone before the shell looks for it again
+        (sleep 0.5; kill -USR1 $$) &
+        wait_for $child
+        echo "$status"
+    """
+    printed = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=20)
+    assert printed.stdout.strip() == "137"
+
+
 @pytest.mark.parametrize(
     ("ends", "status", "started"),
     [

@@ -148,12 +148,9 @@ one_more_try() {
 }
 
 wait_for() { # PID: waits for its end, signals or not; its exit status is in `status`
+  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done # a signal ends `wait`, not the process
   status=0
-  wait "$1" || status=$?
-  while kill -0 "$1" 2>/dev/null; do # a signal ends `wait`, not the process
-    status=0
-    wait "$1" || status=$?
-  done
+  wait "$1" || status=$? # of a process that has ended: its own status, which no signal replaces
 }
 
 # Runs a command that gets the signals which this script gets, SIGTERM where its terminal closes. On
