@@ -30,7 +30,8 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 from rich.console import Console
@@ -60,7 +61,7 @@ from grain_jax.data.classification.class_names import BINDINGS
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.image_variants import with_crops
 from grain_jax.data.source import data_source
-from grain_jax.evaluate_files import finish
+from grain_jax.evaluate_files import finish, place_of_predictions
 from grain_jax.evaluate_notes import (
     named,
     note_choice,
@@ -155,26 +156,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def measure(options: Options) -> list[Result]:
         if "predictions" in given and processes.speaks():
             results_file.make_folder(given["predictions"])
-        report, headline, unwritten, embedded = _evaluate(options, suite, messages)
-        if processes.speaks():
-            if "output" in given:
-                results_file.make_folder(given["output"])
-            shown = functools.partial(
-                print_results, report["results"], headline=headline, said=said
-            )
-            in_a_line = options.watch and not options.tables
-            tables = None if several or suite is not None or in_a_line else shown
-            line = f"Step {options.step}: {one_line(report['results'])}" if in_a_line else ""
-            statuses.append(finish(options, report, unwritten, tables, output, messages, line=line))
-            missing = tuple(left_out_sentences(report.get("left_out", {})))
-            left_out.setdefault(missing, []).append(options.checkpoint.name)
-            if suite is not None and not several and not in_a_line:
-                print_side_by_side([options.checkpoint], [report["results"]], suite, output)
-                print_protocols([report["splits"]], output)
-            shown_beside = functools.partial(evaluate_published.show, options.beside)
-            statuses.append(shown_beside(report["results"], output, messages, note))
-            if not in_a_line or embedded != NO_CACHE:
-                print_line(output, embedded)
+        with place_of_predictions(options) as place:
+            report, headline, unwritten, embedded = _evaluate(options, suite, place, messages)
+            if processes.speaks():
+                if "output" in given:
+                    results_file.make_folder(given["output"])
+                shown = functools.partial(
+                    print_results, report["results"], headline=headline, said=said
+                )
+                in_a_line = options.watch and not options.tables
+                tables = None if several or suite is not None or in_a_line else shown
+                line = f"Step {options.step}: {one_line(report['results'])}" if in_a_line else ""
+                ended = finish(
+                    options,
+                    report,
+                    place,
+                    unwritten,
+                    tables,
+                    output,
+                    messages,
+                    data=options.data
+                    if options.suite is None
+                    else Path(options.suite).with_suffix(""),
+                    tasks=options.tasks or "",
+                    line=line,
+                )
+                statuses.append(ended)
+                missing = tuple(left_out_sentences(report.get("left_out", {})))
+                left_out.setdefault(missing, []).append(options.checkpoint.name)
+                if suite is not None and not several and not in_a_line:
+                    print_side_by_side([options.checkpoint], [report["results"]], suite, output)
+                    print_protocols([report["splits"]], output)
+                shown_beside = functools.partial(evaluate_published.show, options.beside)
+                statuses.append(shown_beside(report["results"], output, messages, note))
+                if not in_a_line or embedded != NO_CACHE:
+                    print_line(output, embedded)
         found.append(report["results"])
         splits.append(report["splits"])
         return report["results"]
@@ -234,10 +250,13 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
 
 
 def _evaluate(
-    options: Options, suite: OpenedSuite | None, messages: Console
+    options: Options,
+    suite: OpenedSuite | None,
+    place: Path | BinaryIO | None,
+    messages: Console,
 ) -> tuple[dict[str, Any], str, OSError | None, str]:
-    """The report, its headline, why the predictions could not be written if they could not, and
-    what of the embeddings was cached.
+    """The report, its headline, why the predictions could not be written to `place` if they could
+    not, and what of the embeddings was cached.
     """
     note = functools.partial(say_note, messages)
     store = open_store(options.embeddings)
@@ -279,8 +298,8 @@ def _evaluate(
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
     with contextlib.ExitStack() as files:
-        if options.predictions is not None and jax.process_index() == 0:
-            details.predictions = files.enter_context(PredictionsFile(options.predictions))
+        if place is not None:
+            details.predictions = files.enter_context(PredictionsFile(place))
         if kind == "own":
             results = evaluate(
                 encoder,

@@ -1,11 +1,12 @@
 """Whether one model, or one method, is better than another, on the same images.
 
-  python -m grain_jax.evaluate compare A.jsonl B.jsonl
-  python -m grain_jax.evaluate compare A.jsonl --against=name
+  python -m grain_jax.evaluate compare A.json B.json
+  python -m grain_jax.evaluate compare A.json --against=name
 
-A and B are files that `evaluate --predictions=FILE` wrote. Several trainings of one model, which
-differ in their seed, are given with commas: `compare A0.jsonl,A1.jsonl B0.jsonl,B1.jsonl`. The
-second form compares the other methods of one file with one of them. See `docs/evaluation.md`.
+A and B are results of `evaluate`, with the answers that it keeps beside them, or files that
+`--predictions=FILE` wrote. Several trainings of one model, which differ in their seed, are given
+with commas: `compare A0.json,A1.json B0.json,B1.json`. The second form compares the other methods
+of one file with one of them. See `docs/evaluation.md`.
 """
 
 import dataclasses
@@ -34,7 +35,6 @@ from grain_jax.evaluate_notes import say_end
 from grain_jax.evaluation.comparison import (
     TASKS,
     Comparison,
-    Predictions,
     compare_methods,
     compare_models,
     compare_with_method,
@@ -42,6 +42,7 @@ from grain_jax.evaluation.comparison import (
     metrics_of,
     read_predictions,
 )
+from grain_jax.evaluation.kept_predictions import answers_of
 from grain_jax.evaluation.percentages import percent, signed_with_interval
 from grain_jax.evaluation.results_file import check_place
 from grain_jax.evaluation.tables import Table, print_table
@@ -68,7 +69,7 @@ _Files = Annotated[tuple[Path, ...], one_word(files, "FILE,...")]
 class Options:
     """What `evaluate compare` takes."""
 
-    # predictions of A, .jsonl or .csv; several: trainings that differ in their seed
+    # results of A, .json, or predictions, .jsonl or .csv; several: trainings that differ in seed
     first: Annotated[Positional[_Files], arg(metavar="A", help_behavior_hint="(required)")]
     # of B
     second: Annotated[Positional[_Files], arg(metavar="B", help_behavior_hint="")] = ()
@@ -105,22 +106,14 @@ def _compare(options: Options, messages: Console) -> list[Comparison]:
             raise ValueError(f"--output={options.output} is written as JSON; end it in .json.")
     if not options.second and options.against is None:
         raise ValueError("Give B, a second file of predictions, or --against=METHOD.")
-    given = (*options.first, *options.second)
-    for path in given:
-        if path.suffix == ".json":
-            raise ValueError(
-                f"{str(path)!r} should end in .jsonl or .csv; a .json of evaluate has results, not "
-                "answers. Evaluate again with --predictions=FILE.jsonl."
-            )
-        if not path.is_file():
-            raise ValueError(f"There is no file {str(path)!r}; give what --predictions wrote.")
+    given = [answers_of(path) for path in (*options.first, *options.second)]
     if len({path.resolve() for path in given}) < len(given):
         raise ValueError(
             "A file of predictions is given twice; it would be compared with itself. Give each its "
             "place once."
         )
-    first = _read(options.first)
-    second = _read(options.second)
+    read = [read_predictions(path) for path in given]
+    first, second = read[: len(options.first)], read[len(options.first) :]
     if options.against is None:
         compared = compare_models(first, second, seed=options.seed)
     elif options.second:
@@ -131,10 +124,6 @@ def _compare(options: Options, messages: Console) -> list[Comparison]:
     for sentence in () if options.second and options.against else left_out(first, second):
         messages.print(f"Note: {sentence}.", markup=False, highlight=False, soft_wrap=True)
     return compared
-
-
-def _read(paths: Sequence[Path]) -> list[Predictions]:
-    return [read_predictions(path) for path in paths]
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:

@@ -13,11 +13,12 @@ RUN is what `python -m grain_jax.evaluate` takes. What is scored is the cosine o
 and the caption. See `docs/evaluation.md`.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import jax
 from rich.console import Console
@@ -28,7 +29,6 @@ from grain_jax.cache_options import CacheOptions, embeddings_line, open_store, o
 from grain_jax.command_line import (
     OUT,
     Best,
-    ExitStatus,
     NotParsed,
     OptionalCount,
     OptionalPath,
@@ -42,11 +42,13 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
 from grain_jax.data.entities_folder import refuse_entities
+from grain_jax.evaluate_files import check_places, finish, place_of_predictions
 from grain_jax.evaluate_notes import named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.compositional_suite import compositional_table
 from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
+from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite_tests import measure_compositional_test
 from grain_jax.evaluation.tables import print_results, print_table
@@ -58,6 +60,9 @@ from grain_jax.results import Result
 from grain_jax.terminal import consoles, escape_unprintable
 
 _LocalPath = Annotated[Path, one_word(local_path, "PATH")]
+_OptionalFile = Annotated[
+    Path | None, one_word(local_path, "PATH"), arg(metavar="FILE", help_behavior_hint="")
+]
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,9 @@ class Options:
     output: Annotated[
         OptionalPath, OUT, arg(metavar="FILE"), default_is("one in the run's folder")
     ] = None
-    overwrite: bool = False  # replace results of an earlier evaluation
+    # every single answer: .jsonl or .csv, also .gz; none: not kept
+    predictions: Annotated[_OptionalFile, default_is("beside the results")] = None
+    overwrite: bool = False  # replace files of an earlier evaluation
     embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
 
 
@@ -89,32 +96,39 @@ def main(arguments: Sequence[str]) -> int:
     except NotParsed as parsed:
         return parsed.status
     try:
-        report, embedded = _evaluate(options, messages)
-        if options.format == "retrieval":
-            print_results(report["results"], screen)
-        else:
-            print_table(compositional_table(report["results"]), screen)
-        path = options.output
-        if path is None:
-            folder = results_file.default_folder(options.checkpoint)
-            path = folder / results_file.default_name(
-                options.checkpoint, report, data=options.data, tasks=options.format
+        check_places(options)
+        with place_of_predictions(options) as place:
+            report, unwritten, embedded = _evaluate(options, place, messages)
+
+            def tables(screen: Console) -> None:
+                if options.format == "retrieval":
+                    print_results(report["results"], screen)
+                else:
+                    print_table(compositional_table(report["results"]), screen)
+
+            status = finish(
+                options,
+                report,
+                place,
+                unwritten,
+                tables,
+                screen,
+                messages,
+                data=options.data,
+                tasks=options.format,
             )
-        path, new = results_file.write_results(report, path, overwrite=options.overwrite)
     except (ValueError, OSError, KeyboardInterrupt) as error:
         return say_end(error, messages)
-    said = f"Written to {path}" if new else f"{path} holds these results already."
-    print_line(screen, said)
     print_line(screen, embedded)
-    return ExitStatus.DONE
+    return status
 
 
-def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]:
-    """The report, and what of the embeddings was cached."""
-    if options.output is not None:
-        results_file.check_place("output", options.output, overwrite=options.overwrite)
-    else:
-        results_file.default_folder(options.checkpoint)
+def _evaluate(
+    options: Options, place: Path | BinaryIO | None, messages: Console
+) -> tuple[dict[str, Any], OSError | None, str]:
+    """The report, why the predictions could not be written to `place` if they could not, and what
+    of the embeddings was cached.
+    """
     if not options.data.exists():
         raise ValueError(f"There is no file {str(options.data)!r} for --data.")
     refuse_entities(options.data)
@@ -125,8 +139,11 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
     encoder = over_store(encoder, store, note=note)
     results, details = list[Result](), ResultDetails()
-    for test in tests:
-        results += measure_compositional_test(encoder, test, note=note, details=details)
+    with contextlib.ExitStack() as files:
+        if place is not None:
+            details.predictions = files.enter_context(PredictionsFile(place))
+        for test in tests:
+            results += measure_compositional_test(encoder, test, note=note, details=details)
     if encoder.truncated_texts:
         length = loaded.config.data.caption_length
         note(
@@ -150,4 +167,5 @@ def _evaluate(options: Options, messages: Console) -> tuple[dict[str, Any], str]
         "versions": versions(),
         "hardware": hardware(),
     }
-    return report, embeddings_line(encoder)
+    unwritten = details.predictions.failure if details.predictions else None
+    return report, unwritten, embeddings_line(encoder)

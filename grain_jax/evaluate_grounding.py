@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, BinaryIO, get_args
 
 import jax
 from rich.console import Console
@@ -42,6 +42,7 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
 from grain_jax.data.placeholder import check_placeholder
+from grain_jax.evaluate_files import check_places, finish, place_of_predictions
 from grain_jax.evaluate_notes import named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.content_digests import model_sha256
@@ -52,7 +53,7 @@ from grain_jax.evaluation.grounding_benchmark import (
 )
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.evaluation.grounding_tables import grounding_tables, left_out_notes
-from grain_jax.evaluation.predictions import PredictionsFile, check_suffix
+from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.tables import print_table
 from grain_jax.evaluation.unknown_words import unknown_words_in
@@ -109,7 +110,8 @@ class Options:
     batch_size: Annotated[OptionalCount, default_is("the run's")] = None  # images at once
     # file of the results, JSON
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
-    predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
+    # every single answer: .jsonl or .csv, also .gz; none: not kept
+    predictions: Annotated[_OptionalFile, default_is("beside the results")] = None
     overwrite: bool = False  # replace files of an earlier evaluation
     embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
     processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
@@ -131,7 +133,8 @@ def main(arguments: Sequence[str]) -> int:
         with processes.errors_in_all():
             check(options)
             data = load(options)
-        report, measured, unwritten, embedded = evaluate(options, data, messages)
+        with place_of_predictions(options) as place:
+            return _measure(options, data, place, messages, output)
     except (ValueError, OSError) as error:
         say = functools.partial(say_error, Console(stderr=True))
         return processes.refused(error, status=status_of(error), say=say)
@@ -141,34 +144,44 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         processes.leave_over(error)
         raise
+
+
+def _measure(
+    options: Options,
+    data: GroundingSet,
+    place: Path | BinaryIO | None,
+    messages: Console,
+    output: Console,
+) -> int:
+    """Measures, prints and writes; returns the exit status. `place`: of the predictions."""
+    report, measured, unwritten, embedded = evaluate(options, data, place, messages)
     if not processes.speaks():
         return ExitStatus.DONE
-    for table in grounding_tables(measured):
-        print_table(table, output)
-    said = _write(options, report, messages)
-    if unwritten is not None:
-        say_error(messages, f"the predictions could not be written: {unwritten}.")
-    elif options.predictions is not None:
-        said.append(f"Predictions: {options.predictions}")
-    for line in (*said, embedded):
-        print_line(output, line)
-    return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
+
+    def tables(output: Console) -> None:
+        for table in grounding_tables(measured):
+            print_table(table, output)
+
+    what = "_".join(("grounding", options.boxes, options.protocol, *options.feature))
+    status = finish(
+        options,
+        report,
+        place,
+        unwritten,
+        tables,
+        output,
+        messages,
+        data=options.data,
+        tasks=what,
+    )
+    print_line(output, embedded)
+    return status
 
 
 def check(options: Options) -> None:
     """Refuses what cannot work, before anything is loaded. Raises ValueError."""
     check_placeholder(options.prompt, f"--prompt={options.prompt!r}", takes="the text")
-    for name in ("output", "predictions"):
-        if (path := getattr(options, name)) is not None:
-            results_file.check_place(name, path, overwrite=options.overwrite)
-    if options.predictions is not None:
-        check_suffix(options.predictions)
-    if options.output is None:
-        results_file.default_folder(options.checkpoint)
-    elif options.predictions is not None and (
-        options.predictions.resolve() == options.output.resolve()
-    ):
-        raise ValueError("--output and --predictions name one file; give each its own.")
+    check_places(options)
 
 
 def load(options: Options) -> GroundingSet:
@@ -184,10 +197,13 @@ def load(options: Options) -> GroundingSet:
 
 
 def evaluate(
-    options: Options, data: GroundingSet, messages: Console
+    options: Options,
+    data: GroundingSet,
+    place: Path | BinaryIO | None,
+    messages: Console,
 ) -> tuple[dict[str, Any], Measured, OSError | None, str]:
-    """The report, the figures, why the predictions could not be written if they could not, and
-    what of the embeddings was cached.
+    """The report, the figures, why the predictions could not be written to `place` if they could
+    not, and what of the embeddings was cached.
     """
     note, store = functools.partial(say_note, messages), open_store(options.embeddings)
     for sentence in left_out_notes(data.left_out):
@@ -200,8 +216,8 @@ def evaluate(
         note(unknown)
     with contextlib.ExitStack() as stack:
         predictions = None
-        if options.predictions is not None and jax.process_index() == 0:
-            predictions = stack.enter_context(PredictionsFile(options.predictions))
+        if place is not None:
+            predictions = stack.enter_context(PredictionsFile(place))
         show: dict[str, Callable[[int, int], None]] = {}
         if "crop" in options.feature:
             advance = stack.enter_context(progress_bar(messages, "Crops", state="images first"))
@@ -254,19 +270,3 @@ def make_report(
         "versions": versions(),
         "hardware": hardware(),
     }
-
-
-def _write(options: Options, report: dict[str, Any], messages: Console) -> list[str]:
-    """What was written, as lines to print; [] and a message where it could not be."""
-    try:
-        path = options.output
-        if path is None:
-            what = "_".join(("grounding", options.boxes, options.protocol, *options.feature))
-            path = results_file.default_folder(options.checkpoint) / results_file.default_name(
-                options.checkpoint, report, data=options.data, tasks=what
-            )
-        path, new = results_file.write_results(report, path, overwrite=options.overwrite)
-    except (OSError, ValueError) as error:
-        say_error(messages, f"the results could not be written: {error}. Give another --output.")
-        return []
-    return [f"Written to {path}" if new else f"{path} holds these results already."]

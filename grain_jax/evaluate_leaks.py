@@ -45,6 +45,7 @@ from grain_jax.data.records import Source
 from grain_jax.disk import write_whole
 from grain_jax.evaluate_notes import print_line, say_end, say_note
 from grain_jax.evaluation.comparison import Predictions, read_predictions
+from grain_jax.evaluation.kept_predictions import answers_of
 from grain_jax.evaluation.leaks import (
     KEPT,
     Closest,
@@ -64,7 +65,7 @@ from grain_jax.evaluation.tables import Table, print_table
 from grain_jax.inference.encoder import Encoder, errors_about
 from grain_jax.loading.load import read_model
 from grain_jax.parallel.sharding import make_mesh
-from grain_jax.paths import local_path, no_file
+from grain_jax.paths import local_path
 from grain_jax.terminal import consoles, escape_unprintable
 
 SHOWN = 20  # pairs that are printed
@@ -88,7 +89,7 @@ class Options:
     best: Best = False  # the checkpoint that keep_best kept
     # cosine of two embeddings, with --checkpoint
     score_threshold: Annotated[float, one_word(fraction, "F")] = 0.95
-    # what `evaluate --predictions` wrote of --test: its metrics without the images that leaked
+    # results of `evaluate` on --test, or its --predictions: metrics without the images that leaked
     predictions: OptionalPath = None
     output: Annotated[OptionalPath, OUT, arg(metavar="FILE")] = None  # all pairs as .csv
     overwrite: bool = False  # replace --output of an earlier check
@@ -162,9 +163,7 @@ def _checked(options: Options) -> Predictions | None:
         raise ValueError("--cache keeps embeddings of --checkpoint; give both, or leave it out.")
     if options.predictions is None:
         return None
-    if not options.predictions.is_file():
-        raise ValueError(f"{no_file(options.predictions)} for --predictions.")
-    return read_predictions(options.predictions)
+    return read_predictions(answers_of(options.predictions))
 
 
 def _hashes(source: Source, title: str, messages: Console):

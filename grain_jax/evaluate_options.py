@@ -27,14 +27,13 @@ from grain_jax.data.classification.class_counts import published_kinds
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.set_names import folder_name
 from grain_jax.evaluate_crops import CropOptions
-from grain_jax.evaluate_notes import same_place
+from grain_jax.evaluate_files import check_places
 from grain_jax.evaluate_published import PublishedOptions
 from grain_jax.evaluate_records import chosen_tasks
 from grain_jax.evaluate_several import PLACES
 from grain_jax.evaluate_support import SupportOptions
 from grain_jax.evaluate_watch import IDLE_MINUTES, check_watch
-from grain_jax.evaluation import results_file
-from grain_jax.evaluation.predictions import check_suffix
+from grain_jax.evaluation.kept_predictions import NOT_KEPT
 from grain_jax.evaluation.suite_file import Suite, read_suite
 from grain_jax.evaluation.suite_sets import OpenedSuite, open_suite
 from grain_jax.parallel.processes import ProcessOptions
@@ -150,8 +149,9 @@ class Options:
     batch_size: Annotated[OptionalCount, _own] = None  # images at once
     # file of the results, JSON; a folder, as FOLDER/: one in it for each checkpoint
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
-    # every single answer, .jsonl or .csv; a folder, as FOLDER/: a .jsonl in it for each checkpoint
-    predictions: _OptionalFile = None
+    # every single answer, .jsonl or .csv, also .gz; a folder, as FOLDER/: a .jsonl in it for each
+    # checkpoint; none: not kept
+    predictions: Annotated[_OptionalFile, default_is("beside the results")] = None
     overwrite: bool = False  # replace files of an earlier evaluation
     embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
     processes: Annotated[ProcessOptions, arg(name="")] = field(default_factory=ProcessOptions)
@@ -166,7 +166,7 @@ def check_all(
     """
     first = every[0]
     for name in PLACES if len(every) > 1 else ():
-        if getattr(first, name) is not None and name not in folders:
+        if getattr(first, name) not in (None, NOT_KEPT) and name not in folders:
             raise ValueError(
                 f"--{name} names one file, and {len(every)} checkpoints are given; give a folder, "
                 f"as in --{name}=results/, leave it out, or run the command once for each."
@@ -174,7 +174,8 @@ def check_all(
     for options in every:
         check(options, folders=folders)
     if first.watch:
-        given = [name for name in OF_ONE_STEP if getattr(first, name) not in (None, False)]
+        unset = (None, False, NOT_KEPT)
+        given = [name for name in OF_ONE_STEP if getattr(first, name) not in unset]
         check_watch(first.checkpoint, checkpoints=len(every), given=given)
     elif first.idle_minutes is not None or first.tables:
         name = "tables" if first.tables else "idle_minutes"
@@ -250,18 +251,9 @@ def check(options: Options, *, folders: Mapping[str, Path]) -> None:
         is_labelled=kind == "images",
         methods=options.methods or DEFAULT_METHODS,
     )
-    for name in ("output", "predictions"):
-        if (path := getattr(options, name)) is not None:
-            made = folders.get(name)
-            results_file.check_place(name, path, overwrite=options.overwrite, made=made)
-    if options.predictions is not None:
-        check_suffix(options.predictions)
     if kind == "records":
         chosen_tasks(options.tasks)
-    if options.output is None:
-        results_file.default_folder(options.checkpoint)
-    elif options.predictions is not None and same_place(options.predictions, options.output):
-        raise ValueError("--output and --predictions name one file; give each its own.")
+    check_places(options, folders=folders)
 
 
 def _check_read(options: Options, methods: Collection[str]) -> None:

@@ -1,12 +1,12 @@
 """Results of evaluations as one page: tables with intervals, plots, classes, grounded images.
 
   python -m grain_jax.evaluate report A.json B.json --output=report.html
-  python -m grain_jax.evaluate report A.json --predictions=a.jsonl --images=val=RECORDS
+  python -m grain_jax.evaluate report A.json --images=val=RECORDS
 
-A and B are result files that `evaluate` wrote; --predictions has what `--predictions=FILE` of the
-same evaluations wrote, in the same order. The page is one file that loads nothing from elsewhere.
-An --output that ends in .md is Markdown, one in .csv all results as a table. See
-`docs/evaluation.md`.
+A and B are result files that `evaluate` wrote, with the answers that it keeps beside them;
+--predictions has those that `--predictions=FILE` of the same evaluations wrote, in the same order.
+The page is one file that loads nothing from elsewhere. An --output that ends in .md is Markdown,
+one in .csv all results as a table. See `docs/evaluation.md`.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,8 @@ from grain_jax.command_line import (
 )
 from grain_jax.disk import write_whole
 from grain_jax.evaluate_notes import say_end
+from grain_jax.evaluation import kept_predictions
+from grain_jax.evaluation.kept_predictions import NOT_KEPT
 from grain_jax.evaluation.report_page.evaluations import Evaluation, read_evaluations
 from grain_jax.evaluation.report_page.render import (
     check_output,
@@ -80,9 +82,10 @@ class Options:
         Positional[tuple[Annotated[Path, one_word(user_path, "A.json")], ...]],
         arg(help_behavior_hint="(one or more)"),
     ] = ()
-    # what evaluate --predictions wrote, in the order of the result files; nothing for one without
+    # what evaluate --predictions wrote, in the order of the result files; nothing for one without;
+    # none: of no result file
     predictions: Annotated[
-        tuple[Path | None, ...], one_word(files, "FILE,..."), arg(help_behavior_hint="")
+        tuple[Path | None, ...], one_word(files, "FILE,..."), default_is("those beside the results")
     ] = ()
     # of grounding: image files called as in the predictions, or prepared records
     images: Annotated[
@@ -120,15 +123,19 @@ def main(arguments: Sequence[str]) -> int:
 def _report(options: Options) -> str:
     check_place("output", options.output, overwrite=options.overwrite)
     check_output(options.output)
-    if not options.predictions:
-        for name in ("images", "against", "seed"):
-            if getattr(options, name):
-                raise ValueError(f"--{name} goes with --predictions; give them too.")
+    predictions = _predictions(options)
     if options.output.suffix == ".csv":
         for name in ("predictions", "images", "against", "seed", "all_methods"):
             if getattr(options, name):
                 raise ValueError(f"--{name} changes nothing of a .csv; leave it out.")
-    evaluations = read_evaluations(options.results, options.predictions)
+    elif not any(predictions):
+        for name in ("images", "against", "seed"):
+            if getattr(options, name):
+                raise ValueError(
+                    f"--{name} goes with predictions, and none are beside these results; give "
+                    "--predictions too."
+                )
+    evaluations = read_evaluations(options.results, predictions)
     if options.output.suffix == ".csv":
         return csv_table(evaluations)
     _check_against(options, evaluations)
@@ -141,6 +148,14 @@ def _report(options: Options) -> str:
     )
     write = html_page if options.output.suffix == ".html" else markdown_page
     return write(page_title(evaluations), sections)
+
+
+def _predictions(options: Options) -> tuple[Path | None, ...]:
+    """The files of answers of the result files, None for one without."""
+    if options.output.suffix == ".csv" or options.predictions == (NOT_KEPT,):
+        return ()
+    beside = map(kept_predictions.beside, options.results)
+    return options.predictions or tuple(path if path.is_file() else None for path in beside)
 
 
 def _check_against(options: Options, evaluations: Sequence[Evaluation]) -> None:

@@ -9,7 +9,7 @@ RUN and IMAGES (labelled images) are what `python -m grain_jax.evaluate` takes, 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import jax
 from rich.console import Console
@@ -20,7 +20,6 @@ from grain_jax.cache_options import CacheOptions, embeddings_line, open_store, o
 from grain_jax.command_line import (
     OUT,
     Best,
-    ExitStatus,
     NotParsed,
     OptionalCount,
     OptionalText,
@@ -36,14 +35,15 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.placeholder import check_placeholder
-from grain_jax.evaluate_notes import named, print_line, same_place, say_end, say_note
+from grain_jax.evaluate_files import check_places, finish, place_of_predictions
+from grain_jax.evaluate_notes import named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
 from grain_jax.evaluation.caption_candidates import CANDIDATES, FALLBACK, Candidates
 from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import describe_set
 from grain_jax.evaluation.given_images import BANK_SIZE, BANK_SPLIT
-from grain_jax.evaluation.predictions import PredictionsFile, check_suffix, record_ids
+from grain_jax.evaluation.predictions import PredictionsFile, record_ids
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.shared_images import refuse_shared
 from grain_jax.evaluation.tables import Table, print_table
@@ -108,7 +108,8 @@ class Options:
     batch_size: Annotated[OptionalCount, default_is("the run's")] = None  # images at once
     # file of the results, JSON
     output: Annotated[_OptionalFile, OUT, default_is("one in the run's folder")] = None
-    predictions: _OptionalFile = None  # every single answer: .jsonl or .csv
+    # every single answer: .jsonl or .csv, also .gz; none: not kept
+    predictions: Annotated[_OptionalFile, default_is("beside the results")] = None
     overwrite: bool = False  # replace files of an earlier evaluation
     embeddings: Annotated[CacheOptions, arg(name="")] = field(default_factory=CacheOptions)
 
@@ -123,52 +124,41 @@ def main(arguments: Sequence[str]) -> int:
     except NotParsed as parsed:
         return parsed.status
     try:
-        report, examples, unwritten, embedded = _evaluate(options, messages)
-        print_table(examples, screen)
-        print_table(free_table(report["results"]), screen)
-        path = options.output
-        if path is None:
-            folder = results_file.default_folder(options.checkpoint)
-            path = folder / results_file.default_name(
-                options.checkpoint, report, data=options.data, tasks=TASK
+        check_places(options)
+        with place_of_predictions(options) as place:
+            report, examples, unwritten, embedded = _evaluate(options, place, messages)
+
+            def tables(screen: Console) -> None:
+                print_table(examples, screen)
+                print_table(free_table(report["results"]), screen)
+
+            status = finish(
+                options,
+                report,
+                place,
+                unwritten,
+                tables,
+                screen,
+                messages,
+                data=options.data,
+                tasks=TASK,
             )
-        path, new = results_file.write_results(report, path, overwrite=options.overwrite)
-        if unwritten is not None:
-            raise unwritten
     except (ValueError, OSError, KeyboardInterrupt) as error:
         return say_end(error, messages)
-    said = [f"Written to {path}" if new else f"{path} holds these results already."]
-    if options.predictions is not None:
-        said.append(f"Predictions: {options.predictions}")
-    for line in (*said, embedded):
-        print_line(screen, line)
-    return ExitStatus.DONE
-
-
-def _check(options: Options) -> None:
-    """Refuses what cannot be written or says nothing, before anything is loaded."""
-    for name in ("output", "predictions"):
-        if (path := getattr(options, name)) is not None:
-            results_file.check_place(name, path, overwrite=options.overwrite)
-    if options.output is None:
-        results_file.default_folder(options.checkpoint)
-    if options.predictions is not None:
-        check_suffix(options.predictions)
-        if options.output is not None and same_place(options.predictions, options.output):
-            raise ValueError("--output and --predictions name one file; give each its own.")
+    print_line(screen, embedded)
+    return status
 
 
 def _evaluate(
-    options: Options, messages: Console
+    options: Options, place: Path | BinaryIO | None, messages: Console
 ) -> tuple[dict[str, Any], Table, OSError | None, str]:
-    """The report, examples, why the predictions could not be written if they could not, and what
-    of the embeddings was cached.
+    """The report, examples, why the predictions could not be written to `place` if they could not,
+    and what of the embeddings was cached.
     """
 
     def note(text: str) -> None:
         say_note(messages, text)
 
-    _check(options)
     store = open_store(options.embeddings)
     dataset = load_zero_shot(
         options.data,
@@ -219,9 +209,9 @@ def _evaluate(
     if without := sum([text for text, _ in answers] == [FALLBACK] for answers in best):
         note(f"{without} images have captions without any candidate, and the answer {FALLBACK!r}.")
     ids, unwritten = record_ids(dataset.source), None
-    if options.predictions is not None:
+    if place is not None:
         truth = [names[label] for label in labels]
-        unwritten = _write_answers(options.predictions, dataset.name, searched, truth, ids)
+        unwritten = _write_answers(place, dataset.name, searched, truth, ids)
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
@@ -250,10 +240,14 @@ def _evaluate(
 
 
 def _write_answers(
-    path: Path, dataset: str, searched: Searched, truth: Sequence[str], ids: Sequence[str]
+    place: Path | BinaryIO,
+    dataset: str,
+    searched: Searched,
+    truth: Sequence[str],
+    ids: Sequence[str],
 ) -> OSError | None:
     """A line for every image and method; returns why the file could not be written, if so."""
-    with PredictionsFile(path) as file:
+    with PredictionsFile(place) as file:
         for method, found in searched.by_method.items():
             for image, name, best in zip(ids, truth, found.best, strict=True):
                 answer, probability = best[0]

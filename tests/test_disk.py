@@ -20,6 +20,7 @@ from tiny_model import tiny_model
 from toy_encoder import columns, toy_model
 
 from grain_jax import evaluate, evaluate_files, export, predict, prepare
+from grain_jax.command_line import ExitStatus
 from grain_jax.data.tfds_records import RecordSource, write_shard
 from grain_jax.disk import cannot_write, disk_trouble, is_partial, whole_folder, write_whole
 from grain_jax.evaluation.predictions import PredictionsFile
@@ -167,7 +168,10 @@ def test_evaluate_says_it(tmp_path: Path, capsys) -> None:
     console = evaluate.Console(stderr=True)
     options = evaluate.Options(checkpoint=tmp_path, output=tmp_path / "a.json")
     with largest_file(100):
-        assert not evaluate_files.write_results(options, {"results": "x" * 200}, console)
+        status = evaluate_files.finish(
+            options, {"results": "x" * 200}, None, None, None, console, console, data=None
+        )
+    assert status == ExitStatus.STOPPED
     assert TOO_LARGE in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 

@@ -12,6 +12,8 @@ from toy_encoder import COLOURS, ToyModel, ToyTokenizer
 from grain_jax import evaluate, evaluate_compositional
 from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluation.comparison import read_predictions
+from grain_jax.evaluation.kept_predictions import beside
 from grain_jax.models.bundle import ModelBundle
 
 
@@ -82,6 +84,8 @@ def test_sugarcrepe_is_scored_by_category(run, images, tmp_path, capsys):
     assert " 2 images and 3 texts read from" in again.splitlines()[-1]
     assert again.splitlines()[-1].endswith(", 0 and 0 encoded.")
     assert evaluated(run, folder, images, "sugarcrepe", f"--output={path}") == 2
+    answers = read_predictions(beside(path))
+    assert [np.mean(one.correct) for one in answers.values()] == [0.625]
 
 
 def test_winoground_has_its_three_scores(run, images, tmp_path):
@@ -93,6 +97,8 @@ def test_winoground_has_its_three_scores(run, images, tmp_path):
     lines = [line("red", "blue", "red", "blue"), line("red", "green", "green", "red")]
     file.write_text("\n".join(lines))
     assert evaluated(run, file, images, "winoground") == 0
+    assert evaluated(run, file, images, "winoground", f"--predictions={tmp_path}/all.csv") == 0
+    assert len(read_predictions(tmp_path / "all.csv")) == 3  # text, image and group
     (path,) = run.glob("evaluation_*winoground*.json")
     found = stored_results(path)
     assert [found[f"winoground/{score}"] for score in ("text", "image", "group")] == [0.5] * 3

@@ -195,11 +195,11 @@ def test_the_protocol_is_printed_and_kept(run, queries, capsys):
 def test_compare_refuses_unlike_protocols(run, queries, capsys):
     assert command(run, queries, "--out=a.json", "--predictions=a.csv") == 0
     assert command(run, queries, "--out=b.json", "--predictions=b.jsonl", "--protocol=merged") == 0
-    assert command(run, queries, "--out=c.json", "--predictions=c.jsonl") == 0
+    assert command(run, queries, "--out=c.json") == 0
     run.size = 8
     assert command(run, queries, "--out=d.json", "--predictions=d.jsonl") == 0
     capsys.readouterr()
-    assert evaluate.main(["compare", "a.csv", "c.jsonl"]) == 0
+    assert evaluate.main(["compare", "a.csv", "c.json"]) == 0  # kept beside, not asked for
     assert evaluate.main(["compare", "a.csv", "b.jsonl"]) == 2
     assert "unlike protocols of grounding" in capsys.readouterr().err
     assert evaluate.main(["compare", "a.csv", "d.jsonl"]) == 2

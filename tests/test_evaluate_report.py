@@ -104,9 +104,12 @@ def test_predictions_as_csv_give_the_same_page(given):
         (("odd.json",), "is not a result"),
         (("a.json", "--output=report.pdf"), "should end in .html, .md or .csv"),
         (("a.json", "--output=nowhere/report.html"), "There is no folder 'nowhere'"),
-        (("a.json", "--images=val=photos"), "--images goes with --predictions"),
-        (("a.json", "--against=name"), "--against goes with --predictions"),
-        (("a.json", "--seed=1"), "--seed goes with --predictions"),
+        (
+            ("a.json", "--images=val=photos"),
+            "none are beside these results",
+        ),
+        (("a.json", "--against=name"), "--against goes with predictions"),
+        (("a.json", "--seed=1"), "--seed goes with predictions"),
         (("a.json", "--predictions=a.jsonl", "--output=a.csv"), "changes nothing of a .csv"),
         (
             ("a.json", "--predictions=a.jsonl", "--against=x"),

@@ -16,6 +16,7 @@ from grain_jax.config import DataConfig, TrainConfig
 from grain_jax.data.records import Caption, Record
 from grain_jax.data.tfds_records import encode_record, shard_path, write_metadata, write_shard
 from grain_jax.data.transforms import Preprocessing
+from grain_jax.evaluation.kept_predictions import beside
 from grain_jax.models.bundle import ModelBundle
 
 
@@ -103,6 +104,9 @@ def test_answers_are_words_of_captions(run, images, bank, tmp_path, capsys):
     assert "a red kite over a red roof" in printed
     assert "own text encoder" in printed
     assert evaluate.main(["compare", str(predictions), "--against=cased_image"]) == 0
+    assert not beside(path).exists()
+    assert answered(run, images, bank) == 0
+    assert evaluate.main(["compare", str(path), "--against=cased_image"]) == 0
     assert "semantic IoU of free answers" in plain(capsys.readouterr().out)
 
 

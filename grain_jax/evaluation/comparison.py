@@ -1,18 +1,22 @@
 """Two evaluations of the same data side by side, by the answers that each kept."""
 
+import contextlib
 import csv
+import gzip
+import io
 import itertools
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from grain_jax.evaluation.grounding_protocol import unlike
-from grain_jax.evaluation.predictions import check_suffix
+from grain_jax.evaluation.predictions import PACKED, check_suffix, is_table
 from grain_jax.evaluation.statistics import Difference, holm, paired_difference
 
 MAX_LINE = 1 << 20  # characters of a line of predictions
@@ -147,9 +151,27 @@ def read_lines(path: Path) -> Iterator[tuple[Measure, Answer, float, Mapping[str
         raise ValueError(f"{path} holds no predictions.")
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The text of a file, unpacked as it is read. Raises ValueError where it is not whole."""
+    how: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    if path.suffix != PACKED:
+        with path.open(**how) as file:
+            yield file
+        return
+    try:
+        with gzip.open(path, "rt", **how) as file:
+            assert isinstance(file, io.TextIOWrapper)
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be unpacked ({error}): it is damaged or no gzip file. Evaluate again."
+        ) from None
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8", errors="backslashreplace", newline="") as file:
-        if path.suffix == ".csv":
+    with _opened(path) as file:
+        if is_table(path):
             table = csv.DictReader(file)
             try:
                 yield from ((table.line_num, row) for row in table)

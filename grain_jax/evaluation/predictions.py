@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import gzip
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,7 +26,9 @@ from grain_jax.evaluation.retrieval import ranked
 from grain_jax.evaluation.zero_shot import OnDraws, OnScores
 from grain_jax.zero_shot.methods import METHODS
 
-SUFFIXES = (".jsonl", ".csv")
+SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz")
+PACKED = ".gz"
+LEVEL = 6  # of gzip
 TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
@@ -41,34 +45,47 @@ SHORT = 8  # digits of "choices", the SHA-256 of the class names, texts or image
 
 
 def check_suffix(path: Path) -> None:
-    """Raises ValueError for another suffix than .jsonl or .csv."""
-    if path.suffix not in SUFFIXES:
+    """Raises ValueError for another suffix than .jsonl or .csv, with or without .gz."""
+    if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{str(path)!r} should end in {' or '.join(SUFFIXES)}.")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file of predictions is .csv, compressed or not."""
+    return path.name.endswith((".csv", ".csv.gz"))
 
 
 class PredictionsFile:
     """Writes lines beside `path`, which gets them at the end of a block: all of them, or none.
 
-    The mean of "correct" over the lines of one task, set, method and alpha, and "metric" where
-    lines have one, is the metric of the task: exact ties count as expected. Raises ValueError for
-    another suffix than .jsonl or .csv, OSError where it cannot be opened. An error of the disk
-    after that is kept in `failure`, and `path` stays as it was: the metrics do not depend on this
-    file.
+    A `path` in .gz is compressed; an open file gets what a .jsonl.gz has, and stays open. The mean
+    of "correct" over the lines of one task, set, method and alpha, and "metric" where lines have
+    one, is the metric of the task: exact ties count as expected. Raises ValueError for another
+    suffix than .jsonl or .csv, OSError where it cannot be opened. An error of the disk after that
+    is kept in `failure`, and `path` stays as it was: the metrics do not depend on this file.
     """
 
-    def __init__(self, path: Path):
-        check_suffix(path)
-        self.path = path
+    def __init__(self, path: Path | BinaryIO):
         self.failure: OSError | None = None
         self._texts: DecidingTexts | None = None
         with contextlib.ExitStack() as files:
-            partial = files.enter_context(whole_file(path))
+            if isinstance(path, Path):
+                check_suffix(path)
+                packed = path.suffix == PACKED
+                partial = files.enter_context(whole_file(path))
+                raw: BinaryIO | gzip.GzipFile = files.enter_context(partial.open("wb"))
+            else:
+                packed, raw = True, path
+            if packed:  # the same bytes for the same answers: no name, no time
+                raw = files.enter_context(
+                    gzip.GzipFile("", "wb", compresslevel=LEVEL, fileobj=raw, mtime=0)
+                )
             self._lines: TextIO = files.enter_context(
-                partial.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+                io.TextIOWrapper(raw, newline="", encoding="utf-8", errors="backslashreplace")
             )
             self._files = files.pop_all()
         self._table = None
-        if path.suffix == ".csv":
+        if isinstance(path, Path) and is_table(path):
             self._table = csv.DictWriter(self._lines, COLUMNS, restval="")
             self._table.writeheader()  # into the buffer: no disk is met yet
 

@@ -14,6 +14,7 @@ from grain_jax.data.classification.set_names import folder_name
 from grain_jax.disk import write_whole
 from grain_jax.evaluation.content_digests import without_places
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.kept_predictions import beside
 from grain_jax.results import from_json, logged
 from grain_jax.training import run_folder
 from grain_jax.training.run_folder import is_run
@@ -111,10 +112,11 @@ def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> 
     The report's "results" are `Result`s.
 
     Where `path` has the same inputs and results already, it is left as it is. Where it has others,
-    the report goes beside it, "NAME-2.json", unless `overwrite`. Raises OSError.
+    or answers of others are kept beside it, the report goes to "NAME-2.json", unless `overwrite`.
+    Raises OSError.
     """
     number, free = 1, path
-    while free.exists() and not overwrite:
+    while not overwrite and (free.exists() or beside(free).exists()):
         if _same(free, report):
             return free, False
         number += 1

@@ -132,7 +132,7 @@ def test_nothing_is_written_beside_a_model_of_others(run, images, tmp_path, monk
     monkeypatch.chdir(here)
     for model in (exported, exported / "weights.pth", "owner/name.v1"):
         assert evaluate.main([f"--checkpoint={model}", f"--data={images}"]) == 0
-    assert sorted(path.name.rpartition("_")[0] for path in here.iterdir()) == [
+    assert sorted(path.name.rpartition("_")[0] for path in here.glob("*.json")) == [
         "evaluation_export_colours_step7",
         "evaluation_name.v1_colours_step7",
         "evaluation_weights_colours_step7",

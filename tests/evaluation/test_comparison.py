@@ -211,7 +211,7 @@ def test_other_data_is_refused(two, tmp_path, capsys, lines, message):
         (["A", "B", "--against=nome"], "one method of A, which has description/alpha1, name"),
         (["A", "A"], "is given twice"),
         (["A", "nothing.jsonl"], "There is no file 'nothing.jsonl'"),
-        (["A", "results.json"], "a .json of evaluate has results, not answers"),
+        (["A", "results.json"], "There is no file 'results.json'"),
         (["A", "B", "--output=c.csv"], "is written as JSON; end it in .json"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from grain_jax.evaluation.comparison import Answers, Measure, read_lines
+from grain_jax.evaluation.predictions import SUFFIXES
 from grain_jax.paths import no_file
 from grain_jax.results import Result, from_json
 
@@ -114,7 +115,7 @@ def read_result_file(path: Path) -> tuple[Mapping[str, Any], tuple[Result, ...]]
 
     Raises ValueError for another file, OSError where it cannot be read.
     """
-    if path.suffix in (".jsonl", ".csv"):
+    if path.name.endswith(SUFFIXES):
         raise ValueError(
             f"{str(path)!r} has single answers or a table; give the .json of results that evaluate "
             f"wrote, and predictions as --predictions={path}."
