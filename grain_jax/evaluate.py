@@ -56,12 +56,11 @@ from grain_jax.command_line import (
     parse,
     status_of,
 )
-from grain_jax.config import MeshConfig, TrainConfig
-from grain_jax.data.classification.class_names import BINDINGS
-from grain_jax.data.classification.folders import load_zero_shot
+from grain_jax.config import MeshConfig
 from grain_jax.data.image_variants import with_crops
 from grain_jax.data.source import data_source
 from grain_jax.evaluate_files import finish, place_of_predictions
+from grain_jax.evaluate_images import evaluate_images
 from grain_jax.evaluate_notes import (
     named,
     note_choice,
@@ -73,7 +72,6 @@ from grain_jax.evaluate_notes import (
 )
 from grain_jax.evaluate_options import (
     MEASURED,
-    OF_DESCRIPTIONS,
     OF_IMAGES,
     OF_NAMES,
     OF_STORED,
@@ -90,11 +88,9 @@ from grain_jax.evaluation import results_file
 from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
-from grain_jax.evaluation.given_images import read_given_images
 from grain_jax.evaluation.left_out import (
     check_any_left,
     left_out_sentences,
-    note_left_out,
 )
 from grain_jax.evaluation.one_line import one_line
 from grain_jax.evaluation.predictions import PredictionsFile
@@ -102,13 +98,10 @@ from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
     evaluate,
     named_folders,
-    score_zero_shot,
 )
 from grain_jax.evaluation.suite_results import evaluate_suite
 from grain_jax.evaluation.suite_sets import OpenedSuite
 from grain_jax.evaluation.tables import print_results
-from grain_jax.evaluation.unknown_words import unknown_words_note
-from grain_jax.evaluation.variants import predicted_boxes
 from grain_jax.inference.cached_encoder import NO_CACHE, NONE
 from grain_jax.inference.encoder import Encoder
 from grain_jax.loading.load import read_model
@@ -117,7 +110,6 @@ from grain_jax.parallel import processes
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.results import Result
 from grain_jax.terminal import consoles, escape_unprintable
-from grain_jax.zero_shot.methods import DEFAULT_METHODS
 
 # Commands of their own behind a word: each takes the arguments that follow it.
 WORDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -335,7 +327,7 @@ def _evaluate(
                 encoder, config, options.data, split, tasks=tasks, details=details
             )
         else:
-            results = _images(options, encoder, config, loaded.templates, note, details)
+            results = evaluate_images(options, encoder, config, loaded.templates, note, details)
     if encoder.truncated_texts:
         note(
             f"{encoder.truncated_texts} texts were longer than the {config.data.caption_length} "
@@ -374,76 +366,6 @@ def _evaluate(
     of_run = data_source(config.data, image_size=encoder.preprocessing.image_size)
     failure = details.predictions.failure if details.predictions else None
     return report, of_run.headline(results), failure, embeddings_line(encoder)
-
-
-def _images(
-    options: Options,
-    encoder: Encoder,
-    config: TrainConfig,
-    templates: Sequence[str],
-    note: Callable[[str], None],
-    details: ResultDetails,
-) -> list[Result]:
-    assert options.data is not None
-    naming: dict[str, Any] = {
-        "keep_names": options.keep_names,
-        "classes_by": options.classes_by or BINDINGS[0],
-        "allow_equal_names": options.allow_equal_names,
-    }
-    dataset = load_zero_shot(
-        options.data,
-        classes=options.classes or "",
-        templates=options.templates or "",
-        descriptions=options.descriptions or "",
-        counts=options.counts or "",
-        further=options.texts,
-        description_template=options.description_template or "{}",
-        default_templates=templates,
-        **naming,
-        split=options.split,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        note=note,
-    )
-    if not any(dataset.descriptions.values()):
-        refuse(options, OF_DESCRIPTIONS, "descriptions, which these images lack (--descriptions)")
-    if unknown := unknown_words_note(encoder.tokenizer, dataset):
-        note(unknown)
-    has_regions = config.model.type == "grain" and encoder.learned.regions
-    given = read_given_images(
-        dataset,
-        config.data,
-        image_size=encoder.preprocessing.image_size,
-        **options.given.given,
-        classes=options.classes or "",
-        naming=naming,
-        note=note,
-    )
-    details.given |= given.described
-    kinds = with_crops(options.of_crops.numbers)
-    note_left_out(
-        options.methods or (),
-        dataset,
-        has_regions=has_regions,
-        num_boxes=predicted_boxes(config, encoder.learned),
-        note=note,
-        given=given.fulfilled,
-        left_out=details.left_out,
-        kinds=kinds,
-        draws=config.evaluation.text_draws,
-    )
-    check_any_left(options.methods or (), details.left_out)
-    return score_zero_shot(
-        encoder,
-        dataset,
-        config,
-        final=True,
-        details=details,
-        methods=options.methods or DEFAULT_METHODS,
-        kinds=kinds,
-        note=note,
-        **given.encode(encoder),
-    )
 
 
 if __name__ == "__main__":

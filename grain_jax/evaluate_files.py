@@ -89,7 +89,7 @@ def finish(
 
     `predictions` are of `place_of_predictions`, and `unwritten` is why they could not be written,
     if so. `data` and `tasks` are part of the results' name where no --output is given. `line`: all
-    that is printed, with the files behind it.
+    that is printed, with the file of results behind it.
     """
     try:
         if tables is not None:
@@ -102,7 +102,7 @@ def finish(
                 f"the predictions could not be written: {unwritten}. Give another --predictions, "
                 "or none.",
             )
-    for text in [". ".join([line, *said])] if line else said:
+    for text in [". ".join([line, *said[:1]])] if line else said:
         print_line(output, text)
     return ExitStatus.DONE if said and unwritten is None else ExitStatus.STOPPED
 

@@ -1,5 +1,6 @@
 """What `python -m grain_jax.evaluate` takes, and what of it goes together."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from grain_jax.config.schema import PromptEnsembling, RegionAggregation
 from grain_jax.data.classification.class_counts import published_kinds
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.set_names import folder_name
+from grain_jax.data.records import ZeroShotSet
 from grain_jax.evaluate_crops import CropOptions
 from grain_jax.evaluate_files import check_places
 from grain_jax.evaluate_published import PublishedOptions
@@ -47,7 +49,8 @@ from grain_jax.zero_shot.methods import (
     named_methods,
     readers,
 )
-from grain_jax.zero_shot.text_kinds import FROM_FILES
+from grain_jax.zero_shot.scorers import class_texts
+from grain_jax.zero_shot.text_kinds import FROM_FILES, texts_differ
 
 # Options that only one kind of figures looks at.
 ZERO_SHOT = ("alphas", "region_aggregation", "prompt_ensembling", "text_draws")
@@ -274,6 +277,21 @@ def _check_read(options: Options, methods: Collection[str]) -> None:
             )
     check_draws(options, methods)
     evaluate_crops.check(options.of_crops, methods)
+
+
+def check_templates(options: Options, dataset: ZeroShotSet, *, has_regions: bool) -> None:
+    """Refuses templates that none of the methods reads: some do for classes without other texts."""
+    if options.templates is None:
+        return
+    others = dataclasses.replace(dataset, templates=tuple(f"{one}." for one in dataset.templates))
+    methods = options.methods or DEFAULT_METHODS
+    given, changed = class_texts(dataset), class_texts(others)
+    if not texts_differ(given, changed, kinds_of(methods), has_regions=has_regions):
+        raise ValueError(
+            f"--templates={options.templates} is read by none of the methods {', '.join(methods)} "
+            "on this set, whose classes all have texts of their own; name another method with "
+            "--methods, or leave it out."
+        )
 
 
 def check_draws(options: Options, methods: Collection[str]) -> None:

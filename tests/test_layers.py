@@ -37,6 +37,7 @@ ROWS = (
         "calibrate",
         "evaluate_grounding",
         "evaluate_published",
+        "evaluate_images",
         "evaluate_records",
         "evaluate_several",
         "evaluate_leaks",

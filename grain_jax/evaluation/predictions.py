@@ -29,6 +29,7 @@ from grain_jax.zero_shot.methods import METHODS
 SUFFIXES = (".jsonl", ".csv", ".jsonl.gz", ".csv.gz")
 PACKED = ".gz"
 LEVEL = 6  # of gzip
+_as_json = json.JSONEncoder(ensure_ascii=False).encode  # made once
 TOP = 5  # best classes that a line of zero-shot classification lists
 COLUMNS = (  # of .csv; the keys of .jsonl are the same, those that a task does not have left out
     *("task", "set", "method", "alpha", "image", "text", "label", "predicted", "score", "correct"),
@@ -140,17 +141,19 @@ class PredictionsFile:
             if by_draw is not None:
                 by_draw = by_draw[:, start : start + len(scores)]
                 hits = by_draw.mean(axis=0)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-            probabilities = {}
-            if (probability := best_probability(method, scores, logit_scale)) is not None:
-                probabilities["probability"] = probability
+            best = best_classes(scores, TOP)
+            of_best = _rows(np.take_along_axis(scores, best, axis=1))
+            probability = best_probability(method, scores, logit_scale)
+            probabilities = None if probability is None else _list(probability)
             deciding: list[dict[str, Any]] = [{} for _ in labels]
             for name, classes in (("label_text", labels), ("predicted_text", best[:, 0])):
                 found = self._texts and self._texts(method, alpha, start, classes)
                 for line, (text, cosine) in zip(deciding, found or (), strict=False):
                     line[name] = [text, _rounded(cosine)]
+            of_draws = None if by_draw is None else _rows(by_draw.T)
+            correct = _list(hits)
             for row, (label, order) in enumerate(zip(labels.tolist(), best.tolist(), strict=True)):
-                top = [[names[k], _rounded(scores[row, k])] for k in order]
+                top = [[names[k], value] for k, value in zip(order, of_best[row], strict=True)]
                 self.write(
                     task="zero_shot",
                     set=dataset.name,
@@ -160,9 +163,9 @@ class PredictionsFile:
                     label=names[label],
                     predicted=top[0][0],
                     score=top[0][1],
-                    correct=_rounded(hits[row]),
-                    **{name: _rounded(values[row]) for name, values in probabilities.items()},
-                    **({} if by_draw is None else {"correct_by_draw": _list(by_draw[:, row])}),
+                    correct=correct[row],
+                    **({} if probabilities is None else {"probability": probabilities[row]}),
+                    **({} if of_draws is None else {"correct_by_draw": of_draws[row]}),
                     top5=top,
                     choices=choices,
                     **deciding[row],
@@ -315,7 +318,7 @@ class PredictionsFile:
             return
         try:
             if self._table is None:
-                self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                self._lines.write(_as_json(line) + "\n")
             else:
                 for name in JSON_CELLS:
                     if name in line:
@@ -323,6 +326,19 @@ class PredictionsFile:
                 self._table.writerow(line)
         except OSError as failure:
             self.failure = failure
+
+
+def best_classes(scores: Float[np.ndarray, "n K"], top: int) -> Int[np.ndarray, "n _"]:
+    """The classes with the highest scores of each image, best first; of equal ones the first."""
+    if scores.shape[1] <= 4 * top:
+        return np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    found = np.sort(np.argpartition(-scores, top - 1, axis=1)[:, :top], axis=1)
+    values = np.take_along_axis(scores, found, axis=1)
+    found = np.take_along_axis(found, np.argsort(-values, axis=1, kind="stable"), axis=1)
+    # Where more are as good as the last of these, which of them are here is by chance.
+    ties = (scores >= values.min(axis=1, keepdims=True)).sum(axis=1) > top
+    found[ties] = np.argsort(-scores[ties], axis=1, kind="stable")[:, :top]
+    return found
 
 
 def highest(logits: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n"]:
@@ -357,7 +373,11 @@ def note_draws(draws: DrawnAnswers) -> OnDraws:
 
 
 def _list(values: Float[np.ndarray, "_"]) -> list[float]:
-    return [_rounded(value) for value in values]
+    return [_rounded(value) for value in values.tolist()]
+
+
+def _rows(values: Float[np.ndarray, "n _"]) -> list[list[float]]:
+    return [[_rounded(value) for value in row] for row in values.tolist()]
 
 
 def _box(xyxy: Float[np.ndarray, "4"]) -> list[float]:

@@ -1,12 +1,13 @@
 """The sets of a `Suite` and of its included ones, opened and checked before a model is loaded."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grain_jax.data.classification.class_counts import published_counts_of
+from grain_jax.data.classification.class_counts import OtherClasses, published_counts_of
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import TFDS
 from grain_jax.data.compositional.readers import Test
@@ -229,10 +230,6 @@ class _Texts:
         """A file or list; "": those of the folder, or the model's."""
         return self.templates or suite.text(one.templates) or self.default_templates
 
-    def counts_of(self, suite: Suite, one: ImageSet) -> str:
-        """A file or published counts; "": those of the folder, if it has any."""
-        return published_counts_of(one.name, self.counts) or suite.text(one.counts)
-
 
 def _names(suite: Suite) -> list[str]:
     return [one.name for one in suite.sets]
@@ -270,13 +267,13 @@ def _open_images(
             f"Set {one.name!r} of suite {suite.name!r}: {str(place)!r} holds prepared records, not "
             "labelled images; list it under [[records]]."
         )
-    dataset = load_zero_shot(
+    load = functools.partial(
+        load_zero_shot,
         place,
         name=one.name,
         classes=suite.text(one.classes),
         templates=texts.templates_of(suite, one),
         descriptions=suite.text(one.descriptions),
-        counts=texts.counts_of(suite, one),
         further={kind: suite.text(file) for kind, file in one.texts.items()},
         description_template=one.description_template,
         keep_names=one.keep_names,
@@ -287,6 +284,14 @@ def _open_images(
         label_column=one.label_column or None,
         note=note,
     )
+    published = published_counts_of(one.name, texts.counts)
+    try:
+        dataset = load(counts=published or suite.text(one.counts))
+    except OtherClasses as error:
+        if not published:
+            raise
+        note(f"{error} --counts={texts.counts} is left out for it; counts of its own are taken.")
+        dataset = load(counts=suite.text(one.counts))
     _expect(suite, one.name, "classes", one.num_classes, len(dataset.class_names))
     _expect(suite, one.name, "images", one.num_images, len(dataset.source))
     return dataset

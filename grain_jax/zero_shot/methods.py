@@ -36,8 +36,10 @@ from grain_jax.zero_shot.text_kinds import (
     DRAWN,
     IN_TEMPLATE,
     NAMES,
+    OF_DESCRIPTIONS,
     REGIONS,
     TEXT_KINDS,
+    UNPROMPTED,
     EncodeTexts,
     encode_kinds,
     source_of,
@@ -174,6 +176,8 @@ READ_BY: Mapping[str, Callable[[Method], bool]] = {
     "region_aggregation": lambda method: method.alphas is not no_alpha,
     "prompt_ensembling": lambda method: method.prompt_ensembling,
     "description_template": lambda method: bool(method.texts & IN_TEMPLATE),
+    "descriptions": lambda method: bool((method.texts | method.optional_texts) & OF_DESCRIPTIONS),
+    "templates": lambda method: bool((method.texts | method.optional_texts) - UNPROMPTED),
 }
 DEFAULT_METHODS = ("name", "description", "name_and_regions")
 

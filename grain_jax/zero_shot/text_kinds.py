@@ -94,6 +94,10 @@ TEXT_KINDS: Mapping[str, TextKind] = {
 OF_DESCRIPTIONS = frozenset({DESCRIPTIONS, REGIONS, NAMED_DESCRIPTIONS}) | _control_kinds().keys()
 # Kinds that put descriptions into `ClassTexts.description_template`.
 IN_TEMPLATE = frozenset({DESCRIPTIONS, *(controls_of(name)[1] for name in waffle.CONTROLS)})
+# Kinds without the prompts of `ClassTexts.templates`, also of classes that fall back to their name.
+UNPROMPTED = frozenset({REGIONS, WAFFLE, DETECTED, PAIRS, REJECT, ACCEPT}) | {
+    controls_of(name)[2] for name in waffle.CONTROLS
+}
 # Kinds that are drawn at random, by `ClassTexts.draw`.
 DRAWN = frozenset({WAFFLE}) | _control_kinds().keys()
 
@@ -104,6 +108,17 @@ def source_of(kind: str) -> str:
         return f"texts of the kind {kind!r} (--texts={kind}=FILE)"
     of = "two classes or more" if kind in _control_kinds() else "the classes"
     return f"descriptions of {of} (--descriptions)" if kind in OF_DESCRIPTIONS else kind
+
+
+def texts_differ(
+    first: ClassTexts, second: ClassTexts, kinds: Collection[str], *, has_regions: bool
+) -> bool:
+    """Whether a model with or without regions compares images with other texts of the `kinds`."""
+    return any(
+        TEXT_KINDS[kind].make(first) != TEXT_KINDS[kind].make(second)
+        for kind in kinds
+        if has_regions or TEXT_KINDS[kind].encoded_as != "description"
+    )
 
 
 def encode_kinds(

@@ -1,5 +1,6 @@
 """`python -m grain_jax.evaluate`: what it refuses, and in which words."""
 
+import json
 import os
 from pathlib import Path
 
@@ -119,10 +120,21 @@ def test_an_address_is_not_a_path_of_this_machine(option, capsys):
             "--description_template=a {}",
             "by none of the methods name, name_and_regions; name some of description, shared_desc",
         ),
+        (
+            "waffle",
+            "--templates=official",
+            "by none of the methods waffle; name some of name, description,",
+        ),
+        (
+            "name",
+            "--descriptions={images}/descriptions.json",
+            "by none of the methods name; name some of description, name_and_regions,",
+        ),
         ("name", "--texts=cupl=...", "by none of the methods name; name some of cupl, wca_cupl"),
     ],
 )
 def test_what_none_of_the_methods_reads_is_refused(run, images, methods, option, message, capsys):
+    option = option.replace("{images}", str(images))
     given = [f"--checkpoint={run.folder}", f"--data={images}", option]
     assert evaluate.main([*given, f"--methods={methods}"]) == 2
     assert f"{option} is read {message}" in plain(capsys.readouterr().err)
@@ -130,6 +142,16 @@ def test_what_none_of_the_methods_reads_is_refused(run, images, methods, option,
     if "--texts" not in option:
         assert evaluate.main([*given, f"--methods={methods},name_and_regions,description"]) == 0
         assert evaluate.main([*given, "--overwrite"]) == 0
+
+
+def test_templates_are_refused_where_every_class_has_other_texts(run, images, capsys):
+    """As no class falls back to its name; of a class that does, the name is in them."""
+    given = [f"--checkpoint={run.folder}", f"--data={images}", "--methods=description"]
+    assert evaluate.main([*given, "--templates=official"]) == 2
+    said = "--templates=official is read by none of the methods description on this set"
+    assert said in plain(capsys.readouterr().err)
+    (images / "descriptions.json").write_text(json.dumps({"red": ["green part"]}))
+    assert evaluate.main([*given, "--templates=official"]) == 0
 
 
 @pytest.mark.parametrize("option", ["--alphas=1", "--description_template=a {}"])

@@ -169,6 +169,16 @@ def test_published_counts_are_of_the_sets_that_have_some(run, images, capsys):
     report = json.loads(newest(run.folder).read_text())
     assert report["zero_shot_sets"]["flowers102"]["counts"]["file"].endswith("own.json")
 
+    # A set of that name with classes of its own keeps its own counts, and the suite goes on.
+    for name in ("rose", "iris"):
+        (images.parent / "flowers102" / name).rename(images.parent / "flowers102" / f"{name} X")
+    (images.parent / "own.json").write_text('{"rose X": 0, "iris X": 1}')
+    assert evaluate.main([*given, "--counts=cc12m_text"]) == 0
+    assert "--counts=cc12m_text is left out for it" in plain(capsys.readouterr().err)
+    report = json.loads(newest(run.folder).read_text())
+    assert report["zero_shot_sets"]["flowers102"]["counts"]["file"].endswith("own.json")
+    assert report["zero_shot_sets"]["cub200"]["counts"]["file"] == "cub:cc12m_text"
+
 
 def test_options_of_suites_need_one(run, capsys):
     assert evaluate.main([f"--checkpoint={run.folder}", "--allow_missing"]) == 2

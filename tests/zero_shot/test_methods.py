@@ -72,10 +72,10 @@ def fitted_to(
     regions: bool = True,
     alphas=ALPHAS,
     description_template="{}",
+    templates=("a {}", "the {}"),
     **scoring,
 ):
     """The methods with all that any of them needs, and the texts that they were fitted to."""
-    templates = ("a {}", "the {}")
     texts = make_class_texts(
         NAMES,
         templates=templates,
@@ -157,18 +157,21 @@ SETTINGS = {
     "region_aggregation": ("max_over_queries", "max_over_descriptions"),
     "prompt_ensembling": ("embedding", "score"),
     "description_template": ("{}", "which has {}"),
+    "descriptions": (DESCRIPTIONS, {"owl": ["a disc of feathers"], "wren": ["a cocked tail"]}),
+    "templates": (("a {}", "the {}"), ("one {}", "some {}")),
 }
 
 
 @pytest.mark.parametrize("setting", READ_BY)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_setting_changes_the_scores_of_the_methods_that_read_it(name, setting):
-    """Not of `fudd` here, whose candidates it chooses among more than 10 classes."""
+    """Of `fudd` only templates here: others choose its candidates among more than 10 classes."""
     images = some_images()
     one, other = (fitted_to(methods=(name,), **{setting: v})[1](images) for v in SETTINGS[setting])
     assert one
     changed = one.keys() != other.keys() or any((other[key] != one[key]).any() for key in one)
-    assert changed == (name in readers(setting, METHODS) and name != "fudd")
+    reads = name != "fudd" or setting == "templates"
+    assert changed == (name in readers(setting, METHODS) and reads)
 
 
 def test_prompt_ensembling_concerns_the_methods_that_the_page_lists():

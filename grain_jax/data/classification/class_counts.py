@@ -86,6 +86,10 @@ def read_counts(source: str) -> dict[str, int]:
     return given
 
 
+class OtherClasses(ValueError):
+    """Counts of other classes than those of a set."""
+
+
 def bind_counts(
     given: Mapping[str, int],
     names: dict[str, str],
@@ -98,7 +102,7 @@ def bind_counts(
     """Class name -> count. Keys are bound as those of descriptions (`bind_descriptions`).
 
     Classes without a count are noted, and belong to no group. Raises ValueError for keys that are
-    ambiguous, repeated, or all of other classes.
+    ambiguous or repeated, `OtherClasses` where all are of other classes.
     """
     found: dict[str, int] = {}
     for key, classes in classes_of_keys(given, names, source, name_texts=name_texts):
@@ -109,7 +113,7 @@ def bind_counts(
                 )
             found[name] = given[key]
     if not found:
-        raise ValueError(
+        raise OtherClasses(
             f"No key of {source!r} is a class of {title!r}: keys are like "
             f"{next(iter(given), '')!r}, classes like {next(iter(names.values()))!r}."
         )
