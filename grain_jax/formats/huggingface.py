@@ -8,7 +8,7 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,17 @@ from grain_jax.formats.parity import Inputs, Outputs
 from grain_jax.formats.weight_files import read_weights
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.zero_shot.calibration import FILE as CALIBRATION
+from grain_jax.zero_shot.calibration import Calibration, from_json
 
-CODE = ("configuration_grain.py", "modeling_grain.py", "processing_grain.py")
+CODE = (
+    "configuration_grain.py",
+    "modeling_grain.py",
+    "processing_grain.py",
+    "scores_grain.py",
+)
+PIPELINE_METHODS = ("name", "description")  # by which the exported pipeline scores
+# What the pipeline applies, beside what it was fitted for.
+USED_BY_PIPELINE = ("temperature", "class_shift", "none_of_these", "label_sets", "seen_cosine")
 TASK = "zero-shot-image-classification"
 METADATA, WEIGHTS = "grain_jax.json", "model.safetensors"
 TEXTS = (
@@ -64,10 +73,16 @@ class HuggingFace:
         return lambda inputs: torch_outputs(model, inputs)
 
     def finish(self, loaded: ModelBundle, export: Export) -> Sequence[str]:
-        card = model_card(loaded, export.run, export.differences, dtype=export.dtype)
+        calibration, notes = calibrate_pipeline(export.folder)
+        card = model_card(
+            loaded,
+            export.run,
+            export.differences,
+            dtype=export.dtype,
+            calibration=calibration,
+        )
         (export.folder / "README.md").write_text(card, encoding="utf-8")
-        calibrate_pipeline(export.folder)
-        return ()
+        return notes
 
 
 def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -> None:
@@ -88,22 +103,44 @@ def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -
     )
 
 
-def calibrate_pipeline(folder: Path) -> None:
-    """Tells the pipeline the temperature of the folder's calibration, if it has one.
+def calibrate_pipeline(folder: Path) -> tuple[Calibration | None, list[str]]:
+    """Gives the pipeline the folder's calibration, as `calibration` in config.json.
 
-    The rest of a calibration is used by `grain_jax.load` alone.
+    Returns what the pipeline was given, None for none, and notes on what it cannot use.
     """
     if not (folder / CALIBRATION).is_file():
-        return
+        return None, []
     content, config = read_json(folder / CALIBRATION), read_json(folder / "config.json")
-    if content["class_shift"] is None:
-        fitted = content["fitted_for"]
-        config["calibration"] = {
-            "method": fitted["method"],
-            "alpha": fitted["alpha"],
-            "temperature": content["temperature"],
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    calibration = from_json(content, CALIBRATION)
+    if calibration.method not in PIPELINE_METHODS:
+        return None, [
+            f"The pipeline of the export does not use the calibration, which is for the method "
+            f"{calibration.method!r}: it scores by {' or '.join(PIPELINE_METHODS)}. grain_jax.load "
+            "of the export uses it; calibrate with --method=description for the pipeline."
+        ]
+    fitted = content["fitted_for"]
+    config["calibration"] = {
+        **{name: fitted[name] for name in ("method", "alpha", "scoring", "texts_sha256")},
+        **{name: content[name] for name in USED_BY_PIPELINE},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return calibration, _notes_on_descriptions(content)
+
+
+def _notes_on_descriptions(content: Mapping[str, Any]) -> list[str]:
+    """Whether the calibration is of classes that the pipeline cannot be asked for."""
+    described = content["report"].get("set", {}).get("descriptions")  # of a report of `calibrate`
+    if content["fitted_for"]["method"] == "name" or described is None:
+        return []
+    num_classes = len(content["fitted_for"]["classes"])
+    if (lacking := num_classes - described["classes_with_any"]) == 0:
+        return []
+    return [
+        f"{lacking} of the {num_classes} classes that the calibration was fitted to have no "
+        "descriptions, and the pipeline of the export takes some of every label: of the "
+        "calibration it can use the temperature alone. grain_jax.load of the export uses all of "
+        "it; describe all classes and calibrate again for the pipeline."
+    ]
 
 
 def compare_tokens(loaded: ModelBundle, folder: Path) -> None:

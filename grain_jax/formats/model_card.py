@@ -7,6 +7,7 @@ from grain_jax.formats.format import TrainingRun
 from grain_jax.formats.parity import Difference
 from grain_jax.models.bundle import ModelBundle
 from grain_jax.models.learned import what_lacks
+from grain_jax.zero_shot.calibration import Calibration
 
 _FRONT = """\
 ---
@@ -61,13 +62,19 @@ print(output.description_scores)  # [1, {queries}, 1]: cosine of each region wit
 
 
 def model_card(
-    loaded: ModelBundle, run: TrainingRun, differences: Sequence[Difference], *, dtype: str
+    loaded: ModelBundle,
+    run: TrainingRun,
+    differences: Sequence[Difference],
+    *,
+    dtype: str,
+    calibration: Calibration | None = None,
 ) -> str:
     """Markdown with front matter, filled from the model and its run, without a license.
 
     Args:
         differences: of the outputs of the export from those of the model.
         dtype: of the exported weights.
+        calibration: what the pipeline of the export uses.
     """
     config, grain = loaded.config, loaded.config.model.type == "grain"
     found = loaded.has_regions and loaded.has_boxes  # else region outputs are None
@@ -92,7 +99,9 @@ def model_card(
         use,
         "## Data\n\n" + _data(loaded, run, data) + "\n",
         "## Metrics\n\n" + (run.metrics or "None were measured.\n"),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(loaded, data)) + "\n",
+        "## Limits\n\n"
+        + "\n".join(f"- {limit}" for limit in _limits(loaded, data, calibration))
+        + "\n",
         "## How exact this copy is\n\n" + _exactness(differences, dtype=dtype) + "\n",
     ]
     return "\n".join(parts)
@@ -140,7 +149,7 @@ def _data(loaded: ModelBundle, run: TrainingRun, source: DataSource) -> str:
     return source.origin(num_images=f"{run.num_images:,}", length=length)
 
 
-def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
+def _limits(loaded: ModelBundle, source: DataSource, calibration: Calibration | None) -> list[str]:
     config, spec = loaded.config, loaded.preprocessing
     model, data = config.model, config.data
     shape = "squashed to a square" if spec.resize == "squash" else "cut to their centre square"
@@ -150,7 +159,7 @@ def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
         f"Texts are truncated to {data.caption_length} tokens, descriptions of regions to "
         f"{data.description_length}.",
         "Scores of classes are a softmax over the given labels: they always sum to 1, also where "
-        "no label is right, and are not calibrated.",
+        "no label is right" + _calibrated(calibration),
         "The model reproduces omissions and errors of the training texts about people and places; "
         "it was not examined for bias.",
     ]
@@ -171,6 +180,25 @@ def _limits(loaded: ModelBundle, source: DataSource) -> list[str]:
             f"Its vocabulary has {known} English words; all others become the same unknown word."
         )
     return limits
+
+
+def _calibrated(calibration: Calibration | None) -> str:
+    """The rest of a sentence about scores."""
+    if calibration is None:
+        return ", and are not calibrated."
+    by = "name" if calibration.alpha is None else f"description with alpha={calibration.alpha:g}"
+    parts = [
+        (calibration.none_of_these, "`none_of_these` says where none is"),
+        (calibration.label_sets, "`in_set` which labels to consider"),
+        (calibration.seen_cosine, "`num_seen` how many descriptions a region shows"),
+    ]
+    said = ", ".join(text for fitted, text in parts if fitted is not None)
+    others = "the temperature alone" if calibration.class_shift is None else "no calibration"
+    return (
+        f". By {by} they are calibrated for images like those of {len(calibration.classes)} "
+        f"classes (`calibration` in `config.json`){': ' * bool(said)}{said}. Other classes and "
+        f"texts get {others}, other methods and alphas none of it."
+    )
 
 
 def _exactness(differences: Sequence[Difference], *, dtype: str) -> str:

@@ -128,6 +128,7 @@ def test_an_export_takes_it_along_and_its_pipeline_uses_the_temperature(tmp_path
     for one in answer.ranked:
         assert scores[one.label] == pytest.approx(one.probability, abs=1e-5)
     described = {"red": ["red crest"], "blue": ["blue tail"]}  # by another method: without
-    by_description = pipeline(image, descriptions=described)
+    with pytest.warns(UserWarning, match="fitted for method=name"):
+        by_description = pipeline(image, descriptions=described)
     (expected,) = own.classify(tmp_path / "red.png", descriptions=described)
     assert by_description[0]["score"] == pytest.approx(expected.ranked[0].probability, abs=1e-5)

@@ -1,6 +1,7 @@
 """Image processor, processor and pipeline of GRAIN, with the preprocessing of its evaluation.
 
-They are in one file, because saving a processor saves only the file that defines it.
+They are in one file, because saving a processor saves the file that defines it and those that this
+one imports: a pipeline of its own file would be left out.
 """
 
 import html
@@ -23,6 +24,16 @@ from transformers import BatchFeature, ZeroShotImageClassificationPipeline
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
+
+from .scores_grain import (
+    FOUND,
+    Compared,
+    answered,
+    calibrated_logits,
+    part_that_holds,
+    texts_sha256,
+    with_answers,
+)
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZES = ("squash", "crop")
@@ -227,8 +238,13 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     `descriptions`, {label: [text, ...]}, labels are scored by their descriptions: `alpha` x score
     of the whole image + (1 - `alpha`) x score of the regions, each a mean over the descriptions.
     `alpha` is 0.5 by default, and 1 for a model with untrained regions. Texts are truncated and
-    padded as the model expects; there are no `tokenizer_kwargs`. Where the model was calibrated,
-    scores are probabilities of its temperature for the method and alpha that it was fitted for.
+    padded as the model expects; there are no `tokenizer_kwargs`.
+
+    Where the model was calibrated for the method and alpha, scores are calibrated probabilities.
+    For the classes and texts that it was fitted to each entry then also has, as far as they were
+    fitted, `in_set`: whether its label is in the conformal set of the image; `none_of_these`:
+    whether the image looks like none of the labels, equal in all entries; and `num_seen`: how many
+    of its descriptions a region shows. A warning says, once, why a calibration is not used in full.
 
     Embeddings of texts are cached until the weights, their type or their device change. Changes are
     detected by torch's version counter and a sample of each tensor, which miss a change of single
@@ -239,6 +255,8 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._encoded: OrderedDict[Any, Any] = OrderedDict()  # cached embeddings of texts
         self._tokens: OrderedDict[Any, Any] = OrderedDict()  # cached tokens of texts
+        self._digests: OrderedDict[Any, Any] = OrderedDict()  # cached `texts_sha256`
+        self._said: set[str] = set()  # warnings about the calibration
         super().__init__(*args, **kwargs)
 
     def check_model_type(self, supported_models: Any) -> None:
@@ -246,6 +264,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """[{"label", "score"}, ...] of an image, highest score first; a list of these for several.
+        Of a calibrated model entries have more (see the class).
 
         Arguments that are not given default to those the pipeline was created with; descriptions
         are used without a template. Raises ValueError for invalid or contradictory arguments, and
@@ -300,7 +319,10 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
             if alpha is not None:
                 raise ValueError("alpha weighs the image against regions; give descriptions too.")
             texts = self._prompts(candidate_labels, hypothesis_template)
-            query = _Query(self.token_ids(texts, self.tokenizer.model_max_length))
+            query = _Query(
+                self.token_ids(texts, self.tokenizer.model_max_length),
+                digest=self._digest(candidate_labels, texts, None),
+            )
         else:
             if hypothesis_template is not None:
                 raise ValueError(
@@ -349,7 +371,7 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         alpha: Any,
     ) -> "_Query":
         """Tokens of the descriptions, and alpha. Raises ValueError where they do not fit."""
-        regions = self.model.config.type == "grain" and self.model.config.regions_trained
+        regions = self._has_regions()
         if alpha is None:
             alpha = 0.5 if regions else 1.0
         number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
@@ -364,14 +386,34 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
                 f"{odd.pop()!r} is either not a label or has no descriptions; give "
                 "descriptions of exactly the labels."
             )
-        texts = [text for label in labels for text in descriptions[label]]
+        groups = [list(dict.fromkeys(descriptions[label])) for label in labels]
+        texts, counts = [text for group in groups for text in group], list(map(len, groups))
         limit = self.tokenizer.model_max_length
         return _Query(
             ids=self.token_ids(texts, limit),
             region_ids=self.token_ids(texts, self.model.config.description_length or limit),
-            counts=[len(descriptions[label]) for label in labels],
+            counts=counts,
             alpha=float(alpha),
+            digest=self._digest(labels, texts, counts),
         )
+
+    def _digest(
+        self, labels: Sequence[str], texts: Sequence[str], counts: Sequence[int] | None
+    ) -> str | None:
+        """`texts_sha256` of prompts, or of descriptions with their `counts`; None where no
+        calibration asks for it. Cached for images with the same texts.
+        """
+        if "texts_sha256" not in (getattr(self.model.config, "calibration", None) or {}):
+            return None
+        key = (tuple(labels), tuple(texts), counts and tuple(counts), self._has_regions())
+
+        def digest() -> str:
+            return texts_sha256(labels, texts, counts, with_regions=self._has_regions())
+
+        return _cached(self._digests, key, digest)
+
+    def _has_regions(self) -> bool:
+        return self.model.config.type == "grain" and self.model.config.regions_trained
 
     def token_ids(self, texts: Sequence[str], length: int) -> Any:
         """[N, L] token ids, cached for images with the same texts."""
@@ -389,32 +431,53 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         query = model_inputs.pop("query")
         batch = isinstance(query, list)  # its images have the same labels
         query = query[0] if batch else query
-        num_labels = len(labels[0] if batch else labels)
-        output = self.model(**model_inputs)
-        if query.counts is None:
-            prompts = self._embeds(query.ids).unflatten(0, (-1, num_labels)).mean(dim=0)
-            if self.model.config.prompt_ensembling == "embedding":
-                prompts = F.normalize(prompts, dim=-1)
-            scores = output.image_embeds @ prompts.T
-        else:
-            scores = self._description_scores(output, query)
-        logits = self.model.logit_factor() / self._temperature(query) * scores
-        return {"candidate_labels": labels, "logits": logits, "failed": failed}
+        own = labels[0] if batch else labels
+        output, config = self.model(**model_inputs), self.model.config
+        compared = Compared(
+            output.image_embeds,
+            output.region_embeds,
+            embed_texts=lambda: self._embeds(query.ids),
+            embed_region_texts=lambda: self._embeds(query.region_ids),
+            num_labels=len(own),
+            counts=query.counts,
+            alpha=query.alpha,
+            prompt_ensembling=config.prompt_ensembling,
+            region_aggregation=config.region_aggregation,
+        )
+        fitted = self._calibration(query)
+        logits = self.model.logit_factor() * compared.scores()
+        logits = calibrated_logits(fitted, logits, own)
+        found = answered(fitted, logits, compared)
+        return {"candidate_labels": labels, "logits": logits, "failed": failed} | found
 
-    def _temperature(self, query: Any) -> float:
-        """Of the model's calibration, where it was fitted for this method and alpha; else 1."""
-        fitted = getattr(self.model.config, "calibration", None)
-        asked = ("name", None) if query.counts is None else ("description", query.alpha)
-        if fitted is None or (fitted["method"], fitted["alpha"]) != asked:
-            return 1.0
-        return fitted["temperature"]
+    def _calibration(self, query: Any) -> Mapping[str, Any]:
+        """The part of the model's calibration that holds for the question; warns, once, if it is
+        not all of it.
+        """
+        config = self.model.config
+        asked = {
+            "method": "name" if query.counts is None else "description",
+            "alpha": query.alpha,
+            "prompt_ensembling": config.prompt_ensembling,
+            "region_aggregation": config.region_aggregation,
+        }
+        calibration = getattr(config, "calibration", None)
+        fitted, reason = part_that_holds(calibration, asked, query.digest)
+        if reason is not None and reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(reason, stacklevel=2)
+        return fitted
 
     def postprocess(self, model_outputs: Any) -> Any:
-        """Labels with their scores, highest first; [] for an image that was skipped."""
+        """Labels with their scores, highest first, and what a calibration says of them; [] for an
+        image that was skipped.
+        """
+        found = {name: model_outputs.pop(name) for name in FOUND}
         if failed := model_outputs.pop("failed"):
             warnings.warn(f"Skipped: {failed}", stacklevel=2)
             return []
-        return super().postprocess(model_outputs)
+        labels = list(model_outputs["candidate_labels"])
+        return with_answers(super().postprocess(model_outputs), labels, found)
 
     def _embeds(self, ids: Any) -> Any:
         """[N, L] token ids to [N, E], cached until the weights change."""
@@ -440,25 +503,6 @@ class GrainZeroShotPipeline(ZeroShotImageClassificationPipeline):
         sample = torch.cat(samples).cpu().numpy().tobytes() if samples else b""
         return id(self.model), state, tuple(identities), sample
 
-    def _description_scores(self, output: Any, query: Any) -> Any:
-        """Scores [B, K] by description: `query.ids` for images, `query.region_ids` for regions."""
-        counts, alpha = query.counts, query.alpha
-
-        def by_label(values: Any, reduce: Any) -> Any:
-            return torch.stack([reduce(part) for part in values.split(counts, dim=-1)], dim=-1)
-
-        if alpha > 0:
-            cosines = output.image_embeds @ self._embeds(query.ids).T
-            whole = by_label(cosines, lambda x: x.mean(dim=-1))
-        if alpha == 1:
-            return whole
-        cosines = output.region_embeds @ self._embeds(query.region_ids).T  # [B, Q, M]
-        if self.model.config.region_aggregation == "max_over_queries":
-            regions = by_label(cosines.amax(dim=1), lambda x: x.mean(dim=-1))
-        else:
-            regions = by_label(cosines, lambda x: x.amax(dim=-1)).mean(dim=1)
-        return regions if alpha == 0 else alpha * whole + (1 - alpha) * regions
-
 
 @dataclass(frozen=True, eq=False)
 class _Numbered:
@@ -477,6 +521,7 @@ class _Query:
     region_ids: Any = None  # [M, L] descriptions as truncated for regions
     counts: list[int] | None = None  # number of descriptions of each label
     alpha: float | None = None
+    digest: str | None = None  # `texts_sha256`, where a calibration asks for it
 
 
 def _cached(cache: OrderedDict[Any, Any], key: Any, make: Any) -> Any:
