@@ -67,6 +67,7 @@ from grain_jax.evaluation.details import describe_set
 from grain_jax.evaluation.predictions import record_ids
 from grain_jax.evaluation.report import versions
 from grain_jax.evaluation.results_file import check_place
+from grain_jax.formats.huggingface import METADATA as EXPORT
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.inference.predictor import ALPHA, DESCRIPTION_METHODS
 from grain_jax.loading.calibration import calibration_place
@@ -186,6 +187,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print(content, Console())
     print(f"Written to {path}{f'; reliability: {plot}' if plot else ''}")
     print(embedded)
+    if (path.parent / EXPORT).is_file():
+        note(
+            "the pipeline of this export answers as it did when it was exported; export it again "
+            f"(python -m grain_jax.export --checkpoint={options.checkpoint} --to=huggingface) for "
+            "one with this calibration. grain_jax.load and predict use it as it is."
+        )
     return ExitStatus.DONE
 
 

@@ -333,6 +333,15 @@ def test_what_evaluate_encoded_is_read(files, monkeypatch, capsys):
     assert said == f"Embeddings: {NUM_IMAGES} images and 3 texts read from kept, 0 and 0 encoded."
 
 
+def test_an_export_that_is_calibrated_later_is_to_be_exported_again(files, capsys):
+    """Its pipeline reads config.json, and that has what was there at the export."""
+    assert calibrate.main(["--checkpoint=run", "--data=set"]) == ExitStatus.DONE
+    assert "export it again" not in capsys.readouterr().err
+    Path("run/grain_jax.json").write_text("{}")
+    assert calibrate.main(["--checkpoint=run", "--data=set", "--overwrite"]) == ExitStatus.DONE
+    assert "--checkpoint=run --to=huggingface" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("layout", ["tars", "parquet", "tfds"])
 def test_outliers_are_what_data_takes(files, capsys, layout):
     """Their labels, if any, are not looked at."""
