@@ -7,13 +7,13 @@ from pathlib import Path
 from grain_jax.evaluation.grounding_tables import TITLES as BOXES_BY
 from grain_jax.evaluation.suite_results import AVERAGE, EXPECTED
 from grain_jax.evaluation.tables import (
-    DRAWN,
     PREDICTORS,
     RETRIEVED,
     UNDESCRIBED,
     ResultIndex,
     Table,
     described,
+    draws_sentence,
     method_title,
     with_draws,
 )
@@ -85,7 +85,7 @@ def side_by_side(
         "In percent; in brackets the 95 % interval over images. -: the model or the set lacks "
         "what the method needs."
         + (UNDESCRIBED if any("described)" in line[1] for line in lines) else "")
-        + (DRAWN if any("draws)" in cell for line in lines for cell in line[3:]) else "")
+        + draws_sentence((indices[title].get, results) for title, results in models.items())
         + (f" {note}" if note else "")
     )
     columns = ("set", "method", "metric", *models)

@@ -104,6 +104,7 @@ class RecordSet:
     metric: Literal["mean_R@1", "phrase_accuracy", "box_recall"] = "mean_R@1"
     in_average: bool = True
     num_images: int | None = None
+    captions_per_image: int | None = None  # expected, or more
 
     @property
     def averaged_with(self) -> str:
@@ -271,7 +272,7 @@ TABLES: Mapping[str, type[AnySet]] = {
     "compositional": CompositionalTest,
 }
 NUMBERS = ("num_classes", "num_images", "num_texts", "num_questions")  # that are expected
-COUNTS = (*NUMBERS, "negatives", "crops", "shots", "bank_size")
+COUNTS = (*NUMBERS, "captions_per_image", "negatives", "crops", "shots", "bank_size")
 OF_GIVEN = (*FULFILS, *GOES_WITH)
 LATER = ("crops", "crop_sizes", "crop_seed", *OF_GIVEN)
 

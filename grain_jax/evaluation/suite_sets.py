@@ -305,6 +305,16 @@ def _open_records(suite: Suite, one: RecordSet, place: Path) -> Source:
     except ValueError as error:
         raise ValueError(f"Set {one.name!r} of suite {suite.name!r}: {error}") from error
     _expect(suite, one.name, "images", one.num_images, len(source))
+    if (expected := one.captions_per_image) is not None:
+        for record in map(source.__getitem__, range(len(source))):
+            found = sum(caption.source == "original" for caption in record.captions)
+            if found < expected:
+                raise ValueError(
+                    f"Set {one.name!r} of suite {suite.name!r}: image {record.id!r} has {found} "
+                    f"captions, and {expected} or more were expected: recalls of fewer captions "
+                    "are another measurement. Prepare all captions, or change captions_per_image "
+                    "in a suite file of your own."
+                )
     return source
 
 

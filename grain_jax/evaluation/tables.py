@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +14,16 @@ from rich.cells import cell_len
 from grain_jax.evaluation.percentages import MISSING, percent, result_text
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, KS, TEXT_TO_IMAGE
 from grain_jax.results import BY_FREQUENCY, DRAW, SPREAD_OF_DRAWS, Result, read_results
-from grain_jax.zero_shot.methods import METHODS, titled
+from grain_jax.zero_shot.methods import METHODS, drawn_methods, titled
 from grain_jax.zero_shot.text_kinds import OF_DESCRIPTIONS
 
 UNDESCRIBED = " Classes without descriptions are scored by their name in every row."
-DRAWN = (
+MEAN_OF_DRAWS = (
     " Of random texts and crops the mean over draws, with its standard deviation over them (sd) "
     "behind it."
 )
+ONE_DRAW = " Random texts and crops are drawn once: others have other figures (--text_draws)."
+OF_DRAWS = frozenset(drawn_methods(METHODS))
 TEXT_COLUMNS = 2  # the first ones of a table; the others are numbers
 FOLDED = 12  # columns that a text can be folded to and still be read
 # Columns of numbers that say what was measured on, not how well.
@@ -268,7 +270,7 @@ def _zero_shot(results: Sequence[Result]) -> Table:
         "CLIP, at 0 the regions do. By description means without the name. "
         "In brackets the 95 % interval (Wilson, over images)."
         + (UNDESCRIBED if any("described)" in row[1] for row in rows) else "")
-        + (DRAWN if any("draws" in cell for row in rows for cell in row[2:]) else ""),
+        + draws_sentence([(index.get, results)]),
     )
 
 
@@ -336,6 +338,17 @@ def spread_of_draws(get: Get, result: Result | None) -> str:
     every = (get(*of, f"{DRAW}{draw}", result.alpha) for draw in itertools.count())
     count = sum(1 for _ in itertools.takewhile(lambda one: one is not None, every))
     return f"sd {percent(spread.value)}, {count} draws"
+
+
+def draws_sentence(every: Iterable[tuple[Get, Sequence[Result]]]) -> str:
+    """Whether top-1 accuracies by random texts and crops are means over draws; "" without any."""
+    found = {
+        bool(spread_of_draws(get, result))
+        for get, results in every
+        for result in results
+        if result.metric == "top1" and result.method in OF_DRAWS
+    }
+    return (MEAN_OF_DRAWS if True in found else "") + (ONE_DRAW if False in found else "")
 
 
 def _grounding(results: Sequence[Result]) -> Table:

@@ -127,6 +127,11 @@ def test_missing_sets_are_all_named_before_anything_is_read(folder):
         ("num_classes = 3", "num_classes = 4", "has 3 classes, and 4 were expected"),
         ("num_images = 3", "num_images = 5000", "has 3 images, and 5,000 were expected"),
         ("num_images = 2", "num_images = 1", "'photographs'.* has 2 images, and 1 were"),
+        (
+            "num_images = 2",
+            "captions_per_image = 2",
+            "'photographs'.*'dev0' has 1 captions, and 2 or more were expected",
+        ),
         ('split = "dev"', 'split = "test"', "'photographs' of suite 'mine'.*has no split 'test'"),
         ('name = "apart"', 'name = "apart"\ndata = "photographs"', "list it under"),
     ],

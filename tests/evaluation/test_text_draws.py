@@ -107,7 +107,12 @@ def test_tables_and_logs_have_the_spread(measure):
     assert any(f"(sd {100 * spread:.1f}, 3 draws)" in cell for cell in cells["waffle: WaffleCLIP"])
     assert not any("draws" in cell for cell in cells["name"])
     assert "mean over draws" in table.meaning
-    assert "draws" not in result_tables(measure(details=True))[0].meaning
+    assert "drawn once" not in table.meaning
+    once = result_tables(measure(details=True))[0].meaning
+    assert "drawn once" in once
+    assert "mean over draws" not in once
+    by_name = [result for result in results if result.method in ("name", "random")]
+    assert "draw" not in result_tables(by_name)[0].meaning
     found = {(r.method, r.metric, r.alpha): r.value for r in from_logged(logged(results))}
     assert found["waffle", "top1_draw2", None] == value(results, "waffle", "top1_draw2")
 

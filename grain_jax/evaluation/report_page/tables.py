@@ -19,7 +19,7 @@ from grain_jax.evaluation.report_page.content import (
 from grain_jax.evaluation.report_page.evaluations import Evaluation
 from grain_jax.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from grain_jax.evaluation.statistics import mean_interval
-from grain_jax.evaluation.tables import DRAWN, PREDICTORS, spread_of_draws
+from grain_jax.evaluation.tables import PREDICTORS, draws_sentence, spread_of_draws
 from grain_jax.evaluation.tables import method_title as title_of_method
 from grain_jax.results import HEADLINE, OF_BOXES, OF_DATASET, STARTS, Result, is_of_draws
 from grain_jax.zero_shot.methods import METHODS
@@ -267,7 +267,8 @@ def _methods_by_sets(evaluations: Sequence[Evaluation], metric: str, title: str)
     known = any(cell.interval for row in rows for cell in row)
     wilson = WILSON.format(OF_CLASSES if metric == "per_class" else "images")
     meaning = f"{wilson if known else ''}{BY_NAME.format(example) if example else ''}"
-    meaning += DRAWN if any(cell.spread for row in rows for cell in row) else ""
+    if metric == "top1":
+        meaning += draws_sentence((one.get, one.results) for one in evaluations)
     meaning += OF_COSTS if known_costs else ""
     titles = [one.letter if several else column for column, of in columns.items() for _, one in of]
     return Grid(
