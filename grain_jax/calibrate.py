@@ -68,6 +68,7 @@ from grain_jax.evaluation.predictions import record_ids
 from grain_jax.evaluation.report import versions
 from grain_jax.evaluation.results_file import check_place
 from grain_jax.formats.huggingface import METADATA as EXPORT
+from grain_jax.formats.huggingface import PIPELINE_METHODS
 from grain_jax.inference.encoder import Encoder, ImageFeatures, errors_about
 from grain_jax.inference.predictor import ALPHA, DESCRIPTION_METHODS
 from grain_jax.loading.calibration import calibration_place
@@ -76,6 +77,7 @@ from grain_jax.models.bundle import ModelBundle
 from grain_jax.predict import texts_of_option
 from grain_jax.terminal import escape_unprintable
 from grain_jax.visualize.reliability import Diagram, draw_reliability
+from grain_jax.zero_shot.calibration import FILE as CALIBRATION
 from grain_jax.zero_shot.calibration import SetRule, to_json
 
 METHODS = (*DESCRIPTION_METHODS, "name")
@@ -187,11 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print(content, Console())
     print(f"Written to {path}{f'; reliability: {plot}' if plot else ''}")
     print(embedded)
-    if (path.parent / EXPORT).is_file():
+    of_export = path.name == CALIBRATION and (path.parent / EXPORT).is_file()
+    if of_export and fitted.calibration.method in PIPELINE_METHODS:
         note(
             "the pipeline of this export answers as it did when it was exported; export it again "
-            f"(python -m grain_jax.export --checkpoint={options.checkpoint} --to=huggingface) for "
-            "one with this calibration. grain_jax.load and predict use it as it is."
+            f"(python -m grain_jax.export --checkpoint={options.checkpoint} --to=huggingface "
+            "--output=FOLDER) for one with this calibration. grain_jax.load and predict use it as "
+            "it is."
         )
     return ExitStatus.DONE
 

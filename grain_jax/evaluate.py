@@ -7,8 +7,8 @@
   python -m grain_jax.evaluate --checkpoint=RUN --suite=grain11 --suite_data=FOLDER
   python -m grain_jax.evaluate --checkpoint=A,B ...             (one table of several models)
   python -m grain_jax.evaluate --checkpoint=RUN --watch         (while it trains elsewhere)
-  python -m grain_jax.evaluate compare A B                      (two files of --predictions)
-  python -m grain_jax.evaluate report A.json B.json             (a page on files of results)
+  python -m grain_jax.evaluate compare A.json B.json            (two files of results)
+  python -m grain_jax.evaluate report A.json B.json             (a page on them)
   python -m grain_jax.evaluate compositional ...                (SugarCrepe, Winoground, ARO)
   python -m grain_jax.evaluate grounding --checkpoint=RUN ...   (phrases, by published protocols)
   python -m grain_jax.evaluate leaks ...                        (training images in the test set)
@@ -25,13 +25,12 @@ folder, or a name on the Hugging Face hub.
 What every figure means is said in `docs/evaluation.md`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -59,7 +58,7 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.image_variants import with_crops
 from grain_jax.data.source import data_source
-from grain_jax.evaluate_files import finish, place_of_predictions
+from grain_jax.evaluate_files import answers_of_results, finish
 from grain_jax.evaluate_images import evaluate_images
 from grain_jax.evaluate_notes import (
     named,
@@ -88,12 +87,12 @@ from grain_jax.evaluation import results_file
 from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
 from grain_jax.evaluation.digests import sha256_of
+from grain_jax.evaluation.kept_predictions import Answers
 from grain_jax.evaluation.left_out import (
     check_any_left,
     left_out_sentences,
 )
 from grain_jax.evaluation.one_line import one_line
-from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite import (
     evaluate,
@@ -148,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def measure(options: Options) -> list[Result]:
         if "predictions" in given and processes.speaks():
             results_file.make_folder(given["predictions"])
-        with place_of_predictions(options) as place:
-            report, headline, unwritten, embedded = _evaluate(options, suite, place, messages)
+        with answers_of_results(options) as answers:
+            report, headline, embedded = _evaluate(options, suite, answers, messages)
             if processes.speaks():
                 if "output" in given:
                     results_file.make_folder(given["output"])
@@ -159,17 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 in_a_line = options.watch and not options.tables
                 tables = None if several or suite is not None or in_a_line else shown
                 line = f"Step {options.step}: {one_line(report['results'])}" if in_a_line else ""
+                measured = options.data
+                if options.suite is not None:
+                    measured = Path(options.suite).with_suffix("")
                 ended = finish(
                     options,
                     report,
-                    place,
-                    unwritten,
+                    answers,
                     tables,
                     output,
                     messages,
-                    data=options.data
-                    if options.suite is None
-                    else Path(options.suite).with_suffix(""),
+                    data=measured,
                     tasks=options.tasks or "",
                     line=line,
                 )
@@ -244,12 +243,10 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
 def _evaluate(
     options: Options,
     suite: OpenedSuite | None,
-    place: Path | BinaryIO | None,
+    answers: Answers,
     messages: Console,
-) -> tuple[dict[str, Any], str, OSError | None, str]:
-    """The report, its headline, why the predictions could not be written to `place` if they could
-    not, and what of the embeddings was cached.
-    """
+) -> tuple[dict[str, Any], str, str]:
+    """The report, its headline, and what of the embeddings was cached."""
     note = functools.partial(say_note, messages)
     store = open_store(options.embeddings)
     mesh = make_mesh(MeshConfig()) if jax.device_count() > 1 else None
@@ -289,9 +286,7 @@ def _evaluate(
     if config.model.type == "grain" and (lacking := what_lacks(loaded.learned)):
         note(f"this GRAIN model has no {lacking}, so figures that need them are left out.")
     details = ResultDetails()
-    with contextlib.ExitStack() as files:
-        if place is not None:
-            details.predictions = files.enter_context(PredictionsFile(place))
+    with answers.lines() as details.predictions:
         if kind == "own":
             results = evaluate(
                 encoder,
@@ -364,8 +359,7 @@ def _evaluate(
     if left_out := {name: missing for name, missing in details.left_out.items() if missing}:
         report["left_out"] = left_out
     of_run = data_source(config.data, image_size=encoder.preprocessing.image_size)
-    failure = details.predictions.failure if details.predictions else None
-    return report, of_run.headline(results), failure, embeddings_line(encoder)
+    return report, of_run.headline(results), embeddings_line(encoder)
 
 
 if __name__ == "__main__":

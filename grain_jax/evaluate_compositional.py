@@ -13,12 +13,11 @@ RUN is what `python -m grain_jax.evaluate` takes. What is scored is the cosine o
 and the caption. See `docs/evaluation.md`.
 """
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import jax
 from rich.console import Console
@@ -42,13 +41,13 @@ from grain_jax.command_line import (
 from grain_jax.config import MeshConfig
 from grain_jax.data.compositional.readers import READERS
 from grain_jax.data.entities_folder import refuse_entities
-from grain_jax.evaluate_files import check_places, finish, place_of_predictions
+from grain_jax.evaluate_files import answers_of_results, check_places, finish
 from grain_jax.evaluate_notes import named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.compositional_suite import compositional_table
 from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import ResultDetails
-from grain_jax.evaluation.predictions import PredictionsFile
+from grain_jax.evaluation.kept_predictions import Answers
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.suite_tests import measure_compositional_test
 from grain_jax.evaluation.tables import print_results, print_table
@@ -97,8 +96,8 @@ def main(arguments: Sequence[str]) -> int:
         return parsed.status
     try:
         check_places(options)
-        with place_of_predictions(options) as place:
-            report, unwritten, embedded = _evaluate(options, place, messages)
+        with answers_of_results(options) as answers:
+            report, embedded = _evaluate(options, answers, messages)
 
             def tables(screen: Console) -> None:
                 if options.format == "retrieval":
@@ -109,8 +108,7 @@ def main(arguments: Sequence[str]) -> int:
             status = finish(
                 options,
                 report,
-                place,
-                unwritten,
+                answers,
                 tables,
                 screen,
                 messages,
@@ -123,12 +121,8 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _evaluate(
-    options: Options, place: Path | BinaryIO | None, messages: Console
-) -> tuple[dict[str, Any], OSError | None, str]:
-    """The report, why the predictions could not be written to `place` if they could not, and what
-    of the embeddings was cached.
-    """
+def _evaluate(options: Options, answers: Answers, messages: Console) -> tuple[dict[str, Any], str]:
+    """The report, and what of the embeddings was cached."""
     if not options.data.exists():
         raise ValueError(f"There is no file {str(options.data)!r} for --data.")
     refuse_entities(options.data)
@@ -139,9 +133,7 @@ def _evaluate(
     encoder = Encoder.from_bundle(loaded, batch_size=options.batch_size, mesh=mesh)
     encoder = over_store(encoder, store, note=note)
     results, details = list[Result](), ResultDetails()
-    with contextlib.ExitStack() as files:
-        if place is not None:
-            details.predictions = files.enter_context(PredictionsFile(place))
+    with answers.lines() as details.predictions:
         for test in tests:
             results += measure_compositional_test(encoder, test, note=note, details=details)
     if encoder.truncated_texts:
@@ -167,5 +159,4 @@ def _evaluate(
         "versions": versions(),
         "hardware": hardware(),
     }
-    unwritten = details.predictions.failure if details.predictions else None
-    return report, unwritten, embeddings_line(encoder)
+    return report, embeddings_line(encoder)

@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, get_args
+from typing import Annotated, Any, get_args
 
 import jax
 from rich.console import Console
@@ -42,7 +42,7 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.grounding.formats import FORMATS, load_grounding
 from grain_jax.data.grounding.queries import GroundingSet
 from grain_jax.data.placeholder import check_placeholder
-from grain_jax.evaluate_files import check_places, finish, place_of_predictions
+from grain_jax.evaluate_files import answers_of_results, check_places, finish
 from grain_jax.evaluate_notes import named, print_line, say_error, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.content_digests import model_sha256
@@ -53,7 +53,7 @@ from grain_jax.evaluation.grounding_benchmark import (
 )
 from grain_jax.evaluation.grounding_protocol import BoxesOf, Feature, Truth
 from grain_jax.evaluation.grounding_tables import grounding_tables, left_out_notes
-from grain_jax.evaluation.predictions import PredictionsFile
+from grain_jax.evaluation.kept_predictions import Answers
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.tables import print_table
 from grain_jax.evaluation.unknown_words import unknown_words_in
@@ -133,8 +133,8 @@ def main(arguments: Sequence[str]) -> int:
         with processes.errors_in_all():
             check(options)
             data = load(options)
-        with place_of_predictions(options) as place:
-            return _measure(options, data, place, messages, output)
+        with answers_of_results(options) as answers:
+            return _measure(options, data, answers, messages, output)
     except (ValueError, OSError) as error:
         say = functools.partial(say_error, Console(stderr=True))
         return processes.refused(error, status=status_of(error), say=say)
@@ -149,12 +149,12 @@ def main(arguments: Sequence[str]) -> int:
 def _measure(
     options: Options,
     data: GroundingSet,
-    place: Path | BinaryIO | None,
+    answers: Answers,
     messages: Console,
     output: Console,
 ) -> int:
-    """Measures, prints and writes; returns the exit status. `place`: of the predictions."""
-    report, measured, unwritten, embedded = evaluate(options, data, place, messages)
+    """Measures, prints and writes; returns the exit status."""
+    report, measured, embedded = evaluate(options, data, answers, messages)
     if not processes.speaks():
         return ExitStatus.DONE
 
@@ -166,8 +166,7 @@ def _measure(
     status = finish(
         options,
         report,
-        place,
-        unwritten,
+        answers,
         tables,
         output,
         messages,
@@ -199,12 +198,10 @@ def load(options: Options) -> GroundingSet:
 def evaluate(
     options: Options,
     data: GroundingSet,
-    place: Path | BinaryIO | None,
+    answers: Answers,
     messages: Console,
-) -> tuple[dict[str, Any], Measured, OSError | None, str]:
-    """The report, the figures, why the predictions could not be written to `place` if they could
-    not, and what of the embeddings was cached.
-    """
+) -> tuple[dict[str, Any], Measured, str]:
+    """The report, the figures, and what of the embeddings was cached."""
     note, store = functools.partial(say_note, messages), open_store(options.embeddings)
     for sentence in left_out_notes(data.left_out):
         note(sentence)
@@ -215,9 +212,7 @@ def evaluate(
     if unknown := unknown_words_in(encoder.tokenizer, (query.text for query in data.queries)):
         note(unknown)
     with contextlib.ExitStack() as stack:
-        predictions = None
-        if place is not None:
-            predictions = stack.enter_context(PredictionsFile(place))
+        predictions = stack.enter_context(answers.lines())
         show: dict[str, Callable[[int, int], None]] = {}
         if "crop" in options.feature:
             advance = stack.enter_context(progress_bar(messages, "Crops", state="images first"))
@@ -240,7 +235,6 @@ def evaluate(
     return (
         make_report(options, data, measured, step=loaded.step, model=model_sha256(encoder)),
         measured,
-        None if predictions is None else predictions.failure,
         embeddings_line(encoder),
     )
 

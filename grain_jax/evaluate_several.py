@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+from grain_jax.evaluation.kept_predictions import NOT_KEPT
 from grain_jax.paths import local_path, user_path
 from grain_jax.training import run_folder
 
@@ -50,7 +51,9 @@ def folders(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 def _is_folder(value: str) -> bool:
-    return value.endswith("/") or (value != "" and user_path(value).is_dir())
+    if value in ("", str(NOT_KEPT)):
+        return False
+    return value.endswith("/") or user_path(value).is_dir()
 
 
 def _files(option: str, folder: Path, names: Sequence[str], suffix: str) -> list[Path]:

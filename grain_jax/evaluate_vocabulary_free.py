@@ -9,7 +9,7 @@ RUN and IMAGES (labelled images) are what `python -m grain_jax.evaluate` takes, 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import jax
 from rich.console import Console
@@ -35,7 +35,7 @@ from grain_jax.config import MeshConfig
 from grain_jax.data.classification.class_names import BINDINGS, Binding
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.placeholder import check_placeholder
-from grain_jax.evaluate_files import check_places, finish, place_of_predictions
+from grain_jax.evaluate_files import answers_of_results, check_places, finish
 from grain_jax.evaluate_notes import named, print_line, say_end, say_note
 from grain_jax.evaluation import results_file
 from grain_jax.evaluation.caption_bank import encode_bank, load_bank
@@ -43,6 +43,7 @@ from grain_jax.evaluation.caption_candidates import CANDIDATES, FALLBACK, Candid
 from grain_jax.evaluation.content_digests import model_sha256
 from grain_jax.evaluation.details import describe_set
 from grain_jax.evaluation.given_images import BANK_SIZE, BANK_SPLIT
+from grain_jax.evaluation.kept_predictions import Answers
 from grain_jax.evaluation.predictions import PredictionsFile, record_ids
 from grain_jax.evaluation.report import hardware, versions
 from grain_jax.evaluation.shared_images import refuse_shared
@@ -125,8 +126,8 @@ def main(arguments: Sequence[str]) -> int:
         return parsed.status
     try:
         check_places(options)
-        with place_of_predictions(options) as place:
-            report, examples, unwritten, embedded = _evaluate(options, place, messages)
+        with answers_of_results(options) as answers:
+            report, examples, embedded = _evaluate(options, answers, messages)
 
             def tables(screen: Console) -> None:
                 print_table(examples, screen)
@@ -135,8 +136,7 @@ def main(arguments: Sequence[str]) -> int:
             status = finish(
                 options,
                 report,
-                place,
-                unwritten,
+                answers,
                 tables,
                 screen,
                 messages,
@@ -150,11 +150,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(
-    options: Options, place: Path | BinaryIO | None, messages: Console
-) -> tuple[dict[str, Any], Table, OSError | None, str]:
-    """The report, examples, why the predictions could not be written to `place` if they could not,
-    and what of the embeddings was cached.
-    """
+    options: Options, answers: Answers, messages: Console
+) -> tuple[dict[str, Any], Table, str]:
+    """The report, examples, and what of the embeddings was cached."""
 
     def note(text: str) -> None:
         say_note(messages, text)
@@ -208,10 +206,10 @@ def _evaluate(
     best = searched.by_method["cased"].best
     if without := sum([text for text, _ in answers] == [FALLBACK] for answers in best):
         note(f"{without} images have captions without any candidate, and the answer {FALLBACK!r}.")
-    ids, unwritten = record_ids(dataset.source), None
-    if place is not None:
-        truth = [names[label] for label in labels]
-        unwritten = _write_answers(place, dataset.name, searched, truth, ids)
+    ids = record_ids(dataset.source)
+    with answers.lines() as file:
+        if file is not None:
+            _write_answers(file, dataset.name, searched, [names[label] for label in labels], ids)
     report: dict[str, Any] = {
         "checkpoint": named(options.checkpoint),
         "step": loaded.step,
@@ -236,30 +234,28 @@ def _evaluate(
         "hardware": hardware(),
     }
     examples = example_table(searched, labels, names, ids)
-    return report, examples, unwritten, embeddings_line(encoder)
+    return report, examples, embeddings_line(encoder)
 
 
 def _write_answers(
-    place: Path | BinaryIO,
+    file: PredictionsFile,
     dataset: str,
     searched: Searched,
     truth: Sequence[str],
     ids: Sequence[str],
-) -> OSError | None:
-    """A line for every image and method; returns why the file could not be written, if so."""
-    with PredictionsFile(place) as file:
-        for method, found in searched.by_method.items():
-            for image, name, best in zip(ids, truth, found.best, strict=True):
-                answer, probability = best[0]
-                file.write(
-                    task=TASK,
-                    set=dataset,
-                    method=method,
-                    image=image,
-                    label=name,
-                    predicted=answer,
-                    score=probability,
-                    correct=word_iou(answer, name),
-                    top5=[list(one) for one in best],
-                )
-    return file.failure
+) -> None:
+    """A line for every image and method."""
+    for method, found in searched.by_method.items():
+        for image, name, best in zip(ids, truth, found.best, strict=True):
+            answer, probability = best[0]
+            file.write(
+                task=TASK,
+                set=dataset,
+                method=method,
+                image=image,
+                label=name,
+                predicted=answer,
+                score=probability,
+                correct=word_iou(answer, name),
+                top5=[list(one) for one in best],
+            )

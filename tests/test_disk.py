@@ -23,6 +23,7 @@ from grain_jax import evaluate, evaluate_files, export, predict, prepare
 from grain_jax.command_line import ExitStatus
 from grain_jax.data.tfds_records import RecordSource, write_shard
 from grain_jax.disk import cannot_write, disk_trouble, is_partial, whole_folder, write_whole
+from grain_jax.evaluation.kept_predictions import Answers, beside, keeping_answers
 from grain_jax.evaluation.predictions import PredictionsFile
 from grain_jax.evaluation.results_file import write_results
 from grain_jax.formats.grain_reference_files import Official
@@ -169,11 +170,26 @@ def test_evaluate_says_it(tmp_path: Path, capsys) -> None:
     options = evaluate.Options(checkpoint=tmp_path, output=tmp_path / "a.json")
     with largest_file(100):
         status = evaluate_files.finish(
-            options, {"results": "x" * 200}, None, None, None, console, console, data=None
+            options, {"results": "x" * 200}, Answers(None, None), None, console, console, data=None
         )
     assert status == ExitStatus.STOPPED
     assert TOO_LARGE in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_without_room_give_way_to_results(tmp_path: Path) -> None:
+    """They are found too large as they are written, or in the end, and no second error comes."""
+    results = tmp_path / "a.json"
+    for count in (1, 1000):
+        with largest_file(400), keeping_answers(None, results) as answers:
+            with answers.lines() as lines:
+                assert lines is not None
+                for number in range(count):
+                    lines.write(task="zero_shot", image=os.urandom(200).hex(), label=str(number))
+            assert (answers.failure is None) == (count == 1)
+            write_whole(results, "x" * 390)
+            assert answers.keep(results, replaced=True) == (beside(results) if count == 1 else None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_results_replace_the_target_of_a_link_and_no_device(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_predictions_as_csv_give_the_same_page(given):
         (("a.json", "a.json"), "given twice"),
         (("a.json", "--predictions=a.json"), "given twice"),
         (("a.json", "--predictions=b.jsonl"), "There is no file 'b.jsonl'"),
-        (("a.json", "--predictions=other.json"), "a .json of evaluate has results"),
+        (("a.json", "--predictions=other.json"), "'other.json' is no file of predictions"),
         (("a.json", "--predictions=a.jsonl,b.jsonl"), "2 files for 1 result files"),
         (("other.json",), "'other.json' has no 'results'"),
         (("broken.json",), "'broken.json' is not JSON"),

@@ -106,17 +106,23 @@ def inputs_sha256(report: Mapping[str, Any]) -> str:
     return sha256_of(sets | given | {name: report[name] for name in model})
 
 
-def write_results(report: Mapping[str, Any], path: Path, *, overwrite: bool) -> tuple[Path, bool]:
+def write_results(
+    report: Mapping[str, Any], path: Path, *, overwrite: bool, answers: Path | None = None
+) -> tuple[Path, bool]:
     """Writes the report as JSON, whole or not at all; returns the file, and whether it was written.
 
     The report's "results" are `Result`s.
 
     Where `path` has the same inputs and results already, it is left as it is. Where it has others,
     or answers of others are kept beside it, the report goes to "NAME-2.json", unless `overwrite`.
-    Raises OSError.
+    `answers` is the file of its own, if it has a name already. Raises OSError.
     """
+
+    def is_taken(free: Path) -> bool:
+        return free.exists() or (beside(free) != answers and beside(free).exists())
+
     number, free = 1, path
-    while not overwrite and (free.exists() or beside(free).exists()):
+    while not overwrite and is_taken(free):
         if _same(free, report):
             return free, False
         number += 1

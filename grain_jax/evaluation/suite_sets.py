@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from grain_jax.data.classification.class_counts import OtherClasses, published_counts_of
 from grain_jax.data.classification.folders import load_zero_shot
 from grain_jax.data.classification.set_names import TFDS
@@ -282,16 +284,19 @@ def _open_images(
         split=one.split or None,
         image_column=one.image_column or None,
         label_column=one.label_column or None,
-        note=note,
     )
     published = published_counts_of(one.name, texts.counts)
+    noted: list[str] = []
     try:
-        dataset = load(counts=published or suite.text(one.counts))
+        dataset = load(counts=published or suite.text(one.counts), note=noted.append)
     except OtherClasses as error:
         if not published:
             raise
+        noted.clear()
         note(f"{error} --counts={texts.counts} is left out for it; counts of its own are taken.")
-        dataset = load(counts=suite.text(one.counts))
+        dataset = load(counts=suite.text(one.counts), note=noted.append)
+    for sentence in noted:
+        note(sentence)
     _expect(suite, one.name, "classes", one.num_classes, len(dataset.class_names))
     _expect(suite, one.name, "images", one.num_images, len(dataset.source))
     return dataset
@@ -305,15 +310,16 @@ def _open_records(suite: Suite, one: RecordSet, place: Path) -> Source:
     except ValueError as error:
         raise ValueError(f"Set {one.name!r} of suite {suite.name!r}: {error}") from error
     _expect(suite, one.name, "images", one.num_images, len(source))
-    if (expected := one.captions_per_image) is not None:
+    expected = one.captions_per_image
+    if expected is not None and jax.process_index() == 0:  # each record is read, if not decoded
         for record in map(source.__getitem__, range(len(source))):
             found = sum(caption.source == "original" for caption in record.captions)
             if found < expected:
                 raise ValueError(
-                    f"Set {one.name!r} of suite {suite.name!r}: image {record.id!r} has {found} "
-                    f"captions, and {expected} or more were expected: recalls of fewer captions "
-                    "are another measurement. Prepare all captions, or change captions_per_image "
-                    "in a suite file of your own."
+                    f"Set {one.name!r} of suite {suite.name!r}: of image {record.id!r} there "
+                    f"are {found} captions, and {expected} or more were expected: recalls of fewer "
+                    "captions are another measurement. Prepare all captions, or change "
+                    "captions_per_image in a suite file of your own."
                 )
     return source
 

@@ -5,6 +5,7 @@ Beside the files of transformers, `grain_jax.json` holds the metadata of a check
 """
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -106,7 +107,7 @@ def write_folder(loaded: ModelBundle, folder: Path, *, dtype: str = "float32") -
 def calibrate_pipeline(folder: Path) -> tuple[Calibration | None, list[str]]:
     """Gives the pipeline the folder's calibration, as `calibration` in config.json.
 
-    Returns what the pipeline was given, None for none, and notes on what it cannot use.
+    Returns what the pipeline can use of it, None for nothing, and notes on what it cannot use.
     """
     if not (folder / CALIBRATION).is_file():
         return None, []
@@ -118,29 +119,39 @@ def calibrate_pipeline(folder: Path) -> tuple[Calibration | None, list[str]]:
             f"{calibration.method!r}: it scores by {' or '.join(PIPELINE_METHODS)}. grain_jax.load "
             "of the export uses it; calibrate with --method=description for the pipeline."
         ]
+    used, notes = calibration, []
+    if lacking := _undescribed(content):
+        notes = [
+            f"{lacking} of the {len(calibration.classes)} classes that the calibration was fitted "
+            "to have no descriptions, and the pipeline of the export takes some of every label: of "
+            f"the calibration it can use {_of_others(calibration)}. grain_jax.load of the export "
+            "uses all of it; describe all classes and calibrate again for the pipeline."
+        ]
+        if calibration.class_shift is not None:
+            return None, notes
+        used = dataclasses.replace(
+            calibration, none_of_these=None, label_sets=None, seen_cosine=None
+        )
     fitted = content["fitted_for"]
     config["calibration"] = {
         **{name: fitted[name] for name in ("method", "alpha", "scoring", "texts_sha256")},
         **{name: content[name] for name in USED_BY_PIPELINE},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return calibration, _notes_on_descriptions(content)
+    return used, notes
 
 
-def _notes_on_descriptions(content: Mapping[str, Any]) -> list[str]:
-    """Whether the calibration is of classes that the pipeline cannot be asked for."""
+def _of_others(calibration: Calibration) -> str:
+    """What holds for other classes and texts than those that a calibration was fitted to."""
+    return "the temperature alone" if calibration.class_shift is None else "nothing"
+
+
+def _undescribed(content: Mapping[str, Any]) -> int:
+    """How many classes of a calibration by description the pipeline cannot be asked for."""
     described = content["report"].get("set", {}).get("descriptions")  # of a report of `calibrate`
     if content["fitted_for"]["method"] == "name" or described is None:
-        return []
-    num_classes = len(content["fitted_for"]["classes"])
-    if (lacking := num_classes - described["classes_with_any"]) == 0:
-        return []
-    return [
-        f"{lacking} of the {num_classes} classes that the calibration was fitted to have no "
-        "descriptions, and the pipeline of the export takes some of every label: of the "
-        "calibration it can use the temperature alone. grain_jax.load of the export uses all of "
-        "it; describe all classes and calibrate again for the pipeline."
-    ]
+        return 0
+    return len(content["fitted_for"]["classes"]) - described["classes_with_any"]
 
 
 def compare_tokens(loaded: ModelBundle, folder: Path) -> None:

@@ -16,6 +16,8 @@
 #                 themselves
 #   PROJECT       the Google Cloud project, if not the default one
 
+set +o posix # in which a shell forgets the status of a process that it has waited for
+
 MODULE=${MODULE:-grain_jax.train}
 RETRIES=${RETRIES:-3}
 LOGS=${LOGS:-logs}

@@ -65,9 +65,35 @@ def test_answers_of_other_results_are_not_replaced(run, images, kept, tmp_path):
     assert lines_of(beside(kept)) == lines_of(beside(second))
 
 
-def test_nothing_is_kept_where_nobody_wants_it(run, images, tmp_path, capsys):
-    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+def test_results_that_are_replaced_leave_no_answers_of_others(run, images, kept, tmp_path):
+    given = [f"--checkpoint={run.folder}", f"--data={images}", f"--output={kept}", "--overwrite"]
+    kept.write_text("{}")
     assert evaluate.main([*given, "--predictions=none"]) == 0
+    assert not beside(kept).exists()
+    for _ in range(2):  # named as they would be without being asked for
+        assert evaluate.main([*given, f"--predictions={beside(kept)}"]) == 0
+        assert lines_of(beside(kept))
+    other = tmp_path / "new.json"
+    answers = f"--predictions={beside(other)}"
+    assert evaluate.main([*given[:2], f"--output={other}", answers]) == 0
+    assert evaluate.main(["compare", str(other), "--against=name"]) == 0
+
+
+def test_results_of_any_name_have_answers_of_their_own(run, images, tmp_path):
+    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+    for name in ("step.1", "step.2"):
+        assert evaluate.main([*given, f"--output={tmp_path / name}"]) == 0
+    found = sorted(path.name for path in tmp_path.glob("step*"))
+    assert found == [f"step.{n}{end}" for n in "12" for end in ("", ".predictions.jsonl.gz")]
+    assert evaluate.main(["compare", f"{tmp_path}/step.1", f"{tmp_path}/step.2"]) == 0
+
+
+def test_nothing_is_kept_where_nobody_wants_it(run, images, tmp_path, monkeypatch, capsys):
+    given = [f"--checkpoint={run.folder}", f"--data={images}"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()  # is not meant
+    assert evaluate.main([*given, "--predictions=none"]) == 0
+    assert list((tmp_path / "none").iterdir()) == []
     assert evaluate.main([*given, "--output=/dev/stdout", "--overwrite"]) == 0
     assert [path.suffix for path in run.folder.iterdir() if path.is_file()] == [".json"]
     assert "Predictions" not in capsys.readouterr().out
@@ -121,7 +147,7 @@ def test_results_are_compared_and_reported_with_what_is_beside_them(
     assert "needs --predictions" not in answers
     beside(kept).unlink()
     assert evaluate.main(["compare", str(kept), "--against=name"]) == 2
-    assert "the answers behind them are not beside it" in capsys.readouterr().err
+    assert "there is none beside it as of results" in capsys.readouterr().err
     assert evaluate.main(["report", str(kept), "--output=without.md", "--overwrite"]) == 0
     assert (tmp_path / "without.md").read_text() == alone
 

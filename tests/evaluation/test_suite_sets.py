@@ -130,7 +130,7 @@ def test_missing_sets_are_all_named_before_anything_is_read(folder):
         (
             "num_images = 2",
             "captions_per_image = 2",
-            "'photographs'.*'dev0' has 1 captions, and 2 or more were expected",
+            "'photographs'.*'dev0' there are 1 captions, and 2 or more were expected",
         ),
         ('split = "dev"', 'split = "test"', "'photographs' of suite 'mine'.*has no split 'test'"),
         ('name = "apart"', 'name = "apart"\ndata = "photographs"', "list it under"),

@@ -321,11 +321,20 @@ def test_classes_without_descriptions_are_noted(tmp_path):
     loaded = tiny_model()
     fitted = a_calibration(loaded, DESCRIBED)
     report = {"set": {"descriptions": {"classes_with_any": 2}}}
+    fitted = decided(loaded, fitted, DESCRIBED, rule="lac", region_weight=1.0)
     _, used, notes = export_config(loaded, fitted, tmp_path, report)
-    assert used == fitted
+    parts = (used.temperature, used.none_of_these, used.label_sets, used.seen_cosine)
+    assert parts == (fitted.temperature, None, None, None)  # what the model card may promise
     assert notes[0].startswith("1 of the 3 classes")
+    assert "can use the temperature alone" in notes[0]
+    shifted = dataclasses.replace(
+        fitted, temperature=1.0, class_shift=dict.fromkeys(DESCRIBED, 0.1)
+    )
+    config, used, notes = export_config(loaded, shifted, tmp_path, report)
+    assert (used, getattr(config, "calibration", None)) == (None, None)
+    assert "can use nothing" in notes[0]
     report["set"]["descriptions"]["classes_with_any"] = 3
-    assert export_config(loaded, fitted, tmp_path, report)[2] == []
+    assert export_config(loaded, fitted, tmp_path, report)[1:] == (fitted, [])
 
 
 def test_the_model_card_says_what_is_calibrated():

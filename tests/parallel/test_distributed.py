@@ -24,6 +24,8 @@ from two_processes import launch_two
 
 import grain_jax.evaluate
 import grain_jax.train
+from grain_jax.evaluation.comparison import read_predictions
+from grain_jax.evaluation.kept_predictions import beside
 from grain_jax.parallel import processes
 from grain_jax.training import checkpoint
 
@@ -166,6 +168,10 @@ def test_two_machines_evaluate_as_one(two_hosts, tmp_path):
     assert report["hardware"]["processes"] == "2"
     two, one = (stored_results(path) for path in (two_hosts.evaluation, alone))
     assert two == pytest.approx(one, abs=1e-4)
+    kept = [read_predictions(beside(path)) for path in (two_hosts.evaluation, alone)]
+    assert kept[0].keys() == kept[1].keys()
+    for measure, answers in kept[0].items():  # of all images, each once
+        assert answers.questions == kept[1][measure].questions
     trained = next(line for line in lines(two_hosts.workdir) if "unseen/description/alpha0" in line)
     assert {name: trained[name] for name in one} == pytest.approx(one, abs=1e-4)
 

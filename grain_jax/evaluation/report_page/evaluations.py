@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from grain_jax.evaluation.comparison import Answers, Measure, read_lines
+from grain_jax.evaluation.kept_predictions import answers_of
 from grain_jax.evaluation.predictions import SUFFIXES
 from grain_jax.paths import no_file
 from grain_jax.results import Result, from_json
 
 MOST = len(string.ascii_uppercase)  # result files of one report, a letter each
 MAX_BYTES = 256 << 20  # of a result file
+TO_CHANGE = (
+    "Give --predictions in the order of the result files, or =none; of an evaluation without "
+    "--predictions evaluate again with --overwrite."
+)
 TOLERANCE = 1e-4  # predictions are written with six digits
 
 
@@ -143,13 +148,11 @@ def read_result_file(path: Path) -> tuple[Mapping[str, Any], tuple[Result, ...]]
 
 
 def read_answers(path: Path) -> dict[Measure, AnswerDetails]:
-    """What `evaluate --predictions` wrote. Raises ValueError for another file, with its line."""
-    if path.suffix == ".json":
-        raise ValueError(
-            f"--predictions={path} should end in .jsonl or .csv; a .json of evaluate has results."
-        )
-    if not path.is_file():
-        raise ValueError(f"{no_file(path)}; give what evaluate --predictions=FILE wrote.")
+    """What `evaluate --predictions` wrote, or keeps beside a file of results.
+
+    Raises ValueError for another file, with its line.
+    """
+    path = answers_of(path)
     found: dict[Measure, AnswerDetails] = {}
     for number, (measure, question, correct, line) in enumerate(read_lines(path), start=1):
         answers = found.setdefault(measure, AnswerDetails())
@@ -199,13 +202,12 @@ def _check_belongs(evaluation: Evaluation) -> None:
             raise ValueError(
                 f"{evaluation.predictions} does not belong to {evaluation.file}: {measure.method} "
                 f"on {measure.dataset!r} is right in {100 * mean:.2f} % of its answers and in "
-                f"{100 * value:.2f} % of the results. Give predictions in the order of the result "
-                "files."
+                f"{100 * value:.2f} % of the results. {TO_CHANGE}"
             )
     if not common:
         raise ValueError(
             f"{evaluation.predictions} and {evaluation.file} have no set and method in common. "
-            "Give predictions in the order of the result files."
+            f"{TO_CHANGE}"
         )
 
 
