@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from places import REPOSITORY
@@ -94,3 +96,42 @@ def test_the_table_has_a_line_for_each_goal(script, tmp_path, capsys, monkeypatc
     shown = capsys.readouterr().out
     assert "50 % MFU" in shown
     assert "3,000" in shown
+
+
+def test_other_codes_are_timed_first_by_bench(script, tmp_path, capsys, monkeypatch):
+    """With the settings that were given, their own batch, and the memory of the GPU left alone."""
+    asked = []
+
+    def bench(command, *, env, **options):
+        asked.append((command[3:], env["XLA_PYTHON_CLIENT_PREALLOCATE"]))
+        (file,) = (word.partition("=")[2] for word in command if word.startswith("--json="))
+        turns = {"ratio": 2.5, "ratios": [2.25, 2.75], "own": [1.0, 2.0]}
+        with open(file, "w", encoding="utf-8") as figures:
+            json.dump({"measured": "step", "official": turns, "open_clip": turns}, figures)
+        return subprocess.CompletedProcess(command, 0, "")
+
+    streams = {"PIPE": subprocess.PIPE, "STDOUT": subprocess.STDOUT}
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=bench, **streams))
+    monkeypatch.setattr(script, "lines", lambda config, steps: iter(()))
+    run(script, tmp_path, "--official=checkout", "--open_clip", "--peer_batch_size=4")
+    (first, alone), (second, _) = asked
+    assert alone == "false"
+    assert first[0] == second[0] == "step"
+    assert "--official=checkout" in first
+    assert "--open_clip" in second
+    assert second[1].endswith("clip_vitb16_cc12m.py")
+    for words in (first, second):
+        assert {"--model.image_size=32", "--batch_size=4"} <= set(words)
+        assert not {"--batch_size=8", "--peer_batch_size=4"} & set(words)
+    captured = capsys.readouterr()
+    found = "2.50 (2.25-2.75) times as fast, 2 turns"
+    assert f"against official, batch 4  {found}" in captured.err
+    assert f"against open_clip, batch 4  {found}" in captured.err
+    assert "against official, batch 4" in captured.out
+
+    def broken(command, **options):
+        return subprocess.CompletedProcess(command, 1, "torch is missing")
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=broken, **streams))
+    assert script.main([*TINY, "--open_clip"]) == 2
+    assert "torch is missing" in capsys.readouterr().err
