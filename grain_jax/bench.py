@@ -53,6 +53,7 @@ from grain_jax.command_line import (
     OptionalPath,
     end,
     given_options,
+    may_be_cut,
     parse,
     refuse_unread,
     status_of,
@@ -150,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         if words[:1] in (["--help"], ["-h"]):
-            print(__doc__)
+            with may_be_cut():
+                print(__doc__)
             return ExitStatus.DONE
         if not words or words[0] not in KINDS:
             given = words[0] if words else "nothing"
@@ -163,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = environment(load)
         model = report.model_row(options.config, with_batch=kind.takes_batch)
         # First: the file may fail.
-        print_table(environment_rows(found) | {"model": model} | measured.rows, Console())
+        with may_be_cut():
+            print_table(environment_rows(found) | {"model": model} | measured.rows, Console())
         if options.json is not None:
             stored = {"measured": words[0], **measured.figures, **found}
             stored["config"] = report.settings(options.config)
@@ -423,5 +426,4 @@ def print_table(rows: Mapping[str, str], console: Console) -> None:
 
 if __name__ == "__main__":
     runtime.restart_with_huge_pages()
-    with contextlib.suppress(BrokenPipeError):
-        end(main())
+    end(main())

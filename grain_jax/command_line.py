@@ -63,6 +63,23 @@ def print_error(error: Exception, console: Console, *, folder: Path, kept: str) 
     return status_of(error)
 
 
+@contextlib.contextmanager
+def may_be_cut() -> Iterator[None]:
+    """Around what a command prints: where the reader of stdout closes it before the end, as `head`
+    does, the rest is dropped without a word, and the command continues.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # the latter is how rich answers a closed pipe
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Else Python writes what is left once more at its end, and complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Advance(typing.Protocol):
     """Moves a bar of progress on."""
 
@@ -243,7 +260,12 @@ def parse(
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:
+        with may_be_cut():  # flushes: short help is still in the buffer
+            pass
         raise NotParsed(ExitStatus.MISTAKE if end.code else ExitStatus.DONE) from None
+    except BrokenPipeError:  # only the help is printed to stdout
+        _drop_output()
+        raise NotParsed(ExitStatus.DONE) from None
     assert isinstance(parsed, options)
     return parsed
 

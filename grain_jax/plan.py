@@ -16,7 +16,6 @@ stays as given, and the rest is tried, as with --model.remat=full or --mesh.fsdp
 file of --config gives stays too.
 """
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -55,6 +54,7 @@ from grain_jax.command_line import (
     OptionalPath,
     end,
     given_options,
+    may_be_cut,
     parse,
     refuse_unread,
     status_of,
@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.sweep:
             return _sweep(options, settings, topology, console)
         plan = make_plan(config, topology, num_images=options.num_images, text_file=options.hlo)
-        print_plan(plan, Console())
+        with may_be_cut():
+            print_plan(plan, Console())
         if options.json is not None:
             options.json.write_text(json.dumps(figures(plan), indent=1) + "\n", encoding="utf-8")
     except NotParsed as parsed:
@@ -198,7 +199,8 @@ def _sweep(
         console.print(f"  {verdict(plan)}", markup=False, soft_wrap=True)
         found.append((setting, plan))
     ranked = sorted(found, key=lambda one: -images_per_second(one[1]))
-    print_ranks(ranked, Console())
+    with may_be_cut():
+        print_ranks(ranked, Console())
     if options.json is not None:
         rows = [{"flags": setting.flags} | figures(plan) for setting, plan in ranked]
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -429,5 +431,4 @@ def figures(plan: Plan) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        end(main())
+    end(main())

@@ -1,5 +1,6 @@
 """Options that all commands read alike."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -12,11 +13,12 @@ from typing import Annotated
 
 import pytest
 from places import REPOSITORY
+from rich.console import Console
 from tyro.conf import Positional, arg
 
 import grain_jax.__main__
 from grain_jax import annotate, bench, calibrate, evaluate, export, plan, predict, prepare, train
-from grain_jax.command_line import ExitStatus, NotParsed, parse, status_of
+from grain_jax.command_line import ExitStatus, NotParsed, may_be_cut, parse, status_of
 from grain_jax.data.synthetic_birds import __main__ as synthetic_birds
 
 
@@ -81,6 +83,34 @@ MAINS = {
     "data.synthetic_birds": synthetic_birds.main,
     **{f"annotate {stage}": main for stage, main in annotate.STAGES.items()},
 }
+
+
+@contextlib.contextmanager
+def closed_output():
+    """stdout, of which the reader wants no more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output, contextlib.redirect_stdout(output):
+        yield
+
+
+@pytest.mark.parametrize("times", [1, 5_000])  # what fits the buffer is written later
+def test_help_that_is_cut_ends_without_a_word(times, capfd):
+    with closed_output():
+        with pytest.raises(NotParsed) as ended:
+            parse(Few, ["--help"], command="some", description="A line.\n" * times)
+        print("what follows does not fail", flush=True)
+    assert ended.value.status == ExitStatus.DONE
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("write", [print, lambda text: Console().print(text)])
+def test_a_command_continues_where_what_it_prints_is_cut(write, capfd):
+    with closed_output():
+        with may_be_cut():
+            write("A line.\n" * 5_000)
+        print("what follows does not fail", flush=True)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_every_command_is_among_those_with_options():
