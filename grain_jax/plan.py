@@ -38,6 +38,7 @@ from grain_jax.benchmarking.compiled_step import (
 )
 from grain_jax.benchmarking.forecast import Forecast
 from grain_jax.benchmarking.hardware import Peak
+from grain_jax.benchmarking.pace import Pace, has_frozen, paces
 from grain_jax.benchmarking.planning import (
     GIB,
     Plan,
@@ -63,10 +64,8 @@ from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.config.schema import Preset, Remat
 from grain_jax.data.text_lengths import text_positions
-from grain_jax.models.image_text import abstract_params
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training.logits import logits_form
-from grain_jax.training.trainable import split_frozen
 
 MIB = 2**20
 # Settings of a run that a plan does not read, with what to give in their place.
@@ -231,7 +230,7 @@ def print_ranks(ranked: Sequence[tuple[Candidate, Plan]], console: Console) -> N
             f"{1e3 * seconds:,.3g}",
             f"{1e3 * one.times.network:,.3g}",
             f"{rate:,.0f}",
-            "-" if _has_frozen(one.config) else f"{mfu:.0%}",
+            "-" if has_frozen(one.config) else f"{mfu:.0%}",
         )
     console.print(table)
 
@@ -308,16 +307,15 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
 
 
 def _times(plan: Plan, times: Forecast) -> dict[str, str]:
-    config, peak, count = plan.config, plan.topology.peak, plan.mesh.size
-    assert peak is not None
-    low, high = times.at_least, times.one_after_the_other
-    per_second = config.batch_size / low
+    config, count = plan.config, plan.mesh.size
+    found = paces(plan)
+    low, high, cycles = found["at_least"], found["one_after_the_other"], found["by_cycles"]
+    assert low is not None
+    assert high is not None
+    per_second = low.images_per_second
     mfu = "not counted: some parameters are frozen, so less is spent"
-    if not _has_frozen(config):
-        mfu = (
-            f"{times.mfu(low, num_devices=count, peak=peak):.0%} at most, "
-            f"{times.mfu(high, num_devices=count, peak=peak):.0%} without overlap"
-        )
+    if low.mfu is not None and high.mfu is not None:
+        mfu = f"{low.mfu:.0%} at most, {high.mfu:.0%} without overlap"
     rows = {
         "TFLOP a step": f"{times.useful_flops / 1e12:,.4g} useful, {times.spent_flops / 1e12:,.4g} "
         "spent",
@@ -325,17 +323,33 @@ def _times(plan: Plan, times: Forecast) -> dict[str, str]:
         "a step at published rates": f"compute {1e3 * times.compute:,.3g} ms (bfloat16), memory "
         f"{1e3 * times.memory:,.3g}, network {1e3 * times.network:,.3g}{_between(plan.topology)}",
         "by the compiler's cycles": _estimate(plan, times),
+        "the network after them": "" if cycles is None else _in_words(cycles, count),
         "images/s": f"{per_second:,.0f} at most ({per_second / count:,.0f} a device)",
         "MFU": mfu,
     }
     if times.estimated is None:
-        del rows["by the compiler's cycles"]
-    if plan.length is not None:
-        hours = plan.length * low / 3600
-        rows["this run"] = (
-            f"{plan.length:,} steps: {hours:,.3g} hours, {hours * count:,.3g} device hours at least"
-        )
-    return rows
+        del rows["by the compiler's cycles"], rows["the network after them"]
+    return rows | {"this run": _length(plan, low=low, high=high, cycles=cycles)}
+
+
+def _in_words(pace: Pace, count: int) -> str:
+    mfu = "" if pace.mfu is None else f", MFU {pace.mfu:.0%}"
+    each = pace.images_per_second / count
+    rate = f"{pace.images_per_second:,.0f} images/s ({each:,.0f} a device)"
+    return f"{1e3 * pace.seconds:,.3g} ms a step, {rate}{mfu}"
+
+
+def _length(plan: Plan, *, low: Pace, high: Pace, cycles: Pace | None) -> str:
+    """How long the run takes, by the better of the estimates, and the bound of the other."""
+    if plan.length is None:
+        return "give --num_images, how many the data set has, for its steps and hours"
+    best, by = high, "published rates, without overlap"
+    if cycles is not None:
+        best, by = cycles, "the compiler's cycles, the network after them"
+    return (
+        f"{plan.length:,} steps: {best.hours:,.3g} hours, {best.device_hours:,.3g} device hours by "
+        f"{by}; at published rates {low.hours:,.3g} and {low.device_hours:,.3g} at least"
+    )
 
 
 def _texts(config: TrainConfig, times: Forecast) -> str:
@@ -345,16 +359,6 @@ def _texts(config: TrainConfig, times: Forecast) -> str:
         f"{text_positions(config):,.4g} positions an image, {laid}: "
         f"{times.text_flops / times.useful_flops:.0%} of the useful TFLOP, with their padding"
     )
-
-
-def _has_frozen(config: TrainConfig) -> bool:
-    """Whether less is computed than `step_flops` counts."""
-    shapes = abstract_params(
-        config.model,
-        scan_layers=config.model.scan_layers,
-        sigmoid=config.loss.image_caption == "sigmoid",
-    )
-    return bool(split_frozen(shapes, config.optim)[1])
 
 
 def _between(topology: Topology) -> str:
@@ -405,6 +409,13 @@ def _exchange_table(plan: Plan, step: CompiledStep) -> Table:
     return table
 
 
+def _paces(plan: Plan) -> dict[str, Any]:
+    return {
+        name: None if pace is None else dataclasses.asdict(pace)
+        for name, pace in paces(plan).items()
+    }
+
+
 def figures(plan: Plan) -> dict[str, Any]:
     """All that was found, with versions and settings, as JSON."""
     step = plan.step
@@ -424,7 +435,8 @@ def figures(plan: Plan) -> dict[str, Any]:
         }
         | {"schedule": dataclasses.asdict(step.schedule)}
         | {"exchanges": [dataclasses.asdict(one) for one in step.exchanges]},
-        "forecast": None if plan.times is None else dataclasses.asdict(plan.times),
+        "steps": plan.length,
+        "forecast": None if plan.times is None else dataclasses.asdict(plan.times) | _paces(plan),
         "versions": {"grain_jax": grain_jax.__version__, "jax": jax.__version__},
         "config": json.loads(config_to_json(plan.config)),
     }

@@ -1,11 +1,14 @@
 """`python -m grain_jax.plan` on host devices: what fits, what is exchanged, what is refused."""
 
+import dataclasses
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 from places import HELPERS
+from rich.console import Console
 from tiny_run import tiny_config
 from training_process import environment
 
@@ -19,10 +22,12 @@ from grain_jax.benchmarking.compiled_step import (
 )
 from grain_jax.benchmarking.forecast import forecast
 from grain_jax.benchmarking.hardware import PEAKS
+from grain_jax.benchmarking.pace import paces
 from grain_jax.benchmarking.planning import (
     Plan,
     changes,
     images_per_second,
+    make_plan,
     sweep,
     verdict,
 )
@@ -53,7 +58,13 @@ def test_a_step_is_compiled_and_printed(tmp_path, capsys):
     assert {one["group"] for one in gradients} == {8}
     # Those of all parameters at least, in float32; the state has them and two moments of Adam.
     assert sum(one["num_bytes"] for one in gradients) >= 0.9 * step["state"] / 3
-    assert figures["forecast"]["spent_flops"] > figures["forecast"]["useful_flops"] > 0
+    times = figures["forecast"]
+    assert times["spent_flops"] > times["useful_flops"] > 0
+    # The run has a length in steps; GPUs have no cycles.
+    assert f"{figures['steps']:,} steps: " in printed
+    assert "published rates, without overlap" in printed
+    assert times["by_cycles"] is None
+    assert times["at_least"]["images_per_second"] > times["one_after_the_other"]["mfu"] > 0
 
 
 STEP = CompiledStep(
@@ -86,6 +97,80 @@ def test_times_are_those_of_the_published_rates():
     assert times.at_least == max(times.compute, times.memory, times.network)
     mfu = times.mfu(2e-3, num_devices=4, peak=peak)
     assert mfu == pytest.approx(times.useful_flops / (2e-3 * 4 * 197e12))
+
+
+def timed_plan(*, estimated: bool = True, length: int | None = 7_200) -> Plan:
+    """Of eight devices of a v5e; without the compiler's cycles where not `estimated`."""
+    plan = plan_of(STEP)
+    assert plan.topology.peak is not None
+    times = forecast(STEP, plan.config, num_devices=8, peak=plan.topology.peak, tiled=False)
+    if not estimated:
+        times = dataclasses.replace(times, estimated=None)
+    return dataclasses.replace(plan, times=times, length=length)
+
+
+def printed_rows(plan: Plan) -> str:
+    console = Console(file=io.StringIO(), width=1_000)
+    command.print_plan(plan, console)
+    return console.file.getvalue()
+
+
+def test_pace_and_length_are_by_the_cycles_with_the_network_after_them():
+    plan = timed_plan()
+    assert plan.times is not None
+    assert plan.times.estimated is not None
+    found = paces(plan)["by_cycles"]
+    assert found is not None
+    seconds = plan.times.estimated + plan.times.network
+    assert found.seconds == pytest.approx(seconds)
+    assert found.images_per_second == pytest.approx(plan.config.batch_size / seconds)
+    assert found.images_per_second == pytest.approx(images_per_second(plan))
+    assert found.mfu == pytest.approx(plan.times.useful_flops / (seconds * 8 * 197e12))
+    assert found.hours == pytest.approx(2 * seconds)
+    assert found.device_hours == pytest.approx(16 * seconds)
+    stored = json.loads(json.dumps(command.figures(plan)))
+    assert stored["forecast"]["by_cycles"]["hours"] == found.hours
+    assert stored["forecast"]["at_least"]["hours"] < found.hours
+    printed = printed_rows(plan)
+    assert f"{1e3 * seconds:.3g} ms a step, {found.images_per_second:,.0f} images/s" in printed
+    assert f"7,200 steps: {found.hours:.3g} hours" in printed
+    assert "by the compiler's cycles, the network after them; at published rates" in printed
+
+
+def test_without_cycles_the_run_is_as_long_as_by_the_published_rates_without_overlap():
+    plan = timed_plan(estimated=False)
+    found = paces(plan)
+    assert found["by_cycles"] is None
+    assert found["one_after_the_other"] is not None
+    printed = printed_rows(plan)
+    assert "the network after them" not in printed
+    assert f"7,200 steps: {found['one_after_the_other'].hours:.3g} hours" in printed
+    assert "by published rates, without overlap" in printed
+
+
+def test_a_run_of_unknown_length_says_what_to_give():
+    assert "give --num_images" in printed_rows(timed_plan(length=None))
+
+
+def test_steps_that_are_given_are_the_length_also_with_a_warm_up_in_epochs(monkeypatch):
+    config = tiny_config()
+    config.optim.warmup_steps, config.optim.warmup_epochs = 0, 2.0
+    compiled = "grain_jax.benchmarking.planning.compile_step"
+    monkeypatch.setattr(compiled, lambda *_, **__: STEP)
+    assert make_plan(config, open_topology("h100x8")).length == config.steps > 0
+    config.steps, config.epochs = 0, 2.0
+    assert make_plan(config, open_topology("h100x8")).length is None
+    assert make_plan(config, open_topology("h100x8"), num_images=160).length == 20
+
+
+def test_parts_that_are_frozen_have_no_mfu():
+    plan = timed_plan()
+    plan.config.optim.trained_vision_layers = 0
+    found = paces(plan)["by_cycles"]
+    assert found is not None
+    assert found.mfu is None
+    assert "MFU" in printed_rows(plan)
+    assert "not counted" in printed_rows(plan)
 
 
 def test_between_slices_each_device_exchanges_its_part_of_the_slice():

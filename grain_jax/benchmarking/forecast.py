@@ -43,6 +43,11 @@ class Forecast:
         """If none ran beside another."""
         return self.compute + self.memory + self.network
 
+    @property
+    def cycles_and_network(self) -> float | None:
+        """By the compiler's cycles, and the network after them; None without cycles."""
+        return None if self.estimated is None else self.estimated + self.network
+
     def mfu(self, seconds: float, *, num_devices: int, peak: Peak) -> float:
         """Model FLOPs utilization of a step of that length."""
         return self.useful_flops / (seconds * num_devices * peak.bfloat16)

@@ -77,8 +77,10 @@ def make_plan(
             num_slices=topology.num_slices,
             num_shards=sharding.num_batch_shards(mesh),
         )
-    length = run_length(config, num_images)
-    return Plan(config, topology, mesh, step, None, times, length[0] if length else None)
+    length = config.steps or None  # also where the length of the warm-up is not known
+    if found := run_length(config, num_images):
+        length = found[0]
+    return Plan(config, topology, mesh, step, None, times, length)
 
 
 def check_mesh(config: TrainConfig, topology: Topology) -> Mesh:
@@ -161,7 +163,7 @@ def images_per_second(plan: Plan) -> float:
     """
     if plan.times is None or plan.fits is False:
         return 0.0
-    device = plan.times.estimated
-    if device is None:
-        device = plan.times.compute + plan.times.memory
-    return plan.config.batch_size / (device + plan.times.network)
+    seconds = plan.times.cycles_and_network
+    if seconds is None:
+        seconds = plan.times.one_after_the_other
+    return plan.config.batch_size / seconds
