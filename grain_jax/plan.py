@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         topology = open_topology(options.topology, options.num_slices)
         if options.save is not None:
             _save_to(options, topology)
+        said = compilation_in_words(config, topology, count=len(settings) or 1)
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
         if options.sweep:
             return _sweep(options, settings, topology, console)
         plan = make_plan(config, topology, num_images=options.num_images, text_file=options.hlo)
@@ -260,6 +262,19 @@ def _save_to(options: Options, topology: Topology) -> None:
     options.save.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(options.save.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def compilation_in_words(config: TrainConfig, topology: Topology, *, count: int) -> str:
+    """What is compiled, and how long such a thing takes (docs/scale.md)."""
+    programs = (
+        "Compiling" if count == 1 else f"Compiling up to {count} programs, one after the other,"
+    )
+    took = "seconds for a small model, minutes for a large one or beside other work"
+    if topology.peak is not None and topology.peak.is_tpu:
+        took = "two to six minutes for ViT-B/16 with model.scan_layers=true on two idle cores"
+        unrolled = "unrolled layers take longer"
+        took += f"; {unrolled}{'' if config.model.scan_layers else ', as here'}"
+    return f"{programs} for {topology.name}, {len(topology.devices)} devices: {took}."
 
 
 def print_plan(plan: Plan, console: Console) -> None:

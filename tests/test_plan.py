@@ -43,8 +43,10 @@ def test_a_step_is_compiled_and_printed(tmp_path, capsys):
     """The tests' own 8 devices stand for GPUs."""
     found = tmp_path / "plan.json"
     status = command.main([TINY, "--topology=h100x8", f"--json={found}"])
-    printed = " ".join(capsys.readouterr().out.split())
+    output = capsys.readouterr()
+    printed = " ".join(output.out.split())
     assert status == 0, printed
+    assert output.err.startswith("Compiling for h100x8, 8 devices: seconds for a small model")
     assert printed.startswith("Fits: ")
     assert "compiled by XLA for CPUs" in printed
     assert "all-reduce" in printed
@@ -171,6 +173,23 @@ def test_parts_that_are_frozen_have_no_mfu():
     assert found.mfu is None
     assert "MFU" in printed_rows(plan)
     assert "not counted" in printed_rows(plan)
+
+
+def test_how_long_it_takes_is_said_before_it_begins(monkeypatch, capsys):
+    def refused(config, topology, **_):
+        raise ValueError(f"said before: {capsys.readouterr().err}")
+
+    monkeypatch.setattr(command, "make_plan", refused)
+    assert command.main([TINY, "--topology=cpu:8"]) == 2
+    assert "said before: Compiling for cpu:8, 8 devices: " in capsys.readouterr().err
+    plan = timed_plan()
+    said = command.compilation_in_words(plan.config, plan.topology, count=1)
+    assert said.startswith("Compiling for v5e:2x2, 8 devices: two to six minutes for ViT-B/16")
+    assert said.endswith("unrolled layers take longer, as here.")
+    plan.config.model.scan_layers = True
+    said = command.compilation_in_words(plan.config, plan.topology, count=6)
+    assert said.startswith("Compiling up to 6 programs, one after the other, for v5e:2x2")
+    assert said.endswith("unrolled layers take longer.")
 
 
 def test_between_slices_each_device_exchanges_its_part_of_the_slice():
