@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +66,7 @@ from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.config.schema import Preset, Remat
 from grain_jax.data.text_lengths import text_positions
 from grain_jax.terminal import escape_unprintable
-from grain_jax.training.logits import logits_form
+from grain_jax.training.logits import DENSE_BYTES, dense_bytes, logits_form, tiled_from
 
 MIB = 2**20
 # Settings of a run that a plan does not read, with what to give in their place.
@@ -304,14 +305,13 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
     kind = plan.topology.devices[0].device_kind
     if plan.topology.is_stand_in:
         kind = f"{plan.topology.name}, compiled by XLA for CPUs (bfloat16 held as float32)"
-    form = "in tiles" if logits_form(config, mesh).tiled else "dense"
     count = plan.topology.num_slices
     apart = f" in {count} slices or nodes" if count > 1 else ""
     rows = {
         "devices": f"{mesh.size} x {kind}{apart}; mesh {sizes}",
         "model": f"{config.model.type}, {config.model.dtype}, batch {config.batch_size:,} "
-        f"({config.batch_size / mesh.size:g} a device), remat {config.model.remat}, "
-        f"{config.loss.image_caption} logits {form}",
+        f"({config.batch_size / mesh.size:g} a device), remat {config.model.remat}",
+        "logits of the losses": _logits(config, mesh),
         "memory of a device": f"{step.state / GIB:.3g} GiB state ({step.optimizer / GIB:.3g} of it "
         f"optimizer), {step.batch / GIB:.3g} batch, "
         f"{step.temporary / GIB:.3g} temporary; {step.peak / GIB:.3g} at the peak",
@@ -319,6 +319,18 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
         f"grain_jax {grain_jax.__version__}",
     }
     return rows if plan.times is None else rows | _times(plan, plan.times)
+
+
+def _logits(config: TrainConfig, mesh: Mesh) -> str:
+    """Their form, and from which batch on the other one is worth it."""
+    form = "in tiles" if logits_form(config, mesh).tiled else "dense"
+    given = "" if config.loss.logits == "auto" else ", as loss.logits says"
+    size, limit = dense_bytes(config, mesh) / GIB, DENSE_BYTES / GIB
+    return (
+        f"{config.loss.image_caption}, {form}{given}: dense they have {size:.3g} GiB a device at "
+        f"this batch; loss.logits=auto takes tiles above {limit:g} GiB, here from batch_size "
+        f"{tiled_from(config, mesh):,}"
+    )
 
 
 def _times(plan: Plan, times: Forecast) -> dict[str, str]:
@@ -450,6 +462,11 @@ def figures(plan: Plan) -> dict[str, Any]:
         }
         | {"schedule": dataclasses.asdict(step.schedule)}
         | {"exchanges": [dataclasses.asdict(one) for one in step.exchanges]},
+        "logits": {
+            "tiled": logits_form(plan.config, plan.mesh).tiled,
+            "dense_bytes": dense_bytes(plan.config, plan.mesh),
+            "tiled_from_batch_size": tiled_from(plan.config, plan.mesh),
+        },
         "steps": plan.length,
         "forecast": None if plan.times is None else dataclasses.asdict(plan.times) | _paces(plan),
         "versions": {"grain_jax": grain_jax.__version__, "jax": jax.__version__},

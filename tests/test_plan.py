@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from jax.sharding import AbstractMesh
 from places import HELPERS
 from rich.console import Console
 from tiny_run import tiny_config
@@ -35,6 +36,7 @@ from grain_jax.benchmarking.schedule import Schedule
 from grain_jax.benchmarking.topology import open_topology
 from grain_jax.config import MeshConfig
 from grain_jax.parallel.sharding import make_mesh
+from grain_jax.training.logits import logits_form, tiled_from
 
 TINY = f"--config={HELPERS / 'tiny_world.py'}"
 
@@ -190,6 +192,39 @@ def test_how_long_it_takes_is_said_before_it_begins(monkeypatch, capsys):
     said = command.compilation_in_words(plan.config, plan.topology, count=6)
     assert said.startswith("Compiling up to 6 programs, one after the other, for v5e:2x2")
     assert said.endswith("unrolled layers take longer.")
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}, {"tensor": 8}])
+@pytest.mark.parametrize("settings", [{}, {"image_caption": "sigmoid"}, {"region_weight": 0.0}])
+def test_tiles_are_taken_from_the_least_batch_with_more_than_the_limit(mesh, settings):
+    config, sizes = tiny_config(), {"data": 1, "fsdp": 1, "tensor": 1} | mesh
+    config.optim.grad_cache_chunks = 2
+    config.loss = dataclasses.replace(config.loss, **settings)
+    abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    unit = 2 * sizes["data"] * sizes["fsdp"]
+    config.batch_size = tiled_from(config, abstract)
+    assert config.batch_size % unit == 0
+    assert logits_form(config, abstract).tiled
+    assert tiled_from(config, abstract) == config.batch_size
+    config.batch_size -= unit
+    assert not logits_form(config, abstract).tiled
+
+
+def test_a_plan_says_from_which_batch_on_tiles_are_taken():
+    plan = timed_plan()
+    least = tiled_from(plan.config, plan.mesh)
+    printed = printed_rows(plan)
+    # 16 x 16 of images and captions, (3 x 16) squared of regions, in float32 over 8 devices
+    size = 4 * (16**2 + 48**2) / 8
+    assert command.figures(plan)["logits"] == {
+        "tiled": False,
+        "dense_bytes": size,
+        "tiled_from_batch_size": least,
+    }
+    assert f"softmax, dense: dense they have {size / 2**30:.3g} GiB" in printed
+    assert f"above 1 GiB, here from batch_size {least:,}" in printed
+    plan.config.loss.logits = "tiled"
+    assert "in tiles, as loss.logits says" in printed_rows(plan)
 
 
 def test_between_slices_each_device_exchanges_its_part_of_the_slice():

@@ -24,6 +24,14 @@ def dense_bytes(config: TrainConfig, mesh: Mesh | AbstractMesh) -> float:
     return 4 * num_logits(config) / math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
 
 
+def tiled_from(config: TrainConfig, mesh: Mesh | AbstractMesh) -> int:
+    """The least batch that this mesh can split and whose logits "auto" computes in tiles."""
+    shards = math.prod(mesh.shape[axis] for axis in _batch_axes(mesh))
+    unit = shards * config.optim.grad_cache_chunks
+    per_pair = num_logits(config) / config.batch_size**2  # all of them grow with its square
+    return unit * (math.isqrt(int(DENSE_BYTES * shards / (4 * per_pair))) // unit + 1)
+
+
 def num_logits(config: TrainConfig) -> int:
     """Pairs that the losses of a batch compare."""
     batch = config.batch_size
