@@ -300,6 +300,21 @@ def test_the_first_line_says_whether_it_fits_and_what_to_change():
     assert next(changes(full)).startswith("--mesh.preset=fsdp")
 
 
+def test_what_changes_the_values_of_training_is_advised_last():
+    plan = plan_of(None, needed=48 * 2**30)
+    names = [change.split("=")[0].removeprefix("--") for change in changes(plan)]
+    assert names == [
+        *("model.remat", "model.scan_layers", "mesh.preset"),
+        *("optim.grad_cache_chunks", "optim.moments_dtype"),
+    ]
+    # Of a state and batch that leave no room, parts of the batch would change nothing.
+    large = dataclasses.replace(STEP, state=15 * 2**30, arguments=16 * 2**30)
+    plan = dataclasses.replace(plan, step=large)
+    assert not any("grad_cache_chunks" in change for change in changes(plan))
+    assert list(changes(plan))[-1].startswith("--optim.moments_dtype=bfloat16")
+    assert verdict(plan).startswith("Does not fit: 19 GiB")
+
+
 @pytest.mark.parametrize(
     ("topology", "message"),
     [

@@ -109,7 +109,9 @@ def verdict(plan: Plan) -> str:
 
 
 def changes(plan: Plan) -> Iterator[str]:
-    """What would make the step smaller, cheapest first."""
+    """What would make the step smaller: first what leaves its values as they are, cheapest first,
+    then what does not.
+    """
     config, sizes = plan.config, plan.mesh.shape
     if config.model.remat != "full":
         yield "--model.remat=full, which costs a third of the towers' products once more"
@@ -120,11 +122,13 @@ def changes(plan: Plan) -> Iterator[str]:
     large = step is None or limit is None or step.state > 0.1 * limit
     if sizes["fsdp"] == 1 and split > 1 and large and _can_be_split(plan):
         yield "--mesh.preset=fsdp, which splits parameters and optimizer"
-    if large and config.optim.moments_dtype == "float32":
-        yield "--optim.moments_dtype=bfloat16, which halves the optimizer"
     chunks = 2 * config.optim.grad_cache_chunks
-    if config.batch_size % (split * chunks) == 0:
+    # Parts make temporaries smaller, and nothing else.
+    useful = step is None or limit is None or step.arguments <= (1 - ROOM) * limit
+    if useful and config.batch_size % (split * chunks) == 0:
         yield f"--optim.grad_cache_chunks={chunks}, which encodes the batch in parts, twice"
+    if large and config.optim.moments_dtype == "float32":
+        yield "--optim.moments_dtype=bfloat16, which halves the optimizer and rounds its moments"
 
 
 def _can_be_split(plan: Plan) -> bool:
