@@ -64,6 +64,7 @@ from grain_jax.command_line import (
 from grain_jax.config import TrainConfig
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
 from grain_jax.config.schema import Preset, Remat
+from grain_jax.config.validation import memory_notes
 from grain_jax.data.text_lengths import text_positions
 from grain_jax.terminal import escape_unprintable
 from grain_jax.training.logits import DENSE_BYTES, dense_bytes, logits_form, tiled_from
@@ -112,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         topology = open_topology(options.topology, options.num_slices)
         if options.save is not None:
             _save_to(options, topology)
+        if not options.sweep:  # which tries other values of model.remat, unless it is given
+            for note in memory_notes(config):
+                console.print(f"Note: {note}.", markup=False, highlight=False, soft_wrap=True)
         said = compilation_in_words(config, topology, count=len(settings) or 1)
         console.print(said, markup=False, highlight=False, soft_wrap=True)
         if options.sweep:

@@ -29,6 +29,7 @@ from grain_jax import runtime, slow_compile
 from grain_jax.command_line import ExitStatus, NotParsed, end, parse
 from grain_jax.config import TrainConfig, validate
 from grain_jax.config.cli import SettingsOptions, config_to_json, read_settings
+from grain_jax.config.validation import memory_notes
 from grain_jax.data.loader import (
     prefetch_to_device,
     training_batches,
@@ -271,6 +272,8 @@ def set_up(
     loader, loader_notes = fitting_loader(config.data, rows=len(rows))
     notes += [*loader_notes, *runtime.missing_gpu_notes()]
     notes += sharding.cpu_devices_notes(config)
+    if mesh.devices.flat[0].platform == "tpu":
+        notes += memory_notes(config)
     batches = training_batches(
         source,
         loader,

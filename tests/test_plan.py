@@ -227,6 +227,14 @@ def test_a_plan_says_from_which_batch_on_tiles_are_taken():
     assert "in tiles, as loss.logits says" in printed_rows(plan)
 
 
+@pytest.mark.parametrize(("remat", "noted"), [("none", True), ("full", False)])
+def test_scanned_layers_without_recomputation_are_noted_before(remat, noted, monkeypatch, capsys):
+    monkeypatch.setattr(command, "make_plan", lambda config, *_, **__: timed_plan())
+    words = ["--topology=cpu:8", "--model.scan_layers=true", f"--model.remat={remat}"]
+    assert command.main([TINY, *words]) == 0
+    assert ("add --model.remat=full.\nCompiling" in capsys.readouterr().err) == noted
+
+
 def test_between_slices_each_device_exchanges_its_part_of_the_slice():
     peak = PEAKS["H100"]
     gradients = Exchange("all-reduce", "data", False, 16, 1, 0, 10**9, 10**9)

@@ -11,7 +11,7 @@ from grain_jax.config import TrainConfig
 from grain_jax.config.bounds import leaves
 from grain_jax.config.cli import config_from_json, config_to_json
 from grain_jax.config.unread_settings import UNREAD
-from grain_jax.config.validation import problems, unread_notes
+from grain_jax.config.validation import memory_notes, problems, unread_notes
 from grain_jax.data.synthetic_birds import demo
 from grain_jax.loading.load import read_model
 from grain_jax.loading.run import write_run
@@ -215,3 +215,13 @@ def test_a_stored_run_with_such_settings_is_still_read(tmp_path):
 def test_the_demos_are_not_refused():
     for variant in ("", "clip", "smoke"):
         assert problems(demo.get_config(variant)) == []
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_scanned_layers_of_which_nothing_is_recomputed_are_noted(scan_layers, remat):
+    config = TrainConfig()
+    config.model.scan_layers, config.model.remat = scan_layers, remat
+    notes = memory_notes(config)
+    assert len(notes) == (scan_layers and remat == "none")
+    assert all("add --model.remat=full" in note for note in notes)
