@@ -4,7 +4,8 @@
   python -m grain_jax.plan --topology=NAME --config=FILE --sweep [--sweep_batch_sizes 4096 8192]
 
   NAME  v5e:16x16, v5p:8x8x8, v6e:16x16, v4:8x8x8: by the TPU compiler, on any machine (extra: tpu)
-        h100x8, h200x1: GPUs of a node, by XLA's compiler for CPUs in their place
+        h100x8, h200x1: GPUs of a node, by XLA's compiler for them, on any machine with jax's
+        plugin for CUDA (extra: cuda), else by that for CPUs in its place; the table says which
         cpu:8: host devices
 
 `--num_slices` takes several slices or nodes. Every setting of `python -m grain_jax.train` can be
@@ -43,6 +44,7 @@ from grain_jax.benchmarking.pace import Pace, has_frozen, paces
 from grain_jax.benchmarking.planning import (
     GIB,
     Plan,
+    has_other_attention,
     images_per_second,
     make_plan,
     sweep,
@@ -240,6 +242,9 @@ def print_ranks(ranked: Sequence[tuple[Candidate, Plan]], console: Console) -> N
             "-" if has_frozen(one.config) else f"{mfu:.0%}",
         )
     console.print(table)
+    if notes := compiler_notes(plan):
+        by = f"Compiled by {plan.topology.compiler}: {'; '.join(notes)}."
+        console.print(by, markup=False, soft_wrap=True)
 
 
 def _peak(plan: Plan) -> Peak:
@@ -251,12 +256,16 @@ def _save_to(options: Options, topology: Topology) -> None:
     """Has the compiler keep its program in the folder `options.save`.
 
     Raises ValueError where a run would not compile the same program: of GPUs, which hosts stand for
-    here, and of a run whose length, a constant of the program, is not known.
+    here or which products are not tuned for, and of a run whose length, a constant of the program,
+    is not known.
     """
-    if topology.is_stand_in:
+    if topology.is_gpu:
+        why = "by XLA's compiler for CPUs. GPUs cannot run that"
+        if not topology.is_stand_in:
+            why = "without a GPU to tune products on. A run would compile another program"
         raise ValueError(
-            f"--save: {topology.name} is compiled for by XLA's compiler for CPUs. GPUs cannot run "
-            "that. A run keeps its own program (logging.compilation_cache)."
+            f"--save: {topology.name} is compiled for {why}. A run keeps its own program "
+            "(logging.compilation_cache)."
         )
     if run_length(options.config, options.num_images) is None:
         raise ValueError(
@@ -295,7 +304,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     console.print(_exchange_table(plan, plan.step))
     for one in plan.step.largest:
-        shapes = " ".join(f"{kind}{list(shape)}" for kind, shape in one.shapes[:2])
+        shapes = " ".join(f"{kind}{list(shape)}" for kind, shape in one.made[:2])
         console.print(
             f"  {whole_bytes(one) / MIB:,.2f} MiB {one.opcode} over {axes_of(one, plan.mesh)}: "
             f"{shapes}",
@@ -308,7 +317,10 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     kind = plan.topology.devices[0].device_kind
     if plan.topology.is_stand_in:
-        kind = f"{plan.topology.name}, compiled by XLA for CPUs (bfloat16 held as float32)"
+        kind = plan.topology.name
+    if plan.topology.is_gpu:
+        kind += f", compiled by {plan.topology.compiler}"
+        kind += " as a stand-in" if plan.topology.is_stand_in else ""
     count = plan.topology.num_slices
     apart = f" in {count} slices or nodes" if count > 1 else ""
     rows = {
@@ -322,6 +334,8 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
         "compilation": f"{step.seconds:,.0f} s; jax {jax.__version__}, "
         f"grain_jax {grain_jax.__version__}",
     }
+    if notes := compiler_notes(plan):
+        rows["compiler"] = "; ".join(notes)
     return rows if plan.times is None else rows | _times(plan, plan.times)
 
 
@@ -335,6 +349,24 @@ def _logits(config: TrainConfig, mesh: Mesh) -> str:
         f"this batch; loss.logits=auto takes tiles above {limit:g} GiB, here from batch_size "
         f"{tiled_from(config, mesh):,}"
     )
+
+
+def compiler_notes(plan: Plan) -> list[str]:
+    """How the program differs from that of a run; empty where it does not."""
+    topology = plan.topology
+    if not topology.is_gpu:
+        return []
+    notes = []
+    if topology.is_stand_in:
+        notes.append("bfloat16 is held as float32")
+    elif topology.compiler_options:
+        notes.append(
+            "products by cuBLAS: autotuning and Triton's products, which take a GPU, are off, so "
+            "times are rooflines only"
+        )
+    if has_other_attention(plan):
+        notes.append("attention by XLA, which takes more memory than cuDNN's of a run")
+    return [*notes, topology.no_compiler] if topology.no_compiler else notes
 
 
 def _times(plan: Plan, times: Forecast) -> dict[str, str]:
@@ -453,6 +485,9 @@ def figures(plan: Plan) -> dict[str, Any]:
     return {
         "topology": plan.topology.name,
         "num_slices": plan.topology.num_slices,
+        "compiler": plan.topology.compiler,
+        "compiler_options": dict(plan.topology.compiler_options),
+        "compiler_notes": compiler_notes(plan),
         "fits": plan.fits,
         "verdict": verdict(plan),
         "memory_bytes": plan.memory,

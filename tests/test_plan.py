@@ -14,6 +14,7 @@ from tiny_run import tiny_config
 from training_process import environment
 
 import grain_jax.plan as command
+from grain_jax.benchmarking import gpu_compiler
 from grain_jax.benchmarking.candidates import Candidate, candidates
 from grain_jax.benchmarking.compiled_step import (
     CompiledStep,
@@ -38,22 +39,34 @@ from grain_jax.config import MeshConfig
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.training.logits import logits_form, tiled_from
 
+
+@pytest.fixture(autouse=True)
+def no_compiler_for_gpus(monkeypatch):
+    """The tests' own 8 devices stand for GPUs, whether it is installed or not."""
+    monkeypatch.setattr(gpu_compiler, "has_plugin", lambda: False)
+
+
 TINY = f"--config={HELPERS / 'tiny_world.py'}"
 
 
 def test_a_step_is_compiled_and_printed(tmp_path, capsys):
-    """The tests' own 8 devices stand for GPUs."""
     found = tmp_path / "plan.json"
-    status = command.main([TINY, "--topology=h100x8", f"--json={found}"])
+    # cuDNN's attention, which no compiler has without cuDNN, is planned as XLA's.
+    half = ["--model.dtype=bfloat16", "--model.attention=cudnn"]
+    status = command.main([TINY, "--topology=h100x8", *half, f"--json={found}"])
     output = capsys.readouterr()
     printed = " ".join(output.out.split())
     assert status == 0, printed
     assert output.err.startswith("Compiling for h100x8, 8 devices: seconds for a small model")
     assert printed.startswith("Fits: ")
     assert "compiled by XLA for CPUs" in printed
+    assert "attention by XLA" in printed
     assert "all-reduce" in printed
     figures = json.loads(found.read_text())
     assert figures["fits"] is True
+    assert figures["compiler"] == "XLA for CPUs"
+    assert "pip install --no-deps jax-cuda13-plugin==" in figures["compiler_notes"][-1]
+    assert figures["config"]["model"]["attention"] == "cudnn"
     step = figures["step"]
     assert figures["memory_bytes"] >= step["arguments"] + step["temporary"]
     assert step["arguments"] >= step["state"] + step["batch"]
@@ -253,7 +266,7 @@ def test_between_slices_each_device_exchanges_its_part_of_the_slice():
 
 @pytest.mark.slow
 def test_nodes_of_gpus_exchange_parameters_within_and_gradients_between(tmp_path, capsys):
-    """Two nodes of four; the tests' own 8 devices stand for them."""
+    """Two nodes of four."""
     found = tmp_path / "plan.json"
     words = [TINY, "--topology=h100x4", "--num_slices=2", "--mesh.preset=fsdp"]
     assert command.main([*words, f"--json={found}"]) == 0

@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,12 @@ TINY = 64 * 2**10  # bytes: a collective of fewer takes as long as an empty one
 
 
 def compile_step(
-    config: TrainConfig, mesh: Mesh, *, num_images: int = 0, text_file: Path | None = None
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    num_images: int = 0,
+    text_file: Path | None = None,
+    compiler_options: Mapping[str, bool | int] | None = None,
 ) -> CompiledStep:
     """Compiles the step as training does.
 
@@ -134,7 +139,7 @@ def compile_step(
     with sharding.use_mesh(mesh):
         lowered = step.lower(abstract, batch)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=dict(compiler_options or {}) or None)
         except jax.errors.JaxRuntimeError as error:
             raise refusal(str(error)) from error
     seconds = time.perf_counter() - started

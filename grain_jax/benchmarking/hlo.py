@@ -43,14 +43,18 @@ class Instruction:
         return name if name in COLLECTIVES else ""
 
     @property
-    def num_bytes(self) -> int:
-        """Of what it makes; of an asynchronous collective, without its operands."""
-        shapes = self.shapes
+    def made(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Of `shapes` what it makes; of an asynchronous collective, without its operands."""
         if self.opcode.endswith("-start") and self.collective != "all-reduce":
             # Operands, then results, then perhaps scalars of its own.
-            arrays = [shape for shape in shapes if shape[1]]
-            shapes = tuple(arrays[len(arrays) // 2 :])
-        return sum(BYTES.get(kind, 4) * math.prod(shape) for kind, shape in shapes)
+            arrays = [shape for shape in self.shapes if shape[1]]
+            return tuple(arrays[len(arrays) // 2 :])
+        return self.shapes
+
+    @property
+    def num_bytes(self) -> int:
+        """Of `made`."""
+        return sum(BYTES.get(kind, 4) * math.prod(shape) for kind, shape in self.made)
 
 
 def instructions(text: str) -> list[Instruction]:

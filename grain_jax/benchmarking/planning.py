@@ -59,11 +59,19 @@ def make_plan(
 ) -> Plan:
     """Compiles the step; arguments as of `compile_step`.
 
+    Attention of a step for GPUs is XLA's, as cuDNN compiles its own where cuDNN is alone.
+
     Raises ValueError for a mesh or batch that does not fit the devices.
     """
     mesh = check_mesh(config, topology)
     try:
-        step = compile_step(config, mesh, num_images=num_images, text_file=text_file)
+        step = compile_step(
+            with_attention(config, topology),
+            mesh,
+            num_images=num_images,
+            text_file=text_file,
+            compiler_options=topology.compiler_options,
+        )
     except OutOfMemoryError as error:
         return Plan(config, topology, mesh, None, error.needed, None, None)
     times = None
@@ -81,6 +89,19 @@ def make_plan(
     if found := run_length(config, num_images):
         length = found[0]
     return Plan(config, topology, mesh, step, None, times, length)
+
+
+def with_attention(config: TrainConfig, topology: Topology) -> TrainConfig:
+    """With the attention that can be compiled without a GPU."""
+    if not topology.is_gpu:
+        return config
+    return replace(config, model=replace(config.model, attention="xla"))
+
+
+def has_other_attention(plan: Plan) -> bool:
+    """Whether a run may take attention by cuDNN, which is not compiled here."""
+    model = plan.config.model
+    return plan.topology.is_gpu and model.attention != "xla" and model.dtype != "float32"
 
 
 def check_mesh(config: TrainConfig, topology: Topology) -> Mesh:

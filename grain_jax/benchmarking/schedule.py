@@ -35,6 +35,10 @@ NO_WORK = frozenset(
         "after-all",
     ]
 )
+# What a library of NVIDIA's may write besides its results: room, of which the program does not say
+# how much is used.
+WORKSPACE = re.compile(r", [su]8\[\d+\](?:\{[^}]*\})?\)$")
+LIBRARY = re.compile(r'custom_call_target="__cu(?:blas|dnn)')
 PRODUCTS = (" convolution(", " dot(")
 # Modules of attention that are matrix products like those of any layer.
 PROJECTIONS = ("qkv", "query", "key", "value", "out", "dot_general")
@@ -74,10 +78,13 @@ def read_schedule(text: str) -> Schedule:
             found = hlo.INSTRUCTION.match(line)
             assert found is not None  # as `computations` looked
             opcode = found[3]
-            if opcode in NO_WORK or opcode.endswith("-done"):
+            if opcode in NO_WORK or opcode.endswith(("-done", "-update")):
                 continue
             read = OPERANDS.findall(line[found.end() :].partition(")")[0])
-            moved = [found[2], *(arrays[operand] for operand in read if operand in arrays)]
+            if _has_operands(opcode, found[2]):
+                read = []
+            made = WORKSPACE.sub(")", found[2]) if LIBRARY.search(line) else found[2]
+            moved = [made, *(arrays[operand] for operand in read if operand in arrays)]
             num_bytes += times * sum(_bytes(array, innermost or 1) for array in moved)
             estimate = CYCLES.search(line)
             kernels += opcode == "custom-call" and estimate is None and "tpu_custom_call" in line
@@ -91,6 +98,11 @@ def read_schedule(text: str) -> Schedule:
     return Schedule(
         num_bytes, cycles if parts else None, parts, kernels, kernel_flops, kernel_bytes, unknown
     )
+
+
+def _has_operands(opcode: str, made: str) -> bool:
+    """Whether what is made begins with the operands, as of work that goes on beside other work."""
+    return opcode.endswith("-start") and opcode != "all-reduce-start" and made.startswith("(")
 
 
 def _run(lines: dict[str, list[str]]) -> Iterator[str]:

@@ -3,11 +3,13 @@
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
+from grain_jax.benchmarking import gpu_compiler
 from grain_jax.benchmarking.hardware import PEAKS, Peak
 from grain_jax.extras import how_to_install
 
@@ -29,18 +31,32 @@ class Topology:
     devices: tuple[Any, ...]
     peak: Peak | None  # None for CPUs
     num_slices: int = 1  # or nodes of GPUs, with the network between them
+    compiler_options: Mapping[str, bool | int] = field(default_factory=dict)
+    no_compiler: str = ""  # why host devices stand for GPUs, and what to do
 
     @property
     def is_stand_in(self) -> bool:
-        """Whether host devices stand for GPUs, as no compiler for these runs without one."""
+        """Whether host devices stand for GPUs, as the compiler for these is not installed."""
         return self.peak is not None and self.devices[0].platform == "cpu"
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is of GPUs, or of host devices that stand for them."""
+        return self.peak is not None and not self.peak.is_tpu
+
+    @property
+    def compiler(self) -> str:
+        """What compiles for its devices."""
+        kinds = {"tpu": "TPUs", "cpu": "CPUs"}
+        return f"XLA for {kinds.get(self.devices[0].platform, 'GPUs')}"
 
 
 def open_topology(name: str, num_slices: int = 1) -> Topology:
     """The devices of that name, so many slices or nodes of it, one after the other.
 
-    Starts the JAX backend of the host, and none of an accelerator. Raises ValueError for another
-    name, a grid that does not exist, and a TPU without `libtpu`.
+    Starts the JAX backend of the host, and none of an accelerator. Where the compiler for GPUs is
+    not installed, devices of the host stand for them. Raises ValueError for another name, a grid
+    that does not exist, and a TPU without `libtpu`.
     """
     if num_slices < 1:
         raise ValueError(f"--num_slices={num_slices}: at least one slice or node is needed.")
@@ -55,8 +71,21 @@ def open_topology(name: str, num_slices: int = 1) -> Topology:
                 f"--topology={name}: given {count} devices, expected 1 to 8 GPUs of one node, or "
                 "at least one CPU device. --num_slices has the number of nodes."
             )
-        return Topology(name, _host_devices(count * num_slices), peak, num_slices)
+        if peak is None:
+            return Topology(name, _host_devices(count * num_slices), None, num_slices)
+        return _gpus(name, found[1], count, num_slices)
     raise ValueError(f"--topology={name}: expected a name such as {EXAMPLES}.")
+
+
+def _gpus(name: str, kind: str, count: int, num_nodes: int) -> Topology:
+    peak = PEAKS[GPUS[kind]]
+    try:
+        devices = gpu_compiler.gpu_devices(kind, count, num_nodes)
+    except gpu_compiler.NoGpuCompilerError as error:
+        devices = _host_devices(count * num_nodes)
+        return Topology(name, devices, peak, num_nodes, no_compiler=str(error))
+    options = gpu_compiler.compiler_options()
+    return Topology(name, devices, peak, num_nodes, compiler_options=options)
 
 
 def _host_devices(count: int) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 import pytest
 
 from grain_jax.benchmarking import hlo
-from grain_jax.benchmarking.compiled_step import collectives
+from grain_jax.benchmarking.compiled_step import collectives, whole_bytes
 
 PROGRAM = """HloModule step
 
@@ -58,6 +58,34 @@ def test_an_asynchronous_reduction_of_several_arrays_makes_all_of_them():
         hlo.instructions(f"ENTRY %main (p: f32[4]) -> f32[4] {{\n{line}\n}}")[0].num_bytes
         == 4 * 4 + 6 * 2
     )
+
+
+# As the compiler for GPUs writes them: operands and results in tuples of their own, and numbered.
+ON_GPUS = """
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %gather = ((f32[2,64]{1,0}, pred[2]{0}, /*index=5*/u32[2]{0}), (f32[16,64]{1,0}, pred[16]{0}, \
+/*index=5*/u32[16]{0})) all-gather-start(%x, %y, /*index=5*/%z), channel_id=3, replica_groups=\
+mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}, use_global_device_ids=true
+  %gathered = (f32[16,64]{1,0}, pred[16]{0}, /*index=5*/u32[16]{0}) all-gather-done(%gather)
+  %scatter = ((f32[16]{0}), f32[2]{0}) reduce-scatter-start(%p), channel_id=5, replica_groups=\
+mesh['axis_0'=8] {'axis_0'}, use_global_device_ids=true, dimensions={0}, to_apply=%add.clone
+  %scattered = f32[2]{0} reduce-scatter-done(%scatter), metadata={scheduling_name="scattered"}
+  %reduce = pred[] all-reduce-start(%q), channel_id=1, replica_groups=mesh['axis_0'=8] {'axis_0'}
+  ROOT %reduced = pred[] all-reduce-done(%reduce)
+}
+"""
+
+
+def test_collectives_of_gpus_are_counted_once_without_their_operands():
+    found = {one.collective: one for one in collectives(ON_GPUS)}
+    assert {name: one.num_bytes for name, one in found.items()} == {
+        "all-gather": 16 * 64 * 4 + 16 + 16 * 4,
+        "reduce-scatter": 2 * 4,
+        "all-reduce": 1,
+    }
+    assert found["all-gather"].made[0] == ("f32", (16, 64))
+    assert all(hlo.groups(one) == [list(range(8))] for one in found.values())
+    assert whole_bytes(found["reduce-scatter"]) == 16 * 4
 
 
 @pytest.mark.parametrize(

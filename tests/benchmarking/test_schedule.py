@@ -58,6 +58,44 @@ def test_loops_padding_and_other_memories_are_counted():
     assert (found.kernels, found.kernel_flops, found.kernel_bytes) == (1, 5000, 70)
 
 
+def on_gpus(line: str) -> str:
+    return f"""
+ENTRY %main (p: f32[130,64]) -> f32[130,64] {{
+  %p = f32[130,64]{{1,0}} parameter(0)
+  %q = f32[64,64]{{1,0}} parameter(1)
+  ROOT {line}
+}}
+"""
+
+
+CUBLAS = 'custom_call_target="__cublas$lt$matmul"'
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [  # numbers of four bytes
+        (
+            f"%a = (f32[130,64]{{1,0}}, s8[33554432]{{0}}) custom-call(%p, %q), {CUBLAS}",
+            2 * 130 * 64 + 64 * 64,
+        ),
+        (f"%a = f32[130,64]{{1,0}} custom-call(%p, %q), {CUBLAS}", 2 * 130 * 64 + 64 * 64),
+        (
+            '%a = (f32[130,64]{1,0}, s8[64]{0}) custom-call(%p), custom_call_target="other"',
+            2 * 130 * 64 + 16,
+        ),
+        (
+            "%a = ((f32[130,64]{1,0}), f32[1040,64]{1,0}) all-gather-start(%p), channel_id=1",
+            130 * 64 + 1040 * 64,
+        ),
+        ("%a = f32[130,64]{1,0} all-reduce-start(%p), channel_id=1", 2 * 130 * 64),
+        ("%a = f32[130,64]{1,0} all-reduce-done(%p)", 0),
+    ],
+)
+def test_on_gpus_no_workspace_is_counted_and_no_operand_twice(line, expected):
+    """cuBLAS takes room that the program gives with its results: 32 MiB for each product."""
+    assert read_schedule(on_gpus(line)).num_bytes == 4 * expected
+
+
 def test_a_scan_moves_its_stacked_weights_once():
     """Against what the program has to move: XLA's own count takes a loop as one turn."""
     layers, rows, width = 6, 256, 512

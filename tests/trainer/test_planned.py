@@ -9,6 +9,7 @@ import pytest
 from tiny_run import tiny_config
 
 import grain_jax.plan as command
+from grain_jax.benchmarking import gpu_compiler
 from grain_jax.benchmarking.planning import make_plan
 from grain_jax.benchmarking.topology import open_topology
 from grain_jax.config import MeshConfig
@@ -104,6 +105,7 @@ def test_settings_that_change_no_step_may_differ(tmp_path):
 
 @pytest.mark.slow
 def test_what_plan_writes_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_compiler, "has_plugin", lambda: False)
     config = tiny_config()
     plan = make_plan(config, open_topology("h100x8"))
     file = tmp_path / "plan.json"
