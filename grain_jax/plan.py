@@ -242,9 +242,9 @@ def print_ranks(ranked: Sequence[tuple[Candidate, Plan]], console: Console) -> N
             "-" if has_frozen(one.config) else f"{mfu:.0%}",
         )
     console.print(table)
-    if notes := compiler_notes(plan):
-        by = f"Compiled by {plan.topology.compiler}: {'; '.join(notes)}."
-        console.print(by, markup=False, soft_wrap=True)
+    if plan.topology.is_gpu:
+        said = "; ".join([_compiler(plan.topology), *compiler_notes(plan)])
+        console.print(f"All {said}", markup=False, soft_wrap=True)
 
 
 def _peak(plan: Plan) -> Peak:
@@ -318,9 +318,6 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
     kind = plan.topology.devices[0].device_kind
     if plan.topology.is_stand_in:
         kind = plan.topology.name
-    if plan.topology.is_gpu:
-        kind += f", compiled by {plan.topology.compiler}"
-        kind += " as a stand-in" if plan.topology.is_stand_in else ""
     count = plan.topology.num_slices
     apart = f" in {count} slices or nodes" if count > 1 else ""
     rows = {
@@ -334,8 +331,8 @@ def _rows(plan: Plan, step: CompiledStep) -> dict[str, str]:
         "compilation": f"{step.seconds:,.0f} s; jax {jax.__version__}, "
         f"grain_jax {grain_jax.__version__}",
     }
-    if notes := compiler_notes(plan):
-        rows["compiler"] = "; ".join(notes)
+    if plan.topology.is_gpu:
+        rows["compiler"] = "; ".join([_compiler(plan.topology), *compiler_notes(plan)])
     return rows if plan.times is None else rows | _times(plan, plan.times)
 
 
@@ -349,6 +346,11 @@ def _logits(config: TrainConfig, mesh: Mesh) -> str:
         f"this batch; loss.logits=auto takes tiles above {limit:g} GiB, here from batch_size "
         f"{tiled_from(config, mesh):,}"
     )
+
+
+def _compiler(topology: Topology) -> str:
+    by = f"compiled by {topology.compiler}"
+    return f"{by} as a stand-in" if topology.is_stand_in else by
 
 
 def compiler_notes(plan: Plan) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 from jax.sharding import AbstractMesh
 from places import HELPERS
@@ -53,13 +54,14 @@ def test_a_step_is_compiled_and_printed(tmp_path, capsys):
     found = tmp_path / "plan.json"
     # cuDNN's attention, which no compiler has without cuDNN, is planned as XLA's.
     half = ["--model.dtype=bfloat16", "--model.attention=cudnn"]
-    status = command.main([TINY, "--topology=h100x8", *half, f"--json={found}"])
+    with jax.numpy_dtype_promotion("standard"):  # which jax's own attention in half needs
+        status = command.main([TINY, "--topology=h100x8", *half, f"--json={found}"])
     output = capsys.readouterr()
     printed = " ".join(output.out.split())
     assert status == 0, printed
     assert output.err.startswith("Compiling for h100x8, 8 devices: seconds for a small model")
     assert printed.startswith("Fits: ")
-    assert "compiled by XLA for CPUs" in printed
+    assert "compiled by XLA for CPUs as a stand-in" in printed
     assert "attention by XLA" in printed
     assert "all-reduce" in printed
     figures = json.loads(found.read_text())

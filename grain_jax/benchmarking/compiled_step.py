@@ -146,7 +146,7 @@ def compile_step(
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if text_file is not None:
         text_file.write_text(text, encoding="utf-8")
-    found = collectives(text)
+    found = collectives(text, repeated=mesh.devices.flat[0].platform == "tpu")
     return CompiledStep(
         seconds=seconds,
         state=_device_bytes(abstract),
@@ -199,20 +199,21 @@ def _device_bytes(tree: TrainState | Any) -> int:
     )
 
 
-def collectives(text: str) -> list[hlo.Instruction]:
-    """Those of a compiled program, each once.
+def collectives(text: str, *, repeated: bool = True) -> list[hlo.Instruction]:
+    """Those of a compiled program, each once. `repeated`: it is of the TPU compiler.
 
     The TPU compiler writes one that runs beside other work several times: in the fusions that
     begin it, continue it and end it, under one channel number. Where they begin outside of a loop
     and continue in it, it is still done once. Permutes are written once, and those of `shard_map`
-    all have the same number.
+    all have the same number. Other compilers write each once, and give all collectives of
+    `shard_map` the same number.
     """
     unique: dict[tuple[str, str], hlo.Instruction] = {}
     for place, one in enumerate(hlo.instructions(text)):
         if not one.collective:
             continue
         channel = re.search(r"channel_id=(\d+)", one.text)
-        if one.collective == "collective-permute":
+        if not repeated or one.collective == "collective-permute":
             channel = None
         key = one.collective, channel[1] if channel else f"at {place}"
         if key not in unique or not one.in_loop:

@@ -94,8 +94,9 @@ def test_the_gpu_compiler_needs_no_gpu(topology, num_nodes, tmp_path):
     assert figures["compiler_options"] == OPTIONS
     assert any("attention by XLA" in note for note in figures["compiler_notes"])
     assert "__cublas" in text.read_text()
-    # Below the 32 MiB that each product may take as workspace, were these counted.
-    assert 0 < figures["step"]["schedule"]["num_bytes"] < 2**30
+    # Each product has 32 MiB of workspace, which are not moved.
+    assert 0 < figures["step"]["schedule"]["num_bytes"] < 2**25
     gradients = [one for one in figures["step"]["exchanges"] if one["kind"] == "all-reduce"]
     assert {one["axes"] for one in gradients} == {"data"}
-    assert sum(one["num_bytes"] for one in gradients) >= 0.9 * figures["step"]["state"] / 3
+    # Those of all parameters, in bfloat16 at least; the state has them in float32, and two moments.
+    assert sum(one["num_bytes"] for one in gradients) >= 0.9 * figures["step"]["state"] / 6

@@ -88,6 +88,14 @@ def test_collectives_of_gpus_are_counted_once_without_their_operands():
     assert whole_bytes(found["reduce-scatter"]) == 16 * 4
 
 
+def test_reductions_of_shard_map_have_one_channel_on_gpus():
+    reduce = "all-reduce-start(%p), channel_id=1, replica_groups={{0,1}}"
+    lines = [f"  %r.{number} = f32[4]{{0}} {reduce}" for number in range(3)]
+    program = "\n".join(["ENTRY %main (p: f32[4]) -> f32[4] {", *lines, "}"])
+    assert len(collectives(program, repeated=False)) == 3
+    assert len(collectives(program)) == 1
+
+
 @pytest.mark.parametrize(
     ("written", "groups"),
     [
