@@ -183,6 +183,8 @@ def run_to_end(run: "Run", screen: Screen, watching: Watchdog) -> int:
             screen.say(f"Stopped by {signals.name} during the last evaluation; {run.kept()}")
         except (RunStopped, SaveFailed, OSError) as error:  # OSError: a disk full of logs
             screen.stop()
+            if processes.is_of_others(error):
+                processes.leave_over(error)
             status = ExitStatus.AGAIN if processes.may_pass(error) else ExitStatus.STOPPED
             if processes.are_many() and isinstance(error, StoppedAlone | SaveFailed | OSError):
                 print(f"Process {jax.process_index()} stopped: {error}", file=sys.stderr)

@@ -34,6 +34,9 @@ _MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one pr
 _OF_OTHERS = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|(?i:\bgloo\b|\bnccl)"
 )
+# What JAX raises of a collective of Gloo or NCCL where it is not a JaxRuntimeError: with 0.10,
+# reading a result that has failed is a ValueError.
+_COLLECTIVE_FAILED = re.compile(r"[A-Z_]+: (?i:gloo|nccl) ")
 _in_agreement = False  # within `errors_in_all`, whose outermost block alone talks to the others
 
 Value = TypeVar("Value")
@@ -220,8 +223,10 @@ def refused(error: Exception, *, status: int = 2, say: Callable[[str], None] | N
 
     That is `AGAIN` where the error may pass, else `status`. Of an error that is raised in all, the
     process that met it and the first one speak. One that the others do not know of ends this
-    process at once.
+    process at once; where it says that they have left, as `leave_over` does.
     """
+    if is_of_others(error):
+        leave_over(error)
     status = AGAIN if may_pass(error) else status
     in_all = isinstance(error, FailedInAll)
     if not (isinstance(error, FailedInAll) and error.elsewhere) or speaks():
@@ -234,12 +239,18 @@ def refused(error: Exception, *, status: int = 2, say: Callable[[str], None] | N
     return status
 
 
-def device_error(error: BaseException) -> jax.errors.JaxRuntimeError | None:
+def device_error(error: BaseException) -> BaseException | None:
     """The error of XLA or JAX's runtime that an error is, or has as its cause; else None."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+    while cause is not None and not _of_runtime(cause):
         cause = cause.__cause__
     return cause
+
+
+def _of_runtime(error: BaseException) -> bool:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return True
+    return isinstance(error, ValueError) and _COLLECTIVE_FAILED.match(str(error)) is not None
 
 
 def is_of_others(error: BaseException) -> bool:

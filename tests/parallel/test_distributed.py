@@ -276,6 +276,9 @@ def chained(cause):
         ("FAILED_PRECONDITION: Buffer: Gloo all-reduce failed: closed by peer", processes.AGAIN),
         ("INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited", processes.AGAIN),
         (chained(jax.errors.JaxRuntimeError("ABORTED: task 1 died")), processes.AGAIN),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed"), processes.AGAIN),
+        (chained(ValueError("UNKNOWN: Gloo AllGather failed: reset by peer")), processes.AGAIN),
+        (ValueError("UNAVAILABLE: of storage"), 1),
         ("INTERNAL: Mosaic failed to compile TPU kernel: Not implemented", 1),
         ("INVALID_ARGUMENT: executable is built for another device", 1),
         ("RESOURCE_EXHAUSTED: Out of memory allocating 2 bytes", 1),
@@ -299,6 +302,21 @@ def test_only_the_loss_of_another_process_says_again(error, status, monkeypatch,
     assert left == [status]
     assert str(error) in printed.splitlines()[-1 if status == 1 else -2]  # of the traceback
     assert ("another process has left" in printed) == (status == processes.AGAIN)
+
+
+def test_the_loss_of_another_process_is_no_mistake_of_the_command(monkeypatch, capsys):
+    """What reads a result raises a ValueError of it, as a setting that is wrong does."""
+
+    def leave(number):
+        raise SystemExit(number)
+
+    monkeypatch.setattr(processes.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "leave", leave)
+    for text, status in (("UNKNOWN: Gloo AllGather failed: reset by peer", 75), ("steps = -1", 2)):
+        with pytest.raises(SystemExit) as ended:
+            processes.refused(ValueError(text))
+        assert ended.value.code == status
+        assert ("another process has left" in capsys.readouterr().err) == (status == 75)
 
 
 def test_a_process_needs_all_three_numbers():
