@@ -6,6 +6,7 @@ import inspect
 import jax
 import numpy as np
 import pytest
+from fake_devices import FakeDevice, gpus
 from jax.sharding import Mesh
 from tiny_run import TinyRun, averaged_config, random_batch, tiny_config
 
@@ -100,28 +101,6 @@ def test_a_mesh_that_does_not_fit_is_refused():
         sharding.mesh_shape(MeshConfig(data=3), 8)
     with pytest.raises(ValueError, match="does not fit 8 devices"):
         sharding.mesh_shape(MeshConfig(data=-1, tensor=3), 8)
-
-
-@dataclasses.dataclass(frozen=True)
-class FakeDevice:
-    """As much of a device as placing it in a mesh looks at."""
-
-    id: int
-    process_index: int
-    slice_index: int
-    platform: str
-    device_kind: str
-    coords: tuple[int, int, int] = (0, 0, 0)
-    core_on_chip: int = 0
-
-
-def gpus(num_slices, processes_of_slice, devices_of_process=1):
-    """As Slurm starts them; a slice is a node, or an NVLink domain over several."""
-    size = processes_of_slice * devices_of_process
-    return [
-        FakeDevice(i, i // devices_of_process, i // size, "gpu", "NVIDIA H100 80GB HBM3")
-        for i in range(num_slices * size)
-    ]
 
 
 def hosts(num_slices):
