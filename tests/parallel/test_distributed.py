@@ -1,4 +1,4 @@
-"""Several processes do what one does, on one machine and on two; what they agree on, and how."""
+"""Several processes do what one does, on one machine and on two or four; how they agree."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 from few_devices import devices_of_config
+from hosts import needs_mount_namespace, outputs, start_hosts
 from places import HELPERS
 from stored_results import stored_results
 from training_process import (
@@ -17,9 +18,9 @@ from training_process import (
     CLIP,
     ENDLESS,
     lines,
+    run,
     undisturbed_run,
 )
-from two_hosts import needs_mount_namespace, outputs, start_two_hosts
 from two_processes import launch_two
 
 import grain_jax.evaluate
@@ -112,7 +113,7 @@ def two_hosts(tmp_path_factory):
     evaluate = ("evaluate", f"--checkpoint={workdir}")
     commands = [train, (*evaluate, *EVALUATION, f"--output={evaluation}")]
     commands.append((*evaluate, f"--data={images}"))
-    started = start_two_hosts(folder, DISAGREEING, "run", json.dumps(commands), hide=images)
+    started = start_hosts(folder, DISAGREEING, "run", json.dumps(commands), hide=images)
     both = [of_commands(*ended) for ended in outputs(started)]
     return TwoHosts(workdir, evaluation, images, *map(list, zip(*both, strict=True)))
 
@@ -204,9 +205,35 @@ def test_one_process_goes_on_with_the_run_of_two_machines(two_hosts, capsys, mon
             assert {name: found[name] for name in names} == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
+@needs_mount_namespace
+def test_four_machines_train_as_one_process(tmp_path):
+    """Four slices of one device each: every row of the mesh crosses what XLA takes for a network.
+
+    Sums over the batch are taken in another order, of which the losses keep 1e-5 over four steps.
+    """
+    arguments = (*CLIP, "--steps=4", "--logging.log_interval_steps=1")
+    four, one = tmp_path / "four", tmp_path / "one"
+    train_only = str(HELPERS / "train_only.py")
+    started = start_hosts(
+        tmp_path,
+        *(train_only, *arguments, "--mesh.cpu_devices=1", f"--workdir={four}"),
+        count=4,
+    )
+    ended = outputs(started)
+    assert [status for status, _ in ended] == [0] * 4, "".join(output for _, output in ended)
+    assert "4 x cpu of 4 processes; mesh data 4 x fsdp 1 x tensor 1" in ended[0][1]
+    assert [output.count("step 4/4") for _, output in ended] == [1, 0, 0, 0]
+    assert run(one, *arguments, "--mesh.cpu_devices=1", base=())[0] == 0
+    trained = lines(four)
+    assert [line["step"] for line in trained] == [1, 2, 3, 4]
+    for found, expected in zip(trained, lines(one), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
 @needs_mount_namespace
 def test_processes_that_see_things_differently_agree_with_the_first(tmp_path):
-    started = start_two_hosts(tmp_path, DISAGREEING, "agree", str(tmp_path))
+    started = start_hosts(tmp_path, DISAGREEING, "agree", str(tmp_path))
     (status, output), (other_status, other_output) = outputs(started, timeout=400)
     first, second = (
         json.loads(next(line for line in text.splitlines() if line.startswith("{")))

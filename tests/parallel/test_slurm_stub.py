@@ -15,9 +15,9 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hosts import BOOT_ID, needs_mount_namespace
 from stub_commands import LAUNCH, RECORD, calls
 from training_process import CLIP, environment, lines
-from two_hosts import BOOT_ID, needs_mount_namespace
 
 from grain_jax.training import checkpoint
 
