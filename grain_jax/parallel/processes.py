@@ -30,6 +30,10 @@ from jax.experimental import multihost_utils
 from grain_jax.buckets import Unreachable
 
 AGAIN = 75  # exit status of a process that no mistake has ended: the same command resumes
+# Silence of a process after which JAX ends the others: a machine that died or stands still closes
+# no connection. Not JAX's 100, so that all have ended within a minute; not much less, as a machine
+# may be suspended or without a network for a while.
+HEARTBEAT_TIMEOUT_SECONDS = 45
 _MESSAGE_BYTES = 4096  # of what one process tells all; one size, so that one program is compiled
 _OF_OTHERS = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b|(?i:\bgloo\b|\bnccl)"
@@ -88,10 +92,13 @@ def join_processes(options: ProcessOptions) -> None:
     try:
         if given:
             jax.distributed.initialize(
-                coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+                coordinator_address=coordinator,
+                num_processes=num_processes,
+                process_id=process_id,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
             )
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS)
     except (RuntimeError, ValueError) as error:
         how = "" if given else " Outside of Slurm, Open MPI and TPU, give --coordinator, "
         raise ValueError(

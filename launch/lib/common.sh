@@ -12,7 +12,7 @@
 #   LOGS          folder with a log for each process, process-0.log and so on (default logs; on GKE
 #                 the logs are those of the pods)
 #   GRACE         seconds that processes get to end after another one has failed, and are then killed
-#                 (default 150: JAX notices within 100 that another is gone); Slurm and GKE do this
+#                 (default 90: JAX notices within 45 that another is gone); Slurm and GKE do this
 #                 themselves
 #   PROJECT       the Google Cloud project, if not the default one
 
@@ -21,7 +21,7 @@ set +o posix # in which a shell forgets the status of a process that it has wait
 MODULE=${MODULE:-grain_jax.train}
 RETRIES=${RETRIES:-3}
 LOGS=${LOGS:-logs}
-GRACE=${GRACE:-150}
+GRACE=${GRACE:-90}
 if [[ ! "$GRACE" =~ ^[1-9][0-9]*$ ]]; then
   echo "GRACE=$GRACE: expected whole seconds, from 1 on." >&2
   exit 2

@@ -30,15 +30,28 @@ needs_mount_namespace = pytest.mark.skipif(
 )
 
 
-def start_hosts(folder: Path, *command: str, count: int = 2, hide: Path | None = None):
-    """All processes of the Python `command`, joined; `hide`: a folder the others see empty."""
+def start_hosts(
+    folder: Path,
+    *command: str,
+    count: int = 2,
+    own_boot_ids: bool = True,
+    hide: Path | None = None,
+):
+    """All processes of the Python `command`, joined.
+
+    `own_boot_ids` takes `needs_mount_namespace`; without them, all are on one machine. `hide`: a
+    folder that all but the first see empty.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     joined = (f"--coordinator=localhost:{port}", f"--num_processes={count}")
     return [
         subprocess.Popen(
-            [*_elsewhere(folder, i, hide), sys.executable, *command, *joined, f"--process_id={i}"],
+            [
+                *(_elsewhere(folder, hide) if i and own_boot_ids else ()),
+                *(sys.executable, *command, *joined, f"--process_id={i}"),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -49,13 +62,8 @@ def start_hosts(folder: Path, *command: str, count: int = 2, hide: Path | None =
     ]
 
 
-def _elsewhere(folder: Path, number: int, hide: Path | None) -> tuple[str, ...]:
-    """What starts the command after it in process `number`; the first stays on this machine.
-
-    The process has the id of the started one, so that a signal to that is one to the command.
-    """
-    if not number:
-        return ()
+def _elsewhere(folder: Path, hide: Path | None) -> tuple[str, ...]:
+    """What starts the command after it as if on another machine, under the id of its process."""
     boot_id = folder / f"boot_id_{uuid.uuid4().hex}"
     boot_id.write_text(f"{uuid.uuid4()}\n")
     script = f"mount --bind {boot_id} {BOOT_ID}"
