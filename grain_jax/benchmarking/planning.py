@@ -59,7 +59,7 @@ def make_plan(
 ) -> Plan:
     """Compiles the step; arguments as of `compile_step`.
 
-    Attention of a step for GPUs is XLA's, as cuDNN compiles its own where cuDNN is alone.
+    Attention of a step for GPUs is XLA's, as only an installed cuDNN compiles its own.
 
     Raises ValueError for a mesh or batch that does not fit the devices.
     """
