@@ -181,8 +181,8 @@ def memory_notes(config: TrainConfig) -> list[str]:
         return []
     return [
         "model.scan_layers = true with model.remat = 'none' stacks what every layer keeps for the "
-        "backward pass, which takes far more memory on a TPU than layers unrolled (48.5 GiB "
-        "against 13.5 for ViT-B/16 at 128 images a v5e chip); add --model.remat=full"
+        "backward pass, which takes far more memory on a TPU than layers unrolled (of ViT-B/16 "
+        "at 128 images a v5e chip 48.5 GiB of its 15.75); add --model.remat=full"
     ]
 
 
