@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.save is not None:
             _save_to(options, topology)
         if not options.sweep:  # which tries other values of model.remat, unless it is given
-            for note in memory_notes(config):
+            for note in memory_notes(config) if _is_tpu(topology) else ():
                 console.print(f"Note: {note}.", markup=False, highlight=False, soft_wrap=True)
         said = compilation_in_words(config, topology, count=len(settings) or 1)
         console.print(said, markup=False, highlight=False, soft_wrap=True)
@@ -278,13 +278,17 @@ def _save_to(options: Options, topology: Topology) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def _is_tpu(topology: Topology) -> bool:
+    return topology.peak is not None and topology.peak.is_tpu
+
+
 def compilation_in_words(config: TrainConfig, topology: Topology, *, count: int) -> str:
     """What is compiled, and how long such a thing takes (docs/scale.md)."""
     programs = (
         "Compiling" if count == 1 else f"Compiling up to {count} programs, one after the other,"
     )
     took = "seconds for a small model, minutes for a large one or beside other work"
-    if topology.peak is not None and topology.peak.is_tpu:
+    if _is_tpu(topology):
         took = "two to six minutes for ViT-B/16 with model.scan_layers=true on two idle cores"
         unrolled = "unrolled layers take longer"
         took += f"; {unrolled}{'' if config.model.scan_layers else ', as here'}"
@@ -361,10 +365,10 @@ def compiler_notes(plan: Plan) -> list[str]:
     notes = []
     if topology.is_stand_in:
         notes.append("bfloat16 is held as float32")
-    elif topology.compiler_options:
+    else:
+        off = ", ".join(name.removeprefix("xla_gpu_") for name in topology.compiler_options)
         notes.append(
-            "products by cuBLAS: autotuning and Triton's products, which take a GPU, are off, so "
-            "times are rooflines only"
+            "times are rooflines only" + (f", as {off} take a GPU and are off" * bool(off))
         )
     if has_other_attention(plan):
         notes.append("attention by XLA, which takes more memory than cuDNN's of a run")

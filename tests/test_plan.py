@@ -35,7 +35,7 @@ from grain_jax.benchmarking.planning import (
     verdict,
 )
 from grain_jax.benchmarking.schedule import Schedule
-from grain_jax.benchmarking.topology import open_topology
+from grain_jax.benchmarking.topology import Topology, open_topology
 from grain_jax.config import MeshConfig
 from grain_jax.parallel.sharding import make_mesh
 from grain_jax.training.logits import logits_form, tiled_from
@@ -83,7 +83,12 @@ def test_a_step_is_compiled_and_printed(tmp_path, capsys):
     assert f"{figures['steps']:,} steps: " in printed
     assert "published rates, without overlap" in printed
     assert times["by_cycles"] is None
-    assert times["at_least"]["images_per_second"] > times["one_after_the_other"]["mfu"] > 0
+    best, worst = times["at_least"], times["one_after_the_other"]
+    assert best["images_per_second"] > worst["images_per_second"] > 0
+    assert 1 > best["mfu"] > worst["mfu"] > 0
+    pallas = [TINY, "--topology=h100x8", "--model.attention=pallas"]
+    assert command.main(pallas) == 2  # which a run on GPUs refuses too
+    assert "model.attention='pallas' needs a TPU" in capsys.readouterr().err
 
 
 STEP = CompiledStep(
@@ -242,9 +247,17 @@ def test_a_plan_says_from_which_batch_on_tiles_are_taken():
     assert "in tiles, as loss.logits says" in printed_rows(plan)
 
 
-@pytest.mark.parametrize(("remat", "noted"), [("none", True), ("full", False)])
-def test_scanned_layers_without_recomputation_are_noted_before(remat, noted, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("remat", "peak", "noted"),
+    [("none", "TPU v5 lite", True), ("full", "TPU v5 lite", False), ("none", "H100", False)],
+)
+def test_scanned_layers_without_recomputation_are_noted_before(
+    remat, peak, noted, monkeypatch, capsys
+):
     monkeypatch.setattr(command, "make_plan", lambda config, *_, **__: timed_plan())
+    devices = open_topology("cpu:8").devices
+    topology = Topology("cpu:8", devices, PEAKS[peak])
+    monkeypatch.setattr(command, "open_topology", lambda name, num_slices: topology)
     words = ["--topology=cpu:8", "--model.scan_layers=true", f"--model.remat={remat}"]
     assert command.main([TINY, *words]) == 0
     assert ("add --model.remat=full.\nCompiling" in capsys.readouterr().err) == noted

@@ -75,7 +75,7 @@ def gpu_devices(kind: str, per_node: int, num_nodes: int) -> tuple[Any, ...]:
     Turns the compilation cache of this process off. Raises NoGpuCompilerError.
     """
     if not has_plugin():
-        raise NoGpuCompilerError(f"for XLA's for GPUs, which needs no GPU: {how_to_install()}")
+        raise NoGpuCompilerError(f"XLA's compiler for GPUs needs no GPU: {how_to_install()}")
     from jax.experimental import topologies
 
     try:
@@ -87,7 +87,10 @@ def gpu_devices(kind: str, per_node: int, num_nodes: int) -> tuple[Any, ...]:
         )
     except Exception as error:  # of the C++ runtime, of several types; a plugin of another version
         reason = str(error).partition("\n")[0]
-        raise NoGpuCompilerError(f"XLA's for GPUs refuses {kind}: {reason}") from error
+        raise NoGpuCompilerError(
+            f"XLA's compiler for GPUs refuses {kind} ({reason}); it should be of jaxlib's version: "
+            f"{how_to_install()}"
+        ) from error
     # Without a GPU it writes programs there, and cannot read them.
     jax.config.update("jax_enable_compilation_cache", False)
     return tuple(found.devices)

@@ -92,8 +92,8 @@ def make_plan(
 
 
 def with_attention(config: TrainConfig, topology: Topology) -> TrainConfig:
-    """With the attention that can be compiled without a GPU."""
-    if not topology.is_gpu:
+    """With the attention that can be compiled without a GPU; what a GPU has not stays."""
+    if not topology.is_gpu or config.model.attention not in ("auto", "cudnn"):
         return config
     return replace(config, model=replace(config.model, attention="xla"))
 
@@ -101,7 +101,8 @@ def with_attention(config: TrainConfig, topology: Topology) -> TrainConfig:
 def has_other_attention(plan: Plan) -> bool:
     """Whether a run may take attention by cuDNN, which is not compiled here."""
     model = plan.config.model
-    return plan.topology.is_gpu and model.attention != "xla" and model.dtype != "float32"
+    mine = model.attention in ("auto", "cudnn")
+    return plan.topology.is_gpu and mine and model.dtype != "float32"
 
 
 def check_mesh(config: TrainConfig, topology: Topology) -> Mesh:

@@ -69,7 +69,9 @@ def test_a_compiler_that_refuses_the_devices_is_quoted(asked, monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
     topology = open_topology("h100x8")
     assert topology.is_stand_in
-    assert topology.no_compiler.endswith("refuses h100: INVALID_ARGUMENT: no such field")
+    said = topology.no_compiler
+    assert "refuses h100 (INVALID_ARGUMENT: no such field); it should be of jaxlib's" in said
+    assert said.endswith(gpu_compiler.how_to_install())
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def test_what_does_not_begin_in_time_is_said(script, tmp_path, capsys):
         (["--pretrained=some/clip"], "some/clip"),
         (["--batch_size=9", "--optim.grad_cache_chunks=2"], "batch_size = 9"),
         (["--minuets=3"], "--minutes"),
+        (["--open_clip", "--seed=1"], "--seed=1: with --official and --open_clip"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(script, words, named, capsys):

@@ -52,6 +52,10 @@ TRIMMED = {  # as that recipe's texts and regions allow
 ROOMY = {"model.scan_layers": True, "model.remat": "full"}
 GOALS = {"GRAIN": "50 % MFU", "CLIP": "3,000 images/s"}
 OFFICIAL, OPEN_CLIP = official.OfficialStep.name, open_clip_step.OpenClipStep.name
+OPTIONS = (
+    *("minutes", "timed_steps", "json", "official", "open_clip", "peer_batch_size"),
+    "batch_size",  # which the peers have of their own
+)
 PEER_GOALS = {OFFICIAL: "2 times as fast", OPEN_CLIP: "as fast"}
 
 
@@ -150,8 +154,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def own_settings(words: Sequence[str]) -> list[str]:
-    """Settings of the model and the like, which go to `bench` too; those of `Options` do not."""
-    return [word for word in words if "=" in word and "." in word.partition("=")[0]]
+    """Settings that go to `bench` too, without the options of this command.
+
+    Raises ValueError for others than --SECTION.NAME=VALUE, which the peers' runs would not have.
+    """
+    found = []
+    for word in words:
+        name, equals, _ = word.removeprefix("--").partition("=")
+        if name in OPTIONS:
+            continue
+        if not equals or "." not in name:
+            raise ValueError(
+                f"{word}: with --official and --open_clip give settings as --SECTION.NAME=VALUE, "
+                "and options with a = too."
+            )
+        found.append(word)
+    return found
 
 
 def measure_all(words: list[str]) -> int:
@@ -169,9 +187,9 @@ def measure_all(words: list[str]) -> int:
     validate_without_data(config)
     late = lambda: time.monotonic() - started > 60 * options.minutes  # noqa: E731
     peers = [*([OFFICIAL] if options.official else []), *([OPEN_CLIP] if options.open_clip else [])]
-    compared = {}
+    settings, compared = own_settings(given) if peers else [], {}
     for peer in peers:  # before this process takes the GPU
-        compared[peer] = None if late() else against(peer, options, own_settings(given))
+        compared[peer] = None if late() else against(peer, options, settings)
     runtime.quiet_libraries()
     sharding.set_cpu_devices(config)
     runtime.open_devices()

@@ -87,8 +87,9 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(tmp_path):
     assert LEFT in lost.output
     assert lost.seconds < MINUTE
 
-    lost = lose(workdir, 1, signal.SIGKILL, after=20)  # the same command
-    assert "resumed at step 10" in " ".join(lost.output.split())
+    newest = checkpoint.complete_steps(workdir / "checkpoints")[-1]
+    lost = lose(workdir, 1, signal.SIGKILL, after=newest + 10)  # the same command
+    assert f"resumed at step {newest}" in " ".join(lost.output.split())
     assert lost.status == ExitStatus.AGAIN, lost.output
     assert LEFT in lost.output
     assert lost.seconds < MINUTE
