@@ -154,13 +154,13 @@ def read_lines(path: Path) -> Iterator[tuple[Measure, Answer, float, Mapping[str
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     """The text of a file, unpacked as it is read. Raises ValueError where it is not whole."""
-    how: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    errors, newline = "backslashreplace", ""
     if path.suffix != PACKED:
-        with path.open(**how) as file:
+        with path.open(encoding="utf-8", errors=errors, newline=newline) as file:
             yield file
         return
     try:
-        with gzip.open(path, "rt", **how) as file:
+        with gzip.open(path, "rt", encoding="utf-8", errors=errors, newline=newline) as file:
             assert isinstance(file, io.TextIOWrapper)
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
