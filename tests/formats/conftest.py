@@ -1,6 +1,6 @@
 """One exported folder for all tests, and one of each pretrained model for those of a file."""
 
-import importlib
+import importlib.util
 import json
 
 import pytest
@@ -33,20 +33,28 @@ def folder(loaded, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="session")
-def auto(folder, tmp_path_factory):
-    """(model, processor), by the Auto classes; the folder's code goes to a cache of the tests.
-
-    Python imports that code once a process, so it is one folder for all of them.
+@pytest.fixture(scope="session", autouse=True)
+def one_cache_of_code(tmp_path_factory):
+    """Code of exported folders goes to a cache of the tests. Python finds it in one place in a
+    process, that of the first test that loads any, so it is one for all of them.
     """
+    if importlib.util.find_spec("transformers") is None:
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         modules = str(tmp_path_factory.mktemp("modules"))
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
         patch.syspath_prepend(modules)
-        transformers = pytest.importorskip("transformers", minversion="5")
-        model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
-        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-        yield model, processor
+        yield
+
+
+@pytest.fixture(scope="session")
+def auto(folder):
+    """(model, processor), by the Auto classes."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    return model, processor
 
 
 def pretrained_folders():
